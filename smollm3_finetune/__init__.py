@@ -1,0 +1,30 @@
+"""smollm3-finetune: fine-tune SmolLM3 and other causal language models; every method is a plugin.
+
+Importing this package imports nothing heavy; the public names below are resolved when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from smollm3_finetune.api import hookimpl
+    from smollm3_finetune.model import LoadedModel, load_model
+
+__all__ = ["LoadedModel", "__version__", "hookimpl", "load_model"]
+
+_WHERE = {
+    "load_model": "smollm3_finetune.model",
+    "LoadedModel": "smollm3_finetune.model",
+    "hookimpl": "smollm3_finetune.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

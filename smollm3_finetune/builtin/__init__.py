@@ -1,0 +1,112 @@
+"""The built-in plugin: what is there with nothing else installed, offered by the same hooks as any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import (
+    ALL_OPS,
+    AdapterSpec,
+    FormatterSpec,
+    LoaderSpec,
+    ObjectiveSpec,
+    Op,
+    QuantizerSpec,
+    hookimpl,
+)
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TINY = "tiny"
+
+
+def _hf_claims(ref: str) -> bool:
+    return Path(ref).expanduser().is_dir() or (HUB_ID.fullmatch(ref) is not None and not Path(ref).is_file())
+
+
+def _claims_messages(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("messages"), list)
+
+
+def _claims_alpaca(row: Mapping[str, Any]) -> bool:
+    return "instruction" in row and "output" in row
+
+
+@hookimpl
+def smollm3_loaders() -> list[LoaderSpec]:
+    return [
+        LoaderSpec(
+            name="hf",
+            summary="a Hub id or a local directory in Hugging Face's layout",
+            factory="smollm3_finetune.builtin.hf:HFLoader",
+            options="smollm3_finetune.builtin.options:HFOptions",
+            claims=_hf_claims,
+            rank=-10,  # any two words with a slash look like a Hub id, so a more specific claim wins
+        ),
+        LoaderSpec(
+            name=TINY,
+            summary="the embedded two-million-parameter SmolLM3, for trying things out",
+            factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
+            claims=lambda ref: ref == TINY,
+            suggests={"train.learning_rate": 2e-3, "train.max_steps": 60},
+        ),
+    ]
+
+
+@hookimpl
+def smollm3_quantizers() -> list[QuantizerSpec]:
+    return [
+        QuantizerSpec(
+            name="none",
+            summary="the weights as they are",
+            factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
+            provides=ALL_OPS,
+        )
+    ]
+
+
+@hookimpl
+def smollm3_adapters() -> list[AdapterSpec]:
+    return [
+        AdapterSpec(
+            name="full",
+            summary="train the weights themselves",
+            factory="smollm3_finetune.builtin.full:FullAdapter",
+            options="smollm3_finetune.builtin.options:FullOptions",
+            needs={Op.FORWARD, Op.GRAD_INPUT, Op.GRAD_WEIGHT, Op.DENSE},
+            packs=True,
+            disables=False,
+            suggests={"train.learning_rate": 2e-5},
+        )
+    ]
+
+
+@hookimpl
+def smollm3_formatters() -> list[FormatterSpec]:
+    return [
+        FormatterSpec(
+            name="messages",
+            summary="a list of messages with role and content",
+            factory="smollm3_finetune.builtin.formatters:MessagesFormatter",
+            claims=_claims_messages,
+        ),
+        FormatterSpec(
+            name="alpaca",
+            summary="instruction, optional input, output",
+            factory="smollm3_finetune.builtin.formatters:AlpacaFormatter",
+            claims=_claims_alpaca,
+        ),
+    ]
+
+
+@hookimpl
+def smollm3_objectives() -> list[ObjectiveSpec]:
+    return [
+        ObjectiveSpec(
+            name="sft",
+            summary="supervised fine-tuning: the assistant's tokens are learned",
+            factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
+        )
+    ]

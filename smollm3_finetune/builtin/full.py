@@ -1,0 +1,78 @@
+"""Adapter `full`: no adapter at all, the weights themselves are trained."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp
+from smollm3_finetune.builtin.options import FullOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class FullAdapter:
+    def __init__(self, options: FullOptions) -> None:
+        self.options = options
+
+    def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> FullyTrained:
+        wanted = self.options.parameters
+        trained = 0
+        for name, parameter in base.model.named_parameters():
+            train = not wanted or any(fnmatch(name, glob) for glob in wanted)
+            parameter.requires_grad_(train)
+            trained += train
+        if not trained:
+            raise ConfigError(
+                f"no parameter matches --adapter-opt parameters={','.join(wanted)}",
+                hint=f"names look like {next(iter(base.model.named_parameters()))[0]!r}",
+            )
+        return FullyTrained(base)
+
+    def restore(self, base: Base, path: Path, ctx: BuildContext) -> FullyTrained:
+        _load_weights(base.model, path)
+        if ctx.purpose == "train":
+            return self.attach(base, ctx, None)
+        return FullyTrained(base)
+
+    def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
+        _load_weights(dense, path)
+        return dense
+
+
+class FullyTrained:
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.model = base.model
+
+    def disabled(self) -> AbstractContextManager[None]:
+        raise UnsupportedOp("adapter 'full' alters the base, which is no longer there to compare with")
+
+    def on_step(self, step: int) -> None:
+        pass
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path))
+
+
+def _load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Replace the weights of `model` by those saved in `path`. Raises ModelError where they do not fit."""
+    from safetensors.torch import load_file
+
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no weights (*.safetensors)")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= load_file(str(file))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
+    lost = [n for n in missing if n not in tied and n in dict(model.named_parameters())]
+    if lost or unexpected:
+        name = (lost or unexpected)[0]
+        raise ModelError(f"the weights in {path} are of another model: {name!r} does not fit")
+    model.tie_weights()

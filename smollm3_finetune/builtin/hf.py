@@ -1,0 +1,137 @@
+"""Loader `hf`: a local directory or a Hub repository. Safetensors only and no remote code, unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source
+from smollm3_finetune.builtin.options import HFOptions
+from smollm3_finetune.hf_calls import first_line
+from smollm3_finetune.source import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+class HFLoader:
+    def __init__(self, options: HFOptions) -> None:
+        self.options = options
+
+    def open(self, ref: str, ctx: BuildContext) -> ModelSource:
+        directory = Path(ref).expanduser()
+        if directory.is_dir():
+            self._check_directory(ref, directory)
+            return directory_source(directory.resolve(), ref=ref, **self._load_kwargs())
+        return HubSource(ref, self.options.revision, self._load_kwargs(), pickle=self.options.pickle)
+
+    def _load_kwargs(self) -> dict[str, Any]:
+        kwargs: dict[str, Any] = {"use_safetensors": None if self.options.pickle else True}
+        if self.options.trust_remote_code:
+            kwargs["trust_remote_code"] = True
+        return kwargs
+
+    def _check_directory(self, ref: str, directory: Path) -> None:
+        if not (directory / "config.json").exists():
+            if (directory / "run.yaml").exists():
+                raise ModelError(f"{ref!r} is a run, not a model", hint=f"smollm3 generate {ref}")
+            if (directory / "adapter_config.json").exists():
+                raise ModelError(f"{ref!r} holds an adapter, not a model", hint=f"--adapter-path {ref}")
+            raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")
+        config = read_json(directory / "config.json")
+        if "auto_map" in config and not self.options.trust_remote_code and "AutoModelForCausalLM" in config["auto_map"]:
+            raise ModelError(
+                f"{ref!r} comes with Python code of its own",
+                hint="--loader-opt trust_remote_code=true, if you trust it",
+            )
+        if not any(directory.glob("*.safetensors")):
+            pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+            if pickled and not self.options.pickle:
+                raise ModelError(
+                    f"{ref!r} has only pickled weights, which can run code when read",
+                    hint="--loader-opt pickle=true, if you trust it",
+                )
+            if not pickled:
+                raise ModelError(f"the directory {ref!r} holds a config.json and no weights (*.safetensors)")
+
+
+class HubSource:
+    """`ModelSource` of a Hub repository: config.json when opened, the weights when they are loaded."""
+
+    def __init__(self, ref: str, revision: str | None, load_kwargs: Mapping[str, Any], *, pickle: bool) -> None:
+        self.ref = ref
+        self.revision = revision
+        self.load_kwargs = dict(load_kwargs)
+        self.pickle = pickle
+
+    @cached_property
+    def _config_file(self) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        return Path(self._hub(lambda: hf_hub_download(self.ref, "config.json", revision=self.revision)))
+
+    def _hub(self, call: Any) -> Any:
+        """A call to the Hub, its many ways of failing put into one sentence."""
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            return call()
+        except GatedRepoError as e:
+            raise ModelError(
+                f"the Hub model {self.ref!r} is gated: its licence must be accepted on its page", hint="hf auth login"
+            ) from e
+        except RevisionNotFoundError as e:
+            raise ModelError(f"the Hub model {self.ref!r} has no revision {self.revision!r}") from e
+        except RepositoryNotFoundError as e:
+            raise ModelError(
+                f"there is no directory and no Hub model {self.ref!r}", hint="for a private one: hf auth login"
+            ) from e
+        except (HfHubHTTPError, OSError, ValueError) as e:
+            raise ModelError(
+                f"{self.ref!r} is no directory here, and the Hub cannot be asked for it: {first_line(e)}",
+                hint="check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or give --model DIRECTORY",
+            ) from e
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return read_json(self._config_file)
+
+    @property
+    def commit(self) -> str:
+        """The commit that the revision stands for: the name of the snapshot's folder."""
+        return self._config_file.parent.name
+
+    @property
+    def fingerprint(self) -> str:
+        return f"hub:{self.ref}@{self.commit}"
+
+    def _snapshot(self, patterns: list[str]) -> Path:
+        from huggingface_hub import snapshot_download
+
+        return Path(self._hub(lambda: snapshot_download(self.ref, revision=self.commit, allow_patterns=patterns)))
+
+    @cached_property
+    def path(self) -> Path:
+        weights = ["*.safetensors", *(["*.bin"] if self.pickle else [])]
+        code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []
+        return self._snapshot([*CONFIG_FILES, *weights, *code])
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []
+        directory = self._snapshot([*CONFIG_FILES, *code])
+        return directory_source(directory, ref=self.ref, **self.load_kwargs).tokenizer()
+
+    def load(self, **kwargs: Any) -> PreTrainedModel:
+        return directory_source(self.path, ref=self.ref, **self.load_kwargs).load(**kwargs)
+
+    def at(self, path: Path) -> ModelSource:
+        return directory_source(path, ref=self.ref, **self.load_kwargs)

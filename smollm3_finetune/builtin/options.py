@@ -1,0 +1,23 @@
+"""The options of the built-in components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smollm3_finetune.api import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFOptions:
+    """Loader `hf`."""
+
+    revision: str | None = option(None, "Branch, tag or commit on the Hub; none: the main branch.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    pickle: bool = option(False, "Accept pickled weights (.bin), which can run code when read.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullOptions:
+    """Adapter `full`."""
+
+    parameters: tuple[str, ...] = option((), "Train only parameters whose name matches one of these globs; none: all.")

@@ -1,0 +1,75 @@
+"""Objective `sft`: cross-entropy over the assistant's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from transformers import Trainer
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.data.chat import IGNORED, encode
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over supervised tokens, in float32 or wider. logits (B, T, V), labels (B, T)."""
+    logits = logits[:, :-1].flatten(0, 1)  # (B, T, V) -> (B·(T-1), V): position t predicts token t + 1
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+class SFTTrainer(Trainer):  # type: ignore[misc]
+    """Averages over the supervised tokens of the whole accumulated batch, also where the model cannot be told."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.model_accepts_loss_kwargs:  # a wrapper without **kwargs would average each micro-batch alone
+            self.compute_loss_func = self._token_mean
+
+    @staticmethod
+    def _token_mean(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED).sum()
+        return summed_cross_entropy(outputs.logits, labels) / count
+
+
+class SupervisedFineTuning:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def prepare(
+        self, rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> list[dict[str, Any]]:
+        examples = (encode(tokenizer, row, max_length) for row in rows)
+        return [e for e in examples if any(label != IGNORED for label in e["labels"][1:])]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+        def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+            longest = max(len(e["input_ids"]) for e in examples)
+
+            def padded(values: list[int], filler: int) -> list[int]:
+                return values + [filler] * (longest - len(values))
+
+            return {  # each (B, T)
+                "input_ids": torch.tensor([padded(e["input_ids"], pad) for e in examples]),
+                "labels": torch.tensor([padded(e["labels"], IGNORED) for e in examples]),
+                "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
+            }
+
+        return collate
+
+    def trainer_class(self) -> type[Trainer]:
+        return SFTTrainer
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        return float(summed_cross_entropy(logits, batch["labels"])), count

@@ -1,0 +1,86 @@
+"""A content-addressed cache of derived checkpoints: entries appear whole or not at all, one process builds.
+
+Loaders that convert (gguf) and quantizers that write checkpoints use it through `BuildContext.cache`. An entry's
+name is a hash of everything that decides its content, so entries never go stale; they only become unused.
+
+    <root>/<kind>/<key>/          the entry, as `build` left it
+    <root>/<kind>/<key>.json      what it was made from, readable
+    <root>/<kind>/<key>.lock      held while it is built
+    <root>/<kind>/<key>.partial-* a build under way, or what a killed one left; swept by the next build
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.errors import SmolLM3Error
+
+
+def default_root() -> Path:
+    """`$SMOLLM3_CACHE`, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`."""
+    if own := os.environ.get("SMOLLM3_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smollm3"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A directory of finished entries."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Cache:
+        return cls(default_root())
+
+    def location(self, kind: str, key: Mapping[str, Any]) -> Path:
+        """Where the entry of `key` lies, or will lie."""
+        from smollm3_finetune.api import fingerprint
+
+        return self.root / kind / fingerprint(key)
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
+        """The finished entry of `key`, or None."""
+        entry = self.location(kind, key)
+        return entry if entry.is_dir() else None
+
+    def get_or_build(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+        """The entry of `key`, made by `build(empty directory)` where it is not there yet.
+
+        `key` is JSON-like and names everything that decides the content, versions of the tools included. Of
+        several processes one builds and the others wait. A build that raises or is killed leaves no entry.
+        """
+        entry = self.location(kind, key)
+        if entry.is_dir():
+            return entry
+        from filelock import FileLock
+
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise SmolLM3Error(
+                f"the cache directory {self.root} cannot be written: {e.strerror}",
+                hint="set SMOLLM3_CACHE=DIR to a directory that can",
+            ) from e
+        with FileLock(f"{entry}.lock"):
+            if entry.is_dir():  # built while we waited
+                return entry
+            for left in entry.parent.glob(f"{entry.name}.partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            partial = entry.with_name(f"{entry.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            partial.mkdir()
+            try:
+                build(partial)
+                about = json.dumps(dict(key), indent=2, sort_keys=True, default=str)
+                entry.with_name(f"{entry.name}.json").write_text(about + "\n", encoding="utf-8")
+                partial.rename(entry)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return entry

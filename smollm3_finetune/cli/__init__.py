@@ -1,0 +1,1 @@
+"""The verbs, one module each; `common` holds what several share."""

@@ -1,0 +1,131 @@
+"""Options and steps that several verbs share. Light: everything heavy is imported inside functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from smollm3_finetune.config.load import Loaded, Setting
+    from smollm3_finetune.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("model",),
+    "loader": ("loader", "name"),
+    "quant": ("quant", "name"),
+    "adapter": ("adapter", "name"),
+    "objective": ("objective", "name"),
+    "formatter": ("formatter", "name"),
+    "data": ("data", "path"),
+    "output": ("output",),
+    "max_steps": ("train", "max_steps"),
+    "epochs": ("train", "epochs"),
+    "batch_size": ("train", "batch_size"),
+    "learning_rate": ("train", "learning_rate"),
+    "max_length": ("data", "max_length"),
+    "device": ("device",),
+    "dtype": ("dtype",),
+    "seed": ("seed",),
+}
+"""Which configuration key each flag sets."""
+
+OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective"}
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.find_root().obj is not None:
+        ctx.find_root().obj.debug = True
+
+
+def debug_option(f: F) -> F:
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
+    )(f)
+
+
+def plugin_options(f: F) -> F:
+    """`-p`, `--no-plugins` and `--debug`."""
+    f = debug_option(f)
+    f = click.option("--no-plugins", is_flag=True, help="Use the built-in components only.")(f)
+    return click.option(
+        "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
+        help="Use a plugin file or module, or leave an installed plugin out.",
+    )(f)  # fmt: skip
+
+
+def composition_options(f: F) -> F:
+    """Which model, and how it is opened and loaded."""
+    for flag, word in (("--loader-opt", "loader"), ("--quant-opt", "quantizer")):
+        f = click.option(flag, multiple=True, metavar="K=V", help=f"An option of the {word}.")(f)
+    f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
+    f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
+    f = click.option("--quant", metavar="NAME", help="Quantizer; none: as the checkpoint is.")(f)
+    return click.option("--loader", metavar="NAME", help="Loader; none: the one that recognises the model.")(f)
+
+
+def run_options(f: F) -> F:
+    """Everything that describes a training run."""
+    f = plugin_options(f)
+    f = click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")(f)
+    f = click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")(f)
+    f = click.option("--seed", type=int, metavar="N", help="Split, order, dropout, initial values.")(f)
+    f = click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")(f)
+    f = click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")(f)
+    f = click.option("--batch-size", type=int, metavar="ROWS", help="Rows in one forward pass.")(f)
+    f = click.option("--epochs", type=float, metavar="X", help="Passes over the rows.")(f)
+    f = click.option("--max-steps", type=int, metavar="N", help="Stop after N optimiser steps.")(f)
+    f = click.option("--output", metavar="DIR", help="Run directory; none: a fresh one under runs/.")(f)
+    f = click.option("--formatter", metavar="NAME", help="How rows are read; none: recognised.")(f)
+    f = click.option("--objective-opt", multiple=True, metavar="K=V", help="An option of the objective.")(f)
+    f = click.option("--objective", metavar="NAME", help="What training minimises; none: sft.")(f)
+    f = click.option("--adapter-opt", multiple=True, metavar="K=V", help="An option of the adapter.")(f)
+    f = click.option("--adapter", metavar="NAME", help="What is trained on the model; none: lora.")(f)
+    f = composition_options(f)
+    f = click.option("--data", metavar="FILE", help="JSONL or JSON rows; none: the embedded chat dataset.")(f)
+    return click.option("--model", metavar="REF", help="Hub id, directory or file; none: tiny, embedded.")(f)
+
+
+def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
+    """The settings that the command line makes: `--set` first, then `…-opt`, then the plain flags."""
+    from smollm3_finetune.config.load import Setting, assignment
+
+    settings = [assignment(text, "--set") for text in values.get("assign", ())]
+    for name, section in OPTION_FLAGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        settings += [assignment(text, flag, section) for text in values.get(name, ())]
+    for name, key in FLAGS.items():
+        if values.get(name) is not None:
+            settings.append(Setting(key=key, value=values[name], origin=f"--{name.replace('_', '-')}"))
+    return settings
+
+
+def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> Loaded:
+    """The configuration of a verb: layers given first, then `--config`, then the command line."""
+    from smollm3_finetune.config.load import assemble, file_settings
+
+    layers = [list(layer) for layer in first]
+    if values.get("config_file"):
+        layers.append(file_settings(Path(values["config_file"])))
+    return assemble([*layers, flag_settings(values)])
+
+
+def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
+    """Discover, and say one line for each plugin that is broken."""
+    from smollm3_finetune.discovery import Wanted, discover
+
+    registry = discover(Wanted.of(tuple(requested), no_plugins))
+    for record in registry.broken():
+        click.echo(
+            f"{click.style('warning', fg='yellow')}: plugin {record.name!r} ({record.distribution} {record.version}) "
+            f"is broken and left out: {record.error}",
+            err=True,
+        )
+    for name, records in registry.shared_names().items():
+        who = " and ".join(f"{r.distribution} {r.version}" for r in records)
+        click.echo(f"{click.style('warning', fg='yellow')}: the plugin name {name!r} is used by {who}", err=True)
+    return registry

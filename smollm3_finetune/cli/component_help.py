@@ -1,0 +1,63 @@
+"""The part of `train --help` that depends on what is installed and on what was named. Imports no torch."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.cli.common import find_plugins
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.options import describe
+
+if TYPE_CHECKING:
+    from smollm3_finetune.registry import Offer
+
+NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER}
+
+
+def component_help(params: Mapping[str, Any]) -> str:
+    """Installed names of each kind, then the options of the components that the command line names."""
+    registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
+    lines = ["Installed components:"]
+    for kind in KINDS:
+        names = ", ".join(o.spec.name for o in registry.of(kind)) or "none"
+        first = f"  {kind.flag:<13} "
+        lines += textwrap.wrap(
+            names, 108, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+        )
+    for parameter, kind in NAMED.items():
+        name = params.get(parameter)
+        if name:
+            try:
+                lines += ["", *option_lines(registry.find(kind, name))]
+            except SmolLM3Error as e:
+                lines += ["", click.style(str(e), fg="red")]
+    return "\n".join(lines)
+
+
+def option_lines(offer: Offer) -> list[str]:
+    """A component's options: name, type, default, help and range."""
+    spec = offer.spec
+    flag = f"{offer.kind.flag}-opt" if offer.kind is not FORMATTER else f"--set {offer.kind.section}."
+    lines = [f"{offer.kind.name.capitalize()} {spec.name} ({offer.distribution} {offer.version}): {spec.summary}"]
+    infos = describe(offer.options_class())
+    if not infos:
+        return [*lines, "  It has no options."]
+    for info in infos:
+        default = "none" if info.default is None else _value(info.default)
+        lines.append(f"  {flag}{'' if flag.endswith('.') else ' '}{info.name}={info.type}  [default: {default}]")
+        text = info.help + (f" ({info.range})" if info.range else "")
+        lines += textwrap.wrap(text, 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _value(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return "[" + ", ".join(map(str, default)) + "]"
+    return str(default)

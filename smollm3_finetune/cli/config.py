@@ -1,0 +1,71 @@
+"""`smollm3 config show|validate|schema`. None of them imports torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from smollm3_finetune.cli.common import find_plugins, load_configuration, plugin_options, run_options
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def config() -> None:
+    """Show, check or describe a run's configuration."""
+
+
+@config.command()
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origins beside the values.")
+def show(as_json: bool, **values: Any) -> None:
+    """Print the configuration that `train` would get from the same options, and where each value comes from."""
+    from smollm3_finetune.cli.show import with_origins
+    from smollm3_finetune.config.load import as_dict
+
+    loaded = load_configuration(values)
+    if as_json:
+        click.echo(json.dumps({"config": as_dict(loaded.config), "origins": loaded.origins}, ensure_ascii=False))
+    else:
+        click.echo(with_origins(loaded.config, loaded.origins))
+
+
+@config.command()
+@run_options
+def validate(**values: Any) -> None:
+    """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
+    from smollm3_finetune.api import BuildContext, Purpose
+    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.device import check_device, guess_device
+    from smollm3_finetune.progress import Silent
+    from smollm3_finetune.train.plan import plan_run
+    from smollm3_finetune.train.rundir import RunDir
+
+    loaded = load_configuration(values)
+    run = loaded.config
+    check_device(run.device)
+    registry = find_plugins([*run.plugins, *values["plugin"]], values["no_plugins"])
+    RunDir.fresh(run.output, "validate")
+    context = BuildContext(
+        purpose=Purpose.TRAIN,
+        device=guess_device() if run.device == "auto" else run.device,
+        dtype="float32" if run.dtype == "auto" else run.dtype,
+        seed=run.seed,
+        cache=Cache.default(),
+        progress=Silent(),
+    )
+    plan = plan_run(registry, loaded, context)
+    assert plan.model.adapter is not None
+    click.echo(
+        f"ok: {plan.model.ref} with {plan.model.quantizer.offer.title} and {plan.model.adapter.offer.title}, "
+        f"{len(plan.train_rows)} rows to train on, {len(plan.held_out_rows)} held out"
+    )
+
+
+@config.command()
+@plugin_options
+def schema(plugin: tuple[str, ...], no_plugins: bool) -> None:
+    """Print the JSON schema of run.yaml, with the options of every installed component, for editors."""
+    from smollm3_finetune.config.json_schema import run_schema
+
+    click.echo(json.dumps(run_schema(find_plugins(plugin, no_plugins)), indent=2))

@@ -1,0 +1,58 @@
+"""What verbs print on standard output: a plan, a report, a configuration with the origin of each value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.config.load import as_dict
+from smollm3_finetune.config.yaml12 import dump_yaml
+
+if TYPE_CHECKING:
+    from smollm3_finetune.config.schema import RunConfig
+    from smollm3_finetune.train.plan import RunPlan
+    from smollm3_finetune.train.rundir import RunDir
+
+
+def with_origins(config: RunConfig, origins: Mapping[str, str]) -> str:
+    """The configuration as YAML; each value that is not a default has its origin in a comment."""
+    lines = dump_yaml(as_dict(config)).splitlines()
+    out, section = [], ""
+    for line in lines:
+        key = line.strip().partition(":")[0]
+        nested = line.startswith("  ") and not line.strip().startswith("-")
+        if not line.startswith(" ") and not line.startswith("-"):
+            section = key
+        origin = origins.get(f"{section}.{key}" if nested else key)
+        out.append(f"{line:<48}# {origin}" if origin else line)
+    return "\n".join(out)
+
+
+def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
+    rows = {"train": len(plan.train_rows), "held_out": len(plan.held_out_rows)}
+    if as_json:
+        return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
+    head = (
+        f"# would be written to {run.path}\n# {rows['train']} rows to train on, {rows['held_out']} held out\n"
+        "# nothing was loaded and nothing was written\n"
+    )
+    return head + with_origins(plan.config, plan.origins)
+
+
+def shown_report(report: Mapping[str, Any]) -> str:
+    """The end of a run, for a person."""
+    before, after = report["before"], report["after"]
+    lines = [""]
+    if before["held_out_loss"] is not None:
+        lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
+    lines += [
+        f"prompt         {report['prompt'][-1]['content']}",
+        f"before         {before['sample']}",
+        f"after          {after['sample']}",
+        f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
+        f"took           {report['seconds']} s, {report['steps']} steps, {report['tokens']:,} tokens",
+        "",
+        f"try it         smollm3 generate {report['run']} --prompt '…'",
+    ]
+    return "\n".join(lines)

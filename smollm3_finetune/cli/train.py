@@ -1,0 +1,99 @@
+"""`smollm3 train`"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.cli.common import find_plugins, load_configuration, run_options
+
+if TYPE_CHECKING:
+    from smollm3_finetune.config.load import Loaded
+
+EXAMPLES = """\b
+Examples:
+  smollm3 train
+  smollm3 train --model HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --data rows.jsonl
+  smollm3 train --config run.yaml --adapter dora --adapter-opt rank=32
+  smollm3 train --quant bnb-4bit --help     (shows that quantizer's options too)
+"""
+
+
+def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Help after all other options are known, so that the chosen components' options can be shown."""
+    if value:
+        from smollm3_finetune.cli.component_help import component_help
+
+        click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
+        ctx.exit()
+
+
+@click.command(epilog=EXAMPLES, add_help_option=False)
+@run_options
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help, help="Show this message.")
+@click.pass_context
+def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> None:
+    """Fine-tune a model and save the adapter, with held-out loss and a sample answer before and after.
+
+    With no arguments: a small embedded model on a small embedded dataset, in under a minute, with no network.
+    """
+    from smollm3_finetune.cli.resume import resumed_configuration
+    from smollm3_finetune.train.rundir import RunDir
+
+    run = RunDir.existing(resume) if resume else None
+    loaded = resumed_configuration(run, values) if run else load_configuration(values)
+    registry = find_plugins([*_saved_plugins(loaded, run is not None), *values["plugin"]], values["no_plugins"])
+    if run is None:
+        run = RunDir.fresh(loaded.config.output, f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}")
+    from smollm3_finetune.model import build_context
+    from smollm3_finetune.progress import for_stream
+
+    context = build_context(
+        _train_purpose(), loaded.config.device, loaded.config.dtype, loaded.config.seed, progress=for_stream()
+    )
+    from smollm3_finetune.train.plan import plan_run
+
+    checkpoint = run.last_checkpoint() if resume else None
+    plan = plan_run(registry, loaded, context, checkpoint)
+    if resume:
+        from smollm3_finetune.cli.resume import compare_versions
+
+        compare_versions(run, plan, registry)
+    if dry_run:
+        from smollm3_finetune.cli.show import shown_plan
+
+        click.echo(shown_plan(plan, run, as_json=as_json))
+        return
+    from smollm3_finetune.train import display
+    from smollm3_finetune.train.run import train as carry_out
+
+    report = carry_out(plan, registry, run, display.for_stream(), checkpoint)
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        from smollm3_finetune.cli.show import shown_report
+
+        click.echo(shown_report(report))
+
+
+def _train_purpose() -> Any:
+    from smollm3_finetune.api import Purpose
+
+    return Purpose.TRAIN
+
+
+def _title(loaded: Loaded) -> str:
+    from smollm3_finetune.config.schema import DEFAULT_ADAPTER
+
+    parts = (loaded.config.quant.name, loaded.config.adapter.name or DEFAULT_ADAPTER)
+    return "-".join(p.rpartition(":")[2] for p in parts if p)
+
+
+def _saved_plugins(loaded: Loaded, resuming: bool) -> tuple[str, ...]:
+    """`plugins:` of a configuration; a resumed run's plugin files must be named again."""
+    return () if resuming else loaded.config.plugins

@@ -1,0 +1,87 @@
+"""Whether a quantizer and an adapter can work together: pure comparison of descriptors, nothing is imported.
+
+A quantizer provides operations, an adapter needs some. Neither knows the other's name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.errors import IncompatibleError
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.options import build
+from smollm3_finetune.registry import Registry
+
+
+def environment(device: str, purpose: Purpose) -> Env:
+    """What descriptors may know about this machine."""
+    tools = frozenset({"c++"} if any(shutil.which(c) for c in ("c++", "g++", "clang++", "cl")) else ())
+    return Env(device=device.partition(":")[0], purpose=purpose, tools=tools)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A descriptor with the options it will be used with."""
+
+    spec: Any
+    options: Any
+
+
+def provided(quantizer: Chosen, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
+    """The operations of a quantizer here and with these options, and the reasons for those that are absent."""
+    spec: QuantizerSpec = quantizer.spec
+    absent = dict(spec.absent)
+    if spec.refine is not None:
+        absent |= spec.refine(quantizer.options, env)
+    return frozenset(spec.provides) - absent.keys(), absent
+
+
+def refined(adapter: Chosen) -> AdapterSpec:
+    """An adapter's descriptor as it holds with these options."""
+    spec: AdapterSpec = adapter.spec
+    return spec if spec.refine is None else spec.refine(spec, adapter.options)
+
+
+def missing_ops(quantizer: Chosen, adapter: Chosen, env: Env) -> dict[Op, str]:
+    """What the adapter needs and the quantizer does not provide, each with the reason."""
+    ops, absent = provided(quantizer, env)
+    lacking = sorted(frozenset(refined(adapter).needs) - ops)
+    return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
+
+
+def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> IncompatibleError | None:
+    """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
+    lacking = missing_ops(quantizer, adapter, env)
+    if not lacking:
+        return None
+    reasons = "; ".join(f"{op} ({reason})" for op, reason in lacking.items())
+    adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
+    quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
+    return IncompatibleError(
+        f"{adapter_flag} needs operations that {quant_flag} does not provide on {env.device}: {reasons}",
+        hint=_nearest(registry, quantizer, adapter, env),
+    )
+
+
+def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
+    """A working pair that keeps one of the two: the quantizer first, since it decides the memory."""
+
+    def defaults(offer: Any) -> Chosen:
+        return Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+
+    needs = frozenset(refined(adapter).needs)
+    others = sorted(  # prefer the adapter that asks for most, so the nearest to what was wanted
+        (o for o in registry.of(ADAPTER) if not missing_ops(quantizer, defaults(o), env)),
+        key=lambda o: (-len(needs & frozenset(refined(defaults(o)).needs)), o.spec.name),
+    )
+    bases = [o for o in registry.of(QUANTIZER) if not missing_ops(defaults(o), adapter, env)]
+    hints = []
+    if others:
+        hints.append(f"{QUANTIZER.flag} {quantizer.spec.name} {ADAPTER.flag} {others[0].spec.name}")
+    if bases:
+        hints.append(f"{QUANTIZER.flag} {bases[0].spec.name} {ADAPTER.flag} {adapter.spec.name}")
+    return " or ".join(hints) or None

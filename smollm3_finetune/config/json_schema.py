@@ -1,0 +1,47 @@
+"""The JSON schema of `run.yaml`, with the options of every installed component."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smollm3_finetune.config.schema import COMPONENT_SECTIONS, RunConfig
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.kinds import KINDS, Kind
+from smollm3_finetune.options import json_schema
+from smollm3_finetune.registry import Registry
+
+
+def run_schema(registry: Registry) -> dict[str, Any]:
+    """A section of a component is a name, or a mapping of its name and the options of that component."""
+    schema = json_schema(RunConfig)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "smollm3 run"
+    schema.get("$defs", {}).pop("ComponentConfig", None)
+    for kind in KINDS:
+        if kind.section in COMPONENT_SECTIONS:
+            schema["properties"][kind.section] = _section(registry, kind)
+    return schema
+
+
+def _section(registry: Registry, kind: Kind) -> dict[str, Any]:
+    names: list[str] = []
+    variants: list[dict[str, Any]] = []
+    for offer in registry.of(kind):
+        mine = [offer.spec.name, *offer.spec.aliases, offer.full_name]
+        try:
+            options = json_schema(offer.options_class())
+        except SmolLM3Error:  # a component whose options cannot be imported is shown by `plugins list`
+            continue
+        names += mine
+        properties = {"name": {"enum": mine}, **options.get("properties", {})}
+        variants.append(
+            {
+                "type": "object",
+                "description": offer.spec.summary,
+                "properties": properties,
+                "required": ["name"],
+                "additionalProperties": False,
+            }
+        )
+    unnamed = {"type": "object", "not": {"required": ["name"]}}
+    return {"anyOf": [{"enum": [*names, None]}, *variants, unnamed]}

@@ -1,0 +1,88 @@
+"""The shape of a run's configuration: what may stand in `run.yaml`, with defaults and help.
+
+Light: read for `--help`, so only the standard library. The sections `loader`, `quant`, `adapter`, `formatter` and
+`objective` hold a component's name and that component's own options, which its plugin describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from smollm3_finetune.api import option
+
+DEFAULT_ADAPTER = "lora"
+DEFAULT_OBJECTIVE = "sft"
+DEFAULT_MODEL = "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    """A component section: a name (None: chosen by what is there) and the component's own options."""
+
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the rows come from and how much of them is used."""
+
+    path: str | None = option(None, "JSONL or JSON file of training rows; none: the small embedded chat dataset.")
+    held_out: float = option(0.1, "Fraction of rows kept out of training and used to measure it.", ge=0, lt=1)
+    max_length: int = option(1024, "Longest example, in tokens; what is longer is cut at the end.", ge=8)
+    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    max_steps: int | None = option(None, "Stop after this many optimiser steps; none: after `epochs`.", ge=1)
+    epochs: float = option(1.0, "Passes over the rows.", gt=0)
+    batch_size: int = option(8, "Rows in one forward pass, per device.", ge=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", ge=1)
+    learning_rate: float = option(2e-4, "Peak learning rate, per optimiser step.", gt=0)
+    schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
+        "cosine_with_min_lr", "How the learning rate falls."
+    )
+    min_learning_rate: float = option(0.1, "Where cosine_with_min_lr ends, as a fraction of the peak.", ge=0, le=1)
+    warmup: float = option(0.03, "Fraction of the steps in which the learning rate rises.", ge=0, lt=1)
+    weight_decay: float = option(0.0, "Decoupled weight decay.", ge=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", gt=0)
+    optimizer: str = option("adamw_torch", "An optimiser name of transformers' Trainer.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    log_every: int = option(1, "Steps between lines of metrics.", ge=1)
+    save_every: int | None = option(None, "Steps between checkpoints that a run can resume from.", ge=1)
+    keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", ge=1)
+    sample_prompt: str | None = option(None, "Prompt answered before and after; none: one from the held-out rows.")
+    sample_tokens: int = option(64, "Longest sample answer, in tokens.", ge=1)
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run was asked to do."""
+
+    model: str = option(DEFAULT_MODEL, "Hub id, directory or file of the model; `tiny` is embedded.")
+    loader: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How the model is opened."})
+    quant: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How its weights are loaded."})
+    adapter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What is trained on it."})
+    objective: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What training minimises."})
+    formatter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How rows are read."})
+    data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The rows."})
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "The training loop."})
+    output: str | None = option(None, "Directory of the run; none: a fresh one under runs/.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
+        "auto", "Of unquantised weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU."
+    )
+    seed: int = option(0, "Decides the split, the order of rows, dropout and initial values.", ge=0)
+    plugins: tuple[str, ...] = option((), "Plugin files or modules (as -p), or no:NAME to leave one out.")
+
+
+COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter")
+PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "train": TrainConfig}

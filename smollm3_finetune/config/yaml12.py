@@ -1,0 +1,84 @@
+"""Reading and writing YAML 1.2, with the line of every key: `2e-5` is a number and `no` is a word."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.errors import ConfigError
+
+
+def _plain(value: Any) -> Any:
+    """A round-trip value as plain Python."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    for cls in (int, float, str):
+        if isinstance(value, cls):
+            return cls(value)
+    return value
+
+
+def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """The origin (`run.yaml:7`) of each key of nested mappings, by path."""
+    found: dict[tuple[str, ...], str] = {}
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = (*prefix, str(key))
+            found[path] = f"{origin}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
+            found |= _lines(value, origin, path)
+    return found
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """The mapping in a YAML file and the line of each key. Raises ConfigError with file and line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise ConfigError(f"the configuration file {path} does not exist") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"the configuration file {path} cannot be read: {e}") from e
+    try:
+        node = YAML(typ="rt").load(text)
+    except MarkedYAMLError as e:
+        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
+    except YAMLError as e:
+        raise ConfigError(f"{path}: not valid YAML: {e}") from e
+    if node is None:
+        return {}, {}
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of sections, found a {type(node).__name__}")
+    return _plain(node), _lines(node, str(path))
+
+
+def parse_value(text: str) -> Any:
+    """A value typed on the command line: `4`, `2e-5`, `true`, `[q_proj, v_proj]`; what is no YAML stays text."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
+    except YAMLError:
+        return text
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """Plain values as YAML 1.2 text."""
+    from ruamel.yaml import YAML
+
+    stream = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.version = None
+    writer.width = 110
+    writer.dump(value, stream)
+    return stream.getvalue()

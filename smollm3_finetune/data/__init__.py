@@ -1,0 +1,1 @@
+"""Rows: reading them (`reading`), as conversations (`formatting`), split (`split`), as tokens with a mask (`chat`)."""

@@ -1,0 +1,45 @@
+"""Rows as conversations, through the formatter that recognises them or the one that was named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smollm3_finetune.api import Conversation
+from smollm3_finetune.data.reading import Row
+from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.kinds import FORMATTER
+from smollm3_finetune.registry import Offer, Registry
+
+SHOWN = 3
+
+
+def recognise(registry: Registry, rows: Sequence[Row]) -> Offer:
+    """The formatter that claims the first row. Raises DataError where none does, ConfigError where several do."""
+    first = rows[0]
+    claiming = [
+        o for o in registry.of(FORMATTER) if (claims := getattr(o.spec, "claims", None)) and claims(first.value)
+    ]
+    best = [o for o in claiming if getattr(o.spec, "rank", 0) == max(getattr(c.spec, "rank", 0) for c in claiming)]
+    if len(best) > 1:
+        names = " or ".join(f"--formatter {o.full_name}" for o in best)
+        raise ConfigError(f"several formatters recognise the rows of {first.where}", hint=names)
+    if not best:
+        columns = ", ".join(map(repr, first.value)) or "none"
+        known = "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
+        raise DataError(f"{first.where}: no formatter recognises a row with the columns {columns}", hint=known)
+    return best[0]
+
+
+def format_rows(formatter: object, rows: Sequence[Row]) -> list[Conversation]:
+    """Every row as a conversation. Raises DataError that names the first wrong rows by file and line."""
+    conversations: list[Conversation] = []
+    wrong: list[str] = []
+    for row in rows:
+        try:
+            conversations.append(formatter(row.value))  # type: ignore[operator]
+        except (ValueError, KeyError, TypeError) as e:
+            wrong.append(f"{row.where}: {e}")
+    if wrong:
+        more = f"\n… and {len(wrong) - SHOWN} more rows" if len(wrong) > SHOWN else ""
+        raise DataError("\n".join(wrong[:SHOWN]) + more, hint="mend the rows, or name another --formatter")
+    return conversations

@@ -1,0 +1,67 @@
+"""Which device and number format a run uses."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from smollm3_finetune.errors import ConfigError, IncompatibleError
+
+DEVICE = re.compile(r"[a-z]+(:\d+)?")
+
+
+def guess_device() -> str:
+    """The device that `auto` would be, guessed without torch; for checks that load nothing."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return "cuda"
+    return "mps" if sys.platform == "darwin" and os.uname().machine == "arm64" else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError for what is no device name at all."""
+    if not DEVICE.fullmatch(device):
+        raise ConfigError(f"--device takes a torch device, got {device!r}", hint="--device cpu, or --device cuda:0")
+
+
+def resolve_device(device: str) -> str:
+    """The torch device of a run: what was asked for, checked to be there, or the best one for `auto`.
+
+    Imports torch. Under a launcher each process takes the GPU of its local rank.
+    """
+    check_device(device)
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if device == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{rank}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    module = getattr(torch, kind, None)
+    if module is None or not hasattr(module, "is_available"):
+        raise ConfigError(f"torch knows no device {device!r}", hint="--device cpu, or --device cuda:0")
+    if not module.is_available():
+        raise IncompatibleError(
+            f"--device {device}: torch {torch.__version__} finds no {kind} device here", hint="--device cpu"
+        )
+    if index and hasattr(module, "device_count") and int(index) >= module.device_count():
+        raise IncompatibleError(
+            f"--device {device}: there are {module.device_count()} {kind} devices", hint=f"--device {kind}:0"
+        )
+    return device if index or kind != "cuda" else f"{kind}:{rank}"
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`auto` as a number format: float32 on a CPU, bfloat16 where a GPU has it, else float16."""
+    if dtype != "auto":
+        return dtype
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32" if kind == "cpu" else "bfloat16"

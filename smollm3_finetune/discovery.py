@@ -1,0 +1,271 @@
+"""Finding plugins: built-ins, then entry points sorted by name, then the files a user named with `-p`.
+
+A plugin that cannot be imported or breaks the contract is contained: it becomes a `broken` record and offers
+nothing. Nothing in the working directory is executed unless it was named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from smollm3_finetune import __version__, hookspecs
+from smollm3_finetune.api import API_VERSION, ComponentSpec
+from smollm3_finetune.errors import ConfigError, PluginError
+from smollm3_finetune.kinds import KINDS, Kind
+from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.registry import Offer, PluginRecord, Registry
+
+GROUP = "smollm3_finetune"
+CORE_DISTRIBUTION = "smollm3-finetune"
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which plugins a user asked for, beside those that are installed."""
+
+    files: tuple[str, ...] = ()
+    """`-p`: paths of Python files, or importable module names."""
+    blocked: frozenset[str] = frozenset()
+    """`-p no:NAME`: entry-point names or distributions that are not imported."""
+    entry_points: bool = True
+    """False for `--no-plugins`."""
+
+    @classmethod
+    def of(cls, requested: Sequence[str], no_plugins: bool = False) -> Wanted:
+        """From the values of `-p`, the flag `--no-plugins` and `SMOLLM3_DISABLE_PLUGINS`."""
+        blocked = {r[3:] for r in requested if r.startswith("no:")}
+        disabled = os.environ.get("SMOLLM3_DISABLE_PLUGINS", "")
+        if disabled in ("1", "all", "true"):
+            no_plugins = True
+        else:
+            blocked |= {n.strip() for n in disabled.split(",") if n.strip() and n.strip() != "0"}
+        files = tuple(r for r in requested if not r.startswith("no:"))
+        return cls(files=files, blocked=frozenset(blocked), entry_points=not no_plugins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A plugin that was found and not imported yet."""
+
+    name: str
+    distribution: str
+    version: str
+    origin: str
+    load: Callable[[], Any]
+
+    def record(self, status: str, components: Iterable[str] = (), error: str | None = None) -> PluginRecord:
+        return PluginRecord(
+            name=self.name,
+            distribution=self.distribution,
+            version=self.version,
+            origin=self.origin,
+            status=status,
+            components=tuple(components),
+            error=error,
+        )
+
+
+def discover(wanted: Wanted = Wanted()) -> Registry:
+    """Import every wanted plugin's light module and collect what it offers.
+
+    Raises ConfigError for a `-p` that is not there, PluginError for one that is broken (it was named, so the run
+    needs it), and for any broken plugin where `SMOLLM3_STRICT_PLUGINS=1`.
+    """
+    manager = pluggy.PluginManager("smollm3_finetune")
+    manager.add_hookspecs(hookspecs)
+    trace = os.environ.get("SMOLLM3_TRACE_PLUGINS", "") not in ("", "0")
+    strict = os.environ.get("SMOLLM3_STRICT_PLUGINS", "") not in ("", "0")
+    records: list[PluginRecord] = []
+    offers: list[Offer] = []
+    for candidate in _candidates(wanted):
+        if {candidate.name, candidate.distribution} & wanted.blocked and candidate.origin != "built in":
+            records.append(candidate.record("disabled"))
+            continue
+        began = time.perf_counter()
+        try:
+            found = _collect(manager, candidate)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # SystemExit at import included: one plugin never takes the tool down
+            error = PluginError(
+                f"plugin {candidate.name!r} ({candidate.distribution} {candidate.version}, {candidate.origin}) "
+                f"is broken: {_brief(e)}",
+                hint=f"-p no:{candidate.name} leaves it out; --debug shows its traceback",
+            )
+            error.__cause__ = e
+            if strict or candidate.origin not in ("built in", "entry point"):
+                raise error from e
+            records.append(candidate.record("broken", error=_brief(e)))
+            records[-1].exceptions.append(error)
+        else:
+            offers += found
+            records.append(candidate.record("active", [f"{o.kind.name} {o.spec.name}" for o in found]))
+        if trace:
+            took = (time.perf_counter() - began) * 1000
+            print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
+    for name in wanted.blocked - {n for r in records for n in (r.name, r.distribution)}:
+        installed = sorted({r.name for r in records if r.origin == "entry point"})
+        near = did_you_mean(name, installed)
+        hint = f"did you mean no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
+        raise ConfigError(f"there is no plugin {name!r} to leave out", hint=hint)
+    return Registry(offers=tuple(offers), plugins=tuple(records))
+
+
+def _candidates(wanted: Wanted) -> list[_Candidate]:
+    """Every plugin to look at, in order; nothing is imported yet."""
+    builtin = _Candidate(
+        name="builtin",
+        distribution=CORE_DISTRIBUTION,
+        version=__version__,
+        origin="built in",
+        load=lambda: importlib.import_module("smollm3_finetune.builtin"),
+    )
+    installed = []
+    if wanted.entry_points:
+        for point in importlib.metadata.entry_points(group=GROUP):
+            distribution = point.dist
+            installed.append(
+                _Candidate(
+                    name=point.name,
+                    distribution=distribution.name if distribution else "unknown",
+                    version=distribution.version if distribution else "unknown",
+                    origin="entry point",
+                    load=point.load,
+                )
+            )
+    installed.sort(key=lambda c: (c.name, c.distribution))
+    return [builtin, *installed, *(_named(text) for text in wanted.files)]
+
+
+def _named(text: str) -> _Candidate:
+    """The plugin that `-p TEXT` names: a Python file, or a module that can be imported."""
+    path = Path(text).expanduser()
+    if text.endswith(".py") or os.sep in text:
+        if not path.is_file():
+            raise ConfigError(f"the plugin file {text!r} (-p) does not exist", hint="-p PATH/TO/plugin.py")
+        path = path.resolve()
+        return _Candidate(
+            name=path.stem, distribution=path.stem, version="0", origin=str(path), load=lambda: _import_file(path)
+        )
+    try:
+        found = importlib.util.find_spec(text)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(f"the plugin module {text!r} (-p) cannot be found", hint="-p PATH/TO/plugin.py")
+    return _Candidate(
+        name=text, distribution=text, version="0", origin=f"module {text}", load=lambda: importlib.import_module(text)
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a plugin file under its own stem, so that its dotted strings (`my_plugin:Factory`) resolve."""
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    if known is not None or importlib.util.find_spec(name) is not None:
+        raise ConfigError(f"the name {name!r} is taken by another module", hint=f"rename {path}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _collect(manager: pluggy.PluginManager, candidate: _Candidate) -> list[Offer]:
+    """Import a plugin and ask each of its hooks, alone. Raises whatever is wrong with it."""
+    plugin = candidate.load()
+    _check_hook_names(manager, plugin)
+    unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
+    try:
+        manager.register(plugin, name=unique)
+        return [
+            Offer(
+                kind=kind,
+                spec=_checked(spec, kind),
+                distribution=candidate.distribution,
+                version=candidate.version,
+                plugin=candidate.name,
+            )
+            for kind in KINDS
+            for spec in _ask(manager, plugin, kind)
+        ]
+    except BaseException:
+        if manager.has_plugin(unique):  # a failed register() leaves it half active
+            manager.unregister(name=unique)
+        raise
+
+
+def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
+    """A misspelt or undecorated hook is silent in pluggy; here it is an error."""
+    hooks = [k.hook for k in KINDS]
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None:
+            if name not in hooks:
+                near = did_you_mean(name, hooks)
+                raise TypeError(f"there is no hook {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        elif name in hooks and callable(getattr(plugin, name)):
+            raise TypeError(f"the hook {name!r} is not decorated with @hookimpl")
+
+
+def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
+    """What one plugin's hook of this kind returns, a generator drained here, inside our own `try`."""
+    caller = getattr(manager.hook, kind.hook)
+    found: list[Any] = []
+    for implementation in caller.get_hookimpls():
+        if implementation.plugin is not plugin:
+            continue
+        if implementation.hookwrapper or implementation.wrapper:
+            raise TypeError(f"{kind.hook} cannot be a wrapper: hooks return descriptors")
+        answer = implementation.function()
+        if answer is None or isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
+            raise TypeError(f"{kind.hook} must return an iterable of descriptors, and returned {answer!r}")
+        found += list(answer)
+    return found
+
+
+def _checked(spec: Any, kind: Kind) -> ComponentSpec:
+    """A descriptor that keeps the contract. Raises TypeError or ValueError that names the field."""
+    if not isinstance(spec, kind.spec):
+        raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, and returned {spec!r}")
+    if not isinstance(spec.api, int) or spec.api > API_VERSION:
+        raise ValueError(
+            f"{spec.name!r} was written for api {spec.api}, and this smollm3-finetune has api {API_VERSION}: "
+            "upgrade smollm3-finetune"
+        )
+    for name in (spec.name, *spec.aliases):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"the name {name!r} must be lower-case words joined by single hyphens")
+    for label, dotted in (("factory", spec.factory), ("options", spec.options)):
+        if not DOTTED.fullmatch(dotted):
+            raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', and is {dotted!r}")
+    if not spec.summary:
+        raise ValueError(f"{spec.name!r} has no summary")
+    return spec
+
+
+def _brief(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,99 @@
+"""Every error this project raises on purpose, drawn as one small tree.
+
+    SmolLM3Error                 exit code 1
+    ├── ConfigError              2   a key, an option or a value is wrong
+    │   └── UnknownComponentError 2  a name that no installed plugin offers
+    ├── IncompatibleError        3   a pair, a device or a purpose that cannot work
+    │   └── UnsupportedOp        3   a layer was asked for an operation it does not have
+    ├── MissingRequirementError  4   a package or an accelerator is not there
+    ├── DataError                5   the training rows are missing, malformed or unusable
+    ├── ModelError               6   the model or the adapter on disk is missing or not what it should be
+    ├── PluginError              7   a plugin that the run needs is broken
+    │   └── PluginConflictError  7   two plugins claim one name
+    └── Problems                     several of the above, found together; the first one's exit code
+
+Library code raises these and never click's exceptions; `smollm3_finetune.main` alone renders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SmolLM3Error(Exception):
+    """Something a user can mend: one sentence, and a hint that can be typed."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class ConfigError(SmolLM3Error):
+    """A key, an option or a value in the configuration or on the command line is wrong."""
+
+    exit_code = 2
+
+
+class UnknownComponentError(ConfigError):
+    """A loader, quantizer, adapter, formatter or objective that no active plugin offers."""
+
+
+class IncompatibleError(SmolLM3Error):
+    """The parts exist, but cannot be used together or on this device."""
+
+    exit_code = 3
+
+
+class UnsupportedOp(IncompatibleError):
+    """A layer was asked for an operation that its quantizer does not provide."""
+
+
+class MissingRequirementError(SmolLM3Error):
+    """A package (or a version of it) or an accelerator that a chosen component requires is not there."""
+
+    exit_code = 4
+
+
+class DataError(SmolLM3Error):
+    """Training rows are missing, malformed or unusable."""
+
+    exit_code = 5
+
+
+class ModelError(SmolLM3Error):
+    """A model or a saved adapter is missing or is not what it should be."""
+
+    exit_code = 6
+
+
+class PluginError(SmolLM3Error):
+    """A plugin that the run needs cannot be imported, or offers something that breaks the contract."""
+
+    exit_code = 7
+
+
+class PluginConflictError(PluginError):
+    """Two plugins offer one name, and the bare name was used."""
+
+
+class Problems(SmolLM3Error):
+    """Several independent problems, reported together so that they can be mended together."""
+
+    def __init__(self, problems: Sequence[SmolLM3Error]) -> None:
+        super().__init__("\n".join(str(p) for p in problems))
+        self.problems = tuple(problems)
+        self.exit_code = problems[0].exit_code
+
+
+def raise_all(problems: Sequence[SmolLM3Error]) -> None:
+    """Raise nothing, the one problem, or all of them as `Problems`."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)

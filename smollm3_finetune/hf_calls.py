@@ -1,0 +1,57 @@
+"""The two calls into transformers that make tokenizers and models, with their failures put into a sentence.
+
+Imports transformers when called, and only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_KWARGS = ("trust_remote_code", "revision")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer in `directory`. Raises ModelError where there is none that loads."""
+    from transformers import AutoTokenizer
+
+    wanted = {k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **wanted)
+    except (OSError, ValueError, KeyError) as e:
+        raise ModelError(
+            f"the tokenizer of {ref!r} does not load: {first_line(e)}",
+            hint="the directory needs tokenizer.json and tokenizer_config.json",
+        ) from e
+    return tokenizer
+
+
+def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """The causal language model in `directory`; its `name_or_path` is `ref`, what the user typed.
+
+    Raises ModelError where the weights are missing or transformers does not know the architecture.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
+    except (OSError, ValueError, KeyError) as e:
+        raise ModelError(
+            f"the model {ref!r} does not load: {first_line(e)}",
+            hint="custom code needs --loader-opt trust_remote_code=true; pickled weights --loader-opt pickle=true",
+        ) from e
+    model.config._name_or_path = ref
+    model.name_or_path = ref
+    return model

@@ -1,0 +1,31 @@
+"""The kinds of component: for each its descriptor class, its hook and how a user names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smollm3_finetune.api import AdapterSpec, ComponentSpec, FormatterSpec, LoaderSpec, ObjectiveSpec, QuantizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    name: str
+    spec: type[ComponentSpec]
+    hook: str
+    flag: str
+    """The command-line option that chooses one."""
+    section: str
+    """The configuration section that holds its name and options."""
+
+
+LOADER = Kind(name="loader", spec=LoaderSpec, hook="smollm3_loaders", flag="--loader", section="loader")
+QUANTIZER = Kind(name="quantizer", spec=QuantizerSpec, hook="smollm3_quantizers", flag="--quant", section="quant")
+ADAPTER = Kind(name="adapter", spec=AdapterSpec, hook="smollm3_adapters", flag="--adapter", section="adapter")
+FORMATTER = Kind(
+    name="formatter", spec=FormatterSpec, hook="smollm3_formatters", flag="--formatter", section="formatter"
+)
+OBJECTIVE = Kind(
+    name="objective", spec=ObjectiveSpec, hook="smollm3_objectives", flag="--objective", section="objective"
+)
+
+KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE)

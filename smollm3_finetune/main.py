@@ -1,0 +1,124 @@
+"""The entry point: `smollm3 VERB …`.
+
+Root help reads the table below and imports nothing but click; a verb's module is imported when the verb is used.
+This is the only place where errors are shown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from smollm3_finetune import __version__
+from smollm3_finetune.errors import Problems, SmolLM3Error
+
+VERBS = {
+    "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
+    "generate": ("smollm3_finetune.cli.generate:generate", "Answer a prompt with a run or a model."),
+    "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show the installed plugins and what they offer."),
+    "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
+}
+
+EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
+
+
+@dataclass
+class State:
+    """What every verb shares."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name not in VERBS and not name.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(name, VERBS, n=1)
+            hint = f"did you mean 'smollm3 {near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+            raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="smollm3")
+def cli() -> None:
+    """Fine-tune SmolLM3 and other causal language models. Every method is a plugin."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or the exit code of the error that is shown (see `errors`)."""
+    state = State()
+    try:
+        code = cli.main(
+            args=list(argv) if argv is not None else None, prog_name="smollm3", standalone_mode=False, obj=state
+        )
+    except click.exceptions.Abort:
+        _say("interrupted")
+        sys.exit(130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except SmolLM3Error as e:
+        _show(e, state)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as e:
+        if state.debug:
+            raise
+        first = next(iter(str(e).strip().splitlines()), "")
+        _say(f"unexpected {type(e).__name__}: {first}")
+        _say("  hint: the same command with --debug shows where; a fault of smollm3 or of a plugin, please report it")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
+
+
+def _show(error: SmolLM3Error, state: State) -> None:
+    if state.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    several: tuple[Any, ...] = error.problems if isinstance(error, Problems) else (error,)
+    for one in several:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {one.message}", err=True)
+        if one.hint:
+            click.echo(f"  {click.style('hint', fg='cyan')}: {one.hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Models, whatever their variant: `load_model` composes loader, quantizer and adapter, and knows none of them.
+
+This is the only place that composes. The loader opens a source without reading weights; the quantizer loads it; the
+adapter attaches to what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import Adapted, Base, BuildContext, Progress, Purpose, options_dict
+from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.saved import SavedAdapter
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.registry import Registry
+
+
+@dataclass
+class LoadedModel:
+    """A model, its tokenizer and what it was composed of: one interface for every variant."""
+
+    plan: ModelPlan
+    base: Base
+    adapted: Adapted | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The module to call: the adapted model, or the base where there is no adapter."""
+        return self.base.model if self.adapted is None else self.adapted.model
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.plan.source.tokenizer()
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base alone while the context is open. Raises UnsupportedOp for adapters that alter the base."""
+        if self.adapted is None:
+            raise UnsupportedOp("there is no adapter to disable")
+        return self.adapted.disabled()
+
+    def save(self, path: Path) -> None:
+        """Write the adapter, its tokenizer and the description of its base into `path`."""
+        if self.adapted is None or self.plan.adapter is None:
+            raise UnsupportedOp("there is no adapter to save", hint="load_model(…, adapter='lora')")
+        path.mkdir(parents=True, exist_ok=True)
+        self.adapted.save(path)
+        self.tokenizer.save_pretrained(str(path))
+        self.describe(path)
+
+    def describe(self, path: Path) -> None:
+        """Write `smollm3.json` beside a saved adapter."""
+        plan = self.plan
+        choices = [c for c in (plan.loader, plan.quantizer, plan.adapter) if c is not None]
+        SavedAdapter(
+            path=path,
+            model=plan.ref,
+            loader=_saved_choice(plan.loader),
+            quant=_saved_choice(plan.quantizer),
+            adapter=_saved_choice(plan.adapter) if plan.adapter else None,
+            base_fingerprint=self.base.fingerprint,
+        ).write({c.offer.distribution: c.offer.version for c in choices})
+
+
+def _saved_choice(choice: Choice) -> ComponentConfig:
+    return ComponentConfig(name=choice.offer.full_name, options=options_dict(choice.options))
+
+
+def load_model(
+    ref: str | Path = "tiny",
+    *,
+    quant: str | None = None,
+    adapter: str | None = None,
+    loader: str | None = None,
+    quant_options: Mapping[str, Any] | None = None,
+    adapter_options: Mapping[str, Any] | None = None,
+    loader_options: Mapping[str, Any] | None = None,
+    adapter_path: str | Path | None = None,
+    purpose: Purpose | str = Purpose.INFER,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
+    total_steps: int | None = None,
+    check_base: bool = True,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+    plugins: Sequence[str] = (),
+) -> LoadedModel:
+    """Load `ref` with a quantizer and an adapter, each by the name that an installed plugin gives it.
+
+    `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. No `quant` means the
+    one that recognises the checkpoint, else none. No `adapter` attaches nothing, unless `adapter_path` holds a
+    saved one, which is then restored on its base; `check_base=False` puts it on another. `calibration` returns
+    token ids, for quantizers that need them; `total_steps` is for adapters with a schedule of their own.
+    `plugins` are files or modules, as `-p` takes them.
+
+    Raises a `SmolLM3Error` before any weights are read where a name, an option, a pair, a package or the device
+    is wrong.
+
+        loaded = load_model("HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter="lora", purpose="train")
+        loaded.model, loaded.tokenizer
+    """
+    from smollm3_finetune.discovery import Wanted, discover
+
+    registry = registry or discover(Wanted.of(plugins))
+    context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)
+    request = ModelRequest(
+        ref=str(ref),
+        loader=ComponentConfig(name=loader, options=loader_options or {}),
+        quant=ComponentConfig(name=quant, options=quant_options or {}),
+        adapter=ComponentConfig(name=adapter, options=adapter_options or {}) if adapter else None,
+        adapter_path=Path(adapter_path) if adapter_path else None,
+        purpose=Purpose(purpose),
+    )
+    return compose(plan_model(registry, request, context), total_steps=total_steps, check_base=check_base)
+
+
+def compose(plan: ModelPlan, *, total_steps: int | None = None, check_base: bool = True) -> LoadedModel:
+    """Carry out a plan: load the base, then attach a fresh adapter or restore the saved one."""
+    base: Base = plan.quantizer.create().load(plan.source, plan.context)
+    if plan.adapter is None:
+        return LoadedModel(plan=plan, base=base, adapted=None)
+    adapter = plan.adapter.create()
+    if plan.saved is None:
+        return LoadedModel(plan=plan, base=base, adapted=adapter.attach(base, plan.context, total_steps))
+    trained_on = plan.saved.base_fingerprint
+    if check_base and trained_on is not None and trained_on != base.fingerprint:
+        raise ModelError(
+            f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
+            f"{plan.quantizer.offer.title}",
+            hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
+        )
+    return LoadedModel(plan=plan, base=base, adapted=adapter.restore(base, plan.saved.path, plan.context))
+
+
+def build_context(
+    purpose: Purpose,
+    device: str,
+    dtype: str,
+    seed: int,
+    calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> BuildContext:
+    """The context of a run on this machine; imports torch to look at the device."""
+    from smollm3_finetune.cache import Cache as CacheClass
+    from smollm3_finetune.device import resolve_device, resolve_dtype
+    from smollm3_finetune.progress import Silent
+
+    where = resolve_device(device)
+    more = {} if calibration is None else {"calibration": calibration}
+    return BuildContext(
+        purpose=purpose,
+        device=where,
+        dtype=resolve_dtype(dtype, where),
+        seed=seed,
+        cache=cache or CacheClass.default(),
+        progress=progress or Silent(),
+        **more,
+    )

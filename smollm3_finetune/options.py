@@ -1,0 +1,182 @@
+"""Options dataclasses: looked at for help, and validated from what a user wrote.
+
+Every option of the project, core's own configuration and each plugin's, is a field made with `api.option()` in a
+frozen dataclass. Looking at them needs only the standard library, so help stays fast; pydantic is imported when
+values are validated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to a mistyped one, or None."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return near[0] if near else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInfo:
+    """What help says about one option."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    limits: Mapping[str, float]
+
+    @property
+    def range(self) -> str:
+        """The limits in words, such as `at least 1`, or an empty string."""
+        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+        return ", ".join(f"{words[k]} {v:g}" for k, v in self.limits.items())
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as users write values: `int`, `nf4|fp4`, `text`, `a list of text`."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "|".join(str(a) for a in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " or ".join("none" if a is type(None) else type_name(a) for a in get_args(annotation))
+    if origin in (tuple, list):
+        return f"a list of {type_name(get_args(annotation)[0])}"
+    if origin in (dict, Mapping) or annotation is dict:
+        return "a mapping"
+    names = {bool: "true|false", str: "text", int: "integer", float: "number"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+@lru_cache(maxsize=256)
+def field_types(cls: type) -> dict[str, Any]:
+    """The resolved annotations of an options dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def describe(cls: type) -> list[OptionInfo]:
+    """The options of a dataclass, in their order."""
+    if not dataclasses.is_dataclass(cls):
+        raise PluginError(f"the options class {cls!r} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)")
+    hints = field_types(cls)
+    infos = []
+    for f in dataclasses.fields(cls):
+        default = None if f.default is dataclasses.MISSING else f.default
+        infos.append(
+            OptionInfo(
+                name=f.name,
+                type=type_name(hints[f.name]),
+                default=default,
+                help=f.metadata.get("help", ""),
+                limits=f.metadata.get("limits", {}),
+            )
+        )
+    return infos
+
+
+@lru_cache(maxsize=256)
+def pydantic_model(cls: type) -> Any:
+    """A pydantic model with the fields, limits and help of an options dataclass; unknown keys are errors."""
+    from pydantic import ConfigDict, Field, create_model
+
+    hints = field_types(cls)
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        limits = dict(f.metadata.get("limits", {}))
+        help_text = f.metadata.get("help") or None
+        if dataclasses.is_dataclass(hints[f.name]):
+            nested = pydantic_model(hints[f.name])
+            fields[f.name] = (nested, Field(default_factory=nested, description=help_text))
+        else:
+            fields[f.name] = (hints[f.name], Field(default=f.default, description=help_text, **limits))
+    config = ConfigDict(extra="forbid", protected_namespaces=())
+    return create_model(cls.__name__, __config__=config, __doc__=cls.__doc__, **fields)
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """The JSON schema of an options dataclass."""
+    schema: dict[str, Any] = pydantic_model(cls).model_json_schema()
+    return schema
+
+
+def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
+    """What was expected and found, for one error of pydantic's."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    info = infos.get(name)
+    found = f"got {error['input']!r}"
+    if info is None:
+        return f"{error['msg']}, {found}"
+    expected = info.type + (f" ({info.range})" if info.range else "")
+    return f"expected {expected}, {found}"
+
+
+def option_problems(cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str]) -> list[SmolLM3Error]:
+    """Everything wrong with `values` as options of `cls`; empty where all is well.
+
+    `section` names the place for the message (`quant`), `where` gives each key's origin (`run.yaml:7`).
+    """
+    from pydantic import ValidationError
+
+    infos = {i.name: i for i in describe(cls)}
+    problems: list[SmolLM3Error] = []
+
+    def origin(key: str) -> str:
+        return f"{where[key]}: " if where.get(key) else ""
+
+    for key in values:
+        if key not in infos:
+            near = did_you_mean(str(key), infos)
+            known = ", ".join(infos) or "none"
+            hint = f"did you mean {near!r}?" if near else f"its options are: {known}"
+            problems.append(ConfigError(f"{origin(key)}{section} has no option {key!r}", hint=hint))
+    try:
+        pydantic_model(cls).model_validate({k: v for k, v in values.items() if k in infos})
+    except ValidationError as e:
+        seen = set()
+        for error in e.errors(include_url=False):
+            name = str(error["loc"][0]) if error["loc"] else ""
+            if name in seen:  # a union reports every branch
+                continue
+            seen.add(name)
+            found = _explain({**error, "input": values.get(name, error["input"])}, infos)
+            help_text = infos[name].help or None if name in infos else None
+            problems.append(ConfigError(f"{origin(name)}{section}.{name}: {found}", hint=help_text))
+    return problems
+
+
+def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where: Mapping[str, str] | None = None) -> T:
+    """An instance of the options dataclass `cls` from plain values, which may be text from the command line.
+
+    Raises ConfigError or Problems that name the section, the key, its origin, the expected and the found; a
+    ValueError from the class's own `__post_init__` becomes a ConfigError.
+    """
+    from smollm3_finetune.errors import raise_all
+
+    kind = typing.cast(type, cls)
+    raise_all(option_problems(kind, values, section, where or {}))
+    validated = pydantic_model(kind).model_validate(dict(values))
+    try:
+        return typing.cast(T, _construct(kind, validated))
+    except ValueError as e:
+        raise ConfigError(f"{section}: {e}") from e
+
+
+def _construct(cls: Any, validated: Any) -> Any:
+    """The dataclass from its validated pydantic twin, nested sections included."""
+    kwargs = {}
+    for f in dataclasses.fields(cls):
+        value = getattr(validated, f.name)
+        nested = field_types(cls)[f.name]
+        kwargs[f.name] = _construct(nested, value) if dataclasses.is_dataclass(nested) else value
+    return cls(**kwargs)

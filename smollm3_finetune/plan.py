@@ -1,0 +1,248 @@
+"""From names to a plan: which loader, quantizer and adapter with which options, checked before any weights are read.
+
+Names and options come first, then pairing, packages and hardware; independent problems are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smollm3_finetune.api import BuildContext, ModelSource, Purpose
+from smollm3_finetune.compat import Chosen, environment, pair_problem
+from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import (
+    ConfigError,
+    IncompatibleError,
+    ModelError,
+    Problems,
+    SmolLM3Error,
+    raise_all,
+)
+from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
+from smollm3_finetune.options import build
+from smollm3_finetune.registry import Offer, Registry
+from smollm3_finetune.requirements import requirement_problems
+from smollm3_finetune.saved import SavedAdapter
+
+T = TypeVar("T")
+NO_QUANTIZER = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A component and the validated options it will be made with."""
+
+    offer: Offer
+    options: Any
+
+    @property
+    def chosen(self) -> Chosen:
+        return Chosen(spec=self.offer.spec, options=self.options)
+
+    def create(self) -> Any:
+        return self.offer.create(self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """What a user asked for, before anything was looked up."""
+
+    ref: str
+    loader: ComponentConfig = ComponentConfig()
+    quant: ComponentConfig = ComponentConfig()
+    adapter: ComponentConfig | None = None
+    """None: no adapter at all."""
+    adapter_path: Path | None = None
+    """A saved adapter to restore."""
+    purpose: Purpose = Purpose.INFER
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each key was written, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """What `load_model` will do."""
+
+    ref: str
+    source: ModelSource
+    loader: Choice
+    quantizer: Choice
+    adapter: Choice | None
+    saved: SavedAdapter | None
+    context: BuildContext
+
+
+class Collector:
+    """Runs checks and keeps their errors, so that independent ones are reported together."""
+
+    def __init__(self) -> None:
+        self.problems: list[SmolLM3Error] = []
+
+    def run(self, check: Callable[[], T]) -> T | None:
+        """The value of `check`, or None with its error kept."""
+        try:
+            return check()
+        except Problems as several:
+            self.problems += several.problems
+        except SmolLM3Error as one:
+            self.problems.append(one)
+        return None
+
+    def finish(self) -> None:
+        raise_all(self.problems)
+
+
+def choose(
+    registry: Registry, kind: Kind, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> Choice:
+    """A named component with its options validated. Raises what `Registry.find` and `options.build` raise."""
+    offer = registry.find(kind, name)
+    prefix = f"{kind.section}."
+    where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
+    return Choice(offer=offer, options=build(offer.options_class(), options, kind.section, where))
+
+
+def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
+    """The named loader, or the one that claims the reference; a tie must be decided by the user."""
+    config = request.loader
+    if config.name is not None:
+        return choose(registry, LOADER, config.name, config.options, request.origins)
+    claiming = []
+    for offer in registry.of(LOADER):
+        claims = getattr(offer.spec, "claims", None)
+        if claims is not None and claims(request.ref):
+            claiming.append(offer)
+    best = [o for o in claiming if _rank(o) == max(map(_rank, claiming))]
+    if len(best) > 1:
+        names = " or ".join(f"--loader {o.full_name}" for o in best)
+        raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
+    if not best:
+        raise ModelError(f"there is no model {request.ref!r}", hint=_model_hint(request.ref, registry))
+    return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
+
+
+def _rank(offer: Offer) -> int:
+    return getattr(offer.spec, "rank", 0)
+
+
+def _model_hint(ref: str, registry: Registry) -> str:
+    from smollm3_finetune.registry import known_components
+
+    extension = ref.rpartition(".")[2].lower()
+    install = known_components()["loader"].get(extension)
+    if install and extension not in {o.spec.name for o in registry.of(LOADER)}:
+        return f"pip install {install}"
+    return "--model tiny (embedded), --model HuggingFaceTB/SmolLM3-3B (a Hub id), or --model DIRECTORY"
+
+
+def choose_quantizer(registry: Registry, request: ModelRequest, config: Mapping[str, Any], origin: str) -> Choice:
+    """The named quantizer, or the one that claims the checkpoint, or none.
+
+    Raises IncompatibleError where the checkpoint is already quantised by another method than the named one.
+    """
+    named = request.quant.name
+    claiming = [o for o in registry.of(QUANTIZER) if o.spec.claims is not None and o.spec.claims(config)]  # type: ignore[attr-defined]
+    if named is not None:
+        choice = choose(registry, QUANTIZER, named, request.quant.options, request.origins)
+        other = [o for o in claiming if o.full_name != choice.offer.full_name]
+        if claiming and len(other) == len(claiming):
+            raise IncompatibleError(
+                f"{origin!r} is already quantised by {other[0].spec.name!r}, and --quant {named} was asked for",
+                hint=f"leave --quant out, or --quant {other[0].spec.name}",
+            )
+        return choice
+    if len(claiming) > 1:
+        names = " or ".join(f"--quant {o.full_name}" for o in claiming)
+        raise ConfigError(f"several quantizers recognise the checkpoint {origin!r}", hint=names)
+    name = claiming[0].full_name if claiming else NO_QUANTIZER
+    return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
+
+
+def _unclaimed(config: Mapping[str, Any], quantizer: Choice, ref: str) -> IncompatibleError | None:
+    """A quantised checkpoint that would be loaded as if it were dense."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method is None or quantizer.offer.spec.name != NO_QUANTIZER:
+        return None
+    return IncompatibleError(
+        f"{ref!r} is a checkpoint quantised by {method!r}, and no installed plugin reads it",
+        hint="smollm3 plugins list shows what is installed",
+    )
+
+
+def plan_model(registry: Registry, request: ModelRequest, context: BuildContext) -> ModelPlan:
+    """Everything `load_model` needs, or every problem that stands in its way.
+
+    Reads `config.json` and the description of a saved adapter; no weights, and nothing is written.
+    """
+    collect = Collector()
+    path = request.adapter_path
+    saved = collect.run(lambda: SavedAdapter.read(path)) if path is not None else None
+    request = _with_saved(request, saved)
+    loader = collect.run(lambda: choose_loader(registry, request))
+    adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
+    early: Choice | None = None
+    if request.quant.name is not None:  # its name and options can be checked without the source
+        name, options = request.quant.name, request.quant.options
+        early = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
+    for choice in (loader, adapter, early):
+        if choice is not None:
+            title, requires = choice.offer.title, choice.offer.spec.requires
+            collect.problems += requirement_problems(title, requires, context.device)
+    env = environment(context.device, context.purpose)
+    if early is not None and adapter is not None:
+        problem = pair_problem(registry, early.chosen, adapter.chosen, env)
+        if problem is not None:
+            collect.problems.append(problem)
+    source = collect.run(lambda: loader.create().open(request.ref, context)) if loader is not None else None
+    config = collect.run(lambda: source.config) if source is not None else None
+    collect.finish()
+    assert loader is not None
+    assert source is not None
+    assert config is not None
+    quantizer = choose_quantizer(registry, request, config, request.ref)
+    unread = _unclaimed(config, quantizer, request.ref)
+    if unread is not None:
+        raise unread
+    if early is None:
+        offer = quantizer.offer
+        collect.problems += requirement_problems(offer.title, offer.spec.requires, context.device)
+        if adapter is not None:
+            problem = pair_problem(registry, quantizer.chosen, adapter.chosen, env)
+            collect.problems += [problem] if problem is not None else []
+    collect.finish()
+    return ModelPlan(
+        ref=request.ref,
+        source=source,
+        loader=loader,
+        quantizer=quantizer,
+        adapter=adapter,
+        saved=saved,
+        context=context,
+    )
+
+
+def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> Choice | None:
+    config = request.adapter
+    if config is None or config.name is None:
+        if request.adapter_path is not None and saved is not None and saved.adapter is None:
+            raise ModelError(
+                f"{request.adapter_path} does not say which adapter it holds", hint="name it: --adapter lora"
+            )
+        return None
+    return choose(registry, ADAPTER, config.name, config.options, request.origins)
+
+
+def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
+    """A saved adapter states its method and the quantizer of its base; what the user names wins."""
+    if saved is None:
+        return request
+    from dataclasses import replace
+
+    if request.adapter is None or request.adapter.name is None:
+        request = replace(request, adapter=saved.adapter)
+    if request.quant.name is None and saved.quant is not None:
+        request = replace(request, quant=saved.quant)
+    return request

@@ -1,0 +1,88 @@
+"""Telling what goes on: nothing (as a library), plain lines, or a bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from smollm3_finetune.api import Progress, Task
+
+
+class _NoTask:
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+
+class Silent:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        yield _NoTask()
+
+    def say(self, message: str) -> None:
+        pass
+
+
+@dataclass
+class _LineTask:
+    description: str
+    total: int | None
+    done: int = 0
+    shown: float = 0.0
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        now = time.monotonic()
+        if now - self.shown > 10 and self.total:
+            self.shown = now
+            print(f"{self.description}: {self.done}/{self.total}", file=sys.stderr, flush=True)
+
+
+class Lines:
+    """Plain lines on standard error, for logs and pipes."""
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        self.say(f"{description} …")
+        began = time.monotonic()
+        yield _LineTask(description, total, shown=began)
+        self.say(f"{description}: {time.monotonic() - began:.1f} s")
+
+    def say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+
+class Terminal:
+    """A bar with the time left, through rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=self.console, transient=True) as bar:
+            ident = bar.add_task(description, total=total)
+
+            class Shown:
+                def advance(self, steps: int = 1) -> None:
+                    bar.advance(ident, steps)
+
+            yield Shown()
+
+    def say(self, message: str) -> None:
+        self.console.print(message, highlight=False, markup=False)
+
+
+def for_stream() -> Progress:
+    """`Terminal` where standard error is one, else `Lines`."""
+    return Terminal() if sys.stderr.isatty() else Lines()

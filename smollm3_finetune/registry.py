@@ -1,0 +1,151 @@
+"""What the active plugins offer, and looking a component up by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import ComponentSpec
+from smollm3_finetune.errors import MissingRequirementError, PluginConflictError, PluginError, UnknownComponentError
+from smollm3_finetune.kinds import Kind
+from smollm3_finetune.options import did_you_mean
+
+KNOWN_FILE = Path(__file__).with_name("known_components.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A component and who offers it."""
+
+    kind: Kind
+    spec: ComponentSpec
+    distribution: str
+    version: str
+    plugin: str
+
+    @property
+    def full_name(self) -> str:
+        """`distribution:name`, which stays right whatever else is installed; saved configurations hold it."""
+        return f"{self.distribution}:{self.spec.name}"
+
+    @property
+    def title(self) -> str:
+        """How messages speak of it: `quantizer 'none'`."""
+        return f"{self.kind.name} {self.spec.name!r}"
+
+    def options_class(self) -> type:
+        """The options dataclass. Raises PluginError where it cannot be imported."""
+        cls = self._import("options")
+        if not isinstance(cls, type):
+            raise PluginError(f"{self.title} ({self.distribution} {self.version}): {self.spec.options} is no class")
+        return cls
+
+    def create(self, options: Any) -> Any:
+        """The component, from its validated options. Raises PluginError where its factory cannot be imported."""
+        return self._import("factory")(options)
+
+    def _import(self, label: str) -> Any:
+        dotted: str = getattr(self.spec, label)
+        module, _, name = dotted.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
+            if isinstance(e, ModuleNotFoundError) and e.name and not module.startswith(e.name):
+                raise MissingRequirementError(
+                    f"{self.title} needs the package {e.name!r}, which is not installed", hint=f"pip install {e.name}"
+                ) from e
+            raise PluginError(
+                f"the {label} of {self.title} ({self.distribution} {self.version}), {dotted}, cannot be imported: "
+                f"{type(e).__name__}: {e}",
+                hint=f"smollm3 plugins info {self.spec.name}",
+            ) from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRecord:
+    """One plugin as `plugins list` shows it."""
+
+    name: str
+    distribution: str
+    version: str
+    origin: str
+    status: str
+    """`active`, `disabled` or `broken`."""
+    components: tuple[str, ...] = ()
+    error: str | None = None
+    exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
+    """For a broken one: the error to raise when a run needs it."""
+
+
+def known_components() -> dict[str, dict[str, str]]:
+    """For each kind, names that somebody publishes and the text to give to `pip install`."""
+    known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
+    return known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """Everything that can be named in a run."""
+
+    offers: tuple[Offer, ...]
+    plugins: tuple[PluginRecord, ...] = ()
+
+    def of(self, kind: Kind) -> list[Offer]:
+        """The components of a kind, sorted by name and distribution."""
+        return sorted((o for o in self.offers if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
+
+    def broken(self) -> Iterator[PluginRecord]:
+        return (p for p in self.plugins if p.status == "broken")
+
+    def shared_names(self) -> dict[str, list[PluginRecord]]:
+        """Entry-point names that several distributions use, so that `-p no:NAME` would mean them all."""
+        by_name: dict[str, list[PluginRecord]] = {}
+        for record in self.plugins:
+            by_name.setdefault(record.name, []).append(record)
+        return {name: records for name, records in by_name.items() if len(records) > 1}
+
+    def find(self, kind: Kind, name: str) -> Offer:
+        """The component that a user calls `name`: a name, an alias, or `distribution:name`.
+
+        Raises PluginConflictError where a bare name is offered twice, PluginError where the plugin that would offer
+        it is broken, UnknownComponentError with a suggestion where nobody does.
+        """
+        distribution, colon, bare = name.rpartition(":")
+        offers = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
+        if colon:
+            offers = [o for o in offers if o.distribution == distribution]
+        if len(offers) == 1:
+            return offers[0]
+        if offers:
+            who = " and ".join(f"{o.distribution} {o.version}" for o in offers)
+            choices = " or ".join(f"{kind.flag} {o.full_name}" for o in offers)
+            raise PluginConflictError(f"the {kind.name} {name!r} is offered by {who}", hint=choices)
+        raise self._unknown(kind, name, bare)
+
+    def _unknown(self, kind: Kind, name: str, bare: str) -> Exception:
+        install = known_components().get(kind.name, {}).get(bare)
+        for record in self.plugins:
+            mine = record.distribution == name.rpartition(":")[0] or (
+                install is not None and record.distribution == install.rpartition("/")[2]
+            )
+            if mine and record.status == "broken":
+                return record.exceptions[0]
+            if mine and record.status == "disabled":
+                return UnknownComponentError(
+                    f"the {kind.name} {name!r} is offered by the plugin {record.name!r}, which is disabled",
+                    hint=f"run without -p no:{record.name} and SMOLLM3_DISABLE_PLUGINS",
+                )
+        if install is not None:
+            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
+        names = sorted({n for o in self.of(kind) for n in (o.spec.name, *o.spec.aliases)})
+        near = did_you_mean(bare, [*names, *known_components().get(kind.name, {})])
+        broken = [p.name for p in self.broken()]
+        aside = f" (broken plugins that may offer it: {', '.join(broken)})" if broken else ""
+        hint = f"did you mean {near!r}?" if near else f"installed: {', '.join(names) or 'none'}"
+        return UnknownComponentError(f"there is no {kind.name} {name!r}{aside}", hint=hint)

@@ -1,0 +1,70 @@
+"""`smollm3.json`: what is written beside a saved adapter, so that it can be put on the right base again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.config.load import plain
+from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import ModelError
+
+FILE = "smollm3.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedAdapter:
+    """A saved adapter's directory and what it says of itself."""
+
+    path: Path
+    model: str | None = None
+    adapter: ComponentConfig | None = None
+    quant: ComponentConfig | None = None
+    loader: ComponentConfig | None = None
+    base_fingerprint: str | None = None
+    """Of the weights it was trained on; None for an adapter that another tool saved."""
+
+    @classmethod
+    def read(cls, path: Path) -> SavedAdapter:
+        """Raises ModelError where there is no such directory or its description is broken."""
+        if not path.is_dir():
+            raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
+        file = path / FILE
+        if not file.exists():
+            return cls(path=path)
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return cls(
+                path=path,
+                model=about["model"],
+                adapter=_component(about["adapter"]),
+                quant=_component(about["quant"]),
+                loader=_component(about["loader"]),
+                base_fingerprint=about["base_fingerprint"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
+
+    def write(self, versions: Mapping[str, str]) -> None:
+        """Write the description; `versions` are those of the distributions that made the adapter."""
+        about = {
+            "model": self.model,
+            "loader": _dict(self.loader),
+            "quant": _dict(self.quant),
+            "adapter": _dict(self.adapter),
+            "base_fingerprint": self.base_fingerprint,
+            "versions": dict(versions),
+        }
+        (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _component(value: Mapping[str, Any]) -> ComponentConfig:
+    options = {k: v for k, v in value.items() if k != "name"}
+    return ComponentConfig(name=value["name"], options=options)
+
+
+def _dict(config: ComponentConfig | None) -> dict[str, Any] | None:
+    return None if config is None else {"name": config.name, **plain(config.options)}

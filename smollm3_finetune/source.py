@@ -1,0 +1,80 @@
+"""A model in a directory of Hugging Face's layout, opened without reading its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ModelError(f"{path} does not exist") from e
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path} cannot be read as JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__} where a JSON object was expected")
+    return value
+
+
+def content_fingerprint(directory: Path) -> str:
+    """SHA-256 over config.json and every weight file of a directory: 32 hexadecimal digits.
+
+    The name under which a file lies does not count, its place in the sorted order does.
+    """
+    digest = hashlib.sha256()
+    files = sorted(f for f in directory.iterdir() if f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES)
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectorySource:
+    """`ModelSource` of a local directory."""
+
+    ref: str
+    directory: Path
+    known_fingerprint: str | None = None
+    load_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Added to every `from_pretrained`: `trust_remote_code`, `use_safetensors`, …"""
+
+    @property
+    def path(self) -> Path:
+        return self.directory
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return read_json(self.directory / "config.json")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.known_fingerprint or content_fingerprint(self.directory)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from smollm3_finetune.hf_calls import load_tokenizer
+
+        return load_tokenizer(self.ref, self.directory, self.load_kwargs)
+
+    def load(self, **kwargs: Any) -> PreTrainedModel:
+        from smollm3_finetune.hf_calls import load_causal_lm
+
+        return load_causal_lm(self.ref, self.directory, {**self.load_kwargs, **kwargs})
+
+    def at(self, path: Path) -> DirectorySource:
+        return replace(self, directory=path, known_fingerprint=None)

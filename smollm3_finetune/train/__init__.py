@@ -1,0 +1,1 @@
+"""A training run: planned (`plan`), carried out (`run`) on transformers' Trainer (`trainer`), kept in a `rundir`."""

@@ -1,0 +1,156 @@
+"""Carrying out a training run: compose, measure, train, measure again, save."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import Objective, UnsupportedOp
+from smollm3_finetune.compat import refined
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.generate import answer
+from smollm3_finetune.model import LoadedModel, compose
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.train.display import Display
+from smollm3_finetune.train.evaluate import held_out_loss
+from smollm3_finetune.train.plan import Examples, RunPlan, tokenise
+from smollm3_finetune.train.rundir import RunDir, file_hash
+
+
+def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, checkpoint: Path | None = None) -> Any:
+    """Train, and return the report that is also written to `report.json`.
+
+    Raises DataError before weights are read where the rows hold nothing to learn. The run directory is made once
+    the rows are tokenised.
+    """
+    import transformers
+
+    from smollm3_finetune.train.trainer import RunCallback, arguments, make_trainer
+
+    began = time.monotonic()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    objective: Objective = plan.objective.create()
+    tokenizer = plan.model.source.tokenizer()
+    examples = tokenise(plan, objective, tokenizer)
+    collate = objective.collator(tokenizer)
+    steps = total_steps(plan, len(examples.train))
+    main = _is_main_process()
+    if main:
+        if checkpoint is None:
+            run.create(plan.config, versions(plan, registry))
+        display.say(summary(plan, examples, steps, run))
+    transformers.set_seed(plan.config.seed)
+    loaded = compose(plan.model, total_steps=steps)
+    batch = plan.config.train.batch_size
+    prompt, limit = examples.prompt, plan.config.train.sample_tokens
+
+    def look() -> dict[str, Any]:
+        loss = held_out_loss(loaded.model, objective, examples.held_out, collate, batch) if examples.held_out else None
+        return {"held_out_loss": loss, "sample": answer(loaded.model, tokenizer, prompt, max_new_tokens=limit)}
+
+    with _without_adapter(loaded):
+        before = look()
+    if main and before["held_out_loss"] is not None:
+        display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
+    args = arguments(plan.config, plan.model.context.device, plan.model.context.dtype, run.checkpoints)
+    callback = RunCallback(loaded, run.metrics, display)
+    trainer = make_trainer(loaded, objective, examples.train, collate, args, callback)
+    loaded.model.train()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        display.end()
+    _check_finite(trainer, run)
+    after = look()
+    if main:
+        loaded.save(run.adapter)
+    report = {
+        "run": str(run.path),
+        "adapter": str(run.adapter),
+        "steps": trainer.state.global_step,
+        "tokens": trainer.tokens_seen,
+        "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
+        "rows": {"train": len(examples.train), "held_out": len(examples.held_out), "empty": examples.empty},
+        "prompt": list(prompt),
+        "before": before,
+        "after": after,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    if main:
+        run.write_json(run.report, report)
+    return report
+
+
+def total_steps(plan: RunPlan, rows: int) -> int:
+    """Optimiser steps of a run, for schedules and for adapters that have one of their own."""
+    t = plan.config.train
+    if t.max_steps is not None:
+        return t.max_steps
+    batches = math.ceil(rows / (t.batch_size * _world_size()))
+    return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
+
+
+def summary(plan: RunPlan, examples: Examples, steps: int, run: RunDir) -> str:
+    """What is about to happen, in a few lines."""
+    model = plan.model
+    assert model.adapter is not None
+    rows = f"{len(examples.train)} rows to train on, {len(examples.held_out)} held out"
+    rate = plan.config.train.learning_rate
+    if examples.empty:
+        rows += f", {examples.empty} left out (nothing to learn in them within data.max_length)"
+    return "\n".join(
+        (
+            f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
+            f"compose  {model.quantizer.offer.title} + {model.adapter.offer.title}",
+            f"data     {plan.config.data.path or 'the embedded chat dataset'}: {rows}",
+            f"train    {plan.objective.offer.spec.name}, {steps} steps, learning rate {rate:g}",
+            f"run      {run.path}",
+        )
+    )
+
+
+def versions(plan: RunPlan, registry: Registry) -> Mapping[str, Any]:
+    """The distributions behind a run, for reproducing it and for comparing when it is resumed."""
+    from smollm3_finetune.requirements import installed_version
+
+    choices = (plan.model.loader, plan.model.quantizer, plan.model.adapter, plan.objective, plan.formatter)
+    used = {c.offer.distribution: c.offer.version for c in choices if c is not None}
+    libraries = ("torch", "transformers", "accelerate", "safetensors")
+    files = {p.origin: file_hash(p.origin) for p in registry.plugins if p.origin.endswith(".py")}
+    return {"plugins": used, "libraries": {n: installed_version(n) for n in libraries}, "plugin_files": files}
+
+
+def _without_adapter(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """The base alone where the adapter can step aside; else the model as it is, which has not been trained yet."""
+    assert loaded.plan.adapter is not None
+    if refined(loaded.plan.adapter.chosen).disables:
+        with contextlib.suppress(UnsupportedOp):
+            return loaded.disabled()
+    return contextlib.nullcontext()
+
+
+def _check_finite(trainer: Any, run: RunDir) -> None:
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    if losses and not math.isfinite(losses[-1]):
+        raise SmolLM3Error(
+            f"the loss became {losses[-1]} at step {trainer.state.global_step}; nothing was saved but {run.path}",
+            hint="a lower --learning-rate, or --dtype float32",
+        )
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _world_size() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))

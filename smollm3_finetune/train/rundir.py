@@ -1,0 +1,111 @@
+"""The directory of a run, and what lies where in it.
+
+run.yaml        the configuration with everything resolved; `smollm3 train --config` reads it
+versions.json   the distributions that made it, and the hashes of plugin files
+metrics.jsonl   one object a line: step, loss, learning rate, tokens a second, …
+report.json     held-out loss and sample answers, before and after
+adapter/        the tuned adapter, its tokenizer and smollm3.json
+checkpoints/    what `--resume` continues from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.config.load import as_dict
+from smollm3_finetune.config.schema import RunConfig
+from smollm3_finetune.config.yaml12 import dump_yaml
+from smollm3_finetune.errors import ConfigError, ModelError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @classmethod
+    def fresh(cls, output: str | None, title: str) -> RunDir:
+        """The directory of a new run; nothing is made yet.
+
+        Raises ConfigError where `output` holds anything already: nothing of a user's is overwritten.
+        """
+        if output is not None:
+            path = Path(output).expanduser()
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
+            if path.is_dir() and any(path.iterdir()):
+                what = "holds a run already" if cls(path).config.exists() else "is not empty"
+                raise ConfigError(f"--output {output} {what}", hint="another --output, or none for a fresh directory")
+            return cls(path)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
+        path, n = RUNS / name, 1
+        while path.exists():
+            n += 1
+            path = RUNS / f"{name}-{n}"
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: str | Path) -> RunDir:
+        """A run that is there. Raises ModelError where it is none."""
+        run = cls(Path(path).expanduser())
+        if not run.config.exists():
+            raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="runs lie under runs/")
+        return run
+
+    def create(self, config: RunConfig, versions: Mapping[str, Any]) -> None:
+        """Make the directory and write what decides the run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(dump_yaml(as_dict(config)), encoding="utf-8")
+            self.write_json(self.versions, versions)
+        except OSError as e:
+            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
+
+    def last_checkpoint(self) -> Path:
+        """The newest complete checkpoint. Raises ModelError where there is none."""
+        found = [c for c in self.checkpoints.glob("checkpoint-*") if (c / "trainer_state.json").exists()]
+        if not found:
+            raise ModelError(
+                f"{self.path} has no checkpoint to resume from", hint="write some with --set train.save_every=100"
+            )
+        return max(found, key=lambda c: int(c.name.rpartition("-")[2]))
+
+    @staticmethod
+    def write_json(path: Path, value: Any) -> None:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_hash(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
