@@ -1,0 +1,92 @@
+"""bitsandbytes quantizers: `bnb-4bit` (NF4, FP4) and `bnb-8bit` (LLM.int8), on CPU and on CUDA.
+
+Only descriptors are here; torch, transformers and bitsandbytes are imported when a run names one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import Env, Op, QuantizerSpec, Requires, hookimpl
+
+REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
+
+PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+
+DEVICES = {4: ("cpu", "cuda", "xpu", "hpu", "mps"), 8: ("cpu", "cuda", "xpu", "hpu")}
+"""Bits to the device types for which bitsandbytes 0.50 has kernels."""
+
+
+def claims_4bit(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a checkpoint which bitsandbytes wrote in 4 bits."""
+    return _load_in(config, "load_in_4bit")
+
+
+def claims_8bit(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a checkpoint which bitsandbytes wrote in 8 bits."""
+    return _load_in(config, "load_in_8bit")
+
+
+def _load_in(config: Mapping[str, Any], key: str) -> bool:
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
+        return False
+    # Checkpoints of transformers < 4.33 name no method.
+    method = quantization.get("quant_method", "bitsandbytes")
+    return method == "bitsandbytes" and bool(quantization.get(key, quantization.get(f"_{key}", False)))
+
+
+def refine_4bit(options: Any, env: Env) -> Mapping[Op, str]:
+    """All operations are absent on a device without 4-bit kernels; the options change none."""
+    return _without_kernels(4, env)
+
+
+def refine_8bit(options: Any, env: Env) -> Mapping[Op, str]:
+    """All operations are absent on a device without 8-bit kernels; the options change none."""
+    return _without_kernels(8, env)
+
+
+def _without_kernels(bits: int, env: Env) -> dict[Op, str]:
+    if env.device in DEVICES[bits]:
+        return {}
+    reason = f"bitsandbytes has no {bits}-bit kernels for {env.device}, only for {', '.join(DEVICES[bits])}"
+    return dict.fromkeys(PROVIDES, reason)
+
+
+def _absent(bits: int) -> dict[Op, str]:
+    packed = f"weights are stored as {bits}-bit codes with scales"
+    return {
+        Op.DENSE: f"{packed}, so `.weight` is not a floating-point matrix",
+        Op.GRAD_WEIGHT: f"{packed}, which cannot take a gradient step",
+        Op.WRITE_WEIGHT: f"{packed}, so a new weight would be rounded again instead of kept",
+    }
+
+
+@hookimpl
+def smollm3_quantizers() -> list[QuantizerSpec]:
+    return [
+        QuantizerSpec(
+            name="bnb-4bit",
+            aliases=("bnb", "bitsandbytes"),
+            summary="bitsandbytes NF4 or FP4 (QLoRA): 4-bit weights in blocks of 64, quantised while loading",
+            factory="smollm3_bitsandbytes.four_bit:Bnb4bitQuantizer",
+            options="smollm3_bitsandbytes.options:Bnb4bitOptions",
+            requires=REQUIRES,
+            provides=PROVIDES,
+            absent=_absent(4),
+            refine=refine_4bit,
+            claims=claims_4bit,
+        ),
+        QuantizerSpec(
+            name="bnb-8bit",
+            summary="bitsandbytes LLM.int8: 8-bit weights, one scale a row, quantised while loading",
+            factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
+            options="smollm3_bitsandbytes.options:Bnb8bitOptions",
+            requires=REQUIRES,
+            provides=PROVIDES,
+            absent=_absent(8),
+            refine=refine_8bit,
+            claims=claims_8bit,
+        ),
+    ]

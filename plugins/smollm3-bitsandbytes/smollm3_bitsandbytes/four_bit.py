@@ -1,0 +1,172 @@
+"""`bnb-4bit`: NF4 and FP4 weights in blocks of 64, quantised by bitsandbytes while they are loaded.
+
+Source: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantisation).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes import functional
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from smollm3_bitsandbytes.checkpoint import (
+    all_skipped,
+    base_fingerprint,
+    refuse_contradictions,
+    stored_quantization,
+)
+from smollm3_bitsandbytes.options import Bnb4bitOptions
+from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
+
+NAME = "bnb-4bit"
+OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+
+
+@dataclass(frozen=True)
+class Bnb4bitOps:
+    """The operations of one `bitsandbytes.nn.Linear4bit`."""
+
+    layer: Any
+
+    @property
+    def ops(self) -> frozenset[Op]:
+        return OPS
+
+    @property
+    def forward_rtol(self) -> float:
+        """0: the kernels dequantise and multiply."""
+        return 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layer.out_features, self.layer.in_features
+
+    def read_weight(self) -> Tensor:
+        """The weight (out, in) that the forward multiplies by, as a new float32 tensor on the layer's device.
+
+        It is rounded to the compute dtype, as it is in the forward. Valid before and after any forward, also in
+        the layout into which bitsandbytes repacks a layer on CPUs with AVX512-BF16.
+        Source: bitsandbytes 0.50 `functional.dequantize_4bit`; blocks of 64 along the flattened (out, in) matrix.
+        """
+        data = self.layer.weight.data
+        # `or`: after FSDP or a deep copy the state may be on the module alone.
+        state = getattr(self.layer.weight, "quant_state", None) or self.layer.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            data, state = _unpacked(data, state)
+        with torch.no_grad():
+            weight: Tensor = functional.dequantize_4bit(data, state)
+        return weight.reshape(self.shape).to(torch.float32, copy=weight.dtype == torch.float32)
+
+
+def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The codes and a state of bitsandbytes' plain layout, from the AVX512-BF16 one; arguments are left as they are.
+
+    bitsandbytes' own inverse loses the scales of a layer without double quantisation (it leaves them transposed)
+    and rounds the others once more, so only the codes are taken from it.
+    """
+    state = copy.copy(state)
+    scales = state.absmax  # (in / blocksize, out), bfloat16: what the packed kernel multiplies by
+    state.original_nested = False
+    data, state = functional._convert_weight_packed_for_cpu_inverse(data, state)
+    state.absmax = scales.T.reshape(-1).to(torch.float32)
+    return data, state
+
+
+def ops_for(layer: nn.Module) -> LinearOps | None:
+    """The operations of a 4-bit layer; None for any other."""
+    return Bnb4bitOps(layer) if isinstance(layer, bnb.nn.Linear4bit) else None
+
+
+class Bnb4bitQuantizer:
+    """Loads a source with its linear layers in 4 bits, or a checkpoint that is in 4 bits already."""
+
+    def __init__(self, options: Bnb4bitOptions) -> None:
+        self.options = options
+
+    def load(self, source: ModelSource, ctx: BuildContext) -> Base:
+        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+
+        Raises ConfigError for options that contradict a checkpoint already in 4 bits or name a layer that is not
+        there, IncompatibleError for one quantised otherwise; both before weights are read.
+        """
+        stored = stored_quantization(source, bits=4)
+        plan = self._plan(source, stored)
+        compute = self._compute_dtype(ctx)
+        kwargs: dict[str, Any] = {}
+        if stored is None:
+            kwargs["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=plan["quant_type"],
+                bnb_4bit_use_double_quant=plan["double_quant"],
+                bnb_4bit_compute_dtype=compute,
+                llm_int8_skip_modules=all_skipped(NAME, source, self.options.skip_modules),
+            )
+        # bitsandbytes quantises no float64, and for a float64 input its CPU kernel returns uninitialised memory.
+        dtype = torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
+        model = source.load(dtype=dtype, device_map={"": ctx.device}, **kwargs)
+        for layer in model.modules():
+            if isinstance(layer, bnb.nn.Linear4bit):
+                settle(layer, compute)
+        if ctx.torch_dtype == torch.float64:
+            _widen(model)
+        model.requires_grad_(False)
+        return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
+
+    def _plan(self, source: ModelSource, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The options that decide the weights."""
+        options = self.options
+        if stored is None:
+            return {
+                "quant_type": options.quant_type or "nf4",
+                "double_quant": options.double_quant is not False,
+                "skip_modules": sorted(options.skip_modules),
+            }
+        has = {
+            "quant_type": stored.get("bnb_4bit_quant_type", "fp4"),
+            "double_quant": bool(stored.get("bnb_4bit_use_double_quant", False)),
+            "skip_modules": tuple(stored.get("llm_int8_skip_modules") or ()),
+        }
+        asked = {
+            "quant_type": options.quant_type,
+            "double_quant": options.double_quant,
+            "skip_modules": options.skip_modules,
+        }
+        refuse_contradictions(NAME, source, asked, has)
+        return {"stored": True}
+
+    def _compute_dtype(self, ctx: BuildContext) -> torch.dtype:
+        if self.options.compute_dtype != "auto":
+            dtype: torch.dtype = getattr(torch, self.options.compute_dtype)
+            return dtype
+        return torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
+
+
+def settle(layer: Any, compute: torch.dtype) -> None:
+    """Make forward, backward and `read_weight` of a `Linear4bit` use one and the same weight, for good.
+
+    * bitsandbytes dequantises to the input's dtype in the forward but to `quant_state.dtype`, that of the
+      checkpoint, in the backward; both become `compute`. It also takes the compute dtype from the first input
+      unless told that it is settled.
+    * On a CPU with AVX512-BF16 the first forward in eval mode repacks the layer for a kernel that rounds the block
+      scales to bfloat16 and has no gradient, and nothing turns it back: training after an evaluation would lose
+      gradients in silence. Such a layer stays in the plain layout, whatever the purpose.
+    """
+    layer.support_avx512bf16_for_cpu = False
+    layer.compute_dtype = compute
+    layer.compute_type_is_set = True
+    layer.weight.quant_state.dtype = compute
+
+
+def _widen(model: nn.Module) -> None:
+    """Every parameter that is not quantised, to float64; a 4-bit layer casts its input and its output."""
+    for module in model.modules():
+        if not isinstance(module, bnb.nn.Linear4bit):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.float64)
