@@ -1,0 +1,29 @@
+"""Loader `gguf`: fine-tune the model in a `.gguf` file, on disk or in a Hub repository.
+
+Only the descriptor is here; transformers and gguf are imported when a run opens such a file.
+"""
+
+from __future__ import annotations
+
+from smollm3_finetune.api import LoaderSpec, Requires, hookimpl
+
+
+def claims(ref: str) -> bool:
+    """Whether a reference names a GGUF file, by its ending."""
+    return ref.lower().endswith(".gguf")
+
+
+@hookimpl
+def smollm3_loaders() -> list[LoaderSpec]:
+    return [
+        LoaderSpec(
+            name="gguf",
+            summary="a GGUF file, PATH.gguf or org/repo/FILE.gguf on the Hub, dequantised once into the cache",
+            factory="smollm3_gguf.loader:GgufLoader",
+            options="smollm3_gguf.options:GgufOptions",
+            requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
+            claims=claims,
+            # Above loaders that claim any path or anything that looks like a Hub reference.
+            rank=10,
+        )
+    ]

@@ -1,0 +1,180 @@
+"""Where a reference's file is: on disk, or in a Hub repository; and whether it can be read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from smollm3_finetune.api import ModelError
+from smollm3_gguf.architectures import model_type, readable
+from smollm3_gguf.header import BadHeader, Header, read_header
+
+HUB_REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>.+\.gguf)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFile:
+    """A file that was found, not read."""
+
+    ref: str
+    local: Path | None
+    """Where it is on disk; None as long as it is only on the Hub."""
+    repo: str = ""
+    name: str = ""
+    revision: str | None = None
+
+    def size(self) -> int:
+        """Bytes."""
+        if self.local is not None:
+            return self.local.stat().st_size
+        with self.open() as stream:
+            return stream.seek(0, 2)
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The bytes; of a file on the Hub, only the parts that are read are transferred."""
+        if self.local is not None:
+            with self.local.open("rb") as stream:
+                yield stream
+        else:
+            from huggingface_hub import HfFileSystem
+
+            path = f"{self.repo}/{self.name}"
+            with HfFileSystem().open(path, "rb", revision=self.revision, block_size=1 << 20) as remote:
+                yield cast(BinaryIO, remote)
+
+    def on_disk(self) -> Path:
+        """The file as a path, downloaded into the Hub's cache where it is not there yet."""
+        if self.local is not None:
+            return self.local
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.repo, self.name, revision=self.revision))
+        except Exception as e:
+            raise _not_reached(self.ref, e) from e
+
+
+def find_file(ref: str, revision: str | None) -> GgufFile:
+    """The file that a reference names: a path, or `org/repo/FILE.gguf` on the Hub where there is no such path.
+
+    Raises ModelError, with the nearest name in the folder, where there is nothing.
+    """
+    path = Path(ref).expanduser()
+    if path.is_file():
+        return GgufFile(ref=ref, local=path)
+    hub = HUB_REFERENCE.fullmatch(ref)
+    if hub is None or ref.startswith(".") or path.parent.is_dir():
+        raise _missing(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, name = hub["repo"], hub["file"]
+    cached = try_to_load_from_cache(repo, name, revision=revision)
+    return GgufFile(
+        ref=ref, local=Path(cached) if isinstance(cached, str) else None, repo=repo, name=name, revision=revision
+    )
+
+
+def check_file(file: GgufFile) -> Header:
+    """The header of a file that transformers can convert. Raises ModelError with what stands in the way."""
+    try:
+        with file.open() as stream:
+            header = read_header(stream)
+        size = file.size()
+    except BadHeader as e:
+        raise ModelError(f"{file.ref} {e}", hint="download it again, or name another file") from e
+    except Exception as e:
+        if file.local is None:
+            raise _not_on_hub(file) if isinstance(e, FileNotFoundError) else _not_reached(file.ref, e) from e
+        raise ModelError(f"{file.ref} cannot be read: {e}") from e
+    if model_type(header.architecture) is None:
+        raise _unsupported(file.ref, header.architecture)
+    if int(header.metadata.get("split.count", 1)) > 1:
+        raise ModelError(
+            f"{file.ref} is one of {header.metadata['split.count']} parts of a split model, which transformers "
+            "cannot read",
+            hint="join them first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
+        )
+    expected = header.data_start + _data_size(file.ref, header)
+    if size < expected:
+        raise ModelError(
+            f"{file.ref} is cut off: its header announces {expected:,} bytes, it has {size:,}",
+            hint="download it again",
+        )
+    return header
+
+
+def _data_size(ref: str, header: Header) -> int:
+    """Bytes of the data section up to the end of its last tensor."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): block for kind, block in GGML_QUANT_SIZES.items()}
+    end = 0
+    for name, tensor in header.tensors.items():
+        if tensor.ggml_type not in sizes:
+            raise ModelError(
+                f"{ref}: tensor {name} is of type {tensor.ggml_type}, which the installed gguf package does not know",
+                hint="pip install --upgrade gguf",
+            )
+        elements, width = sizes[tensor.ggml_type]  # elements in a block, bytes of a block
+        end = max(end, tensor.offset + prod(tensor.shape) // elements * width)
+    return end
+
+
+def _missing(path: Path) -> ModelError:
+    siblings = []
+    if path.parent.is_dir():
+        siblings = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(".gguf"))
+    hint = _nearest(path.name, siblings, f"{path.parent}/") or "a file on the Hub is named org/repo/FILE.gguf"
+    return ModelError(f"there is no file {path}", hint=hint)
+
+
+def _not_on_hub(file: GgufFile) -> ModelError:
+    """For a file, a repository or a revision that the Hub does not have (or hides)."""
+    from huggingface_hub import HfFileSystem
+
+    folder = f"{file.repo}/{file.name}".rpartition("/")[0]
+    at = f" at revision {file.revision}" if file.revision else ""
+    try:
+        found = [str(n) for n in HfFileSystem().ls(folder, detail=False, revision=file.revision)]
+    except Exception:  # no such repository, or none that may be seen
+        return ModelError(
+            f"the Hub has no {file.repo}{at}, or does not show it",
+            hint="check the name; for a private or gated repository run `hf auth login` first",
+        )
+    siblings = sorted(n.rpartition("/")[2] for n in found if n.lower().endswith(".gguf"))
+    hint = _nearest(file.name.rpartition("/")[2], siblings, f"{folder}/") or "the repository has no GGUF file there"
+    return ModelError(f"{file.repo} on the Hub has no file {file.name}{at}", hint=hint)
+
+
+def _nearest(name: str, siblings: list[str], folder: str) -> str | None:
+    if near := difflib.get_close_matches(name, siblings, n=1, cutoff=0.5):
+        return f"did you mean {folder}{near[0]}?"
+    return f"{folder} has {', '.join(siblings[:5])}" if siblings else None
+
+
+def _not_reached(ref: str, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(
+        f"{ref} is not on disk and could not be had from the Hub: {reason}",
+        hint="check the name and the network, or download the file and give its path",
+    )
+
+
+def _unsupported(ref: str, architecture: str) -> ModelError:
+    if architecture == "smollm3":
+        return ModelError(
+            f"{ref} is of architecture smollm3, which transformers cannot read from GGUF (the format has no key for "
+            "SmolLM3's layers without RoPE)",
+            hint="train the original instead: smollm3 train --model HuggingFaceTB/SmolLM3-3B",
+        )
+    return ModelError(
+        f"{ref} is of architecture {architecture}, which transformers cannot read from GGUF",
+        hint=f"name the model's original repository; readable are {', '.join(sorted(readable().values()))}",
+    )

@@ -1,0 +1,111 @@
+"""The loader: finds and checks the file when it is opened, converts it when its weights are first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import BuildContext, ModelSource, directory_source, fingerprint
+from smollm3_gguf.architectures import implied_config
+from smollm3_gguf.files import GgufFile, check_file, find_file
+from smollm3_gguf.header import Header
+from smollm3_gguf.options import GgufOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KIND = "gguf"
+"""The folder of the cache."""
+CONVERSION = 1
+"""Raised when the conversion writes something else; converted copies of before are then made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufSource:
+    """`ModelSource` of a GGUF file: `config` comes from its header until something needs the converted copy."""
+
+    ref: str
+    file: GgufFile
+    header: Header
+    options: GgufOptions
+    ctx: BuildContext
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the header implies; the converted `config.json` once it exists."""
+        if "path" in self.__dict__:
+            return self._converted.config
+        return self._implied
+
+    @cached_property
+    def _implied(self) -> Mapping[str, Any]:
+        return implied_config(self.header, self.options.dtype)
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Of the file's content; downloads a file that is only on the Hub."""
+        with self.file.on_disk().open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @cached_property
+    def path(self) -> Path:
+        """The converted copy, made when first asked for and kept in the cache."""
+        key = {
+            "file": self._sha256,
+            "dtype": self.options.dtype,
+            "conversion": CONVERSION,
+            "transformers": version("transformers"),
+        }
+
+        def build(out: Path) -> None:
+            from smollm3_gguf.convert import convert
+
+            file, tensors = self.file.on_disk(), len(self.header.tensors)
+            convert(self.ref, file, out, self.options.dtype, tensors, self.ctx.progress)
+
+        return self.ctx.cache.get_or_build(KIND, key, build)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the file's content and the dtype of the copy: the same for every version of the tools."""
+        return fingerprint("gguf", self._sha256, self.options.dtype)
+
+    @cached_property
+    def _converted(self) -> ModelSource:
+        return directory_source(self.path, ref=self.ref, fingerprint=self.fingerprint)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._converted.tokenizer()
+
+    def load(self, **kwargs: Any) -> PreTrainedModel:
+        return self._converted.load(**kwargs)
+
+    def at(self, path: Path) -> ModelSource:
+        return directory_source(path, ref=self.ref)
+
+
+class GgufLoader:
+    """Opens `PATH.gguf` and `org/repo/FILE.gguf`."""
+
+    def __init__(self, options: GgufOptions) -> None:
+        self.options = options
+
+    def open(self, ref: str, ctx: BuildContext) -> GgufSource:
+        """The source of a file that was found and whose header says that transformers can read it.
+
+        Raises ModelError for a missing, damaged or split file, and for an architecture that transformers does not
+        read; no weights are read and nothing is downloaded but the header.
+        """
+        file = find_file(ref, self.options.revision)
+        header = check_file(file)
+        if "rope_freqs.weight" in header.tensors:
+            ctx.progress.say(
+                f"{ref} rescales its RoPE frequencies (Llama 3.1 and later), which transformers leaves out when it "
+                "reads GGUF: long contexts will be off; prefer the original repository"
+            )
+        return GgufSource(ref=ref, file=file, header=header, options=self.options, ctx=ctx)

@@ -1,0 +1,68 @@
+"""What the tests of the loader share."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from smollm3_finetune.api import BuildContext, Purpose
+from smollm3_finetune.cache import Cache
+
+torch.set_num_threads(1)
+
+
+class Recorder:
+    """A `Progress` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.steps = 0
+        self.total: int | None = None
+        self.said: list[str] = []
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Any]:
+        self.tasks.append(description)
+        self.steps, self.total = 0, total
+        yield self
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps += steps
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> ModuleType:
+    """The module `tiny_gguf.py` beside this file."""
+    spec = importlib.util.spec_from_file_location("smollm3_gguf_tiny", Path(__file__).with_name("tiny_gguf.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., BuildContext]:
+    """Makes a BuildContext for the CPU with a cache of the test's own and a progress that records."""
+
+    def make(cache: Path | None = None) -> BuildContext:
+        return BuildContext(
+            purpose=Purpose.TRAIN,
+            device="cpu",
+            dtype="float32",
+            seed=0,
+            cache=Cache(cache or tmp_path / "cache"),
+            progress=Recorder(),
+        )
+
+    return make

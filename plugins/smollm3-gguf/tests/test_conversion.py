@@ -1,0 +1,208 @@
+"""What is loaded equals what the file holds; it is converted once, and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from smollm3_gguf.loader import GgufLoader
+from smollm3_gguf.options import GgufOptions
+
+from smollm3_finetune.api import ModelError, ModelSource
+
+DEFAULT = GgufLoader(GgufOptions())
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+def test_loaded_weights_are_the_file_s_exactly(tiny_gguf, context, tmp_path, kind):
+    held = tiny_gguf.write(tmp_path / "tiny.gguf", kind=GGMLQuantizationType[kind])
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
+    model = source.load(dtype=torch.float32)
+    state = model.state_dict()
+    assert set(held) == set(state) - {"lm_head.weight"}
+    for name, expected in held.items():
+        assert torch.equal(state[name], torch.from_numpy(expected)), name
+    assert model.lm_head.weight is model.get_input_embeddings().weight  # the file has no output.weight
+    assert model.name_or_path == source.ref
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_copy_is_in_the_dtype_that_was_asked_for(tiny_gguf, context, tmp_path, dtype):
+    held = tiny_gguf.write(tmp_path / "tiny.gguf")
+    source = GgufLoader(GgufOptions(dtype=dtype)).open(str(tmp_path / "tiny.gguf"), context())
+    model = source.load(dtype="auto")
+    assert model.dtype == getattr(torch, dtype)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(model.state_dict()[name], torch.from_numpy(held[name]).to(model.dtype))
+
+
+def test_nothing_is_converted_before_it_is_needed_and_then_once(tiny_gguf, context, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    tiny_gguf.write(path)
+    ctx = context()
+    source = DEFAULT.open(str(path), ctx)
+    early = dict(source.config)
+    assert not ctx.progress.tasks
+    assert not ctx.cache.root.exists()
+    fingerprint = source.fingerprint
+    assert not ctx.progress.tasks
+    source.load()
+    source.tokenizer()
+    assert ctx.progress.tasks == ["dequantising tiny.gguf"]
+    assert ctx.progress.steps == ctx.progress.total
+    late = dict(source.config)
+    assert {k: v for k, v in early.items() if k not in ("rope_theta", "rms_norm_eps")}.items() <= late.items()
+    assert late["rms_norm_eps"] == pytest.approx(early["rms_norm_eps"])
+    assert late["rope_parameters"]["rope_theta"] == early["rope_theta"]
+    assert "quantization_config" not in late
+    assert isinstance(source, ModelSource)
+
+    moved = tmp_path / "elsewhere" / "OTHER.GGUF"
+    moved.parent.mkdir()
+    path.rename(moved)
+    again_ctx = context()
+    again = DEFAULT.open(str(moved), again_ctx)  # the content decides, not the name
+    again.load()
+    assert not again_ctx.progress.tasks
+    assert again.fingerprint == fingerprint
+    assert again.path == source.path
+
+
+def test_the_header_s_config_is_light(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    config = DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).config
+    expected = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 64,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        "eos_token_id": 2,
+    }
+    assert expected.items() <= config.items()
+
+
+def test_other_content_and_other_dtype_are_other_models(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "a.gguf")
+    tiny_gguf.write(tmp_path / "b.gguf", kind=GGMLQuantizationType.Q8_0)
+    a = DEFAULT.open(str(tmp_path / "a.gguf"), context())
+    b = DEFAULT.open(str(tmp_path / "b.gguf"), context())
+    half = GgufLoader(GgufOptions(dtype="bfloat16")).open(str(tmp_path / "a.gguf"), context())
+    assert len({a.fingerprint, b.fingerprint, half.fingerprint}) == 3
+    assert len({a.path, b.path, half.path}) == 3
+    assert a.at(b.path).path == b.path
+    assert a.at(b.path).ref == a.ref
+
+
+def test_the_tokenizer_and_its_template_survive(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    tokenizer = DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).tokenizer()
+    assert tokenizer.chat_template == tiny_gguf.CHATML
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello w"}], add_generation_prompt=True, tokenize=False
+    )
+    assert text == "<|im_start|>user\nhello w<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(1) == 2
+    assert ids.count(2) == 1
+    assert tokenizer.convert_ids_to_tokens(tokenizer("hello w", add_special_tokens=False)["input_ids"]) == [
+        "hello",
+        "Ġw",
+    ]
+
+
+def test_a_chatml_model_stops_where_a_turn_ends(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf", eos=0)  # the base model's end of text
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
+    assert source.tokenizer().eos_token == "<|im_end|>"
+    model = source.load()
+    assert model.generation_config.eos_token_id == [2, 0]
+    assert model.config.eos_token_id == 2
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
+def test_without_chatml_the_file_s_end_token_stays(tiny_gguf, context, tmp_path, template):
+    tiny_gguf.write(tmp_path / "tiny.gguf", eos=0, template=template)
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
+    assert source.tokenizer().eos_token == "<|endoftext|>"
+    assert source.load().generation_config.eos_token_id == 0
+
+
+def test_missing_weights_are_refused_not_invented(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf", leave_out="blk.1.ffn_up")
+    ctx = context()
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), ctx)
+    with pytest.raises(ModelError, match=r"lacks 1 of the model's weights: model\.layers\.1\.mlp\.up_proj\.weight"):
+        source.load()
+    assert not [p for p in (ctx.cache.root / "gguf").iterdir() if p.is_dir()]
+
+
+def test_transformers_and_gguf_print_nothing(tiny_gguf, context, tmp_path, capfd):
+    tiny_gguf.write(tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
+    capfd.readouterr()
+    assert source.path.is_dir()
+    assert capfd.readouterr() == ("", "")
+
+
+OPEN = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[3])
+if sys.argv[4] == "die":
+    def convert(ref, file, out, *_):
+        Path(out, "model.safetensors").write_bytes(b"half")
+        os._exit(9)
+    sys.modules["smollm3_gguf.convert"] = SimpleNamespace(convert=convert)
+from conftest import Recorder
+from smollm3_finetune.api import BuildContext, Purpose
+from smollm3_finetune.cache import Cache
+from smollm3_gguf.loader import GgufLoader
+from smollm3_gguf.options import GgufOptions
+progress = Recorder()
+ctx = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=0,
+                   cache=Cache(Path(sys.argv[2])), progress=progress)
+source = GgufLoader(GgufOptions()).open(sys.argv[1], ctx)
+print(source.path, len(progress.tasks))
+"""
+
+
+def start(path, cache, how="live"):
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", OPEN, str(path), str(cache), here, how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    runs = [start(tmp_path / "tiny.gguf", tmp_path / "cache") for _ in range(2)]
+    done = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], done
+    paths, counts = zip(*(out.split() for out, _ in done), strict=True)
+    assert sorted(counts) == ["0", "1"]
+    assert len(set(paths)) == 1
+
+
+def test_a_conversion_killed_half_way_leaves_no_entry(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    run = start(tmp_path / "tiny.gguf", tmp_path / "cache", "die")
+    run.communicate(timeout=120)
+    assert run.returncode == 9
+    ctx = context()
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), ctx)
+    source.load()
+    assert len(ctx.progress.tasks) == 1
+    assert json.loads((source.path / "config.json").read_text())["model_type"] == "llama"
+    assert not list(source.path.parent.glob("*.partial-*"))

@@ -1,0 +1,174 @@
+"""References: what is found, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from smollm3_gguf import claims, smollm3_loaders
+from smollm3_gguf.loader import GgufLoader
+from smollm3_gguf.options import GgufOptions
+
+from smollm3_finetune.api import ModelError
+
+
+def refusal(path, context):
+    with pytest.raises(ModelError) as caught:
+        GgufLoader(GgufOptions()).open(str(path), context())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ref", ["a.gguf", "dir/A.GGUF", "org/repo/model-Q4_K_M.gguf", "org/repo/sub/model.gguf"])
+def test_claims_what_ends_in_gguf(ref):
+    assert claims(ref)
+
+
+@pytest.mark.parametrize("ref", ["HuggingFaceTB/SmolLM3-3B", "a.gguf/", "gguf", "org/repo-GGUF", "a.gguf.txt"])
+def test_claims_nothing_else(ref):
+    assert not claims(ref)
+
+
+def test_a_missing_file_names_the_nearest(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "smollm2-Q4_1.gguf")
+    text = refusal(tmp_path / "smollm2-Q4_l.gguf", context)
+    assert "there is no file" in text
+    assert f"did you mean {tmp_path / 'smollm2-Q4_1.gguf'}?" in text
+
+
+def test_a_missing_file_lists_what_is_there(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "smollm2-Q4_1.gguf")
+    assert "/ has smollm2-Q4_1.gguf" in refusal(tmp_path / "x.gguf", context)
+
+
+def test_a_missing_folder_points_to_the_hub_s_form(context, tmp_path):
+    assert "org/repo/FILE.gguf" in refusal(tmp_path / "none" / "x.gguf", context)
+
+
+def test_another_format_is_not_a_gguf_file(context, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 and so on")
+    assert "is not a GGUF file: it starts with b'PK\\x03\\x04'" in refusal(tmp_path / "x.gguf", context)
+
+
+def test_an_empty_file_is_not_a_gguf_file(context, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"")
+    assert "is not a GGUF file" in refusal(tmp_path / "x.gguf", context)
+
+
+@pytest.mark.parametrize("version", [1, 99, 0x03000000])
+def test_another_version_is_named(context, tmp_path, version):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + version.to_bytes(4, "little") + b"\0" * 16)
+    assert f"GGUF version {version}" in refusal(tmp_path / "x.gguf", context)
+
+
+@pytest.mark.parametrize("keep", [20, 200, 1500])
+def test_a_cut_header_is_refused(tiny_gguf, context, tmp_path, keep):
+    tiny_gguf.write(tmp_path / "whole.gguf")
+    (tmp_path / "x.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:keep])
+    assert "inside its header" in refusal(tmp_path / "x.gguf", context)
+
+
+def test_an_overwritten_header_is_refused(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "x.gguf")
+    data = bytearray((tmp_path / "x.gguf").read_bytes())
+    data[24:600] = b"\xff" * 576
+    (tmp_path / "x.gguf").write_bytes(bytes(data))
+    assert "nonsense" in refusal(tmp_path / "x.gguf", context)
+
+
+def test_cut_weights_are_refused_with_both_sizes(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "whole.gguf")
+    data = (tmp_path / "whole.gguf").read_bytes()
+    (tmp_path / "x.gguf").write_bytes(data[:-5000])
+    text = refusal(tmp_path / "x.gguf", context)
+    assert "is cut off" in text
+    assert f"it has {len(data) - 5000:,}" in text
+
+
+def test_smollm3_is_refused_with_the_command_that_works(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "x.gguf", architecture="smollm3")
+    text = refusal(tmp_path / "x.gguf", context)
+    assert "architecture smollm3" in text
+    assert "smollm3 train --model HuggingFaceTB/SmolLM3-3B" in text
+
+
+@pytest.mark.parametrize("architecture", ["clip", "t5", "rwkv7"])
+def test_an_architecture_that_transformers_does_not_read_is_named(tiny_gguf, context, tmp_path, architecture):
+    tiny_gguf.write(tmp_path / "x.gguf", architecture=architecture)
+    text = refusal(tmp_path / "x.gguf", context)
+    assert f"is of architecture {architecture}, which transformers cannot read from GGUF" in text
+    assert "llama" in text
+
+
+def test_a_part_of_a_split_model_is_refused_with_the_remedy(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "x.gguf", extra={"split.count": 3})
+    text = refusal(tmp_path / "x.gguf", context)
+    assert "one of 3 parts" in text
+    assert "llama-gguf-split --merge" in text
+
+
+def test_rescaled_rope_is_pointed_out(tiny_gguf, context, tmp_path, monkeypatch):
+    names = {**tiny_gguf.NAMES, "model.norm": "rope_freqs"}
+    monkeypatch.setattr(tiny_gguf, "NAMES", names)
+    tiny_gguf.write(tmp_path / "x.gguf")
+    ctx = context()
+    GgufLoader(GgufOptions()).open(str(tmp_path / "x.gguf"), ctx)
+    assert any("RoPE" in line for line in ctx.progress.said)
+
+
+def test_a_hub_file_in_the_cache_is_used_without_a_network(tiny_gguf, context, tmp_path, monkeypatch):
+    commit = "0" * 40
+    repo = tmp_path / "hub" / "models--org--repo"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    (repo / "snapshots" / commit / "sub").mkdir(parents=True)
+    tiny_gguf.write(repo / "snapshots" / commit / "sub" / "tiny.gguf")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = GgufLoader(GgufOptions()).open("org/repo/sub/tiny.gguf", context())
+    assert source.config["model_type"] == "llama"
+    pinned = GgufLoader(GgufOptions(revision=commit)).open("org/repo/sub/tiny.gguf", context())
+    assert pinned.fingerprint == source.fingerprint
+
+
+def test_a_hub_file_that_cannot_be_had_says_so(context, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = refusal("org/repo/tiny.gguf", context)
+    assert "org/repo/tiny.gguf is not on disk and could not be had from the Hub" in text
+
+
+LIGHT = """
+import sys
+for name in ("torch", "transformers", "gguf", "numpy", "huggingface_hub"):
+    sys.modules[name] = None  # any import of it raises
+import smollm3_gguf, smollm3_gguf.options, smollm3_gguf.loader
+[spec] = smollm3_gguf.smollm3_loaders()
+assert spec.claims("x.gguf") and not spec.claims("x")
+print(spec.name)
+"""
+
+
+def test_the_descriptor_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "gguf"
+
+
+def test_opening_imports_no_torch(tiny_gguf, tmp_path):
+    tiny_gguf.write(tmp_path / "x.gguf")
+    code = (
+        "import sys; from smollm3_gguf.files import find_file, check_file\n"
+        "from smollm3_gguf.architectures import implied_config\n"
+        f"implied_config(check_file(find_file({str(tmp_path / 'x.gguf')!r}, None)), 'float32')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_one_descriptor_says_what_it_needs():
+    [spec] = smollm3_loaders()
+    assert spec.requires.distributions
+    assert spec.claims is claims

@@ -1,0 +1,110 @@
+"""Files on the Hub, against a server on this machine that answers as the Hub does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+COMMIT = "a" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """One repository, `org/repo`, with one file, `tiny.gguf`."""
+
+    protocol_version = "HTTP/1.1"
+    data = b""
+    sent = 0
+
+    def log_message(self, *args): ...
+
+    def reply(self, code, body, content=True, **headers):
+        self.send_response(code)
+        for key, value in {"Content_Length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if content:
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.answer(content=False)
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self, content=True):
+        if "/tree/" in self.path and "/org/repo/" in self.path:
+            files = [{"type": "file", "path": "tiny.gguf", "size": len(self.data), "oid": "b" * 40}]
+            self.reply(200, json.dumps(files).encode(), Content_Type="application/json")
+        elif self.path.startswith("/api/models/org/repo"):
+            info = {"id": "org/repo", "sha": COMMIT, "siblings": [{"rfilename": "tiny.gguf"}], "private": False}
+            self.reply(200, json.dumps(info).encode(), Content_Type="application/json")
+        elif re.match(r"/org/repo/resolve/[^/]+/tiny\.gguf", self.path):
+            code, part, extra = 200, self.data, {}
+            if asked := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+                first, last = int(asked[1]), int(asked[2] or len(self.data) - 1)
+                code, part = 206, self.data[first : last + 1]
+                extra = {"Content_Range": f"bytes {first}-{last}/{len(self.data)}"}
+            Hub.sent += len(part) if content else 0
+            self.reply(code, part, content, ETag=f'"{"c" * 40}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes", **extra)
+        else:
+            self.reply(404, b"{}", content, X_Error_Code="RepoNotFound", Content_Type="application/json")
+
+
+@pytest.fixture
+def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    Hub.data = (tmp_path / "tiny.gguf").read_bytes() + bytes(8 << 20)  # so that the header is a small part
+    Hub.sent = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run(code, endpoint, tmp_path):
+    """The lines that `code` prints in a process whose Hub is `endpoint`."""
+    env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    code = "from smollm3_gguf.files import *\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_opening_transfers_the_header_and_only_use_the_file(endpoint, tmp_path):
+    lines = run("print(check_file(find_file('org/repo/tiny.gguf', None)).architecture)", endpoint, tmp_path)
+    assert lines == ["llama"]
+    assert 0 < Hub.sent < 2 << 20
+    code = (
+        "file = find_file('org/repo/tiny.gguf', 'main'); check_file(file)\n"
+        "print(file.local, file.on_disk())\n"
+        "print(find_file('org/repo/tiny.gguf', None).local)"
+    )
+    first, second = run(code, endpoint, tmp_path)
+    assert first.startswith("None ")
+    assert first.removeprefix("None ") == second
+    assert COMMIT in second
+
+
+def test_what_the_hub_lacks_is_named(endpoint, tmp_path):
+    code = (
+        "for ref in ('org/repo/tiny2.gguf', 'org/other/tiny.gguf'):\n"
+        "    try: check_file(find_file(ref, None))\n"
+        "    except ModelError as e: print(e.message, '|', e.hint)"
+    )
+    file, repository = run(code, endpoint, tmp_path)
+    assert file == "org/repo on the Hub has no file tiny2.gguf | did you mean org/repo/tiny.gguf?"
+    assert repository.startswith("the Hub has no org/other, or does not show it | ")
