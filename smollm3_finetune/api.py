@@ -275,9 +275,11 @@ class BuildContext:
         return dtype
 
 
-@runtime_checkable
 class ModelSource(Protocol):
-    """A model that was opened; no weights were read."""
+    """A model that was opened; no weights were read.
+
+    Not for `isinstance`, which would read `path` and so download or convert.
+    """
 
     @property
     def ref(self) -> str:

@@ -5,16 +5,19 @@ A quantizer provides operations, an adapter needs some. Neither knows the other'
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
-from smollm3_finetune.errors import IncompatibleError
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.options import build
 from smollm3_finetune.registry import Registry
+
+T = TypeVar("T")
 
 
 def environment(device: str, purpose: Purpose) -> Env:
@@ -36,14 +39,24 @@ def provided(quantizer: Chosen, env: Env) -> tuple[frozenset[Op], Mapping[Op, st
     spec: QuantizerSpec = quantizer.spec
     absent = dict(spec.absent)
     if spec.refine is not None:
-        absent |= spec.refine(quantizer.options, env)
+        absent |= _asked(spec, lambda refine: refine(quantizer.options, env))
     return frozenset(spec.provides) - absent.keys(), absent
 
 
 def refined(adapter: Chosen) -> AdapterSpec:
     """An adapter's descriptor as it holds with these options."""
     spec: AdapterSpec = adapter.spec
-    return spec if spec.refine is None else spec.refine(spec, adapter.options)
+    return spec if spec.refine is None else _asked(spec, lambda refine: refine(spec, adapter.options))
+
+
+def _asked(spec: Any, question: Callable[[Any], T]) -> T:
+    """What a descriptor's `refine` answers. Raises PluginError where it fails."""
+    try:
+        return question(spec.refine)
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        raise PluginError(f"the refine() of {spec.name!r} raised {type(e).__name__}: {e}") from e
 
 
 def missing_ops(quantizer: Chosen, adapter: Chosen, env: Env) -> dict[Op, str]:
@@ -70,15 +83,21 @@ def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: En
 def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
     """A working pair that keeps one of the two: the quantizer first, since it decides the memory."""
 
-    def defaults(offer: Any) -> Chosen:
-        return Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+    def defaults(kind: Kind) -> list[Chosen]:
+        found = []
+        for offer in registry.of(kind):
+            with contextlib.suppress(SmolLM3Error):  # one that is broken is not suggested
+                chosen = Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+                missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
+                found.append(chosen)
+        return found
 
     needs = frozenset(refined(adapter).needs)
     others = sorted(  # prefer the adapter that asks for most, so the nearest to what was wanted
-        (o for o in registry.of(ADAPTER) if not missing_ops(quantizer, defaults(o), env)),
-        key=lambda o: (-len(needs & frozenset(refined(defaults(o)).needs)), o.spec.name),
+        (c for c in defaults(ADAPTER) if not missing_ops(quantizer, c, env)),
+        key=lambda c: (-len(needs & frozenset(refined(c).needs)), c.spec.name),
     )
-    bases = [o for o in registry.of(QUANTIZER) if not missing_ops(defaults(o), adapter, env)]
+    bases = [c for c in defaults(QUANTIZER) if not missing_ops(c, adapter, env)]
     hints = []
     if others:
         hints.append(f"{QUANTIZER.flag} {quantizer.spec.name} {ADAPTER.flag} {others[0].spec.name}")

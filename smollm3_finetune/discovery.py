@@ -92,33 +92,43 @@ def discover(wanted: Wanted = Wanted()) -> Registry:
     strict = os.environ.get("SMOLLM3_STRICT_PLUGINS", "") not in ("", "0")
     records: list[PluginRecord] = []
     offers: list[Offer] = []
+    seen: list[Any] = []
     for candidate in _candidates(wanted):
         if {candidate.name, candidate.distribution} & wanted.blocked and candidate.origin != "built in":
             records.append(candidate.record("disabled"))
             continue
         began = time.perf_counter()
         try:
-            found = _collect(manager, candidate)
+            plugin = candidate.load()
+            if candidate.origin != "entry point" and any(plugin is other for other in seen):
+                continue  # named twice, or named and installed
+            found = _collect(manager, candidate, plugin)
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # SystemExit at import included: one plugin never takes the tool down
+            named = candidate.origin not in ("built in", "entry point")
+            leave_out = "" if named else f"-p no:{candidate.name} leaves it out; "
             error = PluginError(
                 f"plugin {candidate.name!r} ({candidate.distribution} {candidate.version}, {candidate.origin}) "
                 f"is broken: {_brief(e)}",
-                hint=f"-p no:{candidate.name} leaves it out; --debug shows its traceback",
+                hint=f"{leave_out}--debug shows its traceback",
             )
             error.__cause__ = e
-            if strict or candidate.origin not in ("built in", "entry point"):
+            if strict or named:
                 raise error from e
             records.append(candidate.record("broken", error=_brief(e)))
             records[-1].exceptions.append(error)
         else:
+            seen.append(plugin)
             offers += found
             records.append(candidate.record("active", [f"{o.kind.name} {o.spec.name}" for o in found]))
         if trace:
             took = (time.perf_counter() - began) * 1000
             print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
-    for name in wanted.blocked - {n for r in records for n in (r.name, r.distribution)}:
+    if wanted.blocked & {"builtin", CORE_DISTRIBUTION}:
+        raise ConfigError("the built-in components cannot be left out", hint="-p no:NAME takes an installed plugin")
+    known = {n for r in records for n in (r.name, r.distribution)}
+    for name in sorted(wanted.blocked - known) if wanted.entry_points else ():
         installed = sorted({r.name for r in records if r.origin == "entry point"})
         near = did_you_mean(name, installed)
         hint = f"did you mean no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
@@ -156,8 +166,9 @@ def _named(text: str) -> _Candidate:
     """The plugin that `-p TEXT` names: a Python file, or a module that can be imported."""
     path = Path(text).expanduser()
     if text.endswith(".py") or os.sep in text:
-        if not path.is_file():
-            raise ConfigError(f"the plugin file {text!r} (-p) does not exist", hint="-p PATH/TO/plugin.py")
+        if not path.is_file() or path.suffix != ".py":
+            wrong = "is no Python file" if path.exists() else "does not exist"
+            raise ConfigError(f"the plugin file {text!r} (-p) {wrong}", hint="-p PATH/TO/plugin.py")
         path = path.resolve()
         return _Candidate(
             name=path.stem, distribution=path.stem, version="0", origin=str(path), load=lambda: _import_file(path)
@@ -166,6 +177,8 @@ def _named(text: str) -> _Candidate:
         found = importlib.util.find_spec(text)
     except (ImportError, ValueError):
         found = None
+    except Exception as e:  # looking for `a.b` imports `a`
+        raise PluginError(f"the plugin module {text!r} (-p) cannot be imported: {_brief(e)}") from e
     if found is None:
         raise ConfigError(f"the plugin module {text!r} (-p) cannot be found", hint="-p PATH/TO/plugin.py")
     return _Candidate(
@@ -179,7 +192,10 @@ def _import_file(path: Path) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    if known is not None or importlib.util.find_spec(name) is not None:
+    importable = None if known is not None else importlib.util.find_spec(name)
+    if importable is not None and importable.origin == str(path):  # its folder is on the path already
+        return importlib.import_module(name)
+    if known is not None or importable is not None:
         raise ConfigError(f"the name {name!r} is taken by another module", hint=f"rename {path}")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -193,14 +209,13 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _collect(manager: pluggy.PluginManager, candidate: _Candidate) -> list[Offer]:
-    """Import a plugin and ask each of its hooks, alone. Raises whatever is wrong with it."""
-    plugin = candidate.load()
+def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[Offer]:
+    """Ask each hook of an imported plugin, alone. Raises whatever is wrong with it."""
     _check_hook_names(manager, plugin)
     unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
     try:
         manager.register(plugin, name=unique)
-        return [
+        offers = [
             Offer(
                 kind=kind,
                 spec=_checked(spec, kind),
@@ -211,6 +226,8 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate) -> list[Offer
             for kind in KINDS
             for spec in _ask(manager, plugin, kind)
         ]
+        _check_twice(offers)
+        return offers
     except BaseException:
         if manager.has_plugin(unique):  # a failed register() leaves it half active
             manager.unregister(name=unique)
@@ -245,6 +262,16 @@ def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
     return found
 
 
+def _check_twice(offers: Iterable[Offer]) -> None:
+    """One plugin may give a name to one component of a kind only: `dist:name` could not tell them apart."""
+    taken = set()
+    for offer in offers:
+        for name in {offer.spec.name, *offer.spec.aliases}:
+            if (offer.kind, name) in taken:
+                raise ValueError(f"it offers the {offer.kind.name} {name!r} twice")
+            taken.add((offer.kind, name))
+
+
 def _checked(spec: Any, kind: Kind) -> ComponentSpec:
     """A descriptor that keeps the contract. Raises TypeError or ValueError that names the field."""
     if not isinstance(spec, kind.spec):
@@ -254,11 +281,15 @@ def _checked(spec: Any, kind: Kind) -> ComponentSpec:
             f"{spec.name!r} was written for api {spec.api}, and this smollm3-finetune has api {API_VERSION}: "
             "upgrade smollm3-finetune"
         )
+    several = {"aliases": spec.aliases, **vars(spec.requires)}
+    for label, values in several.items():
+        if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+            raise TypeError(f"{spec.name!r}: {label} must be a tuple of text, and is {values!r}")
     for name in (spec.name, *spec.aliases):
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"the name {name!r} must be lower-case words joined by single hyphens")
     for label, dotted in (("factory", spec.factory), ("options", spec.options)):
-        if not DOTTED.fullmatch(dotted):
+        if not isinstance(dotted, str) or not DOTTED.fullmatch(dotted):
             raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', and is {dotted!r}")
     if not spec.summary:
         raise ValueError(f"{spec.name!r} has no summary")

@@ -61,8 +61,11 @@ def type_name(annotation: Any) -> str:
 
 @lru_cache(maxsize=256)
 def field_types(cls: type) -> dict[str, Any]:
-    """The resolved annotations of an options dataclass."""
-    return typing.get_type_hints(cls)
+    """The resolved annotations of an options dataclass. Raises PluginError for one that means nothing."""
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError, SyntaxError) as e:
+        raise PluginError(f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}") from e
 
 
 def describe(cls: type) -> list[OptionInfo]:
@@ -72,7 +75,8 @@ def describe(cls: type) -> list[OptionInfo]:
     hints = field_types(cls)
     infos = []
     for f in dataclasses.fields(cls):
-        default = None if f.default is dataclasses.MISSING else f.default
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        default = None if default is dataclasses.MISSING else default
         infos.append(
             OptionInfo(
                 name=f.name,
@@ -98,8 +102,12 @@ def pydantic_model(cls: type) -> Any:
         if dataclasses.is_dataclass(hints[f.name]):
             nested = pydantic_model(hints[f.name])
             fields[f.name] = (nested, Field(default_factory=nested, description=help_text))
+        elif f.default_factory is not dataclasses.MISSING:
+            factory: Any = f.default_factory
+            fields[f.name] = (hints[f.name], Field(default_factory=factory, description=help_text, **limits))
         else:
-            fields[f.name] = (hints[f.name], Field(default=f.default, description=help_text, **limits))
+            default = ... if f.default is dataclasses.MISSING else f.default
+            fields[f.name] = (hints[f.name], Field(default=default, description=help_text, **limits))
     config = ConfigDict(extra="forbid", protected_namespaces=())
     return create_model(cls.__name__, __config__=config, __doc__=cls.__doc__, **fields)
 
@@ -114,6 +122,8 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
     """What was expected and found, for one error of pydantic's."""
     name = str(error["loc"][0]) if error["loc"] else ""
     info = infos.get(name)
+    if error["type"] == "missing":
+        return "it must be given"
     found = f"got {error['input']!r}"
     if info is None:
         return f"{error['msg']}, {found}"
@@ -124,7 +134,7 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 def option_problems(cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str]) -> list[SmolLM3Error]:
     """Everything wrong with `values` as options of `cls`; empty where all is well.
 
-    `section` names the place for the message (`quant`), `where` gives each key's origin (`run.yaml:7`).
+    `section` names the place for the message (`quant`; empty for the top level), `where` gives each key's origin (`run.yaml:7`).
     """
     from pydantic import ValidationError
 
@@ -151,7 +161,8 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
             seen.add(name)
             found = _explain({**error, "input": values.get(name, error["input"])}, infos)
             help_text = infos[name].help or None if name in infos else None
-            problems.append(ConfigError(f"{origin(name)}{section}.{name}: {found}", hint=help_text))
+            key = f"{section}.{name}" if section else name
+            problems.append(ConfigError(f"{origin(name)}{key}: {found}", hint=help_text))
     return problems
 
 

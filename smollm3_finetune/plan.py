@@ -110,22 +110,13 @@ def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
     config = request.loader
     if config.name is not None:
         return choose(registry, LOADER, config.name, config.options, request.origins)
-    claiming = []
-    for offer in registry.of(LOADER):
-        claims = getattr(offer.spec, "claims", None)
-        if claims is not None and claims(request.ref):
-            claiming.append(offer)
-    best = [o for o in claiming if _rank(o) == max(map(_rank, claiming))]
+    best = registry.claiming(LOADER, request.ref)
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(f"there is no model {request.ref!r}", hint=_model_hint(request.ref, registry))
     return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
-
-
-def _rank(offer: Offer) -> int:
-    return getattr(offer.spec, "rank", 0)
 
 
 def _model_hint(ref: str, registry: Registry) -> str:
@@ -144,7 +135,7 @@ def choose_quantizer(registry: Registry, request: ModelRequest, config: Mapping[
     Raises IncompatibleError where the checkpoint is already quantised by another method than the named one.
     """
     named = request.quant.name
-    claiming = [o for o in registry.of(QUANTIZER) if o.spec.claims is not None and o.spec.claims(config)]  # type: ignore[attr-defined]
+    claiming = registry.claiming(QUANTIZER, config)
     if named is not None:
         choice = choose(registry, QUANTIZER, named, request.quant.options, request.origins)
         other = [o for o in claiming if o.full_name != choice.offer.full_name]

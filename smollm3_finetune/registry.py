@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import ComponentSpec
-from smollm3_finetune.errors import MissingRequirementError, PluginConflictError, PluginError, UnknownComponentError
+from smollm3_finetune.errors import (
+    MissingRequirementError,
+    PluginConflictError,
+    PluginError,
+    SmolLM3Error,
+    UnknownComponentError,
+)
 from smollm3_finetune.kinds import Kind
 from smollm3_finetune.options import did_you_mean
 
@@ -45,8 +51,17 @@ class Offer:
         return cls
 
     def create(self, options: Any) -> Any:
-        """The component, from its validated options. Raises PluginError where its factory cannot be imported."""
-        return self._import("factory")(options)
+        """The component, from its validated options. Raises PluginError where its factory does not do that."""
+        factory = self._import("factory")
+        try:
+            return factory(options)
+        except SmolLM3Error:
+            raise
+        except Exception as e:
+            raise PluginError(
+                f"{self.title} ({self.distribution} {self.version}) cannot be made: {type(e).__name__}: {e}",
+                hint="--debug shows where",
+            ) from e
 
     def _import(self, label: str) -> Any:
         dotted: str = getattr(self.spec, label)
@@ -56,9 +71,10 @@ class Offer:
         except KeyboardInterrupt:
             raise
         except BaseException as e:
-            if isinstance(e, ModuleNotFoundError) and e.name and not module.startswith(e.name):
+            package = ((e.name or "") if isinstance(e, ModuleNotFoundError) else "").partition(".")[0]
+            if package and package != module.partition(".")[0]:
                 raise MissingRequirementError(
-                    f"{self.title} needs the package {e.name!r}, which is not installed", hint=f"pip install {e.name}"
+                    f"{self.title} needs the package {package!r}, which is not installed", hint=f"pip install {package}"
                 ) from e
             raise PluginError(
                 f"the {label} of {self.title} ({self.distribution} {self.version}), {dotted}, cannot be imported: "
@@ -83,6 +99,20 @@ class PluginRecord:
     """For a broken one: the error to raise when a run needs it."""
 
 
+def _claims(offer: Offer, subject: Any) -> bool:
+    claims = getattr(offer.spec, "claims", None)
+    try:
+        return claims is not None and bool(claims(subject))
+    except Exception as e:
+        import logging
+
+        logging.getLogger("smollm3_finetune").warning(
+            "warning: %s (%s %s) is left out, its claims() raised %s: %s",
+            offer.title, offer.distribution, offer.version, type(e).__name__, e,
+        )  # fmt: skip
+        return False
+
+
 def known_components() -> dict[str, dict[str, str]]:
     """For each kind, names that somebody publishes and the text to give to `pip install`."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
@@ -99,6 +129,15 @@ class Registry:
     def of(self, kind: Kind) -> list[Offer]:
         """The components of a kind, sorted by name and distribution."""
         return sorted((o for o in self.offers if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
+
+    def claiming(self, kind: Kind, subject: Any) -> list[Offer]:
+        """The components of a kind that claim `subject`; of several, those of the highest rank.
+
+        One whose `claims` raises does not claim, and a line says so: it must not stop runs that never named it.
+        """
+        found = [o for o in self.of(kind) if _claims(o, subject)]
+        highest = max((getattr(o.spec, "rank", 0) for o in found), default=0)
+        return [o for o in found if getattr(o.spec, "rank", 0) == highest]
 
     def broken(self) -> Iterator[PluginRecord]:
         return (p for p in self.plugins if p.status == "broken")

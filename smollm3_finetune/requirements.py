@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from smollm3_finetune.api import Requires
-from smollm3_finetune.errors import MissingRequirementError
+from smollm3_finetune.errors import MissingRequirementError, PluginError
 
 
 def installed_version(distribution: str) -> str | None:
@@ -18,11 +18,14 @@ def installed_version(distribution: str) -> str | None:
 
 def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
     """Each requirement that is not met, with what was found: (`bitsandbytes>=0.49`, `not installed`)."""
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     unmet = []
     for text in requires.distributions:
-        wanted = Requirement(text)
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement as e:
+            raise PluginError(f"a plugin requires {text!r}, which is no requirement: {e}".splitlines()[0]) from e
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
         found = installed_version(wanted.name)

@@ -76,6 +76,7 @@ class HubSource:
 
     def _hub(self, call: Any) -> Any:
         """A call to the Hub, its many ways of failing put into one sentence."""
+        from huggingface_hub import logging as hub_logging
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
@@ -83,6 +84,7 @@ class HubSource:
             RevisionNotFoundError,
         )
 
+        hub_logging.set_verbosity_error()  # it would tell of each retry
         try:
             return call()
         except GatedRepoError as e:

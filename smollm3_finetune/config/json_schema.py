@@ -43,5 +43,5 @@ def _section(registry: Registry, kind: Kind) -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
-    unnamed = {"type": "object", "not": {"required": ["name"]}}
+    unnamed = {"type": "object", "properties": {"name": {"type": "null"}}}
     return {"anyOf": [{"enum": [*names, None]}, *variants, unnamed]}

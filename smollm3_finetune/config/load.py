@@ -51,6 +51,8 @@ def file_settings(path: Path) -> list[Setting]:
     mapping, lines = read_yaml(path)
     settings = []
     for section, value in mapping.items():
+        if value is None and section in PLAIN_SECTIONS:  # everything in it is commented out
+            continue
         if isinstance(value, dict) and (section in COMPONENT_SECTIONS or section in PLAIN_SECTIONS):
             for key, inner in value.items():
                 where = lines[(section, key)]
@@ -87,7 +89,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
             section = setting.key[0]
             if setting.key[1:] == ("name",) and section in COMPONENT_SECTIONS:
                 before = values.get(setting.key)
-                if before is not None and before.value != setting.value:
+                if before is not None and not _same_component(before.value, setting.value):
                     values = {k: v for k, v in values.items() if k[0] != section}
         for setting in layer:
             values[setting.key] = setting
@@ -116,6 +118,14 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
     raise_all(problems)
     assert config is not None
     return Loaded(config=config, origins=origins, settings=tuple(values.values()))
+
+
+def _same_component(one: Any, other: Any) -> bool:
+    """Whether two names may mean one component: `lora` and `smollm3-peft:lora` may."""
+    if one == other or not isinstance(one, str) or not isinstance(other, str):
+        return bool(one == other)
+    (one_from, _, one_name), (other_from, _, other_name) = one.rpartition(":"), other.rpartition(":")
+    return one_name == other_name and not (one_from and other_from)
 
 
 def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
@@ -156,10 +166,10 @@ def _checked(
         except ConfigError as one:
             problems.append(one)
     plain = _plain_fields()
-    problems += option_problems(plain, top, "the configuration", origins)
+    problems += option_problems(plain, top, "", origins)
     if problems:
         return None
-    typed = build(plain, top, "the configuration")
+    typed = build(plain, top, "")
     return RunConfig(**fields, **{f.name: getattr(typed, f.name) for f in dataclasses.fields(plain)})
 
 

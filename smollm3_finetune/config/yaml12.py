@@ -30,7 +30,10 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
     if isinstance(node, Mapping):
         for key, value in node.items():
             path = (*prefix, str(key))
-            found[path] = f"{origin}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
+            try:
+                found[path] = f"{origin}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
+            except KeyError:  # merged from elsewhere with `<<`
+                found[path] = origin
             found |= _lines(value, origin, path)
     return found
 
@@ -51,7 +54,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
-    except YAMLError as e:
+    except (YAMLError, ValueError) as e:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
     if node is None:
         return {}, {}
@@ -67,7 +70,7 @@ def parse_value(text: str) -> Any:
 
     try:
         return _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
-    except YAMLError:
+    except (YAMLError, ValueError):
         return text
 
 

@@ -16,10 +16,7 @@ SHOWN = 3
 def recognise(registry: Registry, rows: Sequence[Row]) -> Offer:
     """The formatter that claims the first row. Raises DataError where none does, ConfigError where several do."""
     first = rows[0]
-    claiming = [
-        o for o in registry.of(FORMATTER) if (claims := getattr(o.spec, "claims", None)) and claims(first.value)
-    ]
-    best = [o for o in claiming if getattr(o.spec, "rank", 0) == max(getattr(c.spec, "rank", 0) for c in claiming)]
+    best = registry.claiming(FORMATTER, first.value)
     if len(best) > 1:
         names = " or ".join(f"--formatter {o.full_name}" for o in best)
         raise ConfigError(f"several formatters recognise the rows of {first.where}", hint=names)

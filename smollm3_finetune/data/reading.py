@@ -64,7 +64,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
                 try:
                     value = json.loads(line)
                 except ValueError as e:
-                    raise DataError(f"{where}: not valid JSON: {e}") from e
+                    raise DataError(f"{where}: not valid JSON: {_why(e)}") from e
                 yield _row(value, where)
 
 
@@ -82,7 +82,7 @@ def _read_json(file: Path) -> Iterator[Row]:
             value, position = decoder.raw_decode(text, position)
         except ValueError as e:
             at = f":{e.lineno}" if isinstance(e, json.JSONDecodeError) else f":{line}"
-            raise DataError(f"{file}{at}: not valid JSON: {e}") from e
+            raise DataError(f"{file}{at}: not valid JSON: {_why(e)}") from e
         yield _row(value, f"{file}:{line}")
         position = _skip(text, position)
         if text[position : position + 1] == ",":
@@ -90,6 +90,14 @@ def _read_json(file: Path) -> Iterator[Row]:
         elif text[position : position + 1] != "]":
             at_line = text.count("\n", 0, position) + 1
             raise DataError(f"{file}:{at_line}: not valid JSON: expected ',' or ']' after a row")
+    after = _skip(text, position + 1)
+    if after < len(text):
+        raise DataError(f"{file}:{text.count(chr(10), 0, after) + 1}: not valid JSON: text after the list of rows")
+
+
+def _why(error: ValueError) -> str:
+    """What is wrong and in which column; the line of the file is said already."""
+    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _skip(text: str, position: int) -> int:

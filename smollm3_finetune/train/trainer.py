@@ -42,7 +42,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
-        gradient_checkpointing=t.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",

@@ -1,0 +1,59 @@
+"""Sessions. Those that need the project itself run in the environment that nox was started from.
+
+nox                 lint, types and tests: the README's second command
+nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
+nox -s start_up     how long help takes, beside `import click`
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests", "core_alone"]
+
+ROOT = Path(__file__).parent
+PLUGINS = sorted(p for p in (ROOT / "plugins").iterdir() if (p / "pyproject.toml").exists())
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.run(sys.executable, "-m", "ruff", "check", ".")
+    session.run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, on core and on every plugin."""
+    packages = [argument for p in PLUGINS for argument in ("-p", p.name.replace("-", "_"))]
+    path = os.pathsep.join(str(p) for p in (ROOT, *PLUGINS))
+    session.run(sys.executable, "-m", "mypy", "-p", "smollm3_finetune", *packages, env={"MYPYPATH": path})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Core's tests and every plugin's. Arguments go to pytest: `nox -s tests -- -k contract`."""
+    session.run(sys.executable, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def core_alone(session: nox.Session) -> None:
+    """Core's own tests where no plugin, peft or bitsandbytes can be imported."""
+    session.run(sys.executable, "tests/without_plugins.py", *session.posargs)
+
+
+@nox.session
+def real_model(session: nox.Session) -> None:
+    """Train SmolLM2-135M from the package index with every bundled quantizer, LoRA and DoRA. About half an hour."""
+    session.run(sys.executable, "benchmarks/real_model.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def start_up(session: nox.Session) -> None:
+    """The time of each help, as a ratio to `import click` measured in the same run."""
+    session.run(sys.executable, "benchmarks/start_up.py", *session.posargs)

@@ -1,0 +1,201 @@
+"""A quantizer with an adapter, taken through a training run's sequence and compared with the dense copy.
+
+The dense copy is the same model with every quantised layer replaced by `nn.Linear(read_weight())`. Put on it, the
+same adapter must compute the same gradients: whatever a kernel does on the way (repack itself, detach, round), the
+sequence shows it, where a single call would not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smollm3_finetune.api import Adapted, Adapter, Base, Purpose, UnsupportedOp
+from smollm3_finetune.dense import dense_copy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smollm3_finetune.plan import ModelPlan
+
+STEP_SIZE = 1e-2
+PUSH = 0.02
+"""Standard deviation of the noise added to a fresh adapter, so that no gradient is zero by symmetry."""
+TOTAL_STEPS = 20
+"""What adapters with a schedule of their own are told."""
+
+
+def relative_error(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """The norm of the difference over the norm of `right`, over all tensors together, in float64."""
+    if set(found) != set(right):
+        raise AssertionError(f"different parameters: {sorted(set(found) ^ set(right))[:4]}")
+    difference = size = 0.0
+    for name, tensor in right.items():
+        exact = tensor.detach().cpu().double()
+        difference += float((found[name].detach().cpu().double() - exact).square().sum())
+        size += float(exact.square().sum())
+    return float((difference / size) ** 0.5)
+
+
+@dataclass
+class Comparison:
+    """What was measured; every figure is a relative norm."""
+
+    identity: float = 0.0
+    """Logits of the fresh adapter against those of its base."""
+    moved: float = 0.0
+    """How far the adapter moves the logits before it trains: too little, and no comparison could fail."""
+    gradients: dict[str, float] = field(default_factory=dict)
+    """At each point of the sequence, the adapter's gradients against those on the dense copy."""
+    logits: dict[str, float] = field(default_factory=dict)
+    """At each point of the sequence, the logits against those on the dense copy."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """At each point of the sequence, `read_weight()` of every quantised layer against what it was at first."""
+    restored: float = 0.0
+    """Logits after save and restore on a freshly loaded base, against those before."""
+    trained: list[str] = field(default_factory=list)
+    """Names of the parameters that require a gradient."""
+    base_trained: list[str] = field(default_factory=list)
+    """Of these, those that the base had before the adapter came: none, unless the weights themselves are trained."""
+
+
+def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparison:
+    """Carry out `plan` (for training, with an adapter), take it through the sequence and measure it.
+
+    The dense copy computes in float64 where the run's dtype is float64, else in float32. Raises AssertionError
+    where a gradient does not arrive at all; compare the figures with bounds of your own.
+    """
+    import torch
+
+    assert plan.adapter is not None
+    assert plan.context.purpose is Purpose.TRAIN
+    adapter: Adapter = plan.adapter.create()
+    base = _load(plan)
+    wide = torch.float64 if plan.context.dtype == "float64" else torch.float32
+    dense = Base(model=dense_copy(base, wide), fingerprint=base.fingerprint)
+    before = {p.data_ptr(): n for n, p in base.model.named_parameters()}
+    layers = [ops for _, m in base.model.named_modules() if (ops := base.ops_for(m)) is not None]
+    weights = {str(i): ops.read_weight() for i, ops in enumerate(layers)}
+    if ids is None:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, base.model.config.vocab_size, (2, 16), generator=generator)
+    tokens = ids.to(plan.context.device)  # (B, T)
+
+    torch.manual_seed(plan.context.seed)
+    adapted = adapter.attach(base, plan.context, TOTAL_STEPS)
+    result = Comparison(identity=_effect(adapted, tokens))
+    trained = [(n, p) for n, p in adapted.model.named_parameters() if p.requires_grad]
+    result.trained = [n for n, _ in trained]
+    result.base_trained = [before[p.data_ptr()] for _, p in trained if p.data_ptr() in before]
+    _push(adapted)
+    result.moved = _effect(adapted, tokens)
+
+    with tempfile.TemporaryDirectory() as directory:
+        saved = Path(directory)
+        adapted.save(saved / "pushed")
+        right = adapter.restore(dense, saved / "pushed", plan.context)
+        steps = 0
+
+        def evaluate(point: str) -> None:
+            result.logits[point] = _compared(_logits(adapted, tokens), _logits(right, tokens))
+            look(point)
+
+        def train(point: str) -> None:
+            nonlocal steps
+            steps += 1
+            result.gradients[point] = relative_error(_gradients(adapted, tokens), _gradients(right, tokens))
+            for one in (adapted, right):
+                _descend(one, steps)
+            look(point)
+
+        def look(point: str) -> None:
+            if layers:
+                now = {str(i): ops.read_weight() for i, ops in enumerate(layers)}
+                result.weights[point] = relative_error(now, weights)
+
+        evaluate("evaluate")
+        train("train")
+        evaluate("evaluate again")
+        adapted.save(saved / "saved")
+        train("train after save")
+        last = _logits(adapted, tokens)
+        adapted.save(saved / "last")
+        adapted = adapter.restore(_load(plan), saved / "last", plan.context)
+        result.restored = _compared(_logits(adapted, tokens), last)
+        layers = []  # those of the first base
+        train("train after restore")
+    return result
+
+
+def _load(plan: ModelPlan) -> Base:
+    base: Base = plan.quantizer.create().load(plan.source, plan.context)
+    return base
+
+
+def _compared(found: Tensor, right: Tensor) -> float:
+    return relative_error({"": found}, {"": right})
+
+
+def _effect(adapted: Adapted, ids: Tensor) -> float:
+    """How far the adapter moves the logits, relative to its base; 0 where the base cannot be had alone."""
+    found = _logits(adapted, ids)
+    try:
+        with adapted.disabled():
+            return _compared(found, _logits(adapted, ids))
+    except UnsupportedOp:
+        return 0.0
+
+
+def _push(adapted: Adapted) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((PUSH * noise).to(parameter))
+
+
+def _logits(adapted: Adapted, ids: Tensor) -> Tensor:
+    """(B, T, V), in evaluation mode and without gradients; the mode is put back."""
+    import torch
+
+    training = adapted.model.training
+    adapted.model.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = adapted.model(input_ids=ids, use_cache=False).logits
+    finally:
+        adapted.model.train(training)
+    return logits
+
+
+def _gradients(adapted: Adapted, ids: Tensor) -> dict[str, Tensor]:
+    """The gradient of the mean cross-entropy in each trained parameter, in training mode."""
+    from torch.nn import functional as F
+
+    adapted.model.train()
+    for parameter in adapted.model.parameters():
+        parameter.grad = None
+    logits = adapted.model(input_ids=ids, use_cache=False).logits  # (B, T, V)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+    lost = [n for n, p in trained.items() if p.grad is None]
+    if lost:
+        raise AssertionError(f"no gradient reached {lost[0]} and {len(lost) - 1} more")
+    return {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
+
+
+def _descend(adapted: Adapted, step: int) -> None:
+    """One step of plain gradient descent, then the adapter's own step."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(STEP_SIZE * parameter.grad)
+    adapted.on_step(step)

@@ -1,0 +1,55 @@
+"""Runs core's tests where nothing but core and its own dependencies can be imported.
+
+    python tests/without_plugins.py [PYTEST ARGUMENTS]
+
+The interpreter starts without its site-packages and gets a folder of links instead, which holds every installed
+distribution but the plugins and the libraries that only plugins need: to Python they are not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "torchao", "optimum", "trl"}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def link_all(folder: Path) -> set[str]:
+    """Link every file of every distribution that stays; returns the names of those left out."""
+    out: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        name = normal(distribution.name)
+        if name in LEFT_OUT or name.startswith("smollm3-"):
+            out.add(name)
+            continue
+        tops = {Path(f).parts[0] for f in distribution.files or () if not f.is_absolute() and ".." not in f.parts}
+        for top in tops:
+            target, link = Path(str(distribution.locate_file(top))), folder / top
+            if target.exists() and not link.exists():
+                link.symlink_to(target)
+    return out
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        out = link_all(Path(directory))
+        print(f"left out: {', '.join(sorted(out))}", flush=True)
+        environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "SMOLLM3_CORE_ALONE": "1"}
+        check = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('peft', 'smollm3_peft'))"
+        subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
+        command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *sys.argv[1:]]
+        return subprocess.run(command, env=environment, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
