@@ -59,7 +59,6 @@ def _absent(bits: int) -> dict[Op, str]:
     return {
         Op.DENSE: f"{packed}, so `.weight` is not a floating-point matrix",
         Op.GRAD_WEIGHT: f"{packed}, which cannot take a gradient step",
-        Op.WRITE_WEIGHT: f"{packed}, so a new weight would be rounded again instead of kept",
     }
 
 

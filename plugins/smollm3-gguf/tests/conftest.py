@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smollm3_finetune.api import BuildContext, Purpose
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.testing import Cache
 
 torch.set_num_threads(1)
 

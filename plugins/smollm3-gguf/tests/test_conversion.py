@@ -168,7 +168,7 @@ if sys.argv[4] == "die":
     sys.modules["smollm3_gguf.convert"] = SimpleNamespace(convert=convert)
 from conftest import Recorder
 from smollm3_finetune.api import BuildContext, Purpose
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.testing import Cache
 from smollm3_gguf.loader import GgufLoader
 from smollm3_gguf.options import GgufOptions
 progress = Recorder()

@@ -1,0 +1,133 @@
+"""Every PEFT method that is offered, with what it needs and what it is; light.
+
+What stands here was measured, not copied from papers: needs by counting the reads of a quantised weight, the traits by
+`tests/test_methods.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from smollm3_finetune.api import AdapterSpec, Op, Requires
+
+# PEFT's plain classes serve quantised layers through views (views.py), which rely on how PEFT reads a base layer, and
+# `LoraConfig._register_custom_module` is private: another minor version of PEFT has to be tried before it is allowed.
+PEFT = "peft>=0.21,<0.22"
+
+FORWARDS = frozenset({Op.FORWARD, Op.GRAD_INPUT})
+READS = FORWARDS | {Op.READ_WEIGHT}
+"""The method reads base weights, at the start or in each forward."""
+WRITES = READS | {Op.DENSE}
+"""The method changes base weights or works on plain `nn.Linear` only."""
+
+
+def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS, **traits: Any) -> AdapterSpec:
+    traits.setdefault("packs", True)
+    return AdapterSpec(
+        name=name,
+        summary=summary,
+        factory=f"smollm3_peft.{traits.pop('factory', 'adapter:PeftAdapter')}",
+        options=f"smollm3_peft.{options}",
+        needs=needs,
+        requires=Requires(distributions=(PEFT,)),
+        **traits,
+    )
+
+
+def refine_lora(spec: AdapterSpec, options: Any) -> AdapterSpec:
+    """PiSSA and OLoRA move part of the base into the adapter; MiCA reads it; a random B is no identity."""
+    if options.init in ("pissa", "olora"):
+        return dataclasses.replace(spec, needs=WRITES, disables=False)
+    if options.init == "mica":
+        return dataclasses.replace(spec, needs=READS)
+    if options.init == "random":
+        return dataclasses.replace(spec, identity_at_start=False)
+    return spec
+
+
+def refine_zeros(spec: AdapterSpec, options: Any) -> AdapterSpec:
+    """Only coefficients that start at zero start as the base."""
+    return dataclasses.replace(spec, identity_at_start=options.init == "zeros")
+
+
+def _prompt(name: str, summary: str, options: str) -> AdapterSpec:
+    """A method that trains inputs: PEFT drops the position ids, so packed rows influence each other."""
+    factory = "prompts:PromptAdapter"
+    return _spec(name, summary, options, identity_at_start=False, packs=False, merges=False, factory=factory)
+
+
+METHODS: tuple[AdapterSpec, ...] = (
+    _spec("lora", "LoRA: a low-rank update beside each linear layer", "options:LoraOptions", refine=refine_lora),
+    _spec("dora", "DoRA: LoRA with a learned magnitude of each output", "options:DoraOptions", READS),
+    _spec("rslora", "LoRA scaled by alpha / √rank, for large ranks", "options:RsLoraOptions", refine=refine_lora),
+    _spec(
+        "adalora",
+        "AdaLoRA: spends its rank on the layers that matter",
+        "options:AdaLoraOptions",
+        factory="adalora:AdaLoraAdapter",
+    ),
+    _spec("beft", "BEFT: one learned bias for each target module", "weight_options:BeftOptions", merges=False),
+    _spec("boft", "BOFT: butterfly-factored rotations of the input", "weight_options:BoftOptions"),
+    _spec("c3a", "C3A: block-circular convolutions", "weight_options:C3aOptions", refine=refine_zeros),
+    _spec("deft", "DEFT: replaces a learned subspace of the weight", "weight_options:DeftOptions", READS),
+    _spec("delora", "DeLoRA: LoRA at a bounded distance from the base", "weight_options:DeloraOptions", READS),
+    _spec("fourierft", "FourierFT: a few Fourier coefficients", "weight_options:FourierFtOptions", refine=refine_zeros),
+    _spec("frod", "FRoD: sparse factors in a rotation shared by layers", "weight_options:FrodOptions", READS),
+    _spec("glora", "GLoRA: learned scale and shift of weights", "weight_options:GloraOptions", WRITES),
+    _spec("gralora", "GraLoRA: LoRA on each block of the weight", "weight_options:GraloraOptions"),
+    _spec("hira", "HiRA: the weight times a low-rank matrix, elementwise", "weight_options:HiraOptions", READS),
+    _spec("hra", "HRA: a chain of Householder reflections", "weight_options:HraOptions", READS),
+    _spec("ia3", "IA³: learned factors of keys, values and hidden units", "weight_options:Ia3Options"),
+    _spec("ln-tuning", "trains the normalisation layers alone", "weight_options:LnTuningOptions"),
+    _spec("loha", "LoHa: the elementwise product of two low-rank matrices", "weight_options:LohaOptions"),
+    _spec("lokr", "LoKr: the Kronecker product of two small matrices", "weight_options:LokrOptions"),
+    _spec("miss", "MiSS: one matrix shared by the shards of a weight", "weight_options:MissOptions"),
+    _spec("oft", "OFT: orthogonal rotations of blocks of the input", "weight_options:OftOptions"),
+    _spec("osf", "OSF: trains the small singular directions", "weight_options:OsfOptions", READS),
+    _spec("peanut", "PEANuT: a small network of the weight", "weight_options:PeanutOptions", READS),
+    _spec("psoft", "PSOFT: rotations inside the principal subspace", "weight_options:PsoftOptions", READS),
+    _spec("pvera", "PVeRA: VeRA with sampled hidden values", "weight_options:PveraOptions"),
+    _spec("randlora", "RandLoRA: sums of fixed random matrices", "weight_options:RandLoraOptions"),
+    _spec("road", "RoAd: rotations and scales of pairs of outputs", "weight_options:RoadOptions"),
+    _spec("shira", "SHiRA: a random choice of the weight's own entries", "weight_options:ShiraOptions", READS),
+    _spec("supertuning", "Super-Tuning: the weight's largest entries", "weight_options:SuperTuningOptions", READS),
+    _spec("tinylora", "TinyLoRA: a handful of parameters for each layer", "weight_options:TinyLoraOptions", READS),
+    _spec(
+        "unilora",
+        "Uni-LoRA: all updates from one short vector",
+        "weight_options:UniLoraOptions",
+        identity_at_start=False,
+    ),
+    _spec(
+        "vblora",
+        "VB-LoRA: updates composed from a bank of vectors",
+        "weight_options:VbLoraOptions",
+        identity_at_start=False,
+    ),
+    _spec("vera", "VeRA: learned scales of fixed random matrices", "weight_options:VeraOptions"),
+    _spec("waveft", "WaveFT: a few wavelet coefficients of the update", "weight_options:WaveFtOptions"),
+    _spec("trainable-tokens", "trains the embeddings of some tokens", "prompt_options:TrainableTokensOptions"),
+    _prompt("prompt-tuning", "trains embeddings before every input", "prompt_options:PromptTuningOptions"),
+    _prompt("p-tuning", "trains a network that makes such embeddings", "prompt_options:PTuningOptions"),
+    _prompt("prefix-tuning", "trains keys and values of every layer", "prompt_options:PrefixTuningOptions"),
+)
+
+BY_NAME = {spec.name: spec for spec in METHODS}
+
+
+def peft_type(method: str) -> str:
+    """What `adapter_config.json` calls a method."""
+    return "LORA" if method in ("dora", "rslora") else method.upper().replace("-", "_")
+
+
+def component(peft_type: str) -> str:
+    """The component for one of PEFT's types, whether it is offered or not."""
+    return peft_type.lower().replace("_", "-")
+
+
+def refined(method: str, options: Any) -> AdapterSpec:
+    """The descriptor of a method, as it is with these options."""
+    spec = BY_NAME[method]
+    return spec.refine(spec, options) if spec.refine is not None else spec

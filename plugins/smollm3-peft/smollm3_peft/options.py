@@ -1,0 +1,128 @@
+"""The options of the LoRA family, and what the options of all methods share. Light: imports neither torch nor peft.
+
+Each class names its method (`method`) and PEFT's name for fields that are called differently there (`peft_names`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from smollm3_finetune.api import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What the implementation reads of every options class."""
+
+    method: ClassVar[str]
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    """PEFT's names of fields that are called differently there; a field that maps to "" is not passed on."""
+    peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
+    """PEFT's values of fields whose values are called differently there."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of PEFT's config class that are no options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(MethodOptions):
+    """For methods that replace modules."""
+
+    target_modules: tuple[str, ...] = option(
+        ("all-linear",),
+        "Modules that get an adapter, by the end of their names (`q_proj,v_proj`); `all-linear`: every linear layer "
+        "but the head.",
+    )
+    modules_to_save: tuple[str, ...] = option(
+        (), "Modules that are trained in full and saved with the adapter, by the end of their names."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(TargetOptions):
+    """For methods that can be limited to some transformer layers."""
+
+    layers: tuple[int, ...] = option((), "Transformer layers that get an adapter, counted from 0; empty: all of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LoraFamily(LayerOptions):
+    rank: int = option(16, "Rank R of the update: B (out, R) times A (R, in).", ge=1)
+    alpha: float = option(32.0, "The update is scaled by alpha / rank.", gt=0)
+    dropout: float = option(0.0, "Probability that an input of A is dropped in training.", ge=0, lt=1)
+    bias: Literal["none", "all", "lora_only"] = option(
+        "none", "Biases that are trained too: none, all of the model's, or those of the target modules."
+    )
+
+    peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(_LoraFamily):
+    """LoRA: a low-rank update beside each linear layer."""
+
+    method: ClassVar[str] = "lora"
+    init: Literal["default", "gaussian", "orthogonal", "mica", "pissa", "olora", "random"] = option(
+        "default",
+        "Start of A and B. default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica start as the "
+        "base; pissa and olora move part of the base weight into the adapter; random does not start as the base.",
+    )
+
+    peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
+    peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"default": True, "random": False}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RsLoraOptions(_LoraFamily):
+    """Rank-stabilised LoRA: scaled by alpha / √rank."""
+
+    method: ClassVar[str] = "rslora"
+    alpha: float = option(8.0, "The update is scaled by alpha / sqrt(rank).", gt=0)
+    init: Literal["default", "gaussian", "orthogonal", "mica"] = option(
+        "default", "Start of A and B, as for lora; all of them start as the base."
+    )
+
+    peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
+    peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"default": True}}
+    fixed: ClassVar[Mapping[str, Any]] = {"use_rslora": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoraOptions(_LoraFamily):
+    """DoRA: LoRA on the direction of each weight row, with a learned magnitude."""
+
+    method: ClassVar[str] = "dora"
+    init: Literal["default", "gaussian"] = option("default", "Start of A: uniform or normal; B starts at zero.")
+
+    peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
+    peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"default": True}}
+    fixed: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraOptions(LayerOptions):
+    """AdaLoRA: starts with a larger rank everywhere and keeps the singular values that matter."""
+
+    method: ClassVar[str] = "adalora"
+    rank: int = option(8, "Mean rank of a layer at the end.", ge=1)
+    initial_rank: int = option(12, "Rank of every layer at the start; at least `rank`.", ge=1)
+    alpha: float = option(32.0, "The update is scaled by alpha / rank.", gt=0)
+    dropout: float = option(0.0, "Probability that an input of A is dropped in training.", ge=0, lt=1)
+    warmup_steps: int | None = option(None, "Optimiser steps before ranks are cut; none: a tenth of the run.", ge=0)
+    final_steps: int | None = option(
+        None, "Optimiser steps at the end with ranks fixed; none: a fifth of the run.", ge=0
+    )
+    interval: int = option(1, "Optimiser steps between two cuts.", ge=1)
+    orthogonality: float = option(0.5, "Weight of the loss term that keeps A and B orthogonal.", ge=0)
+
+    peft_names: ClassVar[Mapping[str, str]] = {
+        "rank": "target_r",
+        "initial_rank": "init_r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "warmup_steps": "tinit",
+        "final_steps": "tfinal",
+        "interval": "deltaT",
+        "orthogonality": "orth_reg_weight",
+    }

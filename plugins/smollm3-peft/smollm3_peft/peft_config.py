@@ -1,0 +1,96 @@
+"""From options to PEFT's config objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from peft import PeftConfig, PeftType, TaskType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.layer import dispatch_default
+from torch import nn
+
+from smollm3_finetune.api import Base, ConfigError
+from smollm3_peft import targets
+from smollm3_peft.methods import peft_type
+from smollm3_peft.options import MethodOptions
+
+_RESOLVED = ("target_modules", "modules_to_save", "layers", "feedforward_modules")
+
+
+def build(options: MethodOptions, base: Base, **more: Any) -> PeftConfig:
+    """The config of PEFT for these options on this model.
+
+    Raises:
+        ConfigError: for module names, layers or sizes that do not fit the model.
+    """
+    arguments: dict[str, Any] = {**options.fixed, **_modules(options, base)}
+    for field in dataclasses.fields(options):
+        if field.name not in _RESOLVED:
+            value = getattr(options, field.name)
+            values = options.peft_values.get(field.name, {})
+            arguments[options.peft_names.get(field.name, field.name)] = values.get(value, value)
+    if hasattr(options, "token_ids"):
+        targets.check_tokens(base.model, options.token_ids)
+    for name, value in arguments.items():
+        if isinstance(value, tuple):
+            arguments[name] = list(value)
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type(options.method))]
+    try:
+        config = config_class(task_type=TaskType.CAUSAL_LM, **{**arguments, **more})
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"adapter {options.method!r} cannot be made with these options: {e}") from e
+    return serve_plain_layers(config)
+
+
+def _modules(options: MethodOptions, base: Base) -> dict[str, Any]:
+    """The arguments that name modules, checked against the model."""
+    model, ops_for = base.model, base.ops_for
+    arguments: dict[str, Any] = {}
+    wanted: tuple[str, ...] | None = getattr(options, "target_modules", None)
+    if wanted is None:
+        return arguments
+    arguments["target_modules"] = targets.resolve(model, ops_for, wanted, "target_modules")
+    if layers := getattr(options, "layers", ()):
+        targets.check_layers(model, layers)
+        arguments["layers_to_transform"] = list(layers)
+    if saved := getattr(options, "modules_to_save", ()):
+        targets.check_modules_to_save(model, ops_for, saved)
+        arguments["modules_to_save"] = list(saved)
+    if scaled := getattr(options, "feedforward_modules", ()):
+        outside = [name for name in scaled if name not in arguments["target_modules"]]
+        if outside:
+            raise ConfigError(
+                f"feedforward_modules names {outside[0]!r}, which is not among target_modules",
+                hint=f"--adapter-opt target_modules={','.join([*wanted, *outside])}",
+            )
+        arguments["feedforward_modules"] = list(scaled)
+    if targets.ties_touched(model, [*arguments["target_modules"], *saved]):
+        if peft_type(options.method) != "LORA":
+            raise ConfigError(
+                f"adapter {options.method!r} cannot train the embeddings of a model that ties them to its head",
+                hint="--adapter lora keeps the tie",
+            )
+        arguments["ensure_weight_tying"] = True
+    return arguments
+
+
+def serve_plain_layers(config: PeftConfig) -> PeftConfig:
+    """Let a LoRA config build PEFT's plain layers only.
+
+    PEFT asks every optional quantisation library about every layer; one of the wrong version raises ImportError even
+    where nothing is quantised. No layer needs them here: a quantised one is a `LinearView`.
+    """
+    if config.peft_type == PeftType.LORA:
+        config._register_custom_module({nn.Module: _plain_layer})
+    return config
+
+
+def _plain_layer(target: nn.Module, adapter_name: str, config: PeftConfig, **kwargs: Any) -> nn.Module:
+    layer: nn.Module | None = dispatch_default(target, adapter_name, config=config, **kwargs)
+    if layer is None:
+        raise ConfigError(
+            f"target_modules names a {type(target).__name__}, on which LoRA cannot go",
+            hint="--adapter-opt target_modules=all-linear",
+        )
+    return layer

@@ -1,0 +1,154 @@
+"""Mistakes of users: one sentence, and a hint that can be typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError
+
+
+def attach(lab: Any, method: str, kind: str = "none", steps: int | None = None, **options: Any) -> Any:
+    return lab.make_adapter(method, **options).attach(lab.make_base(kind), lab.context(), steps)
+
+
+def test_a_mistyped_target_module_gets_a_suggestion(lab: Any) -> None:
+    with pytest.raises(ConfigError) as e:
+        attach(lab, "lora", target_modules=("q_porj", "v_proj"))
+    assert e.value.message == "target_modules names 'q_porj', and the model has no such module"
+    assert e.value.hint == "did you mean 'q_proj'?"
+
+
+def test_an_unrelated_target_module_gets_the_names_there_are(lab: Any) -> None:
+    with pytest.raises(ConfigError) as e:
+        attach(lab, "lora", "stub", target_modules=("xyzzy",))
+    assert e.value.hint == "its linear layers are: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+
+
+def test_empty_target_modules_are_refused(lab: Any) -> None:
+    with pytest.raises(ConfigError, match="target_modules is empty"):
+        attach(lab, "lora", target_modules=())
+
+
+def test_layers_outside_the_model_are_named(lab: Any) -> None:
+    with pytest.raises(ConfigError) as e:
+        attach(lab, "lora", layers=(1, 7))
+    assert e.value.message == "layers names 7, and the model has layers 0 to 1"
+
+
+def test_a_mistyped_module_to_save_gets_a_suggestion(lab: Any) -> None:
+    with pytest.raises(ConfigError, match="modules_to_save names 'lm_haed'") as e:
+        attach(lab, "lora", modules_to_save=("lm_haed",))
+    assert e.value.hint == "did you mean 'lm_head'?"
+
+
+def test_a_quantised_module_cannot_be_trained_in_full(lab: Any) -> None:
+    with pytest.raises(IncompatibleError, match="is quantised, so it cannot be trained in full"):
+        attach(lab, "lora", "stub", modules_to_save=("down_proj",))
+
+
+def test_only_the_lora_family_trains_tied_embeddings(lab: Any) -> None:
+    with pytest.raises(ConfigError, match="ties them to its head") as e:
+        attach(lab, "loha", modules_to_save=("lm_head",))
+    assert "--adapter lora" in str(e.value.hint)
+
+
+def test_sizes_that_do_not_fit_carry_pefts_sentence(lab: Any) -> None:
+    with pytest.raises(ConfigError, match=r"adapter 'c3a' cannot be attached: .*block size"):
+        attach(lab, "c3a", block_size=48)
+
+
+def test_ia3_feedforward_modules_must_be_targets(lab: Any) -> None:
+    with pytest.raises(ConfigError, match="feedforward_modules names 'up_proj'"):
+        attach(lab, "ia3", feedforward_modules=("up_proj",))
+
+
+@pytest.mark.parametrize(("ids", "words"), [((), "token_ids is empty"), ((5, 128), "token_ids names 128")])
+def test_tokens_must_be_in_the_vocabulary(lab: Any, ids: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        attach(lab, "trainable-tokens", token_ids=ids)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "words"),
+    [
+        (None, {}, "length of the run"),
+        (10, {"warmup_steps": 8, "final_steps": 2}, "leave none of 10"),
+        (10, {"rank": 8, "initial_rank": 4}, "initial_rank 4 is below rank 8"),
+    ],
+)
+def test_adalora_needs_a_schedule_that_fits(lab: Any, steps: int | None, options: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        attach(lab, "adalora", steps=steps, **options)
+
+
+@pytest.fixture
+def saved(lab: Any, tmp_path: Path) -> Path:
+    attach(lab, "lora").save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def restore(lab: Any, path: Path, method: str = "lora") -> Any:
+    return lab.make_adapter(method).restore(lab.make_base("none"), path, lab.context())
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_file_is_named(lab: Any, saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(ModelError, match=f"holds no adapter: {name} is missing"):
+        restore(lab, saved)
+    with pytest.raises(ModelError, match=f"{name} is missing"):
+        lab.make_adapter("lora").merge(lab.tiny(), saved)
+
+
+def test_another_methods_adapter_is_refused_with_its_name(lab: Any, saved: Path) -> None:
+    with pytest.raises(ModelError, match="is of PEFT's type LORA, and 'vera' was asked for") as e:
+        restore(lab, saved, "vera")
+    assert e.value.hint == "--adapter lora"
+
+
+def test_a_config_that_is_none_is_refused(lab: Any, saved: Path) -> None:
+    (saved / "adapter_config.json").write_text("not json")
+    with pytest.raises(ModelError, match="is not the config of an adapter"):
+        restore(lab, saved)
+
+
+def test_an_adapter_of_another_model_is_refused(lab: Any, saved: Path) -> None:
+    wider = lab.make_base("none", model=lab.tiny(intermediate_size=192))
+    with pytest.raises(ModelError, match=r"does not fit this model: .*size mismatch"):
+        lab.make_adapter("lora").restore(wider, saved, lab.context())
+
+
+def test_a_deeper_model_does_not_get_half_an_adapter(lab: Any, saved: Path) -> None:
+    deeper = lab.make_base("none", model=lab.tiny(num_hidden_layers=3, no_rope_layers=[1, 0, 1]))
+    with pytest.raises(ModelError, match="lacks tensors that this model needs"):
+        lab.make_adapter("lora").restore(deeper, saved, lab.context())
+
+
+def test_a_shallower_model_does_not_drop_half_of_an_adapter(lab: Any, saved: Path) -> None:
+    shallow = lab.make_base("none", model=lab.tiny(num_hidden_layers=1, no_rope_layers=[1]))
+    with pytest.raises(ModelError, match="has tensors for other modules"):
+        lab.make_adapter("lora").restore(shallow, saved, lab.context())
+
+
+def test_a_truncated_file_is_refused(lab: Any, saved: Path) -> None:
+    file = saved / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError):
+        restore(lab, saved)
+
+
+def test_a_prompt_that_peft_saved_cannot_be_trained_further(lab: Any, tmp_path: Path) -> None:
+    attach(lab, "prompt-tuning").save(tmp_path)
+    (tmp_path / "prompt_encoder.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be trained further"):
+        restore(lab, tmp_path, "prompt-tuning")
+
+
+def test_a_config_with_a_key_of_a_newer_peft_is_read(lab: Any, saved: Path) -> None:
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_version": "0.21.2"}))
+    assert restore(lab, saved).model is not None
