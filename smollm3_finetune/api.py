@@ -68,12 +68,10 @@ class Op(StrEnum):
     """The gradient flows through the layer to its input, also after a forward in eval mode."""
     READ_WEIGHT = "read-weight"
     """`LinearOps.read_weight()` gives the weight that the forward uses."""
-    WRITE_WEIGHT = "write-weight"
-    """The weight can be replaced without loss (initialisations that alter the base need it: PiSSA, OLoRA)."""
     GRAD_WEIGHT = "grad-weight"
     """The weight itself can be trained."""
     DENSE = "dense"
-    """`.weight` is an ordinary floating-point Parameter."""
+    """`.weight` is an ordinary floating-point Parameter, which may be replaced (PiSSA and OLoRA alter the base)."""
 
 
 ALL_OPS: frozenset[Op] = frozenset(Op)

@@ -1,0 +1,163 @@
+"""Shared by the tests of core: an isolated environment, real distributions on disk, and the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which may be while tests are collected
+PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS")
+GROUP = "smollm3_finetune"
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, a cache of its own, no network, no plugin settings of whoever runs the tests.
+
+    Modules that a test imported from its own directory are forgotten afterwards.
+    """
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for name in PLUGIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SMOLLM3_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    yield work
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+FakeDistribution = Callable[..., Path]
+
+
+@pytest.fixture
+def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDistribution:
+    """Make an installed distribution, for this process and for those it starts; returns the folder it lies in.
+
+    `fake_distribution("acme", "1.0", {"acme.hooks": SOURCE}, {"acme": "acme.hooks"})`
+    """
+
+    def make(
+        name: str, version: str = "1.0", modules: Mapping[str, str] | None = None,
+        entry_points: Mapping[str, str] | None = None,
+    ) -> Path:  # fmt: skip
+        site = tmp_path / "site" / name
+        about = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        lines = [f"[{GROUP}]", *(f"{k} = {v}" for k, v in (entry_points or {}).items())]
+        (about / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for dotted, source in sorted((modules or {}).items(), reverse=True):  # a package after what is inside it
+            write_module(site, dotted, source)
+        monkeypatch.syspath_prepend(str(site))
+        before = os.environ.get("PYTHONPATH")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), before))))
+        importlib.invalidate_caches()
+        return site
+
+    return make
+
+
+def write_module(site: Path, dotted: str, source: str) -> Path:
+    """A module's file, and the packages above it."""
+    *packages, last = dotted.split(".")
+    folder = site
+    for package in packages:
+        folder = folder / package
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").touch()
+    is_package = (folder / last).is_dir()
+    file = folder / last / "__init__.py" if is_package else folder / f"{last}.py"
+    file.write_text(source, encoding="utf-8")
+    return file
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., Result]:
+    """`smollm3 ARGS` in a process of its own, which sees the fake distributions."""
+
+    def run(*args: str, timeout: float = 300, input: str | None = None, **env: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "smollm3_finetune.main", *map(str, args)],
+            capture_output=True, text=True, timeout=timeout, input=input, env={**os.environ, **env}, check=False,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """`smollm3 ARGS` in this process: the same entry point, without the cost of starting Python."""
+    from smollm3_finetune.main import main
+
+    def run(*args: str) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        code: Any = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main([str(a) for a in args])
+            except SystemExit as e:
+                code = e.code
+        return Result(int(code or 0), out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def plugin_file(tmp_path: Path) -> Callable[[str, str], Path]:
+    """A plugin file for `-p`, outside the working directory."""
+
+    def make(name: str, source: str) -> Path:
+        folder = tmp_path / "files"
+        folder.mkdir(exist_ok=True)
+        file = folder / f"{name}.py"
+        file.write_text(source, encoding="utf-8")
+        return file
+
+    return make
+
+
+@pytest.fixture
+def model_directory(tmp_path: Path) -> Path:
+    """A directory that looks like a model. Its weights are no weights, so whoever reads them fails."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "smollm3", "architectures": ["X"]}))
+    (directory / "model.safetensors").write_bytes(b"not weights")
+    return directory
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """Four usable rows of messages."""
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number {n}."}]}
+        for n in range(4)
+    ]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return file

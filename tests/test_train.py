@@ -1,0 +1,211 @@
+"""Whole runs of `smollm3 train` and `smollm3 generate` on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smollm3_finetune import load_model
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.sft import SupervisedFineTuning
+from smollm3_finetune.config.load import Setting, assemble
+from smollm3_finetune.data.chat import IGNORED
+from smollm3_finetune.train.evaluate import held_out_loss
+
+SCALE = str(Path(__file__).parent / "out_of_tree" / "scale_adapter.py")
+QUICK = ("--max-steps", "6", "--set", "data.limit=40", "--set", "train.sample_tokens=4")
+
+Cli = Callable[..., Any]
+
+
+def report_of(result: Any) -> dict[str, Any]:
+    assert result.code == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def metrics(run: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
+    report = report_of(cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json"))
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "adapter", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
+    ]  # fmt: skip
+    rows = metrics("out")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(r["tokens_per_second"] > 0 and math.isfinite(r["loss"]) for r in rows)
+    assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"]
+    assert report == json.loads(Path("out/report.json").read_text())
+    saved = json.loads(Path("out/adapter/smollm3.json").read_text())
+    assert saved["adapter"]["name"] == "smollm3-finetune:full"
+    assert saved["model"] == "tiny"
+
+
+def test_each_run_gets_a_directory_of_its_own(cli: Cli) -> None:
+    first = report_of(cli("train", "--adapter", "full", *QUICK, "--json"))
+    second = report_of(cli("train", "--adapter", "full", *QUICK, "--json"))
+    assert first["run"] != second["run"]
+    assert Path(first["run"]).parent == Path("runs")
+    assert first["after"] == second["after"], "the same seed gives the same run"
+
+
+def test_a_saved_run_yaml_repeats_the_run(cli: Cli) -> None:
+    first = report_of(cli("train", "--adapter", "full", *QUICK, "--seed", "3", "--output", "one", "--json"))
+    again = report_of(cli("train", "--config", "one/run.yaml", "--output", "two", "--json"))
+    assert again["after"] == first["after"]
+
+
+def test_an_out_of_tree_adapter_trains_through_p_and_generates(cli: Cli) -> None:
+    report = report_of(cli("train", "-p", SCALE, "--adapter", "scale", *QUICK, "--output", "out", "--json"))
+    assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"]
+    refused = cli("generate", "out", "--prompt", "What is 2 + 2?")
+    assert refused.code == 2
+    assert f"-p {SCALE}" in refused.stderr
+    answered = cli("generate", "out", "--prompt", "What is 2 + 2?", "--max-new-tokens", "3", "-p", SCALE)
+    assert answered.code == 0, answered.stderr
+    assert answered.stdout.strip()
+
+
+def test_generate_answers_with_the_tuned_weights(cli: Cli) -> None:
+    report = report_of(
+        cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "out", "--json")
+    )
+    prompt = report["prompt"][-1]["content"]
+    answered = cli("generate", "out", "--prompt", prompt, "--max-new-tokens", "4", "--json")
+    assert json.loads(answered.stdout)["answer"] == report["after"]["sample"]
+
+
+@pytest.mark.parametrize("adapter", ["full", "scale"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: str) -> None:
+    common = ("train", "-p", SCALE, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
+    whole = report_of(cli(*common, "--output", "whole"))
+    report_of(cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3"))
+    resumed = report_of(cli("train", "--resume", "part", "--max-steps", "6", "-p", SCALE, "--json"))
+    assert resumed["steps"] == 6
+    assert resumed["after"] == whole["after"], "bit for bit"
+    assert [r["step"] for r in metrics("part")] == [1, 2, 3, 4, 5, 6]
+    assert [r["loss"] for r in metrics("part")] == [r["loss"] for r in metrics("whole")]
+
+
+def test_a_resumed_run_keeps_what_decides_it(cli: Cli) -> None:
+    report_of(cli("train", "--adapter", "full", *QUICK, "--output", "part", "--json"))
+    refused = cli("train", "--resume", "part", "--learning-rate", "1e-3")
+    assert refused.code == 2
+    assert "keeps its train.learning_rate" in refused.stderr
+    without = cli("train", "--resume", "part", "--max-steps", "9")
+    assert without.code == 6
+    assert "no checkpoint" in without.stderr
+
+
+def test_dry_run_loads_and_writes_nothing(cli: Cli, isolated: Path) -> None:
+    result = cli("train", "--adapter", "full", "--dry-run")
+    assert result.code == 0, result.stderr
+    assert "# suggested by loader 'tiny'" in result.stdout
+    assert list(isolated.iterdir()) == []
+
+
+def test_what_a_user_sets_wins_over_what_a_component_suggests(cli: Cli) -> None:
+    result = cli("train", "--adapter", "full", "--learning-rate", "0.5", "--dry-run", "--json")
+    config = json.loads(result.stdout)["config"]
+    assert config["train"]["learning_rate"] == 0.5
+    assert config["train"]["max_steps"] == 60
+    epochs = cli("train", "--adapter", "full", "--epochs", "2", "--dry-run", "--json")
+    assert json.loads(epochs.stdout)["config"]["train"]["max_steps"] is None
+
+
+def test_held_out_loss_is_the_mean_over_supervised_tokens_whatever_the_batches() -> None:
+    """Against a plain float64 computation row by row."""
+    loaded = load_model("tiny", dtype="float64")
+    model: Any = loaded.model
+    objective = SupervisedFineTuning(NoOptions())
+    rows = [
+        Conversation(
+            messages=(
+                {"role": "user", "content": "Count to " + "many " * n},
+                {"role": "assistant", "content": "one two three " * (n + 1)},
+            )
+        )
+        for n in range(5)
+    ]
+    examples = objective.prepare(rows, loaded.tokenizer, 512)
+    total, count = 0.0, 0
+    for e in examples:
+        with torch.no_grad():
+            logprob = model(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)  # (T, V)
+        for t, label in enumerate(e["labels"][1:]):
+            if label != IGNORED:
+                total, count = total - float(logprob[t, label]), count + 1
+    collate = objective.collator(loaded.tokenizer)
+    for batch_size in (1, 2, 5):
+        for order in (examples, examples[::-1]):
+            found = held_out_loss(model, objective, order, collate, batch_size)
+            assert abs(found - total / count) < 1e-10
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_training_loss_is_the_mean_over_supervised_tokens_across_accumulation(cli: Cli, accumulation: int) -> None:
+    """The first step's loss, over rows of different length, equals the held-out mean over the same rows."""
+    steps = ("--max-steps", "1", "--batch-size", str(8 // accumulation), "--dtype", "float64", "--max-length", "96")
+    more = ("--set", f"train.gradient_accumulation={accumulation}", "--set", "data.limit=8")
+    report_of(cli("train", "--adapter", "full", *steps, *more, "--set", "data.held_out=0", "--output", "out", "--json"))
+    expected = _mean_loss_of_first_rows(8, 96)
+    assert abs(metrics("out")[0]["loss"] - expected) < 1e-6  # the Trainer sums micro-batches in float32
+
+
+def _mean_loss_of_first_rows(count: int, max_length: int) -> float:
+    from smollm3_finetune.builtin.formatters import MessagesFormatter
+    from smollm3_finetune.data.formatting import format_rows
+    from smollm3_finetune.data.reading import read_rows
+
+    loaded = load_model("tiny", dtype="float64")
+    objective = SupervisedFineTuning(NoOptions())
+    rows = format_rows(MessagesFormatter(NoOptions()), read_rows(None, count))
+    examples = objective.prepare(rows, loaded.tokenizer, max_length)
+    return held_out_loss(loaded.model, objective, examples, objective.collator(loaded.tokenizer), 3)
+
+
+def test_a_run_whose_loss_is_not_finite_fails_and_says_so(cli: Cli) -> None:
+    result = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e30", "--output", "out", "--set",
+                 "train.max_grad_norm=1e30")  # fmt: skip
+    assert result.code == 1
+    assert "the loss became" in result.stderr
+    assert not Path("out/adapter").exists()
+
+
+def test_settings_of_two_layers_are_the_later_ones() -> None:
+    layers = [[Setting(key=("seed",), value=n, origin=f"layer {n}")] for n in (1, 2)]
+    loaded = assemble(layers)
+    assert (loaded.config.seed, loaded.origin("seed")) == (2, "layer 2")
+
+
+@pytest.mark.plugins
+def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
+    report = report_of(cli("train", "--json"))
+    assert report["after"]["held_out_loss"] < 0.5 * report["before"]["held_out_loss"]
+    assert report["after"]["sample"] != report["before"]["sample"]
+    losses = [r["loss"] for r in metrics(report["run"])]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert (Path(report["adapter"]) / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize("quant", ["bnb-4bit", "bnb-8bit"])
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_a_quantised_run_trains_generates_and_resumes(cli: Cli, quant: str, adapter: str) -> None:
+    common = ("train", "--quant", quant, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
+    whole = report_of(cli(*common, "--output", "whole"))
+    assert whole["after"]["held_out_loss"] < whole["before"]["held_out_loss"]
+    report_of(cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3"))
+    resumed = report_of(cli("train", "--resume", "part", "--max-steps", "6", "--json"))
+    assert resumed["after"] == whole["after"]
+    prompt = whole["prompt"][-1]["content"]
+    answered = cli("generate", "whole", "--prompt", prompt, "--max-new-tokens", "4", "--json")
+    assert json.loads(answered.stdout)["answer"] == whole["after"]["sample"]
