@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,7 @@ class Cache:
         entry = self.location(kind, key)
         if entry.is_dir():
             return entry
-        from filelock import FileLock
-
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise SmolLM3Error(
-                f"the cache directory {self.root} cannot be written: {e.strerror}",
-                hint="set SMOLLM3_CACHE=DIR to a directory that can",
-            ) from e
-        with FileLock(f"{entry}.lock"):
+        with self._locked(entry):
             if entry.is_dir():  # built while we waited
                 return entry
             for left in entry.parent.glob(f"{entry.name}.partial-*"):
@@ -84,3 +76,22 @@ class Cache:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return entry
+
+    @contextmanager
+    def _locked(self, entry: Path) -> Iterator[None]:
+        """Hold the entry's lock. Raises SmolLM3Error where the cache cannot be written."""
+        from filelock import FileLock
+
+        lock = FileLock(f"{entry}.lock")
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as e:
+            raise SmolLM3Error(
+                f"the cache directory {self.root} cannot be written: {e.strerror}",
+                hint="set SMOLLM3_CACHE=DIR to a directory that can",
+            ) from e
+        try:
+            yield
+        finally:
+            lock.release()

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.options import build
 from smollm3_finetune.registry import Registry
+from smollm3_finetune.requirements import requirement_problems
 
 T = TypeVar("T")
 
@@ -86,7 +88,9 @@ def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -
     def defaults(kind: Kind) -> list[Chosen]:
         found = []
         for offer in registry.of(kind):
-            with contextlib.suppress(SmolLM3Error):  # one that is broken is not suggested
+            with contextlib.suppress(SmolLM3Error):  # one that is broken or cannot run here is not suggested
+                if requirement_problems(offer.title, offer.spec.requires, env.device):
+                    continue
                 chosen = Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
                 missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
                 found.append(chosen)
@@ -95,11 +99,13 @@ def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -
     needs = frozenset(refined(adapter).needs)
     others = sorted(  # prefer the adapter that asks for most, so the nearest to what was wanted
         (c for c in defaults(ADAPTER) if not missing_ops(quantizer, c, env)),
-        key=lambda c: (-len(needs & frozenset(refined(c).needs)), c.spec.name),
+        key=lambda c: (-len(needs & frozenset(refined(c).needs)), c.spec.name != DEFAULT_ADAPTER, c.spec.name),
     )
     bases = [c for c in defaults(QUANTIZER) if not missing_ops(c, adapter, env)]
     hints = []
-    if others:
+    if any(c.spec is adapter.spec for c in others):  # the method is right, its options are not
+        hints.append(f"{ADAPTER.flag} {adapter.spec.name} with its default options")
+    elif others:
         hints.append(f"{QUANTIZER.flag} {quantizer.spec.name} {ADAPTER.flag} {others[0].spec.name}")
     if bases:
         hints.append(f"{QUANTIZER.flag} {bases[0].spec.name} {ADAPTER.flag} {adapter.spec.name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -244,6 +245,8 @@ def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
                 raise TypeError(f"there is no hook {name!r}" + (f"; did you mean {near!r}?" if near else ""))
         elif name in hooks and callable(getattr(plugin, name)):
             raise TypeError(f"the hook {name!r} is not decorated with @hookimpl")
+        elif name.startswith("smollm3_") and inspect.isfunction(getattr(plugin, name)) and did_you_mean(name, hooks):
+            raise TypeError(f"there is no hook {name!r}; did you mean {did_you_mean(name, hooks)!r}, with @hookimpl?")
 
 
 def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapted, Base, BuildContext, Progress, Purpose, options_dict
+from smollm3_finetune.api import Adapted, Adapter, Base, BuildContext, Progress, Purpose, Quantizer, options_dict
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
@@ -128,12 +128,29 @@ def load_model(
     return compose(plan_model(registry, request, context), total_steps=total_steps, check_base=check_base)
 
 
-def compose(plan: ModelPlan, *, total_steps: int | None = None, check_base: bool = True) -> LoadedModel:
-    """Carry out a plan: load the base, then attach a fresh adapter or restore the saved one."""
-    base: Base = plan.quantizer.create().load(plan.source, plan.context)
-    if plan.adapter is None:
+def parts(plan: ModelPlan) -> tuple[Quantizer, Adapter | None]:
+    """The quantizer and the adapter of a plan, made and not used yet.
+
+    Raises PluginError or MissingRequirementError where one cannot be imported or made: before any weights are read.
+    """
+    return plan.quantizer.create(), plan.adapter.create() if plan.adapter is not None else None
+
+
+def compose(
+    plan: ModelPlan,
+    *,
+    made: tuple[Quantizer, Adapter | None] | None = None,
+    total_steps: int | None = None,
+    check_base: bool = True,
+) -> LoadedModel:
+    """Carry out a plan: load the base, then attach a fresh adapter or restore the saved one.
+
+    `made` are the plan's `parts`, for a caller that needs to know early whether they can be made.
+    """
+    quantizer, adapter = made or parts(plan)
+    base = quantizer.load(plan.source, plan.context)
+    if adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
-    adapter = plan.adapter.create()
     if plan.saved is None:
         return LoadedModel(plan=plan, base=base, adapted=adapter.attach(base, plan.context, total_steps))
     trained_on = plan.saved.base_fingerprint

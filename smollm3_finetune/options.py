@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to a mistyped one, or None."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
-    return near[0] if near else None
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
+    swapped = [n for n in near if sorted(n) == sorted(name)]  # letters in the wrong order are the likeliest slip
+    return next(iter((*swapped, *near)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def pydantic_model(cls: type) -> Any:
         else:
             default = ... if f.default is dataclasses.MISSING else f.default
             fields[f.name] = (hints[f.name], Field(default=default, description=help_text, **limits))
-    config = ConfigDict(extra="forbid", protected_namespaces=())
+    config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True)
     return create_model(cls.__name__, __config__=config, __doc__=cls.__doc__, **fields)
 
 
@@ -131,14 +132,27 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
     return f"expected {expected}, {found}"
 
 
+def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with `q_proj,v_proj` (or one value) as a list where the option is one."""
+    hints = field_types(cls)
+    out = dict(values)
+    for name, value in values.items():
+        if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
+            parts = value.split(",") if isinstance(value, str) else [value]
+            out[name] = [p.strip() if isinstance(p, str) else p for p in parts if p != ""]
+    return out
+
+
 def option_problems(cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str]) -> list[SmolLM3Error]:
     """Everything wrong with `values` as options of `cls`; empty where all is well.
 
-    `section` names the place for the message (`quant`; empty for the top level), `where` gives each key's origin (`run.yaml:7`).
+    `section` names the place for the message (`quant`; empty for the top level), `where` gives each key's origin
+    (`run.yaml:7`).
     """
     from pydantic import ValidationError
 
     infos = {i.name: i for i in describe(cls)}
+    values = split_lists(cls, values)
     problems: list[SmolLM3Error] = []
 
     def origin(key: str) -> str:
@@ -176,7 +190,7 @@ def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where:
 
     kind = typing.cast(type, cls)
     raise_all(option_problems(kind, values, section, where or {}))
-    validated = pydantic_model(kind).model_validate(dict(values))
+    validated = pydantic_model(kind).model_validate(split_lists(kind, values))
     try:
         return typing.cast(T, _construct(kind, validated))
     except ValueError as e:

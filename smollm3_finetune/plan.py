@@ -220,7 +220,7 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
     if config is None or config.name is None:
         if request.adapter_path is not None and saved is not None and saved.adapter is None:
             raise ModelError(
-                f"{request.adapter_path} does not say which adapter it holds", hint="name it: --adapter lora"
+                f"{request.adapter_path} does not say which adapter it holds", hint="name it with --adapter NAME"
             )
         return None
     return choose(registry, ADAPTER, config.name, config.options, request.origins)

@@ -17,7 +17,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
-    """Each requirement that is not met, with what was found: (`bitsandbytes>=0.49`, `not installed`)."""
+    """Each requirement that is not met, with what was found: (`bitsandbytes>=0.49`, `it is not installed`)."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     unmet = []
@@ -30,7 +30,7 @@ def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
             continue
         found = installed_version(wanted.name)
         if found is None:
-            unmet.append((text, "not installed"))
+            unmet.append((text, "it is not installed"))
         elif not wanted.specifier.contains(found, prereleases=True):
             unmet.append((text, f"{wanted.name} {found} is installed"))
     return unmet

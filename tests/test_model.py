@@ -73,7 +73,7 @@ def test_out_of_tree_loader_quantizer_and_adapter_compose(
     loaded = load_model("vault://small", quant="rows-int8", adapter="scale", purpose="train", plugins=plugins)
     assert loaded.plan.loader.offer.spec.name == "vault"
     assert loaded.plan.quantizer.offer.distribution.startswith("stranger" if how == "installed" else "one_way")
-    assert [n for n, p in loaded.model.named_parameters() if p.requires_grad][0].endswith("output_scale")
+    assert next(n for n, p in loaded.model.named_parameters() if p.requires_grad).endswith("output_scale")
     loaded.save(Path("adapter"))
     again = load_model("vault://small", adapter_path="adapter", plugins=plugins)
     assert again.plan.quantizer.offer.spec.name == "rows-int8", "a saved adapter knows the quantizer of its base"

@@ -56,7 +56,7 @@ class MessagesFormatter:
                 clean["content"] = _text(message.get("content"), where)
             else:
                 clean["content"] = ""
-            for key in ("name", "tool_call_id"):
+            for key in ("name", "tool_call_id", "reasoning_content"):
                 if message.get(key) is not None:
                     clean[key] = message[key]
             out.append(clean)

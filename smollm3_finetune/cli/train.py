@@ -95,5 +95,5 @@ def _title(loaded: Loaded) -> str:
 
 
 def _saved_plugins(loaded: Loaded, resuming: bool) -> tuple[str, ...]:
-    """`plugins:` of a configuration; a resumed run's plugin files must be named again."""
-    return () if resuming else loaded.config.plugins
+    """`plugins:` of a configuration; a resumed run's plugin files must be named again, what it left out stays out."""
+    return tuple(p for p in loaded.config.plugins if not resuming or p.startswith("no:"))

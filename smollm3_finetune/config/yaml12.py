@@ -64,14 +64,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
 
 
 def parse_value(text: str) -> Any:
-    """A value typed on the command line: `4`, `2e-5`, `true`, `[q_proj, v_proj]`; what is no YAML stays text."""
+    """A value typed on the command line: `4`, `2e-5`, `true`, `[q_proj, v_proj]`, `{a: 1}`; all else is text."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
+        value = _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
     except (YAMLError, ValueError):
         return text
+    return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:

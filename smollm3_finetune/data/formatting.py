@@ -33,8 +33,11 @@ def format_rows(formatter: object, rows: Sequence[Row]) -> list[Conversation]:
     wrong: list[str] = []
     for row in rows:
         try:
-            conversations.append(formatter(row.value))  # type: ignore[operator]
-        except (ValueError, KeyError, TypeError) as e:
+            conversation = formatter(row.value)  # type: ignore[operator]
+            if not isinstance(conversation, Conversation):
+                raise TypeError(f"the formatter returned a {type(conversation).__name__}, not a Conversation")
+            conversations.append(conversation)
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
             wrong.append(f"{row.where}: {e}")
     if wrong:
         more = f"\n… and {len(wrong) - SHOWN} more rows" if len(wrong) > SHOWN else ""

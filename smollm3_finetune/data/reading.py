@@ -62,7 +62,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             if line.strip():
                 where = f"{file}:{number}"
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line.rstrip("\r\n"))
                 except ValueError as e:
                     raise DataError(f"{where}: not valid JSON: {_why(e)}") from e
                 yield _row(value, where)

@@ -13,8 +13,9 @@ copy's.
 
 from __future__ import annotations
 
+from smollm3_finetune.cache import Cache
 from smollm3_finetune.dense import dense_copy
 from smollm3_finetune.testing.composition import Comparison, check_composition, relative_error
 from smollm3_finetune.testing.parts import context, plan
 
-__all__ = ["Comparison", "check_composition", "context", "dense_copy", "plan", "relative_error"]
+__all__ = ["Cache", "Comparison", "check_composition", "context", "dense_copy", "plan", "relative_error"]

@@ -174,7 +174,7 @@ def _sample_prompt(plan: RunPlan) -> Sequence[Mapping[str, Any]]:
     rows = plan.held_out_rows or plan.train_rows
     candidates = []
     for row in rows:
-        first = next(i for i, m in enumerate(row.messages) if m["role"] == "assistant")
+        first = next((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), 0)
         if first and row.messages[first - 1]["role"] == "user":
             candidates.append(list(row.messages[:first]))
     if not candidates:

@@ -14,7 +14,7 @@ from smollm3_finetune.api import Objective, UnsupportedOp
 from smollm3_finetune.compat import refined
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.generate import answer
-from smollm3_finetune.model import LoadedModel, compose
+from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.evaluate import held_out_loss
@@ -41,12 +41,13 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     collate = objective.collator(tokenizer)
     steps = total_steps(plan, len(examples.train))
     main = _is_main_process()
+    made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
     if main:
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
         display.say(summary(plan, examples, steps, run))
     transformers.set_seed(plan.config.seed)
-    loaded = compose(plan.model, total_steps=steps)
+    loaded = compose(plan.model, made=made, total_steps=steps)
     batch = plan.config.train.batch_size
     prompt, limit = examples.prompt, plan.config.train.sample_tokens
 

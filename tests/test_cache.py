@@ -1,0 +1,147 @@
+"""The cache of derived checkpoints: whole entries only, built once, named by everything that decides them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.cache import Cache, default_root
+from smollm3_finetune.errors import SmolLM3Error
+
+KEY = {"source": "abc", "dtype": "float32", "tools": {"gadget": "1.2"}}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "entries")
+
+
+def fill(directory: Path) -> None:
+    (directory / "part").write_text("whole")
+
+
+def leftovers(cache: Cache) -> list[str]:
+    return [p.name for p in cache.root.rglob("*.partial-*")]
+
+
+def test_an_entry_is_built_once_and_found_afterwards(cache: Cache) -> None:
+    assert cache.find("dense", KEY) is None
+    built = []
+
+    def build(directory: Path) -> None:
+        assert list(directory.iterdir()) == []
+        built.append(directory)
+        fill(directory)
+
+    entry = cache.get_or_build("dense", KEY, build)
+    assert (entry / "part").read_text() == "whole"
+    assert cache.get_or_build("dense", KEY, build) == entry == cache.find("dense", KEY) == cache.location("dense", KEY)
+    assert len(built) == 1
+    assert built[0] != entry  # made elsewhere and renamed
+    assert json.loads(entry.with_name(f"{entry.name}.json").read_text()) == KEY
+
+
+def test_a_build_that_raises_leaves_no_entry_and_the_next_one_starts_empty(cache: Cache) -> None:
+    def half(directory: Path) -> None:
+        fill(directory)
+        raise RuntimeError("half way")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="half way"):
+            cache.get_or_build("dense", KEY, half)
+        assert cache.find("dense", KEY) is None
+        assert leftovers(cache) == []
+    assert (cache.get_or_build("dense", KEY, fill) / "part").exists()
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from smollm3_finetune.cache import Cache
+root, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+def build(directory):
+    with log.open("a") as stream:
+        stream.write("built\\n")
+    (directory / "part").write_text("who")
+    time.sleep(seconds)
+    (directory / "part").write_text("whole")
+entry = Cache(root).get_or_build("dense", {"k": 1}, build)
+assert (entry / "part").read_text() == "whole"
+"""
+
+
+def child(cache: Cache, log: Path, seconds: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(cache.root), str(log), str(seconds)])
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, "the child never began to build"
+        time.sleep(0.01)
+
+
+def test_of_several_processes_one_builds_and_the_others_wait(cache: Cache, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    children = [child(cache, log, 0.7) for _ in range(3)]
+    assert [c.wait(120) for c in children] == [0, 0, 0]
+    assert log.read_text() == "built\n"
+
+
+def test_a_killed_build_leaves_no_entry_and_the_next_build_sweeps_it(cache: Cache, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    killed = child(cache, log, 600)
+    wait_for(log)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait(60)
+    assert cache.find("dense", {"k": 1}) is None
+    assert len(leftovers(cache)) == 1
+    entry = cache.get_or_build("dense", {"k": 1}, fill)
+    assert (entry / "part").read_text() == "whole"
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**KEY, "dtype": "bfloat16"},
+        {**KEY, "more": None},
+        {**KEY, "tools": {"gadget": "1.3"}},
+        {k: v for k, v in KEY.items() if k != "dtype"},
+    ],
+)
+def test_every_part_of_the_key_decides_the_entry(other: dict[str, Any], cache: Cache) -> None:
+    assert cache.location("dense", other) != cache.location("dense", KEY)
+
+
+def test_the_order_of_the_key_does_not_and_the_kind_does(cache: Cache) -> None:
+    backwards = dict(reversed(KEY.items()))
+    assert cache.location("dense", backwards) == cache.location("dense", KEY)
+    assert cache.location("packed", KEY) != cache.location("dense", KEY)
+
+
+def test_the_root_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path / "own"))
+    assert default_root() == tmp_path / "own"
+    assert Cache.default().root == tmp_path / "own"
+    monkeypatch.delenv("SMOLLM3_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_root() == tmp_path / "xdg" / "smollm3"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_root() == tmp_path / "home" / ".cache" / "smollm3"
+
+
+def test_a_root_that_cannot_be_made_is_a_sentence_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SmolLM3Error, match="cannot be written") as caught:
+        Cache(tmp_path / "file").get_or_build("dense", KEY, fill)
+    assert caught.value.hint is not None and "SMOLLM3_CACHE" in caught.value.hint

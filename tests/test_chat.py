@@ -1,0 +1,152 @@
+"""Conversations as tokens: exactly what the assistant itself must produce is supervised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from smollm3_finetune.api import Conversation
+from smollm3_finetune.data.chat import IGNORED, assistant_spans, check_template, encode, end_of_turn_ids, prompt_text
+from smollm3_finetune.errors import DataError, ModelError
+
+TEMPLATE = """\
+{%- set think = enable_thinking | default(true) -%}
+{%- for m in messages -%}
+  {%- if m.role == 'tool' -%}{{ raise_exception('tools are not for us') }}{%- endif -%}
+  {{- '<|im_start|>' + m.role + '\n' -}}
+  {%- if m.role == 'assistant' and not think -%}{{- '<think>\n\n</think>\n' -}}{%- endif -%}
+  {{- m.content + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' + ('' if think else '<think>\n\n</think>\n') -}}
+{%- endif -%}
+"""
+REWRITES = """\
+{%- for m in messages -%}
+  {%- set text = m.content if loop.last else m.content.split('</think>')[-1] -%}
+  {{- '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+LONG = 10_000
+
+
+def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token a byte, and the two markers; so every boundary is a token boundary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end_of_text|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = template
+    return made
+
+
+def talk(*contents: str, **template_kwargs: Any) -> Conversation:
+    """Turns of user and assistant, in turn."""
+    roles = ("user", "assistant")
+    turns = tuple({"role": roles[i % 2], "content": c} for i, c in enumerate(contents))
+    return Conversation(messages=turns, template_kwargs=template_kwargs)
+
+
+def supervised(conversation: Conversation, max_length: int = LONG) -> list[str]:
+    """The text of each unbroken run of supervised tokens."""
+    tok = tokenizer()
+    encoded = encode(tok, conversation, max_length)
+    assert len(encoded["input_ids"]) == len(encoded["labels"]) <= max_length
+    runs: list[list[int]] = [[]]
+    for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True):
+        assert label in (IGNORED, token)
+        if label == IGNORED:
+            runs.append([])
+        else:
+            runs[-1].append(label)
+    return [tok.decode(r) for r in runs if r]
+
+
+def test_the_answer_and_its_end_are_supervised_and_nothing_else() -> None:
+    assert supervised(talk("hello", "good day")) == ["good day<|im_end|>"]
+
+
+def test_what_the_generation_prompt_supplies_is_not_supervised() -> None:
+    conversation = talk("hello", "good day", enable_thinking=False)
+    assert supervised(conversation) == ["good day<|im_end|>"]
+    text, _ = assistant_spans(tokenizer(), conversation)
+    assert "<think>\n\n</think>\ngood day" in text  # it is there, and it is the prompt's
+
+
+def test_a_trace_that_the_assistant_writes_itself_is_supervised() -> None:
+    assert supervised(talk("hi", "<think>\nhm\n</think>\nyes")) == ["<think>\nhm\n</think>\nyes<|im_end|>"]
+
+
+def test_every_turn_of_the_assistant_is_supervised() -> None:
+    assert supervised(talk("a", "one", "b", "two", "c")) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_text_that_repeats_or_is_not_ascii_moves_no_boundary() -> None:
+    assert supervised(talk("même", "même", "même", "été – 你好")) == ["même<|im_end|>", "été – 你好<|im_end|>"]
+    assert supervised(talk("x", "ends with a line\n\n")) == ["ends with a line\n\n<|im_end|>"]
+
+
+def test_a_conversation_is_cut_at_its_end() -> None:
+    conversation = talk("hello", "good day")
+    whole = encode(tokenizer(), conversation, LONG)
+    cut = encode(tokenizer(), conversation, len(whole["input_ids"]) - 6)
+    assert cut["input_ids"] == whole["input_ids"][:-6]
+    assert supervised(conversation, len(whole["input_ids"]) - 6) == ["good"]  # less ' day', <|im_end|> and the newline
+    assert supervised(conversation, 8) == []
+
+
+def test_the_tokens_are_those_of_the_rendered_text() -> None:
+    tok = tokenizer()
+    text, _ = assistant_spans(tok, talk("hello", "good day"))
+    assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\ngood day<|im_end|>\n"
+    assert tok.decode(encode(tok, talk("hello", "good day"), LONG)["input_ids"]) == text
+
+
+def test_the_prompt_is_a_prefix_of_the_conversation() -> None:
+    tok = tokenizer()
+    text, ((start, _),) = assistant_spans(tok, talk("hello", "good day", enable_thinking=False))
+    assert text[:start] == prompt_text(tok, [{"role": "user", "content": "hello"}], enable_thinking=False)
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
+    conversation = Conversation(messages=({"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}))
+    with pytest.raises(DataError, match="the chat template refuses a conversation: tools are not for us"):
+        encode(tokenizer(), conversation, LONG)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    tok = tokenizer(REWRITES)
+    assert encode(tok, talk("hi", "<think>hm</think>yes"), LONG)["labels"] != []
+    with pytest.raises(DataError, match="does not render message 1 as a continuation of its prompt"):
+        encode(tok, talk("hi", "<think>hm</think>yes", "and", "no"), LONG)
+
+
+def test_a_template_whose_prompt_is_no_prefix_is_refused() -> None:
+    bad = TEMPLATE.replace("'' if think else '<think>", "'Sure: ' if think else '<think>")
+    with pytest.raises(DataError, match="message 1"):
+        encode(tokenizer(bad), talk("hi", "yes"), LONG)
+
+
+def test_a_tokenizer_without_a_template_is_an_error_with_a_hint() -> None:
+    with pytest.raises(ModelError, match="the tokenizer of 'org/base' has no chat template"):
+        check_template(tokenizer(None), "org/base")
+    check_template(tokenizer(), "org/chat")
+
+
+def test_generation_stops_at_the_tokenizers_end_and_at_the_end_of_a_turn() -> None:
+    tok = tokenizer()
+    assert end_of_turn_ids(tok) == [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]
+    assert end_of_turn_ids(tokenizer(None)) == [tok.eos_token_id]
+    tok.eos_token = "<|im_end|>"
+    assert end_of_turn_ids(tok) == [tok.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_a_turn_that_ends_in_ordinary_text_stops_nothing() -> None:
+    tok = tokenizer(TEMPLATE.replace("<|im_end|>", "."))
+    assert end_of_turn_ids(tok) == [tok.eos_token_id]

@@ -1,0 +1,153 @@
+"""Whether a quantizer and an adapter can work together, decided from descriptors alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import ALL_OPS, AdapterSpec, Env, NoOptions, Op, Purpose, QuantizerSpec, Requires, option
+from smollm3_finetune.compat import Chosen, environment, missing_ops, pair_problem, provided, refined
+from smollm3_finetune.errors import PluginError
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.registry import Offer, Registry
+
+CPU = Env(device="cpu")
+LINEAR = {Op.FORWARD, Op.GRAD_INPUT}
+HERE = __name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """Options of the quantizer below."""
+
+    kernel: str = option("plain", "Which one.")
+
+
+def _refine(options: Kernel, env: Env) -> Mapping[Op, str]:
+    if options.kernel == "packed":
+        return {Op.READ_WEIGHT: "kernel=packed repacks the weight"}
+    return {} if env.device == "cuda" else {Op.GRAD_INPUT: "the plain kernel has no gradient on a CPU"}
+
+
+def quantizer(name: str = "int4", provides: Any = ALL_OPS, **fields: Any) -> QuantizerSpec:
+    return QuantizerSpec(name=name, summary="s", factory="a:B", provides=provides, **fields)
+
+
+def adapter(name: str = "scale", needs: Any = LINEAR, **fields: Any) -> AdapterSpec:
+    return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, **fields)
+
+
+def chosen(spec: Any, options: Any = None) -> Chosen:
+    return Chosen(spec=spec, options=options or NoOptions())
+
+
+def registry(*specs: Any) -> Registry:
+    kinds = {QuantizerSpec: QUANTIZER, AdapterSpec: ADAPTER}
+    return Registry(
+        offers=tuple(Offer(kind=kinds[type(s)], spec=s, distribution="acme", version="1", plugin="acme") for s in specs)
+    )
+
+
+def test_a_pair_works_when_everything_needed_is_provided() -> None:
+    assert pair_problem(registry(), chosen(quantizer(provides=LINEAR)), chosen(adapter()), CPU) is None
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_each_operation_alone_can_be_what_is_missing(op: Op) -> None:
+    q, a = chosen(quantizer(provides=ALL_OPS - {op})), chosen(adapter(needs={op}))
+    assert missing_ops(q, a, CPU) == {op: "the quantizer does not declare it"}
+    assert missing_ops(chosen(quantizer()), a, CPU) == {}
+
+
+def test_the_message_names_both_options_the_operation_the_reason_and_a_pair_that_works() -> None:
+    int4 = quantizer(provides=LINEAR, absent={Op.READ_WEIGHT: "the weight is packed for good"})
+    magnitude = adapter("magnitude", LINEAR | {Op.READ_WEIGHT})
+    everything = registry(int4, magnitude, adapter("scale"), quantizer("dense"), adapter("bias", {Op.FORWARD}))
+    problem = pair_problem(everything, chosen(int4), chosen(magnitude), CPU)
+    assert problem is not None
+    assert problem.exit_code == 3
+    assert problem.message == (
+        "--adapter magnitude needs operations that --quant int4 does not provide on cpu: "
+        "read-weight (the weight is packed for good)"
+    )
+    assert problem.hint == "--quant int4 --adapter scale or --quant dense --adapter magnitude"
+
+
+def test_without_any_pair_that_works_there_is_no_hint() -> None:
+    int4, whole = quantizer(provides={Op.FORWARD}), adapter(needs={Op.DENSE})
+    problem = pair_problem(registry(int4, whole), chosen(int4), chosen(whole), CPU)
+    assert problem is not None
+    assert problem.hint is None
+
+
+def test_refine_takes_operations_away_by_option_and_by_device() -> None:
+    spec = quantizer(options=f"{HERE}:Kernel", refine=_refine)
+    ops, absent = provided(chosen(spec, Kernel()), Env(device="cuda"))
+    assert (ops, absent) == (ALL_OPS, {})
+    ops, absent = provided(chosen(spec, Kernel()), CPU)
+    assert ops == ALL_OPS - {Op.GRAD_INPUT}
+    ops, _ = provided(chosen(spec, Kernel(kernel="packed")), CPU)
+    assert ops == ALL_OPS - {Op.READ_WEIGHT}
+    reasons = missing_ops(chosen(spec, Kernel()), chosen(adapter()), CPU)
+    assert reasons == {Op.GRAD_INPUT: "the plain kernel has no gradient on a CPU"}
+
+
+def test_refine_of_an_adapter_changes_what_it_needs() -> None:
+    def refine(spec: AdapterSpec, options: Kernel) -> AdapterSpec:
+        return dataclasses.replace(spec, needs={Op.DENSE}) if options.kernel == "packed" else spec
+
+    spec = adapter(refine=refine)
+    base = chosen(quantizer(provides=LINEAR))
+    assert missing_ops(base, chosen(spec, Kernel()), CPU) == {}
+    assert list(missing_ops(base, chosen(spec, Kernel(kernel="packed")), CPU)) == [Op.DENSE]
+    assert refined(chosen(spec, Kernel(kernel="packed"))).needs == {Op.DENSE}
+
+
+def test_a_refine_that_raises_is_the_plugins_fault() -> None:
+    def refine(*_: Any) -> Any:
+        raise KeyError("device")
+
+    for q, a in ((quantizer(refine=refine), adapter()), (quantizer(), adapter(refine=refine))):
+        with pytest.raises(PluginError, match=r"the refine\(\) of .* raised KeyError"):
+            missing_ops(chosen(q), chosen(a), CPU)
+
+
+def test_broken_components_of_others_do_not_spoil_the_message() -> None:
+    def refine(*_: Any) -> Any:
+        raise KeyError("device")
+
+    int4, whole = quantizer(provides=LINEAR), adapter("whole", {Op.DENSE})
+    others = (
+        adapter("aaa", refine=refine),
+        adapter("bbb", options="no_such_module_at_all:X"),
+        quantizer("ccc", refine=refine),
+        quantizer("ddd", options="no_such_module_at_all:X"),
+    )
+    problem = pair_problem(registry(int4, whole, adapter(), *others), chosen(int4), chosen(whole), CPU)
+    assert problem is not None
+    assert problem.hint == "--quant int4 --adapter scale"
+
+
+def test_what_cannot_run_here_is_not_suggested() -> None:
+    int4, whole = quantizer(provides=LINEAR), adapter("whole", {Op.DENSE})
+    others = (
+        adapter("aaa", requires=Requires(distributions=("acme-missing",))),
+        quantizer("bbb", requires=Requires(accelerators=("cuda",))),
+    )
+    offered = registry(int4, whole, adapter(), quantizer("dense"), *others)
+    problem = pair_problem(offered, chosen(int4), chosen(whole), CPU)
+    assert problem is not None
+    assert problem.hint == "--quant int4 --adapter scale or --quant dense --adapter whole"
+    problem = pair_problem(offered, chosen(int4), chosen(whole), Env(device="cuda"))
+    assert problem is not None
+    assert problem.hint is not None and problem.hint.endswith("or --quant bbb --adapter whole")
+
+
+def test_the_environment_has_the_kind_of_device_without_its_index() -> None:
+    env = environment("cuda:1", Purpose.MERGE)
+    assert (env.device, env.purpose) == ("cuda", Purpose.MERGE)
+    assert env.tools <= {"c++"}

@@ -1,0 +1,276 @@
+"""The configuration: YAML 1.2, layers, where each value came from, and what is said of wrong keys."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.config.json_schema import run_schema
+from smollm3_finetune.config.load import Loaded, Setting, as_dict, assemble, assignment, file_settings
+from smollm3_finetune.config.schema import ComponentConfig, RunConfig
+from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import ConfigError, Problems
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(isolated: Path) -> Write:
+    def make(text: str) -> Path:
+        Path("run.yaml").write_text(textwrap.dedent(text), encoding="utf-8")
+        return Path("run.yaml")
+
+    return make
+
+
+def flags(*texts: str) -> list[Setting]:
+    return [assignment(t, "--set") for t in texts]
+
+
+def load(path: Path, *sets: str) -> Loaded:
+    return assemble([file_settings(path), flags(*sets)])
+
+
+# --------------------------------------------------------------------------------------------------- YAML
+
+
+def test_scalars_are_those_of_yaml_1_2(write: Write) -> None:
+    values, lines = read_yaml(
+        write("a: 2e-5\nb: no\nc: on\nd: 0o17\ne: 1:30\nf: true\ng: ~\nh: 'x'\ni: .5\nj: [1, a]\n")
+    )
+    assert values == {
+        "a": 2e-5, "b": "no", "c": "on", "d": 15, "e": "1:30", "f": True, "g": None, "h": "x", "i": 0.5, "j": [1, "a"],
+    }  # fmt: skip
+    assert type(values["a"]) is float
+    assert lines[("c",)] == "run.yaml:3"
+
+
+def test_values_typed_on_the_command_line_are_read_the_same_way() -> None:
+    assert [parse_value(t) for t in ("2e-5", "no", "4", "true", "null")] == [2e-5, "no", 4, True, None]
+    assert parse_value("[q_proj, v_proj]") == ["q_proj", "v_proj"]
+    assert parse_value("@x: [") == "@x: ["  # no YAML, so it is text
+    assert parse_value("2026-13-45") == "2026-13-45"  # looks like a date and is none
+    assert parse_value("") == ""
+
+
+def test_an_empty_file_and_empty_sections_are_the_defaults(write: Write) -> None:
+    assert load(write("")).config == RunConfig()
+    assert load(write("# nothing\ntrain:\n#  max_steps: 3\ndata:\nquant:\n")).config == RunConfig()
+
+
+def test_what_is_not_yaml_names_file_and_line(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml:3: not valid YAML"):
+        read_yaml(write("a: 1\nb: [1, 2\n"))
+    with pytest.raises(ConfigError, match=r"run\.yaml:3: not valid YAML: found duplicate key \"seed\""):
+        read_yaml(write("seed: 1\nmodel: tiny\nseed: 2\n"))
+    with pytest.raises(ConfigError, match=r"run\.yaml: expected a mapping of sections, found a"):
+        read_yaml(write("- seed\n- model\n"))
+
+
+def test_a_file_that_is_missing_or_no_text_is_an_error(isolated: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the configuration file gone\.yaml does not exist"):
+        read_yaml(Path("gone.yaml"))
+    Path("bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (Path("bytes.yaml"), isolated):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_yaml(path)
+
+
+def test_merge_keys_and_anchors_are_values_with_a_place(write: Write) -> None:
+    values, lines = read_yaml(write("base: &base\n  max_steps: 3\ntrain:\n  <<: *base\n  epochs: 2\n"))
+    assert values["train"] == {"max_steps": 3, "epochs": 2}
+    assert lines[("train", "epochs")] == "run.yaml:5"
+    assert lines[("train", "max_steps")].startswith("run.yaml")
+
+
+def test_what_is_written_is_read_back_the_same(write: Write, isolated: Path) -> None:
+    file = write("model: tiny\ntrain: {learning_rate: 2e-5}\nquant: {name: gptq, bits: 4, words: [no, '1e3', on]}\n")
+    loaded = load(file)
+    again = isolated / "again.yaml"
+    again.write_text(dump_yaml(as_dict(loaded.config)), encoding="utf-8")
+    assert assemble([file_settings(again)]).config == loaded.config
+    assert loaded.config.quant.options["words"] == ["no", "1e3", "on"]
+
+
+# ------------------------------------------------------------------------------------------------- layers
+
+
+def test_later_layers_win_and_every_value_knows_where_it_came_from(write: Write) -> None:
+    loaded = load(write("seed: 1\ntrain:\n  max_steps: 3\n  epochs: 2\n"), "train.max_steps=5")
+    assert (loaded.config.train.max_steps, loaded.config.train.epochs, loaded.config.seed) == (5, 2.0, 1)
+    assert loaded.origin("train.max_steps") == "--set train.max_steps"
+    assert loaded.origin("train.epochs") == "run.yaml:4"
+    assert loaded.origin("train.batch_size") == "default"
+
+
+def test_a_section_may_be_a_name_or_a_mapping(write: Write) -> None:
+    assert load(write("quant: gptq\n")).config.quant == ComponentConfig(name="gptq")
+    expected = ComponentConfig(name="gptq", options={"bits": 4})
+    assert load(write("quant: {name: gptq, bits: 4}\n")).config.quant == expected
+    assert load(write("quant:\n"), "quant=gptq", "quant.bits=4").config.quant == expected
+
+
+def test_choosing_another_component_drops_the_options_of_the_one_before(write: Write) -> None:
+    file = write("quant: {name: gptq, bits: 4}\nadapter: {name: lora, rank: 8}\n")
+    loaded = load(file, "quant=bnb-4bit", "quant.double=true")
+    assert loaded.config.quant == ComponentConfig(name="bnb-4bit", options={"double": True})
+    assert loaded.config.adapter.options == {"rank": 8}
+    assert "quant.bits" not in loaded.origins
+    assert load(file, "quant=gptq").config.quant.options == {"bits": 4}  # the same one keeps them
+
+
+def test_set_reaches_any_depth_and_leaves_its_neighbours(write: Write) -> None:
+    file = write("quant: {name: x, deep: {a: 1, b: {c: 2}}}\n")
+    assert load(file, "quant.deep.b.c=3").config.quant.options == {"deep": {"a": 1, "b": {"c": 3}}}
+    assert load(file, "quant.deep.n.e.w=4").config.quant.options["deep"]["n"] == {"e": {"w": 4}}
+
+
+@pytest.mark.parametrize("text", ["train.max_steps", "=4", ".=4", "   =4"])
+def test_an_assignment_without_key_or_value_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set takes KEY=VALUE") as caught:
+        assignment(text, "--set")
+    assert caught.value.hint == "--set a.b=4"
+
+
+# --------------------------------------------------------------------------------------------- wrong keys
+
+
+def one_problem(path: Path, *sets: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(path, *sets)
+    return caught.value
+
+
+def test_unknown_keys_name_file_and_line_and_the_nearest_key(write: Write) -> None:
+    error = one_problem(write("seed: 1\nmodle: tiny\n"))
+    assert (error.message, error.hint) == ("run.yaml:2: unknown key 'modle'", "did you mean 'model'?")
+    error = one_problem(write("train:\n  max_step: 3\n"))
+    assert (error.message, error.hint) == ("run.yaml:2: train has no option 'max_step'", "did you mean 'max_steps'?")
+    error = one_problem(write("max_steps: 3\n"))
+    assert (error.message, error.hint) == ("run.yaml:1: unknown key 'max_steps'", "did you mean 'train.max_steps'?")
+    error = one_problem(write("xyzzy: 3\n"))
+    assert error.hint is not None and error.hint.startswith("known keys: model, loader, quant")
+
+
+def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
+    error = one_problem(write(""), "trian.max_steps=3")
+    assert (error.message, error.hint) == ("--set trian.max_steps: unknown key 'trian'", "did you mean 'train'?")
+
+
+def test_wrong_values_name_place_key_range_and_value(write: Write) -> None:
+    assert one_problem(write("train:\n  epochs: 1\n  batch_size: 0\n")).message == (
+        "run.yaml:3: train.batch_size: expected integer (at least 1), got 0"
+    )
+    assert one_problem(write("seed: x\n")).message == "run.yaml:1: seed: expected integer (at least 0), got 'x'"
+    assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")
+    assert one_problem(write("train: 3\n")).message == "run.yaml:1: train is a section of keys, got a int: 3"
+    assert one_problem(write("quant: [a]\n")).message.startswith("run.yaml:1: quant is a section of keys, got a list")
+    assert one_problem(write("quant: {name: 4}\n")).message == "run.yaml:1: quant.name: expected text, got 4"
+    assert one_problem(write("seed: {a: 1}\n")).message.startswith("run.yaml:1: seed: expected integer")
+    assert one_problem(write(""), "seed.a=1").message == "--set seed.a: seed is one value and has no keys"
+    assert one_problem(write("output: 2026-11-22\n")).message.startswith("run.yaml:1: output: expected text or none")
+
+
+def test_every_wrong_key_is_reported_in_one_go(write: Write) -> None:
+    with pytest.raises(Problems) as caught:
+        load(write("modle: x\nseed: -1\ntrain: {epochs: 0, lr: 1}\ndata: 4\n"), "quant.name=3")
+    messages = [p.message for p in caught.value.problems]
+    assert len(messages) == 6
+    for part in ("'modle'", "seed", "train.epochs", "'lr'", "data is a section", "quant.name"):
+        assert sum(part in m for m in messages) == 1
+    assert caught.value.exit_code == 2
+
+
+# ------------------------------------------------------------------------------------------------- schema
+
+
+KEYWORDS = {
+    "$ref", "$defs", "$schema", "anyOf", "enum", "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "items", "properties", "additionalProperties", "required", "title", "description", "default",
+}  # fmt: skip
+
+
+def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    """Whether a value keeps to a schema, for the keywords that `run_schema` uses."""
+    assert set(schema) <= KEYWORDS, "teach this function the new keyword"
+    if "$ref" in schema:
+        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
+    if "anyOf" in schema and not any(accepts(s, value, root) for s in schema["anyOf"]):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    kinds = {
+        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
+        "null": type(None),
+    }  # fmt: skip
+    if "type" in schema:
+        fits = isinstance(value, kinds[schema["type"]])
+        if not fits or (isinstance(value, bool) and schema["type"] in ("integer", "number")):
+            return False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = schema.get("minimum", value), schema.get("maximum", value)
+        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        return low <= value <= high and (above is None or value > above) and (below is None or value < below)
+    if isinstance(value, list):
+        return all(accepts(schema.get("items", {}), v, root) for v in value)
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        known = all(accepts(properties[k], v, root) for k, v in value.items() if k in properties)
+        extra = schema.get("additionalProperties", True) is not False or set(value) <= set(properties)
+        return known and extra and set(schema.get("required", ())) <= set(value)
+    return True
+
+
+@pytest.fixture
+def schema() -> dict[str, Any]:
+    made = run_schema(discover(Wanted.of([], no_plugins=True)))
+    return dict(json.loads(json.dumps(made)))
+
+
+def test_the_schema_accepts_what_a_run_writes_and_a_default_configuration(schema: dict[str, Any]) -> None:
+    assert accepts(schema, as_dict(RunConfig()), schema)
+    full = ComponentConfig(name="smollm3-finetune:full", options={"parameters": ["*.norm"]})
+    hf = {"revision": None, "trust_remote_code": False, "pickle": False}
+    resolved = RunConfig(adapter=full, loader=ComponentConfig(name="smollm3-finetune:hf", options=hf))
+    assert accepts(schema, as_dict(resolved), schema)
+    assert accepts(schema, {"quant": "none", "adapter": {"name": "full"}, "train": {"learning_rate": 2e-5}}, schema)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"modle": "tiny"},
+        {"train": {"max_step": 3}},
+        {"train": {"batch_size": 0}},
+        {"train": {"schedule": "steep"}},
+        {"quant": "nune"},
+        {"adapter": {"name": "fulll"}},
+        {"adapter": {"name": "full", "params": []}},
+        {"dtype": "int3"},
+    ],
+)
+def test_the_schema_refuses_what_validate_refuses(value: dict[str, Any], schema: dict[str, Any]) -> None:
+    assert not accepts(schema, value, schema)
+
+
+def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None:
+    assert schema["properties"]["model"]["description"].startswith("Hub id")
+    full = next(v for v in schema["properties"]["adapter"]["anyOf"] if "full" in json.dumps(v.get("properties", {})))
+    assert "globs" in full["properties"]["parameters"]["description"]
+    assert full["properties"]["name"]["enum"] == ["full", "smollm3-finetune:full"]
+
+
+@pytest.mark.parametrize("text", ["Hi: there", "- no list", "2026-13-45"])
+def test_text_on_the_command_line_stays_text(text: str) -> None:
+    assert parse_value(text) == text
+
+
+def test_lists_and_mappings_on_the_command_line_need_their_brackets() -> None:
+    assert parse_value("[a, 2]") == ["a", 2]
+    assert parse_value("{a: 1}") == {"a": 1}

@@ -1,0 +1,269 @@
+"""Rows: read with file and line, recognised, formatted, and split by content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.formatters import AlpacaFormatter, MessagesFormatter
+from smollm3_finetune.data.formatting import format_rows, recognise
+from smollm3_finetune.data.reading import Row, read_rows
+from smollm3_finetune.data.split import split
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.registry import Registry
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(isolated: Path) -> Write:
+    def make(text: str | bytes, name: str = "rows.jsonl") -> str:
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return name
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_jsonl_rows_know_their_line_blank_lines_counted(write: Write) -> None:
+    rows = read_rows(write('\n{"a": 1}\n\n   \n{"a": 2}'))
+    assert [(r.value, r.where) for r in rows] == [({"a": 1}, "rows.jsonl:2"), ({"a": 2}, "rows.jsonl:5")]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_rows(write: Write) -> None:
+    text = b'\xef\xbb\xbf{"a": "x"}\r\n{"a": "y"}\r\n'
+    assert [(r.value["a"], r.where) for r in read_rows(write(text))] == [("x", "rows.jsonl:1"), ("y", "rows.jsonl:2")]
+    text = b'\xef\xbb\xbf[{"a": "x"},\r\n {"a": "y"}]\r\n'
+    rows = read_rows(write(text, "rows.json"))
+    assert [(r.value["a"], r.where) for r in rows] == [("x", "rows.json:1"), ("y", "rows.json:2")]
+
+
+def test_unicode_line_separators_inside_a_row_do_not_end_it(write: Write) -> None:
+    rows = read_rows(write('{"a": "x\u2028y\x85z"}\n'))
+    assert [r.value["a"] for r in rows] == ["x\u2028y\x85z"]
+
+
+def test_json_rows_know_the_line_they_begin_on(write: Write) -> None:
+    text = '\n[\n  {"a": 1},\n  {\n    "a": 2\n  }\n,\n {"a": 3} ]\n\n'
+    rows = read_rows(write(text, "rows.json"))
+    assert [(r.value["a"], r.where) for r in rows] == [(1, "rows.json:3"), (2, "rows.json:4"), (3, "rows.json:8")]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ('{"a": 1}\n{"a": \n', "r.jsonl", r"r\.jsonl:2: not valid JSON: Expecting value \(column 7\)"),
+        ('{"a": 1}\n\n{"a": "tru', "r.jsonl", r"r\.jsonl:3: not valid JSON: Unterminated string"),
+        ('{"a": 1} {"a": 2}\n', "r.jsonl", r"r\.jsonl:1: not valid JSON: Extra data"),
+        ('{"a": 1}\n[1, 2]\n', "r.jsonl", r"r\.jsonl:2: a row must be an object, found list"),
+        ('"text"\n', "r.jsonl", r"r\.jsonl:1: a row must be an object, found str"),
+        ('[\n{"a": 1},\n[1]]', "r.json", r"r\.json:3: a row must be an object, found list"),
+        ('[\n{"a": 1},\n{"a" 2}]', "r.json", r"r\.json:3: not valid JSON: Expecting ':' delimiter \(column 6\)"),
+        ('[\n{"a": 1}\n{"a": 2}]', "r.json", r"r\.json:3: not valid JSON: expected ',' or '\]'"),
+        ('[{"a": 1},\n', "r.json", r"r\.json:2: not valid JSON"),
+        ('[{"a": 1}', "r.json", r"r\.json:1: not valid JSON"),
+        ('[{"a": 1}]\n[{"a": 2}]\n', "r.json", r"r\.json:2: not valid JSON: text after the list"),
+        ('{"data": []}', "r.json", r"r\.json: expected a list of rows"),
+        ("", "r.json", r"r\.json: expected a list of rows"),
+        ("[ ]", "r.json", r"r\.json holds no rows"),
+        ("", "r.jsonl", r"r\.jsonl holds no rows"),
+        ("\n \n", "r.jsonl", r"r\.jsonl holds no rows"),
+        (b"\xff\xfe{\x00}\x00", "r.jsonl", r"r\.jsonl is not UTF-8 text"),
+    ],
+)
+def test_malformed_files_are_errors_with_file_and_line(text: Any, name: str, expected: str, write: Write) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        read_rows(write(text, name))
+    assert caught.value.exit_code == 5
+
+
+def test_files_that_cannot_be_rows_are_errors_with_a_hint(write: Write, isolated: Path) -> None:
+    write("{}", "train.jsonl")
+    write("a,b", "train.csv")
+    (isolated / "folder").mkdir()
+    write("{}", "folder/part.jsonl")
+    for path, message, hint in (
+        ("trian.jsonl", "the data file 'trian.jsonl' does not exist", "in . there are: train.jsonl"),
+        ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
+        ("train.csv", "neither .jsonl nor .json", "--data FILE.jsonl"),
+        ("folder", "'folder' is a directory", "--data folder/part.jsonl"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            read_rows(path)
+        assert caught.value.hint == hint
+
+
+def test_a_limit_reads_no_further_than_it_must(write: Write) -> None:
+    assert [r.value["a"] for r in read_rows(write('{"a": 1}\n{"a": 2}\n{broken'), limit=2)] == [1, 2]
+
+
+def test_without_a_path_the_embedded_rows_are_all_usable() -> None:
+    rows = read_rows(None)
+    assert len(rows) > 100
+    assert len(format_rows(MessagesFormatter(NoOptions()), rows)) == len(rows)
+
+
+# --------------------------------------------------------------------------------------------- formatting
+
+
+def messages(*turns: Any, **columns: Any) -> dict[str, Any]:
+    return {"messages": [{"role": r, "content": c} for r, c in turns], **columns}
+
+
+def one(formatter: type, row: dict[str, Any]) -> Conversation:
+    (conversation,) = format_rows(formatter(NoOptions()), [Row(row, "rows.jsonl:1")])
+    return conversation
+
+
+def test_messages_keep_their_turns_tools_and_template_arguments() -> None:
+    row = messages(("system", "s"), ("user", "u"), ("assistant", "a"), tools=[{"name": "t"}])
+    row["chat_template_kwargs"] = {"enable_thinking": False}
+    conversation = one(MessagesFormatter, row)
+    assert conversation.messages == tuple(row["messages"])
+    assert conversation.tools == ({"name": "t"},)
+    assert conversation.template_kwargs == {"enable_thinking": False}
+
+
+def test_typed_parts_are_joined_whether_they_say_text_or_value() -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "value": "two"}]
+    conversation = one(MessagesFormatter, messages(("user", parts), ("assistant", "a")))
+    assert conversation.messages[0]["content"] == "one two"
+
+
+def test_a_tool_call_needs_no_content() -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    row = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": calls}]}
+    assert one(MessagesFormatter, row).messages[1] == {"role": "assistant", "tool_calls": calls, "content": ""}
+
+
+def test_alpaca_rows_put_the_input_beneath_the_instruction() -> None:
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Brief."}
+    assert [(m["role"], m["content"]) for m in one(AlpacaFormatter, row).messages] == [
+        ("system", "Brief."), ("user", "Add.\n\n1 2"), ("assistant", "3"),
+    ]  # fmt: skip
+    for missing in ({"input": ""}, {"input": None}, {}):
+        conversation = one(AlpacaFormatter, {"instruction": "Hi.", "output": "Ho.", **missing})
+        assert [m["content"] for m in conversation.messages] == ["Hi.", "Ho."]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": []}, "'messages' must be a list with at least one message"),
+        ({"messages": "hello"}, "'messages' must be a list"),
+        ({"messages": ["hello"]}, r"messages\[0\] must be an object with role and content"),
+        (messages(("human", "u"), ("assistant", "a")), r"messages\[0\]: role must be one of .*, found 'human'"),
+        (messages(("user", "u")), "there is no assistant message to learn from"),
+        (messages(("user", None), ("assistant", "a")), r"messages\[0\]: content must be text or a list"),
+        (messages(("user", 3), ("assistant", "a")), ".*found int"),
+        (
+            messages(("user", [{"type": "image", "url": "x"}]), ("assistant", "a")),
+            r"messages\[0\]: only text parts are supported",
+        ),
+        (messages(("user", [{"type": "text"}]), ("assistant", "a")), r"messages\[0\]: a text part has no 'text'"),
+    ],
+)
+def test_a_row_of_messages_without_usable_fields_is_named(row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError, match=f"^rows.jsonl:1: {expected}"):
+        one(MessagesFormatter, row)
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [({"instruction": "", "output": "x"}, "instruction"), ({"instruction": "x", "output": None}, "output"),
+     ({"instruction": "x", "output": "y", "input": 3}, "input")],
+)  # fmt: skip
+def test_an_alpaca_row_without_usable_fields_is_named(row: dict[str, Any], key: str) -> None:
+    with pytest.raises(DataError, match=f"^rows.jsonl:1: '{key}' must be text"):
+        one(AlpacaFormatter, row)
+
+
+def test_several_wrong_rows_are_named_together_and_the_rest_counted() -> None:
+    rows = [Row({"messages": []}, f"rows.jsonl:{n}") for n in range(1, 6)]
+    rows.insert(1, Row(messages(("user", "u"), ("assistant", "a")), "rows.jsonl:99"))
+    with pytest.raises(DataError) as caught:
+        format_rows(MessagesFormatter(NoOptions()), rows)
+    lines = caught.value.message.splitlines()
+    assert [line.split(": ")[0] for line in lines[:3]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+    assert lines[3:] == ["… and 2 more rows"]
+
+
+# ---------------------------------------------------------------------------------------------- recognise
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return discover(Wanted.of([], no_plugins=True))
+
+
+def test_the_first_row_decides_the_formatter(registry: Registry) -> None:
+    for row, name in ((messages(("user", "u")), "messages"), ({"instruction": "", "output": ""}, "alpaca")):
+        assert recognise(registry, [Row(row, "x"), Row({}, "y")]).spec.name == name
+
+
+def test_columns_that_nobody_recognises_are_listed(registry: Registry) -> None:
+    with pytest.raises(DataError, match=r"^r:1: no formatter recognises a row with the columns 'q', 'a'\n") as caught:
+        recognise(registry, [Row({"q": 1, "a": 2}, "r:1")])
+    assert caught.value.hint is not None and "alpaca (instruction, optional input, output)" in caught.value.hint
+
+
+def test_a_row_that_two_formatters_claim_is_decided_by_the_user(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match="several formatters recognise the rows of r:1") as caught:
+        recognise(registry, [Row({"messages": [], "instruction": "", "output": ""}, "r:1")])
+    assert caught.value.hint == "--formatter smollm3-finetune:alpaca or --formatter smollm3-finetune:messages"
+
+
+# -------------------------------------------------------------------------------------------------- split
+
+
+def conversations(numbers: Any) -> list[Conversation]:
+    return [Conversation(messages=({"role": "user", "content": f"row {n}"},)) for n in numbers]
+
+
+def keys(rows: list[Conversation]) -> list[str]:
+    return [json.dumps(r.messages) for r in rows]
+
+
+def test_the_split_loses_nothing_and_is_near_its_fraction() -> None:
+    rows = conversations(range(2000))
+    train, held_out = split(rows, 0.2, seed=0)
+    assert sorted(keys(train) + keys(held_out)) == sorted(keys(rows))
+    assert 340 < len(held_out) < 460  # 400, within 3.4 standard deviations of a binomial
+
+
+def test_rows_stay_on_their_side_when_others_are_added_or_reordered() -> None:
+    rows = conversations(range(200))
+    held_out = set(keys(split(rows, 0.2, seed=0)[1]))
+    assert set(keys(split(rows[::-1], 0.2, seed=0)[1])) == held_out
+    more = set(keys(split(conversations(range(-100, 400)), 0.2, seed=0)[1]))
+    assert more & set(keys(rows)) == held_out
+    assert set(keys(split(rows, 0.2, seed=1)[1])) != held_out
+
+
+def test_equal_rows_fall_on_one_side() -> None:
+    rows = conversations([n % 20 for n in range(200)])
+    train, held_out = split(rows, 0.3, seed=0)
+    assert train and held_out
+    assert not set(keys(train)) & set(keys(held_out))
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.5, 0.999999])
+def test_both_sides_get_a_row_however_few_there_are(fraction: float) -> None:
+    for seed in range(20):
+        train, held_out = split(conversations(range(2)), fraction, seed)
+        assert len(train) == len(held_out) == 1
+
+
+def test_one_distinct_row_cannot_be_split_and_nothing_held_out_is_allowed() -> None:
+    with pytest.raises(DataError, match="only one distinct row") as caught:
+        split(conversations([1, 1]), 0.1, 0)
+    assert caught.value.hint == "--set data.held_out=0"
+    assert split(conversations([1, 1]), 0, 0)[1] == []

@@ -1,0 +1,394 @@
+"""Wrong input: one clear message, a documented exit code, no traceback, nothing written, no weights read.
+
+The model's weights in these tests are no weights, so a run that reads them ends differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+OUT_OF_TREE = """
+from smollm3_finetune.api import *
+
+@hookimpl
+def smollm3_quantizers():
+    return [
+        QuantizerSpec(name="int4", summary="s", factory="acme_plugin:Int4", provides={Op.FORWARD, Op.GRAD_INPUT},
+                      absent={Op.DENSE: "weights are packed"}),
+        QuantizerSpec(name="kernel", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
+                      requires=Requires(distributions=("acme-kernels>=2",))),
+        QuantizerSpec(name="gpu", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
+                      requires=Requires(accelerators=("cuda",))),
+        QuantizerSpec(name="ranged", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
+                      options="acme_plugin:Options"),
+        QuantizerSpec(name="hollow", summary="s", factory="acme_hollow:Gone", provides=ALL_OPS),
+    ]
+
+@hookimpl
+def smollm3_adapters():
+    return [AdapterSpec(name="scale", summary="s", factory="acme_plugin:Scale"),
+            AdapterSpec(name="hollow", summary="s", factory="acme_hollow:Gone")]
+
+from dataclasses import dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    bits: int = option(4, "Bits of a weight.", ge=2, le=8)
+"""
+
+
+class Failure(NamedTuple):
+    message: str
+    hint: str
+
+
+@pytest.fixture
+def fails(
+    cli: Callable[..., Any], isolated: Path, tmp_path: Path, model_directory: Path, rows_file: Path
+) -> Callable[..., Failure]:
+    """Run a verb that must fail; whatever is not given is right."""
+
+    def run(code: int, *args: str, verb: str = "train", **right: Any) -> Failure:
+        defaults = {"model": model_directory, "adapter": "full", "data": rows_file, "device": "cpu"}
+        given = [f"--{k}={v}" for k, v in {**defaults, **right}.items() if v is not None and f"--{k}" not in args]
+        before = sorted(tmp_path.rglob("*"))
+        result = cli(*verb.split(), *given, *args)
+        assert result.code == code, result.stderr
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        lines = result.stderr.splitlines()
+        assert [line.split(":")[0] for line in lines].count("error") == 1, result.stderr
+        assert not (isolated / "runs").exists()
+        after = [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in p.parts]
+        assert [p for p in after if p not in before] == []
+        at = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+        hints = [line.removeprefix("  hint: ") for line in lines[at:] if line.startswith("  hint: ")]
+        return Failure(lines[at].removeprefix("error: "), hints[0] if hints else "")
+
+    return run
+
+
+@pytest.fixture
+def acme(fake_distribution: Any) -> None:
+    modules = {"acme_plugin": OUT_OF_TREE, "acme_hollow": "raise RuntimeError('broken inside')\n"}
+    fake_distribution("acme", "1.0", modules, {"acme": "acme_plugin"})
+
+
+Fails = Callable[..., Failure]
+
+
+# ----------------------------------------------------------------------------------------- names and options
+
+
+def test_an_unknown_quantizer(fails: Fails) -> None:
+    assert fails(2, "--quant", "nonne") == ("there is no quantizer 'nonne'", "did you mean 'none'?")
+
+
+def test_an_unknown_adapter(fails: Fails) -> None:
+    assert fails(2, "--adapter", "ful") == ("there is no adapter 'ful'", "did you mean 'full'?")
+
+
+def test_an_unknown_loader_objective_and_formatter(fails: Fails) -> None:
+    assert fails(2, "--loader", "hff").hint == "did you mean 'hf'?"
+    assert fails(2, "--objective", "stf").hint == "did you mean 'sft'?"
+    assert fails(2, "--formatter", "message").hint == "did you mean 'messages'?"
+
+
+def test_a_component_of_ours_that_is_not_installed(fails: Fails) -> None:
+    for args in (("--no-plugins", "--quant", "bnb"), ("--no-plugins", "--quant", "bnb-8bit")):
+        failure = fails(2, *args)
+        assert failure == (f"the quantizer '{args[-1]}' is not installed", "pip install ./plugins/smollm3-bitsandbytes")
+    assert fails(2, "--no-plugins", adapter=None).hint == "pip install ./plugins/smollm3-peft"  # the default adapter
+
+
+def test_an_unknown_option(fails: Fails, acme: None) -> None:
+    failure = fails(2, "--quant", "ranged", "--quant-opt", "bitz=4")
+    assert failure == ("--quant-opt bitz: quant has no option 'bitz'", "did you mean 'bits'?")
+
+
+def test_an_option_out_of_range(fails: Fails, acme: None) -> None:
+    failure = fails(2, "--quant", "ranged", "--quant-opt", "bits=9")
+    assert failure.message == "--quant-opt bits: quant.bits: expected integer (at least 2, at most 8), got 9"
+    assert (
+        fails(2, "--max-steps", "0").message
+        == "--max-steps: train.max_steps: expected integer or none (at least 1), got 0"
+    )
+    assert "--device takes a torch device" in fails(2, "--device", "c p u").message
+
+
+def test_an_option_without_a_value(fails: Fails) -> None:
+    assert fails(2, "--quant-opt", "bits").message == "--quant-opt takes KEY=VALUE, got 'bits'"
+
+
+def test_an_unknown_yaml_key_names_file_and_line(fails: Fails, isolated: Path) -> None:
+    (isolated / "run.yaml").write_text("seed: 1\ntrain:\n  max_stepz: 3\n")
+    failure = fails(2, "--config", "run.yaml")
+    assert failure == ("run.yaml:3: train has no option 'max_stepz'", "did you mean 'max_steps'?")
+
+
+def test_an_unknown_component_option_in_yaml_names_file_and_line(fails: Fails, isolated: Path, acme: None) -> None:
+    (isolated / "run.yaml").write_text("seed: 1\nquant:\n  name: ranged\n  bitz: 3\n")
+    failure = fails(2, "--config", "run.yaml")
+    assert failure == ("run.yaml:4: quant has no option 'bitz'", "did you mean 'bits'?")
+
+
+def test_a_missing_configuration_file(fails: Fails) -> None:
+    assert "gone.yaml does not exist" in fails(2, "--config", "gone.yaml").message
+
+
+# ------------------------------------------------------------------------------------- pairs and requirements
+
+
+def test_a_pair_that_cannot_work(fails: Fails, plugin_file: Callable[[str, str], Path]) -> None:
+    file = plugin_file("acme_plugin", OUT_OF_TREE)
+    failure = fails(3, "-p", str(file), "--quant", "int4")
+    assert failure.message == (
+        "--adapter full needs operations that --quant int4 does not provide on cpu: dense (weights are packed); "
+        "grad-weight (the quantizer does not declare it)"
+    )
+    assert failure.hint.startswith("--quant int4 --adapter ")
+    assert failure.hint.endswith(" or --quant hollow --adapter full")  # `gpu` and `kernel` cannot run here
+
+
+def test_a_package_that_is_missing(fails: Fails, acme: None) -> None:
+    failure = fails(4, "--quant", "kernel")
+    assert failure.message == "quantizer 'kernel' requires acme-kernels>=2, but it is not installed"
+    assert failure.hint == "pip install 'acme-kernels>=2'"
+
+
+def test_a_package_in_a_wrong_version(fails: Fails, acme: None, fake_distribution: Any) -> None:
+    fake_distribution("acme-kernels", "1.9")
+    assert fails(4, "--quant", "kernel").message.endswith("but acme-kernels 1.9 is installed")
+
+
+def test_an_accelerator_that_is_not_there(fails: Fails, acme: None) -> None:
+    assert fails(4, "--quant", "gpu").message == "quantizer 'gpu' runs on cuda only, and this run is on cpu"
+
+
+def test_independent_problems_come_in_one_message(
+    cli: Callable[..., Any], acme: None, isolated: Path, tmp_path: Path
+) -> None:
+    result = cli(
+        "train", "--model", tmp_path / "nowhere", "--quant", "ranged", "--quant-opt", "bits=9", "--adapter", "ful",
+        "--data", "gone.jsonl", "--objective", "stf",
+    )  # fmt: skip
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 5, result.stderr
+    for part in ("there is no model", "quant.bits", "adapter 'ful'", "gone.jsonl", "objective 'stf'"):
+        assert sum(part in e for e in errors) == 1
+    assert result.code != 0
+    assert list(isolated.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------- model and data
+
+
+def test_a_missing_model(fails: Fails, tmp_path: Path) -> None:
+    failure = fails(6, model=str(tmp_path / "nowhere"))
+    assert failure.message == f"there is no model {str(tmp_path / 'nowhere')!r}"
+    assert "--model tiny" in failure.hint
+
+
+def test_a_hub_model_that_cannot_be_had(fails: Fails) -> None:
+    failure = fails(6, model="no-such-organisation/no-such-model")
+    assert "'no-such-organisation/no-such-model'" in failure.message
+
+
+def test_directories_that_hold_no_model(fails: Fails, tmp_path: Path, model_directory: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "there is no config.json in it" in fails(6, model=empty).message
+    (model_directory / "model.safetensors").rename(model_directory / "pytorch_model.bin")
+    assert "pickled weights" in fails(6).message
+    (model_directory / "pytorch_model.bin").unlink()
+    assert "no weights (*.safetensors)" in fails(6).message
+    (model_directory / "config.json").write_text("{")
+    assert "cannot be read as JSON" in fails(6).message
+
+
+def test_a_quantised_checkpoint_that_nobody_reads(fails: Fails, model_directory: Path) -> None:
+    config = {"model_type": "smollm3", "quantization_config": {"quant_method": "nobodys"}}
+    (model_directory / "config.json").write_text(json.dumps(config))
+    assert "quantised by 'nobodys', and no installed plugin reads it" in fails(3).message
+
+
+def test_missing_data(fails: Fails) -> None:
+    assert fails(5, "--data", "gone.jsonl").message == "the data file 'gone.jsonl' does not exist"
+
+
+def test_malformed_jsonl_names_file_and_line(fails: Fails, rows_file: Path) -> None:
+    with rows_file.open("a") as stream:
+        stream.write('\n{"messages": [\n')
+    assert fails(5).message.startswith(f"{rows_file}:6: not valid JSON: ")
+
+
+def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
+    first = rows_file.read_text().splitlines()[0]
+    rows_file.write_text(first + '\n{"messages": [{"role": "user", "content": "alone"}]}\n')
+    assert fails(5).message == f"{rows_file}:2: there is no assistant message to learn from"
+    rows_file.write_text('{"question": "x", "answer": "y"}\n')
+    failure = fails(5)
+    assert failure.message == f"{rows_file}:1: no formatter recognises a row with the columns 'question', 'answer'"
+
+
+def test_empty_data(fails: Fails, rows_file: Path) -> None:
+    rows_file.write_text("\n\n")
+    assert fails(5).message == f"{rows_file} holds no rows"
+
+
+def test_one_row_and_something_held_out(fails: Fails, rows_file: Path) -> None:
+    rows_file.write_text(rows_file.read_text().splitlines()[0] + "\n")
+    assert fails(5).hint == "--set data.held_out=0"
+
+
+# -------------------------------------------------------------------------------------------------- output
+
+
+def test_an_output_that_holds_a_run(fails: Fails, isolated: Path) -> None:
+    run = isolated / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text("seed: 7\n")
+    assert fails(2, "--output", "run").message == "--output run holds a run already"
+    assert fails(2, "--output", "run", verb="config validate").message == "--output run holds a run already"
+    assert (run / "run.yaml").read_text() == "seed: 7\n"
+
+
+def test_an_output_that_is_not_empty_or_is_a_file(fails: Fails, isolated: Path) -> None:
+    (isolated / "notes").mkdir()
+    (isolated / "notes" / "mine.txt").write_text("mine")
+    assert fails(2, "--output", "notes").message == "--output notes is not empty"
+    assert fails(2, "--output", "notes/mine.txt").message == "--output notes/mine.txt is a file"
+
+
+# ------------------------------------------------------------------------------------------------- plugins
+
+
+def test_a_broken_plugin_that_is_not_needed_is_one_line(
+    cli: Callable[..., Any], fake_distribution: Any, model_directory: Path, rows_file: Path
+) -> None:
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)
+    assert result.code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if "'bad'" in line]
+    assert warnings == ["warning: plugin 'bad' (acme-bad 2.1) is broken and left out: RuntimeError: no licence"]
+    assert result.stdout.startswith("ok: ")
+    row = next(line for line in cli("plugins", "list").stdout.splitlines() if line.startswith("bad "))
+    assert row.split()[1:] == ["broken", "acme-bad", "2.1", "RuntimeError:", "no", "licence"]
+
+
+def test_a_broken_plugin_that_is_needed(fails: Fails, fake_distribution: Any) -> None:
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    failure = fails(7, "--quant", "acme-bad:int4")
+    assert failure.message == "plugin 'bad' (acme-bad 2.1, entry point) is broken: RuntimeError: no licence"
+    assert "broken plugins that may offer it: bad" in fails(2, "--quant", "rotated").message
+
+
+def test_a_broken_plugin_shows_its_own_traceback_with_debug(cli: Callable[..., Any], fake_distribution: Any) -> None:
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    result = cli("train", "--debug", "--adapter", "full", "--quant", "acme-bad:int4")
+    assert result.code == 7
+    assert "acme_bad.py" in result.stderr and "RuntimeError: no licence" in result.stderr
+
+
+def test_a_plugin_file_that_is_broken_or_missing(fails: Fails, plugin_file: Callable[[str, str], Path]) -> None:
+    file = plugin_file("acme_bad", "import no_such_module_at_all\n")
+    assert "No module named 'no_such_module_at_all'" in fails(7, "-p", str(file)).message
+    assert fails(2, "-p", "gone.py").message == "the plugin file 'gone.py' (-p) does not exist"
+
+
+def test_a_component_that_is_broken_inside(fails: Fails, acme: None, tiny_tokenizer: Path) -> None:
+    for kind in ("quant", "adapter"):
+        failure = fails(7, f"--{kind}", "hollow", model=tiny_tokenizer)
+        assert "acme_hollow:Gone, cannot be imported: RuntimeError: broken inside" in failure.message
+
+
+@pytest.fixture
+def tiny_tokenizer(model_directory: Path) -> Path:
+    """The model directory with a tokenizer, so that a run gets as far as making its parts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "<e>"])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + '<e>' }}{% endfor %}" + (
+        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(str(model_directory))
+    return model_directory
+
+
+def test_a_model_without_a_chat_template(fails: Fails, tiny_tokenizer: Path) -> None:
+    for file in (tiny_tokenizer / "chat_template.jinja",):
+        file.unlink()
+    assert "has no chat template" in fails(6).message
+
+
+def test_rows_with_nothing_to_learn_within_the_length(fails: Fails, tiny_tokenizer: Path) -> None:
+    failure = fails(5, "--max-length", "8")
+    assert "has a token to learn within data.max_length=8 tokens" in failure.message
+    assert failure.hint == "--max-length 16"
+
+
+def test_two_plugins_with_one_name(fails: Fails, acme: None, fake_distribution: Any) -> None:
+    source = OUT_OF_TREE.replace("acme_plugin", "zeta_plugin")
+    fake_distribution("zeta", "2.0", {"zeta_plugin": source}, {"zeta": "zeta_plugin"})
+    failure = fails(7, "--quant", "ranged")
+    assert failure.message == "the quantizer 'ranged' is offered by acme 1.0 and zeta 2.0"
+    assert failure.hint == "--quant acme:ranged or --quant zeta:ranged"
+    assert "at most 8" in fails(2, "--quant", "zeta:ranged", "--quant-opt", "bits=9").message
+
+
+def test_a_claim_that_raises_does_not_stop_a_run_that_never_named_it(
+    cli: Callable[..., Any], fake_distribution: Any, model_directory: Path, rows_file: Path
+) -> None:
+    source = (
+        "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_loaders():\n"
+        "    return [LoaderSpec(name='vault', summary='s', factory='a:B', claims=lambda ref: 1 / 0)]\n"
+    )
+    fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)
+    assert result.code == 0, result.stderr
+
+
+# ------------------------------------------------------------------------------------------------ the verbs
+
+
+def test_a_mistyped_verb_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
+    verb, flag = cli("trian"), cli("train", "--quannt", "x")
+    assert (verb.code, flag.code) == (2, 2)
+    assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in verb.stderr
+    assert "--quant" in flag.stderr
+
+
+def test_resuming_what_is_no_run(cli: Callable[..., Any]) -> None:
+    result = cli("train", "--resume", "nowhere")
+    assert (result.code, result.stderr.splitlines()[0]) == (6, "error: 'nowhere' is not a run: it holds no run.yaml")
+
+
+def test_an_unknown_component_of_plugins_info(cli: Callable[..., Any]) -> None:
+    result = cli("plugins", "info", "fulll")
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr == "error: no plugin offers a component 'fulll'\n  hint: did you mean 'full'?\n"
+
+
+def test_an_empty_prompt(cli: Callable[..., Any]) -> None:
+    assert cli("generate", "tiny", "--prompt", " ").code == 2
+
+
+@pytest.mark.parametrize("args", [["--quant", "nonne"], ["--data", "gone.jsonl"], ["--config", "gone.yaml"]])
+def test_the_installed_command_says_the_same(args: list[str], run_cli: Any, isolated: Path) -> None:
+    """In a process of its own: nothing of torch's or of Python's own slips onto the streams."""
+    result = run_cli("train", "--adapter", "full", "--device", "cpu", *args)
+    assert result.code in (2, 5)
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("  hint: ")]
+    assert [e for e in errors if e.startswith("error: ") and args[1] in e]
+    assert all(e.startswith(("error: ", "warning: plugin")) for e in errors)
+    assert list(isolated.iterdir()) == []

@@ -1,0 +1,239 @@
+"""What is imported when: help stays light, core names no method, plugins see only the public contract."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.main import VERBS
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "smollm3_finetune"
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "numpy", "datasets", "accelerate", "tokenizers", "gguf"}
+
+MODULES_OF = """
+import contextlib, io, json, sys
+from smollm3_finetune.main import main
+code = 0
+try:
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(sys.argv[1:])
+except SystemExit as e:
+    code = e.code
+print(json.dumps([code, sorted(sys.modules)]))
+"""
+
+
+def modules_after(*args: str) -> set[str]:
+    """Every module that `smollm3 ARGS` has imported when it ends."""
+    done = subprocess.run([sys.executable, "-c", MODULES_OF, *args], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout)
+    assert not code, done.stderr
+    return set(modules)
+
+
+@lru_cache
+def modules_of_click() -> frozenset[str]:
+    code = "import click, json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return frozenset(json.loads(done.stdout))
+
+
+HELPS = [[verb, "--help"] for verb in VERBS]
+HELPS += [["plugins", "list", "--help"], ["plugins", "info", "--help"]]
+HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
+
+
+@pytest.mark.parametrize("args", HELPS, ids=" ".join)
+def test_no_help_imports_anything_heavy(args: list[str]) -> None:
+    assert not modules_after(*args) & HEAVY
+
+
+def test_every_verb_is_in_the_help_list_above() -> None:
+    import importlib
+
+    for verb, (where, _) in VERBS.items():
+        module, _, name = where.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        for inner in getattr(command, "commands", {}):
+            assert [verb, inner, "--help"] in HELPS
+
+
+def test_root_help_does_no_discovery_and_stays_in_its_module_budget() -> None:
+    modules = modules_after("--help")
+    libraries = HEAVY | {"pluggy", "pydantic", "rich", "ruamel", "importlib.metadata", "huggingface_hub", "asyncio"}
+    assert not modules & libraries
+    mine = {m for m in modules if m.startswith("smollm3_finetune")}
+    assert mine == {"smollm3_finetune", "smollm3_finetune.main", "smollm3_finetune.errors"}
+    assert len(modules - modules_of_click()) <= 25  # 18 when this was written
+
+
+def test_train_help_stays_in_its_module_budget() -> None:
+    modules = modules_after("train", "--help", "--no-plugins")
+    assert not modules & {"pydantic", "rich", "ruamel", "huggingface_hub", "asyncio"}
+    assert len(modules - modules_of_click()) <= 130  # 109 when this was written, plugins included
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["plugins", "list"],
+        ["plugins", "list", "--json"],
+        ["plugins", "info", "full"],
+        ["plugins", "info", "none", "--device", "cuda"],
+        ["config", "show"],
+        ["config", "schema"],
+        ["train", "--adapter", "full", "--quant", "none", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_looking_imports_nothing_heavy(args: list[str]) -> None:
+    assert not modules_after(*args) & HEAVY
+
+
+def test_config_validate_imports_nothing_heavy(model_directory: Path, rows_file: Path) -> None:
+    modules = modules_after(
+        "config", "validate", "--model", str(model_directory), "--adapter", "full", "--data", str(rows_file)
+    )
+    assert not modules & HEAVY
+
+
+def test_the_package_itself_is_light_and_its_public_names_are_there() -> None:
+    code = (
+        "import sys, smollm3_finetune as s; assert s.__version__; s.hookimpl; "
+        f"assert not {HEAVY!r} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- syntax trees
+
+METHODS = (
+    "peft", "bitsandbytes", "bnb", "gptq", "awq", "gguf", "hqq", "quanto", "torchao", "lora", "dora", "galore",
+    "unsloth", "trl",
+)  # fmt: skip
+ALLOWED = {
+    ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer looks at
+    ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
+}
+SHOW_EXAMPLES = {"cli/common.py", "cli/train.py", "model.py", "plan.py"}
+"""Where help and hints show a user what to type."""
+
+
+def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:
+    for file in sorted(folder.rglob("*.py")):
+        yield file.relative_to(folder).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """The ids of string nodes that stand alone as a statement: docstrings of anything."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def words_of(tree: ast.Module) -> Iterator[str]:
+    """Every identifier, imported name and string of a module that is not documentation."""
+    documentation = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.alias):
+            yield node.name
+        elif isinstance(node, ast.arg | ast.keyword):
+            yield node.arg or ""
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.value
+
+
+def named_methods(tree: ast.Module) -> list[str]:
+    plugins = [p.name for p in (ROOT / "plugins").iterdir() if p.is_dir()]
+    taboo = {*METHODS, *plugins, *(p.replace("-", "_") for p in plugins)}
+    return [w for w in words_of(tree) if any(t in w.lower() for t in taboo)]
+
+
+def test_core_names_no_plugin_and_no_method() -> None:
+    found = {(file, word) for file, tree in trees(CORE) for word in named_methods(tree)}
+    texts = {(file, word) for file, word in found if file in SHOW_EXAMPLES and " " in word}
+    assert found - texts == ALLOWED
+    assert len(texts) <= 6
+
+
+def test_the_scan_finds_a_name_wherever_it_hides() -> None:
+    for source in (
+        "import peft", "from peft.tuners import lora as x", "import smollm3_gguf.loader", "x = 'smollm3-peft'",
+        "def load_gptq(): pass", "f(use_bnb=1)", "model.peft_config", "class LoraThing: pass", "x = f'{y} gguf'",
+    ):  # fmt: skip
+        assert named_methods(ast.parse(source)), source
+    assert not named_methods(ast.parse('"""About gptq."""\nx = 1\n"""gguf, as an attribute\'s documentation."""'))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+            if node.module == "smollm3_finetune":
+                yield from (f"smollm3_finetune.{a.name}" for a in node.names)
+
+
+def packages() -> list[Path]:
+    return sorted(p.parent for p in (ROOT / "plugins").glob("*/pyproject.toml"))
+
+
+def test_there_are_plugins_to_look_at() -> None:
+    assert {"smollm3-peft", "smollm3-bitsandbytes", "smollm3-gguf"} <= {p.name for p in packages()}
+
+
+@pytest.mark.parametrize("project", packages(), ids=lambda p: p.name)
+def test_a_plugin_imports_only_the_contract_from_the_host(project: Path) -> None:
+    (package,) = (p for p in project.iterdir() if (p / "__init__.py").exists() and p.name.startswith("smollm3_"))
+    host = {m for _, tree in trees(package) for m in imported(tree) if m.split(".")[0] == "smollm3_finetune"}
+    assert host == {"smollm3_finetune.api"}
+    if (project / "tests").is_dir():
+        in_tests = {m for _, t in trees(project / "tests") for m in imported(t) if m.startswith("smollm3_finetune")}
+        assert in_tests <= {"smollm3_finetune.api", "smollm3_finetune.testing"}
+
+
+@pytest.mark.parametrize("project", packages(), ids=lambda p: p.name)
+def test_a_plugin_never_imports_another_one(project: Path) -> None:
+    others = {p.name.replace("-", "_") for p in packages()} - {project.name.replace("-", "_")}
+    assert not {m.split(".")[0] for _, tree in trees(project) for m in imported(tree)} & others
+
+
+def module_level(tree: ast.Module) -> Iterator[str]:
+    """What a module imports when it is imported; `if TYPE_CHECKING:` is not."""
+
+    def visit(nodes: Any) -> Iterator[str]:
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                yield from imported(ast.Module(body=[node], type_ignores=[]))
+            elif isinstance(node, ast.If):
+                if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+                    yield from visit(node.body)
+                yield from visit(node.orelse)
+            elif isinstance(node, ast.Try):
+                yield from visit([*node.body, *node.orelse, *node.finalbody])
+
+    yield from visit(tree.body)
+
+
+@pytest.mark.parametrize("project", packages(), ids=lambda p: p.name)
+def test_the_hooks_and_options_of_a_plugin_import_nothing_heavy(project: Path) -> None:
+    package = next(p for p in project.iterdir() if (p / "__init__.py").exists() and p.name.startswith("smollm3_"))
+    light = [f for f in package.glob("*.py") if f.name == "__init__.py" or f.name.endswith("options.py")]
+    assert len(light) >= 2
+    for file in light:
+        top = {m.split(".")[0] for m in module_level(ast.parse(file.read_text(encoding="utf-8")))}
+        assert not top & HEAVY, file.name

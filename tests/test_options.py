@@ -1,0 +1,158 @@
+"""Options dataclasses: what help says of them, and what is said of wrong values."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from smollm3_finetune.api import NoOptions, option
+from smollm3_finetune.errors import ConfigError, PluginError, Problems
+from smollm3_finetune.options import build, describe, did_you_mean, json_schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of a component."""
+
+    bits: int = option(4, "Bits of a weight.", ge=2, le=8)
+    group: int = option(128, "Input channels in a group.", multiple_of=32)
+    kind: Literal["nf4", "fp4"] = option("nf4", "Number format.")
+    double: bool = option(False, "Quantise the scales too.")
+    rate: float | None = option(None, "A rate.", gt=0, lt=1)
+    modules: tuple[str, ...] = option((), "Names.")
+
+    def __post_init__(self) -> None:
+        if self.bits == 3 and self.kind == "fp4":
+            raise ValueError("fp4 has no 3 bits")
+
+
+def problems(**values: Any) -> list[str]:
+    with pytest.raises((ConfigError, Problems)) as caught:
+        build(Options, values, "quant", {"bits": "run.yaml:7"})
+    error = caught.value
+    return [str(p) for p in (error.problems if isinstance(error, Problems) else [error])]
+
+
+def test_text_from_a_command_line_and_values_from_yaml_give_the_same_options() -> None:
+    expected = Options(bits=8, double=True, rate=0.5, modules=("q", "v"))
+    assert build(Options, {"bits": 8, "double": True, "rate": 0.5, "modules": ["q", "v"]}, "quant") == expected
+    assert build(Options, {"bits": "8", "double": "true", "rate": "0.5", "modules": ("q", "v")}, "quant") == expected
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    built = build(Options, {}, "quant")
+    assert built == Options()
+    assert isinstance(built.modules, tuple)
+
+
+def test_out_of_range_names_origin_option_range_and_value() -> None:
+    assert problems(bits=9) == [
+        "run.yaml:7: quant.bits: expected integer (at least 2, at most 8), got 9\n  hint: Bits of a weight."
+    ]
+    assert "quant.group: expected integer (a multiple of 32), got 33" in problems(group=33)[0]
+    assert "quant.rate: expected number or none (above 0, below 1), got 1" in problems(rate=1)[0]
+
+
+def test_a_wrong_type_or_word_names_what_was_expected() -> None:
+    assert "quant.bits: expected integer (at least 2, at most 8), got 'four'" in problems(bits="four")[0]
+    assert "quant.kind: expected nf4|fp4, got 'nf5'" in problems(kind="nf5")[0]
+    assert "quant.modules: expected a list of text, got {'a': 1}" in problems(modules={"a": 1})[0]
+    assert "quant.double: expected true|false, got None" in problems(double=None)[0]
+
+
+def test_an_unknown_option_gets_a_suggestion_or_the_list() -> None:
+    assert problems(bit=4) == ["quant has no option 'bit'\n  hint: did you mean 'bits'?"]
+    assert "its options are: bits, group, kind, double, rate, modules" in problems(zzz=4)[0]
+    with pytest.raises(ConfigError, match="quant has no option 'bits'") as caught:
+        build(NoOptions, {"bits": 4}, "quant")
+    assert caught.value.hint == "its options are: none"
+
+
+def test_independent_problems_are_reported_together_and_each_once() -> None:
+    found = problems(bit=4, kind="x", rate="much", modules=[[], {}])
+    assert len(found) == 4
+    assert [f.split(":")[0].split(" ")[0] for f in found] == ["quant", "quant.kind", "quant.rate", "quant.modules"]
+
+
+def test_the_dataclasses_own_check_becomes_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="quant: fp4 has no 3 bits"):
+        build(Options, {"bits": 3, "kind": "fp4"}, "quant")
+
+
+def test_plain_dataclass_fields_keep_their_defaults_and_requirements() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Plain:
+        must: int
+        many: Mapping[str, int] = field(default_factory=dict)
+
+    built = build(Plain, {"must": 3}, "adapter")
+    assert built == Plain(must=3, many={})
+    with pytest.raises(ConfigError, match=r"adapter\.must: it must be given"):
+        build(Plain, {}, "adapter")
+
+
+def test_an_annotation_that_cannot_be_resolved_is_the_plugins_fault() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong:
+        x: NoSuchType = option(1, "x")  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(PluginError, match=r"Wrong.*NoSuchType"):
+        describe(Wrong)
+
+
+def test_help_has_type_default_range_and_text_in_order() -> None:
+    infos = {i.name: i for i in describe(Options)}
+    assert list(infos) == ["bits", "group", "kind", "double", "rate", "modules"]
+    assert (infos["bits"].type, infos["bits"].default, infos["bits"].range) == ("integer", 4, "at least 2, at most 8")
+    assert infos["kind"].type == "nf4|fp4"
+    assert infos["rate"].type == "number or none"
+    assert infos["modules"].type == "a list of text"
+    assert infos["bits"].help == "Bits of a weight."
+
+
+def test_the_json_schema_has_limits_help_and_no_other_keys() -> None:
+    schema = json_schema(Options)
+    assert schema["additionalProperties"] is False
+    bits = schema["properties"]["bits"]
+    assert (bits["minimum"], bits["maximum"], bits["default"]) == (2, 8, 4)
+    assert bits["description"] == "Bits of a weight."
+    assert schema["properties"]["kind"]["enum"] == ["nf4", "fp4"]
+
+
+def test_describing_options_needs_no_pydantic() -> None:
+    code = (
+        "import sys; from smollm3_finetune.options import describe; from smollm3_finetune.config.schema import *; "
+        "assert len(describe(TrainConfig)) > 10; assert 'pydantic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_suggestion_is_the_nearest_name_or_none() -> None:
+    assert did_you_mean("gtpq", ["gptq", "none"]) == "gptq"
+    assert did_you_mean("xyzzy", ["gptq", "none"]) is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    names: tuple[str, ...] = option((), "Names.")
+    layers: tuple[int, ...] = option((), "Layers.")
+    revision: str | None = option(None, "A revision.")
+
+
+def test_a_list_can_be_written_with_commas_or_as_one_value() -> None:
+    built = build(Listed, {"names": "q_proj, v_proj", "layers": 3}, "adapter")
+    assert built == Listed(names=("q_proj", "v_proj"), layers=(3,))
+    assert build(Listed, {"layers": "1,2"}, "adapter").layers == (1, 2)
+
+
+def test_text_that_looks_like_a_number_is_text_where_text_is_wanted() -> None:
+    assert build(Listed, {"revision": 1234567}, "loader").revision == "1234567"
+
+
+def test_letters_in_the_wrong_order_are_the_likeliest_slip() -> None:
+    assert did_you_mean("lroa", ["road", "lora", "vera"]) == "lora"

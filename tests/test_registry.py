@@ -1,0 +1,223 @@
+"""Looking a component up: by name, alias and `distribution:name`, and what is said where there is none."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import (
+    MissingRequirementError,
+    PluginConflictError,
+    PluginError,
+    SmolLM3Error,
+    UnknownComponentError,
+)
+from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
+from smollm3_finetune.registry import KNOWN_FILE, Offer, PluginRecord, Registry, known_components
+
+ROOT = Path(__file__).parents[1]
+
+
+def offer(
+    name: str, distribution: str = "acme", version: str = "1.0", kind: Kind = QUANTIZER, **fields: Any
+) -> Offer:  # fmt: skip
+    spec = kind.spec(name=name, summary="s", **{"factory": "acme_impl:Thing", **fields})
+    return Offer(kind=kind, spec=spec, distribution=distribution, version=version, plugin=distribution)
+
+
+TWO = Registry(offers=(offer("int8"), offer("int8", "zeta", "2.1"), offer("rows", aliases=("row-wise",))))
+
+
+def test_a_name_an_alias_and_a_full_name_find_the_component() -> None:
+    for name in ("rows", "row-wise", "acme:rows", "acme:row-wise"):
+        assert TWO.find(QUANTIZER, name).full_name == "acme:rows"
+
+
+def test_a_name_of_another_kind_is_not_found() -> None:
+    with pytest.raises(UnknownComponentError, match="there is no adapter 'rows'"):
+        TWO.find(ADAPTER, "rows")
+
+
+def test_a_conflict_names_both_distributions_with_versions_and_full_names_settle_it() -> None:
+    with pytest.raises(PluginConflictError, match=r"quantizer 'int8' is offered by acme 1\.0 and zeta 2\.1") as caught:
+        TWO.find(QUANTIZER, "int8")
+    assert caught.value.hint == "--quant acme:int8 or --quant zeta:int8"
+    assert TWO.find(QUANTIZER, "zeta:int8").version == "2.1"
+    assert TWO.find(QUANTIZER, "acme:int8").version == "1.0"
+
+
+def test_an_alias_that_is_another_ones_name_is_a_conflict_too() -> None:
+    registry = Registry(offers=(offer("int8"), offer("eight", "zeta", aliases=("int8",))))
+    with pytest.raises(PluginConflictError, match=r"zeta 1\.0 and acme 1\.0"):
+        registry.find(QUANTIZER, "int8")
+
+
+def test_installed_plugins_that_share_a_name_conflict_only_when_it_is_used(fake_distribution: Any) -> None:
+    source = (
+        "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
+        "    return [QuantizerSpec(name='int5', summary='s', factory='x:Y')]\n"
+    )
+    fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    fake_distribution("zeta", "2.0", {"zeta_hooks": source}, {"zeta": "zeta_hooks"})
+    registry = discover()
+    assert registry.find(QUANTIZER, "none").distribution == "smollm3-finetune"
+    assert registry.find(QUANTIZER, "zeta:int5").version == "2.0"
+    with pytest.raises(PluginConflictError, match=r"acme 1\.0 and zeta 2\.0"):
+        registry.find(QUANTIZER, "int5")
+
+
+def test_a_plugin_that_takes_a_built_in_name_neither_hides_it_nor_is_hidden(fake_distribution: Any) -> None:
+    source = (
+        "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
+        "    return [QuantizerSpec(name='none', summary='s', factory='x:Y')]\n"
+    )
+    fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    registry = discover()
+    with pytest.raises(PluginConflictError, match=r"acme 1\.0 and smollm3-finetune"):
+        registry.find(QUANTIZER, "none")
+    assert registry.find(QUANTIZER, "smollm3-finetune:none").spec.factory.startswith("smollm3_finetune.builtin")
+
+
+def test_a_mistyped_name_gets_a_suggestion_and_a_strange_one_the_list() -> None:
+    with pytest.raises(UnknownComponentError) as caught:
+        TWO.find(QUANTIZER, "rwos")
+    assert caught.value.hint == "did you mean 'rows'?"
+    with pytest.raises(UnknownComponentError) as caught:
+        TWO.find(QUANTIZER, "zzzzzz")
+    assert caught.value.hint == "installed: int8, row-wise, rows"
+
+
+def test_a_name_that_somebody_publishes_gets_the_command_that_installs_it() -> None:
+    for kind, name, folder in (
+        (QUANTIZER, "bnb-4bit", "smollm3-bitsandbytes"),
+        (ADAPTER, "lora", "smollm3-peft"),
+        (LOADER, "gguf", "smollm3-gguf"),
+    ):
+        with pytest.raises(UnknownComponentError, match=f"the {kind.name} '{name}' is not installed") as caught:
+            discover(Wanted.of([], no_plugins=True)).find(kind, name)
+        assert caught.value.hint == f"pip install ./plugins/{folder}"
+    with pytest.raises(UnknownComponentError) as caught:
+        TWO.find(ADAPTER, "lorra")
+    assert caught.value.hint == "did you mean 'lora'?"
+
+
+def test_every_install_hint_leads_to_a_project_of_that_name() -> None:
+    kinds = {k.name for k in KINDS}
+    assert set(known_components()) <= kinds
+    for names in known_components().values():
+        for target in names.values():
+            project = tomllib.loads((ROOT / target / "pyproject.toml").read_text())["project"]
+            assert target == f"./plugins/{project['name']}"
+            assert "smollm3_finetune" in project["entry-points"]
+    assert KNOWN_FILE.parent == ROOT / "smollm3_finetune"
+
+
+def _broken(distribution: str) -> PluginRecord:
+    error = PluginError(f"plugin {distribution!r} is broken: RuntimeError: no licence")
+    return PluginRecord(
+        name=distribution, distribution=distribution, version="1", origin="entry point", status="broken",
+        error="RuntimeError: no licence", exceptions=[error],
+    )  # fmt: skip
+
+
+def test_a_name_that_a_broken_plugin_would_offer_raises_that_plugins_error() -> None:
+    registry = Registry(offers=(offer("rows"),), plugins=(_broken("smollm3-peft"), _broken("acme-bad")))
+    with pytest.raises(PluginError, match=r"smollm3-peft.*no licence"):
+        registry.find(ADAPTER, "lora")
+    with pytest.raises(PluginError, match=r"acme-bad.*no licence"):
+        registry.find(ADAPTER, "acme-bad:whatever")
+    with pytest.raises(UnknownComponentError, match=r"broken plugins that may offer it: smollm3-peft, acme-bad"):
+        registry.find(ADAPTER, "fancy")
+
+
+def test_a_name_of_a_disabled_plugin_says_so() -> None:
+    record = PluginRecord(
+        name="peft", distribution="smollm3-peft", version="1", origin="entry point", status="disabled"
+    )
+    with pytest.raises(UnknownComponentError, match="offered by the plugin 'peft', which is disabled"):
+        Registry(offers=(), plugins=(record,)).find(ADAPTER, "lora")
+
+
+def test_components_are_sorted_by_name_whatever_the_order_of_discovery() -> None:
+    backwards = Registry(offers=TWO.offers[::-1])
+    names = [o.full_name for o in backwards.of(QUANTIZER)]
+    assert names == [o.full_name for o in TWO.of(QUANTIZER)] == ["acme:int8", "zeta:int8", "acme:rows"]
+
+
+def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_the_plugin(
+    fake_distribution: Any,
+) -> None:
+    fake_distribution(
+        "acme", "1.0",
+        {
+            "acme.needy": "import no_such_package.deep\n",
+            "acme.wrong": "from acme import gone\n",
+            "acme.lost": "import acme.not_there\n",
+            "acme.exits": "raise SystemExit(1)\n",
+            "acme.fine": (
+                "class Refuses:\n    def __init__(self, options): raise RuntimeError('no licence')\n"
+                "class Takes:\n    def __init__(self, options): self.options = options\n"
+            ),
+        },
+    )  # fmt: skip
+    with pytest.raises(MissingRequirementError, match="needs the package 'no_such_package'") as caught:
+        offer("q", factory="acme.needy:X").create(NoOptions())
+    assert caught.value.hint == "pip install no_such_package"
+    for module in ("acme.wrong", "acme.lost", "acme.exits", "acme.absent", "acme.fine"):
+        with pytest.raises(PluginError, match=rf"quantizer 'q' \(acme 1\.0\), {module}:X, cannot be imported"):
+            offer("q", factory=f"{module}:X").create(NoOptions())
+    with pytest.raises(PluginError, match=r"quantizer 'q' \(acme 1\.0\).*RuntimeError: no licence"):
+        offer("q", factory="acme.fine:Refuses").create(NoOptions())
+    options = NoOptions()
+    assert offer("q", factory="acme.fine:Takes").create(options).options is options
+
+
+def test_options_that_are_no_dataclass_are_the_plugins_fault(fake_distribution: Any) -> None:
+    fake_distribution("acme", "1.0", {"acme_options": "number = 3\nclass Plain: pass\n"})
+    from smollm3_finetune.options import build
+
+    with pytest.raises(PluginError, match="acme_options:number"):
+        offer("q", options="acme_options:number").options_class()
+    with pytest.raises(PluginError, match="not a dataclass"):
+        build(offer("q", options="acme_options:Plain").options_class(), {}, "quant")
+
+
+def _claiming(name: str, distribution: str, claims: Any, kind: Kind = FORMATTER, rank: int = 0) -> Offer:
+    extra = {} if kind is QUANTIZER else {"rank": rank}
+    return offer(name, distribution, kind=kind, claims=claims, **extra)
+
+
+def _raises(_: Any) -> bool:
+    raise AttributeError("not what I expected")
+
+
+def test_a_claim_that_raises_is_taken_as_no_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(offers=(_claiming("bad", "acme", _raises), _claiming("good", "zeta", lambda row: True)))
+    assert [o.spec.name for o in registry.claiming(FORMATTER, {"a": 1})] == ["good"]
+    assert "formatter 'bad' (acme 1.0)" in caplog.text
+    assert "AttributeError: not what I expected" in caplog.text
+
+
+def test_the_highest_rank_takes_a_claim_and_equal_ranks_are_all_given() -> None:
+    def yes(_: Any) -> bool:
+        return True
+
+    low, high, also = (
+        _claiming(n, "acme", yes, LOADER, r) for n, r in (("low", -10), ("high", 0), ("also", 0))
+    )  # fmt: skip
+    assert Registry(offers=(low, high)).claiming(LOADER, "x") == [high]
+    assert Registry(offers=(low, high, also)).claiming(LOADER, "x") == [also, high]
+    assert Registry(offers=(offer("silent", kind=LOADER),)).claiming(LOADER, "x") == []
+
+
+def test_descriptors_are_frozen() -> None:
+    for cls in (LoaderSpec, QuantizerSpec, AdapterSpec, FormatterSpec):
+        spec = cls(name="a", summary="s", factory="a:B")
+        with pytest.raises(AttributeError):
+            spec.name = "b"  # type: ignore[misc]
+    assert issubclass(PluginConflictError, SmolLM3Error)

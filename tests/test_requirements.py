@@ -1,0 +1,62 @@
+"""What a component requires, compared with what is installed; nothing is imported for it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import Requires
+from smollm3_finetune.errors import PluginError
+from smollm3_finetune.requirements import installed_version, requirement_problems, unmet_distributions
+
+
+def test_what_is_installed_in_a_fitting_version_is_met_without_importing_it(fake_distribution: Any) -> None:
+    fake_distribution("acme-kernels", "1.4.2", {"acme_kernels": "raise RuntimeError('imported')\n"})
+    requires = Requires(distributions=("acme-kernels>=1.4,<2", "Acme_Kernels"))
+    assert unmet_distributions(requires) == []
+    assert installed_version("acme-kernels") == "1.4.2"
+    assert "acme_kernels" not in sys.modules
+
+
+def test_a_missing_distribution_comes_with_the_command_that_installs_it() -> None:
+    (problem,) = requirement_problems("quantizer 'q'", Requires(distributions=("acme-missing>=2",)), "cpu")
+    assert problem.message == "quantizer 'q' requires acme-missing>=2, but it is not installed"
+    assert problem.hint == "pip install 'acme-missing>=2'"
+    assert problem.exit_code == 4
+
+
+def test_a_wrong_version_is_named(fake_distribution: Any) -> None:
+    fake_distribution("acme-kernels", "1.4.2")
+    (problem,) = requirement_problems("adapter 'a'", Requires(distributions=("acme-kernels>=2",)), "cpu")
+    assert "requires acme-kernels>=2, but acme-kernels 1.4.2 is installed" in problem.message
+
+
+def test_a_development_version_counts(fake_distribution: Any) -> None:
+    fake_distribution("acme-kernels", "2.1.dev3")
+    assert unmet_distributions(Requires(distributions=("acme-kernels>=2",))) == []
+
+
+def test_markers_that_do_not_hold_here_are_not_required() -> None:
+    requires = Requires(distributions=("acme-missing; python_version<'3'", "acme-gone; python_version>='3'"))
+    assert [text for text, _ in unmet_distributions(requires)] == ["acme-gone; python_version>='3'"]
+
+
+def test_every_unmet_requirement_is_its_own_problem() -> None:
+    requires = Requires(distributions=("acme-one", "acme-two"), accelerators=("cuda",))
+    problems = requirement_problems("quantizer 'q'", requires, "cpu")
+    assert len(problems) == 3
+    assert problems[2].message == "quantizer 'q' runs on cuda only, and this run is on cpu"
+
+
+def test_an_accelerator_is_met_whatever_its_index() -> None:
+    requires = Requires(accelerators=("cuda", "xpu"))
+    assert requirement_problems("quantizer 'q'", requires, "cuda:1") == []
+    assert requirement_problems("quantizer 'q'", requires, "xpu") == []
+    assert len(requirement_problems("quantizer 'q'", requires, "mps")) == 1
+
+
+def test_a_requirement_that_is_none_is_the_plugins_fault() -> None:
+    with pytest.raises(PluginError, match="'two words', which is no requirement"):
+        unmet_distributions(Requires(distributions=("two words",)))
