@@ -17,8 +17,6 @@ protocol below (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from smollm3_finetune.errors import (
     SmolLM3Error,
     UnsupportedOp,
 )
+from smollm3_finetune.identity import fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -441,12 +440,6 @@ class Objective(Protocol):
 
 
 # ------------------------------------------------------------------------------------------------- helpers
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short stable identity of JSON-like parts: 32 hexadecimal digits of SHA-256 over canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def options_dict(options: Any) -> dict[str, Any]:

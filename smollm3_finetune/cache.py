@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.identity import fingerprint
 
 
 def default_root() -> Path:
@@ -43,8 +44,6 @@ class Cache:
 
     def location(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Where the entry of `key` lies, or will lie."""
-        from smollm3_finetune.api import fingerprint
-
         return self.root / kind / fingerprint(key)
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
@@ -70,7 +69,7 @@ class Cache:
             partial.mkdir()
             try:
                 build(partial)
-                about = json.dumps(dict(key), indent=2, sort_keys=True, default=str)
+                about = json.dumps(dict(key), indent=2, sort_keys=True)
                 entry.with_name(f"{entry.name}.json").write_text(about + "\n", encoding="utf-8")
                 partial.rename(entry)
             finally:
