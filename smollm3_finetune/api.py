@@ -409,12 +409,24 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One training row in the form that chat templates take."""
+    """One training row in the form that chat templates take, or raw text."""
 
-    messages: tuple[Mapping[str, Any], ...]
+    messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The row's own `chat_template_kwargs`."""
+    learn: tuple[int, ...] | None = None
+    """The indices of the messages to learn from; None: every assistant message."""
+    rejected: tuple[Mapping[str, Any], ...] | None = None
+    """For objectives that compare: the messages of the worse conversation, beside `messages`, the better one."""
+    text: str | None = None
+    """Raw text to learn as it is, instead of messages."""
+
+    def learned_messages(self) -> list[int]:
+        """The indices of the messages to learn from."""
+        if self.learn is not None:
+            return list(self.learn)
+        return [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
 
 
 class Formatter(Protocol):
