@@ -435,11 +435,30 @@ class Formatter(Protocol):
         ...
 
 
+class Encoded(Protocol):
+    """A conversation as tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The token itself where it is learned, -100 elsewhere."""
+
+
+class Renderer(Protocol):
+    """Turns conversations into tokens by the run's template and options."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def encode(self, conversation: Conversation, max_length: int) -> Encoded:
+        """Token ids and labels, cut to `max_length` tokens. Raises DataError where the template refuses."""
+        ...
+
+
 class Objective(Protocol):
     def prepare(
-        self, rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> list[dict[str, Any]]:
-        """Tokenised examples; a row that cannot teach anything (nothing supervised) is left out."""
+        self, conversation: Conversation, renderer: Renderer, max_length: int
+    ) -> Mapping[str, Sequence[int]] | None:
+        """One example, as named lists of integers; None where the row can teach nothing (nothing supervised)."""
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]: ...
@@ -483,6 +502,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "DataError",
+    "Encoded",
     "Env",
     "Formatter",
     "FormatterSpec",
@@ -501,6 +521,7 @@ __all__ = [
     "Purpose",
     "Quantizer",
     "QuantizerSpec",
+    "Renderer",
     "Requires",
     "SmolLM3Error",
     "Task",

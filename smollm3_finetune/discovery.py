@@ -6,6 +6,7 @@ nothing. Nothing in the working directory is executed unless it was named.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -172,7 +173,11 @@ def _named(text: str) -> _Candidate:
             raise ConfigError(f"the plugin file {text!r} (-p) {wrong}", hint="-p PATH/TO/plugin.py")
         path = path.resolve()
         return _Candidate(
-            name=path.stem, distribution=path.stem, version="0", origin=str(path), load=lambda: _import_file(path)
+            name=path.stem,
+            distribution=path.stem,
+            version=_file_version(path),
+            origin=str(path),
+            load=lambda: _import_file(path),
         )
     try:
         found = importlib.util.find_spec(text)
@@ -182,9 +187,19 @@ def _named(text: str) -> _Candidate:
         raise PluginError(f"the plugin module {text!r} (-p) cannot be imported: {_brief(e)}") from e
     if found is None:
         raise ConfigError(f"the plugin module {text!r} (-p) cannot be found", hint="-p PATH/TO/plugin.py")
+    version = _file_version(Path(found.origin)) if found.origin and Path(found.origin).is_file() else "0"
     return _Candidate(
-        name=text, distribution=text, version="0", origin=f"module {text}", load=lambda: importlib.import_module(text)
+        name=text,
+        distribution=text,
+        version=version,
+        origin=f"module {text}",
+        load=lambda: importlib.import_module(text),
     )
+
+
+def _file_version(path: Path) -> str:
+    """A version for a file that has none: it changes with the content, so nothing made by an old one is reused."""
+    return f"0+{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.data.chat import end_of_turn_ids, prompt_text
+from smollm3_finetune.data.render import Renderer, RenderOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,14 +22,17 @@ def answer(
     top_p: float = 1.0,
     streamer: Any = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    renderer: Renderer | None = None,
 ) -> str:
     """The model's answer to `messages`, cut at the end of its turn. Greedy where `temperature` is 0.
 
+    `renderer` is the run's own, where there is one; else the tokenizer's template and today's date are used.
     Leaves the model in the mode (training or evaluation) it was in.
     """
     import torch
 
-    prompt = prompt_text(tokenizer, messages, **(template_kwargs or {}))
+    renderer = renderer or Renderer(tokenizer, RenderOptions(date=None))
+    prompt = renderer.prompt(messages, **(template_kwargs or {}))
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     device = next(model.parameters()).device
     ids = ids.to(device)
@@ -43,7 +46,7 @@ def answer(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
-                eos_token_id=end_of_turn_ids(tokenizer),
+                eos_token_id=renderer.end_of_turn_ids(),
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 streamer=streamer,
                 **sampling,

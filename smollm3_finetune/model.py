@@ -6,6 +6,7 @@ adapter attaches to what came out.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Adapted, Adapter, Base, BuildContext, Progress, Purpose, Quantizer, options_dict
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.hf_calls import load_tokenizer
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 
@@ -42,7 +44,17 @@ class LoadedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one saved with the adapter, where there is one, else the model's."""
+        saved = self.plan.saved
+        if saved is not None and (saved.path / "tokenizer_config.json").exists():
+            return load_tokenizer(self.plan.ref, saved.path, {})
         return self.plan.source.tokenizer()
+
+    def stop_at(self, ids: Sequence[int]) -> None:
+        """Make generation stop at the token `ids` from now on, also after it was saved; the last one ends a turn."""
+        if ids:
+            self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(ids[-1])
+            self.base.model.generation_config.eos_token_id = list(ids)
 
     def disabled(self) -> AbstractContextManager[None]:
         """The base alone while the context is open. Raises UnsupportedOp for adapters that alter the base."""
@@ -57,6 +69,8 @@ class LoadedModel:
         path.mkdir(parents=True, exist_ok=True)
         self.adapted.save(path)
         self.tokenizer.save_pretrained(str(path))
+        with contextlib.suppress(ValueError):  # a generation config that contradicts itself, as some models ship
+            self.base.model.generation_config.save_pretrained(str(path))
         self.describe(path)
 
     def describe(self, path: Path) -> None:

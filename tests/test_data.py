@@ -11,14 +11,33 @@ import pytest
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters import AlpacaFormatter, MessagesFormatter
-from smollm3_finetune.data.formatting import format_rows, recognise
-from smollm3_finetune.data.reading import Row, read_rows
-from smollm3_finetune.data.split import split
+from smollm3_finetune.data.formatting import formatted, recognise
+from smollm3_finetune.data.reading import Row
+from smollm3_finetune.data.rows import source_rows
+from smollm3_finetune.data.sources import find_sources
+from smollm3_finetune.data.split import Border, position
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.registry import Registry
 
 Write = Callable[..., str]
+
+
+def read_rows(path: str | None, limit: int | None = None) -> list[Row]:
+    return list(source_rows(find_sources(path)[0], limit))
+
+
+def format_rows(formatter: Any, rows: list[Row]) -> list[Conversation]:
+    return [conversation for _, conversation in formatted(formatter, rows)]
+
+
+def split(rows: list[Conversation], fraction: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, held-out)"""
+    border = Border(fraction)
+    for row in rows:
+        border.see(position(row, seed))
+    value = border.value()
+    return [r for r in rows if position(r, seed) >= value], [r for r in rows if position(r, seed) < value]
 
 
 @pytest.fixture
@@ -87,14 +106,14 @@ def test_malformed_files_are_errors_with_file_and_line(text: Any, name: str, exp
 
 def test_files_that_cannot_be_rows_are_errors_with_a_hint(write: Write, isolated: Path) -> None:
     write("{}", "train.jsonl")
-    write("a,b", "train.csv")
+    write("a,b", "train.txt")
     (isolated / "folder").mkdir()
-    write("{}", "folder/part.jsonl")
     for path, message, hint in (
         ("trian.jsonl", "the data file 'trian.jsonl' does not exist", "in . there are: train.jsonl"),
         ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
-        ("train.csv", "neither .jsonl nor .json", "--data FILE.jsonl"),
-        ("folder", "'folder' is a directory", "--data folder/part.jsonl"),
+        ("train.txt", "is none of .jsonl, .json, .csv, .parquet, .arrow", "--data FILE.jsonl"),
+        ("folder", "the data directory 'folder' holds no .jsonl", "--data FILE.jsonl"),
+        ("folder/*.jsonl", "no file matches", "quote the pattern: --data 'rows/*.jsonl'"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             read_rows(path)
@@ -160,7 +179,7 @@ def test_alpaca_rows_put_the_input_beneath_the_instruction() -> None:
         ({"messages": []}, "'messages' must be a list with at least one message"),
         ({"messages": "hello"}, "'messages' must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object with role and content"),
-        (messages(("human", "u"), ("assistant", "a")), r"messages\[0\]: role must be one of .*, found 'human'"),
+        (messages(("narrator", "u"), ("assistant", "a")), r"messages\[0\]: role must be one of .*, found 'narrator'"),
         (messages(("user", "u")), "there is no assistant message to learn from"),
         (messages(("user", None), ("assistant", "a")), r"messages\[0\]: content must be text or a list"),
         (messages(("user", 3), ("assistant", "a")), ".*found int"),
@@ -206,18 +225,18 @@ def registry() -> Registry:
 
 def test_the_first_row_decides_the_formatter(registry: Registry) -> None:
     for row, name in ((messages(("user", "u")), "messages"), ({"instruction": "", "output": ""}, "alpaca")):
-        assert recognise(registry, [Row(row, "x"), Row({}, "y")]).spec.name == name
+        assert recognise(registry, Row(row, "x")).spec.name == name
 
 
 def test_columns_that_nobody_recognises_are_listed(registry: Registry) -> None:
     with pytest.raises(DataError, match=r"^r:1: no formatter recognises a row with the columns 'q', 'a'\n") as caught:
-        recognise(registry, [Row({"q": 1, "a": 2}, "r:1")])
+        recognise(registry, Row({"q": 1, "a": 2}, "r:1"))
     assert caught.value.hint is not None and "alpaca (instruction, optional input, output)" in caught.value.hint
 
 
 def test_a_row_that_two_formatters_claim_is_decided_by_the_user(registry: Registry) -> None:
     with pytest.raises(ConfigError, match="several formatters recognise the rows of r:1") as caught:
-        recognise(registry, [Row({"messages": [], "instruction": "", "output": ""}, "r:1")])
+        recognise(registry, Row({"messages": [], "instruction": "", "output": ""}, "r:1"))
     assert caught.value.hint == "--formatter smollm3-finetune:alpaca or --formatter smollm3-finetune:messages"
 
 

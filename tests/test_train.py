@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from smollm3_finetune import load_model
+from smollm3_finetune import LoadedModel, load_model
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.load import Setting, assemble
-from smollm3_finetune.data.chat import IGNORED
+from smollm3_finetune.data.render import IGNORED, Renderer
 from smollm3_finetune.train.evaluate import held_out_loss
 
 SCALE = str(Path(__file__).parent / "out_of_tree" / "scale_adapter.py")
@@ -135,7 +135,7 @@ def test_held_out_loss_is_the_mean_over_supervised_tokens_whatever_the_batches()
         )
         for n in range(5)
     ]
-    examples = objective.prepare(rows, loaded.tokenizer, 512)
+    examples = _prepared(rows, loaded)
     total, count = 0.0, 0
     for e in examples:
         with torch.no_grad():
@@ -147,7 +147,15 @@ def test_held_out_loss_is_the_mean_over_supervised_tokens_whatever_the_batches()
     for batch_size in (1, 2, 5):
         for order in (examples, examples[::-1]):
             found = held_out_loss(model, objective, order, collate, batch_size)
-            assert abs(found - total / count) < 1e-10
+            assert found.terms == count
+            assert abs(found.mean - total / count) < 1e-10
+            assert abs(found.perplexity - math.exp(total / count)) < 1e-9
+
+
+def _prepared(rows: Iterable[Conversation], loaded: LoadedModel, max_length: int = 512) -> list[Any]:
+    renderer = Renderer(loaded.tokenizer)
+    examples = (SupervisedFineTuning(NoOptions()).prepare(row, renderer, max_length) for row in rows)
+    return [e for e in examples if e is not None]
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -162,14 +170,15 @@ def test_training_loss_is_the_mean_over_supervised_tokens_across_accumulation(cl
 
 def _mean_loss_of_first_rows(count: int, max_length: int) -> float:
     from smollm3_finetune.builtin.formatters import MessagesFormatter
-    from smollm3_finetune.data.formatting import format_rows
-    from smollm3_finetune.data.reading import read_rows
+    from smollm3_finetune.data.formatting import formatted
+    from smollm3_finetune.data.rows import source_rows
+    from smollm3_finetune.data.sources import find_sources
 
     loaded = load_model("tiny", dtype="float64")
     objective = SupervisedFineTuning(NoOptions())
-    rows = format_rows(MessagesFormatter(NoOptions()), read_rows(None, count))
-    examples = objective.prepare(rows, loaded.tokenizer, max_length)
-    return held_out_loss(loaded.model, objective, examples, objective.collator(loaded.tokenizer), 3)
+    rows = formatted(MessagesFormatter(NoOptions()), source_rows(find_sources(None)[0], count))
+    examples = _prepared((conversation for _, conversation in rows), loaded, max_length)
+    return held_out_loss(loaded.model, objective, examples, objective.collator(loaded.tokenizer), 3).mean
 
 
 def test_a_run_whose_loss_is_not_finite_fails_and_says_so(cli: Cli) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from smollm3_finetune.api import (
     ALL_OPS,
@@ -17,6 +15,7 @@ from smollm3_finetune.api import (
     QuantizerSpec,
     hookimpl,
 )
+from smollm3_finetune.builtin.formatters import claims
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TINY = "tiny"
@@ -24,14 +23,6 @@ TINY = "tiny"
 
 def _hf_claims(ref: str) -> bool:
     return Path(ref).expanduser().is_dir() or (HUB_ID.fullmatch(ref) is not None and not Path(ref).is_file())
-
-
-def _claims_messages(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("messages"), list)
-
-
-def _claims_alpaca(row: Mapping[str, Any]) -> bool:
-    return "instruction" in row and "output" in row
 
 
 @hookimpl
@@ -89,14 +80,45 @@ def smollm3_formatters() -> list[FormatterSpec]:
         FormatterSpec(
             name="messages",
             summary="a list of messages with role and content",
-            factory="smollm3_finetune.builtin.formatters:MessagesFormatter",
-            claims=_claims_messages,
+            factory="smollm3_finetune.builtin.formatters.messages:MessagesFormatter",
+            options="smollm3_finetune.builtin.options:TurnsOptions",
+            claims=claims.messages,
+        ),
+        FormatterSpec(
+            name="sharegpt",
+            summary="a list of conversations with from and value",
+            factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
+            options="smollm3_finetune.builtin.options:TurnsOptions",
+            claims=claims.sharegpt,
         ),
         FormatterSpec(
             name="alpaca",
             summary="instruction, optional input, output",
-            factory="smollm3_finetune.builtin.formatters:AlpacaFormatter",
-            claims=_claims_alpaca,
+            factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
+            options="smollm3_finetune.builtin.options:AlpacaOptions",
+            claims=claims.alpaca,
+        ),
+        FormatterSpec(
+            name="prompt-completion",
+            summary="a prompt and its completion or response",
+            factory="smollm3_finetune.builtin.formatters.prompt_completion:PromptCompletionFormatter",
+            claims=claims.prompt_completion,
+            rank=claims.PROMPT_COMPLETION_RANK,
+        ),
+        FormatterSpec(
+            name="preference",
+            summary="a chosen and a rejected answer, optional prompt",
+            factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
+            claims=claims.preference,
+            rank=claims.PREFERENCE_RANK,
+        ),
+        FormatterSpec(
+            name="text",
+            summary="raw text, learned as it is",
+            factory="smollm3_finetune.builtin.formatters.text:TextFormatter",
+            options="smollm3_finetune.builtin.options:TextOptions",
+            claims=claims.text,
+            rank=claims.TEXT_RANK,
         ),
     ]
 

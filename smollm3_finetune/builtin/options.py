@@ -21,3 +21,24 @@ class FullOptions:
     """Adapter `full`."""
 
     parameters: tuple[str, ...] = option((), "Train only parameters whose name matches one of these globs; none: all.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnsOptions:
+    """Formatters `messages` and `sharegpt`."""
+
+    learn_user: bool = option(False, "Also learn from user turns, but only those that carry a weight of 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlpacaOptions:
+    """Formatter `alpaca`."""
+
+    learn_history: bool = option(True, "Also learn from the answers in `history`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Formatter `text`."""
+
+    column: str = option("text", "The column that holds the text.")

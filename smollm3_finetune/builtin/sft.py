@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer
 
-from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.data.chat import IGNORED, encode
+from smollm3_finetune.api import Conversation, NoOptions, Renderer
+from smollm3_finetune.data.render import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,10 +43,12 @@ class SupervisedFineTuning:
         pass
 
     def prepare(
-        self, rows: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> list[dict[str, Any]]:
-        examples = (encode(tokenizer, row, max_length) for row in rows)
-        return [e for e in examples if any(label != IGNORED for label in e["labels"][1:])]
+        self, conversation: Conversation, renderer: Renderer, max_length: int
+    ) -> Mapping[str, Sequence[int]] | None:
+        encoded = renderer.encode(conversation, max_length)
+        if all(label == IGNORED for label in encoded.labels[1:]):
+            return None
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

@@ -86,7 +86,10 @@ def run_options(f: F) -> F:
     f = click.option("--adapter-opt", multiple=True, metavar="K=V", help="An option of the adapter.")(f)
     f = click.option("--adapter", metavar="NAME", help="What is trained on the model; none: lora.")(f)
     f = composition_options(f)
-    f = click.option("--data", metavar="FILE", help="JSONL or JSON rows; none: the embedded chat dataset.")(f)
+    f = click.option(
+        "--data", multiple=True, metavar="PATH",
+        help="Rows: file, glob, directory or Hub id; may be given again; none: the embedded chat dataset.",
+    )(f)  # fmt: skip
     return click.option("--model", metavar="REF", help="Hub id, directory or file; none: tiny, embedded.")(f)
 
 
@@ -99,8 +102,11 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
         flag = f"--{name.replace('_', '-')}"
         settings += [assignment(text, flag, section) for text in values.get(name, ())]
     for name, key in FLAGS.items():
-        if values.get(name) is not None:
-            settings.append(Setting(key=key, value=values[name], origin=f"--{name.replace('_', '-')}"))
+        value = values.get(name)
+        if isinstance(value, tuple):  # an option that may be given again
+            value = (list(value) if len(value) > 1 else value[0]) if value else None
+        if value is not None:
+            settings.append(Setting(key=key, value=value, origin=f"--{name.replace('_', '-')}"))
     return settings
 
 

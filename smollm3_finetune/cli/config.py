@@ -58,7 +58,7 @@ def validate(**values: Any) -> None:
     assert plan.model.adapter is not None
     click.echo(
         f"ok: {plan.model.ref} with {plan.model.quantizer.offer.title} and {plan.model.adapter.offer.title}, "
-        f"{len(plan.train_rows)} rows to train on, {len(plan.held_out_rows)} held out"
+        f"{sum(plan.survey.train)} rows to train on, {sum(plan.survey.held_out)} held out"
     )
 
 

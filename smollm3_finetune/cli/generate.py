@@ -70,7 +70,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     )  # fmt: skip
     loaded = compose(plan_model(registry, request, context), check_base=not values["any_base"])
     transformers.set_seed(values["seed"])
-    from smollm3_finetune.data.chat import check_template
+    from smollm3_finetune.data.render import check_template
 
     check_template(loaded.tokenizer, request.ref)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []

@@ -30,7 +30,7 @@ def with_origins(config: RunConfig, origins: Mapping[str, str]) -> str:
 
 
 def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
-    rows = {"train": len(plan.train_rows), "held_out": len(plan.held_out_rows)}
+    rows = {"train": sum(plan.survey.train), "held_out": sum(plan.survey.held_out)}
     if as_json:
         return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
     head = (
@@ -46,6 +46,8 @@ def shown_report(report: Mapping[str, Any]) -> str:
     lines = [""]
     if before["held_out_loss"] is not None:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
+        for title, loss in after.get("by_source", {}).items():
+            lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
     lines += [
         f"prompt         {report['prompt'][-1]['content']}",
         f"before         {before['sample']}",

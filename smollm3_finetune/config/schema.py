@@ -29,10 +29,24 @@ class ComponentConfig:
 class DataConfig:
     """Where the rows come from and how much of them is used."""
 
-    path: str | None = option(None, "JSONL or JSON file of training rows; none: the small embedded chat dataset.")
+    path: str | tuple[str | dict[str, Any], ...] | None = option(
+        None,
+        "File, glob, directory or Hub id of training rows, or a list of them (as text, or as mappings with path, "
+        "weight, formatter, split, subset, revision, limit); none: the small embedded chat dataset.",
+    )
     held_out: float = option(0.1, "Fraction of rows kept out of training and used to measure it.", ge=0, lt=1)
     max_length: int = option(1024, "Longest example, in tokens; what is longer is cut at the end.", ge=8)
-    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+    limit: int | None = option(None, "Use only the first N rows of each source.", ge=1)
+    template: str | None = option(None, "File with a chat template to use instead of the tokenizer's own.")
+    enable_thinking: bool | None = option(
+        None, "Reasoning mode of rows that do not state one; none: think for a row with a trace, else not."
+    )
+    history: Literal["keep", "strip"] = option(
+        "keep", "The reasoning of answers before the last user message: kept, or stripped and not learned."
+    )
+    date: str | None = option(
+        "2026-01-01", "What the template is told is today, YYYY-MM-DD, so that a run does not depend on its day."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
-from smollm3_finetune.api import Conversation
+from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.data.reading import Row
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.kinds import FORMATTER
@@ -13,9 +13,11 @@ from smollm3_finetune.registry import Offer, Registry
 SHOWN = 3
 
 
-def recognise(registry: Registry, rows: Sequence[Row]) -> Offer:
-    """The formatter that claims the first row. Raises DataError where none does, ConfigError where several do."""
-    first = rows[0]
+def recognise(registry: Registry, first: Row) -> Offer:
+    """The formatter that claims the first row of a source.
+
+    Raises DataError where none does, ConfigError where several do.
+    """
     best = registry.claiming(FORMATTER, first.value)
     if len(best) > 1:
         names = " or ".join(f"--formatter {o.full_name}" for o in best)
@@ -27,19 +29,24 @@ def recognise(registry: Registry, rows: Sequence[Row]) -> Offer:
     return best[0]
 
 
-def format_rows(formatter: object, rows: Sequence[Row]) -> list[Conversation]:
-    """Every row as a conversation. Raises DataError that names the first wrong rows by file and line."""
-    conversations: list[Conversation] = []
+def formatted(formatter: Formatter, rows: Iterable[Row]) -> Iterator[tuple[str, Conversation]]:
+    """(where, conversation) of every row. Raises DataError, after the last row, that names the first wrong ones.
+
+    Once a row was wrong nothing more is yielded.
+    """
     wrong: list[str] = []
+    count = 0
     for row in rows:
         try:
-            conversation = formatter(row.value)  # type: ignore[operator]
+            conversation = formatter(row.value)
             if not isinstance(conversation, Conversation):
                 raise TypeError(f"the formatter returned a {type(conversation).__name__}, not a Conversation")
-            conversations.append(conversation)
         except (ValueError, LookupError, TypeError, AttributeError) as e:
-            wrong.append(f"{row.where}: {e}")
-    if wrong:
-        more = f"\n… and {len(wrong) - SHOWN} more rows" if len(wrong) > SHOWN else ""
-        raise DataError("\n".join(wrong[:SHOWN]) + more, hint="mend the rows, or name another --formatter")
-    return conversations
+            count += 1
+            wrong += [f"{row.where}: {e}"] if count <= SHOWN else []
+            continue
+        if not count:
+            yield row.where, conversation
+    if count:
+        more = f"\n… and {count - SHOWN} more rows" if count > SHOWN else ""
+        raise DataError("\n".join(wrong) + more, hint="mend the rows, or name another --formatter")

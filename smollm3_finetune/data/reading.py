@@ -1,9 +1,10 @@
-"""Reading rows from JSONL and JSON files, each with the place it came from."""
+"""Reading the rows of one file, each with the place it came from; nothing is kept in memory but the current rows."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 from smollm3_finetune.errors import DataError
 
-EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
-SUFFIXES = (".jsonl", ".json")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -23,37 +23,26 @@ class Row:
     where: str
 
 
-def find_file(path: str | None) -> Path:
-    """The data file that a user named, or the embedded one. Raises DataError where there is none."""
-    if path is None:
-        return EMBEDDED
-    file = Path(path).expanduser()
-    if file.is_dir():
-        inside = sorted(f.name for f in file.iterdir() if f.suffix in SUFFIXES)
-        hint = f"--data {file / inside[0]}" if inside else "--data FILE.jsonl"
-        raise DataError(f"--data takes a file, and {path!r} is a directory", hint=hint)
-    if not file.exists():
-        near = sorted(f.name for f in file.parent.glob("*.json*"))[:5] if file.parent.is_dir() else []
-        hint = f"in {file.parent} there are: {', '.join(near)}" if near else "--data FILE.jsonl"
-        raise DataError(f"the data file {path!r} does not exist", hint=hint)
-    if file.suffix not in SUFFIXES:
-        raise DataError(f"the data file {path!r} is neither .jsonl nor .json", hint="--data FILE.jsonl")
-    return file
-
-
-def read_rows(path: str | None, limit: int | None = None) -> list[Row]:
+def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
     """The rows of a file, at most `limit`. Raises DataError with file and line, and for a file without rows."""
-    file = find_file(path)
-    reader = _read_json if file.suffix == ".json" else _read_jsonl
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": _read_jsonl,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+    }
+    empty = True
     try:
-        rows = list(islice(reader(file), limit))
+        for row in islice(readers[file.suffix](file), limit):
+            empty = False
+            yield row
     except UnicodeDecodeError as e:
         raise DataError(f"{file} is not UTF-8 text: {e.reason} at byte {e.start}") from e
     except OSError as e:
-        raise DataError(f"{file} cannot be read: {e.strerror}") from e
-    if not rows:
+        raise DataError(f"{file} cannot be read: {e.strerror or e}") from e
+    if empty:
         raise DataError(f"{file} holds no rows")
-    return rows
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
@@ -93,6 +82,61 @@ def _read_json(file: Path) -> Iterator[Row]:
     after = _skip(text, position + 1)
     if after < len(text):
         raise DataError(f"{file}:{text.count(chr(10), 0, after) + 1}: not valid JSON: text after the list of rows")
+
+
+def _read_csv(file: Path) -> Iterator[Row]:
+    """Comma-separated values with a header; every value is text."""
+    csv.field_size_limit(1 << 30)  # a field is a whole document at times
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            for value in reader:
+                where = f"{file}:{reader.line_num}"
+                if None in value or None in value.values():
+                    raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the header")
+                yield Row(value, where)
+        except csv.Error as e:
+            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {e}") from e
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        batches = parquet.ParquetFile(str(file)).iter_batches(batch_size=1000)
+        yield from _numbered(file, batches)
+    except ArrowException as e:
+        raise DataError(f"{file} is not a Parquet file: {_first_line(e)}") from e
+
+
+def _read_arrow(file: Path) -> Iterator[Row]:
+    """Arrow's stream or file format, memory-mapped."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(file)) as stream:
+            try:
+                yield from _numbered(file, pyarrow.ipc.open_stream(stream))
+                return
+            except pyarrow.ArrowInvalid:
+                stream.seek(0)
+            reader = pyarrow.ipc.open_file(stream)
+            yield from _numbered(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
+    except pyarrow.ArrowException as e:
+        raise DataError(f"{file} is not an Arrow file: {_first_line(e)}") from e
+
+
+def _numbered(file: Path, batches: Any) -> Iterator[Row]:
+    """Rows of record batches; they have no lines, so they are counted from 1."""
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(value, f"{file} row {number}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _why(error: ValueError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.errors import DataError
@@ -17,18 +17,30 @@ def position(conversation: Conversation, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def split(
-    conversations: Sequence[Conversation], fraction: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held-out). With a fraction above 0 and two or more distinct rows, both have at least one.
+@dataclass
+class Border:
+    """The position below which rows are held out, found while rows stream past.
 
-    Equal rows fall on the same side, so nothing held out is trained on.
+    With a fraction above 0 and two or more distinct rows, both sides get at least one; equal rows fall on the same
+    side, so nothing held out is trained on.
     """
-    if fraction == 0:
-        return list(conversations), []
-    placed = [(position(c, seed), c) for c in conversations]
-    positions = sorted({p for p, _ in placed})
-    if len(positions) < 2:
-        raise DataError("there is only one distinct row, too few to hold any out", hint="--set data.held_out=0")
-    border = min(max(fraction, positions[1]), positions[-1])  # `<`: at least the lowest out, the highest in
-    return [c for p, c in placed if p >= border], [c for p, c in placed if p < border]
+
+    fraction: float
+    lowest: float = 2.0
+    second: float = 2.0
+    highest: float = -1.0
+
+    def see(self, place: float) -> None:
+        if place < self.lowest:
+            self.lowest, self.second = place, self.lowest
+        elif self.lowest < place < self.second:
+            self.second = place
+        self.highest = max(self.highest, place)
+
+    def value(self) -> float:
+        """Raises DataError where there are too few distinct rows to hold any out."""
+        if self.fraction == 0:
+            return 0.0
+        if self.second > 1:
+            raise DataError("there is only one distinct row, too few to hold any out", hint="--set data.held_out=0")
+        return min(max(self.fraction, self.second), self.highest)  # the lowest is out, the highest is in

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Conversation, Objective, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, Purpose, options_dict
 from smollm3_finetune.config.load import Loaded, Setting, assemble
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, RunConfig
-from smollm3_finetune.data.chat import check_template
-from smollm3_finetune.data.formatting import format_rows, recognise
-from smollm3_finetune.data.reading import Row, read_rows
-from smollm3_finetune.data.split import split
-from smollm3_finetune.errors import DataError
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, DataConfig, RunConfig
+from smollm3_finetune.data.render import RenderOptions
+from smollm3_finetune.data.rows import Rows, Survey, with_formatter
+from smollm3_finetune.data.sources import find_sources
+from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Tokenised rows."""
-
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
-    empty: int
-    """Rows left out because nothing in them is supervised."""
-    prompt: Sequence[Mapping[str, Any]]
-    """The messages that the sample answers, before and after, reply to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +29,9 @@ class RunPlan:
     origins: Mapping[str, str]
     model: ModelPlan
     objective: Choice
-    formatter: Choice
-    train_rows: list[Conversation]
-    held_out_rows: list[Conversation]
+    rows: Rows
+    survey: Survey
+    render: RenderOptions
 
 
 def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoint: Path | None = None) -> RunPlan:
@@ -66,40 +54,52 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     objective = collect.run(
         lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, loaded.origins)
     )
-    rows = collect.run(lambda: read_rows(config.data.path, config.data.limit))
-    formatter = collect.run(lambda: _formatter(registry, config, rows, loaded.origins))
-    conversations = None
-    if rows is not None and formatter is not None:
-        conversations = collect.run(lambda: format_rows(formatter.create(), rows))
+    render = collect.run(lambda: render_options(config.data))
+    rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
+    survey = collect.run(rows.survey) if rows is not None else None
     model = collect.run(lambda: plan_model(registry, request, context))
     collect.finish()
     assert objective is not None
-    assert formatter is not None
+    assert render is not None
+    assert rows is not None
+    assert survey is not None
     assert model is not None
-    assert conversations is not None
-    train_rows, held_out_rows = split(conversations, config.data.held_out, config.seed)
-    components = [c for c in (objective, formatter, model.adapter, model.quantizer, model.loader) if c is not None]
+    formatters = [s.formatter for s in rows.sources]
+    components = [c for c in (objective, *formatters, model.adapter, model.quantizer, model.loader) if c is not None]
     settled = _with_suggestions(loaded, components)
     return RunPlan(
-        config=_resolved(settled.config, model, objective, formatter),
+        config=_resolved(settled.config, model, objective, rows),
         origins=settled.origins,
         model=model,
         objective=objective,
-        formatter=formatter,
-        train_rows=train_rows,
-        held_out_rows=held_out_rows,
+        rows=rows,
+        survey=survey,
+        render=render,
     )
 
 
-def _formatter(
-    registry: Registry, config: RunConfig, rows: Sequence[Row] | None, origins: Mapping[str, str]
-) -> Choice | None:
+def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str]) -> Rows:
+    """The sources of a configuration, each with its formatter. Reads the first row of those that name none."""
     name = config.formatter.name
-    if name is None:
-        if rows is None:
-            return None
-        name = recognise(registry, rows).full_name
-    return choose(registry, FORMATTER, name, config.formatter.options, origins)
+    named = choose(registry, FORMATTER, name, config.formatter.options, origins) if name is not None else None
+    sources = [with_formatter(registry, s, named, config.data.limit) for s in find_sources(config.data.path)]
+    return Rows(sources=tuple(sources), seed=config.seed, held_out=config.data.held_out)
+
+
+def render_options(data: DataConfig) -> RenderOptions:
+    """How the configuration asks for conversations to be rendered. Raises ConfigError for a template or a date."""
+    template = None
+    if data.template is not None:
+        try:
+            template = Path(data.template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"the chat template data.template={data.template} cannot be read: {e}") from e
+    if data.date is not None:
+        try:
+            datetime.date.fromisoformat(data.date)
+        except ValueError as e:
+            raise ConfigError(f"data.date: expected YYYY-MM-DD, got {data.date!r}") from e
+    return RenderOptions(template=template, enable_thinking=data.enable_thinking, history=data.history, date=data.date)
 
 
 def _with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
@@ -117,26 +117,24 @@ def _with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
     return assemble([*layers, loaded.settings])
 
 
-def _resolved(config: RunConfig, model: ModelPlan, objective: Choice, formatter: Choice) -> RunConfig:
+def _resolved(config: RunConfig, model: ModelPlan, objective: Choice, rows: Rows) -> RunConfig:
     """Full names and complete options in every component section, so that the run can be repeated as it was."""
 
     def section(choice: Choice) -> ComponentConfig:
         return ComponentConfig(name=choice.offer.full_name, options=options_dict(choice.options))
 
     assert model.adapter is not None
-    chosen = {
-        LOADER: model.loader,
-        QUANTIZER: model.quantizer,
-        ADAPTER: model.adapter,
-        OBJECTIVE: objective,
-        FORMATTER: formatter,
-    }
-    resolved = {kind.section: section(choice) for kind, choice in chosen.items()}
-    data = config.data
-    if data.path is not None:
-        data = replace(data, path=str(Path(data.path).expanduser().resolve()))
+    chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
+    if len(rows.sources) == 1:
+        chosen[FORMATTER] = rows.sources[0].formatter
+    template = config.data.template
+    data = replace(
+        config.data,
+        path=_resolved_path(config.data.path, rows),
+        template=str(Path(template).expanduser().resolve()) if template is not None else None,
+    )
     changes: dict[str, Any] = {
-        **resolved,
+        **{kind.section: section(choice) for kind, choice in chosen.items()},
         "data": data,
         "device": model.context.device,
         "dtype": model.context.dtype,
@@ -144,39 +142,17 @@ def _resolved(config: RunConfig, model: ModelPlan, objective: Choice, formatter:
     return replace(config, **changes)
 
 
-def tokenise(plan: RunPlan, objective: Objective, tokenizer: Any) -> Examples:
-    """The rows as tokens. Raises DataError where no row has anything supervised."""
-    check_template(tokenizer, plan.model.ref)
-    length = plan.config.data.max_length
-    train = objective.prepare(plan.train_rows, tokenizer, length)
-    held_out = objective.prepare(plan.held_out_rows, tokenizer, length)
-    if not train:
-        raise DataError(
-            f"none of the {len(plan.train_rows)} training rows has a token to learn within "
-            f"data.max_length={length} tokens",
-            hint=f"--max-length {length * 2}",
-        )
-    if plan.held_out_rows and not held_out:
-        raise DataError(
-            f"none of the {len(plan.held_out_rows)} held-out rows has a token to learn within "
-            f"data.max_length={length} tokens",
-            hint=f"--max-length {length * 2}",
-        )
-    empty = len(plan.train_rows) + len(plan.held_out_rows) - len(train) - len(held_out)
-    return Examples(train=train, held_out=held_out, empty=empty, prompt=_sample_prompt(plan))
+def _resolved_path(path: Any, rows: Rows) -> Any:
+    """`data.path` with absolute paths; of several sources each names its formatter."""
 
+    def absolute(text: str) -> str:
+        return text if any(s.source.hub == text for s in rows.sources) else str(Path(text).expanduser().absolute())
 
-def _sample_prompt(plan: RunPlan) -> Sequence[Mapping[str, Any]]:
-    """The configured prompt, or a row's messages up to its first answer; the shortest, so that it is quick."""
-    text = plan.config.train.sample_prompt
-    if text is not None:
-        return [{"role": "user", "content": text}]
-    rows = plan.held_out_rows or plan.train_rows
-    candidates = []
-    for row in rows:
-        first = next((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), 0)
-        if first and row.messages[first - 1]["role"] == "user":
-            candidates.append(list(row.messages[:first]))
-    if not candidates:
-        return [{"role": "user", "content": "Hello!"}]
-    return min(candidates, key=lambda messages: (len(messages), len(str(messages))))
+    if path is None or isinstance(path, str):
+        return path and absolute(path)
+    resolved = []
+    for entry, source in zip(path, rows.sources, strict=True):
+        about = {"path": entry} if isinstance(entry, str) else dict(entry)
+        formatter = source.formatter.offer.full_name if len(rows.sources) > 1 else None
+        resolved.append({**about, "path": absolute(about["path"]), **({"formatter": formatter} if formatter else {})})
+    return tuple(resolved)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Objective, UnsupportedOp
 from smollm3_finetune.compat import refined
+from smollm3_finetune.data.render import Renderer, check_template
+from smollm3_finetune.data.tokens import Tokens, tokenise
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.display import Display
-from smollm3_finetune.train.evaluate import held_out_loss
-from smollm3_finetune.train.plan import Examples, RunPlan, tokenise
+from smollm3_finetune.train.evaluate import Loss, held_out_loss
+from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.rundir import RunDir, file_hash
 
 
@@ -36,32 +39,38 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     objective: Objective = plan.objective.create()
-    tokenizer = plan.model.source.tokenizer()
-    examples = tokenise(plan, objective, tokenizer)
-    collate = objective.collator(tokenizer)
-    steps = total_steps(plan, len(examples.train))
-    main = _is_main_process()
     made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
+    tokenizer = plan.model.source.tokenizer()
+    check_template(tokenizer, plan.model.ref, plan.render.template)
+    renderer = Renderer(tokenizer, plan.render)
+    context = plan.model.context
+    length = plan.config.data.max_length
+    tokens = tokenise(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    collate = objective.collator(tokenizer)
+    steps = total_steps(plan, len(tokens.train))
+    main = _is_main_process()
     if main:
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
-        display.say(summary(plan, examples, steps, run))
+        display.say(summary(plan, tokens, steps, run))
     transformers.set_seed(plan.config.seed)
     loaded = compose(plan.model, made=made, total_steps=steps)
     batch = plan.config.train.batch_size
-    prompt, limit = examples.prompt, plan.config.train.sample_tokens
+    prompt = sample_prompt(plan)
 
     def look() -> dict[str, Any]:
-        loss = held_out_loss(loaded.model, objective, examples.held_out, collate, batch) if examples.held_out else None
-        return {"held_out_loss": loss, "sample": answer(loaded.model, tokenizer, prompt, max_new_tokens=limit)}
+        losses = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
+        limit = plan.config.train.sample_tokens
+        sample = answer(loaded.model, tokenizer, prompt, max_new_tokens=limit, renderer=renderer)
+        return {**losses_report(losses, [c.title for c in tokens.counts]), "sample": sample}
 
     with _without_adapter(loaded):
         before = look()
     if main and before["held_out_loss"] is not None:
         display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
-    args = arguments(plan.config, plan.model.context.device, plan.model.context.dtype, run.checkpoints)
+    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     callback = RunCallback(loaded, run.metrics, display)
-    trainer = make_trainer(loaded, objective, examples.train, collate, args, callback)
+    trainer = make_trainer(loaded, objective, tokens.train, collate, args, callback)
     loaded.model.train()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -70,6 +79,9 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     _check_finite(trainer, run)
     after = look()
     if main:
+        loaded.stop_at(renderer.end_of_turn_ids())
+        if plan.render.template is not None:
+            loaded.tokenizer.chat_template = plan.render.template
         loaded.save(run.adapter)
     report = {
         "run": str(run.path),
@@ -77,7 +89,7 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
         "steps": trainer.state.global_step,
         "tokens": trainer.tokens_seen,
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
-        "rows": {"train": len(examples.train), "held_out": len(examples.held_out), "empty": examples.empty},
+        "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),
         "before": before,
         "after": after,
@@ -97,19 +109,38 @@ def total_steps(plan: RunPlan, rows: int) -> int:
     return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
 
 
-def summary(plan: RunPlan, examples: Examples, steps: int, run: RunDir) -> str:
+def sample_prompt(plan: RunPlan) -> Sequence[Mapping[str, Any]]:
+    """The messages that the sample answers, before and after, reply to."""
+    text = plan.config.train.sample_prompt
+    return plan.survey.prompt if text is None else [{"role": "user", "content": text}]
+
+
+def losses_report(losses: Sequence[Loss], titles: Sequence[str]) -> dict[str, Any]:
+    """Held-out loss and perplexity over all supervised tokens, and by source where there are several."""
+    whole = sum(losses, Loss())
+    if not whole.terms:
+        return {"held_out_loss": None, "perplexity": None}
+    report: dict[str, Any] = {"held_out_loss": whole.mean, "perplexity": whole.perplexity}
+    if len(losses) > 1:
+        report["by_source"] = {t: one.mean for t, one in zip(titles, losses, strict=True) if one.terms}
+    return report
+
+
+def summary(plan: RunPlan, tokens: Tokens, steps: int, run: RunDir) -> str:
     """What is about to happen, in a few lines."""
     model = plan.model
     assert model.adapter is not None
-    rows = f"{len(examples.train)} rows to train on, {len(examples.held_out)} held out"
     rate = plan.config.train.learning_rate
-    if examples.empty:
-        rows += f", {examples.empty} left out (nothing to learn in them within data.max_length)"
+    data = []
+    for c in tokens.counts:
+        left_out = f", {c.empty} left out (nothing to learn in them within data.max_length)" if c.empty else ""
+        notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
+        data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
     return "\n".join(
         (
             f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
             f"compose  {model.quantizer.offer.title} + {model.adapter.offer.title}",
-            f"data     {plan.config.data.path or 'the embedded chat dataset'}: {rows}",
+            *data,
             f"train    {plan.objective.offer.spec.name}, {steps} steps, learning rate {rate:g}",
             f"run      {run.path}",
         )
@@ -120,7 +151,8 @@ def versions(plan: RunPlan, registry: Registry) -> Mapping[str, Any]:
     """The distributions behind a run, for reproducing it and for comparing when it is resumed."""
     from smollm3_finetune.requirements import installed_version
 
-    choices = (plan.model.loader, plan.model.quantizer, plan.model.adapter, plan.objective, plan.formatter)
+    formatters = [s.formatter for s in plan.rows.sources]
+    choices = (plan.model.loader, plan.model.quantizer, plan.model.adapter, plan.objective, *formatters)
     used = {c.offer.distribution: c.offer.version for c in choices if c is not None}
     libraries = ("torch", "transformers", "accelerate", "safetensors")
     files = {p.origin: file_hash(p.origin) for p in registry.plugins if p.origin.endswith(".py")}

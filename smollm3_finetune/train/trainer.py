@@ -156,7 +156,7 @@ def _accepted_as_trainable(model: Any) -> Iterator[None]:
 def make_trainer(
     loaded: LoadedModel,
     objective: Objective,
-    examples: list[dict[str, Any]],
+    examples: Any,
     collate: Callable[[list[dict[str, Any]]], Any],
     args: TrainingArguments,
     callback: RunCallback,

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.data.chat import IGNORED, assistant_spans, check_template, encode, end_of_turn_ids, prompt_text
+from smollm3_finetune.data.render import IGNORED, Encoded, Renderer, RenderOptions, check_template
 from smollm3_finetune.errors import DataError, ModelError
 
 TEMPLATE = """\
@@ -46,6 +46,10 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
+def encode(tok: PreTrainedTokenizerFast, conversation: Conversation, max_length: int, **options: Any) -> Encoded:
+    return Renderer(tok, RenderOptions(**options)).encode(conversation, max_length)
+
+
 def talk(*contents: str, **template_kwargs: Any) -> Conversation:
     """Turns of user and assistant, in turn."""
     roles = ("user", "assistant")
@@ -53,13 +57,15 @@ def talk(*contents: str, **template_kwargs: Any) -> Conversation:
     return Conversation(messages=turns, template_kwargs=template_kwargs)
 
 
-def supervised(conversation: Conversation, max_length: int = LONG) -> list[str]:
+def supervised(
+    conversation: Conversation, max_length: int = LONG, tok: PreTrainedTokenizerFast | None = None
+) -> list[str]:
     """The text of each unbroken run of supervised tokens."""
-    tok = tokenizer()
+    tok = tok or tokenizer()
     encoded = encode(tok, conversation, max_length)
-    assert len(encoded["input_ids"]) == len(encoded["labels"]) <= max_length
+    assert len(encoded.input_ids) == len(encoded.labels) <= max_length
     runs: list[list[int]] = [[]]
-    for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True):
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
         assert label in (IGNORED, token)
         if label == IGNORED:
             runs.append([])
@@ -75,7 +81,7 @@ def test_the_answer_and_its_end_are_supervised_and_nothing_else() -> None:
 def test_what_the_generation_prompt_supplies_is_not_supervised() -> None:
     conversation = talk("hello", "good day", enable_thinking=False)
     assert supervised(conversation) == ["good day<|im_end|>"]
-    text, _ = assistant_spans(tokenizer(), conversation)
+    text, _, _ = Renderer(tokenizer()).spans(conversation)
     assert "<think>\n\n</think>\ngood day" in text  # it is there, and it is the prompt's
 
 
@@ -95,23 +101,25 @@ def test_text_that_repeats_or_is_not_ascii_moves_no_boundary() -> None:
 def test_a_conversation_is_cut_at_its_end() -> None:
     conversation = talk("hello", "good day")
     whole = encode(tokenizer(), conversation, LONG)
-    cut = encode(tokenizer(), conversation, len(whole["input_ids"]) - 6)
-    assert cut["input_ids"] == whole["input_ids"][:-6]
-    assert supervised(conversation, len(whole["input_ids"]) - 6) == ["good"]  # less ' day', <|im_end|> and the newline
+    cut = encode(tokenizer(), conversation, len(whole.input_ids) - 6)
+    assert cut.input_ids == whole.input_ids[:-6]
+    assert (cut.length, cut.notes, whole.notes) == (len(whole.input_ids), ["cut"], [])
+    assert supervised(conversation, len(whole.input_ids) - 6) == ["good"]  # less ' day', <|im_end|> and the newline
     assert supervised(conversation, 8) == []
 
 
 def test_the_tokens_are_those_of_the_rendered_text() -> None:
     tok = tokenizer()
-    text, _ = assistant_spans(tok, talk("hello", "good day"))
+    conversation = talk("hello", "good day", enable_thinking=True)
+    text, _, _ = Renderer(tok).spans(conversation)
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\ngood day<|im_end|>\n"
-    assert tok.decode(encode(tok, talk("hello", "good day"), LONG)["input_ids"]) == text
+    assert tok.decode(encode(tok, conversation, LONG).input_ids) == text
 
 
 def test_the_prompt_is_a_prefix_of_the_conversation() -> None:
     tok = tokenizer()
-    text, ((start, _),) = assistant_spans(tok, talk("hello", "good day", enable_thinking=False))
-    assert text[:start] == prompt_text(tok, [{"role": "user", "content": "hello"}], enable_thinking=False)
+    text, ((start, _),), _ = Renderer(tok).spans(talk("hello", "good day", enable_thinking=False))
+    assert text[:start] == Renderer(tok).prompt([{"role": "user", "content": "hello"}], enable_thinking=False)
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
@@ -120,17 +128,17 @@ def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
         encode(tokenizer(), conversation, LONG)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+def test_a_turn_that_the_template_rewrites_later_is_not_learned_from() -> None:
     tok = tokenizer(REWRITES)
-    assert encode(tok, talk("hi", "<think>hm</think>yes"), LONG)["labels"] != []
-    with pytest.raises(DataError, match="does not render message 1 as a continuation of its prompt"):
-        encode(tok, talk("hi", "<think>hm</think>yes", "and", "no"), LONG)
+    assert supervised(talk("hi", "<think>hm</think>yes"), tok=tok) == ["<think>hm</think>yes<|im_end|>"]
+    both = talk("hi", "<think>hm</think>yes", "and", "no")
+    assert supervised(both, tok=tok) == ["no<|im_end|>"]
+    assert encode(tok, both, LONG).notes == ["turn rewritten by the template"]
 
 
-def test_a_template_whose_prompt_is_no_prefix_is_refused() -> None:
-    bad = TEMPLATE.replace("'' if think else '<think>", "'Sure: ' if think else '<think>")
-    with pytest.raises(DataError, match="message 1"):
-        encode(tokenizer(bad), talk("hi", "yes"), LONG)
+def test_nothing_is_learned_where_the_prompt_is_no_prefix() -> None:
+    bad = tokenizer(TEMPLATE.replace("'' if think else '<think>", "'Sure: ' if think else '<think>"))
+    assert supervised(talk("hi", "yes", enable_thinking=True), tok=bad) == []
 
 
 def test_a_tokenizer_without_a_template_is_an_error_with_a_hint() -> None:
@@ -141,12 +149,11 @@ def test_a_tokenizer_without_a_template_is_an_error_with_a_hint() -> None:
 
 def test_generation_stops_at_the_tokenizers_end_and_at_the_end_of_a_turn() -> None:
     tok = tokenizer()
-    assert end_of_turn_ids(tok) == [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]
-    assert end_of_turn_ids(tokenizer(None)) == [tok.eos_token_id]
+    assert Renderer(tok).end_of_turn_ids() == [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]
     tok.eos_token = "<|im_end|>"
-    assert end_of_turn_ids(tok) == [tok.convert_tokens_to_ids("<|im_end|>")]
+    assert Renderer(tok).end_of_turn_ids() == [tok.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_a_turn_that_ends_in_ordinary_text_stops_nothing() -> None:
     tok = tokenizer(TEMPLATE.replace("<|im_end|>", "."))
-    assert end_of_turn_ids(tok) == [tok.eos_token_id]
+    assert Renderer(tok).end_of_turn_ids() == [tok.eos_token_id]

@@ -1,0 +1,158 @@
+"""All rows of a run as conversations, streamed from their sources as often as needed and never kept.
+
+A first pass (`survey`) reads and formats every row, so that a wrong one is named by file and line before anything
+else happens; it keeps counts only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import Conversation, options_dict
+from smollm3_finetune.data.formatting import formatted, recognise
+from smollm3_finetune.data.hub import hub_fingerprint, hub_rows
+from smollm3_finetune.data.reading import Row, read_file
+from smollm3_finetune.data.sources import Source
+from smollm3_finetune.data.split import Border, position
+from smollm3_finetune.kinds import FORMATTER
+from smollm3_finetune.plan import Choice, choose
+from smollm3_finetune.registry import Registry
+
+
+def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:
+    """The rows of a source, at most its own limit and `limit`."""
+    limits = [n for n in (limit, source.config.limit) if n is not None]
+    rows = hub_rows(source) if source.hub else chain.from_iterable(read_file(f) for f in source.files)
+    return islice(rows, min(limits, default=None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormattedSource:
+    """A source and what reads its rows."""
+
+    source: Source
+    formatter: Choice
+    limit: int | None = None
+
+    def conversations(self) -> Iterator[tuple[str, Conversation]]:
+        """(where, conversation). Raises DataError that names the first wrong rows by file and line."""
+        return formatted(self.formatter.create(), source_rows(self.source, self.limit))
+
+    def identity(self) -> list[Any]:
+        """What decides the conversations: the rows' contents, the formatter and the limits."""
+        source, offer = self.source, self.formatter.offer
+        content = [hub_fingerprint(source)] if source.hub else [file_digest(f) for f in source.files]
+        options = options_dict(self.formatter.options)
+        return [content, offer.full_name, offer.version, options, self.limit, source.config.limit, source.config.weight]
+
+
+def with_formatter(registry: Registry, source: Source, named: Choice | None, limit: int | None) -> FormattedSource:
+    """A source with its own formatter, else the named one, else the one that recognises its first row."""
+    if source.config.formatter is not None:
+        named = choose(registry, FORMATTER, source.config.formatter, {})
+    if named is None:
+        first = next(source_rows(source, 1))
+        named = choose(registry, FORMATTER, recognise(registry, first).full_name, {})
+    return FormattedSource(source=source, formatter=named, limit=limit)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A conversation, the index of its source, where it stands in it, and its position in [0, 1) for the split."""
+
+    source: int
+    where: str
+    position: float
+    conversation: Conversation
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """What the first pass found; lists run parallel to the sources."""
+
+    border: float
+    """Rows whose position is below it are held out."""
+    train: list[int]
+    held_out: list[int]
+    prompt: Sequence[Mapping[str, Any]]
+    """The messages up to the first answer of the shortest row, a held-out one where there are any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Every row of a run and how they are split."""
+
+    sources: tuple[FormattedSource, ...]
+    seed: int
+    held_out: float
+    """Fraction of rows."""
+
+    def placed(self) -> Iterator[Placed]:
+        """Every row, in order."""
+        for index, source in enumerate(self.sources):
+            for where, conversation in source.conversations():
+                yield Placed(index, where, position(conversation, self.seed), conversation)
+
+    def survey(self) -> Survey:
+        """Read every row once. Raises DataError for rows that are wrong, or too few to split."""
+        border = Border(self.held_out)
+        counts, below = _Counts(len(self.sources)), _Counts(len(self.sources))
+        shortest = _Shortest()
+        for row in self.placed():
+            border.see(row.position)
+            counts.add(row.source)
+            if row.position < self.held_out:
+                below.add(row.source)
+            shortest.see(row.conversation, held_out=row.position < self.held_out)
+        value = border.value()
+        if value != self.held_out:  # few rows: the border moved so that both sides have one
+            below = _Counts(len(self.sources))
+            for row in self.placed():
+                if row.position < value:
+                    below.add(row.source)
+        train = [c - b for c, b in zip(counts.by_source, below.by_source, strict=True)]
+        return Survey(border=value, train=train, held_out=below.by_source, prompt=shortest.prompt())
+
+    def identity(self) -> list[Any]:
+        """What decides the rows and their split, for the key of what is made from them."""
+        return [self.seed, self.held_out, [s.identity() for s in self.sources]]
+
+
+class _Counts:
+    def __init__(self, sources: int) -> None:
+        self.by_source = [0] * sources
+
+    def add(self, index: int) -> None:
+        self.by_source[index] += 1
+
+
+@dataclass
+class _Shortest:
+    """The prompt of the shortest conversation, which is quickly answered."""
+
+    found: dict[bool, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    def see(self, conversation: Conversation, *, held_out: bool) -> None:
+        first = next((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), 0)
+        if not first or conversation.messages[first - 1]["role"] != "user":
+            return
+        prompt = list(conversation.messages[:first])
+        if held_out not in self.found or _size(prompt) < _size(self.found[held_out]):
+            self.found[held_out] = prompt
+
+    def prompt(self) -> Sequence[Mapping[str, Any]]:
+        return self.found.get(True) or self.found.get(False) or [{"role": "user", "content": "Hello!"}]
+
+
+def _size(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    return len(messages), len(str(messages))
+
+
+def file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,85 @@
+"""Where rows come from: files, globs, directories and Hub datasets, several of them with weights."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import option
+from smollm3_finetune.data.reading import SUFFIXES
+from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.options import build
+
+EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
+EMBEDDED_NAME = "the embedded chat dataset"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One entry of `data.path` written as a mapping."""
+
+    path: str = option("", "File, glob, directory or Hub id.")
+    weight: float = option(1.0, "How often each row is seen in a pass: 0.5 takes half of them, 2 each twice.", gt=0)
+    formatter: str | None = option(None, "Formatter of these rows; none: recognised.")
+    split: str = option("train", "Split of a Hub dataset.")
+    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
+    revision: str | None = option(None, "Revision of a Hub dataset.")
+    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place that rows come from."""
+
+    title: str
+    config: SourceConfig
+    files: tuple[Path, ...] = ()
+    hub: str | None = None
+    """The id of a Hub dataset, where there are no files."""
+
+
+def find_sources(path: str | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
+    """The sources that `data.path` names. Raises DataError or ConfigError for one that is not there."""
+    if path is None:
+        return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
+    entries = [path] if isinstance(path, str) else list(path)
+    if not entries:
+        raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
+    return [_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)]
+
+
+def _source(entry: str | Mapping[str, Any], where: str) -> Source:
+    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where)
+    text = config.path
+    if not text:
+        raise ConfigError(f"{where} has no path")
+    path = Path(text).expanduser()
+    if path.is_file():
+        return Source(title=text, config=config, files=(_known(path),))
+    if path.is_dir():
+        inside = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+        if not inside:
+            kinds = ", ".join(SUFFIXES)
+            raise DataError(f"the data directory {text!r} holds no {kinds} file", hint="--data FILE.jsonl")
+        return Source(title=text, config=config, files=tuple(inside))
+    if any(c in text for c in "*?["):
+        matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
+        if not matching:
+            raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
+        return Source(title=text, config=config, files=tuple(_known(f) for f in matching))
+    if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES:
+        return Source(title=text, config=config, hub=text)
+    near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
+    hint = f"in {path.parent} there are: {', '.join(near)}" if near else "--data FILE.jsonl"
+    raise DataError(f"the data file {text!r} does not exist", hint=hint)
+
+
+def _known(file: Path) -> Path:
+    if file.suffix not in SUFFIXES:
+        raise DataError(f"the data file {str(file)!r} is none of {', '.join(SUFFIXES)}", hint="--data FILE.jsonl")
+    return file

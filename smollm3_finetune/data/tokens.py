@@ -1,0 +1,231 @@
+"""Rows as tokens: written once into the cache as Arrow files, then read from there through memory maps.
+
+The cache entry is addressed by everything that decides the tokens: the rows' contents, how they are split, formatted
+and rendered, the tokenizer, the objective and the versions of what made them. Memory does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune import __version__
+from smollm3_finetune.api import Objective, Progress, options_dict
+from smollm3_finetune.cache import Cache
+from smollm3_finetune.data.render import Renderer
+from smollm3_finetune.data.rows import Placed, Rows, Survey
+from smollm3_finetune.errors import DataError
+from smollm3_finetune.plan import Choice
+from smollm3_finetune.requirements import installed_version
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH = 1000
+"""Rows held in memory before they are written."""
+
+
+class Examples:
+    """Tokenised rows in an Arrow file; a map-style dataset whose items are mappings of lists of integers."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @cached_property
+    def _table(self) -> pyarrow.Table:
+        import pyarrow
+
+        return pyarrow.ipc.open_file(pyarrow.memory_map(str(self.file))).read_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file}  # a worker process opens the file itself
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row: dict[str, list[int]] = self._table.slice(index, 1).to_pylist()[0]
+        return row
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int]]]:
+        return [self[i] for i in indices]
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        import pyarrow.compute
+
+        first = self._table.column(0)
+        lengths: list[int] = pyarrow.compute.list_value_length(first).to_pylist()
+        return lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCounts:
+    """What became of the rows of one source."""
+
+    title: str
+    train: int
+    """Rows to train on, each counted once whatever its weight."""
+    held_out: int
+    empty: int
+    """Rows left out because nothing in them is learned within the longest length."""
+    notes: Mapping[str, int]
+    """What was changed on the way, and in how many rows: `cut`, `trace stripped`, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Everything to train on and to measure with."""
+
+    train: Examples
+    held_out: list[Examples]
+    """One for each source."""
+    counts: list[SourceCounts]
+
+
+def tokenise(
+    rows: Rows,
+    survey: Survey,
+    objective: Choice,
+    renderer: Renderer,
+    max_length: int,
+    cache: Cache,
+    progress: Progress,
+) -> Tokens:
+    """The rows as tokens, from the cache where they are there.
+
+    Raises DataError, with file and line where it is a row's fault, and where nothing is left to train on.
+    """
+    key = {
+        "rows": rows.identity(),
+        "border": survey.border,
+        "objective": [objective.offer.full_name, objective.offer.version, options_dict(objective.options)],
+        "tokenizer": tokenizer_identity(renderer.tokenizer),
+        "render": asdict(renderer.options),
+        "max_length": max_length,
+        "versions": [__version__, installed_version("transformers")],
+    }
+    total = sum(survey.train) + sum(survey.held_out)
+
+    def build(out: Path) -> None:
+        with progress.task("tokenising", total) as task:
+            writer = _Writer(out, rows, survey.border, objective.create(), renderer, max_length)
+            for row in rows.placed():
+                writer.add(row)
+                task.advance()
+            writer.close()
+            _check_something_left(writer.counts, survey, max_length)
+
+    directory = cache.get_or_build("tokens", key, build)
+    counts = [SourceCounts(**c) for c in json.loads((directory / "counts.json").read_text(encoding="utf-8"))]
+    held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
+    return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts)
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """A hash of a tokenizer's vocabulary, rules, special tokens and template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    about = json.dumps([rules, tokenizer.chat_template, tokenizer.eos_token, tokenizer.special_tokens_map], default=str)
+    return hashlib.sha256(about.encode()).hexdigest()[:32]
+
+
+def _check_something_left(counts: Sequence[Mapping[str, Any]], survey: Survey, max_length: int) -> None:
+    """Raises DataError where a side that has rows has none left that teaches anything."""
+    sides = {
+        "training": (sum(survey.train), sum(c["train"] for c in counts)),
+        "held-out": (sum(survey.held_out), sum(c["held_out"] for c in counts)),
+    }
+    for label, (before, left) in sides.items():
+        if before and not left:
+            raise DataError(
+                f"none of the {before} {label} rows has a token to learn within data.max_length={max_length} tokens",
+                hint=f"--max-length {max_length * 2}",
+            )
+
+
+class _Writer:
+    """Sorts rows into Arrow files: one to train on, one of held-out rows for each source."""
+
+    def __init__(
+        self, out: Path, rows: Rows, border: float, objective: Objective, renderer: Renderer, max_length: int
+    ) -> None:
+        self.out, self.rows, self.border = out, rows, border
+        self.objective, self.renderer, self.max_length = objective, renderer, max_length
+        self.train = _ArrowFile(out / "train.arrow")
+        self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
+        self.counts: list[dict[str, Any]] = [
+            {"title": s.source.title, "train": 0, "held_out": 0, "empty": 0, "notes": {}} for s in rows.sources
+        ]
+
+    def add(self, row: Placed) -> None:
+        counts = self.counts[row.source]
+        self.renderer.counts.clear()
+        try:
+            example = self.objective.prepare(row.conversation, self.renderer, self.max_length)
+        except DataError as e:
+            raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
+        for note, times in self.renderer.counts.items():
+            counts["notes"][note] = counts["notes"].get(note, 0) + times
+        held = row.position < self.border
+        if example is None:
+            counts["empty"] += 1
+        elif held:
+            counts["held_out"] += 1
+            self.held_out[row.source].add(example)
+        else:
+            counts["train"] += 1
+            for _ in range(copies(self.rows.sources[row.source].source.config.weight, row.position)):
+                self.train.add(example)
+
+    def close(self) -> None:
+        for file in (self.train, *self.held_out):
+            file.close()
+        (self.out / "counts.json").write_text(json.dumps(self.counts), encoding="utf-8")
+
+
+def copies(weight: float, position: float) -> int:
+    """How often a row is seen in a pass: the weight, rounded up for a share of rows chosen by their position."""
+    whole = math.floor(weight)
+    return whole + (math.modf(position * 1e6)[0] < weight - whole)  # other digits than those that split
+
+
+class _ArrowFile:
+    """Rows of lists of integers, written in batches."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.names: list[str] | None = None
+        self.rows: list[Mapping[str, Sequence[int]]] = []
+        self.writer: Any = None
+        self.sink: Any = None
+
+    def add(self, row: Mapping[str, Sequence[int]]) -> None:
+        self.rows.append(row)
+        if len(self.rows) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow
+
+        if self.writer is None:
+            self.names = list(self.rows[0]) if self.rows else ["input_ids"]
+            schema = pyarrow.schema([(n, pyarrow.list_(pyarrow.int32())) for n in self.names])
+            self.sink = pyarrow.OSFile(str(self.file), "wb")
+            self.writer = pyarrow.ipc.new_file(self.sink, schema)
+        if self.rows:
+            kind = pyarrow.list_(pyarrow.int32())
+            columns = [pyarrow.array([row[name] for row in self.rows], kind) for name in self.names or ()]
+            self.writer.write_batch(pyarrow.record_batch(columns, names=self.names))
+            self.rows.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self.writer.close()
+        self.sink.close()
