@@ -96,7 +96,7 @@ def _read_csv(file: Path) -> Iterator[Row]:
                     raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the header")
                 yield Row(value, where)
         except csv.Error as e:
-            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {e}") from e
+            raise DataError(f"{file}:{reader.reader.line_num}: not valid CSV: {e}") from e
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:

@@ -1,0 +1,251 @@
+"""Sources of every kind, streamed, split, weighted, tokenised into the cache."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import NoOptions
+from smollm3_finetune.builtin.tiny_loader import TinyLoader
+from smollm3_finetune.cache import Cache
+from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
+from smollm3_finetune.data.sources import find_sources
+from smollm3_finetune.data.tokens import Tokens, copies, tokenise
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.kinds import OBJECTIVE
+from smollm3_finetune.plan import choose
+from smollm3_finetune.progress import Silent
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.testing import context
+
+ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}: “été”, 你好."} for n in range(40)]
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return discover(Wanted.of([], no_plugins=True))
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> str:
+    """The rows in the format of the name's ending."""
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    elif file.suffix == ".csv":
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        table = pyarrow.Table.from_pylist(rows)
+        if file.suffix == ".parquet":
+            parquet.write_table(table, str(file))
+        else:
+            opened = pyarrow.ipc.new_stream if "stream" in name else pyarrow.ipc.new_file
+            with pyarrow.OSFile(name, "wb") as sink, opened(sink, table.schema) as out:
+                out.write_table(table)
+    return name
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.arrow", "stream.arrow"])
+def test_every_format_gives_the_same_rows_each_with_its_place(name: str) -> None:
+    (source,) = find_sources(write(name, ROWS))
+    rows = list(source_rows(source))
+    assert [dict(r.value) for r in rows] == ROWS
+    assert len({r.where for r in rows}) == (1 if name == "r.json" else len(ROWS))  # this .json is one line
+    assert all(r.where.startswith(name) for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.csv", "a,b\n1,2\n3\n", "r.csv:3: expected 2 columns"),
+        ("r.csv", 'a,b\n"1,2\n', "r.csv:2: not valid CSV"),
+        ("r.csv", "a,b\n", "holds no rows"),
+        ("r.parquet", "nothing", "r.parquet is not a Parquet file"),
+        ("r.arrow", "nothing", "r.arrow is not an Arrow file"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named(name: str, text: str, message: str) -> None:
+    Path(name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(source_rows(find_sources(name)[0]))
+
+
+def test_a_directory_and_a_glob_are_all_their_files_in_order() -> None:
+    write("rows/b.jsonl", ROWS[20:])
+    write("rows/a.csv", ROWS[:20])
+    Path("rows/readme.txt").write_text("not rows")
+    assert [dict(r.value) for r in source_rows(find_sources("rows")[0])] == ROWS
+    assert [dict(r.value) for r in source_rows(find_sources("rows/*.jsonl")[0])] == ROWS[20:]
+
+
+def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
+    write("a.jsonl", ROWS)
+    write("b.jsonl", [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}] * 3)
+    a, b = find_sources(["a.jsonl", {"path": "b.jsonl", "weight": 2, "limit": 2}])
+    assert [with_formatter(registry, s, None, None).formatter.offer.spec.name for s in (a, b)] == ["alpaca", "messages"]
+    assert len(list(source_rows(b))) == 2
+    assert len(list(source_rows(a, 5))) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ([], "empty list"),
+        ([{"weight": 1}], r"data.path\[0\] has no path"),
+        ([{"path": "a.jsonl", "wieght": 1}], r"data.path\[0\] has no option 'wieght'"),
+        ([{"path": "a.jsonl", "weight": 0}], r"data.path\[0\].weight: expected number \(above 0\)"),
+    ],
+)
+def test_a_wrong_entry_is_named(path: Any, message: str) -> None:
+    write("a.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=message):
+        find_sources(path)
+
+
+def test_a_hub_dataset_without_a_network_is_one_sentence() -> None:
+    (source,) = find_sources("org/rows")
+    assert source.hub == "org/rows"
+    with pytest.raises(DataError, match="'org/rows' is no file here, and as a Hub dataset it cannot be read"):
+        list(source_rows(source))
+
+
+# ------------------------------------------------------------------------------------------------- tokens
+
+
+Make = Callable[..., Tokens]
+
+
+@pytest.fixture
+def make(registry: Registry, tmp_path: Path) -> Make:
+    """Tokens of sources on the embedded model's tokenizer; counts how often they were really made."""
+    cache = Cache(tmp_path / "tokens")
+    built: list[str] = []
+
+    class Telling(Silent):
+        def task(self, description: str, total: int | None = None) -> Any:
+            built.append(description)
+            return super().task(description, total)
+
+    tokenizer = TinyLoader(NoOptions()).open("tiny", context(tmp_path)).tokenizer()
+
+    def made(path: Any, *, held_out: float = 0.1, seed: int = 0, max_length: int = 256, **render: Any) -> Tokens:
+        sources = tuple(with_formatter(registry, s, None, None) for s in find_sources(path))
+        rows = Rows(sources=sources, seed=seed, held_out=held_out)
+        renderer = Renderer(tokenizer, RenderOptions(**render))
+        objective = choose(registry, OBJECTIVE, "sft", {})
+        return tokenise(rows, rows.survey(), objective, renderer, max_length, cache, Telling())
+
+    made.built = built  # type: ignore[attr-defined]
+    return made
+
+
+def items(examples: Any) -> list[dict[str, list[int]]]:
+    return [examples[i] for i in range(len(examples))]
+
+
+def test_every_row_is_trained_on_or_held_out_or_counted(make: Make) -> None:
+    tokens = make(write("a.jsonl", ROWS), held_out=0.3)
+    (counts,) = tokens.counts
+    assert (counts.train, counts.held_out) == (len(tokens.train), len(tokens.held_out[0]))
+    assert counts.train + counts.held_out + counts.empty == len(ROWS)
+    assert counts.held_out > 2
+    seen = [tuple(e["input_ids"]) for e in items(tokens.train) + items(tokens.held_out[0])]
+    assert len(set(seen)) == len(ROWS)
+    assert tokens.train.lengths() == [len(e["input_ids"]) for e in items(tokens.train)]
+
+
+def test_rows_cut_before_their_answer_are_counted_as_empty(make: Make) -> None:
+    long = {"instruction": "word " * 200, "input": "", "output": "never reached"}
+    tokens = make(write("a.jsonl", [*ROWS, long]), max_length=64)
+    (counts,) = tokens.counts
+    assert counts.empty == 1
+    assert counts.notes["cut"] >= 1
+
+
+def test_a_weight_decides_how_often_a_row_is_seen(make: Make) -> None:
+    write("a.jsonl", ROWS)
+    single = len(make("a.jsonl").train)
+    assert len(make([{"path": "a.jsonl", "weight": 3}]).train) == 3 * single
+    assert [copies(2.0, n / 7) for n in range(7)] == [2] * 7
+    many = [copies(0.25, n / 9973) for n in range(9973)]
+    assert set(many) == {0, 1}
+    assert abs(sum(many) / len(many) - 0.25) < 0.02
+
+
+def test_the_second_time_nothing_is_made_and_any_change_makes_anew(make: Make) -> None:
+    built: list[str] = make.built  # type: ignore[attr-defined]
+    file = write("a.jsonl", ROWS)
+    first = items(make(file).train)
+    assert items(make(file).train) == first
+    shutil.copy(file, "renamed.jsonl")
+    assert items(make("renamed.jsonl").train) == first, "the content decides, not the name"
+    assert len(built) == 1
+    changes: list[Callable[[], Tokens]] = [
+        lambda: make(file, seed=1),
+        lambda: make(file, held_out=0.2),
+        lambda: make(file, max_length=255),
+        lambda: make(file, enable_thinking=True),
+        lambda: make(file, date="2026-01-02"),
+        lambda: make([{"path": file, "weight": 2}]),
+        lambda: make(write(file, [*ROWS[:-1], {**ROWS[-1], "output": "changed"}])),
+    ]
+    for n, change in enumerate(changes, start=2):
+        change()
+        assert len(built) == n
+
+
+def test_a_row_that_the_template_refuses_is_named_by_file_and_line(make: Make) -> None:
+    good = {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}
+    write("a.jsonl", [good, good, {**good, "chat_template_kwargs": {"python_tools": ["def f(): ..."]}}])
+    with pytest.raises(DataError, match=r"^a\.jsonl:3: "):
+        make("a.jsonl")
+
+
+def test_nothing_to_learn_at_all_is_refused(make: Make) -> None:
+    with pytest.raises(DataError, match=r"none of the \d+ training rows has a token to learn"):
+        make(write("a.jsonl", ROWS), max_length=8)
+
+
+def test_losses_are_reported_by_source(cli: Callable[..., Any]) -> None:
+    write("a.jsonl", ROWS)
+    write("b.jsonl", [{"instruction": f"Count to {n}.", "output": "one two " * n} for n in range(1, 30)])
+    two = ("--data", "a.jsonl", "--data", "b.jsonl", "--max-steps", "2", "--set", "train.sample_tokens=2")
+    result = cli("train", "--adapter", "full", *two, "--json")
+    assert result.code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report["after"]["by_source"]) == {"a.jsonl", "b.jsonl"}
+    low, high = sorted(report["after"]["by_source"].values())
+    assert low < report["after"]["held_out_loss"] < high
+    assert [r["title"] for r in report["rows"]] == ["a.jsonl", "b.jsonl"]
+    again = cli("train", "--config", f"{report['run']}/run.yaml", "--json")
+    assert json.loads(again.stdout)["after"] == report["after"]
+
+
+def test_a_tuned_model_ends_its_turn_wherever_it_is_loaded(cli: Callable[..., Any]) -> None:
+    """The saved tokenizer and generation config name the end of a turn, whatever the base's said."""
+    result = cli("train", "--adapter", "full", "--max-steps", "2", "--output", "out", "--json")
+    assert result.code == 0, result.stderr
+    tokenizer = json.loads(Path("out/adapter/tokenizer_config.json").read_text())
+    assert tokenizer["eos_token"] == "<|im_end|>"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained("out/adapter")
+    loaded = AutoTokenizer.from_pretrained("out/adapter")
+    stops = model.generation_config.eos_token_id
+    assert loaded.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])
