@@ -1,0 +1,54 @@
+"""Rows of instruction, input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.content import found, optional_text, required_text
+from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
+from smollm3_finetune.builtin.formatters.weights import learned
+from smollm3_finetune.builtin.options import AlpacaOptions
+
+
+class AlpacaFormatter:
+    """`{"instruction": "…", "input": "…", "output": "…"}`
+
+    `input` goes beneath the instruction, after an empty line. Optional columns, all of which may be empty: `input`,
+    `system`, `history` (earlier pairs of question and answer), `tools`, `chat_template_kwargs`.
+    """
+
+    def __init__(self, options: AlpacaOptions | NoOptions) -> None:
+        self.options = options if isinstance(options, AlpacaOptions) else AlpacaOptions()
+
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        refuse_media(row)
+        instruction = required_text(row.get("instruction"), "'instruction'")
+        output = required_text(row.get("output"), "'output'")
+        extra = optional_text(row.get("input"), "'input'")
+        question = instruction if extra is None else f"{instruction}\n\n{extra}"
+        turns = with_system(_history(row.get("history")), row)
+        before = len(turns)
+        turns += [text_turn("user", question, "instruction"), text_turn("assistant", output, "output")]
+        return Conversation(
+            messages=tuple(t.message for t in turns),
+            tools=tools(row),
+            template_kwargs=template_kwargs(row),
+            learn=learned(turns, after=0 if self.options.learn_history else before),
+        )
+
+
+def _history(history: Any) -> list[Turn]:
+    """The turns of `[["question", "answer"], …]`."""
+    if history is None or history == "":
+        return []
+    if not isinstance(history, list | tuple):
+        raise ValueError(f"'history' must be a list of pairs, found {found(history)}")
+    turns = []
+    for i, pair in enumerate(history):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise ValueError(f"history[{i}] must be a pair of texts, question and answer, found {pair!r:.80}")
+        turns += [text_turn("user", pair[0], f"history[{i}][0]"), text_turn("assistant", pair[1], f"history[{i}][1]")]
+    return turns

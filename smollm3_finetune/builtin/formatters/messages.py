@@ -1,0 +1,44 @@
+"""Rows of messages with role and content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.formatters.claims import turn_column
+from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.turns import read_turns
+from smollm3_finetune.builtin.formatters.weights import learned
+from smollm3_finetune.builtin.options import TurnsOptions
+
+
+class MessagesFormatter:
+    """`{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`
+
+    The column may also be called `conversation` or `conversations`; content may be typed text parts. A message may
+    have `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and a weight: `loss_weight` or `weight` 0 or 1,
+    `train` or `loss` false. 0 masks an assistant turn; 1 on any other turn changes nothing (see `learn_user`).
+    Optional columns: `system`, `tools` (a list of schemas, or that as JSON text) and `chat_template_kwargs` (such as
+    `{"enable_thinking": false}`).
+    """
+
+    role = "role"
+    content = "content"
+
+    def __init__(self, options: TurnsOptions | NoOptions) -> None:
+        self.options = options if isinstance(options, TurnsOptions) else TurnsOptions()
+
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        refuse_media(row)
+        column = turn_column(row) or self.default_column
+        turns = with_system(read_turns(row.get(column), column, role=self.role, content=self.content), row)
+        return Conversation(
+            messages=tuple(t.message for t in turns),
+            tools=tools(row),
+            template_kwargs=template_kwargs(row),
+            learn=learned(turns, learn_user=self.options.learn_user),
+        )
+
+    default_column = "messages"
+    """What a row without turns is told to have."""

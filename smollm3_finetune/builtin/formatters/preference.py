@@ -1,0 +1,93 @@
+"""Rows of a better and a worse answer, for objectives that compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.formatters.claims import says_from, turn_column
+from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.content import found
+from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
+from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
+from smollm3_finetune.builtin.formatters.weights import learned
+
+
+class PreferenceFormatter:
+    """`{"prompt": "…", "chosen": "…", "rejected": "…"}`
+
+    Each is text, a message, or a list of messages (`role` and `content`, or `from` and `value`). An answer that begins
+    with a message of the assistant continues the prompt; one that begins otherwise is a whole conversation, which must
+    begin with the prompt. Without a prompt, it is what the two conversations share; beside single messages, it may also
+    stand in `conversations`. Learned is what the better conversation does not share with the worse, so that the same
+    border holds for both. Optional columns: `system`, `tools`, `chat_template_kwargs`.
+    """
+
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        refuse_media(row)
+        prompt = _prompt(row)
+        better, worse = (with_system(_whole(row, column, prompt), row) for column in ("chosen", "rejected"))
+        shared = _shared(better, worse)
+        if [t.message for t in better] == [t.message for t in worse]:
+            raise ValueError("'chosen' and 'rejected' are the same, so neither is better")
+        if all(t.role == "system" for t in better[:shared]):
+            raise ValueError("'chosen' and 'rejected' do not begin with the same question, and no 'prompt' holds it")
+        return Conversation(
+            messages=tuple(t.message for t in better),
+            rejected=tuple(t.message for t in worse),
+            tools=tools(row),
+            template_kwargs=template_kwargs(row),
+            learn=learned(better, after=shared),
+        )
+
+
+def _prompt(row: Mapping[str, Any]) -> list[Turn]:
+    column = turn_column(row) if isinstance(row.get("chosen"), Mapping) else None
+    column = "prompt" if column is None or row.get("prompt") is not None else column
+    value = row.get(column)
+    if value is None:
+        return []
+    return _turns(value, column) if isinstance(value, list | tuple) else text_or_turns(value, column, "user")
+
+
+def _whole(row: Mapping[str, Any], column: str, prompt: Sequence[Turn]) -> list[Turn]:
+    """The conversation that ends with the answer in `column`."""
+    answer = _answer(row.get(column), column, prompt)
+    if answer[-1].role != "assistant":
+        raise ValueError(f"{answer[-1].where}: the last message of {column!r} must be the assistant's")
+    if not prompt or answer[0].role in ("assistant", "tool"):
+        return [*prompt, *answer]
+    asked = [t.message for t in prompt]
+    if answer[0].role == "system" and prompt[0].role != "system":
+        asked = [answer[0].message, *asked]
+    if asked != [t.message for t in answer][: len(asked)]:
+        raise ValueError(f"{column!r} is a whole conversation that does not begin with 'prompt'")
+    return answer
+
+
+def _answer(value: Any, column: str, prompt: Sequence[Turn]) -> list[Turn]:
+    if isinstance(value, Mapping | list | tuple):
+        return _turns([value] if isinstance(value, Mapping) else value, column)
+    if not isinstance(value, str):
+        raise ValueError(f"{column!r} must be text or a list of messages, found {found(value)}")
+    if not prompt:
+        raise ValueError(
+            f"'prompt' is missing, and {column!r} is text, in which no question can be told from an answer"
+        )
+    return [text_turn("assistant", value, column)]  # may be empty: silence can be the worse answer
+
+
+def _turns(value: Sequence[Any], column: str) -> list[Turn]:
+    if says_from(value, default=False):
+        return read_turns(value, column, role="from", content="value")
+    return read_turns(value, column)
+
+
+def _shared(better: Sequence[Turn], worse: Sequence[Turn]) -> int:
+    """How many first messages the two have in common; both keep a last one of their own."""
+    most = min(len(better), len(worse)) - 1
+    return next((i for i in range(most) if better[i].message != worse[i].message), most)

@@ -1,0 +1,50 @@
+"""Rows of a prompt and its completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import Conversation, NoOptions
+from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
+from smollm3_finetune.builtin.formatters.weights import learned
+
+
+class PromptCompletionFormatter:
+    """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`.
+
+    Each is text or a list of messages. Only the completion is learned: answers inside the prompt are not. Optional
+    columns: `system`, `tools`, `chat_template_kwargs`.
+    """
+
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        refuse_media(row)
+        prompt = with_system(text_or_turns(row.get("prompt"), "prompt", "user"), row)
+        name = _completion_column(row)
+        turns = prompt + text_or_turns(row.get(name), name, "assistant")
+        return Conversation(
+            messages=tuple(t.message for t in turns),
+            tools=tools(row),
+            template_kwargs=template_kwargs(row),
+            learn=learned(turns, after=len(prompt)),
+        )
+
+
+def text_or_turns(value: Any, column: str, role: str) -> list[Turn]:
+    """A column's text as one message of `role`, or its messages. Raises ValueError for anything else."""
+    if isinstance(value, list | tuple):
+        return read_turns(value, column)
+    return [text_turn(role, required_text(value, repr(column)), column)]
+
+
+def _completion_column(row: Mapping[str, Any]) -> str:
+    if row.get("completion") is None:
+        return "response" if row.get("response") is not None else "completion"
+    if row.get("response") not in (None, row["completion"]):
+        raise ValueError("'completion' and 'response' are two different answers to one prompt")
+    return "completion"

@@ -1,0 +1,92 @@
+"""Lists of messages, read into the one form that chat templates take, each with where it stood and its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smollm3_finetune.builtin.formatters.content import content_text, found, optional_text
+from smollm3_finetune.builtin.formatters.roles import CALL, role_of
+from smollm3_finetune.builtin.formatters.tools import tool_calls
+from smollm3_finetune.builtin.formatters.weights import weight_of
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The names that datasets give to the reasoning beside an answer; templates know the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message of a row."""
+
+    message: dict[str, Any]
+    where: str
+    """`messages[2]`: its place in the row as the user wrote it."""
+    weight: int | None = None
+    """0 or 1 where the row says so."""
+
+    @property
+    def role(self) -> str:
+        return str(self.message["role"])
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to say and no tool to call; reasoning alone is no answer."""
+        return not self.message["content"].strip() and not self.message.get("tool_calls")
+
+
+def text_turn(role: str, text: str, where: str) -> Turn:
+    return Turn(message={"role": role, "content": text}, where=where)
+
+
+def read_turns(value: Any, column: str, *, role: str = "role", content: str = "content") -> list[Turn]:
+    """The messages of a column; `role` and `content` are the keys that hold those.
+
+    Raises ValueError that names the message and the field: `messages[2].tool_calls[0].function.name`.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{column!r} must be a list with at least one message")
+    return [_read_turn(message, f"{column}[{i}]", role, content) for i, message in enumerate(value)]
+
+
+def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Turn:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where} must be an object with {role_key} and {content_key}, found {found(message)}")
+    role = role_of(message.get(role_key), where, role_key)
+    content = message.get(content_key)
+    if role == CALL:
+        role, calls, content = "assistant", tool_calls(content, f"{where}.{content_key}"), ""
+    else:
+        calls = _calls(message, where)
+    if calls and role != "assistant":
+        raise ValueError(f"{where}: only an assistant message has tool_calls, found them with the role {role!r}")
+    clean: dict[str, Any] = {"role": role}
+    if calls:
+        clean["tool_calls"] = calls
+    if content is None and role == "assistant" and (calls or content_key in message):
+        content = ""  # OpenAI's null beside tool calls, or a table's; a key that is not there at all is a slip
+    clean["content"] = content_text(content, where, content_key)
+    for key in ("name", "tool_call_id"):
+        text = optional_text(message.get(key), f"{where}.{key}")
+        if text is not None:
+            clean[key] = text
+    reasoning = _reasoning(message, where)
+    if reasoning is not None:
+        if role != "assistant":
+            raise ValueError(f"{where}: only an assistant message has reasoning, found it with the role {role!r}")
+        clean["reasoning_content"] = reasoning
+    return Turn(message=clean, where=where, weight=weight_of(message, where))
+
+
+def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """`tool_calls`, or the `function_call` that came before them in OpenAI's API."""
+    for key in ("tool_calls", "function_call"):
+        value = message.get(key)
+        if value is not None and value != "":
+            return tool_calls(value, f"{where}.{key}")
+    return []
+
+
+def _reasoning(message: Mapping[str, Any], where: str) -> str | None:
+    texts = (optional_text(message.get(key), f"{where}.{key}") for key in REASONING)
+    return next((text for text in texts if text is not None), None)

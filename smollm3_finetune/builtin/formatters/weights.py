@@ -1,0 +1,56 @@
+"""Which messages are learned from: the assistant's, less those that a row masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smollm3_finetune.builtin.formatters.turns import Turn
+
+WEIGHTS = ("loss_weight", "weight", "train", "loss")
+"""Where datasets say whether a message is learned: the first two as numbers, the others as true or false."""
+SHOWN = 3
+
+
+def weight_of(message: Mapping[str, Any], where: str) -> int | None:
+    """0 or 1, or None where the message says nothing.
+
+    Raises ValueError for a weight between or beyond, which would be lost silently, and where two of the keys disagree.
+    """
+    said: dict[str, int] = {}
+    for key in WEIGHTS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{where}.{key} must be 0 or 1 (a turn is learned or not), found {value!r}")
+        said[key] = int(value)
+    if len(set(said.values())) > 1:
+        raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in said)} disagree")
+    return next(iter(said.values()), None)
+
+
+def learned(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) -> tuple[int, ...] | None:
+    """The indices of the turns to learn from, or None where these are all of the assistant's.
+
+    The assistant's turns from index `after` on, but not those of weight 0 nor empty ones; with `learn_user`, also
+    user turns of weight 1. Raises ValueError, with each turn's reason, where nothing is left.
+    """
+    chosen: list[int] = []
+    passed: list[str] = []
+    for i, turn in enumerate(turns):
+        if turn.role == "assistant" and i >= after:
+            if turn.weight == 0:
+                passed.append(f"{turn.where} has the weight 0")
+            elif turn.empty:
+                passed.append(f"{turn.where} is empty")
+            else:
+                chosen.append(i)
+        elif turn.role == "user" and learn_user and turn.weight == 1 and not turn.empty:
+            chosen.append(i)
+    if not chosen:
+        more = [f"and {len(passed) - SHOWN} more"] if len(passed) > SHOWN else []
+        why = f": {', '.join(passed[:SHOWN] + more)}" if passed else ""
+        raise ValueError(f"there is no assistant message to learn from{why}")
+    return None if chosen == [i for i, t in enumerate(turns) if t.role == "assistant"] else tuple(chosen)
