@@ -127,10 +127,12 @@ class ComponentSpec:
     options: str = "smollm3_finetune.api:NoOptions"
     """`package.module:Class` of a frozen dataclass whose fields are made with `option()`; a light module."""
     aliases: tuple[str, ...] = ()
+    """Other names that users may type for it."""
     requires: Requires = Requires()
     suggests: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing."""
     api: int = API_VERSION
+    """The version of the contract that it was written for; a newer one than installed makes the plugin broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ class QuantizerSpec(ComponentSpec):
     """Offers a `Quantizer`: a way to load the weights of an opened source."""
 
     provides: Iterable[Op] = frozenset({Op.FORWARD})
+    """What can be done with a layer that it loaded."""
     refine: Callable[[Any, Env], Mapping[Op, str]] | None = None
     """`refine(options, env)` names the operations that are absent with these options there, each with its reason."""
     absent: Mapping[Op, str] = dataclasses.field(default_factory=dict)
@@ -155,6 +158,7 @@ class QuantizerSpec(ComponentSpec):
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a `config.json` is that of a checkpoint which this quantizer wrote."""
     needs_calibration: bool = False
+    """Whether it asks for `BuildContext.calibration()`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))
@@ -165,6 +169,7 @@ class AdapterSpec(ComponentSpec):
     """Offers an `Adapter`: a way to make a loaded model trainable."""
 
     needs: Iterable[Op] = frozenset({Op.FORWARD, Op.GRAD_INPUT})
+    """What it does with the base's layers."""
     refine: Callable[[AdapterSpec, Any], AdapterSpec] | None = None
     """`refine(spec, options)` returns the descriptor that holds with these options (other needs, other traits)."""
     identity_at_start: bool = True

@@ -36,7 +36,7 @@ def smollm3_loaders() -> Iterable[LoaderSpec]:  # type: ignore[empty-body]
 def smollm3_quantizers() -> Iterable[QuantizerSpec]:  # type: ignore[empty-body]
     """Offer ways to load weights in fewer bits.
 
-    Asked when a run or `compat` needs a quantizer. `provides` (less what `refine` takes away) is compared with what
+    Asked when a run needs a quantizer. `provides` (less what `refine` takes away) is compared with what
     the adapter needs, before any weights are read.
 
     Example:
@@ -51,7 +51,7 @@ def smollm3_quantizers() -> Iterable[QuantizerSpec]:  # type: ignore[empty-body]
 def smollm3_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]
     """Offer ways to make a loaded model trainable.
 
-    Asked when a run or `compat` needs an adapter. `needs` lists the operations the adapter uses on the base's
+    Asked when a run needs an adapter. `needs` lists the operations the adapter uses on the base's
     layers; a quantizer that provides them all will do, whoever wrote it.
 
     Example:

@@ -7,6 +7,7 @@ This is the only place where errors are shown.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from smollm3_finetune.errors import Problems, SmolLM3Error
 VERBS = {
     "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
     "generate": ("smollm3_finetune.cli.generate:generate", "Answer a prompt with a run or a model."),
+    "data": ("smollm3_finetune.cli.data:data", "Show what training rows become: text, tokens, mask, counts."),
     "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show the installed plugins and what they offer."),
     "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
 }
@@ -74,6 +76,8 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error that is shown (see `errors`)."""
+    # Threads that spin while they wait make a run ten times slower as soon as another program uses a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     state = State()
     try:
         code = cli.main(

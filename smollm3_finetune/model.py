@@ -7,7 +7,7 @@ adapter attaches to what came out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapted, Adapter, Base, BuildContext, Progress, Purpose, Quantizer, options_dict
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.errors import ModelError, UnsupportedOp
-from smollm3_finetune.hf_calls import load_tokenizer
+from smollm3_finetune.errors import ModelError, PluginError, SmolLM3Error, UnsupportedOp
+from smollm3_finetune.hf_calls import first_line, load_tokenizer
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 
@@ -162,11 +162,13 @@ def compose(
     `made` are the plan's `parts`, for a caller that needs to know early whether they can be made.
     """
     quantizer, adapter = made or parts(plan)
-    base = quantizer.load(plan.source, plan.context)
-    if adapter is None:
+    with _blamed_on(plan.quantizer):
+        base = quantizer.load(plan.source, plan.context)
+    if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        return LoadedModel(plan=plan, base=base, adapted=adapter.attach(base, plan.context, total_steps))
+        with _blamed_on(plan.adapter):
+            return LoadedModel(plan=plan, base=base, adapted=adapter.attach(base, plan.context, total_steps))
     trained_on = plan.saved.base_fingerprint
     if check_base and trained_on is not None and trained_on != base.fingerprint:
         raise ModelError(
@@ -174,7 +176,25 @@ def compose(
             f"{plan.quantizer.offer.title}",
             hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
         )
-    return LoadedModel(plan=plan, base=base, adapted=adapter.restore(base, plan.saved.path, plan.context))
+    with _blamed_on(plan.adapter):
+        return LoadedModel(plan=plan, base=base, adapted=adapter.restore(base, plan.saved.path, plan.context))
+
+
+@contextlib.contextmanager
+def _blamed_on(choice: Choice) -> Iterator[None]:
+    """An exception that a component did not raise on purpose becomes a PluginError that names it."""
+    try:
+        yield
+    except (SmolLM3Error, MemoryError):
+        raise
+    except Exception as e:
+        if type(e).__name__ == "OutOfMemoryError":  # torch's; nobody's fault
+            raise
+        offer = choice.offer
+        raise PluginError(
+            f"{offer.title} ({offer.distribution} {offer.version}) failed: {type(e).__name__}: {first_line(e)}",
+            hint="the same command with --debug shows where",
+        ) from e
 
 
 def build_context(

@@ -161,8 +161,8 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
     for key in values:
         if key not in infos:
             near = did_you_mean(str(key), infos)
-            known = ", ".join(infos) or "none"
-            hint = f"did you mean {near!r}?" if near else f"its options are: {known}"
+            hint = f"its options are: {', '.join(infos)}" if infos else "it has no options"
+            hint = f"did you mean {near!r}?" if near else hint
             problems.append(ConfigError(f"{origin(key)}{section} has no option {key!r}", hint=hint))
     try:
         pydantic_model(cls).model_validate({k: v for k, v in values.items() if k in infos})

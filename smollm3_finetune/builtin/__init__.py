@@ -19,6 +19,7 @@ from smollm3_finetune.builtin.formatters import claims
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TINY = "tiny"
+SAMPLE = "What is the capital of France?"
 
 
 def _hf_claims(ref: str) -> bool:
@@ -41,7 +42,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             summary="the embedded two-million-parameter SmolLM3, for trying things out",
             factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
             claims=lambda ref: ref == TINY,
-            suggests={"train.learning_rate": 2e-3, "train.max_steps": 60},
+            suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
         ),
     ]
 

@@ -64,8 +64,8 @@ def composition_options(f: F) -> F:
         f = click.option(flag, multiple=True, metavar="K=V", help=f"An option of the {word}.")(f)
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
     f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
-    f = click.option("--quant", metavar="NAME", help="Quantizer; none: as the checkpoint is.")(f)
-    return click.option("--loader", metavar="NAME", help="Loader; none: the one that recognises the model.")(f)
+    f = click.option("--quant", metavar="NAME", help="Quantizer; default: what wrote the checkpoint, else none.")(f)
+    return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognises the model.")(f)
 
 
 def run_options(f: F) -> F:
@@ -75,22 +75,22 @@ def run_options(f: F) -> F:
     f = click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")(f)
     f = click.option("--seed", type=int, metavar="N", help="Split, order, dropout, initial values.")(f)
     f = click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")(f)
-    f = click.option("--learning-rate", type=float, metavar="X", help="Peak learning rate.")(f)
+    f = click.option("--learning-rate", "--lr", "learning_rate", type=float, metavar="X", help="Peak learning rate.")(f)
     f = click.option("--batch-size", type=int, metavar="ROWS", help="Rows in one forward pass.")(f)
     f = click.option("--epochs", type=float, metavar="X", help="Passes over the rows.")(f)
     f = click.option("--max-steps", type=int, metavar="N", help="Stop after N optimiser steps.")(f)
-    f = click.option("--output", metavar="DIR", help="Run directory; none: a fresh one under runs/.")(f)
-    f = click.option("--formatter", metavar="NAME", help="How rows are read; none: recognised.")(f)
+    f = click.option("--output", metavar="DIR", help="Run directory; default: a fresh one under runs/.")(f)
+    f = click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")(f)
     f = click.option("--objective-opt", multiple=True, metavar="K=V", help="An option of the objective.")(f)
-    f = click.option("--objective", metavar="NAME", help="What training minimises; none: sft.")(f)
+    f = click.option("--objective", metavar="NAME", help="What training minimises; default: sft.")(f)
     f = click.option("--adapter-opt", multiple=True, metavar="K=V", help="An option of the adapter.")(f)
-    f = click.option("--adapter", metavar="NAME", help="What is trained on the model; none: lora.")(f)
+    f = click.option("--adapter", metavar="NAME", help="What is trained on the model; default: lora.")(f)
     f = composition_options(f)
     f = click.option(
         "--data", multiple=True, metavar="PATH",
-        help="Rows: file, glob, directory or Hub id; may be given again; none: the embedded chat dataset.",
+        help="Rows: file, glob, directory or Hub id; may be given again; default: the embedded chat dataset.",
     )(f)  # fmt: skip
-    return click.option("--model", metavar="REF", help="Hub id, directory or file; none: tiny, embedded.")(f)
+    return click.option("--model", metavar="REF", help="Hub id, directory or file; default: tiny (embedded).")(f)
 
 
 def flag_settings(values: Mapping[str, Any]) -> list[Setting]:

@@ -15,11 +15,14 @@ def config() -> None:
     """Show, check or describe a run's configuration."""
 
 
-@config.command()
+@config.command(short_help="Print a configuration and where each value comes from.")
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origins beside the values.")
 def show(as_json: bool, **values: Any) -> None:
-    """Print the configuration that `train` would get from the same options, and where each value comes from."""
+    """Print what the same options of `train` set, and where each value comes from.
+
+    Nothing is looked up: `smollm3 train --dry-run` shows the components, and what they suggest, too.
+    """
     from smollm3_finetune.cli.show import with_origins
     from smollm3_finetune.config.load import as_dict
 
@@ -30,7 +33,7 @@ def show(as_json: bool, **values: Any) -> None:
         click.echo(with_origins(loaded.config, loaded.origins))
 
 
-@config.command()
+@config.command(short_help="Check a configuration without loading anything.")
 @run_options
 def validate(**values: Any) -> None:
     """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
@@ -62,7 +65,7 @@ def validate(**values: Any) -> None:
     )
 
 
-@config.command()
+@config.command(short_help="Print the JSON schema of run.yaml.")
 @plugin_options
 def schema(plugin: tuple[str, ...], no_plugins: bool) -> None:
     """Print the JSON schema of run.yaml, with the options of every installed component, for editors."""

@@ -124,9 +124,9 @@ def _run_request(run: Any, values: Mapping[str, Any]) -> ModelRequest:
                 hint=f"smollm3 generate MODEL --adapter-path {run.adapter}",
             )
     if not run.adapter.exists():
-        raise ModelError(
-            f"the run {run.path} has not finished: it holds no adapter", hint=f"smollm3 train --resume {run.path}"
-        )
+        resumable = any(run.checkpoints.glob("checkpoint-*"))
+        again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
+        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
     config = assemble([file_settings(run.config)]).config
     return ModelRequest(
         ref=config.model, loader=config.loader, quant=config.quant, adapter=config.adapter, adapter_path=run.adapter

@@ -25,7 +25,7 @@ def _discover(plugin: tuple[str, ...], no_plugins: bool) -> Registry:
     return discover(Wanted.of(plugin, no_plugins))
 
 
-@plugins.command("list")
+@plugins.command("list", short_help="List plugins: active, disabled or broken.")
 @plugin_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_plugins(plugin: tuple[str, ...], no_plugins: bool, as_json: bool) -> None:
@@ -63,7 +63,7 @@ def _by_kind(components: tuple[str, ...]) -> str:
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items())
 
 
-@plugins.command()
+@plugins.command(short_help="Show a component: options, operations, requirements.")
 @plugin_options
 @click.argument("name")
 @click.option("--device", default=None, metavar="NAME", help="Show what holds on this device.")

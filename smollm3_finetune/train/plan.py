@@ -65,7 +65,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     assert survey is not None
     assert model is not None
     formatters = [s.formatter for s in rows.sources]
-    components = [c for c in (objective, *formatters, model.adapter, model.quantizer, model.loader) if c is not None]
+    components = [c for c in (*formatters, model.loader, model.quantizer, model.adapter, objective) if c is not None]
     settled = _with_suggestions(loaded, components)
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows),

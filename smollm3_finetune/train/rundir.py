@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class RunDir:
         """Make the directory and write what decides the run."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(dump_yaml(as_dict(config)), encoding="utf-8")
+            again = replace(config, output=None)  # so that run.yaml starts a new run, and never this one over again
+            self.config.write_text(dump_yaml(as_dict(again)), encoding="utf-8")
             self.write_json(self.versions, versions)
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e

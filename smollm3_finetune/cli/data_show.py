@@ -1,0 +1,209 @@
+"""How rows, their tokens and their counts look: in colour on a terminal, with plain marks elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.data.preview import Prepared, Quantiles, SourceStats, TokenSequence, histogram
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from smollm3_finetune.cli.data import About
+
+MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
+"""What stands around learned text where there is no colour: the first pair that no shown row holds."""
+LEARNED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
+BAR = 40
+"""Characters of the longest bar."""
+COUNTED = ("rows", "train", "held_out", "empty", "rows_per_pass", "cut", "tokens", "tokens_learned", "tokens_cut")
+
+Part = str | tuple[str, str]
+"""Text, or text and its style."""
+
+
+class Page:
+    """Standard output, through rich where it is a terminal with colours."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        console = Console(file=sys.stdout, highlight=False)
+        self.console = console if console.is_terminal and console.color_system and not console.no_color else None
+        self.marks = MARKS[0]
+
+    def choose_marks(self, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Prepared]) -> None:
+        text = "".join(part for row in rows for s in row.sequences for part, _ in segments(tokenizer, s))
+        self.marks = next((pair for pair in MARKS if not set(pair) & set(text)), MARKS[-1])
+
+    def line(self, *parts: Part) -> None:
+        pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+        if self.console is None:
+            click.echo("".join(text for text, _ in pairs))
+        else:
+            from rich.text import Text
+
+            self.console.print(Text.assemble(*pairs), soft_wrap=True)
+
+    def text(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """A row's text, each line behind a bar; what is learned in colour or between marks."""
+        lines: list[list[tuple[str, str]]] = [[]]
+        for text, learned in pieces:
+            if learned and self.console is None:
+                text = f"{self.marks[0]}{text}{self.marks[1]}"
+            first, *rest = text.split("\n")
+            style = LEARNED if learned else CONTEXT
+            lines[-1].append((first, style))
+            lines += [[(more, style)] for more in rest]
+        if not any(text for text, _ in lines[-1]):  # templates end with a line break
+            lines.pop()
+        for line in lines:
+            self.line("│ " if any(text for text, _ in line) else "│", *line)
+
+
+def visible(text: str) -> str:
+    """Text without what a terminal would obey: control and direction characters as escapes."""
+
+    def shown(c: str) -> str:
+        if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            return c
+        return c.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+    return "".join(map(shown, text))
+
+
+def segments(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[tuple[str, bool]]:
+    """(text, learned) of each unbroken run of tokens; together they are the sequence's text."""
+    ends = [t + 1 for t, one in enumerate(sequence.learned) if sequence.learned[t + 1 : t + 2] != [one]]
+    found, before, start = [], "", 0
+    for end in ends:
+        text = _decode(tokenizer, sequence.ids[:end])  # a run decoded alone may lose the space it begins with
+        run = text[len(before) :] if text.startswith(before) else _decode(tokenizer, sequence.ids[start:end])
+        found.append((visible(run), sequence.learned[start]))
+        before, start = text, end
+    return found
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """One token between quotes, line breaks as \\n; where it is no whole character, its name in the vocabulary."""
+    text, name = _decode(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
+    if "\ufffd" in text and "\ufffd" not in name:
+        return f"{name}  (part of a character)"
+    if name.startswith("▁") and not text.startswith(" "):  # SentencePiece: decoding drops a leading space
+        text = f" {text}"
+    return visible(json.dumps(text, ensure_ascii=False))
+
+
+def head(page: Page, about: About, *, legend: bool) -> None:
+    """What decides the tokens, and how learned text is marked."""
+    objective = about.objective.rpartition(":")[2]
+    page.line(f"model {about.model}, objective {objective}, data.max_length={about.max_length} tokens")
+    if legend and page.console is not None:
+        page.line("legend: ", ("learned", LEARNED), ", ", ("context, not learned", CONTEXT))
+    elif legend:
+        page.line(f"legend: {page.marks[0]}learned{page.marks[1]}, the rest is context and not learned")
+
+
+def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_length: int, *, tokens: bool) -> None:
+    """A row: its place and what became of it, its text, and its tokens where asked for."""
+    if row.side == "left out":
+        side: Part = (f"left out: {row.why}", WARNING)
+    elif row.side == "train" and row.copies != 1:
+        side = f"train, {row.copies} times in each pass" if row.copies else "train, skipped by its source's weight"
+    else:
+        side = row.side
+    notes = ["" if n == "cut" else n for n in row.notes]
+    if "cut" in row.notes:
+        notes[row.notes.index("cut")] = f"cut from {row.length:,} tokens"
+    page.line()
+    page.line(
+        (row.where, TITLE), f"  {row.tokens:,} tokens, {row.learned:,} learned, ", side,
+        *[(f", {note}", WARNING) for note in notes],
+    )  # fmt: skip
+    for sequence in row.sequences:
+        if sequence.name:
+            page.line((f"{sequence.name}:", TITLE))
+        page.text(segments(tokenizer, sequence))
+        if len(sequence.ids) == max_length and "cut" in row.notes:
+            page.line((f"│ … the rest is cut at data.max_length={max_length}", WARNING))
+        if tokens:
+            show_tokens(page, sequence, tokenizer)
+
+
+def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
+    page.line(("  index      id  mask     token", TITLE))
+    for index, (token, learned) in enumerate(zip(sequence.ids, sequence.learned, strict=True)):
+        mask, style = ("learned", LEARNED) if learned else ("context", CONTEXT)
+        page.line((f"{index:>7} {token:>7}  {mask}  {token_text(tokenizer, token)}", style))
+
+
+def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_length: int, bars: bool) -> None:
+    """The counts of a source, and bars of its rows' lengths where asked for."""
+    formatter = stats.formatter.rpartition(":")[2]
+    page.line()
+    page.line((f"source {index}: {stats.title}", TITLE), f"  (formatter {formatter})")
+    if stats.rows < total:
+        page.line(
+            ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; counts are of these", WARNING)
+        )
+    kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {stats.empty:,} left out"
+    page.line(f"  rows      {stats.rows:,} = {kept}")
+    if stats.weight != 1:
+        page.line(f"  weight    {stats.weight:g}: {stats.rows_per_pass:,} rows seen in each pass")
+    for n, (where, why) in enumerate(stats.empty_rows):
+        page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))
+    if stats.empty > len(stats.empty_rows):
+        page.line((f"{' ' * 12}… and {stats.empty - len(stats.empty_rows):,} more", WARNING))
+    if stats.cut:
+        cut = f"{stats.cut:,} rows at {max_length:,} tokens; {stats.tokens_cut:,} tokens are lost"
+        page.line("  cut       ", (cut, WARNING))
+    for n, (note, times) in enumerate(sorted(stats.notes.items())):
+        page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {times:,} rows", WARNING))
+    share = f" ({stats.tokens_learned / stats.tokens:.1%})" if stats.tokens else ""
+    page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_learned:,} learned{share}")
+    q = Quantiles(stats.lengths)
+    page.line(
+        f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before cutting; median {q.median():,.0f}, "
+        f"mean {q.mean():,.1f}, 95 % up to {q.p95():,}"
+    )
+    page.line(f"  longest   {stats.longest_row}")
+    if bars:
+        show_bars(page, stats, max_length)
+
+
+def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
+    made = histogram(stats.lengths)
+    most = max(bar.rows for bar in made)
+    names = [f"{bar.low:,}–{bar.high:,}" if bar.high > bar.low else f"{bar.low:,}" for bar in made]
+    wide = max(len("tokens"), *map(len, names))
+    page.line()
+    page.line((f"    {'tokens':>{wide}}  rows", TITLE))
+    border = next((bar for bar in made if bar.high > max_length), None)
+    for bar, name in zip(made, names, strict=True):
+        blocks = "█" * max(round(BAR * bar.rows / most), 1) if bar.rows else ""
+        cut: list[Part] = [(f"  what is longer than {max_length:,} is cut", WARNING)] if bar is border else []
+        page.line(
+            f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else LEARNED), f" {bar.rows:,}", *cut
+        )
+
+
+def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:
+    return {name: sum(getattr(s, name) for s in stats) for name in COUNTED}
+
+
+def show_total(page: Page, total: dict[str, Any]) -> None:
+    page.line()
+    page.line(("all sources", TITLE))
+    kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {total['empty']:,} left out"
+    page.line(f"  rows      {total['rows']:,} = {kept}")
+    page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_learned']:,} learned")
