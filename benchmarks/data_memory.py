@@ -1,0 +1,148 @@
+"""Memory and time of the data path against the number of rows: shuffled, cold cache, all processes counted.
+
+    python benchmarks/data_memory.py [--rows 10000 100000 1000000] [--json results.json]
+
+For each size a file of rows of varied length is written, tokenised with the embedded model's tokenizer into an empty
+cache, and read once in a shuffled order, each in a process of its own. Memory is anonymous memory only (what a memory
+map of a file occupies can be dropped at any time and is left out), summed over the process and its children, sampled
+every 50 ms; the peak counts. What the imports and an empty run need is in it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+WORDS = [
+    "a",
+    "small",
+    "bird",
+    "sat",
+    "on",
+    "the",
+    "old",
+    "wall",
+    "and",
+    "sang",
+    "to",
+    "the",
+    "slow",
+    "river",
+    "about",
+    "the",
+    "long",
+    "way",
+    "to",
+    "the",
+    "sea",
+]
+
+
+def write_rows(file: Path, count: int) -> None:
+    """Rows whose lengths have a heavy tail: most are short, some fifty times as long."""
+    draw = random.Random(0)
+    with file.open("w", encoding="utf-8") as stream:
+        for n in range(count):
+            length = min(int(4 * draw.paretovariate(1.2)), 200)
+            answer = " ".join(draw.choice(WORDS) for _ in range(length))
+            stream.write(json.dumps({"instruction": f"Tell story {n}.", "output": answer}) + "\n")
+
+
+def work(file: Path, cache: Path) -> None:
+    """What `smollm3 train` does with rows: survey, tokenise, then read every example in the Trainer's order."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from smollm3_finetune.api import NoOptions
+    from smollm3_finetune.builtin.sft import SupervisedFineTuning
+    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.data.render import Renderer, RenderOptions
+    from smollm3_finetune.data.rows import Rows, with_formatter
+    from smollm3_finetune.data.sources import find_sources
+    from smollm3_finetune.data.tokens import tokenise
+    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.kinds import LOADER, OBJECTIVE
+    from smollm3_finetune.plan import choose
+    from smollm3_finetune.progress import Silent
+    from smollm3_finetune.testing import context
+
+    registry = discover(Wanted.of([], no_plugins=True))
+    tokenizer = choose(registry, LOADER, "tiny", {}).create().open("tiny", context(cache)).tokenizer()
+    began = time.perf_counter()
+    sources = tuple(with_formatter(registry, s, None, None) for s in find_sources(str(file)))
+    rows = Rows(sources=sources, seed=0, held_out=0.01)
+    objective = choose(registry, OBJECTIVE, "sft", {})
+    survey = rows.survey()
+    tokens = tokenise(rows, survey, objective, Renderer(tokenizer, RenderOptions()), 512, Cache(cache), Silent())
+    prepared = time.perf_counter()
+    torch.manual_seed(0)
+    collate = SupervisedFineTuning(NoOptions()).collator(tokenizer)
+    loader: Any = DataLoader(tokens.train, batch_size=32, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+    seen = sum(int(batch["attention_mask"].sum()) for batch in loader)
+    read = time.perf_counter()
+    print(json.dumps({"prepare_s": prepared - began, "read_s": read - prepared, "tokens": seen}))
+
+
+def anonymous(process: psutil.Process) -> int:
+    """Bytes of anonymous memory of a process and its children."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            rollup = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+            total += 1024 * int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Anonymous:")))
+        except (OSError, StopIteration):
+            continue
+    return total
+
+
+def measure(count: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "rows.jsonl"
+        write_rows(file, count)
+        command = [sys.executable, __file__, "--work", str(file), str(Path(directory) / "cache")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        watched = psutil.Process(process.pid)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, anonymous(watched))
+            time.sleep(0.05)
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        assert process.stdout is not None
+        figures: dict[str, Any] = json.loads(process.stdout.read().splitlines()[-1])
+    return {"rows": count, "peak_mb": peak / 1e6, **figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--work", type=Path, nargs=2, metavar=("FILE", "CACHE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work(*args.work)
+        return
+    results = [measure(count) for count in args.rows]
+    print("| rows | tokens | peak anonymous memory, MB | ratio | preparing, s | per 1000 rows, ms | reading, s |")
+    print("|---|---|---|---|---|---|---|")
+    for r in results:
+        each = 1e6 * r["prepare_s"] / r["rows"]
+        print(
+            f"| {r['rows']} | {r['tokens']} | {r['peak_mb']:.0f} | {r['peak_mb'] / results[0]['peak_mb']:.2f} "
+            f"| {r['prepare_s']:.1f} | {each:.0f} | {r['read_s']:.1f} |"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,501 @@
+"""The documentation says what the code does.
+
+Whatever can be read off the code is a region of a page, between `<!-- KIND: ARGUMENT -->` and `<!-- end -->`:
+
+    file: PATH          a file of this repository, verbatim
+    help: VERB …        the text of `smollm3 VERB … --help`, 100 columns wide
+    run: COMMAND        what `smollm3 COMMAND` prints, without any plugin in the way
+    run-plugins: …      the same with the plugins under plugins/ installed
+    hook: NAME          a hook's signature and its docstring
+    fields: CLASS       the fields that a class of `smollm3_finetune.api` declares itself
+    members: CLASS      a protocol of `smollm3_finetune.api`, as it is declared
+    ops: -              the operations
+    options: SECTION    the keys of a part of the configuration, with defaults
+    exit-codes: -       the errors and their exit codes
+
+Each is compared with the code. `SMOLLM3_UPDATE_DOCS=1 pytest tests/test_docs.py` writes them anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+
+from smollm3_finetune import api, errors, hookspecs
+from smollm3_finetune.config import schema
+from smollm3_finetune.kinds import KINDS
+from smollm3_finetune.options import describe
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+OURS = [*(ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md")), *sorted(DOCS.glob("*.md"))]
+PAGES = [*OURS, *sorted((ROOT / "plugins").glob("*/README.md"))]
+EXAMPLES = ROOT / "examples"
+UPDATE = os.environ.get("SMOLLM3_UPDATE_DOCS", "") not in ("", "0")
+COLUMNS = "100"
+REGION = re.compile(
+    r"^<!-- (?P<kind>[a-z-]+): (?P<argument>.+?) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------ running commands
+
+
+@pytest.fixture
+def examples(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The examples under `examples/` of the working directory, importable as if they had never been imported."""
+    shutil.copytree(EXAMPLES, isolated / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in EXAMPLES.glob("*.py"):
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
+    monkeypatch.setenv("COLUMNS", COLUMNS)
+    return isolated / "examples"
+
+
+def printed(arguments: list[str]) -> str:
+    """Everything that a command prints, on both streams, in this process."""
+    from smollm3_finetune.main import main
+
+    stream = io.StringIO()
+    with redirect_stdout(stream), redirect_stderr(stream), pytest.raises(SystemExit):
+        main(arguments)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+# ------------------------------------------------------------------------------------------- what pages hold
+
+
+def fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text.rstrip()}\n```\n"
+
+
+def file_region(path: str) -> str:
+    language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}[Path(path).suffix]
+    return fenced(language, text_of(ROOT / path))
+
+
+def help_region(verb: str) -> str:
+    words = [] if verb == "smollm3" else verb.split()
+    apart = ["--no-plugins"] if words == ["train"] else []  # its end depends on what is installed
+    shown = " ".join(["smollm3", *words, *apart, "--help"])
+    return fenced("console", f"$ {shown}\n{printed([*words, *apart, '--help'])}")
+
+
+def run_region(command: str) -> str:
+    assert command.startswith("smollm3 ")
+    return fenced("console", f"$ {command}\n{printed(shlex.split(command)[1:])}")
+
+
+def hook_region(name: str) -> str:
+    """A hook's signature, then its docstring with the example as code."""
+    hook = getattr(hookspecs, name)
+    signature = f"def {name}{inspect.signature(hook)}".replace("'", "")  # annotations are kept as text
+    prose, _, example = inspect.cleandoc(hook.__doc__).partition("Example:\n")
+    return "\n".join((fenced("python", signature), prose.rstrip() + "\n", fenced("python", inspect.cleandoc(example))))
+
+
+def _class_source(name: str) -> ast.ClassDef:
+    tree = ast.parse(inspect.getsource(api))
+    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+
+
+def cell(text: str) -> str:
+    """Text in one cell of a table; code in double backticks becomes single."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    head, *body = rows
+    lines = [head, tuple("---" for _ in head), *body]
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def own_fields(name: str) -> list[tuple[ast.AnnAssign, str]]:
+    """The fields that a class of the api declares itself, each with the text that follows it."""
+    body = _class_source(name).body
+    found = []
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            says = following.value if isinstance(following, ast.Expr) else None
+            found.append((node, str(says.value) if isinstance(says, ast.Constant) else ""))
+    return found
+
+
+def fields_region(name: str) -> str:
+    """The class's own fields; one without a text has that of its type."""
+    rows = []
+    for node, text in own_fields(name):
+        assert isinstance(node.target, ast.Name)
+        annotation = ast.unparse(node.annotation)
+        if not text and annotation in api.__all__:
+            text = inspect.cleandoc(getattr(api, annotation).__doc__).partition("\n")[0]
+        default = "must be given" if node.value is None else f"`{_default(node.value)}`"
+        rows.append((f"`{node.target.id}`", f"`{cell(annotation)}`", default, cell(text)))
+    return table(("field", "type", "default", "meaning"), *rows)
+
+
+def _default(node: ast.expr) -> str:
+    """A default as a reader would write it: the inside of `frozenset(…)`, an empty mapping for its factory."""
+    text = ast.unparse(node)
+    if text.startswith("frozenset({"):
+        return text.removeprefix("frozenset(").removesuffix(")")
+    return "{}" if text == "dataclasses.field(default_factory=dict)" else text
+
+
+def members_region(name: str) -> str:
+    return fenced("python", inspect.getsource(getattr(api, name)))
+
+
+def ops_region(_: str) -> str:
+    body = _class_source("Op").body[1:]
+    rows = []
+    for node, says in zip(body[::2], body[1::2], strict=True):
+        assert isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        assert isinstance(says, ast.Expr) and isinstance(says.value, ast.Constant)
+        value = ast.literal_eval(node.value)
+        rows.append((f"`Op.{node.targets[0].id}`", f"`{value}`", cell(str(says.value.value))))
+    return table(("operation", "in messages", "meaning"), *rows)
+
+
+def options_region(section: str) -> str:
+    """`top`: the keys that are one value; else a section."""
+    if section == "top":
+        plain = [f.name for f in dataclasses.fields(schema.RunConfig)]
+        plain = [n for n in plain if n not in (*schema.COMPONENT_SECTIONS, *schema.PLAIN_SECTIONS)]
+        infos, prefix = [i for i in describe(schema.RunConfig) if i.name in plain], ""
+    else:
+        infos, prefix = describe(schema.PLAIN_SECTIONS[section]), f"{section}."
+    rows = []
+    for info in infos:
+        default = {None: "none", True: "true", False: "false", (): "[]"}.get(info.default, info.default)
+        limits = f" ({info.range})" if info.range else ""
+        rows.append((f"`{prefix}{info.name}`", cell(info.type), f"`{default}`", cell(info.help) + limits))
+    return table(("key", "value", "default", "meaning"), *rows)
+
+
+def exit_codes_region(_: str) -> str:
+    def below(cls: type) -> Iterator[type]:
+        for child in cls.__subclasses__():
+            if child.__module__ == errors.__name__ and child is not errors.Problems:
+                yield child
+                yield from below(child)
+
+    every: list[Any] = [errors.SmolLM3Error, *below(errors.SmolLM3Error)]
+    rows = [(str(c.exit_code), f"`{c.__name__}`", cell(c.__doc__)) for c in every]
+    return table(("exit code", "error", "meaning"), *sorted(rows, key=lambda r: r[0]))
+
+
+KINDS_OF_REGION: dict[str, Callable[[str], str]] = {
+    "file": file_region,
+    "help": help_region,
+    "run": run_region,
+    "run-plugins": run_region,
+    "hook": hook_region,
+    "fields": fields_region,
+    "members": members_region,
+    "ops": ops_region,
+    "options": options_region,
+    "exit-codes": exit_codes_region,
+}
+
+
+def regions() -> Iterator[Any]:
+    for page in OURS:
+        for found in REGION.finditer(text_of(page)):
+            kind, argument = found["kind"], found["argument"]
+            marks = [pytest.mark.plugins] if kind == "run-plugins" else []
+            yield pytest.param(page, kind, argument, marks=marks, id=f"{name_of(page)}: {kind}: {argument}")
+
+
+@pytest.mark.parametrize(("page", "kind", "argument"), regions())
+def test_what_a_page_takes_from_the_code_is_what_the_code_says(
+    page: Path, kind: str, argument: str, examples: Path
+) -> None:
+    right = KINDS_OF_REGION[kind](argument)
+    opening = f"<!-- {kind}: {argument} -->\n"
+    if UPDATE:
+        before, _, rest = text_of(page).partition(opening)
+        _, _, after = rest.partition("<!-- end -->")
+        page.write_text(f"{before}{opening}{right}<!-- end -->{after}", encoding="utf-8")
+    found = next(r for r in REGION.finditer(text_of(page)) if (r["kind"], r["argument"]) == (kind, argument))
+    assert found["body"] == right
+
+
+def has_region(page: str, kind: str, argument: str) -> bool:
+    found = REGION.finditer(text_of(DOCS / page))
+    return any((r["kind"], r["argument"]) == (kind, argument) for r in found)
+
+
+# ------------------------------------------------------------------------------------------ nothing is missing
+
+
+def test_every_hook_has_its_signature_and_its_descriptor_in_the_docs() -> None:
+    hooks = [name for name, value in vars(hookspecs).items() if name.startswith("smollm3_") and callable(value)]
+    assert sorted(hooks) == sorted(k.hook for k in KINDS)
+    for kind in KINDS:
+        assert has_region("hooks.md", "hook", kind.hook)
+        if own_fields(kind.spec.__name__):
+            assert has_region("hooks.md", "fields", kind.spec.__name__)
+    assert has_region("hooks.md", "fields", "ComponentSpec")
+
+
+def test_every_configuration_key_is_in_the_docs() -> None:
+    text = text_of(DOCS / "configuration.md")
+    for section in ("top", *schema.PLAIN_SECTIONS):
+        assert has_region("configuration.md", "options", section)
+    for section in schema.COMPONENT_SECTIONS:
+        assert f"`{section}`" in text
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str]:
+    yield " ".join(path) or "smollm3"
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from commands(inner, (*path, name))
+
+
+def test_every_verb_has_its_help_in_the_docs() -> None:
+    from smollm3_finetune.main import cli
+
+    for verb in commands(cli):
+        assert has_region("cli.md", "help", verb), verb
+
+
+def test_every_exit_code_is_in_the_docs() -> None:
+    assert has_region("errors.md", "exit-codes", "-")
+
+
+def test_every_environment_variable_is_in_the_docs() -> None:
+    code = "".join(text_of(f) for f in (ROOT / "smollm3_finetune").rglob("*.py"))
+    docs = "".join(text_of(p) for p in OURS)
+    for variable in sorted(set(re.findall(r"\bSMOLLM3_[A-Z_]+\b", code))):
+        assert variable in docs, variable
+
+
+# -------------------------------------------------------------------------------------------------- the README
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    """`.ci/run` extracts and runs exactly these blocks."""
+    blocks = [body.strip() for language, body in FENCE.findall(text_of(ROOT / "README.md")) if language == "bash"]
+    assert blocks == [
+        "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt . ./plugins/*/ && .venv/bin/smollm3 train",
+        ".venv/bin/pip install -c constraints.txt -e '.[test]' && .venv/bin/nox",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ command lines
+
+
+class CommandLine(NamedTuple):
+    page: Path
+    text: str
+
+
+def command_lines() -> Iterator[CommandLine]:
+    """Every `smollm3 …` of a console block, of an indented block, and of inline code, of all pages."""
+    for page in PAGES:
+        text = text_of(page).replace("\\\n", " ")
+        for language, body in FENCE.findall(text):
+            if language in ("console", "bash", "text", ""):
+                for line in body.splitlines():
+                    if line.startswith("$ ") or language == "bash":
+                        yield from (CommandLine(page, c) for c in _smollm3_calls(line.removeprefix("$ ")))
+        prose = REGION.sub("", FENCE.sub("", text))
+        for line in prose.splitlines():
+            if re.match(r" {4,}smollm3 ", line):
+                yield CommandLine(page, line.strip())
+        for code in re.findall(r"`([^`\n]+)`", prose):
+            if code.startswith("smollm3 "):
+                yield CommandLine(page, code)
+
+
+def _smollm3_calls(line: str) -> Iterator[str]:
+    for part in re.split(r"&&|\|(?= )", line):
+        words = [w for w in part.strip().split(" ") if w]
+        while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=\S*", words[0]):
+            words = words[1:]
+        if words and words[0].rpartition("/")[2] == "smollm3":
+            yield " ".join(["smollm3", *words[1:]])
+
+
+def parse(line: str) -> None:
+    """Let click parse a command line without carrying it out. Raises click.ClickException where it is wrong."""
+    from smollm3_finetune.main import cli
+
+    words = shlex.split(line, comments=True)[1:]
+    command: click.Command = cli
+    context = click.Context(cli, info_name="smollm3")
+    while isinstance(command, click.Group):
+        if not words or words[0].startswith("-") or words[0] in ("VERB", "…"):
+            break
+        _, inner, words = command.resolve_command(context, words)
+        assert inner is not None
+        command, context = inner, click.Context(inner, info_name=inner.name, parent=context)
+    parsed, rest, _ = command.make_parser(context).parse_args([w for w in words if w != "…"])
+    if not isinstance(command, click.Group):
+        assert not rest, f"{line}: too many words: {rest}"
+    for parameter in command.params:
+        if parameter.name in parsed and isinstance(parameter.type, click.Choice | click.types.IntParamType):
+            value = parsed[parameter.name]
+            if isinstance(value, str) and not value.isupper():
+                parameter.type.convert(value, parameter, context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_line_of_a_page_parses(page: Path) -> None:
+    for line in command_lines():
+        if line.page == page:
+            try:
+                parse(line.text)
+            except (click.ClickException, ValueError) as e:
+                pytest.fail(f"{name_of(page)}: {line.text}: {e}")
+
+
+def test_command_lines_are_found_and_a_wrong_one_does_not_parse() -> None:
+    assert len(list(command_lines())) > 40
+    with pytest.raises(click.NoSuchOption):
+        parse("smollm3 train --quantt x")
+    with pytest.raises(click.UsageError):
+        parse("smollm3 trian")
+
+
+# --------------------------------------------------------------------------------------------------------- links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", OURS, ids=name_of)
+def test_links_between_pages_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name_of(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{name_of(page)}: {target}"
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = text_of(DOCS / "index.md")
+    for page in DOCS.glob("*.md"):
+        assert page.name == "index.md" or f"]({page.name}" in index, page.name
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def messages() -> list[str]:
+    """The first column of the tables of messages in errors.md; `…` stands for what differs."""
+    prose = REGION.sub("", text_of(DOCS / "errors.md"))
+    return re.findall(r"^\| `([^`]+)` \| [^|`]", prose, re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", messages())
+def test_every_documented_message_exists(message: str) -> None:
+    """Its fixed parts stand in core's or a plugin's code, or in a test that expects them."""
+    files = [*(ROOT / "smollm3_finetune").rglob("*.py"), *(ROOT / "plugins").glob("*/smollm3_*/*.py"),
+             *(f for f in (ROOT / "tests").glob("*.py") if f != Path(__file__))]  # fmt: skip
+    sources = [re.sub(r'"\s*\n\s*f?"', "", text_of(f)) for f in files]  # text over several lines, joined
+    parts = [p.strip() for p in message.split("…") if len(p.strip()) > 3]
+    assert parts
+    assert any(all(part in source for part in parts) for source in sources), message
+
+
+# ----------------------------------------------------------------------------------------------------- examples
+
+
+def train_two_steps(run_cli: Any, *arguments: str) -> Path:
+    """A run of two steps in a process of its own; returns its directory."""
+    result = run_cli(
+        "train", "--device", "cpu", "--data", "examples/rows.jsonl", "--max-steps", "2", "--batch-size", "2",
+        "--set", "train.sample_tokens=4", "--output", "run", *arguments,
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    return Path("run")
+
+
+def test_the_example_adapter_trains_through_the_command_line(run_cli: Any, examples: Path) -> None:
+    run = train_two_steps(run_cli, "-p", "examples/scale_adapter.py", "--adapter", "scale")
+    assert (run / "adapter" / "scale.safetensors").exists()
+    answer = run_cli(
+        "generate", "run", "-p", "examples/scale_adapter.py", "--prompt", "Hello!", "--max-new-tokens", "2"
+    )
+    assert answer.code == 0, answer.stderr
+
+
+def test_the_example_adapter_and_quantizer_train_as_on_the_dense_copy(examples: Path) -> None:
+    """float64, so that only rounding at 1e-16 a product is left."""
+    from smollm3_finetune.testing import check_composition, plan
+
+    files = (str(examples / "int8_rows.py"), str(examples / "scale_adapter.py"))
+    result = check_composition(plan("tiny", quant="int8-rows", adapter="scale", dtype="float64", plugins=files))
+    assert result.identity == 0
+    assert result.moved > 1e-3
+    assert max(result.gradients.values()) <= 1e-9
+    assert max(result.logits.values()) <= 1e-9
+    assert set(result.weights.values()) == {0.0}
+    assert result.restored <= 1e-9
+    assert result.base_trained == []
+
+
+def test_the_example_rows_are_read(run_cli: Any, examples: Path) -> None:
+    rows = ("--data", "examples/rows.jsonl", "--set", "data.held_out=0")
+    result = run_cli("config", "validate", "--adapter", "full", "--device", "cpu", *rows)
+    assert result.code == 0, result.stderr
+    assert "8 rows" in result.stdout
+    shown = [line for line in text_of(DOCS / "quickstart.md").splitlines() if line.startswith('{"messages"')]
+    assert shown and set(shown) <= set(text_of(EXAMPLES / "rows.jsonl").splitlines())
+
+
+@pytest.mark.plugins
+def test_the_example_configuration_is_right(run_cli: Any, examples: Path) -> None:
+    result = run_cli("config", "validate", "--config", "examples/run.yaml", "--device", "cpu")
+    assert result.code == 0, result.stderr
+
+
+@pytest.mark.parametrize("file", ["tests/out_of_tree/vault_loader.py", "tests/out_of_tree/scale_adapter.py",
+                                  "tests/out_of_tree/one_way_quantizer.py"])  # fmt: skip
+def test_the_files_that_the_how_to_pages_show_are_run_by_other_tests(file: str) -> None:
+    stem = Path(file).stem
+    assert any(stem in text_of(f) for f in (ROOT / "tests").glob("*.py") if f != Path(__file__))
+
+
+@pytest.mark.plugins
+def test_the_number_of_peft_methods_is_right(cli: Any) -> None:
+    import json
+
+    records = json.loads(cli("plugins", "list", "--json").stdout)
+    adapters = next(r["components"] for r in records if r["distribution"] == "smollm3-peft")
+    for page in ("README.md", "CHANGELOG.md", "plugins/README.md"):
+        assert f"and {len(adapters) - 3} other" in text_of(ROOT / page), page
