@@ -50,6 +50,7 @@ def modules_of_click() -> frozenset[str]:
 HELPS = [[verb, "--help"] for verb in VERBS]
 HELPS += [["plugins", "list", "--help"], ["plugins", "info", "--help"]]
 HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
+HELPS += [["data", v, "--help"] for v in ("preview", "stats")]
 
 
 @pytest.mark.parametrize("args", HELPS, ids=" ".join)

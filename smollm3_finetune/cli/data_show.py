@@ -128,7 +128,7 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
     page.line()
     page.line(
         (row.where, TITLE), f"  {row.tokens:,} tokens, {row.learned:,} learned, ", side,
-        *[(f", {note}", WARNING) for note in notes],
+        *[(f"; {note}", WARNING) for note in notes],
     )  # fmt: skip
     for sequence in row.sequences:
         if sequence.name:
@@ -159,16 +159,16 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {stats.empty:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
     if stats.weight != 1:
-        page.line(f"  weight    {stats.weight:g}: {stats.rows_per_pass:,} rows seen in each pass")
+        page.line(f"  weight    {stats.weight:g}: {_rows(stats.rows_per_pass)} seen in each pass")
     for n, (where, why) in enumerate(stats.empty_rows):
         page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))
     if stats.empty > len(stats.empty_rows):
         page.line((f"{' ' * 12}… and {stats.empty - len(stats.empty_rows):,} more", WARNING))
     if stats.cut:
-        cut = f"{stats.cut:,} rows at {max_length:,} tokens; {stats.tokens_cut:,} tokens are lost"
+        cut = f"{_rows(stats.cut)} at {max_length:,} tokens; {stats.tokens_cut:,} tokens are lost"
         page.line("  cut       ", (cut, WARNING))
     for n, (note, times) in enumerate(sorted(stats.notes.items())):
-        page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {times:,} rows", WARNING))
+        page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
     share = f" ({stats.tokens_learned / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_learned:,} learned{share}")
     q = Quantiles(stats.lengths)
@@ -195,6 +195,10 @@ def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
         page.line(
             f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else LEARNED), f" {bar.rows:,}", *cut
         )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _shown(message: Mapping[str, Any], text: str) -> bool:
 def _marked(message: Mapping[str, Any], i: int, marks: _Marks) -> dict[str, Any]:
     marked = dict(message)
     if isinstance(message["content"], str) and message["content"].strip():
-        marked["content"] = f"{message['content']} {marks.new(f'message {i}, role {message["role"]!r}')}"
+        marked["content"] += " " + marks.new(f"message {i}, role {message['role']!r}")
     if message.get("tool_calls"):
         marked["tool_calls"] = [_marked_call(c, f"the tool calls of message {i}", marks) for c in message["tool_calls"]]
     return marked

@@ -21,9 +21,10 @@ def with_fixed_date(template: str, date: str | None) -> str:
     values = {f"%{code}": day.strftime(f"%{code}") for code in CODES}
     short = {f"%-{code}": values[f"%{code}"].lstrip("0 ") or "0" for code in "dHIjmMSUVWy"}
     table = json.dumps({**values, **short, "%%": "%"})
-    return (
+    macro = (
         f"{{%- macro {ASKS}(format) -%}}{{%- set day = namespace(text=format) -%}}"
-        f"{{%- for code, value in {table}.items() -%}}"
+        f"{{%- for code, value in {table}.items() if code in format -%}}"
         "{%- set day.text = day.text.replace(code, value) -%}"
-        "{%- endfor -%}{{- day.text -}}{%- endmacro %}\n"  # the newline goes with the tag: the template stays at column 0
-    ) + template
+        "{%- endfor -%}{{- day.text -}}{%- endmacro %}"
+    )
+    return f"{macro}\n{template}"  # the line break goes with the tag, and the template still begins a line

@@ -34,7 +34,7 @@ def guarded_text(text: str, *, whole: bool = False) -> str:
 def guarded(message: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
     """A copy in which flags within other text, and think tags that an answer mentions, are hidden."""
     content = message["content"]
-    if not isinstance(content, str) or "think" not in content and "/system_override" not in content:
+    if not isinstance(content, str) or ("think" not in content and "/system_override" not in content):
         return dict(message)
     if message["role"] != "assistant":
         return {**message, "content": guarded_text(content, whole=whole)}

@@ -22,17 +22,17 @@ READS_FIELD = re.compile(r"reasoning_content|[.'\"](?:reasoning|thinking)\b")
 """What a template that renders such a field has in it; others get the reasoning as a block in the content."""
 
 
-def trace(message: Mapping[str, Any]) -> str:
-    """The reasoning of a message, without its tags; empty where there is none. An empty block is no reasoning."""
-    field = next((str(message[f]) for f in FIELDS if message.get(f)), "")
+def traces(message: Mapping[str, Any]) -> list[str]:
+    """Each piece of a message's reasoning, without its tags. An empty block is no reasoning."""
+    pieces = [next((str(message[f]) for f in FIELDS if message.get(f)), "")]
     blocks = BLOCKS.match(str(message.get("content") or ""))
-    inline = "\n".join(b.strip() for b in INNER.findall(blocks[0])) if blocks else ""
-    return field.strip() or inline.strip()
+    pieces += INNER.findall(blocks[0]) if blocks else []
+    return [p.strip() for p in pieces if p.strip()]
 
 
 def has_trace(message: Mapping[str, Any]) -> bool:
-    """Whether a message reasons: a think block with anything in it. An empty block is no reasoning."""
-    return bool(trace(message))
+    """Whether a message reasons: a think block with anything in it, or a field beside the content."""
+    return bool(traces(message))
 
 
 def answer(message: Mapping[str, Any]) -> str:
@@ -58,8 +58,9 @@ def with_one_trace(message: Mapping[str, Any], template: str, where: str) -> dic
     field = next((str(message[f]) for f in FIELDS if str(message.get(f) or "").strip()), "")
     field = field.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if not field:
-        return {**rest, "content": "<think>\n" + content.lstrip() if UNOPENED.match(content) else content}
-    inline = trace(rest)
+        lost = "</think>" in content and UNOPENED.match(content)
+        return {**rest, "content": f"<think>\n{content.lstrip()}" if lost else content}
+    inline = "\n".join(traces(rest))
     if inline and inline != field:
         raise DataError(f"{where} has two reasonings, one in its content and another beside it", hint="keep one")
     if inline:
