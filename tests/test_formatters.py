@@ -321,7 +321,7 @@ def test_a_weight_makes_a_user_turn_count_only_where_the_option_asks(one: dict[s
     assert fmt("messages", weighted({}, {}, {}, {}), learn_user=True).learn is None
     only = chat(system("s"), user("u", **one), assistant("a", weight=0))
     assert fmt("messages", only, learn_user=True).learn == (1,)
-    assert fmt.error("messages", only) == "there is no assistant message to learn from: messages[2] has the weight 0"
+    assert fmt("messages", only).learn == (), "the row masks its only answer: counted, and no error"
 
 
 def test_a_weight_on_system_and_tool_turns_never_counts(fmt: Format) -> None:
@@ -354,10 +354,10 @@ def test_an_empty_answer_stays_in_the_conversation_but_is_not_learned(nothing: A
 
 
 def test_a_row_that_teaches_nothing_says_why_for_the_first_turns(fmt: Format) -> None:
-    row = chat(*(m for _ in range(3) for m in (user("u"), assistant(""), assistant("a", weight=0))), system="s")
+    row = chat(*(m for _ in range(5) for m in (user("u"), assistant(""))), system="s")
     assert fmt.error("messages", row) == (
-        "there is no assistant message to learn from: messages[1] is empty, messages[2] has the weight 0, "
-        "messages[4] is empty, and 3 more"
+        "there is no assistant message to learn from: messages[1] is empty, messages[3] is empty, "
+        "messages[5] is empty, and 2 more"
     )
 
 
@@ -584,8 +584,6 @@ def test_only_the_completion_is_learned_however_long_it_is(fmt: Format) -> None:
          "'completion' and 'response' are two different answers to one prompt"),
         ({"prompt": [user("p"), assistant("a")], "completion": [user("c")]},
          "there is no assistant message to learn from"),
-        ({"prompt": "p", "completion": [assistant("a", loss_weight=0)]},
-         "there is no assistant message to learn from: completion[0] has the weight 0"),
         ({"prompt": "p", "completion": [{"role": "gpt", "content": 3}]},
          "completion[0]: content must be text or a list of parts, found int at completion[0].content"),
     ],

@@ -226,6 +226,7 @@ def test_losses_are_reported_by_source(cli: Callable[..., Any]) -> None:
     write("a.jsonl", ROWS)
     write("b.jsonl", [{"instruction": f"Count to {n}.", "output": "one two " * n} for n in range(1, 30)])
     two = ("--data", "a.jsonl", "--data", "b.jsonl", "--max-steps", "2", "--set", "train.sample_tokens=2")
+    two += ("--set", "data.held_out=0.3")
     result = cli("train", "--adapter", "full", *two, "--json")
     assert result.code == 0, result.stderr
     report = json.loads(result.stdout)

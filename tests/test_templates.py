@@ -352,6 +352,15 @@ def test_of_two_flags_the_one_that_the_template_obeys_decides() -> None:
     assert renderer(LIKE).mode(swapped) is False  # /no_think is looked for first
 
 
+def test_a_flag_that_a_template_deletes_but_does_not_obey_decides_nothing() -> None:
+    deletes = str(source(LIKE)).replace("{%- set state.mode = '/no_think' -%}", "")
+    made = Renderer(tokenizer(), RenderOptions(template=deletes))
+    told = INSTRUCTED[LIKE].format(mode="{mode}", told="Be kind.") + USER + HEADER
+    for content, mode, learned in (("Yes.", "no_think", EMPTY + "«Yes."), (TRACE + "Yes.", "think", f"«{TRACE}Yes.")):
+        row = talk(system("Be kind. /no_think"), user(), assistant(content))
+        assert check(made, row, told.format(mode=mode) + learned + "<|im_end|>»\n") == {}
+
+
 def test_a_flag_is_an_ordinary_word_to_a_template_without_flags() -> None:
     for name in (PLAIN, CUTS):
         separator = "\n" if name == CUTS else ""

@@ -206,11 +206,11 @@ def _look(values: Mapping[str, Any]) -> Look:
 
     from smollm3_finetune.data.preview import Inspector
     from smollm3_finetune.data.render import Renderer, check_template
-    from smollm3_finetune.train.plan import _with_suggestions
+    from smollm3_finetune.train.plan import with_suggestions
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    max_length = _with_suggestions(loaded, chosen).config.data.max_length
+    max_length = with_suggestions(loaded, chosen).config.data.max_length
     tokenizer = source.tokenizer()
     check_template(tokenizer, config.model, render.template)
     inspector = Inspector(rows, survey, objective.create(), Renderer(tokenizer, render), max_length)

@@ -11,6 +11,7 @@ The reasoning mode of a conversation is, in this order: what a flag in its syste
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,10 +158,11 @@ class Renderer:
     def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Token ids and labels. What a prompt ends in is never one token with what the answer begins with."""
         ids, offsets = self._pieces(text, [])
-        bounds = {start for start, _ in spans}
-        inside = {b for (start, end) in offsets if end - start > 1 for b in range(start + 1, end) if b in bounds}
+        begins = [start for start, _ in offsets]
+        holding = [(bound, bisect_right(begins, bound) - 1) for bound, _ in spans]
+        inside = [bound for bound, t in holding if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
         if inside:  # an answer that begins with a line break, which the header's own would swallow
-            ids, offsets = self._pieces(text, sorted(inside))
+            ids, offsets = self._pieces(text, inside)
         labels = [IGNORED] * len(ids)
         turn = 0
         for t, (start, end) in enumerate(offsets):
@@ -215,7 +217,7 @@ class Renderer:
             mode = bool(traced)
         if mode is not None:
             kwargs["enable_thinking"] = mode
-        learned, notes = conversation.learned_messages(), []
+        learned, notes = sorted(set(conversation.learned_messages())), []
         if mode is False:
             messages = [without_trace(m) if m["role"] == "assistant" else m for m in messages]
             notes += ["trace stripped"] * len(traced)

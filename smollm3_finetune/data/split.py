@@ -13,7 +13,12 @@ from smollm3_finetune.errors import DataError
 
 def position(conversation: Conversation, seed: int) -> float:
     """Where a conversation falls in [0, 1), from its content and the seed alone."""
-    text = json.dumps([seed, dataclasses.asdict(conversation)], sort_keys=True, ensure_ascii=False, default=str)
+    about = {  # only what says something, so that a field added later moves no row that does not use it
+        f.name: value
+        for f in dataclasses.fields(conversation)
+        if (value := getattr(conversation, f.name)) not in (None, (), {})
+    }
+    text = json.dumps([seed, about], sort_keys=True, ensure_ascii=False, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

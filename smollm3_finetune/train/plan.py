@@ -54,19 +54,18 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     objective = collect.run(
         lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, loaded.origins)
     )
-    render = collect.run(lambda: render_options(config.data))
+    collect.run(lambda: render_options(config.data))
     rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
     survey = collect.run(rows.survey) if rows is not None else None
     model = collect.run(lambda: plan_model(registry, request, context))
     collect.finish()
     assert objective is not None
-    assert render is not None
     assert rows is not None
     assert survey is not None
     assert model is not None
     formatters = [s.formatter for s in rows.sources]
     components = [c for c in (*formatters, model.loader, model.quantizer, model.adapter, objective) if c is not None]
-    settled = _with_suggestions(loaded, components)
+    settled = with_suggestions(loaded, components)
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows),
         origins=settled.origins,
@@ -74,7 +73,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         objective=objective,
         rows=rows,
         survey=survey,
-        render=render,
+        render=render_options(settled.config.data),
     )
 
 
@@ -102,7 +101,7 @@ def render_options(data: DataConfig) -> RenderOptions:
     return RenderOptions(template=template, enable_thinking=data.enable_thinking, history=data.history, date=data.date)
 
 
-def _with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
+def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
     """The configuration again, with what the chosen components suggest beneath what the user set."""
     layers = [
         [

@@ -35,21 +35,23 @@ def learned(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) 
     """The indices of the turns to learn from, or None where these are all of the assistant's.
 
     The assistant's turns from index `after` on, but not those of weight 0 nor empty ones; with `learn_user`, also
-    user turns of weight 1. Raises ValueError, with each turn's reason, where nothing is left.
+    user turns of weight 1. Nothing at all where the row itself masks its answers: such a row is counted as one that
+    teaches nothing. Raises ValueError, with each turn's reason, where there is no answer to begin with.
     """
     chosen: list[int] = []
     passed: list[str] = []
+    masked = False
     for i, turn in enumerate(turns):
         if turn.role == "assistant" and i >= after:
             if turn.weight == 0:
-                passed.append(f"{turn.where} has the weight 0")
+                masked = True
             elif turn.empty:
                 passed.append(f"{turn.where} is empty")
             else:
                 chosen.append(i)
         elif turn.role == "user" and learn_user and turn.weight == 1 and not turn.empty:
             chosen.append(i)
-    if not chosen:
+    if not chosen and not masked:
         more = [f"and {len(passed) - SHOWN} more"] if len(passed) > SHOWN else []
         why = f": {', '.join(passed[:SHOWN] + more)}" if passed else ""
         raise ValueError(f"there is no assistant message to learn from{why}")
