@@ -79,8 +79,8 @@ class Survey:
     """Rows whose position is below it are held out."""
     train: list[int]
     held_out: list[int]
-    prompt: Sequence[Mapping[str, Any]]
-    """The messages up to the first answer of the shortest row, a held-out one where there are any."""
+    example: Conversation | None
+    """The row with the shortest question, a held-out one where there are any; None where no row has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Rows:
                 if row.position < value:
                     below.add(row.source)
         train = [c - b for c, b in zip(counts.by_source, below.by_source, strict=True)]
-        return Survey(border=value, train=train, held_out=below.by_source, prompt=shortest.prompt())
+        return Survey(border=value, train=train, held_out=below.by_source, example=shortest.conversation())
 
     def identity(self) -> list[Any]:
         """What decides the rows and their split, for the key of what is made from them."""
@@ -133,20 +133,23 @@ class _Counts:
 
 @dataclass
 class _Shortest:
-    """The prompt of the shortest conversation, which is quickly answered."""
+    """The conversation with the shortest question, which is quickly answered."""
 
-    found: dict[bool, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    found: dict[bool, Conversation] = field(default_factory=dict)
 
     def see(self, conversation: Conversation, *, held_out: bool) -> None:
-        first = next((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), 0)
-        if not first or conversation.messages[first - 1]["role"] != "user":
-            return
-        prompt = list(conversation.messages[:first])
-        if held_out not in self.found or _size(prompt) < _size(self.found[held_out]):
-            self.found[held_out] = prompt
+        question = first_question(conversation)
+        if question and (held_out not in self.found or _size(question) < _size(first_question(self.found[held_out]))):
+            self.found[held_out] = conversation
 
-    def prompt(self) -> Sequence[Mapping[str, Any]]:
-        return self.found.get(True) or self.found.get(False) or [{"role": "user", "content": "Hello!"}]
+    def conversation(self) -> Conversation | None:
+        return self.found.get(True) or self.found.get(False)
+
+
+def first_question(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
+    """The messages before the first answer; empty where no user asks just before it."""
+    first = next((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), 0)
+    return conversation.messages[:first] if first and conversation.messages[first - 1]["role"] == "user" else ()
 
 
 def _size(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ and rendered, the tokenizer, the objective and the versions of what made them. M
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -108,6 +109,7 @@ def tokenise(
         "objective": [objective.offer.full_name, objective.offer.version, options_dict(objective.options)],
         "tokenizer": tokenizer_identity(renderer.tokenizer),
         "render": asdict(renderer.options),
+        "today": None if renderer.options.date else datetime.date.today().isoformat(),
         "max_length": max_length,
         "versions": [__version__, installed_version("transformers")],
     }

@@ -14,6 +14,7 @@ from typing import Any
 from smollm3_finetune.api import Objective, UnsupportedOp
 from smollm3_finetune.compat import refined
 from smollm3_finetune.data.render import Renderer, check_template
+from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokens import Tokens, tokenise
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.generate import answer
@@ -56,12 +57,12 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     transformers.set_seed(plan.config.seed)
     loaded = compose(plan.model, made=made, total_steps=steps)
     batch = plan.config.train.batch_size
-    prompt = sample_prompt(plan)
+    prompt, mode = sample_prompt(plan, renderer)
 
     def look() -> dict[str, Any]:
         losses = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
         limit = plan.config.train.sample_tokens
-        sample = answer(loaded.model, tokenizer, prompt, max_new_tokens=limit, renderer=renderer)
+        sample = answer(loaded.model, tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode)
         return {**losses_report(losses, [c.title for c in tokens.counts]), "sample": sample}
 
     with _without_adapter(loaded):
@@ -109,10 +110,14 @@ def total_steps(plan: RunPlan, rows: int) -> int:
     return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
 
 
-def sample_prompt(plan: RunPlan) -> Sequence[Mapping[str, Any]]:
-    """The messages that the sample answers, before and after, reply to."""
-    text = plan.config.train.sample_prompt
-    return plan.survey.prompt if text is None else [{"role": "user", "content": text}]
+def sample_prompt(plan: RunPlan, renderer: Renderer) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
+    """The messages that the sample answers, before and after, reply to, and the reasoning mode that is trained."""
+    text, example = plan.config.train.sample_prompt, plan.survey.example
+    trained = renderer.mode(example) if example is not None else None
+    mode = {} if trained is None else {"enable_thinking": trained}
+    if text is None and example is not None:
+        return first_question(example), mode
+    return [{"role": "user", "content": text or "Hello!"}], mode
 
 
 def losses_report(losses: Sequence[Loss], titles: Sequence[str]) -> dict[str, Any]:
