@@ -48,7 +48,12 @@ def provided(quantizer: Chosen, env: Env) -> tuple[frozenset[Op], Mapping[Op, st
 def refined(adapter: Chosen) -> AdapterSpec:
     """An adapter's descriptor as it holds with these options."""
     spec: AdapterSpec = adapter.spec
-    return spec if spec.refine is None else _asked(spec, lambda refine: refine(spec, adapter.options))
+    if spec.refine is None:
+        return spec
+    answer = _asked(spec, lambda refine: refine(spec, adapter.options))
+    if not isinstance(answer, AdapterSpec):
+        raise PluginError(f"the refine() of {spec.name!r} returned {answer!r}, not an AdapterSpec")
+    return answer
 
 
 def _asked(spec: Any, question: Callable[[Any], T]) -> T:
@@ -107,6 +112,6 @@ def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -
         hints.append(f"{ADAPTER.flag} {adapter.spec.name} with its default options")
     elif others:
         hints.append(f"{QUANTIZER.flag} {quantizer.spec.name} {ADAPTER.flag} {others[0].spec.name}")
-    if bases:
+    if bases and bases[0].spec is not quantizer.spec:
         hints.append(f"{QUANTIZER.flag} {bases[0].spec.name} {ADAPTER.flag} {adapter.spec.name}")
     return " or ".join(hints) or None

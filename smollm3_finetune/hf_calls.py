@@ -27,13 +27,13 @@ def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     """The tokenizer in `directory`. Raises ModelError where there is none that loads."""
     from transformers import AutoTokenizer
 
-    wanted = {k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}
+    wanted = {"trust_remote_code": False, **{k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **wanted)
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(
             f"the tokenizer of {ref!r} does not load: {first_line(e)}",
-            hint="the directory needs tokenizer.json and tokenizer_config.json",
+            hint="the directory needs tokenizer.json and tokenizer_config.json, and no Python code of its own",
         ) from e
     return tokenizer
 
@@ -46,7 +46,9 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     from transformers import AutoModelForCausalLM
 
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(directory), **{"trust_remote_code": False, **kwargs}
+        )
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",

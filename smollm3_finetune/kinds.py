@@ -16,16 +16,39 @@ class Kind:
     """The command-line option that chooses one."""
     section: str
     """The configuration section that holds its name and options."""
+    methods: tuple[str, ...]
+    """What an object made by a factory of this kind must have."""
 
 
-LOADER = Kind(name="loader", spec=LoaderSpec, hook="smollm3_loaders", flag="--loader", section="loader")
-QUANTIZER = Kind(name="quantizer", spec=QuantizerSpec, hook="smollm3_quantizers", flag="--quant", section="quant")
-ADAPTER = Kind(name="adapter", spec=AdapterSpec, hook="smollm3_adapters", flag="--adapter", section="adapter")
+LOADER = Kind(
+    name="loader", spec=LoaderSpec, hook="smollm3_loaders", flag="--loader", section="loader", methods=("open",)
+)
+QUANTIZER = Kind(
+    name="quantizer", spec=QuantizerSpec, hook="smollm3_quantizers", flag="--quant", section="quant", methods=("load",)
+)
+ADAPTER = Kind(
+    name="adapter",
+    spec=AdapterSpec,
+    hook="smollm3_adapters",
+    flag="--adapter",
+    section="adapter",
+    methods=("attach", "restore"),
+)
 FORMATTER = Kind(
-    name="formatter", spec=FormatterSpec, hook="smollm3_formatters", flag="--formatter", section="formatter"
+    name="formatter",
+    spec=FormatterSpec,
+    hook="smollm3_formatters",
+    flag="--formatter",
+    section="formatter",
+    methods=("__call__",),
 )
 OBJECTIVE = Kind(
-    name="objective", spec=ObjectiveSpec, hook="smollm3_objectives", flag="--objective", section="objective"
+    name="objective",
+    spec=ObjectiveSpec,
+    hook="smollm3_objectives",
+    flag="--objective",
+    section="objective",
+    methods=("prepare", "collator", "trainer_class", "loss_sum"),
 )
 
 KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE)

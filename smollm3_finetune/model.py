@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from smollm3_finetune.registry import Registry
 
 
+ADAPTED = ("disabled", "on_step", "save")
+"""The methods of `Adapted`."""
+
+
 @dataclass
 class LoadedModel:
     """A model, its tokenizer and what it was composed of: one interface for every variant."""
@@ -164,11 +168,15 @@ def compose(
     quantizer, adapter = made or parts(plan)
     with _blamed_on(plan.quantizer):
         base = quantizer.load(plan.source, plan.context)
+        if not isinstance(base, Base):
+            raise TypeError(f"load() returned {type(base).__name__}, not a Base")
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
         with _blamed_on(plan.adapter):
-            return LoadedModel(plan=plan, base=base, adapted=adapter.attach(base, plan.context, total_steps))
+            adapted = adapter.attach(base, plan.context, total_steps)
+            plan.adapter.offer.check_methods(adapted, ADAPTED, "what attach() returns")
+            return LoadedModel(plan=plan, base=base, adapted=adapted)
     trained_on = plan.saved.base_fingerprint
     if check_base and trained_on is not None and trained_on != base.fingerprint:
         raise ModelError(
@@ -177,7 +185,9 @@ def compose(
             hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
         )
     with _blamed_on(plan.adapter):
-        return LoadedModel(plan=plan, base=base, adapted=adapter.restore(base, plan.saved.path, plan.context))
+        adapted = adapter.restore(base, plan.saved.path, plan.context)
+        plan.adapter.offer.check_methods(adapted, ADAPTED, "what restore() returns")
+        return LoadedModel(plan=plan, base=base, adapted=adapted)
 
 
 @contextlib.contextmanager

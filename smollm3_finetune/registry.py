@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Offer:
         """The component, from its validated options. Raises PluginError where its factory does not do that."""
         factory = self._import("factory")
         try:
-            return factory(options)
+            made = factory(options)
         except SmolLM3Error:
             raise
         except Exception as e:
@@ -62,6 +62,19 @@ class Offer:
                 f"{self.title} ({self.distribution} {self.version}) cannot be made: {type(e).__name__}: {e}",
                 hint="--debug shows where",
             ) from e
+        methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
+        self.check_methods(made, methods, f"what {self.spec.factory} makes")
+        return made
+
+    def check_methods(self, made: Any, methods: Iterable[str], what: str) -> None:
+        """Raises PluginError that names the first method which an object of this component lacks."""
+        for name in methods:
+            if not callable(getattr(made, name, None)):
+                raise PluginError(
+                    f"{self.title} ({self.distribution} {self.version}): {what}, a {type(made).__name__}, "
+                    f"has no method {name!r}",
+                    hint="smollm3_finetune.api holds the protocol",
+                )
 
     def _import(self, label: str) -> Any:
         dotted: str = getattr(self.spec, label)

@@ -45,7 +45,7 @@ class SavedAdapter:
                 loader=_component(about["loader"]),
                 base_fingerprint=about["base_fingerprint"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
 
     def write(self, versions: Mapping[str, str]) -> None:
@@ -62,6 +62,8 @@ class SavedAdapter:
 
 
 def _component(value: Mapping[str, Any]) -> ComponentConfig:
+    if not isinstance(value["name"], str):
+        raise TypeError(f"a component's name must be text, found {value['name']!r}")
     options = {k: v for k, v in value.items() if k != "name"}
     return ComponentConfig(name=value["name"], options=options)
 

@@ -43,7 +43,10 @@ class HFLoader:
                 raise ModelError(f"{ref!r} holds an adapter, not a model", hint=f"--adapter-path {ref}")
             raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")
         config = read_json(directory / "config.json")
-        if "auto_map" in config and not self.options.trust_remote_code and "AutoModelForCausalLM" in config["auto_map"]:
+        described = [config]
+        if (directory / "tokenizer_config.json").exists():
+            described.append(read_json(directory / "tokenizer_config.json"))
+        if any("auto_map" in about for about in described) and not self.options.trust_remote_code:
             raise ModelError(
                 f"{ref!r} comes with Python code of its own",
                 hint="--loader-opt trust_remote_code=true, if you trust it",

@@ -115,7 +115,7 @@ def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setti
     from smollm3_finetune.config.load import assemble, file_settings
 
     layers = [list(layer) for layer in first]
-    if values.get("config_file"):
+    if values.get("config_file") is not None:
         layers.append(file_settings(Path(values["config_file"])))
     return assemble([*layers, flag_settings(values)])
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
 @composition_options
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: the likeliest.")
+@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0: the likeliest.")
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature."
 )
 @click.option("--think/--no-think", default=None, help="The template's reasoning mode, where it has one.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For sampling.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
 def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
@@ -44,7 +44,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.train.rundir import RunDir
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty", hint="--prompt 'What is the capital of France?'")
     run = RunDir(Path(target).expanduser())
@@ -88,6 +88,15 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     click.echo(json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply)
 
 
+def _standard_input() -> str:
+    from smollm3_finetune.errors import ConfigError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"--prompt -: standard input is not UTF-8 text: {e.reason} at byte {e.start}") from e
+
+
 def _options(values: Mapping[str, Any], flag: str, section: str) -> dict[str, Any]:
     from smollm3_finetune.config.load import assignment
 
@@ -112,11 +121,11 @@ def _model_request(ref: str, values: Mapping[str, Any]) -> ModelRequest:
 
 def _run_request(run: Any, values: Mapping[str, Any]) -> ModelRequest:
     """The model of a run with its adapter: everything as the run resolved it."""
-    from smollm3_finetune.config.load import assemble, file_settings
+    from smollm3_finetune.cli.resume import saved_configuration
     from smollm3_finetune.errors import ConfigError, ModelError
     from smollm3_finetune.plan import ModelRequest
 
-    for name in ("loader", "quant", "adapter", "adapter_path", "loader_opt", "quant_opt"):
+    for name in ("loader", "quant", "adapter", "adapter_path", "quant_opt"):
         if values[name]:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(
@@ -127,7 +136,7 @@ def _run_request(run: Any, values: Mapping[str, Any]) -> ModelRequest:
         resumable = any(run.checkpoints.glob("checkpoint-*"))
         again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
         raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
-    config = assemble([file_settings(run.config)]).config
+    config = saved_configuration(run, _options(values, "loader_opt", "loader")).config
     return ModelRequest(
         ref=config.model, loader=config.loader, quant=config.quant, adapter=config.adapter, adapter_path=run.adapter
     )

@@ -45,7 +45,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.cli.resume import resumed_configuration
     from smollm3_finetune.train.rundir import RunDir
 
-    run = RunDir.existing(resume) if resume else None
+    run = RunDir.existing(resume) if resume is not None else None
     loaded = resumed_configuration(run, values) if run else load_configuration(values)
     registry = find_plugins([*_saved_plugins(loaded, run is not None), *values["plugin"]], values["no_plugins"])
     if run is None:
@@ -58,9 +58,9 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     )
     from smollm3_finetune.train.plan import plan_run
 
-    checkpoint = run.last_checkpoint() if resume else None
+    checkpoint = run.last_checkpoint() if resume is not None else None
     plan = plan_run(registry, loaded, context, checkpoint)
-    if resume:
+    if resume is not None:
         from smollm3_finetune.cli.resume import compare_versions
 
         compare_versions(run, plan, registry)

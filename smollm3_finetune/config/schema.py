@@ -36,7 +36,7 @@ class DataConfig:
     )
     held_out: float = option(0.1, "Fraction of rows kept out of training and used to measure it.", ge=0, lt=1)
     max_length: int = option(1024, "Longest example, in tokens; what is longer is cut at the end.", ge=8)
-    limit: int | None = option(None, "Use only the first N rows of each source.", ge=1)
+    limit: int | None = option(None, "Use only the first N rows of each source.", ge=1, le=10**12)
     template: str | None = option(None, "File with a chat template to use instead of the tokenizer's own.")
     enable_thinking: bool | None = option(
         None, "Reasoning mode of rows that do not state one; none: think for a row with a trace, else not."
@@ -55,7 +55,7 @@ class TrainConfig:
 
     max_steps: int | None = option(None, "Stop after this many optimiser steps; none: after `epochs`.", ge=1)
     epochs: float = option(1.0, "Passes over the rows.", gt=0)
-    batch_size: int = option(8, "Rows in one forward pass, per device.", ge=1)
+    batch_size: int = option(8, "Rows in one forward pass, per device.", ge=1, le=1_000_000)
     gradient_accumulation: int = option(1, "Forward passes per optimiser step.", ge=1)
     learning_rate: float = option(2e-4, "Peak learning rate, per optimiser step.", gt=0)
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
@@ -94,7 +94,7 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
         "auto", "Of unquantised weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU."
     )
-    seed: int = option(0, "Decides the split, the order of rows, dropout and initial values.", ge=0)
+    seed: int = option(0, "Decides the split, the order of rows, dropout and initial values.", ge=0, le=2**32 - 1)
     plugins: tuple[str, ...] = option((), "Plugin files or modules (as -p), or no:NAME to leave one out.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, bool) or value is None:
         return value
+    if isinstance(value, datetime.date):  # YAML 1.2's core has no dates: it is text
+        return value.isoformat()
     for cls in (int, float, str):
         if isinstance(value, cls):
             return cls(value)
@@ -32,7 +35,7 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
             path = (*prefix, str(key))
             try:
                 found[path] = f"{origin}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
-            except KeyError:  # merged from elsewhere with `<<`
+            except (KeyError, TypeError, AttributeError):  # merged from elsewhere with `<<`
                 found[path] = origin
             found |= _lines(value, origin, path)
     return found
@@ -54,7 +57,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
-    except (YAMLError, ValueError) as e:  # ValueError: what looks like a date and is none
+    except (YAMLError, ValueError, RecursionError) as e:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
     if node is None:
         return {}, {}
@@ -70,8 +73,10 @@ def parse_value(text: str) -> Any:
 
     try:
         value = _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
-    except (YAMLError, ValueError):
+    except (YAMLError, ValueError, RecursionError):
         return text
+    if "#" in text and text.lstrip()[:1] not in "[{\"'":
+        return text  # no comment is cut off
     return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 

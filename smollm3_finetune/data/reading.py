@@ -52,7 +52,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
                 where = f"{file}:{number}"
                 try:
                     value = json.loads(line.rstrip("\r\n"))
-                except ValueError as e:
+                except (ValueError, RecursionError) as e:
                     raise DataError(f"{where}: not valid JSON: {_why(e)}") from e
                 yield _row(value, where)
 
@@ -69,7 +69,7 @@ def _read_json(file: Path) -> Iterator[Row]:
         line, counted = line + text.count("\n", counted, position), position
         try:
             value, position = decoder.raw_decode(text, position)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             at = f":{e.lineno}" if isinstance(e, json.JSONDecodeError) else f":{line}"
             raise DataError(f"{file}{at}: not valid JSON: {_why(e)}") from e
         yield _row(value, f"{file}:{line}")
@@ -139,7 +139,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _why(error: ValueError) -> str:
+def _why(error: Exception) -> str:
     """What is wrong and in which column; the line of the file is said already."""
     return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
 

@@ -19,6 +19,7 @@ from smollm3_finetune.data.hub import hub_fingerprint, hub_rows
 from smollm3_finetune.data.reading import Row, read_file
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import Border, position
+from smollm3_finetune.errors import DataError
 from smollm3_finetune.kinds import FORMATTER
 from smollm3_finetune.plan import Choice, choose
 from smollm3_finetune.registry import Registry
@@ -96,7 +97,11 @@ class Rows:
         """Every row, in order."""
         for index, source in enumerate(self.sources):
             for where, conversation in source.conversations():
-                yield Placed(index, where, position(conversation, self.seed), conversation)
+                try:
+                    place = position(conversation, self.seed)
+                except UnicodeEncodeError as e:
+                    raise DataError(f"{where}: the text holds half a character (a lone surrogate)") from e
+                yield Placed(index, where, place, conversation)
 
     def survey(self) -> Survey:
         """Read every row once. Raises DataError for rows that are wrong, or too few to split."""

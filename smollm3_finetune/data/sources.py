@@ -24,7 +24,9 @@ class SourceConfig:
     """One entry of `data.path` written as a mapping."""
 
     path: str = option("", "File, glob, directory or Hub id.")
-    weight: float = option(1.0, "How often each row is seen in a pass: 0.5 takes half of them, 2 each twice.", gt=0)
+    weight: float = option(
+        1.0, "How often each row is seen in a pass: 0.5 takes half of them, 2 each twice.", gt=0, le=1000
+    )
     formatter: str | None = option(None, "Formatter of these rows; none: recognised.")
     split: str = option("train", "Split of a Hub dataset.")
     subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import Objective, UnsupportedOp
+from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
 from smollm3_finetune.compat import refined
 from smollm3_finetune.data.render import Renderer, check_template
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokens import Tokens, tokenise
-from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.registry import Registry
@@ -34,7 +34,7 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     """
     import transformers
 
-    from smollm3_finetune.train.trainer import RunCallback, arguments, make_trainer
+    from smollm3_finetune.train.trainer import arguments
 
     began = time.monotonic()
     transformers.logging.set_verbosity_error()
@@ -49,11 +49,45 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     tokens = tokenise(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
     collate = objective.collator(tokenizer)
     steps = total_steps(plan, len(tokens.train))
+    if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
+        raise ConfigError(f"the run {run.path} has finished its {steps} steps", hint=f"--max-steps {2 * steps} goes on")
+    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     main = _is_main_process()
     if main:
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
         display.say(summary(plan, tokens, steps, run))
+    try:
+        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, collate, steps, args)
+    except BaseException:
+        if main and checkpoint is None:
+            run.discard_unstarted()
+        raise
+    report["seconds"] = round(time.monotonic() - began, 1)
+    if main:
+        run.write_json(run.report, report)
+    return report
+
+
+def _carried_out(
+    plan: RunPlan,
+    run: RunDir,
+    display: Display,
+    checkpoint: Path | None,
+    made: tuple[Quantizer, Adapter | None],
+    tokens: Tokens,
+    renderer: Renderer,
+    collate: Callable[[list[dict[str, Any]]], Any],
+    steps: int,
+    args: Any,
+) -> dict[str, Any]:
+    """Compose, measure, train, measure again and save; returns the report."""
+    import transformers
+
+    from smollm3_finetune.train.trainer import RunCallback, make_trainer
+
+    objective: Objective = plan.objective.create()
+    main = _is_main_process()
     transformers.set_seed(plan.config.seed)
     loaded = compose(plan.model, made=made, total_steps=steps)
     batch = plan.config.train.batch_size
@@ -62,14 +96,15 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     def look() -> dict[str, Any]:
         losses = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
         limit = plan.config.train.sample_tokens
-        sample = answer(loaded.model, tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode)
+        sample = answer(
+            loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
+        )
         return {**losses_report(losses, [c.title for c in tokens.counts]), "sample": sample}
 
     with _without_adapter(loaded):
         before = look()
     if main and before["held_out_loss"] is not None:
         display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
-    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     callback = RunCallback(loaded, run.metrics, display)
     trainer = make_trainer(loaded, objective, tokens.train, collate, args, callback)
     loaded.model.train()
@@ -77,14 +112,15 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         display.end()
-    _check_finite(trainer, run)
+    _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.state.global_step, run)
     after = look()
+    _check_finite([after["held_out_loss"] or 0.0], trainer.state.global_step, run)
     if main:
         loaded.stop_at(renderer.end_of_turn_ids())
         if plan.render.template is not None:
             loaded.tokenizer.chat_template = plan.render.template
         loaded.save(run.adapter)
-    report = {
+    return {
         "run": str(run.path),
         "adapter": str(run.adapter),
         "steps": trainer.state.global_step,
@@ -94,11 +130,7 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
         "prompt": list(prompt),
         "before": before,
         "after": after,
-        "seconds": round(time.monotonic() - began, 1),
     }
-    if main:
-        run.write_json(run.report, report)
-    return report
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:
@@ -173,11 +205,11 @@ def _without_adapter(loaded: LoadedModel) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _check_finite(trainer: Any, run: RunDir) -> None:
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+def _check_finite(losses: Sequence[float], step: int, run: RunDir) -> None:
+    """Raises SmolLM3Error where the last loss is no number; nothing is saved then."""
     if losses and not math.isfinite(losses[-1]):
         raise SmolLM3Error(
-            f"the loss became {losses[-1]} at step {trainer.state.global_step}; nothing was saved but {run.path}",
+            f"the loss became {losses[-1]} by step {step}; no adapter was saved in {run.path}",
             hint="a lower --learning-rate, or --dtype float32",
         )
 
@@ -185,10 +217,15 @@ def _check_finite(trainer: Any, run: RunDir) -> None:
 def _is_main_process() -> bool:
     import os
 
-    return os.environ.get("RANK", "0") == "0"
+    return _world_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def _world_size() -> int:
     import os
 
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdigit() or not int(text):
+        raise ConfigError(
+            f"the environment variable WORLD_SIZE must be a number, and is {text!r}", hint="unset WORLD_SIZE"
+        )
+    return int(text)

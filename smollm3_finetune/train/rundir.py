@@ -10,6 +10,7 @@ checkpoints/    what `--resume` continues from
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -80,7 +81,7 @@ class RunDir:
     def existing(cls, path: str | Path) -> RunDir:
         """A run that is there. Raises ModelError where it is none."""
         run = cls(Path(path).expanduser())
-        if not run.config.exists():
+        if not str(path).strip() or not run.config.exists():
             raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="runs lie under runs/")
         return run
 
@@ -89,14 +90,32 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             again = replace(config, output=None)  # so that run.yaml starts a new run, and never this one over again
-            self.config.write_text(dump_yaml(as_dict(again)), encoding="utf-8")
+            with self.config.open("x", encoding="utf-8") as stream:  # of two runs only one gets the directory
+                stream.write(dump_yaml(as_dict(again)))
             self.write_json(self.versions, versions)
+        except FileExistsError as e:
+            raise ConfigError(f"{self.path} holds a run already", hint="another --output") from e
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
+    def discard_unstarted(self) -> None:
+        """Take a run back that failed before its first step, so that the same command can be given again."""
+        if self.metrics.exists() or self.adapter.exists() or any(self.checkpoints.glob("checkpoint-*")):
+            return
+        for file in (self.config, self.versions):
+            file.unlink(missing_ok=True)
+        for directory in (self.checkpoints, self.path):
+            with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else
+                directory.rmdir()
+
     def last_checkpoint(self) -> Path:
         """The newest complete checkpoint. Raises ModelError where there is none."""
-        found = [c for c in self.checkpoints.glob("checkpoint-*") if (c / "trainer_state.json").exists()]
+        needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+        found = [
+            c
+            for c in self.checkpoints.glob("checkpoint-*")
+            if c.name.rpartition("-")[2].isdigit() and all((c / name).exists() for name in needed)
+        ]
         if not found:
             raise ModelError(
                 f"{self.path} has no checkpoint to resume from", hint="write some with --set train.save_every=100"
@@ -105,7 +124,7 @@ class RunDir:
 
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def file_hash(path: str | Path) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from smollm3_finetune.api import Objective
 from smollm3_finetune.config.schema import RunConfig
-from smollm3_finetune.errors import IncompatibleError
+from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.options import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -29,6 +31,12 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
     kind = device.partition(":")[0]
     schedule_kwargs = {"min_lr_rate": t.min_learning_rate} if t.schedule == "cosine_with_min_lr" else {}
     warmup: dict[str, Any] = {"warmup_steps": t.warmup}  # a value below 1 is a fraction of the steps
+    if t.optimizer not in set(OptimizerNames):
+        near = did_you_mean(t.optimizer, [str(o.value) for o in OptimizerNames])
+        raise ConfigError(
+            f"train.optimizer: transformers' Trainer has no optimiser {t.optimizer!r}",
+            hint=f"did you mean {near!r}?" if near else "train.optimizer=adamw_torch",
+        )
     return TrainingArguments(
         output_dir=str(output),
         max_steps=t.max_steps if t.max_steps is not None else -1,
@@ -161,9 +169,10 @@ def make_trainer(
     args: TrainingArguments,
     callback: RunCallback,
 ) -> Trainer:
-    """The objective's Trainer, fitted to an adapted model. Raises IncompatibleError where nothing would train."""
+    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing would train."""
     if not any(p.requires_grad for p in loaded.model.parameters()):
-        raise IncompatibleError("the adapter left nothing to train", hint="look at --adapter-opt target_modules")
+        assert loaded.plan.adapter is not None
+        raise PluginError(f"{loaded.plan.adapter.offer.title} left nothing to train: no parameter requires a gradient")
     own = objective.trainer_class()
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded})
     if args.gradient_checkpointing and hasattr(loaded.model, "enable_input_require_grads"):

@@ -1,0 +1,191 @@
+"""Nothing foreign runs unasked, nothing of a user's is lost, and nothing that went wrong is called a success."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smollm3_finetune
+
+Cli = Callable[..., Any]
+TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
+QUICK = ("--adapter", "full", "--max-steps", "2", "--set", "data.limit=20", "--set", "train.sample_tokens=2")
+
+
+@pytest.fixture
+def finished(cli: Cli) -> Path:
+    """A run with a checkpoint after each step."""
+    result = cli("train", *QUICK, "--set", "train.save_every=1", "--output", "base")
+    assert result.code == 0, result.stderr
+    return Path("base")
+
+
+def with_code(directory: Path) -> Path:
+    """A copy of the embedded model whose tokenizer wants to run `evil.py`, which leaves a file when it does."""
+    shutil.copytree(TINY, directory)
+    file = directory / "tokenizer_config.json"
+    about = json.loads(file.read_text())
+    about |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    file.write_text(json.dumps(about))
+    (directory / "evil.py").write_text("open('ran', 'w')\nclass Evil: pass\n")
+    return directory
+
+
+def test_code_beside_a_model_or_an_adapter_never_runs_unasked(run_cli: Cli, finished: Path) -> None:
+    answered = run_cli("generate", str(with_code(Path("coded"))), "--prompt", "hi", input="y\n" * 9)
+    assert (answered.code, "Python code of its own" in answered.stderr) == (6, True)
+    about = json.loads((finished / "adapter" / "tokenizer_config.json").read_text())
+    about |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    (finished / "adapter" / "tokenizer_config.json").write_text(json.dumps(about))
+    shutil.copy("coded/evil.py", finished / "adapter" / "evil.py")
+    answered = run_cli("generate", "base", "--prompt", "hi", "--max-new-tokens", "2", input="y\n" * 9)
+    assert answered.code in (0, 6), answered.stderr
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("option", ["trust_remote_code", "pickle"])
+def test_a_run_that_somebody_sent_cannot_grant_itself_trust(cli: Cli, finished: Path, option: str) -> None:
+    text = (finished / "run.yaml").read_text()
+    loader = f"loader:\n  name: smollm3-finetune:hf\n  {option}: true\n"
+    changed = text.replace("loader:\n  name: smollm3-finetune:tiny\n", loader)
+    assert changed != text
+    (finished / "run.yaml").write_text(changed)
+    for command in (("generate", "base", "--prompt", "hi"), ("train", "--resume", "base", "--max-steps", "4")):
+        refused = cli(*command)
+        assert refused.code == 2
+        assert f"hint: --loader-opt {option}=true" in refused.stderr
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--config"])
+def test_an_empty_path_is_an_error_and_not_the_default_run(cli: Cli, isolated: Path, flag: str) -> None:
+    result = cli("train", *QUICK, flag, "")
+    assert result.code in (2, 6)
+    assert list(isolated.iterdir()) == []
+
+
+def test_a_finished_run_is_not_trained_further_by_resuming_it(cli: Cli, finished: Path) -> None:
+    before = (finished / "report.json").read_bytes()
+    refused = cli("train", "--resume", "base")
+    assert (refused.code, "has finished its 2 steps" in refused.stderr) == (2, True)
+    assert (finished / "report.json").read_bytes() == before
+    assert cli("train", "--resume", "base", "--max-steps", "3", "--json").code == 0
+
+
+@pytest.mark.parametrize("keep", ["", "train:\n  max_steps: 4\n"])
+def test_a_damaged_configuration_is_not_another_run(cli: Cli, finished: Path, keep: str) -> None:
+    (finished / "run.yaml").write_text(keep)
+    for command in (("generate", "base", "--prompt", "hi"), ("train", "--resume", "base", "--max-steps", "4")):
+        refused = cli(*command)
+        assert (refused.code, "run.yaml is damaged" in refused.stderr) == (6, True), refused.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"plugins": [], "plugin_files": {}}', "{"])
+def test_damaged_versions_are_named(cli: Cli, finished: Path, text: str) -> None:
+    (finished / "versions.json").write_text(text)
+    refused = cli("generate", "base", "--prompt", "hi")
+    assert (refused.code, "versions.json is damaged" in refused.stderr) == (6, True)
+
+
+def test_an_incomplete_checkpoint_is_passed_over_for_a_whole_one(cli: Cli, finished: Path) -> None:
+    (finished / "checkpoints" / "checkpoint-2" / "optimizer.pt").unlink()
+    (finished / "checkpoints" / "checkpoint-best").mkdir()
+    result = cli("train", "--resume", "base", "--max-steps", "3")
+    assert result.code == 0, result.stderr
+    shutil.rmtree(finished / "checkpoints")
+    assert cli("train", "--resume", "base", "--max-steps", "4").code == 6
+
+
+def test_weights_that_are_no_numbers_are_not_saved_though_no_step_was_logged(cli: Cli) -> None:
+    result = cli("train", *QUICK, "--lr", "1e30", "--set", "train.warmup=0", "--set", "train.log_every=50",
+                 "--set", "train.max_grad_norm=1e30", "--output", "out")  # fmt: skip
+    assert (result.code, "the loss became" in result.stderr) == (1, True), result.stderr
+    assert not Path("out/adapter").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--seed", "99999999999"), ("--set", "train.optimizer=adamw_troch")])
+def test_a_start_that_fails_leaves_the_output_free(cli: Cli, wrong: tuple[str, str]) -> None:
+    refused = cli("train", *QUICK, *wrong, "--output", "out")
+    assert refused.code == 2, refused.stderr
+    assert not Path("out").exists()
+
+
+def test_of_two_runs_only_one_gets_a_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when both looked before either wrote."""
+    from smollm3_finetune.train.rundir import RunDir
+
+    assert cli("train", *QUICK, "--output", "out").code == 0
+    before = sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file())
+    monkeypatch.setattr(RunDir, "fresh", classmethod(lambda cls, output, title: cls(Path("out"))))
+    refused = cli("train", *QUICK, "--output", "out")
+    assert (refused.code, "holds a run already" in refused.stderr) == (2, True)
+    assert sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("What is C #?", "What is C #?"), ("#1", "#1"), ("2026-02-02", "2026-02-02"), ("=", "="), ("&a [*a]", "&a [*a]")],
+)
+def test_text_on_the_command_line_is_not_rewritten(text: str, value: str) -> None:
+    from smollm3_finetune.config.yaml12 import parse_value
+
+    assert parse_value(text) == value
+
+
+def test_a_date_can_be_written_without_quotes(cli: Cli) -> None:
+    Path("run.yaml").write_text("data:\n  date: 2026-02-02\n")
+    shown = cli("config", "show", "--config", "run.yaml", "--json")
+    assert json.loads(shown.stdout)["config"]["data"]["date"] == "2026-02-02", shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"instruction": "a\\ud800", "output": "b"}', "half a character"), ("[" * 100_000, "not valid JSON")],
+)
+def test_rows_that_break_readers_are_named(cli: Cli, line: str, message: str) -> None:
+    Path("rows.jsonl").write_text(line + "\n")
+    refused = cli("config", "validate", "--adapter", "full", "--data", "rows.jsonl", "--device", "cpu")
+    assert (refused.code, message in refused.stderr) == (5, True), refused.stderr
+    assert "rows.jsonl:1" in refused.stderr
+
+
+BROKEN = """
+import contextlib
+from smollm3_finetune.api import AdapterSpec, hookimpl
+
+@hookimpl
+def smollm3_adapters():
+    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more})]
+
+def nothing(spec, options):
+    return None
+
+class Half:
+    def __init__(self, options): pass
+{body}
+"""
+RESTORE = "    def restore(self, base, path, ctx): pass\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "body", "message"),
+    [
+        ("", RESTORE, "adapter 'half' (half 0+"),
+        ("", RESTORE, "what half:Half makes, a Half, has no method 'attach'"),
+        ("", "    def attach(self, base, ctx, total_steps): pass\n", "has no method 'restore'"),
+        ("", RESTORE + "    def attach(self, b, c, t): pass\n", "what attach() returns, a NoneType, has no method"),
+        ("", RESTORE + "    def attach(self, b, c, t): return 1 / 0\n", "failed: ZeroDivisionError"),
+        (", refine=nothing", RESTORE, "the refine() of 'half' returned None"),
+    ],
+)
+def test_an_object_that_breaks_the_protocol_is_named_with_what_it_lacks(
+    cli: Cli, plugin_file: Callable[[str, str], Path], more: str, body: str, message: str
+) -> None:
+    file = plugin_file("half", BROKEN.format(more=more, body=body))
+    refused = cli("train", "-p", str(file), *QUICK, "--adapter", "half", "--output", "out")
+    assert (refused.code, message in refused.stderr) == (7, True), refused.stderr
+    assert not Path("out").exists()
