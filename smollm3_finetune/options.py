@@ -42,7 +42,7 @@ class OptionInfo:
     def range(self) -> str:
         """The limits in words, such as `at least 1`, or an empty string."""
         words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
-        return ", ".join(f"{words[k]} {v:g}" for k, v in self.limits.items())
+        return ", ".join(f"{words[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items())
 
 
 def type_name(annotation: Any) -> str:

@@ -165,7 +165,7 @@ def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
 
 def test_wrong_values_name_place_key_range_and_value(write: Write) -> None:
     assert one_problem(write("train:\n  epochs: 1\n  batch_size: 0\n")).message == (
-        "run.yaml:3: train.batch_size: expected integer (at least 1), got 0"
+        "run.yaml:3: train.batch_size: expected integer (at least 1, at most 1000000), got 0"
     )
     assert one_problem(write("seed: x\n")).message == "run.yaml:1: seed: expected integer (at least 0), got 'x'"
     assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")

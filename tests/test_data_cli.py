@@ -214,6 +214,9 @@ class Pairs:
         labels[-2] = -100  # not the end of the turn
         return {"chosen_input_ids": one.input_ids, "chosen_labels": one.labels,
                 "rejected_input_ids": one.input_ids, "rejected_labels": labels}
+    def collator(self, tokenizer): ...
+    def trainer_class(self): ...
+    def loss_sum(self, model, batch): ...
 
 @hookimpl
 def smollm3_objectives():

@@ -109,7 +109,7 @@ def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
         ([], "empty list"),
         ([{"weight": 1}], r"data.path\[0\] has no path"),
         ([{"path": "a.jsonl", "wieght": 1}], r"data.path\[0\] has no option 'wieght'"),
-        ([{"path": "a.jsonl", "weight": 0}], r"data.path\[0\].weight: expected number \(above 0\)"),
+        ([{"path": "a.jsonl", "weight": 0}], r"data.path\[0\].weight: expected number \(above 0, at most 1000\)"),
     ],
 )
 def test_a_wrong_entry_is_named(path: Any, message: str) -> None:
