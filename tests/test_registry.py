@@ -161,7 +161,8 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
             "acme.exits": "raise SystemExit(1)\n",
             "acme.fine": (
                 "class Refuses:\n    def __init__(self, options): raise RuntimeError('no licence')\n"
-                "class Takes:\n    def __init__(self, options): self.options = options\n    def load(self, source, ctx): ...\n"
+                "class Takes:\n    def __init__(self, options): self.options = options\n"
+                "    def load(self, source, ctx): ...\n"
             ),
         },
     )  # fmt: skip
