@@ -76,8 +76,10 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error that is shown (see `errors`)."""
-    # Threads that spin while they wait make a run ten times slower as soon as another program uses a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin for long while they wait make a run ten times slower as soon as another program uses a core;
+    # threads that never spin are a fifth slower on idle cores. See docs/measurements.md.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     state = State()
     try:
         code = cli.main(
