@@ -59,7 +59,6 @@ def write_rows(file: Path, count: int) -> None:
 
 def work(file: Path, cache: Path) -> None:
     """What `smollm3 train` does with rows: survey, tokenise, then read every example in the Trainer's order."""
-    import torch
     from torch.utils.data import DataLoader
 
     from smollm3_finetune.api import NoOptions
@@ -74,6 +73,7 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.plan import choose
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.testing import context
+    from smollm3_finetune.train.order import Shuffled
 
     registry = discover(Wanted.of([], no_plugins=True))
     tokenizer = choose(registry, LOADER, "tiny", {}).create().open("tiny", context(cache)).tokenizer()
@@ -84,9 +84,9 @@ def work(file: Path, cache: Path) -> None:
     survey = rows.survey()
     tokens = tokenise(rows, survey, objective, Renderer(tokenizer, RenderOptions()), 512, Cache(cache), Silent())
     prepared = time.perf_counter()
-    torch.manual_seed(0)
     collate = SupervisedFineTuning(NoOptions()).collator(tokenizer)
-    loader: Any = DataLoader(tokens.train, batch_size=32, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+    order = Shuffled(len(tokens.train), seed=0)
+    loader: Any = DataLoader(tokens.train, batch_size=32, sampler=order, collate_fn=collate)  # type: ignore[arg-type]
     seen = sum(int(batch["attention_mask"].sum()) for batch in loader)
     read = time.perf_counter()
     print(json.dumps({"prepare_s": prepared - began, "read_s": read - prepared, "tokens": seen}))

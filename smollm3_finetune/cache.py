@@ -76,6 +76,15 @@ class Cache:
                 shutil.rmtree(partial, ignore_errors=True)
         return entry
 
+    def drop(self, kind: str, key: Mapping[str, Any]) -> None:
+        """Take an entry away, as one does that turns out to be damaged; the next build makes it again."""
+        entry = self.location(kind, key)
+        with self._locked(entry):
+            if entry.is_dir():
+                gone = entry.with_name(f"{entry.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+                entry.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
     @contextmanager
     def _locked(self, entry: Path) -> Iterator[None]:
         """Hold the entry's lock. Raises SmolLM3Error where the cache cannot be written."""

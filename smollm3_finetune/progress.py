@@ -37,9 +37,10 @@ class _LineTask:
     def advance(self, steps: int = 1) -> None:
         self.done += steps
         now = time.monotonic()
-        if now - self.shown > 10 and self.total:
+        if now - self.shown > 10:
             self.shown = now
-            print(f"{self.description}: {self.done}/{self.total}", file=sys.stderr, flush=True)
+            of = f"/{self.total}" if self.total is not None else ""
+            print(f"{self.description}: {self.done}{of}", file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -47,10 +48,12 @@ class Lines:
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        self.say(f"{description} …")
+        if total is not None:  # work of unknown length is mostly short, and speaks up once it is not
+            self.say(f"{description} …")
         began = time.monotonic()
         yield _LineTask(description, total, shown=began)
-        self.say(f"{description}: {time.monotonic() - began:.1f} s")
+        if total is not None or time.monotonic() - began > 10:
+            self.say(f"{description}: {time.monotonic() - began:.1f} s")
 
     def say(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from smollm3_finetune.cache import Cache
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.data.tokens import Tokens, copies, tokenise
+from smollm3_finetune.data.tokens import BATCH, Tokens, copies, tokenise
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.kinds import OBJECTIVE
@@ -25,6 +26,7 @@ from smollm3_finetune.plan import choose
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.testing import context
+from smollm3_finetune.train.order import PIECE, Shuffled
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}: “été”, 你好."} for n in range(40)]
 
@@ -208,6 +210,37 @@ def test_the_second_time_nothing_is_made_and_any_change_makes_anew(make: Make) -
     for n, change in enumerate(changes, start=2):
         change()
         assert len(built) == n
+
+
+def test_a_cache_entry_that_was_cut_is_made_again(make: Make, tmp_path: Path) -> None:
+    file = write("a.jsonl", ROWS)
+    first = items(make(file).train)
+    (entry,) = [p for p in (tmp_path / "tokens" / "tokens").iterdir() if p.is_dir()]
+    for name, size in (("train.arrow", 100), ("held_out-0.arrow", 3), ("counts.json", 5)):
+        os.truncate(entry / name, size)
+        assert items(make(file).train) == first
+    assert len(make.built) == 4  # type: ignore[attr-defined]
+
+
+def test_many_rows_are_read_from_several_batches_in_any_order(make: Make) -> None:
+    rows = [{"instruction": f"q {i}", "output": f"answer {i}"} for i in range(2 * BATCH + 7)]
+    examples = make(write("a.jsonl", rows), held_out=0.0).train
+    assert len(examples) == len(rows)
+    assert examples.lengths() == [len(e["input_ids"]) for e in items(examples)]
+    assert len({tuple(e["input_ids"]) for e in items(examples)}) == len(rows)
+    assert examples[-1] == examples[len(rows) - 1]
+    with pytest.raises(IndexError):
+        examples[len(rows)]
+
+
+def test_a_pass_sees_every_row_once_in_an_order_of_its_own() -> None:
+    size = 2 * PIECE + 3
+    order = Shuffled(size, seed=1)
+    first, again = list(order), list(order)
+    assert first == again and sorted(first) == list(range(size)) and first != sorted(first)
+    order.set_epoch(1)
+    second = list(order)
+    assert second != first and sorted(second) == list(range(size))
 
 
 def test_a_row_that_the_template_refuses_is_named_by_file_and_line(make: Make) -> None:

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import Conversation, options_dict
+from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.data.formatting import formatted, recognise
 from smollm3_finetune.data.hub import hub_fingerprint, hub_rows
 from smollm3_finetune.data.reading import Row, read_file
@@ -22,6 +22,7 @@ from smollm3_finetune.data.split import Border, position
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.kinds import FORMATTER
 from smollm3_finetune.plan import Choice, choose
+from smollm3_finetune.progress import Silent
 from smollm3_finetune.registry import Registry
 
 
@@ -103,17 +104,19 @@ class Rows:
                     raise DataError(f"{where}: the text holds half a character (a lone surrogate)") from e
                 yield Placed(index, where, place, conversation)
 
-    def survey(self) -> Survey:
+    def survey(self, progress: Progress | None = None) -> Survey:
         """Read every row once. Raises DataError for rows that are wrong, or too few to split."""
         border = Border(self.held_out)
         counts, below = _Counts(len(self.sources)), _Counts(len(self.sources))
         shortest = _Shortest()
-        for row in self.placed():
-            border.see(row.position)
-            counts.add(row.source)
-            if row.position < self.held_out:
-                below.add(row.source)
-            shortest.see(row.conversation, held_out=row.position < self.held_out)
+        with (progress or Silent()).task("reading rows") as task:
+            for row in self.placed():
+                border.see(row.position)
+                counts.add(row.source)
+                if row.position < self.held_out:
+                    below.add(row.source)
+                shortest.see(row.conversation, held_out=row.position < self.held_out)
+                task.advance()
         value = border.value()
         if value != self.held_out:  # few rows: the border moved so that both sides have one
             below = _Counts(len(self.sources))

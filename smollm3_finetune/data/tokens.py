@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH = 1000
-"""Rows held in memory before they are written."""
+"""Rows held in memory before they are written together; every record batch but the last has as many."""
 
 
 class Examples:
@@ -39,19 +39,25 @@ class Examples:
         self.file = file
 
     @cached_property
-    def _table(self) -> pyarrow.Table:
+    def _batches(self) -> pyarrow.RecordBatchFileReader:
         import pyarrow
 
-        return pyarrow.ipc.open_file(pyarrow.memory_map(str(self.file))).read_all()
+        return pyarrow.ipc.open_file(pyarrow.memory_map(str(self.file)))
+
+    @cached_property
+    def _length(self) -> int:
+        last = self._batches.num_record_batches - 1
+        return last * BATCH + int(self._batches.get_batch(last).num_rows) if last >= 0 else 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file}  # a worker process opens the file itself
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        row: dict[str, list[int]] = self._table.slice(index, 1).to_pylist()[0]
+        batch, place = divmod(range(self._length)[index], BATCH)  # all batches but the last are full
+        row: dict[str, list[int]] = self._batches.get_batch(batch).slice(place, 1).to_pylist()[0]
         return row
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int]]]:
@@ -61,9 +67,9 @@ class Examples:
         """Tokens of each example."""
         import pyarrow.compute
 
-        first = self._table.column(0)
-        lengths: list[int] = pyarrow.compute.list_value_length(first).to_pylist()
-        return lengths
+        count = self._batches.num_record_batches
+        columns = (self._batches.get_batch(i).column(0) for i in range(count))
+        return [n for column in columns for n in pyarrow.compute.list_value_length(column).to_pylist()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +130,21 @@ def tokenise(
             writer.close()
             _check_something_left(writer.counts, survey, max_length)
 
-    directory = cache.get_or_build("tokens", key, build)
+    try:
+        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources))
+    except (OSError, ValueError, TypeError):  # a file that was cut or changed; pyarrow's errors are among these
+        cache.drop("tokens", key)
+        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources))
+
+
+def _opened(directory: Path, sources: int) -> Tokens:
+    """The tokens of a cache entry. Raises OSError, ValueError or TypeError where a file of it is damaged."""
     counts = [SourceCounts(**c) for c in json.loads((directory / "counts.json").read_text(encoding="utf-8"))]
-    held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
-    return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts)
+    held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(sources)]
+    train = Examples(directory / "train.arrow")
+    for examples in (train, *held_out):
+        len(examples)  # reads the end of the file, which one that was cut does not have
+    return Tokens(train=train, held_out=held_out, counts=counts)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:

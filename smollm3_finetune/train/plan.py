@@ -56,7 +56,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     )
     collect.run(lambda: render_options(config.data))
     rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
-    survey = collect.run(rows.survey) if rows is not None else None
+    survey = collect.run(lambda: rows.survey(context.progress)) if rows is not None else None
     model = collect.run(lambda: plan_model(registry, request, context))
     collect.finish()
     assert objective is not None

@@ -18,6 +18,7 @@ from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.train.order import Shuffled
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -77,6 +78,11 @@ class AdaptedTrainer:
         mask = inputs.get("attention_mask")
         self.tokens_seen += int(mask.sum() if mask is not None else inputs["input_ids"].numel())
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+        args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        return Shuffled(len(rows), args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint holds what the adapter saves, not what the module happens to be."""
