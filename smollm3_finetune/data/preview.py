@@ -20,6 +20,12 @@ from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
 PLACES = 5
 """How many places of left-out rows are kept."""
+REASONS = {
+    "turn rewritten by the template": "the template rewrites its answers, so that no prompt leads to them",
+    "earlier reasoning stripped": "answers whose reasoning is stripped are not learned (data.history=strip)",
+    "empty turn": "empty turn: an answer that says nothing, or nothing but its reasoning, is not learned",
+}
+"""What a note means where nothing in a row is learned."""
 NO_LIMIT = 1 << 30
 """A longest length, in tokens, that cuts nothing."""
 
@@ -130,11 +136,8 @@ class Inspector:
         first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORED), None)
         if first is not None and first >= self.max_length:
             return f"what is learned begins at token {first}, past data.max_length={self.max_length}", first + 1
-        if "turn rewritten by the template" in notes:
-            return "the template rewrites its answers, so that no prompt leads to them", None
-        if "earlier reasoning stripped" in notes:
-            return "answers whose reasoning is stripped are not learned (data.history=strip)", None
-        return "the objective finds nothing to learn in it", None
+        reasons = [why for note, why in REASONS.items() if note in notes]
+        return "; ".join(reasons) or "the objective finds nothing to learn in it", None
 
 
 def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encoded]) -> tuple[TokenSequence, ...]:

@@ -190,8 +190,9 @@ class Renderer:
             return None
         end = len(after.rstrip("\n"))
         if messages[i]["role"] != "assistant":  # a turn that no prompt asks for: its content and its end
-            start = after.rfind(str(messages[i]["content"]).strip())
-            return None if start < 0 else (start, end)
+            probed = self._render([*messages[:i], {**messages[i], "content": PROBE}], kwargs)
+            start = probed.rfind(PROBE)
+            return (start, end) if start >= 0 and after.startswith(probed[:start]) else None
         if i == 0:  # nothing to prompt with, so the header is looked up
             header = self._render(messages[:1], kwargs, prompt=True)[len(after) :]
             found = after.find(header) if header else -1

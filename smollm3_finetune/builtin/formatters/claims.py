@@ -7,19 +7,35 @@ answer they often repeat; raw text last, because other shapes carry their own re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 TURN_COLUMNS = ("messages", "conversation", "conversations")
-"""Where lists of turns stand; the first that is there is read."""
+"""Where lists of turns stand, also as JSON text; the first that is there is read."""
 PREFERENCE_RANK = 10
 PROMPT_COMPLETION_RANK = -5
 TEXT_RANK = -10
 
 
-def turn_column(row: Mapping[str, Any]) -> str | None:
-    """The column that holds the row's turns, or None."""
-    return next((c for c in TURN_COLUMNS if isinstance(row.get(c), list | tuple)), None)
+def turn_list(row: Mapping[str, Any]) -> tuple[str, Sequence[Any]] | None:
+    """The column that holds the row's turns, and these; None where there is none."""
+    lists = ((column, _as_list(row.get(column))) for column in TURN_COLUMNS)
+    return next(((column, turns) for column, turns in lists if turns is not None), None)
+
+
+def looks_like_list(value: Any) -> bool:
+    """Whether a value is text that may be a JSON list, which is all that a CSV column can hold of one."""
+    return isinstance(value, str) and value.lstrip().startswith("[")
+
+
+def _as_list(value: Any) -> Sequence[Any] | None:
+    if looks_like_list(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list | tuple) else None
 
 
 def says_from(turns: Sequence[Any], default: bool) -> bool:
@@ -30,14 +46,18 @@ def says_from(turns: Sequence[Any], default: bool) -> bool:
     return "from" in first
 
 
+def _names_speakers(row: Mapping[str, Any]) -> bool | None:
+    """Whether the row's turns are sharegpt's; None where it has no turns."""
+    found = turn_list(row)
+    return None if found is None else says_from(found[1], default=found[0] == "conversations")
+
+
 def messages(row: Mapping[str, Any]) -> bool:
-    column = turn_column(row)
-    return column is not None and not says_from(row[column], default=column == "conversations")
+    return _names_speakers(row) is False
 
 
 def sharegpt(row: Mapping[str, Any]) -> bool:
-    column = turn_column(row)
-    return column is not None and says_from(row[column], default=column == "conversations")
+    return _names_speakers(row) is True
 
 
 def alpaca(row: Mapping[str, Any]) -> bool:

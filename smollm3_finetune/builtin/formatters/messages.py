@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.claims import turn_column
+from smollm3_finetune.builtin.formatters.claims import turn_list
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.turns import read_turns
 from smollm3_finetune.builtin.formatters.weights import learned
@@ -16,9 +16,10 @@ from smollm3_finetune.builtin.options import TurnsOptions
 class MessagesFormatter:
     """`{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`
 
-    The column may also be called `conversation` or `conversations`; content may be typed text parts. A message may
-    have `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and a weight: `loss_weight` or `weight` 0 or 1,
-    `train` or `loss` false. 0 masks an assistant turn; 1 on any other turn changes nothing (see `learn_user`).
+    The column may also be called `conversation` or `conversations`, and be JSON text, as in a CSV file; content may be
+    typed text parts. A message may have `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and a weight:
+    `loss_weight` or `weight` 0 or 1, `train` or `loss` false. 0 masks an assistant turn; 1 on any other turn changes
+    nothing (see `learn_user`).
     Optional columns: `system`, `tools` (a list of schemas, or that as JSON text) and `chat_template_kwargs` (such as
     `{"enable_thinking": false}`).
     """
@@ -31,8 +32,8 @@ class MessagesFormatter:
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
-        column = turn_column(row) or self.default_column
-        turns = with_system(read_turns(row.get(column), column, role=self.role, content=self.content), row)
+        column, value = turn_list(row) or (self.default_column, row.get(self.default_column))
+        turns = with_system(read_turns(value, column, role=self.role, content=self.content), row)
         return Conversation(
             messages=tuple(t.message for t in turns),
             tools=tools(row),

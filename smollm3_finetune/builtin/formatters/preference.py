@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.claims import says_from, turn_column
+from smollm3_finetune.builtin.formatters.claims import says_from, turn_list
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import found
 from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
@@ -46,12 +46,11 @@ class PreferenceFormatter:
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Turn]:
-    column = turn_column(row) if isinstance(row.get("chosen"), Mapping) else None
-    column = "prompt" if column is None or row.get("prompt") is not None else column
-    value = row.get(column)
-    if value is None:
-        return []
-    return _turns(value, column) if isinstance(value, list | tuple) else text_or_turns(value, column, "user")
+    value = row.get("prompt")
+    if value is not None:
+        return _turns(value, "prompt") if isinstance(value, list | tuple) else text_or_turns(value, "prompt", "user")
+    beside = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
+    return [] if beside is None else _turns(beside[1], beside[0])
 
 
 def _whole(row: Mapping[str, Any], column: str, prompt: Sequence[Turn]) -> list[Turn]:

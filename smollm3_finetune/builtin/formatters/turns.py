@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.builtin.formatters.claims import looks_like_list
 from smollm3_finetune.builtin.formatters.content import content_text, found, optional_text
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
-from smollm3_finetune.builtin.formatters.tools import tool_calls
+from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
 from smollm3_finetune.builtin.formatters.weights import weight_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -40,10 +41,12 @@ def text_turn(role: str, text: str, where: str) -> Turn:
 
 
 def read_turns(value: Any, column: str, *, role: str = "role", content: str = "content") -> list[Turn]:
-    """The messages of a column; `role` and `content` are the keys that hold those.
+    """The messages of a column, a list or one as JSON text; `role` and `content` are the keys that hold those.
 
     Raises ValueError that names the message and the field: `messages[2].tool_calls[0].function.name`.
     """
+    if looks_like_list(value):
+        value = parse_json(value, column)
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{column!r} must be a list with at least one message")
     return [_read_turn(message, f"{column}[{i}]", role, content) for i, message in enumerate(value)]
