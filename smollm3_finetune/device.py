@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.options import did_you_mean
 
-DEVICE = re.compile(r"[a-z]+(:\d+)?")
+DEVICE = re.compile(r"([a-z]+)(:\d+)?")
+KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")
+"""The device types of torch that transformers and accelerate compute on."""
+MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
+"""What users call them."""
 
 
 def guess_device() -> str:
@@ -20,9 +25,15 @@ def guess_device() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises ConfigError for what is no device name at all."""
-    if not DEVICE.fullmatch(device):
-        raise ConfigError(f"--device takes a torch device, got {device!r}", hint="--device cpu, or --device cuda:0")
+    """Raises ConfigError for what is no device that models are run on."""
+    match = DEVICE.fullmatch(device)
+    if match and (device == "auto" or match[1] in KINDS):
+        return
+    near = MEANT.get(match[1], did_you_mean(match[1], ("auto", *KINDS))) if match else None
+    raise ConfigError(
+        f"--device takes a torch device, got {device!r}",
+        hint=f"did you mean {near!r}?" if near else "--device cpu, or --device cuda:0",
+    )
 
 
 def resolve_device(device: str) -> str:
@@ -42,9 +53,7 @@ def resolve_device(device: str) -> str:
         return device
     kind, _, index = device.partition(":")
     module = getattr(torch, kind, None)
-    if module is None or not hasattr(module, "is_available"):
-        raise ConfigError(f"torch knows no device {device!r}", hint="--device cpu, or --device cuda:0")
-    if not module.is_available():
+    if module is None or not module.is_available():  # torch's other devices come with packages of their own
         raise IncompatibleError(
             f"--device {device}: torch {torch.__version__} finds no {kind} device here", hint="--device cpu"
         )

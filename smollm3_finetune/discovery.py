@@ -28,6 +28,7 @@ from smollm3_finetune.api import API_VERSION, ComponentSpec
 from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.kinds import KINDS, Kind
 from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 GROUP = "smollm3_finetune"
@@ -166,8 +167,8 @@ def _candidates(wanted: Wanted) -> list[_Candidate]:
 
 def _named(text: str) -> _Candidate:
     """The plugin that `-p TEXT` names: a Python file, or a module that can be imported."""
-    path = Path(text).expanduser()
     if text.endswith(".py") or os.sep in text:
+        path = user_path(text, "the plugin file (-p)")
         if not path.is_file() or path.suffix != ".py":
             wrong = "is no Python file" if path.exists() else "does not exist"
             raise ConfigError(f"the plugin file {text!r} (-p) {wrong}", hint="-p PATH/TO/plugin.py")

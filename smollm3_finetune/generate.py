@@ -5,11 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune.context import context_of, yarn_problem
 from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.hf_calls import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from smollm3_finetune.plan import ModelPlan
+
+
+def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
+    """The tokenizer that a plan's model will have: the one saved with its adapter, else the model's."""
+    saved = plan.saved
+    if saved is not None and (saved.path / "tokenizer_config.json").exists():
+        return load_tokenizer(plan.ref, saved.path, {})
+    return plan.source.tokenizer()
+
+
+def room_for(plan: ModelPlan, prompt_tokens: int, max_new_tokens: int, *, fixed: bool = False) -> int:
+    """How many of `max_new_tokens` fit behind a prompt; all of them where the model does not say what it takes.
+
+    Raises ConfigError where the prompt alone does not fit; `fixed` says that the model's context cannot be changed.
+    """
+    takes = context_of(plan.source.config)
+    if takes is None or prompt_tokens + max_new_tokens <= takes:
+        return max_new_tokens
+    if prompt_tokens >= takes:
+        stretch = not fixed and hasattr(plan.loader.options, "context")
+        longer = stretch and yarn_problem(plan.source.config, plan.ref) is None
+        raise ConfigError(
+            f"the prompt is {prompt_tokens} tokens long, and {plan.ref!r} takes {takes} with the answer",
+            hint=f"--loader-opt context={prompt_tokens + max_new_tokens} (YaRN)" if longer else "a shorter --prompt",
+        )
+    return takes - prompt_tokens
 
 
 def answer(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from smollm3_finetune.api import (
     ALL_OPS,
     AdapterSpec,
+    ConfigError,
     FormatterSpec,
     LoaderSpec,
     ObjectiveSpec,
@@ -16,6 +16,7 @@ from smollm3_finetune.api import (
     hookimpl,
 )
 from smollm3_finetune.builtin.formatters import claims
+from smollm3_finetune.paths import user_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TINY = "tiny"
@@ -23,7 +24,11 @@ SAMPLE = "What is the capital of France?"
 
 
 def _hf_claims(ref: str) -> bool:
-    return Path(ref).expanduser().is_dir() or (HUB_ID.fullmatch(ref) is not None and not Path(ref).is_file())
+    try:
+        path = user_path(ref)
+    except ConfigError:  # a path that cannot be looked at: opening it says why
+        return True
+    return path.is_dir() or (HUB_ID.fullmatch(ref) is not None and not path.is_file())
 
 
 @hookimpl

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source
+from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.hf_calls import first_line
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.source import read_json
 
 if TYPE_CHECKING:
@@ -23,7 +25,13 @@ class HFLoader:
         self.options = options
 
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        directory = Path(ref).expanduser()
+        source = self._source(ref)
+        if self.options.context is None:
+            return source
+        return with_context(source, self.options.context, ctx, remote_code=self.options.trust_remote_code)
+
+    def _source(self, ref: str) -> ModelSource:
+        directory = user_path(ref, "the model")
         if directory.is_dir():
             self._check_directory(ref, directory)
             return directory_source(directory.resolve(), ref=ref, **self._load_kwargs())
@@ -118,6 +126,11 @@ class HubSource:
     @property
     def fingerprint(self) -> str:
         return f"hub:{self.ref}@{self.commit}"
+
+    def has_file(self, name: str) -> bool:
+        from huggingface_hub import file_exists
+
+        return bool(self._hub(lambda: file_exists(self.ref, name, revision=self.commit)))
 
     def _snapshot(self, patterns: list[str]) -> Path:
         from huggingface_hub import snapshot_download

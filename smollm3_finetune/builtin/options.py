@@ -14,6 +14,9 @@ class HFOptions:
     revision: str | None = option(None, "Branch, tag or commit on the Hub; none: the main branch.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     pickle: bool = option(False, "Accept pickled weights (.bin), which can run code when read.")
+    context: int | None = option(
+        None, "Longest sequence, in tokens; more than the model takes by itself: its rope is scaled by YaRN.", ge=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -113,10 +112,11 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
 def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> Loaded:
     """The configuration of a verb: layers given first, then `--config`, then the command line."""
     from smollm3_finetune.config.load import assemble, file_settings
+    from smollm3_finetune.paths import user_path
 
     layers = [list(layer) for layer in first]
     if values.get("config_file") is not None:
-        layers.append(file_settings(Path(values["config_file"])))
+        layers.append(file_settings(user_path(values["config_file"], "--config")))
     return assemble([*layers, flag_settings(values)])
 
 

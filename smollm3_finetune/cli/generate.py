@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,10 @@ import click
 from smollm3_finetune.cli.common import composition_options, find_plugins, plugin_options
 
 if TYPE_CHECKING:
-    from smollm3_finetune.plan import ModelRequest
+    from smollm3_finetune.config.schema import RunConfig
+    from smollm3_finetune.data.render import RenderOptions
+    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.train.rundir import RunDir
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature."
 )
-@click.option("--think/--no-think", default=None, help="The template's reasoning mode, where it has one.")
+@click.option("--think/--no-think", default=None, help="The reasoning mode; default: of a run, the trained one.")
+@click.option("--date", metavar="DAY", help="YYYY-MM-DD or today, for the template; default: the run's, else today.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
@@ -41,23 +44,32 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
       smollm3 generate runs/20261122-101500-tiny-lora --prompt 'What is the capital of France?'
       smollm3 generate HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --prompt 'Hello!' --temperature 0.6
     """
+    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.cli.target import model_request, run_request
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.paths import user_path
     from smollm3_finetune.train.rundir import RunDir
 
     text = _standard_input() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty", hint="--prompt 'What is the capital of France?'")
-    run = RunDir(Path(target).expanduser())
+    run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
     if is_run:
         from smollm3_finetune.cli.resume import check_plugin_files
 
         check_plugin_files(run, values["plugin"])
     registry = find_plugins(values["plugin"], values["no_plugins"])
-    request = _run_request(run, values) if is_run else _model_request(target, values)
+    if is_run:
+        request, _ = run_request(run, values, "generate", Purpose.INFER)
+    else:
+        request = model_request(target, values, Purpose.INFER)
+    own = run if is_run else None
+    options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
     import transformers
 
-    from smollm3_finetune.generate import answer
+    from smollm3_finetune.data.render import Renderer, check_template
+    from smollm3_finetune.generate import answer, plan_tokenizer, room_for
     from smollm3_finetune.model import build_context, compose
     from smollm3_finetune.plan import plan_model
     from smollm3_finetune.progress import for_stream
@@ -65,25 +77,32 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     context = build_context(
-        request.purpose, values["device"] or "auto", _dtype(run if is_run else None, values), values["seed"],
+        request.purpose, values["device"] or "auto", _dtype(own, values), values["seed"],
         progress=for_stream(),
     )  # fmt: skip
-    loaded = compose(plan_model(registry, request, context), check_base=not values["any_base"])
-    transformers.set_seed(values["seed"])
-    from smollm3_finetune.data.render import check_template
-
-    check_template(loaded.tokenizer, request.ref)
+    plan = plan_model(registry, request, context)
+    if not values["any_base"]:
+        _check_context(plan)
+    tokenizer = plan_tokenizer(plan)
+    check_template(tokenizer, request.ref)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
-    think = values["think"]
+    renderer = Renderer(tokenizer, options)
+    length = len(tokenizer(renderer.prompt(messages, **mode), add_special_tokens=False).input_ids)
+    room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
+    if room < values["max_new_tokens"]:
+        context.progress.say(f"--max-new-tokens: {room}, which is what fits behind a prompt of {length} tokens")
+    loaded = compose(plan, check_base=not values["any_base"])
+    transformers.set_seed(values["seed"])
     reply = answer(
         loaded.model,
-        loaded.tokenizer,
+        tokenizer,
         messages,
-        max_new_tokens=values["max_new_tokens"],
+        max_new_tokens=room,
         temperature=values["temperature"],
         top_p=values["top_p"],
-        template_kwargs={} if think is None else {"enable_thinking": think},
+        template_kwargs=mode,
+        renderer=renderer,
     )
     click.echo(json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply)
 
@@ -97,59 +116,74 @@ def _standard_input() -> str:
         raise ConfigError(f"--prompt -: standard input is not UTF-8 text: {e.reason} at byte {e.start}") from e
 
 
-def _options(values: Mapping[str, Any], flag: str, section: str) -> dict[str, Any]:
-    from smollm3_finetune.config.load import assignment
-
-    settings = [assignment(t, f"--{flag.replace('_', '-')}", section) for t in values[flag]]
-    return {s.key[1]: s.value for s in settings}
-
-
-def _model_request(ref: str, values: Mapping[str, Any]) -> ModelRequest:
-    from smollm3_finetune.config.schema import ComponentConfig
-    from smollm3_finetune.plan import ModelRequest
-
-    adapter = values["adapter"]
-    path = values["adapter_path"]
-    return ModelRequest(
-        ref=ref,
-        loader=ComponentConfig(name=values["loader"], options=_options(values, "loader_opt", "loader")),
-        quant=ComponentConfig(name=values["quant"], options=_options(values, "quant_opt", "quant")),
-        adapter=ComponentConfig(name=adapter) if adapter else None,
-        adapter_path=Path(path).expanduser() if path else None,
-    )
-
-
-def _run_request(run: Any, values: Mapping[str, Any]) -> ModelRequest:
-    """The model of a run with its adapter: everything as the run resolved it."""
-    from smollm3_finetune.cli.resume import saved_configuration
-    from smollm3_finetune.errors import ConfigError, ModelError
-    from smollm3_finetune.plan import ModelRequest
-
-    for name in ("loader", "quant", "adapter", "adapter_path", "quant_opt"):
-        if values[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"{flag}: {run.path} is a run, whose model is composed as it was trained",
-                hint=f"smollm3 generate MODEL --adapter-path {run.adapter}",
-            )
-    if not run.adapter.exists():
-        resumable = any(run.checkpoints.glob("checkpoint-*"))
-        again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
-        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
-    config = saved_configuration(run, _options(values, "loader_opt", "loader")).config
-    return ModelRequest(
-        ref=config.model, loader=config.loader, quant=config.quant, adapter=config.adapter, adapter_path=run.adapter
-    )
-
-
-def _dtype(run: Any, values: Mapping[str, Any]) -> str:
+def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:
     """What was asked for, else the run's own, where it ran on the same kind of device."""
     if values["dtype"]:
         return str(values["dtype"])
     if run is None:
         return "auto"
-    from smollm3_finetune.config.load import assemble, file_settings
-    from smollm3_finetune.config.schema import RunConfig
-
-    config: RunConfig = assemble([file_settings(run.config)]).config
+    config = _config(run)
     return config.dtype if config.dtype == "float64" else "auto"
+
+
+def _config(run: RunDir) -> RunConfig:
+    from smollm3_finetune.config.load import assemble, file_settings
+
+    return assemble([file_settings(run.config)]).config
+
+
+def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
+    """The run's history and date, else the template's own and today; `date` wins. Its template is the tokenizer's."""
+    import datetime
+
+    from smollm3_finetune.data.render import RenderOptions
+    from smollm3_finetune.errors import ConfigError
+
+    if date is not None and date != "today":
+        try:
+            datetime.date.fromisoformat(date)
+        except ValueError as e:
+            raise ConfigError(f"--date: expected YYYY-MM-DD or today, got {date!r}", hint="--date 2026-01-01") from e
+    if run is None:
+        return RenderOptions(date=None if date == "today" else date)
+    data = _config(run).data
+    day = data.date if date is None else None if date == "today" else date
+    return RenderOptions(history=data.history, date=day)
+
+
+def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
+    """The reasoning mode for the template: what was asked for, else the one in which the run's sample was answered."""
+    from smollm3_finetune.errors import ModelError
+
+    if think is None and run is not None:
+        think = _config(run).data.enable_thinking
+        if run.report.exists():
+            try:
+                trained = json.loads(run.report.read_text(encoding="utf-8")).get("enable_thinking")
+            except (OSError, ValueError, AttributeError) as e:
+                raise ModelError(f"{run.report} is damaged: {e}", hint="--think, or --no-think") from e
+            think = trained if isinstance(trained, bool) else think
+    return {} if think is None else {"enable_thinking": think}
+
+
+def _check_context(plan: ModelPlan) -> None:
+    """Raises ModelError where an adapter was trained with another context than the model is opened with."""
+    from smollm3_finetune.context import context_of, rope_type
+    from smollm3_finetune.errors import ModelError
+
+    saved, config = plan.saved, plan.source.config
+    if saved is None or saved.loader is None:
+        return
+    trained, own = saved.loader.options.get("context"), getattr(plan.loader.options, "context", None)
+    takes = context_of(config) or 0
+    scaled = own is not None and own == takes and rope_type(config) == "yarn"
+    native = int(config["rope_parameters"]["original_max_position_embeddings"]) if scaled else takes
+    if trained == own or not (scaled or (isinstance(trained, int) and trained > native)):
+        return
+    words = [f"context={n}" if n else "no context" for n in (trained, own)]
+    raise ModelError(
+        f"the adapter {saved.path} was trained with {words[0]}, and {plan.ref!r} is opened with {words[1]}",
+        hint=f"--loader-opt context={trained}; --any-base uses it all the same"
+        if trained
+        else "leave --loader-opt context out; --any-base uses it all the same",
+    )

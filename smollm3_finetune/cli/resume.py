@@ -14,6 +14,7 @@ from smollm3_finetune.cli.common import flag_settings
 from smollm3_finetune.config.load import Loaded, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.train.rundir import RunDir, file_hash
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
 
     Raises ConfigError with the `-p` to type, and IncompatibleError where a file has changed since.
     """
-    given = {str(Path(n).expanduser().resolve()) for n in named if n.endswith(".py")}
+    given = {str(user_path(n, "-p").resolve()) for n in named if n.endswith(".py")}
     for file, digest in saved_versions(run).get("plugin_files", {}).items():
         if file not in given:
             raise ConfigError(f"the run {run.path} used the plugin file {file}", hint=f"name it again: -p {file}")

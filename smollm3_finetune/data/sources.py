@@ -13,6 +13,7 @@ from smollm3_finetune.api import option
 from smollm3_finetune.data.reading import SUFFIXES
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.options import build
+from smollm3_finetune.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
 EMBEDDED_NAME = "the embedded chat dataset"
@@ -60,7 +61,7 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     text = config.path
     if not text:
         raise ConfigError(f"{where} has no path")
-    path = Path(text).expanduser()
+    path = user_path(text, "the data")
     if path.is_file():
         return Source(title=text, config=config, files=(_known(path),))
     if path.is_dir():

@@ -15,7 +15,8 @@ from transformers.training_args import OptimizerNames
 
 from smollm3_finetune.api import Objective
 from smollm3_finetune.config.schema import RunConfig
-from smollm3_finetune.errors import ConfigError, PluginError
+from smollm3_finetune.errors import ConfigError, ModelError, PluginError
+from smollm3_finetune.hf_calls import first_line
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.options import did_you_mean
 from smollm3_finetune.train.order import Shuffled
@@ -93,6 +94,27 @@ class AdaptedTrainer:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: a resumed run was composed with the checkpoint's adapter already."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _blamed_on_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _blamed_on_checkpoint(checkpoint):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _blamed_on_checkpoint(checkpoint: str | None) -> Iterator[None]:
+    """What goes wrong while a checkpoint is read becomes a ModelError that names it."""
+    try:
+        yield
+    except Exception as e:
+        if checkpoint is None or type(e).__name__ == "OutOfMemoryError":
+            raise
+        raise ModelError(
+            f"the checkpoint {checkpoint} is damaged: {type(e).__name__}: {first_line(e)}", hint=f"rm -r {checkpoint}"
+        ) from e
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,86 @@
+"""Resuming: damaged checkpoints are named, and no step is in the metrics twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START = (
+    "train", "--adapter", "full", "--set", "data.limit=20", "--set", "train.sample_tokens=2", "--max-steps", "4",
+    "--set", "train.save_every=2", "--set", "train.schedule=constant", "--output", "out",
+)  # fmt: skip
+
+
+@pytest.fixture
+def interrupted(cli: Callable[..., Any]) -> Path:
+    """A run of four steps whose last checkpoints are at 2 and 4."""
+    assert cli(*START).code == 0
+    return Path("out")
+
+
+def steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_checkpoint_that_was_cut_short_is_named(
+    cli: Callable[..., Any], interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smollm3_finetune.train.run.compose", lambda *a, **k: pytest.fail("weights were read"))
+    newest = interrupted / "checkpoints" / "checkpoint-4"
+    for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"):
+        whole = (newest / name).read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:-1] if name.endswith("json") else whole[:-30], b""):
+            (newest / name).write_bytes(damaged.rstrip(b"}\n") if name.endswith("json") else damaged)
+            result = cli("train", "--resume", "out", "--max-steps", "6")
+            assert (result.code, result.stdout) == (6, ""), result.stderr
+            message, hint = result.stderr.splitlines()
+            assert message.startswith(f"error: {newest / name} is damaged: ")
+            assert hint == f"  hint: rm -r {newest}, and the checkpoint before it is used"
+        (newest / name).write_bytes(whole)
+    for wrong in ("[]", '{"global_step": "4", "log_history": []}', '{"global_step": 4}'):
+        (newest / "trainer_state.json").write_text(wrong)
+        assert cli("train", "--resume", "out", "--max-steps", "6").code == 6
+
+
+def test_what_torch_cannot_read_is_named_too(cli: Callable[..., Any], interrupted: Path) -> None:
+    """A whole archive with something else in it."""
+    import torch
+
+    newest = interrupted / "checkpoints" / "checkpoint-4"
+    torch.save({"state": "of nothing"}, newest / "optimizer.pt")
+    result = cli("train", "--resume", "out", "--max-steps", "6")
+    assert (result.code, result.stdout) == (6, ""), result.stderr
+    assert f"error: the checkpoint {newest} is damaged: " in result.stderr
+    assert f"hint: rm -r {newest}" in result.stderr
+
+
+def test_the_hint_mends_it_and_no_step_is_there_twice(cli: Callable[..., Any], interrupted: Path) -> None:
+    newest = interrupted / "checkpoints" / "checkpoint-4"
+    cut_in_half(newest / "optimizer.pt")
+    assert cli("train", "--resume", "out", "--max-steps", "6").code == 6
+    shutil.rmtree(newest)
+    with (interrupted / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 5, "lo')  # killed while it was written
+    before = (interrupted / "metrics.jsonl").read_text().splitlines()[:2]
+    resumed = cli("train", "--resume", "out", "--max-steps", "6")
+    assert resumed.code == 0, resumed.stderr
+    assert steps(interrupted) == [1, 2, 3, 4, 5, 6]
+    assert (interrupted / "metrics.jsonl").read_text().splitlines()[:2] == before
+    assert not (interrupted / "metrics.partial").exists()
+
+
+def test_the_only_checkpoint_has_none_before_it(cli: Callable[..., Any], interrupted: Path) -> None:
+    shutil.rmtree(interrupted / "checkpoints" / "checkpoint-2")
+    newest = interrupted / "checkpoints" / "checkpoint-4"
+    cut_in_half(newest / "scheduler.pt")
+    result = cli("train", "--resume", "out", "--max-steps", "6")
+    assert result.stderr.splitlines()[-1] == f"  hint: rm -r {newest}"

@@ -1,0 +1,107 @@
+"""Standard output that is full or closed, and devices and templates that are wrong from the start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+from smollm3_finetune.data.template import check_syntax
+from smollm3_finetune.device import KINDS, check_device, resolve_device
+from smollm3_finetune.errors import ConfigError, IncompatibleError
+
+COMMAND = [sys.executable, "-m", "smollm3_finetune.main"]
+WRITING = (["--help"], ["config", "show"], ["config", "schema"], ["plugins", "list"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("args", WRITING, ids=" ".join)
+def test_a_full_disk_is_one_sentence(args: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    message, hint = done.stderr.splitlines()
+    assert message == "error: nothing more can be written: No space left on device"
+    assert hint.startswith("  hint: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_error_that_cannot_be_told_keeps_its_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        args = ["train", "--resume", "gone"]
+        done = subprocess.run([*COMMAND, *args], stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert (done.returncode, done.stdout) == (6, "")
+
+
+@pytest.mark.parametrize("args", WRITING, ids=" ".join)
+def test_a_closed_pipe_is_no_error(args: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, *args], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (1, 141)
+
+
+@pytest.mark.parametrize(("device", "near"), [("distributed", None), ("cudaa", "cuda"), ("gpu", "cuda"), ("jit", None),
+                                              ("autp", "auto"), ("nn", None), ("utils", None)])  # fmt: skip
+def test_what_is_no_device(cli: Callable[..., Any], device: str, near: str | None) -> None:
+    result = cli("train", "--adapter", "full", "--device", device, "--dry-run")
+    assert (result.code, result.stdout) == (2, "")
+    message, hint = result.stderr.splitlines()
+    assert message == f"error: --device takes a torch device, got {device!r}"
+    assert hint.startswith("  hint: did you mean" if near else "  hint: --device cpu")
+    assert near is None or repr(near) in hint
+
+
+def test_devices_of_torch_are_names_of_devices() -> None:
+    for name in ("auto", "cpu", "cuda", "cuda:1", "mps", "xpu:0", "npu", "hpu"):
+        check_device(name)
+    assert resolve_device("cpu") == "cpu"
+    for kind in KINDS:  # none is taken for something else of torch's
+        with contextlib.suppress(IncompatibleError):
+            assert resolve_device(kind).partition(":")[0] == kind
+    with pytest.raises(ConfigError):
+        check_device("auto:1")
+
+
+BROKEN: Mapping[str, tuple[str, int]] = {
+    "a block that does not end": ("a\n{% for m in messages %}\n{{ m.content }}", 3),
+    "an unknown tag": ("{# c #}\n\n{% fro m in messages %}{% endfor %}", 3),
+    "an unknown filter": ("\n{{ messages | nosuchfilter }}", 2),
+    "an expression that does not end": ("{{ messages[0 }}", 1),
+    "a generation block that does not end": ("{% for m in messages %}\n{% generation %}{% endfor %}", 2),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+@pytest.mark.parametrize("verb", ["train --dry-run", "data preview", "config validate"])
+def test_a_broken_template_is_named_with_its_line(cli: Callable[..., Any], wrong: str, verb: str) -> None:
+    text, line = BROKEN[wrong]
+    Path("mine.jinja").write_text(text)
+    result = cli(*verb.split(), "--adapter", "full", "--set", "data.template=mine.jinja")
+    assert (result.code, result.stdout) == (2, "")
+    message, hint = result.stderr.splitlines()
+    assert message.startswith(f"error: the chat template mine.jinja:{line} is not valid Jinja: ")
+    assert hint.startswith("  hint: ")
+
+
+def test_what_transformers_takes_is_taken() -> None:
+    """Its generation block, loop controls and filters, and templates that are in use."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    texts = [
+        "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{% generation %}{{ m | tojson }}"
+        "{% endgeneration %}{% break %}{% endfor %}{{ raise_exception('no') if false }}{{ strftime_now('%Y') }}",
+        (DIRECTORY / "chat_template.jinja").read_text(),
+    ]
+    for text in texts:
+        _compile_jinja_template(text)
+        check_syntax(text, "template")
