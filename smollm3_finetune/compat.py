@@ -20,6 +20,7 @@ from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
 
 T = TypeVar("T")
+INSTEAD_OF_MERGING = "keep the adapter beside its base: smollm3 generate RUN"
 
 
 def environment(device: str, purpose: Purpose) -> Env:
@@ -66,21 +67,37 @@ def _asked(spec: Any, question: Callable[[Any], T]) -> T:
         raise PluginError(f"the refine() of {spec.name!r} raised {type(e).__name__}: {e}") from e
 
 
+def needed(adapter: Chosen, purpose: Purpose) -> frozenset[Op]:
+    """What the base's layers must be able to do: what the adapter needs, and for a merge the dense copy's reading."""
+    needs = frozenset(refined(adapter).needs)
+    return needs | {Op.READ_WEIGHT} if purpose is Purpose.MERGE else needs
+
+
 def missing_ops(quantizer: Chosen, adapter: Chosen, env: Env) -> dict[Op, str]:
-    """What the adapter needs and the quantizer does not provide, each with the reason."""
+    """What is needed with the adapter and the quantizer does not provide, each with the reason."""
     ops, absent = provided(quantizer, env)
-    lacking = sorted(frozenset(refined(adapter).needs) - ops)
+    lacking = sorted(needed(adapter, env.purpose) - ops)
     return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
 
 
 def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> IncompatibleError | None:
     """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
+    adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
+    quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
+    merging = env.purpose is Purpose.MERGE
+    if merging and not refined(adapter).merges:
+        return IncompatibleError(
+            f"{adapter_flag} cannot be merged: it is no change of the model's weights", hint=INSTEAD_OF_MERGING
+        )
     lacking = missing_ops(quantizer, adapter, env)
     if not lacking:
         return None
     reasons = "; ".join(f"{op} ({reason})" for op, reason in lacking.items())
-    adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
-    quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
+    if merging:  # it was trained on this base, so no other pair can stand in
+        return IncompatibleError(
+            f"merging {adapter_flag} needs operations that {quant_flag} does not provide on {env.device}: {reasons}",
+            hint=INSTEAD_OF_MERGING,
+        )
     return IncompatibleError(
         f"{adapter_flag} needs operations that {quant_flag} does not provide on {env.device}: {reasons}",
         hint=_nearest(registry, quantizer, adapter, env),

@@ -14,7 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapted, Adapter, Base, BuildContext, Progress, Purpose, Quantizer, options_dict
+from smollm3_finetune.api import (
+    Adapted,
+    Adapter,
+    Base,
+    BuildContext,
+    ModelSource,
+    Progress,
+    Purpose,
+    Quantizer,
+    options_dict,
+)
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, PluginError, SmolLM3Error, UnsupportedOp
 from smollm3_finetune.hf_calls import first_line, load_tokenizer
@@ -166,32 +176,56 @@ def compose(
     `made` are the plan's `parts`, for a caller that needs to know early whether they can be made.
     """
     quantizer, adapter = made or parts(plan)
-    with _blamed_on(plan.quantizer):
-        base = quantizer.load(plan.source, plan.context)
-        if not isinstance(base, Base):
-            raise TypeError(f"load() returned {type(base).__name__}, not a Base")
+    base = load_base(plan.quantizer, quantizer, plan.source, plan.context)
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        with _blamed_on(plan.adapter):
+        with blamed_on(plan.adapter):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.offer.check_methods(adapted, ADAPTED, "what attach() returns")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
+    if check_base:
+        check_fingerprint(plan, base)
+    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base))
+
+
+def load_base(choice: Choice, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:
+    """The weights of `source`, loaded by `quantizer`, which was made from `choice`. Raises PluginError for its faults.
+
+    Where it fails on purpose, with a SmolLM3Error, that one is raised.
+    """
+    with blamed_on(choice):
+        base = quantizer.load(source, context)
+        if not isinstance(base, Base):
+            raise TypeError(f"load() returned {type(base).__name__}, not a Base")
+    return base
+
+
+def check_fingerprint(plan: ModelPlan, base: Base) -> None:
+    """Raises ModelError where the plan's saved adapter was trained on other weights than those of `base`."""
+    assert plan.saved is not None
     trained_on = plan.saved.base_fingerprint
-    if check_base and trained_on is not None and trained_on != base.fingerprint:
+    if trained_on is not None and trained_on != base.fingerprint:
+        again = ", quantised again from the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
-            f"{plan.quantizer.offer.title}",
+            f"{plan.quantizer.offer.title}{again}",
             hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
         )
-    with _blamed_on(plan.adapter):
+
+
+def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
+    """The plan's saved adapter on `base`, whose fingerprint is not looked at."""
+    assert plan.adapter is not None
+    assert plan.saved is not None
+    with blamed_on(plan.adapter):
         adapted = adapter.restore(base, plan.saved.path, plan.context)
         plan.adapter.offer.check_methods(adapted, ADAPTED, "what restore() returns")
-        return LoadedModel(plan=plan, base=base, adapted=adapted)
+    return adapted
 
 
 @contextlib.contextmanager
-def _blamed_on(choice: Choice) -> Iterator[None]:
+def blamed_on(choice: Choice) -> Iterator[None]:
     """An exception that a component did not raise on purpose becomes a PluginError that names it."""
     try:
         yield

@@ -1,0 +1,53 @@
+"""What a merge adds to the logits, for each bundled quantizer with LoRA and DoRA: the table in docs/merging.md.
+
+    python benchmarks/merge_gate.py [STEPS]
+
+Trains the embedded model STEPS steps (default 60) with each pair, then merges each adapter into float32, float16 and
+bfloat16, computing in float32 and in bfloat16, and prints one row a merge. About ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.main import main
+
+PAIRS = tuple(itertools.product(("none", "bnb-4bit", "bnb-8bit"), ("lora", "dora")))
+FORMATS = (("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+"""What is computed in, and what is saved in."""
+COLUMNS = ("moved", "dense", "merged", "base", "drift", "merged_excess", "excess")
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """The report of `smollm3 ARGUMENTS --json`."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*arguments, "--json"])
+    report: dict[str, Any] = json.loads(out.getvalue())
+    return report
+
+
+def rows(steps: str, directory: Path) -> None:
+    print("| quantizer | adapter | computed in | saved in | " + " | ".join(COLUMNS) + " |")
+    print("|---" * (4 + len(COLUMNS)) + "|")
+    for quant, adapter in PAIRS:
+        run = str(directory / f"{quant}-{adapter}")
+        command("train", "--quant", quant, "--adapter", adapter, "--max-steps", steps, "--output", run)
+        for computed, saved in FORMATS:
+            out = f"{run}-{computed}-{saved}"
+            formats = ("--compute-dtype", computed, "--dtype", saved)
+            figures = command("merge", run, "--output", out, "--force", *formats)["figures"]
+            numbers = " | ".join(f"{figures[c]:.1e}" for c in COLUMNS)
+            print(f"| `{quant}` | {adapter} | {computed} | {saved} | {numbers} |", flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        rows(sys.argv[1] if len(sys.argv) > 1 else "60", Path(directory))

@@ -1,0 +1,176 @@
+"""`smollm3 merge`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.cli.common import find_plugins, plugin_options
+
+if TYPE_CHECKING:
+    from smollm3_finetune.data.calibration import Calibration
+    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.train.rundir import RunDir
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("target", metavar="RUN|MODEL")
+@click.option("--adapter-path", default=None, metavar="DIR", help="The saved adapter to merge into MODEL.")
+@click.option("--adapter", default=None, metavar="NAME", help="Its method, where the directory does not say.")
+@click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
+@click.option("--output", default=None, metavar="DIR", help="Empty or not there yet; default: RUN/merged.")
+@click.option("--dtype", default=None, metavar="NAME", help="To save in; default: what the base was published in.")
+@click.option(
+    "--max-drift", type=click.FloatRange(0, min_open=True), default=None, metavar="X",
+    help="How far the merge may move the logits, relative; default: by number format.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Keep the merged model even where it is further off than that.")
+@click.option("--requantize", default=None, metavar="NAME", help="Write a checkpoint quantised by this quantizer.")
+@click.option("--requantize-opt", multiple=True, metavar="K=V", help="An option of that quantizer.")
+@click.option("--keep-dense", default=None, metavar="DIR", help="With --requantize: keep the merged model here.")
+@click.option("--loader", metavar="NAME", help="Loader of MODEL; default: the one that recognises it.")
+@click.option("--quant", metavar="NAME", help="Quantizer of MODEL; default: what the adapter was trained on.")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")
+@click.option("--compute-dtype", metavar="NAME", help="Of the computation on the base; default: the run's, else auto.")
+@click.option("--quant-opt", multiple=True, metavar="K=V", help="An option of the quantizer.")
+@click.option("--loader-opt", multiple=True, metavar="K=V", help="An option of the loader.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+@plugin_options
+def merge(target: str, as_json: bool, **values: Any) -> None:
+    """Merge a run's adapter into its base: an ordinary dense model, checked before it is kept.
+
+    The merged model is reloaded from disk and its logits are compared with those of the adapter on its base. Where
+    they differ by more than number formats explain, nothing is kept.
+
+    \b
+    Examples:
+      smollm3 merge runs/20261122-101500-tiny-lora
+      smollm3 merge HuggingFaceTB/SmolLM3-3B --adapter-path adapter --output merged --dtype float32
+      smollm3 merge runs/20261122-101500-tiny-lora --requantize gptq
+    """
+    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.cli.target import model_request, options_of, run_request
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.output import check_vacant
+    from smollm3_finetune.paths import user_path
+    from smollm3_finetune.train.rundir import RunDir
+
+    run = RunDir(user_path(target, "the run or model"))
+    is_run = run.config.exists()
+    for needs, needed in (("requantize_opt", "requantize"), ("keep_dense", "requantize")):
+        if values[needs] and not values[needed]:
+            raise ConfigError(f"--{needs.replace('_', '-')} goes with --{needed}", hint=f"--{needed} NAME")
+    output = _output(run if is_run else None, values)
+    check_vacant("--output", output)
+    if is_run:
+        from smollm3_finetune.cli.resume import check_plugin_files
+
+        check_plugin_files(run, values["plugin"])
+        request, own_dtype = run_request(run, values, "merge", Purpose.MERGE)
+    else:
+        if not values["adapter_path"]:
+            raise ConfigError(
+                f"{target!r} is not a run, so the adapter must be named", hint="--adapter-path RUN/adapter"
+            )
+        request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
+    registry = find_plugins(values["plugin"], values["no_plugins"])
+    from smollm3_finetune.merge.requantize import choose_requantizer
+    from smollm3_finetune.merge.run import MergeSettings
+    from smollm3_finetune.merge.run import merge as carry_out
+    from smollm3_finetune.merge.written import check_dtype
+    from smollm3_finetune.model import build_context
+    from smollm3_finetune.plan import plan_model
+    from smollm3_finetune.progress import for_stream
+
+    for flag in ("dtype", "compute_dtype"):
+        check_dtype(f"--{flag.replace('_', '-')}", values[flag])
+    progress = for_stream()
+    context = build_context(
+        Purpose.MERGE, values["device"] or "auto", values["compute_dtype"] or own_dtype, 0, progress=progress
+    )
+    plan = plan_model(registry, request, context)
+    requantizer = calibration = None
+    if values["requantize"]:
+        if is_run:
+            calibration = _calibration(run, registry, plan, values)
+        options = options_of(values, "requantize_opt", "quant")
+        requantizer = choose_requantizer(registry, values["requantize"], options, context.device, calibration)
+    settings = MergeSettings(
+        output=output,
+        dtype=values["dtype"],
+        max_drift=values["max_drift"],
+        force=values["force"],
+        check_base=not values["any_base"],
+        keep_dense=user_path(values["keep_dense"], "--keep-dense") if values["keep_dense"] else None,
+    )
+    report = carry_out(plan, settings, requantizer, calibration)
+    for warning in report["warnings"]:
+        click.echo(f"{click.style('warning', fg='yellow')}: {warning}", err=True)
+    if report["forced"]:
+        click.echo(f"{click.style('warning', fg='yellow')}: kept by --force: {report['fault']}", err=True)
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report))
+
+
+def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
+    """The rows to calibrate on: those on which the run's base was quantised, else such as a run would take."""
+    from smollm3_finetune.cli.resume import saved_configuration
+    from smollm3_finetune.cli.target import options_of
+    from smollm3_finetune.data.calibration import Calibration
+    from smollm3_finetune.saved import read_calibration
+    from smollm3_finetune.train.calibration import plan_calibration
+
+    assert plan.saved is not None
+    if (kept := plan.saved.calibration) is not None:
+        return Calibration(lambda: read_calibration(kept))
+    loaded = saved_configuration(run, options_of(values, "loader_opt", "loader"))
+    return plan_calibration(registry, loaded, plan.context).ids(plan)
+
+
+def _output(run: Any, values: Mapping[str, Any]) -> Path:
+    """Where the result goes. Raises ConfigError where that must be said and was not."""
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.paths import user_path
+
+    if values["output"]:
+        return user_path(values["output"], "--output")
+    if run is None:
+        raise ConfigError("a directory for the merged model must be named", hint="--output DIR")
+    again = values["requantize"]
+    path: Path = run.path / (f"merged-{again.rpartition(':')[2]}" if again else "merged")
+    return path
+
+
+def shown_merge(report: Mapping[str, Any]) -> str:
+    """The end of a merge, for a person."""
+    figures, limits, again = report["figures"], report["limits"], report["requantized"]
+
+    def number(value: float | None) -> str:
+        return "not a number" if value is None else f"{value:.1e}"
+
+    lines = [
+        "",
+        f"adapter        {report['adapter']} moves the logits of {report['model']} by {number(figures['moved'])}, "
+        f"over {figures['positions']} positions",
+        f"merged         {number(figures['merged'])} off the adapter on its base, the base's dense copy "
+        f"{number(figures['dense'])} off; the merge adds {number(figures['merged_excess'])}, "
+        f"at most {limits['merged']:.1e}",
+        f"reloaded       in {report['dtype']} {number(figures['drift'])} off, the base's dense copy "
+        f"{number(figures['base'])} off; the merge adds {number(figures['excess'])}, at most {limits['excess']:.1e}",
+    ]
+    if again is not None:
+        lines.append(f"quantised      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
+        if report["dense"]:
+            lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
+    shape = f"{report['parameters']:,} parameters, {again['quantizer'] if again else report['dtype']}"
+    lines += [
+        f"model          {report['output']} ({shape})",
+        f"took           {report['seconds']} s",
+        "",
+        f"try it         smollm3 generate {report['output']} --prompt '…'",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""A quantised checkpoint of the merged model, by any quantizer that writes checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource, Purpose
+from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
+from smollm3_finetune.kinds import QUANTIZER
+from smollm3_finetune.merge.gate import drift, logits
+from smollm3_finetune.merge.written import copy_rest
+from smollm3_finetune.model import blamed_on, load_base
+from smollm3_finetune.plan import Choice, choose
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.requirements import requirement_problems
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Calibration = Callable[[], Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requantizer:
+    """A chosen quantizer that can write checkpoints, made and not used yet."""
+
+    choice: Choice
+    quantizer: CheckpointQuantizer
+
+    def write(self, source: ModelSource, out: Path, context: BuildContext, calibration: Calibration | None) -> None:
+        """Write the quantised checkpoint of `source`, a merged model, into the empty directory `out`.
+
+        `context.dtype` is that of the weights which stay as they are.
+        """
+        more: Any = {} if calibration is None else {"calibration": calibration}
+        with blamed_on(self.choice):
+            self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
+        copy_rest(source.path, out)
+
+    def drift(
+        self, source: ModelSource, rows: Sequence[Sequence[int]], merged: Sequence[Tensor], context: BuildContext
+    ) -> float:
+        """How far the checkpoint in `source`, loaded from disk, is from the merged model's logits (T, V) of `rows`."""
+        base = load_base(self.choice, self.quantizer, source, replace(context, purpose=Purpose.INFER))
+        return drift(logits(base.model, rows), merged)
+
+
+def choose_requantizer(
+    registry: Registry, name: str, options: Mapping[str, Any], device: str, calibration: Calibration | None
+) -> Requantizer:
+    """The quantizer that `--requantize` names, checked before any weights are read.
+
+    Raises IncompatibleError for one that writes no checkpoints, ConfigError for one that needs calibration rows where
+    there are none, and what naming and making a component raises.
+    """
+    origins = {f"{QUANTIZER.section}.{key}": f"--requantize-opt {key}" for key in options}
+    choice = choose(registry, QUANTIZER, name, options, origins)
+    offer = choice.offer
+    raise_all(requirement_problems(offer.title, offer.spec.requires, device))
+    made = choice.create()
+    if not isinstance(made, CheckpointQuantizer):
+        raise IncompatibleError(
+            f"--requantize {name}: this quantizer writes no checkpoints, it works while a model is loaded",
+            hint=f"merge without it, and load the merged model with {QUANTIZER.flag} {name}",
+        )
+    if getattr(offer.spec, "needs_calibration", False) and calibration is None:
+        raise ConfigError(
+            f"--requantize {name} needs calibration rows, and there are none",
+            hint=f"merge a run, whose rows are taken; or merge, then smollm3 quantize DIR {QUANTIZER.flag} {name}",
+        )
+    return Requantizer(choice=choice, quantizer=made)

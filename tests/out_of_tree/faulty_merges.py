@@ -1,0 +1,264 @@
+"""Adapters whose merge is wrong, each in one way, beside the one that is right; and quantizers that cannot be merged.
+
+Every adapter here adds a learned matrix to the key projections (`delta`), except those that say otherwise.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from smollm3_finetune.api import AdapterSpec, Base, NoOptions, Op, QuantizerSpec, hookimpl
+
+FILE = "delta.safetensors"
+ADAPTERS = {
+    "delta": "DeltaAdapter",
+    "delta-transposed": "TransposedAdapter",
+    "delta-twice": "TwiceAdapter",
+    "delta-untied": "UntiedAdapter",
+    "delta-bare": "BareAdapter",
+    "delta-infinite": "InfiniteAdapter",
+    "delta-wrapped": "WrappedAdapter",
+    "delta-nothing": "NothingAdapter",
+    "delta-broken": "BrokenAdapter",
+    "bias-only": "BiasAdapter",
+}
+
+
+@hookimpl
+def smollm3_adapters():
+    specs = [
+        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT})
+        for name, cls in ADAPTERS.items()
+    ]
+    unmergeable = AdapterSpec(
+        name="delta-kept", summary="delta", factory="faulty_merges:DeltaAdapter", refine=_kept, needs={Op.FORWARD}
+    )
+    return [*specs, unmergeable]
+
+
+def _kept(spec, options):
+    return dataclasses.replace(spec, merges=False)
+
+
+@hookimpl
+def smollm3_quantizers():
+    return [
+        QuantizerSpec(
+            name="stale",
+            summary="reads its weights with a scale that the forward uses no longer",
+            factory="faulty_merges:StaleQuantizer",
+            provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
+        ),
+        QuantizerSpec(
+            name="sealed",
+            summary="weights that cannot be read",
+            factory="faulty_merges:SealedQuantizer",
+            provides={Op.FORWARD, Op.GRAD_INPUT},
+            absent={Op.READ_WEIGHT: "its codes stay on the accelerator"},
+        ),
+    ]
+
+
+class DeltaAdapter:
+    layers = "k_proj"
+
+    def __init__(self, options: NoOptions):
+        pass
+
+    def shape(self, layer):
+        return (layer.out_features, layer.in_features)
+
+    def attach(self, base, ctx, total_steps):
+        import torch
+
+        base.model.requires_grad_(False)
+        deltas = {}
+        for name, layer in base.model.named_modules():
+            if name.endswith(self.layers):
+                delta = torch.nn.Parameter(torch.zeros(self.shape(layer), dtype=ctx.torch_dtype, device=ctx.device))
+                layer.register_parameter("delta", delta)
+                deltas[name] = delta
+        return WithDelta(base, deltas)
+
+    def restore(self, base, path: Path, ctx):
+        from safetensors.torch import load_file
+
+        adapted = self.attach(base, ctx, None)
+        for name, value in load_file(str(path / FILE)).items():
+            adapted.deltas[name].data.copy_(value)
+        return adapted
+
+    def merge(self, dense, path: Path):
+        from safetensors.torch import load_file
+
+        for name, delta in load_file(str(path / FILE)).items():
+            self.fold(dense.get_submodule(name), delta)
+        return dense
+
+    def fold(self, layer, delta):
+        layer.weight.data += delta.to(layer.weight)
+
+
+class WithDelta:
+    def __init__(self, base, deltas):
+        self.base, self.model, self.deltas = base, base.model, deltas
+        self.active = True
+        for name, delta in deltas.items():
+            base.model.get_submodule(name).register_forward_hook(
+                lambda module, args, out, delta=delta: out + self.added(args[0], delta) if self.active else out
+            )
+
+    def added(self, x, delta):
+        return x @ delta.T if delta.dim() == 2 else delta
+
+    @contextlib.contextmanager
+    def disabled(self):
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    def on_step(self, step):
+        pass
+
+    def save(self, path: Path):
+        from safetensors.torch import save_file
+
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({n: d.detach().clone() for n, d in self.deltas.items()}, str(path / FILE))
+
+
+class TransposedAdapter(DeltaAdapter):
+    """Right in every shape: the key projections of the embedded model are square."""
+
+    def fold(self, layer, delta):
+        layer.weight.data = (layer.weight.data + delta.to(layer.weight)).T.contiguous()
+
+
+class TwiceAdapter(DeltaAdapter):
+    def fold(self, layer, delta):
+        layer.weight.data += 2 * delta.to(layer.weight)
+
+
+class UntiedAdapter(DeltaAdapter):
+    def merge(self, dense, path):
+        import torch
+
+        head = dense.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach() * 1.1, requires_grad=False)
+        return super().merge(dense, path)
+
+
+class BareAdapter(DeltaAdapter):
+    """Merges into new layers and forgets that the old ones had biases."""
+
+    def merge(self, dense, path):
+        import torch
+
+        for name, module in list(super().merge(dense, path).named_modules()):
+            if name.endswith("k_proj"):
+                new = torch.nn.Linear(module.in_features, module.out_features, bias=False)
+                new.weight = module.weight
+                dense.set_submodule(name, new)
+        return dense
+
+
+class InfiniteAdapter(DeltaAdapter):
+    def fold(self, layer, delta):
+        super().fold(layer, delta)
+        layer.weight.data[0, 0] = float("inf")
+
+
+class WrappedAdapter(DeltaAdapter):
+    """Hands back a model that still has the adapter's own tensors in it."""
+
+    def fold(self, layer, delta):
+        import torch
+
+        super().fold(layer, delta)
+        layer.register_parameter("delta", torch.nn.Parameter(delta))
+
+
+class NothingAdapter(DeltaAdapter):
+    def merge(self, dense, path):
+        return None
+
+
+class BrokenAdapter(DeltaAdapter):
+    def fold(self, layer, delta):
+        raise ValueError("this merge is broken")
+
+
+class BiasAdapter(DeltaAdapter):
+    """Trains a bias for each key projection, which merges exactly in memory, and for which SmolLM3 has no place."""
+
+    def shape(self, layer):
+        return (layer.out_features,)
+
+    def fold(self, layer, delta):
+        import torch
+
+        layer.bias = torch.nn.Parameter(delta.to(layer.weight), requires_grad=False)
+
+
+def _scaled_class():
+    import torch
+    from torch.nn import functional as F
+
+    class Scaled(torch.nn.Module):
+        """y = x (scale · weight)ᵀ; `scale` was adjusted once after `first`, which nobody told the view of."""
+
+        def __init__(self, linear):
+            super().__init__()
+            self.out_features, self.in_features = linear.out_features, linear.in_features
+            top = linear.weight.detach().abs().amax(1, keepdim=True)  # (out, 1)
+            self.register_buffer("unit", linear.weight.detach() / top)
+            self.register_buffer("first", top)
+            self.register_buffer("scale", top * 1.02)
+
+        def forward(self, x):
+            return F.linear(x, self.unit * self.scale)
+
+    return Scaled
+
+
+class ScaledOps:
+    ops = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+    forward_rtol = 0.0
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @property
+    def shape(self):
+        return self.layer.out_features, self.layer.in_features
+
+    def read_weight(self):
+        return self.layer.unit * self.layer.first
+
+
+class StaleQuantizer:
+    def __init__(self, options):
+        pass
+
+    def load(self, source, ctx):
+        model = source.load(dtype=ctx.torch_dtype)
+        scaled = _scaled_class()
+        for name, layer in list(model.named_modules()):
+            if name.endswith("o_proj"):
+                model.set_submodule(name, scaled(layer))
+        model.requires_grad_(False)
+        return Base(
+            model=model.to(ctx.device),
+            fingerprint=f"stale {source.fingerprint}",
+            ops_for=lambda layer: ScaledOps(layer) if type(layer).__name__ == "Scaled" else None,
+        )
+
+
+class SealedQuantizer:
+    def __init__(self, options):
+        pass
+
+    def load(self, source, ctx):
+        raise AssertionError("merging must be refused before weights are read")

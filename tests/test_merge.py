@@ -1,0 +1,634 @@
+"""`smollm3 merge`: what is saved computes what was trained, for every base; what does not is refused and not kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import smollm3_finetune
+from smollm3_finetune import load_model
+from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
+from smollm3_finetune.compat import Chosen, needed, pair_problem
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.merge import gate, output
+from smollm3_finetune.merge.card import card
+from smollm3_finetune.merge.requantize import choose_requantizer
+from smollm3_finetune.merge.run import MergeSettings, merge
+from smollm3_finetune.model import build_context
+from smollm3_finetune.plan import ModelRequest, choose, plan_model
+
+HERE = Path(__file__).parent / "out_of_tree"
+NAMES = ("faulty_merges", "one_way_quantizer", "rounding_quantizer", "scale_adapter")
+FILES = tuple(str(HERE / f"{name}.py") for name in NAMES)
+FLAGS = tuple(word for file in FILES for word in ("-p", file))
+TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
+IDS = torch.randint(3, 2000, (6, 40), generator=torch.Generator().manual_seed(7))
+"""240 positions, none of which are those of the gate."""
+EXACT = 1e-4
+NOISE = {"bnb-8bit": 2e-2}
+"""Where the base rounds its activations."""
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(input_ids=IDS, use_cache=False).logits
+    return out.double()
+
+
+def relative(found: torch.Tensor, right: torch.Tensor) -> float:
+    return float((found - right).norm() / right.norm())
+
+
+def trained(
+    adapter: str, quant: str | None = None, model: str | Path = "tiny", push: float = 0.04, path: str = "adapter"
+) -> tuple[torch.Tensor, float]:
+    """A saved adapter far from its start: its logits on its base, and how far it moves those of the base."""
+    alone = logits(load_model(model, quant=quant, plugins=FILES).model)
+    loaded = load_model(model, quant=quant, adapter=adapter, purpose="train", plugins=FILES)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.requires_grad:
+                size = 0.1 * float(parameter.abs().mean()) if adapter == "full" else push
+                parameter.add_((size * torch.randn(parameter.shape, generator=generator)).to(parameter))
+    loaded.save(Path(path))
+    right = logits(loaded.model)
+    return right, relative(right, alone)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved adapters that several tests merge, by name: none of them is changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in ("delta", "bias-only"):
+        trained(name, path=str(folder / name))
+    return {name: folder / name for name in ("delta", "bias-only")}
+
+
+def plain(path: str | Path) -> Any:
+    """The model in a directory, as somebody without this package loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+
+
+def nothing_at(directory: Path) -> bool:
+    """Neither a result, nor a part of one, nor a lock."""
+    return not [p for p in directory.parent.iterdir() if p.name.startswith(directory.name)]
+
+
+PAIRS = [
+    ("none", "full"),
+    ("none", "scale"),
+    ("none", "delta"),
+    ("rows-int8", "scale"),
+    ("rounding", "delta"),
+    *(
+        pytest.param(quant, adapter, marks=pytest.mark.plugins)
+        for quant in ("none", "bnb-4bit", "bnb-8bit")
+        for adapter in ("lora", "dora")
+    ),
+]
+
+
+@pytest.mark.parametrize(("quant", "adapter"), PAIRS)
+def test_the_merged_model_computes_what_the_adapter_computes_on_its_base(
+    quant: str, adapter: str, cli: Callable[..., Any]
+) -> None:
+    right, moved = trained(adapter, quant)
+    bound = NOISE.get(quant, EXACT)
+    assert moved > 5 * bound, "an adapter that moves nothing shows nothing"
+    done = cli(
+        "merge", "tiny", "--adapter-path", "adapter", "--output", "merged", "--dtype", "float32", "--json", *FLAGS
+    )
+    assert done.code == 0, done.stderr
+    model = plain("merged")
+    assert relative(logits(model), right) <= bound
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert not [n for n, _ in model.named_modules() if "lora" in n or "base_layer" in n]
+    report = json.loads(done.stdout)
+    assert report["figures"]["positions"] >= 200
+    assert report["figures"]["excess"] <= bound
+    assert report["figures"]["moved"] == pytest.approx(moved, rel=0.5)
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    assert not list(Path().glob("merged.*")), "no part of it and no lock is left beside it"
+
+
+def test_a_run_is_merged_beside_its_adapter_into_a_model_that_answers(cli: Callable[..., Any], rows_file: Path) -> None:
+    assert (
+        cli("train", "--data", rows_file, "--adapter", "full", "--max-steps", "2", "--output", "r", "--lr", "1e-3").code
+        == 0
+    )
+    done = cli("merge", "r")
+    assert done.code == 0, done.stderr
+    assert "r/merged" in done.stdout and "moves the logits" in done.stdout
+    merged = Path("r/merged")
+    config = json.loads((merged / "config.json").read_text())
+    assert config["dtype"] == "bfloat16", "what the base was published in"
+    assert config["tie_word_embeddings"] is True
+    assert "quantization_config" not in config
+    of_adapter = json.loads(Path("r/adapter/generation_config.json").read_text())
+    assert json.loads((merged / "generation_config.json").read_text()) == of_adapter
+    assert (merged / "chat_template.jinja").read_text() == Path("r/adapter/chat_template.jinja").read_text()
+    about = json.loads((merged / "merge.json").read_text())
+    assert about["fault"] is None and about["forced"] is False
+    assert about["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    text = (merged / "README.md").read_text()
+    assert "base_model" not in text, "tiny is no model of the Hub"
+    for figure in ("moved", "merged", "drift", "base"):
+        assert f"{about['figures'][figure]:.2g} |" in text
+    assert str(Path.cwd()) not in text + json.dumps(about), "a path of this machine does not go with a model"
+    assert (merged / "model.safetensors").stat().st_mode == (merged / "config.json").stat().st_mode
+    on_base = cli("generate", "r", "--prompt", "What is 2?", "--max-new-tokens", "12")
+    alone = cli("generate", "r/merged", "--prompt", "What is 2?", "--max-new-tokens", "12")
+    assert alone.code == 0, alone.stderr
+    assert alone.stdout == on_base.stdout
+
+    again = cli("merge", "r")
+    assert again.code == 2
+    assert "--output r/merged holds a model already" in again.stderr
+    assert "--adapter: r is a run" in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
+
+
+FAULTS = [
+    ("delta-transposed", "off the adapter on its base before it was even saved"),
+    ("delta-twice", "off the adapter on its base before it was even saved"),
+    ("delta-untied", "the base ties its head to its embeddings"),
+    ("delta-infinite", "weights that are infinite or not numbers: model.layers.0.self_attn.k_proj.weight"),
+    ("delta-wrapped", "SmolLM3ForCausalLM has no place for what the adapter trained: model.layers.0.self_attn.k_proj."),
+    ("bias-only", "no place for what the adapter trained: model.layers.0.self_attn.k_proj.bias, "),
+    ("delta-nothing", "merge() returned NoneType"),
+    ("delta-broken", "adapter 'delta-broken' (faulty_merges 0+"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "message"), FAULTS, ids=[a for a, _ in FAULTS])
+def test_a_wrong_merge_is_named_and_not_kept(
+    adapter: str, message: str, cli: Callable[..., Any], saved: dict[str, Path]
+) -> None:
+    path = saved.get(adapter, saved["delta"])
+    done = cli("merge", "tiny", "--adapter-path", path, "--adapter", adapter, "--output", "merged", *FLAGS)
+    assert done.code in (3, 6, 7), done.stderr
+    assert message in done.stderr, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert nothing_at(Path("merged"))
+
+
+def test_a_wrong_merge_is_wrong_by_more_than_the_bound_and_its_twin_is_not(
+    cli: Callable[..., Any], saved: dict[str, Path]
+) -> None:
+    asked = ("merge", "tiny", "--adapter-path", saved["delta"], *FLAGS)
+    assert cli(*asked, "--output", "right").code == 0
+    done = cli(*asked, "--adapter", "delta-transposed", "--output", "wrong", "--force", "--json")
+    assert json.loads(done.stdout)["figures"]["excess"] > 0.05
+
+
+def biased_model(directory: Path) -> Path:
+    """The embedded model with biases on its attention, none of them zero."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(str(TINY), attention_bias=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state = {k: v.float() for k, v in plain(TINY).state_dict().items()}
+    model.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    model.save_pretrained(str(directory))
+    AutoTokenizer.from_pretrained(str(TINY)).save_pretrained(str(directory))
+    return directory
+
+
+def test_a_dropped_bias_is_named_and_where_there_is_a_place_for_one_it_is_merged(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    base = biased_model(tmp_path / "biased")
+    right, moved = trained("delta", model=base)
+    assert moved > 100 * EXACT
+    done = cli("merge", base, "--adapter-path", "adapter", "--output", "merged", *FLAGS)
+    assert done.code == 0, done.stderr
+    assert json.loads(Path("merged/config.json").read_text())["dtype"] == "float32"
+    assert relative(logits(plain("merged")), right) <= EXACT
+    bare = ("--adapter", "delta-bare")
+    done = cli("merge", base, "--adapter-path", "adapter", "--output", "bare", *bare, *FLAGS)
+    assert done.code == 6
+    lacks = "the merged model lacks tensors that a SmolLM3ForCausalLM has: model.layers.0.self_attn.k_proj.bias, "
+    assert lacks in done.stderr
+    assert nothing_at(Path("bare"))
+
+
+def test_a_longer_context_is_saved_with_the_model(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    longer = {"loader_options": {"context": 4096}}
+    loaded = load_model(model, adapter="delta", purpose="train", plugins=FILES, **longer)
+    with torch.no_grad():
+        for delta in loaded.adapted.deltas.values():  # type: ignore[union-attr]
+            delta.add_(0.04)
+    loaded.save(Path("adapter"))
+    right = logits(loaded.model)
+    asked = ("merge", model, "--adapter-path", "adapter", "--dtype", "float32", *FLAGS)
+    done = cli(*asked, "--loader-opt", "context=4096", "--output", "long")
+    assert done.code == 0, done.stderr
+    alone = plain("long")
+    assert alone.config.max_position_embeddings == 4096
+    assert alone.config.rope_parameters["rope_type"] == "yarn"
+    assert relative(logits(alone), right) <= EXACT
+
+
+def test_a_scale_that_went_stale_is_told_apart_from_the_noise_of_the_base(cli: Callable[..., Any]) -> None:
+    trained("delta", "stale")
+    done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", "--json", *FLAGS)
+    assert done.code == 6, done.stderr
+    assert "the weights that quantizer 'stale' reads are not those that it multiplies by" in done.stderr
+    assert nothing_at(Path("merged"))
+    wide = ("--max-drift", "10")  # which is about the merge, and no leave for this
+    assert cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", *wide, *FLAGS).code == 6
+
+
+def test_what_was_saved_is_compared_after_it_was_loaded_again(
+    monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any], saved: dict[str, Path]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from smollm3_finetune.merge import run
+
+    honest = run.write_model
+
+    def damaging(model: Any, tokenizer: Any, generation: Any, dtype: str, out: Path) -> None:
+        honest(model, tokenizer, generation, dtype, out)
+        file = out / "model.safetensors"
+        state = load_file(str(file))
+        state["model.layers.2.mlp.up_proj.weight"][3, 5] += 1
+        save_file(state, str(file), metadata={"format": "pt"})
+
+    monkeypatch.setattr(run, "write_model", damaging)
+    done = cli("merge", "tiny", "--adapter-path", saved["delta"], "--output", "merged", *FLAGS)
+    assert done.code == 6
+    assert "came back from disk with other values in model.layers.2.mlp.up_proj.weight" in done.stderr
+    assert nothing_at(Path("merged"))
+
+
+def test_force_keeps_a_merge_that_is_too_far_off_and_says_so(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
+    asked = ("merge", "tiny", "--adapter-path", saved["delta"], "--output", "merged", "--max-drift", "1e-12", *FLAGS)
+    refused = cli(*asked)
+    assert refused.code == 6
+    assert "at most 1e-12" in refused.stderr
+    assert "--force" in refused.stderr
+    assert nothing_at(Path("merged"))
+    forced = cli(*asked, "--force", "--json")
+    assert forced.code == 0, forced.stderr
+    assert "kept by --force: the merged model is" in forced.stderr
+    report = json.loads(forced.stdout)
+    assert report["forced"] is True and "at most 1e-12" in report["fault"]
+    assert json.loads(Path("merged/merge.json").read_text())["forced"] is True
+    assert f"**Kept by `--force` although the check refused it:** {report['fault']}." in Path(
+        "merged/README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_an_adapter_that_moves_nothing_is_merged_with_a_warning(cli: Callable[..., Any]) -> None:
+    trained("delta", push=0.0)
+    done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", *FLAGS)
+    assert done.code == 0
+    assert "warning: the adapter moves nothing" in done.stderr
+    assert "Note: the adapter moves nothing" in Path("merged/README.md").read_text(encoding="utf-8")
+
+
+def test_the_number_format_is_the_one_asked_for(cli: Callable[..., Any]) -> None:
+    right, _ = trained("delta", push=0.2)
+    sizes, errors = {}, {}
+    for dtype in ("float16", "bfloat16", "float64"):
+        done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", dtype, "--dtype", dtype, "--json", *FLAGS)
+        assert done.code == 0, done.stderr
+        sizes[dtype] = Path(dtype, "model.safetensors").stat().st_size
+        errors[dtype] = json.loads(done.stdout)["figures"]["drift"]
+        assert json.loads(Path(dtype, "config.json").read_text())["dtype"] == dtype
+    assert sizes["float64"] > 3.9 * sizes["float16"]
+    assert errors["float64"] < 1e-5 < errors["float16"] < errors["bfloat16"] < 2e-2
+    assert relative(logits(plain("float16")), right) < 2e-3
+    done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--dtype", "int7", *FLAGS)
+    assert done.code == 2
+    assert "--dtype takes a number format, got 'int7'" in done.stderr
+    done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--max-drift", "nan", *FLAGS)
+    assert "--max-drift takes a number above 0, got nan" in done.stderr
+
+
+# ------------------------------------------------------------------------------------- before weights are read
+
+
+def test_what_cannot_be_merged_is_refused_before_weights_are_read(
+    model_directory: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    saved = Path("adapter")
+    saved.mkdir()
+    asked = ("merge", model_directory, "--adapter-path", saved, "--output", "merged", *FLAGS)
+    done = cli(*asked, "--adapter", "delta-kept")
+    assert done.code == 3
+    assert "--adapter delta-kept cannot be merged: it is no change of the model's weights" in done.stderr
+    assert "smollm3 generate RUN" in done.stderr
+    done = cli(*asked, "--adapter", "delta", "--quant", "sealed")
+    assert done.code == 3
+    assert (
+        "merging --adapter delta needs operations that --quant sealed does not provide on cpu: read-weight "
+        "(its codes stay on the accelerator)" in done.stderr
+    )
+    done = cli(*asked)
+    assert done.code == 6
+    assert "does not say which adapter it holds" in done.stderr
+    for words, message in (
+        (("--adapter", "delta", "--requantize", "none"), "--requantize none: this quantizer writes no checkpoints"),
+        (("--adapter", "delta", "--requantize", "roundng"), "did you mean 'rounding'?"),
+        (("--adapter", "delta", "--requantize", "rounding", "--requantize-opt", "bits=9"), "--requantize-opt bits"),
+        (("--adapter", "delta", "--requantize", "rounding-rows"), "needs calibration rows, and there are none"),
+        (("--adapter", "delta", "--requantize-opt", "bits=4"), "--requantize-opt goes with --requantize"),
+        (("--adapter", "delta", "--keep-dense", "d"), "--keep-dense goes with --requantize"),
+    ):
+        done = cli(*asked, *words)
+        assert done.code in (2, 3), done.stderr
+        assert message in done.stderr
+    done = cli("merge", model_directory, "--output", "merged")
+    assert "is not a run, so the adapter must be named" in done.stderr
+    done = cli("merge", model_directory, "--adapter-path", saved)
+    assert "a directory for the merged model must be named" in done.stderr
+    assert nothing_at(Path("merged"))
+
+
+def test_merging_needs_reading_and_training_does_not() -> None:
+    registry = discover(Wanted.of(FILES))
+    adapter = choose(registry, ADAPTER, "delta", {}).chosen
+    sealed = choose(registry, QUANTIZER, "sealed", {}).chosen
+    assert Op.READ_WEIGHT not in needed(adapter, Purpose.TRAIN)
+    assert needed(adapter, Purpose.MERGE) == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
+    assert pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.TRAIN)) is None
+    problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
+    assert isinstance(problem, IncompatibleError)
+    kept = Chosen(spec=AdapterSpec(name="kept", summary="", factory="x:Y", merges=False), options=None)
+    assert pair_problem(registry, sealed, kept, Env(device="cpu", purpose=Purpose.INFER)) is None
+
+
+@pytest.mark.plugins
+def test_a_method_without_a_merge_is_refused(cli: Callable[..., Any]) -> None:
+    load_model("tiny", adapter="prompt-tuning", purpose="train").save(Path("adapter"))
+    done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged")
+    assert done.code == 3
+    assert "--adapter prompt-tuning cannot be merged" in done.stderr
+
+
+def test_an_adapter_of_other_weights_is_refused_and_any_base_allows_it(cli: Callable[..., Any]) -> None:
+    trained("delta", "rows-int8")
+    asked = ("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", "--quant", "none", *FLAGS)
+    done = cli(*asked)
+    assert done.code == 6
+    assert "was trained on other weights than those of 'tiny'" in done.stderr
+    assert nothing_at(Path("merged"))
+    done = cli(*asked, "--any-base")
+    assert done.code == 0
+    assert "warning: the adapter was trained on other weights than those of this base" in done.stderr
+    assert "trained on the base" not in Path("merged/README.md").read_text(encoding="utf-8")
+
+
+def test_nothing_of_a_user_is_overwritten(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
+    full = Path("full")
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    Path("file").write_text("mine")
+    asked = ("merge", "tiny", "--adapter-path", saved["delta"], *FLAGS)
+    assert "--output full is not empty" in cli(*asked, "--output", "full").stderr
+    assert "--output file is no directory" in cli(*asked, "--output", "file").stderr
+    again = ("--requantize", "rounding", "--output", "out", "--keep-dense")
+    assert "--keep-dense full is not empty" in cli(*asked, *again, "full").stderr
+    assert "name the same directory" in cli(*asked, *again, "out").stderr
+    assert (full / "mine.txt").read_text() == "mine" and Path("file").read_text() == "mine"
+    assert nothing_at(Path("out"))
+    Path("empty").mkdir()
+    assert cli(*asked, "--output", "empty").code == 0
+    assert Path("empty/model.safetensors").exists()
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from collections import namedtuple
+
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    (model / "model.safetensors").write_bytes(b"not weights")
+    config = json.loads((TINY / "config.json").read_text())
+    parameters = sum(p.numel() for p in plain(TINY).parameters())
+    assert output.count_parameters(config) == parameters
+    assert output.count_parameters({"model_type": "nothing-of-the-kind"}) is None
+    free = namedtuple("free", "total used free")(0, 0, 2 * parameters)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    Path("adapter").mkdir()
+    request = ModelRequest(ref=str(model), adapter_path=Path("adapter"), adapter=_named("delta"))
+    plan = plan_model(discover(Wanted.of(FILES)), request, build_context(Purpose.MERGE, "cpu", "auto", 0))
+    with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, and .* GB left"):
+        merge(plan, MergeSettings(output=tmp_path / "deep" / "merged"))
+    assert not (tmp_path / "deep").exists()
+
+
+def _named(name: str) -> Any:
+    from smollm3_finetune.config.schema import ComponentConfig
+
+    return ComponentConfig(name=name)
+
+
+# ------------------------------------------------------------------------------------------------ killed, and twice
+
+
+def files_in_partials(folder: Path) -> set[str]:
+    return {f.name for p in folder.glob("merged.partial-*") if p.is_dir() for f in list(p.iterdir())}
+
+
+MOMENTS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
+    ("the directory is there", lambda folder: any(folder.glob("merged.partial-*"))),
+    ("it is being checked", lambda folder: "generation_config.json" in files_in_partials(folder)),
+    ("its card is written", lambda folder: "README.md" in files_in_partials(folder)),
+)
+
+
+def test_a_killed_merge_leaves_nothing_at_its_output_and_the_next_one_completes(isolated: Path) -> None:
+    right, _ = trained("delta")
+    (isolated / "merged.partial-0").mkdir()
+    (isolated / "merged.partial-0" / "model.safetensors").write_bytes(b"half")
+    command = [sys.executable, "-m", "smollm3_finetune.main", "merge", "tiny", "--adapter-path", "adapter"]
+    command += ["--output", "merged", "--dtype", "float32", *FLAGS]
+    left = 0
+    for moment, is_now in MOMENTS:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=isolated)
+        until = time.monotonic() + 120
+        while process.poll() is None and not is_now(isolated):
+            assert time.monotonic() < until, moment
+            time.sleep(0.0005)
+        process.kill()
+        process.wait()
+        if (isolated / "merged").exists():  # it was quicker than this loop: then it is whole
+            assert relative(logits(plain(isolated / "merged")), right) <= EXACT, moment
+            shutil.rmtree(isolated / "merged")
+        left += any(isolated.glob("merged.partial-*"))
+    assert left >= 2, "the kills came too late to show anything"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=isolated, check=False)
+    assert done.returncode == 0, done.stderr
+    assert relative(logits(plain(isolated / "merged")), right) <= EXACT
+    assert sorted(p.name for p in isolated.iterdir() if p.name.startswith("merged")) == ["merged"]
+
+
+def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
+    there = tmp_path / "x [1]" / "merged"
+    with output.claimed(there):
+        live = there.with_name("merged.partial-live")
+        live.mkdir()
+        with pytest.raises(ConfigError, match="another process is writing to"), output.claimed(there):
+            pass
+        assert live.exists(), "what is under way is not swept"
+        code = (
+            "from pathlib import Path; from smollm3_finetune.output import claimed\n"
+            f"with claimed(Path({str(there)!r})): pass"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "another process is writing" in done.stderr
+    with output.claimed(there):
+        assert not live.exists()
+    assert not list(there.parent.iterdir())
+
+
+def test_a_directory_that_fills_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    there = tmp_path / "merged"
+    with output.partial(there) as path:
+        (path / "config.json").write_text("{}")
+        there.mkdir()
+        (there / "mine.txt").write_text("mine")
+        with pytest.raises(ConfigError, match="cannot be written now"):
+            output.publish(path, there)
+    assert [p.name for p in tmp_path.iterdir() if "merged" in p.name] == ["merged"]
+    assert (there / "mine.txt").read_text() == "mine"
+
+
+# ---------------------------------------------------------------------------------------------------- quantised again
+
+
+@pytest.mark.parametrize("quantizer", ["rounding", "rows-int8"])
+def test_the_merged_model_is_quantised_again_by_whoever_writes_checkpoints(
+    quantizer: str, cli: Callable[..., Any]
+) -> None:
+    right, moved = trained("delta", "rows-int8", push=0.2)
+    asked = ("merge", "tiny", "--adapter-path", "adapter", "--output", "eight", "--dtype", "float32", *FLAGS)
+    done = cli(*asked, "--requantize", quantizer, "--keep-dense", "dense", "--json")
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    dense = logits(plain("dense"))
+    assert relative(dense, right) <= EXACT
+    assert not json.loads(Path("dense/config.json").read_text()).get("quantization_config")
+    loaded = load_model("eight", plugins=FILES)
+    assert loaded.plan.quantizer.offer.spec.name == quantizer, "the checkpoint is recognised"
+    measured = relative(logits(loaded.model), dense)
+    assert 1e-5 < measured < 0.2 * moved
+    assert report["requantized"]["drift"] == pytest.approx(measured, rel=0.5)
+    assert report["output"] == "eight" and report["dense"] == "dense"
+    text = Path("eight/README.md").read_text(encoding="utf-8")
+    assert f"| the quantised checkpoint, with the merged model | {report['requantized']['drift']:.2g} |" in text
+    assert "quantised checkpoint" not in Path("dense/README.md").read_text(encoding="utf-8")
+    assert json.loads(Path("eight/merge.json").read_text())["requantized"] == report["requantized"]
+    reply = cli("generate", "eight", "--prompt", "What is 2?", "--max-new-tokens", "8", *FLAGS)
+    assert reply.code == 0, reply.stderr
+    assert sorted(p.name for p in Path().iterdir() if "partial" in p.name or "lock" in p.name) == []
+
+    done = cli(*asked[:5], "coarse", *FLAGS, "--requantize", quantizer, "--requantize-opt", "bits=3", "--json")
+    assert done.code == 0, done.stderr
+    coarse = json.loads(done.stdout)["requantized"]
+    assert coarse["options"] == {"bits": 3}
+    assert coarse["drift"] > 5 * report["requantized"]["drift"], "reported, and not a reason to refuse"
+    assert sorted(p.name for p in Path().iterdir()) == ["adapter", "coarse", "dense", "eight"]
+
+
+def test_calibration_rows_reach_the_quantizer_that_asks_for_them(tmp_path: Path, saved: dict[str, Path]) -> None:
+    asked: list[int] = []
+
+    def calibration() -> Sequence[Sequence[int]]:
+        asked.append(1)
+        return [[5, 6, 7], [8, 9]]
+
+    registry = discover(Wanted.of(FILES))
+    with pytest.raises(ConfigError, match="needs calibration rows"):
+        choose_requantizer(registry, "rounding-rows", {}, "cpu", None)
+    requantizer = choose_requantizer(registry, "rounding-rows", {"bits": 4}, "cpu", calibration)
+    context = build_context(Purpose.MERGE, "cpu", "auto", 0)
+    plan = plan_model(registry, ModelRequest(ref="tiny", adapter_path=saved["delta"]), context)
+    report = merge(plan, MergeSettings(output=tmp_path / "four"), requantizer, calibration)
+    assert asked == [1]
+    about = json.loads((tmp_path / "four" / "config.json").read_text())["quantization_config"]
+    assert about == {"quant_method": "rounding", "bits": 4, "tokens": 5}
+    assert report["requantized"]["options"] == {"bits": 4}
+
+
+# --------------------------------------------------------------------------------------------------------- the gate
+
+
+def test_the_prompts_are_fixed_and_many() -> None:
+    tokenizer = load_model().tokenizer
+    rows = gate.fixed_rows(tokenizer, 2048)
+    assert rows == gate.fixed_rows(tokenizer, 2048)
+    assert sum(map(len, rows)) >= 200
+    assert max(map(len, rows)) <= gate.ROW
+    assert all(0 <= i < 100 for row in gate.fixed_rows(tokenizer, 100) for i in row)
+    assert len({i for row in rows for i in row}) > 200
+
+
+def test_the_bounds_follow_the_number_formats_and_the_noise_of_the_base() -> None:
+    exact = gate.Limits.of("float32", "float32", 0.0, None)
+    assert (exact.dense, exact.merged, exact.excess) == (1e-4, 1e-4, 1e-4)
+    rounded = gate.Limits.of("float32", "bfloat16", 0.0, None)
+    assert rounded.merged == 1e-4, "rounding comes after the merge"
+    assert rounded.excess == gate.ROUNDING["bfloat16"]
+    assert gate.Limits.of("bfloat16", "float32", 0.0, None).merged == gate.ROUNDING["bfloat16"]
+    assert gate.Limits.of("float32", "float32", 0.1, None).excess == pytest.approx(2e-2, rel=0.01)
+    own = gate.Limits.of("float32", "bfloat16", 0.1, 1e-3)
+    assert (own.merged, own.excess) == (1e-3, 1e-3)
+
+
+def test_a_figure_that_is_no_number_is_a_fault() -> None:
+    limits = gate.Limits.of("float32", "float32", 0.0, None)
+    good = {"positions": 1, "moved": 0.1, "dense": 0.0, "merged": 1e-7, "base": 0.0, "drift": 1e-7}
+    assert gate.fault(gate.Figures(**good), limits, "q") is None
+    for name in ("dense", "merged", "drift"):
+        for bad in (float("nan"), float("inf"), 0.5):
+            assert gate.fault(gate.Figures(**{**good, name: bad}), limits, "q") is not None, (name, bad)
+    less = gate.Figures(**{**good, "base": 0.4, "drift": 0.3})
+    assert less.excess == 0.0
+    same = [torch.ones(2, 3)]
+    assert gate.drift(same, same) == 0.0
+    assert gate.drift([torch.ones(2, 3) * 1.5], same) == pytest.approx(0.5)
+
+
+def test_a_card_links_to_a_base_of_the_hub_only() -> None:
+    about = {
+        "title": "t", "model": "HuggingFaceTB/SmolLM3-3B", "quantizer": "none", "adapter": "scale",
+        "adapter_options": {"layers": ["a", "b"]}, "dtype": "bfloat16", "parameters": 12, "forced": False,
+        "fault": None, "warnings": [], "requantized": None, "own_base": True,
+        "figures": {"positions": 1, "moved": 0.5, "merged": 1e-7, "drift": None, "base": 0.0},
+    }  # fmt: skip
+    text = card(about)
+    assert "base_model: HuggingFaceTB/SmolLM3-3B" in text
+    assert "(layers=a,b), trained on the base as it is" in text
+    assert "| not a number |" in text
+    assert "base_model" not in card({**about, "model": "tiny"})
+    assert "trained on the base" not in card({**about, "own_base": None})
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    code = "import smollm3_finetune.cli.merge, smollm3_finetune.cli.target, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
