@@ -3,6 +3,7 @@
 nox                 lint, types and tests: the README's second command
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
+nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 """
 
 from __future__ import annotations
@@ -57,3 +58,9 @@ def real_model(session: nox.Session) -> None:
 def start_up(session: nox.Session) -> None:
     """The time of each help, as a ratio to `import click` measured in the same run."""
     session.run(sys.executable, "benchmarks/start_up.py", *session.posargs)
+
+
+@nox.session
+def quantizers(session: nox.Session) -> None:
+    """Perplexity of SmolLM2-135M by quantizer, and `smollm3 quantize` beside gptqmodel. About an hour."""
+    session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))

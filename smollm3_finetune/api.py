@@ -157,6 +157,8 @@ class QuantizerSpec(ComponentSpec):
     """Reasons for operations that are never provided, shown when an adapter needs one."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a `config.json` is that of a checkpoint which this quantizer wrote."""
+    marker_files: tuple[str, ...] = ()
+    """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantisation."""
     needs_calibration: bool = False
     """Whether it asks for `BuildContext.calibration()`."""
 
@@ -301,6 +303,10 @@ class ModelSource(Protocol):
     @property
     def fingerprint(self) -> str:
         """Identifies the weights: a Hub commit, or a hash of the files' contents."""
+        ...
+
+    def has_file(self, name: str) -> bool:
+        """Whether the checkpoint has a file of that name, without reading it."""
         ...
 
     def tokenizer(self) -> PreTrainedTokenizerBase: ...

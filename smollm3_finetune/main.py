@@ -6,6 +6,8 @@ This is the only place where errors are shown.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -21,11 +23,15 @@ from smollm3_finetune.errors import Problems, SmolLM3Error
 VERBS = {
     "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
     "generate": ("smollm3_finetune.cli.generate:generate", "Answer a prompt with a run or a model."),
+    "merge": ("smollm3_finetune.cli.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
+    "quantize": ("smollm3_finetune.cli.quantize:quantize", "Write a quantised checkpoint of a model."),
     "data": ("smollm3_finetune.cli.data:data", "Show what training rows become: text, tokens, mask, counts."),
     "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show the installed plugins and what they offer."),
     "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
 }
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
 EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
 
 
@@ -45,6 +51,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
+        _quiet_libraries()
         module, _, name = VERBS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
@@ -85,11 +92,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = cli.main(
             args=list(argv) if argv is not None else None, prog_name="smollm3", standalone_mode=False, obj=state
         )
+        sys.stdout.flush()
     except click.exceptions.Abort:
         _say("interrupted")
         sys.exit(130)
     except click.ClickException as e:
-        e.show()
+        with contextlib.suppress(OSError):  # nobody can be told
+            e.show()
         sys.exit(e.exit_code)
     except SmolLM3Error as e:
         _show(e, state)
@@ -97,10 +106,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read has read enough
+        _drop_output()
         sys.exit(141)
     except Exception as e:
+        if isinstance(e, OSError) and e.errno in FULL:
+            _drop_output()
+            _show(SmolLM3Error(f"nothing more can be written: {e.strerror}", hint=FULL_HINT), state)
+            sys.exit(SmolLM3Error.exit_code)
         if state.debug:
             raise
         first = next(iter(str(e).strip().splitlines()), "")
@@ -110,8 +123,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _drop_output() -> None:
+    """What still waits to be written to standard output goes nowhere, so that Python does not fail over it again."""
+    with contextlib.suppress(OSError, ValueError):  # it has no file descriptor, or is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _quiet_libraries() -> None:
+    """What libraries merely note is not for users: of others only errors are shown, of this project warnings too.
+
+    torchao, where it is installed, has torch say two lines through this logger whenever transformers looks for it.
+    """
+    import logging
+
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("smollm3_finetune").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
 def _say(text: str) -> None:
-    click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
+    with contextlib.suppress(OSError):  # nobody can be told
+        click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
 
 
 def _show(error: SmolLM3Error, state: State) -> None:
@@ -120,10 +152,11 @@ def _show(error: SmolLM3Error, state: State) -> None:
 
         traceback.print_exception(error)
     several: tuple[Any, ...] = error.problems if isinstance(error, Problems) else (error,)
-    for one in several:
-        click.echo(f"{click.style('error', fg='red', bold=True)}: {one.message}", err=True)
-        if one.hint:
-            click.echo(f"  {click.style('hint', fg='cyan')}: {one.hint}", err=True)
+    with contextlib.suppress(OSError):  # nobody can be told
+        for one in several:
+            click.echo(f"{click.style('error', fg='red', bold=True)}: {one.message}", err=True)
+            if one.hint:
+                click.echo(f"  {click.style('hint', fg='cyan')}: {one.hint}", err=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Names and options come first, then pairing, packages and hardware; independent p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
 from smollm3_finetune.options import build
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems
-from smollm3_finetune.saved import SavedAdapter
+from smollm3_finetune.saved import SavedAdapter, read_calibration
 
 T = TypeVar("T")
 NO_QUANTIZER = "none"
@@ -129,13 +129,21 @@ def _model_hint(ref: str, registry: Registry) -> str:
     return "--model tiny (embedded), --model HuggingFaceTB/SmolLM3-3B (a Hub id), or --model DIRECTORY"
 
 
-def choose_quantizer(registry: Registry, request: ModelRequest, config: Mapping[str, Any], origin: str) -> Choice:
+def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
+    """The quantizers that recognise a checkpoint: by its `config.json`, or where that is silent by another file."""
+    found = registry.claiming(QUANTIZER, source.config)
+    if found or "quantization_config" in source.config:
+        return found
+    return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
+
+
+def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSource) -> Choice:
     """The named quantizer, or the one that claims the checkpoint, or none.
 
     Raises IncompatibleError where the checkpoint is already quantised by another method than the named one.
     """
-    named = request.quant.name
-    claiming = registry.claiming(QUANTIZER, config)
+    named, origin = request.quant.name, request.ref
+    claiming = claiming_quantizers(registry, source)
     if named is not None:
         choice = choose(registry, QUANTIZER, named, request.quant.options, request.origins)
         other = [o for o in claiming if o.full_name != choice.offer.full_name]
@@ -193,7 +201,7 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
     assert loader is not None
     assert source is not None
     assert config is not None
-    quantizer = choose_quantizer(registry, request, config, request.ref)
+    quantizer = choose_quantizer(registry, request, source)
     unread = _unclaimed(config, quantizer, request.ref)
     if unread is not None:
         raise unread
@@ -204,6 +212,12 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
             problem = pair_problem(registry, quantizer.chosen, adapter.chosen, env)
             collect.problems += [problem] if problem is not None else []
     collect.finish()
+    for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
+        bare = (named or "").rpartition(":")[2]
+        if choice is not None and bare in choice.offer.spec.aliases:
+            context.progress.say(f"{choice.offer.kind.flag} {bare} is another name of {choice.offer.spec.name!r}")
+    if saved is not None and (calibrated := saved.calibration) is not None:
+        context = replace(context, calibration=lambda: read_calibration(calibrated))
     return ModelPlan(
         ref=request.ref,
         source=source,
@@ -230,8 +244,6 @@ def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelReque
     """A saved adapter states its method and the quantizer of its base; what the user names wins."""
     if saved is None:
         return request
-    from dataclasses import replace
-
     if request.adapter is None or request.adapter.name is None:
         request = replace(request, adapter=saved.adapter)
     if request.quant.name is None and saved.quant is not None:

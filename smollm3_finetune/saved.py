@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
 
 FILE = "smollm3.json"
+CALIBRATION = "calibration.json"
+"""In a run's directory: the token ids on which its quantizer calibrated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,12 @@ class SavedAdapter:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
 
+    @property
+    def calibration(self) -> Path | None:
+        """The calibration of the run whose adapter or checkpoint this is, where there is one."""
+        places = (self.path.parent, self.path.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
+        return next((place / CALIBRATION for place in places if (place / CALIBRATION).is_file()), None)
+
     def write(self, versions: Mapping[str, str]) -> None:
         """Write the description; `versions` are those of the distributions that made the adapter."""
         about = {
@@ -59,6 +67,21 @@ class SavedAdapter:
             "versions": dict(versions),
         }
         (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
+    (run / CALIBRATION).write_text(json.dumps({"input_ids": [list(row) for row in ids]}) + "\n", encoding="utf-8")
+
+
+def read_calibration(file: Path) -> list[list[int]]:
+    """Token ids. Raises ModelError where the file is damaged."""
+    try:
+        ids: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))["input_ids"]
+        if not all(isinstance(i, int) for row in ids for i in row):
+            raise TypeError("input_ids must be lists of integers")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
+    return ids
 
 
 def _component(value: Mapping[str, Any]) -> ComponentConfig:

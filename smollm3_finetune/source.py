@@ -66,6 +66,9 @@ class DirectorySource:
     def fingerprint(self) -> str:
         return self.known_fingerprint or content_fingerprint(self.directory)
 
+    def has_file(self, name: str) -> bool:
+        return (self.directory / name).is_file()
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from smollm3_finetune.hf_calls import load_tokenizer
 

@@ -50,6 +50,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """The rows on which a quantizer calibrates, where it does."""
+
+    path: str | tuple[str | dict[str, Any], ...] | None = option(
+        None, "Rows of their own, given as data.path is; none: the run's training rows."
+    )
+    rows: int = option(128, "How many rows, chosen by the seed.", ge=1, le=1_000_000)
+    length: int = option(512, "What is used of each row, in tokens.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -88,6 +99,9 @@ class RunConfig:
     objective: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What training minimises."})
     formatter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How rows are read."})
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The rows."})
+    calibration: CalibrationConfig = field(
+        default_factory=CalibrationConfig, metadata={"help": "The rows on which a quantizer calibrates."}
+    )
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "The training loop."})
     output: str | None = option(None, "Directory of the run; none: a fresh one under runs/.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
@@ -99,4 +113,4 @@ class RunConfig:
 
 
 COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter")
-PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "train": TrainConfig}
+PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "calibration": CalibrationConfig, "train": TrainConfig}

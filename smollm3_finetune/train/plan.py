@@ -11,11 +11,14 @@ from typing import Any
 from smollm3_finetune.api import BuildContext, Purpose, options_dict
 from smollm3_finetune.config.load import Loaded, Setting, assemble
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, DataConfig, RunConfig
+from smollm3_finetune.context import context_of, yarn_problem
 from smollm3_finetune.data.render import RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
+from smollm3_finetune.data.template import check_syntax
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
 
@@ -32,6 +35,8 @@ class RunPlan:
     rows: Rows
     survey: Survey
     render: RenderOptions
+    calibration: Rows | None
+    """Rows of their own to calibrate on; None: the training rows."""
 
 
 def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoint: Path | None = None) -> RunPlan:
@@ -56,6 +61,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     )
     collect.run(lambda: render_options(config.data))
     rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
+    calibration = collect.run(lambda: calibration_rows(registry, config))
     survey = collect.run(lambda: rows.survey(context.progress)) if rows is not None else None
     model = collect.run(lambda: plan_model(registry, request, context))
     collect.finish()
@@ -66,14 +72,17 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     formatters = [s.formatter for s in rows.sources]
     components = [c for c in (*formatters, model.loader, model.quantizer, model.adapter, objective) if c is not None]
     settled = with_suggestions(loaded, components)
+    if checkpoint is None:  # a resumed run keeps its data.max_length
+        check_length(settled, model)
     return RunPlan(
-        config=_resolved(settled.config, model, objective, rows),
+        config=_resolved(settled.config, model, objective, rows, calibration),
         origins=settled.origins,
         model=model,
         objective=objective,
         rows=rows,
         survey=survey,
         render=render_options(settled.config.data),
+        calibration=calibration,
     )
 
 
@@ -85,20 +94,42 @@ def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str])
     return Rows(sources=tuple(sources), seed=config.seed, held_out=config.data.held_out)
 
 
+def calibration_rows(registry: Registry, config: RunConfig) -> Rows | None:
+    """The rows of `calibration.path`, each source with the formatter that recognises it; None where there is none."""
+    if config.calibration.path is None:
+        return None
+    sources = [with_formatter(registry, s, None, None) for s in find_sources(config.calibration.path)]
+    return Rows(sources=tuple(sources), seed=config.seed, held_out=0.0)
+
+
 def render_options(data: DataConfig) -> RenderOptions:
     """How the configuration asks for conversations to be rendered. Raises ConfigError for a template or a date."""
     template = None
     if data.template is not None:
         try:
-            template = Path(data.template).expanduser().read_text(encoding="utf-8")
+            template = user_path(data.template, "data.template").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"the chat template data.template={data.template} cannot be read: {e}") from e
+        check_syntax(template, data.template)
     if data.date is not None:
         try:
             datetime.date.fromisoformat(data.date)
         except ValueError as e:
             raise ConfigError(f"data.date: expected YYYY-MM-DD, got {data.date!r}") from e
     return RenderOptions(template=template, enable_thinking=data.enable_thinking, history=data.history, date=data.date)
+
+
+def check_length(loaded: Loaded, model: ModelPlan) -> None:
+    """Raises ConfigError where `data.max_length` is more than the model takes."""
+    wanted, room = loaded.config.data.max_length, context_of(model.source.config)
+    if room is None or wanted <= room:
+        return
+    stretch = hasattr(model.loader.options, "context") and yarn_problem(model.source.config, model.ref) is None
+    default = "" if "data.max_length" in loaded.origins else " (the default)"
+    raise ConfigError(
+        f"data.max_length={wanted}{default} is more than the {room} tokens that {model.ref!r} takes",
+        hint=f"--loader-opt context={wanted} (YaRN), or --max-length {room}" if stretch else f"--max-length {room}",
+    )
 
 
 def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
@@ -116,7 +147,9 @@ def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
     return assemble([*layers, loaded.settings])
 
 
-def _resolved(config: RunConfig, model: ModelPlan, objective: Choice, rows: Rows) -> RunConfig:
+def _resolved(
+    config: RunConfig, model: ModelPlan, objective: Choice, rows: Rows, calibration_from: Rows | None
+) -> RunConfig:
     """Full names and complete options in every component section, so that the run can be repeated as it was."""
 
     def section(choice: Choice) -> ComponentConfig:
@@ -130,11 +163,15 @@ def _resolved(config: RunConfig, model: ModelPlan, objective: Choice, rows: Rows
     data = replace(
         config.data,
         path=_resolved_path(config.data.path, rows),
-        template=str(Path(template).expanduser().resolve()) if template is not None else None,
+        template=str(user_path(template).resolve()) if template is not None else None,
     )
+    calibration = config.calibration
+    if calibration_from is not None:
+        calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from))
     changes: dict[str, Any] = {
         **{kind.section: section(choice) for kind, choice in chosen.items()},
         "data": data,
+        "calibration": calibration,
         "device": model.context.device,
         "dtype": model.context.dtype,
     }
@@ -145,7 +182,7 @@ def _resolved_path(path: Any, rows: Rows) -> Any:
     """`data.path` with absolute paths; of several sources each names its formatter."""
 
     def absolute(text: str) -> str:
-        return text if any(s.source.hub == text for s in rows.sources) else str(Path(text).expanduser().absolute())
+        return text if any(s.source.hub == text for s in rows.sources) else str(user_path(text).absolute())
 
     if path is None or isinstance(path, str):
         return path and absolute(path)

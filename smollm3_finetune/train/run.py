@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
 from smollm3_finetune.compat import refined
+from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer, check_template
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokens import Tokens, tokenise
@@ -20,6 +21,7 @@ from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.registry import Registry
+from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.evaluate import Loss, held_out_loss
 from smollm3_finetune.train.plan import RunPlan
@@ -57,8 +59,12 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
         display.say(summary(plan, tokens, steps, run))
+    calibration = None
+    if checkpoint is None:  # a resumed run has the one that it kept, from the plan
+        calibration = run_calibration(plan, tokens, renderer)
+        plan = replace(plan, model=replace(plan.model, context=replace(context, calibration=calibration)))
     try:
-        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, collate, steps, args)
+        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, collate, steps, args, calibration)
     except BaseException:
         if main and checkpoint is None:
             run.discard_unstarted()
@@ -80,6 +86,7 @@ def _carried_out(
     collate: Callable[[list[dict[str, Any]]], Any],
     steps: int,
     args: Any,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
@@ -90,6 +97,8 @@ def _carried_out(
     main = _is_main_process()
     transformers.set_seed(plan.config.seed)
     loaded = compose(plan.model, made=made, total_steps=steps)
+    if main and calibration is not None and calibration.used is not None:
+        write_calibration(calibration.used, run.path)
     batch = plan.config.train.batch_size
     prompt, mode = sample_prompt(plan, renderer)
 
@@ -108,6 +117,8 @@ def _carried_out(
     callback = RunCallback(loaded, run.metrics, display)
     trainer = make_trainer(loaded, objective, tokens.train, collate, args, callback)
     loaded.model.train()
+    if main and checkpoint is not None:
+        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -128,9 +139,18 @@ def _carried_out(
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),
+        "enable_thinking": mode.get("enable_thinking"),
         "before": before,
         "after": after,
     }
+
+
+def run_calibration(plan: RunPlan, tokens: Tokens, renderer: Renderer) -> Calibration:
+    """Calibration rows for the quantizer, should it ask."""
+    config, own = plan.config.calibration, plan.calibration
+    if own is not None:
+        return Calibration(lambda: from_rows(own, renderer, config))
+    return Calibration(lambda: from_examples(tokens.train, config, plan.config.seed))
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:

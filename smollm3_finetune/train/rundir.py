@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.paths import user_path
+from smollm3_finetune.saved import CALIBRATION
 
 RUNS = Path("runs")
 
@@ -63,7 +66,7 @@ class RunDir:
         Raises ConfigError where `output` holds anything already: nothing of a user's is overwritten.
         """
         if output is not None:
-            path = Path(output).expanduser()
+            path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
             if path.is_dir() and any(path.iterdir()):
@@ -80,7 +83,7 @@ class RunDir:
     @classmethod
     def existing(cls, path: str | Path) -> RunDir:
         """A run that is there. Raises ModelError where it is none."""
-        run = cls(Path(path).expanduser())
+        run = cls(user_path(path, "the run"))
         if not str(path).strip() or not run.config.exists():
             raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="runs lie under runs/")
         return run
@@ -102,7 +105,7 @@ class RunDir:
         """Take a run back that failed before its first step, so that the same command can be given again."""
         if self.metrics.exists() or self.adapter.exists() or any(self.checkpoints.glob("checkpoint-*")):
             return
-        for file in (self.config, self.versions):
+        for file in (self.config, self.versions, self.path / CALIBRATION):
             file.unlink(missing_ok=True)
         for directory in (self.checkpoints, self.path):
             with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else
@@ -120,11 +123,44 @@ class RunDir:
             raise ModelError(
                 f"{self.path} has no checkpoint to resume from", hint="write some with --set train.save_every=100"
             )
-        return max(found, key=lambda c: int(c.name.rpartition("-")[2]))
+        newest = max(found, key=lambda c: int(c.name.rpartition("-")[2]))
+        check_checkpoint(newest, alone=len(found) == 1)
+        return newest
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again, and a last one that was cut short."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(f"{line}\n")
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self.metrics)
 
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
+    """Raises ModelError, naming the file, where one that resuming reads was cut short or is damaged.
+
+    Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory stands at its end.
+    """
+    hint = f"rm -r {checkpoint}" + ("" if alone else ", and the checkpoint before it is used")
+    state = checkpoint / "trainer_state.json"
+    try:
+        about = json.loads(state.read_text(encoding="utf-8"))
+        if not isinstance(about["global_step"], int) or not isinstance(about["log_history"], list):
+            raise TypeError("global_step must be a number and log_history a list")
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise ModelError(f"{state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
+    for file in sorted((*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth"))):
+        if not zipfile.is_zipfile(file):
+            raise ModelError(f"{file} is damaged: it was cut short or is no file of torch", hint=hint)
 
 
 def file_hash(path: str | Path) -> str:

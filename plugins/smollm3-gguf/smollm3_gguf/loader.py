@@ -75,6 +75,10 @@ class GgufSource:
         """Of the file's content and the dtype of the copy: the same for every version of the tools."""
         return fingerprint("gguf", self._sha256, self.options.dtype)
 
+    def has_file(self, name: str) -> bool:
+        """Never: of what a checkpoint may hold, a GGUF file is none."""
+        return False
+
     @cached_property
     def _converted(self) -> ModelSource:
         return directory_source(self.path, ref=self.ref, fingerprint=self.fingerprint)

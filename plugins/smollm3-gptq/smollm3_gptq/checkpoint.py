@@ -1,0 +1,196 @@
+"""What a GPTQ checkpoint says of itself: gptqmodel's, AutoGPTQ's and optimum's, of formats v1 and v2.
+
+Checkpoints that AutoGPTQ wrote keep their description in `quantize_config.json` or name their weights
+`gptq_model-4bit-128g.safetensors`; transformers and gptqmodel load neither. `view` shows any of them under the names
+that transformers expects, through links in a temporary directory; the original is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource
+from smollm3_gptq.options import GPTQOptions
+
+DESCRIPTION = "quantize_config.json"
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+FORMATS = {"gptq": True, "gptq_v2": False}
+"""Name of a format to whether zero points are stored less one."""
+WORD = 32
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantised layer of a checkpoint."""
+
+    in_features: int
+    out_features: int
+    bits: int
+    bias: bool
+    """Whether it has one that is not zero; AutoGPTQ writes zeros for layers without."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A GPTQ checkpoint on disk."""
+
+    directory: Path
+    description: Mapping[str, Any]
+    zeros_less_one: bool
+    files: tuple[Path, ...]
+
+    def layers(self) -> dict[str, Layer]:
+        """The quantised layers by name, from the headers of the files. Raises ModelError where one is not whole."""
+        shapes: dict[str, list[int]] = {}
+        biased: set[str] = set()
+        for file in self.files:
+            with _opened(file) as tensors:
+                names = list(tensors.keys())
+                quantised = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
+                for name in names:
+                    layer, _, part = name.rpartition(".")
+                    if part in PARTS:
+                        shapes[name] = tensors.get_slice(name).get_shape()
+                    elif part == "bias" and layer in quantised and bool(tensors.get_tensor(name).any()):
+                        biased.add(layer)
+        found = {}
+        for layer in sorted(n.removesuffix(".qweight") for n in shapes if n.endswith(".qweight")):
+            missing = [p for p in PARTS[:3] if f"{layer}.{p}" not in shapes]
+            if missing:
+                raise ModelError(f"{self.directory}: the quantised layer {layer} has no {', '.join(missing)}")
+            words, out_features = shapes[f"{layer}.qweight"]
+            bits = int(self.description["bits"])
+            in_features = shapes[f"{layer}.g_idx"][0] if f"{layer}.g_idx" in shapes else words * WORD // bits
+            found[layer] = Layer(in_features, out_features, words * WORD // in_features, layer in biased)
+        if not found:
+            raise ModelError(f"{self.directory} says that it is a GPTQ checkpoint, and holds no quantised layer")
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(layer, its tensors by part), one layer in memory at a time; g_idx is made up where none is stored."""
+        import torch
+
+        where = {}
+        for file in self.files:
+            with _opened(file) as tensors:
+                where.update(dict.fromkeys(tensors.keys(), file))
+        for name in sorted(n for n in where if n.endswith(".qweight")):
+            layer = name.removesuffix(".qweight")
+            parts = {}
+            for part in PARTS:
+                stored = f"{layer}.{part}"
+                if stored in where:
+                    with _opened(where[stored]) as tensors:
+                        parts[part] = tensors.get_tensor(stored)
+            if "g_idx" not in parts:
+                size = int(self.description["group_size"])
+                features = len(parts["qweight"]) * WORD // int(self.description["bits"])
+                parts["g_idx"] = torch.arange(features, dtype=torch.int32) // (size if size > 0 else features)
+            yield layer, parts
+
+
+def described(source: ModelSource) -> Mapping[str, Any] | None:
+    """How a checkpoint says that it was quantised; None for a full-precision one. Reads no weights.
+
+    Raises IncompatibleError for one that another method quantised or that is packed for one kernel.
+    """
+    stored = source.config.get("quantization_config")
+    if stored is None and source.has_file(DESCRIPTION):
+        try:
+            stored = json.loads((source.path / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{source.ref!r}: {DESCRIPTION} cannot be read: {e}") from e
+    if stored is None:
+        return None
+    method = stored.get("quant_method", "gptq") if isinstance(stored, Mapping) else None
+    if not isinstance(stored, Mapping) or method != "gptq":
+        raise IncompatibleError(
+            f"gptq cannot load {source.ref!r}: its weights are already quantised by {method}",
+            hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
+        )
+    layout = stored.get("checkpoint_format") or stored.get("format") or "gptq"
+    if stored.get("is_marlin_format") or layout not in FORMATS:
+        packing = layout if layout not in FORMATS else "marlin"
+        raise IncompatibleError(
+            f"gptq cannot load {source.ref!r}: its weights are packed as {packing}, for one kernel",
+            hint="name the checkpoint of format gptq that it was made from",
+        )
+    if (packed := str(stored.get("pack_dtype", "int32"))) != "int32":
+        raise IncompatibleError(f"gptq cannot load {source.ref!r}: its codes are packed in {packed}, not in int32")
+    missing = [k for k in ("bits", "group_size") if not isinstance(stored.get(k), int)]
+    if missing or stored["bits"] not in (2, 3, 4, 8):
+        what = f"{missing[0]} is missing" if missing else f"{stored['bits']} bits are not 2, 3, 4 or 8"
+        raise ModelError(f"gptq cannot load {source.ref!r}: {what} in its quantization config")
+    return stored
+
+
+def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
+    """Raise ConfigError where an option that was given says other than the quantised checkpoint does."""
+    defaults = {"desc_act": False, "sym": True}
+    wrong = []
+    for key in ("bits", "group_size", "desc_act", "sym"):
+        asked, has = getattr(options, key), stored.get(key, defaults.get(key))
+        if asked is not None and asked != has:
+            wrong.append(f"{key} is {json.dumps(asked)}, but the checkpoint has {json.dumps(has)}")
+    if wrong:
+        raise ConfigError(
+            f"gptq: {source.ref!r} is already quantised and cannot be quantised otherwise: {'; '.join(wrong)}",
+            hint="leave the option out, or name a full-precision checkpoint",
+        )
+
+
+def open_checkpoint(directory: Path, description: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in a directory. Raises ModelError where there are no weights in safetensors files."""
+    files = tuple(sorted(directory.glob("*.safetensors")))
+    if not files:
+        raise ModelError(
+            f"{directory} holds no weights (*.safetensors)",
+            hint="a GPTQ checkpoint in pickled .bin or .pt files has to be converted first",
+        )
+    layout = description.get("checkpoint_format") or description.get("format") or "gptq"
+    return Checkpoint(directory, description, FORMATS[str(layout)], files)
+
+
+@contextmanager
+def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iterator[Path]:
+    """A directory that shows the checkpoint under transformers' names, with another `quantization_config`."""
+    with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name:
+        shown = Path(name)
+        original = checkpoint.directory.resolve()
+        for file in original.iterdir():
+            if file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and file.name != "config.json":
+                (shown / file.name).symlink_to(file)
+        config = json.loads((original / "config.json").read_text(encoding="utf-8"))
+        config["quantization_config"] = dict(quantization_config)
+        (shown / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        for file in checkpoint.files:
+            (shown / _usual_name(file.name)).symlink_to(file.resolve())
+        for index in original.glob("*.safetensors.index.json"):
+            about = json.loads(index.read_text(encoding="utf-8"))
+            about["weight_map"] = {k: _usual_name(v) for k, v in about["weight_map"].items()}
+            target = shown / "model.safetensors.index.json"
+            target.unlink(missing_ok=True)
+            target.write_text(json.dumps(about), encoding="utf-8")
+        yield shown
+
+
+def _usual_name(file: str) -> str:
+    """The name under which transformers looks for a file of weights."""
+    part = re.search(r"-\d{5}-of-\d{5}\.safetensors$", file)
+    return f"model{part[0]}" if part else "model.safetensors"
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as e:
+        raise ModelError(f"{file} is damaged: {e}", hint="copy or download it again") from e

@@ -1,0 +1,49 @@
+"""Codes of few bits in 32-bit words, as GPTQ checkpoints hold them, and in bytes, as they are held in memory.
+
+In a checkpoint the codes of a column form one little-endian stream of bits through its words: with 3 bits a code may
+lie across two words. In memory each code has 2, 4 or 8 bits of a byte, along a row of the weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HELD_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+"""Bits of a code in a checkpoint to its bits in memory."""
+
+
+def unpack_words(words: Tensor, bits: int) -> Tensor:
+    """Codes (n · 32 / bits, m) as uint8 from int32 words (n, m), whose streams of bits run along the first axis."""
+    mask = (1 << bits) - 1
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
+        codes = torch.bitwise_right_shift(words[:, None, :], shifts[None, :, None]) & mask
+        return codes.to(torch.uint8).flatten(0, 1)
+    wide = words.to(torch.int64) & 0xFFFFFFFF
+    following = torch.cat([wide[1:], torch.zeros_like(wide[:1])])
+    pairs = wide | (following << 32)  # the sign bit may be set; what is shifted in stays above the mask
+    position = torch.arange(0, 32 * len(words) - bits + 1, bits, device=words.device)
+    codes = (pairs[position // 32] >> (position % 32)[:, None]) & mask
+    return codes.to(torch.uint8)
+
+
+def pack_bytes(codes: Tensor, bits: int) -> Tensor:
+    """Bytes (rows, ⌈n · bits / 8⌉) from codes (rows, n); `bits` of 2, 4 or 8, low bits first."""
+    each = 8 // bits
+    if codes.shape[1] % each:
+        codes = torch.nn.functional.pad(codes, (0, each - codes.shape[1] % each))
+    pieces = codes.reshape(codes.shape[0], -1, each)
+    packed = pieces[..., 0].clone()
+    for i in range(1, each):
+        packed |= pieces[..., i] << (bits * i)
+    return packed
+
+
+def unpack_bytes(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Codes (rows, columns) from the bytes that `pack_bytes` made."""
+    if bits == 8:
+        return packed
+    mask = (1 << bits) - 1
+    pieces = [(packed >> shift) & mask for shift in range(0, 8, bits)]
+    return torch.stack(pieces, dim=-1).flatten(1)[:, :columns]

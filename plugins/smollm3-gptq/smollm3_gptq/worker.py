@@ -1,0 +1,66 @@
+"""Quantising with gptqmodel, in a process of its own: `python -m smollm3_gptq.worker SPEC`.
+
+gptqmodel prints, patches transformers, safetensors and the environment and writes logs into the working directory.
+None of this reaches the process that trains. SPEC is a JSON file with what `Job` holds. Events go to the file
+descriptor in it as lines of JSON: `{"layers": n}`, `{"layer": i}`, `{"error": text}`, `{"done": true}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+TOO_SHORT = 10
+"""Calibration rows of at most so many tokens are left out by gptqmodel."""
+
+
+def main(spec: Path) -> int:
+    job = json.loads(spec.read_text(encoding="utf-8"))
+    events = os.fdopen(job["events"], "w", encoding="utf-8", buffering=1)
+
+    def tell(**event: Any) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _quantise(job, tell)
+    except BaseException as e:
+        lines = str(e).strip().splitlines()
+        tell(error=f"{type(e).__name__}: {lines[0] if lines else ''}".rstrip(": "))
+        raise
+    tell(done=True)
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of standard input and never writes: its end is the parent's end."""
+    os.read(0, 1)  # not through sys.stdin, whose lock must be free when Python ends
+    os._exit(1)
+
+
+def _quantise(job: dict[str, Any], tell: Any) -> None:
+    import torch
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    torch.manual_seed(job["seed"])
+    device = torch.device(job["device"])
+    model = GPTQModel.load(job["source"], QuantizeConfig(**job["options"], device=device))
+    tell(layers=int(model.model.config.get_text_config().num_hidden_layers))
+
+    class Telling:
+        def layer_complete(self, *, layer_idx: int, submodule_finalized: bool, **more: Any) -> None:
+            if submodule_finalized:
+                tell(layer=layer_idx)
+
+    model.layer_callback = Telling()
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in job["calibration"]]
+    model.quantize(rows, batch_size=1, calibration_data_min_length=TOO_SHORT)
+    model.save(job["out"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,70 @@
+"""`smollm3 quantize`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from smollm3_finetune.cli.common import composition_options, find_plugins, load_configuration, plugin_options
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", metavar="MODEL")
+@click.option("--output", required=True, metavar="DIR", help="The checkpoint's directory; empty or not there yet.")
+@composition_options
+@click.option("--data", multiple=True, metavar="PATH", help="Rows to calibrate on, as train takes them.")
+@click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")
+@click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
+@click.option("--seed", type=int, metavar="N", help="Decides which rows are calibrated on.")
+@click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")
+@click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+@plugin_options
+def quantize(model: str, output: str, as_json: bool, **values: Any) -> None:
+    """Write a quantised checkpoint of a full-precision model, with its tokenizer and a model card.
+
+    For quantizers that make checkpoints; others work while a model is loaded and need none. Rows to calibrate on are
+    chosen as `train` chooses them, so a run with the same rows and options finds the same weights.
+
+    \b
+    Examples:
+      smollm3 quantize HuggingFaceTB/SmolLM3-3B --quant gptq --data rows.jsonl --output smollm3-gptq
+      smollm3 quantize ./model --quant gptq --quant-opt bits=8 --set calibration.rows=64 --output model-8bit
+    """
+    from smollm3_finetune.paths import user_path
+
+    directory = user_path(output, "--output")
+    loaded = load_configuration({**values, "model": model})
+    registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
+    import transformers
+
+    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.model import build_context
+    from smollm3_finetune.progress import for_stream
+    from smollm3_finetune.quantize import plan_quantize
+    from smollm3_finetune.quantize import quantize as carry_out
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config = loaded.config
+    context = build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
+    report = carry_out(plan_quantize(registry, loaded, context, directory))
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report))
+
+
+def shown_quantized(report: Mapping[str, Any]) -> str:
+    """The end of a quantisation, for a person."""
+    lines = ["", f"quantizer      {report['quantizer']}"]
+    if report["calibration_rows"] is not None:
+        lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")
+    lines += [
+        f"weights        {report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB",
+        f"checkpoint     {report['output']}",
+        f"took           {report['seconds']} s",
+        "",
+        f"try it         smollm3 generate {report['output']} --prompt '…'",
+    ]
+    return "\n".join(lines)

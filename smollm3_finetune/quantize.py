@@ -1,0 +1,133 @@
+"""`smollm3 quantize`: a full-precision model written as a quantised checkpoint, by any quantizer that writes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose
+from smollm3_finetune.config.load import Loaded, plain
+from smollm3_finetune.data.calibration import Calibration
+from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.kinds import QUANTIZER
+from smollm3_finetune.merge.card import is_hub_id, shown_ref
+from smollm3_finetune.merge.written import copy_rest
+from smollm3_finetune.model import blamed_on
+from smollm3_finetune.output import check_vacant, claimed, partial, publish
+from smollm3_finetune.plan import Collector, ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.train.calibration import CalibrationPlan, plan_calibration
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizePlan:
+    """A quantisation, ready to be carried out."""
+
+    model: ModelPlan
+    quantizer: CheckpointQuantizer
+    output: Path
+
+
+def plan_quantize(registry: Registry, loaded: Loaded, context: BuildContext, output: Path) -> QuantizePlan:
+    """Everything that can be wrong is found here, before weights are read and before anything is written."""
+    config = loaded.config
+    if config.quant.name is None:
+        raise ConfigError("the quantizer must be named", hint=f"{QUANTIZER.flag} NAME; smollm3 plugins list shows them")
+    check_vacant("--output", output)
+    request = ModelRequest(
+        ref=config.model,
+        loader=config.loader,
+        quant=config.quant,
+        purpose=Purpose.QUANTIZE,
+        origins=loaded.origins,
+    )
+    collect = Collector()
+    model = collect.run(lambda: plan_model(registry, request, context))
+    calibration: CalibrationPlan | None = None
+    if model is None or getattr(model.quantizer.offer.spec, "needs_calibration", False):
+        calibration = collect.run(lambda: plan_calibration(registry, loaded, context))
+    collect.finish()
+    assert model is not None
+    made = model.quantizer.create()
+    if not isinstance(made, CheckpointQuantizer):
+        raise IncompatibleError(
+            f"{QUANTIZER.flag} {config.quant.name} writes no checkpoints, it works while a model is loaded",
+            hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
+        )
+    if calibration is not None:
+        model = replace(model, context=replace(model.context, calibration=calibration.ids(model)))
+    return QuantizePlan(model=model, quantizer=made, output=output)
+
+
+def quantize(plan: QuantizePlan) -> dict[str, Any]:
+    """Write the checkpoint with its tokenizer and a model card; returns the report.
+
+    The directory appears whole or not at all; what a killed process left is swept.
+    """
+    began = time.monotonic()
+    model = plan.model
+    with claimed(plan.output), partial(plan.output) as out:
+        with blamed_on(model.quantizer):
+            plan.quantizer.write(model.source, out, model.context)
+        model.source.tokenizer().save_pretrained(str(out))
+        copy_rest(model.source.path, out)
+        report = _report(plan, out)
+        (out / CARD).write_text(_card(report), encoding="utf-8")
+        publish(out, plan.output)
+    return {**report, "output": str(plan.output), "seconds": round(time.monotonic() - began, 1)}
+
+
+def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
+    model = plan.model
+    calibration = model.context.calibration
+    used = calibration.used if isinstance(calibration, Calibration) else None
+    return {
+        "model": shown_ref(model.ref),
+        "quantizer": model.quantizer.offer.spec.name,
+        "options": _stated(out) or plain(model.quantizer.options.__dict__),
+        "bytes_before": _weights(model.source.path),
+        "bytes": _weights(out),
+        "calibration_rows": None if used is None else len(used),
+        "calibration_tokens": None if used is None else sum(map(len, used)),
+        "versions": {c.offer.distribution: c.offer.version for c in (model.loader, model.quantizer)},
+    }
+
+
+def _stated(out: Path) -> dict[str, Any]:
+    """How the checkpoint itself says that it was quantised, simple values only."""
+    from smollm3_finetune.source import read_json
+
+    about = read_json(out / "config.json").get("quantization_config") or {}
+    return {k: v for k, v in about.items() if isinstance(v, int | float | str)}
+
+
+def _weights(directory: Path) -> int:
+    return sum(f.stat().st_size for f in directory.glob("*.safetensors"))
+
+
+def _card(report: Mapping[str, Any]) -> str:
+    """The text of the checkpoint's `README.md`."""
+    base = report["model"]
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if is_hub_id(base):
+        head += [f"base_model: {base}", "base_model_relation: quantized"]
+    head += ["tags:", "- smollm3-finetune", f"- {report['quantizer']}", "---"]
+    options = ", ".join(f"{k}={v}" for k, v in report["options"].items())
+    rows = [
+        ("base", f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{base}`"),
+        ("quantizer", f"`{report['quantizer']}` ({options})"),
+        ("weights", f"{report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB"),
+    ]
+    if report["calibration_rows"] is not None:
+        rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
+    return "\n".join(
+        [
+            *head, "", f"# {base.rpartition('/')[2]}, quantised by {report['quantizer']}", "",
+            "Written by `smollm3 quantize`.", "", "| | |", "|---|---|", *(f"| {n} | {t} |" for n, t in rows),
+        ]
+    ) + "\n"  # fmt: skip
