@@ -94,9 +94,15 @@ def _shown(events: Any, title: str, progress: Progress) -> str | None:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """gptqmodel's temporary files go into the scratch directory; on two cores it must be told of two workers."""
-    env = {**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
-    env.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, os.cpu_count() or 2)))
+    """gptqmodel's temporary files go into the scratch directory, and on two cores it must be told of two workers.
+
+    How many threads add up decides the last bits of a sum, and these which code a weight gets: the number is the
+    machine's and not that of the caller's OMP_NUM_THREADS, so that the same machine makes the same weights again.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    env = {**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(cores)}
+    env.pop("MKL_NUM_THREADS", None)
+    env.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, cores)))
     return env
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -25,7 +26,7 @@ def main(spec: Path) -> int:
     def tell(**event: Any) -> None:
         print(json.dumps(event), file=events, flush=True)
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=[spec.parent], daemon=True).start()
     try:
         _quantise(job, tell)
     except BaseException as e:
@@ -36,9 +37,10 @@ def main(spec: Path) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(scratch: Path) -> None:
     """The parent holds the other end of standard input and never writes: its end is the parent's end."""
     os.read(0, 1)  # not through sys.stdin, whose lock must be free when Python ends
+    shutil.rmtree(scratch, ignore_errors=True)  # gptqmodel's temporary files are as large as the model
     os._exit(1)
 
 
