@@ -4,6 +4,7 @@ nox                 lint, types and tests: the README's second command
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
+nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
 from __future__ import annotations
@@ -65,3 +66,9 @@ def start_up(session: nox.Session) -> None:
 def quantizers(session: nox.Session) -> None:
     """Perplexity of SmolLM2-135M by quantizer, and `smollm3 quantize` beside gptqmodel. About an hour."""
     session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def data_memory(session: nox.Session) -> None:
+    """Memory and time of the data path for 10 000 to 1 000 000 rows. About half an hour."""
+    session.run(sys.executable, "benchmarks/data_memory.py", *session.posargs)
