@@ -41,19 +41,27 @@ def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
 def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     """The causal language model in `directory`; its `name_or_path` is `ref`, what the user typed.
 
-    Raises ModelError where the weights are missing or transformers does not know the architecture.
+    Raises ModelError where weights are missing, which transformers would make up at random, or where it does not know
+    the architecture.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(directory), **{"trust_remote_code": False, **kwargs}
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(directory), **{"trust_remote_code": False, **kwargs, "output_loading_info": True}
         )
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",
             hint="custom code needs --loader-opt trust_remote_code=true; pickled weights --loader-opt pickle=true",
         ) from e
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ModelError(
+            f"the checkpoint {ref!r} has no weights for {missing[0]}{more}",
+            hint="it is not complete, or of another architecture than its config.json says",
+        )
     model.config._name_or_path = ref
     model.name_or_path = ref
     return model

@@ -53,12 +53,12 @@ class GPTQQuantizer:
         if stored is not None:
             refuse_contradictions(source, stored, self.options)
             checkpoint = open_checkpoint(source.path, stored)
-            identity = source.fingerprint
+            identity = _digest(source.path)
         else:
             directory = self._quantised(source, ctx)
             checkpoint = open_checkpoint(directory, _description(directory))
             identity = (directory / DIGEST).read_text(encoding="utf-8")
-        base = fingerprint(KIND, identity)
+        base = fingerprint(KIND, identity, _rope_scaling(source.config))
         if self.options.kernel == "gptqmodel":
             return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base)
         from smollm3_gptq.linear import ops_in
@@ -153,6 +153,12 @@ def _description(directory: Path) -> Mapping[str, Any]:
         "quantization_config"
     ]
     return description
+
+
+def _rope_scaling(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How a model's positions are stretched, where they are: with the same weights it is another base."""
+    about = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return about if about.get("rope_type", about.get("type", "default")) != "default" else None
 
 
 def _digest(directory: Path) -> str:

@@ -1,0 +1,317 @@
+"""Checkpoints that are quantised already: how they are recognised, what is refused before weights, what loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from smollm3_gptq import claims
+from smollm3_gptq.options import GPTQOptions
+from smollm3_gptq.quantizer import GPTQQuantizer
+
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, SmolLM3Error, directory_source
+from smollm3_finetune.model import load_model
+from smollm3_finetune.testing import relative_error
+
+DESCRIPTION = "quantize_config.json"
+V1 = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+
+
+def hashes(directory):
+    files = [f for f in sorted(directory.rglob("*")) if f.is_file()]
+    return {str(f.relative_to(directory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def altered(directory, **changes):
+    """Change `quantization_config`; None takes a key away."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    for key, value in changes.items():
+        if value is None:
+            config["quantization_config"].pop(key, None)
+        else:
+            config["quantization_config"][key] = value
+    file.write_text(json.dumps(config))
+    return directory
+
+
+def only_described_beside(directory):
+    """Move the description out of config.json, to where AutoGPTQ before 0.5 had it."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    (directory / DESCRIPTION).write_text(json.dumps(config.pop("quantization_config")))
+    file.write_text(json.dumps(config))
+    return directory
+
+
+def split(directory, prefix):
+    """Two files of weights and an index, named as AutoGPTQ named them."""
+    (file,) = directory.glob("*.safetensors")
+    tensors = load_file(file)
+    file.unlink()
+    names = sorted(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    where = {}
+    for i, half in enumerate(halves, 1):
+        name = f"{prefix}-{i:05d}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in half}, directory / name, metadata={"format": "pt"})
+        where.update(dict.fromkeys(half, name))
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (directory / f"{prefix}.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def assert_right(directory, numpy_gptq, dtype="float32", **more):
+    """Loaded without naming a quantizer, it computes what the NumPy weights do; its files stay as they are."""
+    before = hashes(directory)
+    loaded = load_model(directory, device="cpu", dtype=dtype, **more)
+    assert loaded.plan.quantizer.offer.spec.name == "gptq"
+    ids = torch.randint(3, 120, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+    right = numpy_gptq.dense_logits(directory, ids)
+    assert relative_error({"": logits}, {"": right}) < {"float32": 3e-6, "float64": 1e-13}[dtype]
+    assert hashes(directory) == before
+    return loaded
+
+
+# ------------------------------------------------------------------------------------------ recognised
+
+
+def test_claims_is_of_configs_that_say_gptq():
+    assert claims({"quantization_config": V1})
+    for config in ({}, {"quantization_config": None}, {"quantization_config": {"quant_method": "awq", "bits": 4}}):
+        assert not claims(config)
+
+
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_checkpoint_is_recognised_and_computes_what_its_weights_say(numpy_gptq, tmp_path, layout, dtype):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made", layout=layout, sym=layout == "gptq", layers=2)
+    assert_right(made, numpy_gptq, dtype)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+def test_the_format_is_found_under_both_of_its_names(numpy_gptq, tmp_path, key):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made", layout="gptq_v2", sym=False)
+    right = numpy_gptq.weights_in(made)
+    altered(made, **{"checkpoint_format": None, key: "gptq_v2"})
+    loaded = load_model(made, device="cpu", dtype="float32")
+    for name, weight in right.items():
+        layer = loaded.model.get_submodule(name)
+        np.testing.assert_array_equal(loaded.base.ops_for(layer).read_weight().numpy(), weight)
+
+
+def test_a_checkpoint_described_only_in_quantize_config_is_recognised(numpy_gptq, tmp_path):
+    made = only_described_beside(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2))
+    assert_right(made, numpy_gptq)
+
+
+# ------------------------------------------------------------------------------------- AutoGPTQ's own
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_auto_gptqs_own_checkpoint_computes_what_its_weights_say(autogptq, numpy_gptq, dtype):
+    loaded = assert_right(autogptq, numpy_gptq, dtype)
+    quantised = [m for m in loaded.model.modules() if loaded.base.ops_for(m)]
+    assert len(quantised) == 3 * 7
+    assert all(layer.bias is None for layer in quantised)  # AutoGPTQ writes zeros where the model has none
+
+
+def test_auto_gptqs_own_checkpoint_without_the_description_in_its_config(autogptq, numpy_gptq, copied):
+    assert_right(only_described_beside(copied(autogptq)), numpy_gptq)
+
+
+@pytest.mark.parametrize("prefix", ["gptq_model-4bit-32g", "model"])
+def test_auto_gptqs_own_checkpoint_in_two_files(autogptq, numpy_gptq, copied, prefix):
+    assert_right(split(copied(autogptq), prefix), numpy_gptq)
+
+
+def test_a_longer_context_does_not_touch_the_codes(autogptq, numpy_gptq):
+    loaded = load_model(autogptq, loader_options={"context": 1024}, device="cpu", dtype="float32")
+    assert loaded.model.config.rope_parameters["rope_type"] == "yarn"
+    assert loaded.model.config.max_position_embeddings == 1024
+    for name, weight in numpy_gptq.weights_in(autogptq).items():
+        found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
+        np.testing.assert_array_equal(found.numpy(), weight)
+
+
+def test_the_other_name_is_the_same_and_says_so(autogptq, numpy_gptq):
+    lines = []
+
+    class Heard:
+        def say(self, message):
+            lines.append(message)
+
+    loaded = load_model(autogptq, quant="auto-gptq", device="cpu", dtype="float32", progress=Heard())
+    assert lines == ["--quant auto-gptq is another name of 'gptq'"]
+    assert loaded.plan.quantizer.offer.spec.name == "gptq"
+    name, weight = next(iter(numpy_gptq.weights_in(autogptq).items()))
+    found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
+    np.testing.assert_array_equal(found.numpy(), weight)
+
+
+def test_the_fingerprint_follows_the_weights_and_not_the_dtype(autogptq, context, copied):
+    def mark(directory, dtype="float32"):
+        return GPTQQuantizer(GPTQOptions()).load(directory_source(directory, ref="m"), context(dtype)).fingerprint
+
+    other = copied(autogptq)
+    assert mark(autogptq) == mark(other) == mark(autogptq, "bfloat16")
+    file = other / "gptq_model-4bit-32g.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    assert mark(other) != mark(autogptq)
+
+
+# ------------------------------------------------------------------------------ refused before weights
+
+
+@pytest.fixture
+def described_only(tmp_path):
+    """Makes a directory that holds config.json and no weights at all."""
+
+    def make(**quantization):
+        directory = tmp_path / "described"
+        directory.mkdir()
+        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "quantization_config": quantization}
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory_source(directory, ref="org/model")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"bits": 8}, "bits is 8, but the checkpoint has 4"),
+        ({"group_size": 64}, "group_size is 64, but the checkpoint has 32"),
+        ({"group_size": -1}, "group_size is -1, but the checkpoint has 32"),
+        ({"desc_act": True}, "desc_act is true, but the checkpoint has false"),
+        ({"sym": False}, "sym is false, but the checkpoint has true"),
+        ({"bits": 3, "sym": False}, "bits is 3, but the checkpoint has 4; sym is false, but the checkpoint has true"),
+    ],
+)
+def test_options_that_contradict_are_refused_from_the_config_alone(described_only, context, option, text):
+    with pytest.raises(ConfigError) as caught:
+        GPTQQuantizer(GPTQOptions(**option)).load(described_only(**V1), context())
+    assert text in caught.value.message
+    assert "leave the option out" in caught.value.hint
+
+
+def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
+    options = GPTQOptions(bits=4, group_size=32, desc_act=False, sym=True)
+    GPTQQuantizer(options).load(directory_source(autogptq, ref="m"), context())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"is_marlin_format": True}, IncompatibleError, "its weights are packed as marlin, for one kernel"),
+        ({"checkpoint_format": "marlin"}, IncompatibleError, "its weights are packed as marlin, for one kernel"),
+        ({"format": "bitblas"}, IncompatibleError, "its weights are packed as bitblas, for one kernel"),
+        ({"pack_dtype": "int64"}, IncompatibleError, "packed in int64, not in int32"),
+        ({"quant_method": "awq"}, IncompatibleError, "already quantised by awq"),
+        ({"bits": 5}, ModelError, "5 bits are not 2, 3, 4 or 8"),
+        ({"bits": "4"}, ModelError, "bits is missing"),
+        ({"group_size": None}, ModelError, "group_size is missing"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_from_the_config_alone(described_only, context, change, error, text):
+    about = {k: v for k, v in {**V1, **change}.items() if v is not None}
+    with pytest.raises(error) as caught:
+        GPTQQuantizer(GPTQOptions()).load(described_only(**about), context())
+    assert text in caught.value.message
+
+
+def test_a_quantised_checkpoint_is_not_quantised_again(autogptq, context, tmp_path):
+    with pytest.raises(ConfigError, match="is quantised already") as caught:
+        GPTQQuantizer(GPTQOptions()).write(directory_source(autogptq, ref="m"), tmp_path, context())
+    assert "full-precision checkpoint it was made from" in caught.value.hint
+
+
+@pytest.mark.parametrize("move", [lambda d: d, only_described_beside], ids=["config", "quantize_config"])
+def test_quant_none_on_a_gptq_checkpoint_says_what_to_do(numpy_gptq, tmp_path, move):
+    made = move(numpy_gptq.make_checkpoint(tmp_path / "made"))
+    with pytest.raises(IncompatibleError, match="already quantised by 'gptq'") as caught:
+        load_model(made, quant="none", device="cpu")
+    assert "leave --quant out, or --quant gptq" in caught.value.hint
+
+
+# ------------------------------------------------------------------------------------ damaged, foreign
+
+
+def refused(directory):
+    """What load_model says, in one sentence and without blaming the plugin."""
+    with pytest.raises(SmolLM3Error) as caught:
+        load_model(directory, device="cpu", dtype="float32")
+    assert isinstance(caught.value, ModelError), str(caught.value)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_layers_that_the_architecture_has_not_are_one_sentence(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made", layers=2)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    assert "a quantised layer 'model.layers.1." in refused(made)
+
+
+def test_layers_of_other_shapes_than_the_architectures_are_one_sentence(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    assert "(96, 64)" in (message := refused(made)) or "(64, 96)" in message
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.999, 0.001])
+def test_truncated_weights_are_one_sentence(autogptq, copied, kept):
+    file = copied(autogptq) / "gptq_model-4bit-32g.safetensors"
+    os.truncate(file, int(file.stat().st_size * kept))
+    assert str(file) in refused(file.parent)
+
+
+def test_a_layer_that_lacks_a_part_is_one_sentence(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    tensors = load_file(made / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.scales"]
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.0.mlp.up_proj has no scales" in refused(made)
+
+
+def test_a_checkpoint_without_quantised_layers_is_one_sentence(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    tensors = {n: t for n, t in load_file(made / "model.safetensors").items() if n.endswith(".weight")}
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    assert "holds no quantised layer" in refused(made)
+
+
+def test_parts_that_do_not_fit_each_other_are_one_sentence(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    tensors = load_file(made / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.g_idx"] += 7  # groups that have no scale
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.0.mlp.up_proj" in refused(made)
+
+
+def test_other_bits_than_the_config_says_are_one_sentence(numpy_gptq, tmp_path):
+    """A file of 8 bits under a config of 4, without g_idx, would otherwise be twice as wide."""
+    made = altered(numpy_gptq.make_checkpoint(tmp_path / "made", bits=8, g_idx=False), bits=4)
+    refused(made)
+
+
+def test_a_description_that_is_no_json_is_one_sentence(numpy_gptq, tmp_path):
+    made = only_described_beside(numpy_gptq.make_checkpoint(tmp_path / "made"))
+    (made / DESCRIPTION).write_text("{")
+    assert f"{DESCRIPTION} cannot be read" in refused(made)
+
+
+def test_pickled_weights_are_refused_with_what_to_do(described_only, context):
+    with pytest.raises(ModelError, match="holds no weights") as caught:
+        GPTQQuantizer(GPTQOptions()).load(described_only(**V1), context())
+    assert ".bin or .pt" in caught.value.hint
