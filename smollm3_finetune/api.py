@@ -316,13 +316,16 @@ class ModelSource(Protocol):
         ...
 
     def at(self, path: Path) -> ModelSource:
-        """The same model (reference, tokenizer, trust) with the weights and the config in `path`."""
+        """The same model (reference, trust) with all that is in `path`, a directory with config and weights."""
         ...
 
 
 class Loader(Protocol):
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        """Open a reference without reading weights. Raises ModelError where there is nothing to open."""
+        """Open a reference without reading weights.
+
+        Raises ModelError where there is nothing to open; a remote one may do so when its `config` is first read.
+        """
         ...
 
 

@@ -8,6 +8,7 @@
     ├── MissingRequirementError  4   a package or an accelerator is not there
     ├── DataError                5   the training rows are missing, malformed or unusable
     ├── ModelError               6   the model or the adapter on disk is missing or not what it should be
+    │   └── MissingWeightsError  6   a checkpoint without all the weights of its architecture
     ├── PluginError              7   a plugin that the run needs is broken
     │   └── PluginConflictError  7   two plugins claim one name
     └── Problems                     several of the above, found together; the first one's exit code
@@ -70,6 +71,14 @@ class ModelError(SmolLM3Error):
     """A model or a saved adapter is missing or is not what it should be."""
 
     exit_code = 6
+
+
+class MissingWeightsError(ModelError):
+    """A checkpoint lacks weights that its architecture has."""
+
+    def __init__(self, message: str, *, names: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.names = list(names)
 
 
 class PluginError(SmolLM3Error):

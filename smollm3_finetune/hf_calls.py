@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.errors import ModelError
+from smollm3_finetune.errors import MissingWeightsError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,8 +58,9 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
         ) from e
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ModelError(
+        raise MissingWeightsError(
             f"the checkpoint {ref!r} has no weights for {missing[0]}{more}",
+            names=missing,
             hint="it is not complete, or of another architecture than its config.json says",
         )
     model.config._name_or_path = ref

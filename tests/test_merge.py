@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import smollm3_finetune
-from smollm3_finetune import load_model
+from smollm3_finetune import load_model, output
 from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
 from smollm3_finetune.compat import Chosen, needed, pair_problem
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.merge import gate, output
+from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp, options_dict
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.dense import dense_copy
-from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
 from smollm3_finetune.merge.card import card, shown_ref
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, drift, fault, finest, fixed_rows, logits
 from smollm3_finetune.merge.requantize import Calibration, Requantizer
-from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied
+from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
 from smollm3_finetune.merge.written import CARD, FIGURES, generation_config, saved_dtype, write_model
 from smollm3_finetune.model import LoadedModel, blamed_on, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.output import check_space, check_vacant, claimed, count_parameters, partial, publish
@@ -220,7 +220,11 @@ def _loaded_again(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTraine
 
     with blamed_on(plan.loader):
         source.tokenizer()
-        model = source.load(dtype=getattr(torch, dtype))
+        try:
+            model = source.load(dtype=getattr(torch, dtype))
+        except MissingWeightsError as e:
+            architecture = (source.config.get("architectures") or ["model"])[0]
+            raise ModelError(f"the merged model lacks tensors that a {architecture} has: {named(e.names)}") from e
         model.to(plan.context.device)
     return model
 

@@ -1,21 +1,65 @@
 """For authors of plugins: checks that what a component promises holds, in sequences and not in single calls.
 
-Nothing here is loaded unless a test imports it. `check_composition` is the one to start with: it takes a quantizer
-and an adapter through evaluate, train, evaluate, save, train, restore and compares each gradient with the dense
-copy's.
+Nothing here is loaded unless a test imports it. Start with the conformance class of your component's kind: subclass
+it, name the component, and inherit the tests that its descriptor calls for.
 
-    from smollm3_finetune.testing import check_composition, plan
+    from smollm3_finetune.testing import QuantizerConformance
 
-    def test_my_quantizer_trains_right():
-        result = check_composition(plan("tiny", quant="mine", adapter="lora"))
-        assert max(result.gradients.values()) < 1e-5
+    class TestMine(QuantizerConformance):
+        component = "mine"
+        bits = 4
+
+`check_composition` takes one quantizer with one adapter through evaluate, train, evaluate, save, train, restore and
+compares each gradient with the dense copy's.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from smollm3_finetune.cache import Cache
 from smollm3_finetune.dense import dense_copy
-from smollm3_finetune.testing.composition import Comparison, check_composition, relative_error
+from smollm3_finetune.testing.composition import Comparison, check_composition
+from smollm3_finetune.testing.measure import relative_error
 from smollm3_finetune.testing.parts import context, plan
+from smollm3_finetune.testing.small import small_source, write_small_model
 
-__all__ = ["Cache", "Comparison", "check_composition", "context", "dense_copy", "plan", "relative_error"]
+if TYPE_CHECKING:
+    from smollm3_finetune.testing.adapters import AdapterConformance
+    from smollm3_finetune.testing.loaders import LoaderConformance
+    from smollm3_finetune.testing.quantizers import QuantizerConformance
+    from smollm3_finetune.testing.stub import stub_base, stub_dense
+
+HEAVY = {
+    "AdapterConformance": "adapters",
+    "LoaderConformance": "loaders",
+    "QuantizerConformance": "quantizers",
+    "stub_base": "stub",
+    "stub_dense": "stub",
+}
+"""Names whose module imports torch, imported when they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{HEAVY[name]}"), name)
+
+
+__all__ = [
+    "AdapterConformance",
+    "Cache",
+    "Comparison",
+    "LoaderConformance",
+    "QuantizerConformance",
+    "check_composition",
+    "context",
+    "dense_copy",
+    "plan",
+    "relative_error",
+    "small_source",
+    "stub_base",
+    "stub_dense",
+    "write_small_model",
+]

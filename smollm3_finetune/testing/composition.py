@@ -8,36 +8,21 @@ sequence shows it, where a single call would not.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import Adapted, Adapter, Base, Purpose, UnsupportedOp
 from smollm3_finetune.dense import dense_copy
+from smollm3_finetune.testing.measure import apart, descend, gradients, logits, push, relative_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from smollm3_finetune.plan import ModelPlan
 
-STEP_SIZE = 1e-2
-PUSH = 0.02
-"""Standard deviation of the noise added to a fresh adapter, so that no gradient is zero by symmetry."""
 TOTAL_STEPS = 20
 """What adapters with a schedule of their own are told."""
-
-
-def relative_error(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
-    """The norm of the difference over the norm of `right`, over all tensors together, in float64."""
-    if set(found) != set(right):
-        raise AssertionError(f"different parameters: {sorted(set(found) ^ set(right))[:4]}")
-    difference = size = 0.0
-    for name, tensor in right.items():
-        exact = tensor.detach().cpu().double()
-        difference += float((found[name].detach().cpu().double() - exact).square().sum())
-        size += float(exact.square().sum())
-    return float((difference / size) ** 0.5)
 
 
 @dataclass
@@ -90,7 +75,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
     trained = [(n, p) for n, p in adapted.model.named_parameters() if p.requires_grad]
     result.trained = [n for n, _ in trained]
     result.base_trained = [before[p.data_ptr()] for _, p in trained if p.data_ptr() in before]
-    _push(adapted)
+    push(adapted.model)
     result.moved = _effect(adapted, tokens)
 
     with tempfile.TemporaryDirectory() as directory:
@@ -100,15 +85,15 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
         steps = 0
 
         def evaluate(point: str) -> None:
-            result.logits[point] = _compared(_logits(adapted, tokens), _logits(right, tokens))
+            result.logits[point] = apart(logits(adapted.model, tokens), logits(right.model, tokens))
             look(point)
 
         def train(point: str) -> None:
             nonlocal steps
             steps += 1
-            result.gradients[point] = relative_error(_gradients(adapted, tokens), _gradients(right, tokens))
+            result.gradients[point] = relative_error(gradients(adapted.model, tokens), gradients(right.model, tokens))
             for one in (adapted, right):
-                _descend(one, steps)
+                descend(one, steps)
             look(point)
 
         def look(point: str) -> None:
@@ -121,10 +106,10 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
         evaluate("evaluate again")
         adapted.save(saved / "saved")
         train("train after save")
-        last = _logits(adapted, tokens)
+        last = logits(adapted.model, tokens)
         adapted.save(saved / "last")
         adapted = adapter.restore(_load(plan), saved / "last", plan.context)
-        result.restored = _compared(_logits(adapted, tokens), last)
+        result.restored = apart(logits(adapted.model, tokens), last)
         layers = []  # those of the first base
         train("train after restore")
     return result
@@ -135,67 +120,11 @@ def _load(plan: ModelPlan) -> Base:
     return base
 
 
-def _compared(found: Tensor, right: Tensor) -> float:
-    return relative_error({"": found}, {"": right})
-
-
 def _effect(adapted: Adapted, ids: Tensor) -> float:
     """How far the adapter moves the logits, relative to its base; 0 where the base cannot be had alone."""
-    found = _logits(adapted, ids)
+    found = logits(adapted.model, ids)
     try:
         with adapted.disabled():
-            return _compared(found, _logits(adapted, ids))
+            return apart(found, logits(adapted.model, ids))
     except UnsupportedOp:
         return 0.0
-
-
-def _push(adapted: Adapted) -> None:
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapted.model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_((PUSH * noise).to(parameter))
-
-
-def _logits(adapted: Adapted, ids: Tensor) -> Tensor:
-    """(B, T, V), in evaluation mode and without gradients; the mode is put back."""
-    import torch
-
-    training = adapted.model.training
-    adapted.model.eval()
-    try:
-        with torch.no_grad():
-            logits: Tensor = adapted.model(input_ids=ids, use_cache=False).logits
-    finally:
-        adapted.model.train(training)
-    return logits
-
-
-def _gradients(adapted: Adapted, ids: Tensor) -> dict[str, Tensor]:
-    """The gradient of the mean cross-entropy in each trained parameter, in training mode."""
-    from torch.nn import functional as F
-
-    adapted.model.train()
-    for parameter in adapted.model.parameters():
-        parameter.grad = None
-    logits = adapted.model(input_ids=ids, use_cache=False).logits  # (B, T, V)
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
-    lost = [n for n, p in trained.items() if p.grad is None]
-    if lost:
-        raise AssertionError(f"no gradient reached {lost[0]} and {len(lost) - 1} more")
-    return {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
-
-
-def _descend(adapted: Adapted, step: int) -> None:
-    """One step of plain gradient descent, then the adapter's own step."""
-    import torch
-
-    with torch.no_grad():
-        for parameter in adapted.model.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(STEP_SIZE * parameter.grad)
-    adapted.on_step(step)

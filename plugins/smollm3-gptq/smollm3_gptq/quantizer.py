@@ -60,7 +60,9 @@ class GPTQQuantizer:
             identity = (directory / DIGEST).read_text(encoding="utf-8")
         base = fingerprint(KIND, identity, _rope_scaling(source.config))
         if self.options.kernel == "gptqmodel":
-            return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base)
+            from smollm3_gptq.forward_only import ops_for
+
+            return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base, ops_for=ops_for)
         from smollm3_gptq.linear import ops_in
         from smollm3_gptq.loading import load_checkpoint
 

@@ -1,0 +1,38 @@
+"""What can be done with a layer of gptqmodel's own kernels: run it forward, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from smollm3_finetune.api import LinearOps, Op, UnsupportedOp
+
+
+@dataclass(frozen=True)
+class ForwardOnly:
+    """The operations of one layer of gptqmodel."""
+
+    layer: Any
+
+    @property
+    def ops(self) -> frozenset[Op]:
+        return frozenset({Op.FORWARD})
+
+    @property
+    def forward_rtol(self) -> float:
+        """2e-2: the kernel for CPUs rounds scales and activations to bfloat16."""
+        return 2e-2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.layer.out_features), int(self.layer.in_features)
+
+    def read_weight(self) -> Tensor:
+        raise UnsupportedOp("gptqmodel's kernels give no weight back", hint="--quant-opt kernel=dequantise")
+
+
+def ops_for(layer: nn.Module) -> LinearOps | None:
+    """The operations of a quantised layer; None for any other."""
+    return ForwardOnly(layer) if hasattr(layer, "in_features") and hasattr(layer, "qweight") else None

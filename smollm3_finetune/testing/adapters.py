@@ -1,0 +1,356 @@
+"""The conformance of an adapter, on a stub quantizer that offers exactly the operations which it declares to need.
+
+from smollm3_finetune.testing import AdapterConformance
+
+class TestMine(AdapterConformance):
+    component = "mine"
+    options = {"rank": 4}
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, UnsupportedOp, directory_source
+from smollm3_finetune.compat import refined
+from smollm3_finetune.kinds import ADAPTER
+from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
+from smollm3_finetune.testing.files import check_saved_files
+from smollm3_finetune.testing.measure import apart, cross_entropy, descend, gradients, logits, push, relative_error
+from smollm3_finetune.testing.small import token_ids
+from smollm3_finetune.testing.stub import stub_base, stub_dense
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOTAL_STEPS = 20
+"""What adapters with a schedule of their own are told."""
+DIFFERENCE = 2e-4
+"""How much a step along the gradients changes the loss. The loss is known to 1e-7 (normalisation is computed in
+float32 in any dtype), so the change to 1e-3 of itself; a central difference leaves the third derivative alone."""
+MOVED = 1e-4
+"""How far noise in what is trained must move the logits, so that the comparisons can fail."""
+
+
+class AdapterConformance(Conformance):
+    """Name the adapter; the tests that its declared traits call for are inherited."""
+
+    kind = ADAPTER
+    merge_bound: ClassVar[float] = 1e-6
+    """The relative error of a merged model's logits, for methods whose merge takes another way than their forward."""
+    gradient_bound: ClassVar[float] = 1e-2
+    """How far the gradients may be from what the loss does: more for methods that hold part of the forward constant."""
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def declared(self) -> AdapterSpec:
+        """The descriptor as it holds with these options."""
+        return refined(self.choose().chosen)
+
+    def create(self) -> Any:
+        return self.choose().create()
+
+    def base(self) -> Base:
+        """A fresh base whose layers offer what the adapter needs and no more."""
+        base = stub_base(self.declared().needs, self.dtype)
+        base.model.to(self.device)
+        return base
+
+    def dense_base(self) -> Base:
+        """The same weights in ordinary layers."""
+        return Base(model=self.dense(), fingerprint=self.base().fingerprint)
+
+    def dense(self) -> PreTrainedModel:
+        return stub_dense(self.dtype).to(self.device)
+
+    def tokens(self, seed: int = 0, rows: int = 2) -> Tensor:
+        return token_ids(rows, seed=seed).to(self.device)
+
+    def attach(self, tmp_path: Path, base: Base | None = None, *, pushed: bool = False) -> Adapted:
+        """A fresh adapter, under the context's seed; `pushed` with noise in what it trains."""
+        context = self.context(tmp_path)
+        torch.manual_seed(context.seed)
+        adapted: Adapted = self.create().attach(base or self.base(), context, TOTAL_STEPS)
+        adapted.model.eval()
+        if pushed:
+            push(adapted.model)
+        return adapted
+
+    def restore(self, tmp_path: Path, base: Base, path: Path, purpose: Purpose = Purpose.TRAIN) -> Adapted:
+        adapted: Adapted = self.create().restore(base, path, self.context(tmp_path, purpose))
+        return adapted
+
+    def logits(self, adapted: Adapted, ids: Tensor | None = None, **more: Tensor) -> Tensor:
+        """(B, T, V), without those of a learned prompt."""
+        own = self.tokens() if ids is None else ids
+        return logits(adapted.model, own, **more)[:, -own.shape[1] :]
+
+    def saved(self, adapted: Adapted, tmp_path: Path, name: str = "saved") -> Path:
+        path = tmp_path / name
+        adapted.save(path)
+        return path
+
+    def gradients(self, adapted: Adapted, ids: Tensor) -> dict[str, Tensor]:
+        """The gradient in each trained parameter; fails where one does not arrive."""
+        found, error = outcome(gradients, adapted.model, ids)
+        if isinstance(error, AssertionError):
+            fail(f"{error}, in training mode")
+        if error is not None:
+            raise error
+        return found or {}
+
+    def check_names(self, attached: Adapted, restored: Adapted) -> None:
+        names = [{n for n, p in one.model.named_parameters() if p.requires_grad} for one in (attached, restored)]
+        demand(
+            names[0] == names[1],
+            "restored for training, other parameters require a gradient than were saved: "
+            f"{len(names[0] - names[1])} are missing and {len(names[1] - names[0])} are new, "
+            f"{sorted(names[0] ^ names[1])[:1]} among them",
+        )
+
+    def train(self, adapted: Adapted, steps: int, first: int = 1) -> None:
+        """Steps of plain gradient descent on other rows each."""
+        for step in range(first, first + steps):
+            self.gradients(adapted, self.tokens(step))
+            descend(adapted, step)
+
+    # -------------------------------------------------------------------------------------------- start
+
+    def test_starts_as_the_base_where_declared(self, tmp_path: Path) -> None:
+        if not self.declared().identity_at_start:
+            skip("identity_at_start is not declared")
+        before = logits(self.base().model, self.tokens())
+        error = apart(self.logits(self.attach(tmp_path)), before)
+        demand(
+            error <= self.rounding,
+            f"identity_at_start is declared, and the fresh adapter moves the logits by {error:.2g}, where at most "
+            f"{self.rounding:.2g} is allowed in {self.dtype}: initialise it so that it adds nothing, or declare "
+            "identity_at_start=False",
+        )
+
+    def test_attaching_is_deterministic(self, tmp_path: Path) -> None:
+        found = []
+        for _ in range(2):
+            model = self.attach(tmp_path).model
+            found.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+        demand(set(found[0]) == set(found[1]), "attached twice under one seed, the adapter trains other parameters")
+        for name, value in found[0].items():
+            demand(
+                torch.equal(value, found[1][name]),
+                f"attached twice under one seed, {name} starts with other values: take random numbers from torch",
+            )
+
+    # ----------------------------------------------------------------------------------------- training
+
+    def test_only_the_adapter_trains(self, tmp_path: Path) -> None:
+        needs = self.declared().needs
+        if Op.GRAD_WEIGHT in needs:
+            skip("grad-weight is needed: the adapter trains the base itself")
+        base = self.base()
+        own = dict((*base.model.named_parameters(), *base.model.named_buffers()))
+        before = {n: t.detach().clone() for n, t in own.items()}
+        adapted = self.attach(tmp_path, base)
+        if Op.DENSE in needs:  # attaching may replace weights; training may not
+            own = {n: t for n, t in own.items() if not t.requires_grad}
+            before = {n: t.detach().clone() for n, t in own.items()}
+        trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+        demand(bool(trained), "nothing requires a gradient after attach()")
+        mine = {id(t): n for n, t in own.items()}
+        shared = [mine[id(p)] for p in trained.values() if id(p) in mine]
+        demand(
+            not shared,
+            f"{len(shared)} parameters of the base require a gradient after attach(), {shared[:1]} among them: "
+            "freeze them, or declare grad-weight",
+        )
+        self.train(adapted, 3)
+        for name, tensor in own.items():
+            demand(
+                torch.equal(tensor.detach(), before[name]),
+                f"{name} of the base is {apart(tensor.detach(), before[name]):.2g} from what it was, after three "
+                "steps of training",
+            )
+
+    def test_gradients_are_right_through_a_run(self, tmp_path: Path) -> None:
+        if Op.GRAD_INPUT not in self.declared().needs:
+            skip("grad-input is not needed")
+        adapted = self.attach(tmp_path, pushed=True)
+        path = self.saved(adapted, tmp_path)
+        right = self.restore(tmp_path, self.dense_base(), path)
+        ids = self.tokens()
+        self.check_names(adapted, right)
+        for step, point in enumerate(("first", "after an evaluation", "after saving"), start=1):
+            error = relative_error(self.gradients(adapted, ids), self.gradients(right, ids))
+            demand(
+                error <= self.rounding,
+                f"the adapter's gradients on a quantised layer are {error:.2g} from those on the dense copy "
+                f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
+            )
+            for one in (adapted, right):
+                descend(one, step)
+            error = apart(self.logits(adapted), self.logits(right))
+            demand(
+                error <= self.rounding,
+                f"the adapter's logits on a quantised layer are {error:.2g} from those on the dense copy "
+                f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
+            )
+            if point == "after an evaluation":
+                self.saved(adapted, tmp_path, "between")
+
+    def test_gradients_are_what_the_loss_does(self, tmp_path: Path) -> None:
+        if self.dtype not in ("float64", "float32"):
+            skip(f"differences of a loss say nothing in {self.dtype}")
+        adapted, ids = self.attach(tmp_path, pushed=True), self.tokens()
+        model, found = adapted.model, self.gradients(adapted, ids)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        size = sum(float(g.square().sum()) for g in found.values()) ** 0.5
+        demand(size > 0, "all gradients are zero, although noise was added to what is trained")
+        length = DIFFERENCE / size  # along the unit gradient, so that the loss changes by DIFFERENCE
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                kept = {n: p.detach().clone() for n, p in trained.items()}
+                for n, p in trained.items():
+                    p.add_(sign * length / size * found[n])
+                losses.append(_loss(model, ids))
+                for n, p in trained.items():
+                    p.copy_(kept[n])
+        measured = (losses[0] - losses[1]) / 2
+        error = abs(measured - DIFFERENCE) / DIFFERENCE
+        demand(
+            error <= self.gradient_bound,
+            f"a small step along the gradients should change the loss by {DIFFERENCE:.4g}, and changes it by "
+            f"{measured:.4g}: {error:.2g} off, where at most {self.gradient_bound:.2g} is allowed",
+        )
+
+    def test_on_step_keeps_the_run_going(self, tmp_path: Path) -> None:
+        adapted = self.attach(tmp_path)
+        for step in range(1, TOTAL_STEPS + 1):
+            if step > 4 and step < TOTAL_STEPS - 1:  # a schedule's ends are where it breaks
+                adapted.on_step(step)
+                continue
+            self.train(adapted, 1, first=step)
+        finite = bool(self.logits(adapted).isfinite().all())
+        demand(finite, f"the logits are not all finite after {TOTAL_STEPS} steps, each followed by on_step()")
+
+    # ----------------------------------------------------------------------------------- saving, merging
+
+    def test_restoring_gives_the_same_logits_and_the_same_next_step(self, tmp_path: Path) -> None:
+        adapted = self.attach(tmp_path, pushed=True)
+        self.train(adapted, 2)
+        before = self.logits(adapted)
+        restored = self.restore(tmp_path, self.base(), self.saved(adapted, tmp_path))
+        error = apart(self.logits(restored), before)
+        demand(
+            error <= self.rounding,
+            f"saved after two steps and restored, the logits are {error:.2g} from what they were, and at most "
+            f"{self.rounding:.2g} is allowed in {self.dtype}: something that the forward uses is not saved",
+        )
+        self.check_names(adapted, restored)
+        for one in (adapted, restored):
+            self.train(one, 2, first=3)
+        error = apart(self.logits(restored), self.logits(adapted))
+        demand(
+            error <= self.rounding,
+            f"two more steps after restoring, the logits are {error:.2g} from those of the run that went on, and at "
+            f"most {self.rounding:.2g} is allowed in {self.dtype}: some of the method's state is not saved",
+        )
+
+    def test_saved_files_are_safetensors_and_text(self, tmp_path: Path) -> None:
+        check_saved_files(self.saved(self.attach(tmp_path), tmp_path))
+
+    def test_merging_gives_what_the_adapter_computes(self, tmp_path: Path) -> None:
+        adapted = self.attach(tmp_path, pushed=True)
+        path = self.saved(adapted, tmp_path)
+        adapter = self.create()
+        if not self.declared().merges:
+            with contextlib.suppress(UnsupportedOp, AttributeError):
+                adapter.merge(self.dense(), path)
+                fail("merges=False is declared, and merge() returns a model: raise UnsupportedOp, or declare it")
+            return
+        dense = self.dense()
+        names, before = set(dense.state_dict()), logits(dense, self.tokens())
+        merged = adapter.merge(dense, path)
+        demand(
+            set(merged.state_dict()) == names,
+            "the merged model is not the plain one: its state differs in "
+            f"{sorted(set(merged.state_dict()) ^ names)[:3]}",
+        )
+        out = tmp_path / "merged"
+        merged.save_pretrained(str(out))
+        again = directory_source(out, ref="merged").load(dtype=getattr(torch, self.dtype)).to(self.device)
+        right = self.logits(adapted)
+        moved = apart(right, before)
+        demand(moved > MOVED, f"noise in what is trained moves the logits by {moved:.2g} only: nothing can be compared")
+        error = apart(logits(again, self.tokens()), right)
+        bound = max(self.rounding, self.merge_bound)
+        demand(
+            error <= bound,
+            f"the merged model, written and loaded again, is {error:.2g} from the adapter on its base, and at most "
+            f"{bound:.2g} is allowed; the adapter itself moves the logits by {moved:.2g}",
+        )
+
+    # ------------------------------------------------------------------------------------ declared traits
+
+    def test_packed_rows_do_not_influence_each_other(self, tmp_path: Path) -> None:
+        if not self.declared().packs:
+            skip("packs is not declared")
+        model = self.attach(tmp_path, pushed=True).model
+        first, second, other = (self.tokens(s, rows=1) for s in (1, 2, 3))
+        length = first.shape[1]
+        positions = torch.arange(length, device=self.device).repeat(2)[None]  # (1, 2T), starting again with each row
+        for mode in ("evaluation", "training"):
+            model.train(mode == "training")
+            found = []
+            for row in (first, other):
+                torch.manual_seed(7)  # of dropout
+                with torch.no_grad():
+                    packed = torch.cat([row, second], dim=1)
+                    found.append(model(input_ids=packed, position_ids=positions, use_cache=False).logits[:, -length:])
+            error = apart(found[1], found[0])
+            demand(
+                error == 0,
+                f"packs is declared, and replacing the first of two packed rows moves the logits of the second by "
+                f"{error:.2g} ({mode}), where they must be the same to the bit: something mixes tokens of two rows",
+            )
+
+    def test_disabled_gives_the_base(self, tmp_path: Path) -> None:
+        adapted = self.attach(tmp_path, pushed=True)
+        if not self.declared().disables:
+            with contextlib.suppress(UnsupportedOp):
+                with adapted.disabled():
+                    pass
+                fail("disables=False is declared, and disabled() can be entered: raise UnsupportedOp, or declare it")
+            return
+        base = logits(self.base().model, self.tokens())
+        before, flags = self.logits(adapted), [p.requires_grad for p in adapted.model.parameters()]
+        with contextlib.suppress(_Stop), adapted.disabled():
+            alone = self.logits(adapted)
+            raise _Stop
+        error = apart(alone, base)
+        moved = apart(before, base)
+        demand(moved > MOVED, f"noise in what is trained moves the logits by {moved:.2g} only: nothing can be compared")
+        demand(
+            error == 0,
+            f"inside disabled() the logits are {error:.2g} from the base's, and must be the same to the bit; the "
+            f"adapter moves them by {moved:.2g}",
+        )
+        error = apart(self.logits(adapted), before)
+        demand(error == 0, f"after disabled() the adapter's logits are {error:.2g} from what they were before")
+        kept = flags == [p.requires_grad for p in adapted.model.parameters()]
+        demand(kept, "after disabled() other parameters require a gradient than before")
+
+
+class _Stop(Exception):
+    """Leaves a context as an exception of the training code would."""
+
+
+def _loss(model: torch.nn.Module, ids: Tensor) -> float:
+    """The mean cross-entropy in training mode, under the seed of `gradients`."""
+    model.train()
+    torch.manual_seed(7)
+    return float(cross_entropy(model(input_ids=ids, use_cache=False).logits, ids))

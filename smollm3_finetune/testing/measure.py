@@ -1,0 +1,135 @@
+"""What every check is measured by: relative norms, logits, gradients and one step of training, and their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from smollm3_finetune.api import Adapted
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+STEP_SIZE = 1e-2
+PUSH = 0.02
+"""Standard deviation of the noise added to a fresh adapter, so that no gradient is zero by symmetry."""
+ROUNDING: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
+"""The largest relative error that a computation in each dtype may show against the same one in another order.
+
+A sum of a few thousand products is off by about a thousand roundings: 1e-16 each in float64, 6e-8 in float32 (which
+mostly cancel), 4e-3 in bfloat16 (accumulated in float32, so only the results are rounded).
+"""
+
+
+def relative_error(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """The norm of the difference over the norm of `right`, over all tensors together, in float64."""
+    if set(found) != set(right):
+        raise AssertionError(f"different parameters: {sorted(set(found) ^ set(right))[:4]}")
+    difference = size = 0.0
+    for name, tensor in right.items():
+        exact = tensor.detach().cpu().double()
+        difference += float((found[name].detach().cpu().double() - exact).square().sum())
+        size += float(exact.square().sum())
+    return float((difference / size) ** 0.5)
+
+
+def apart(found: Tensor, right: Tensor) -> float:
+    """`relative_error` of one tensor; infinite where the shapes differ or a value is not finite, 0 where all are 0."""
+    if found.shape != right.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    if not bool(right.any()):
+        return float("inf") if bool(found.any()) else 0.0
+    return relative_error({"": found}, {"": right})
+
+
+def push(model: nn.Module) -> None:
+    """Add noise to everything that is trained, the same in each call and in every dtype."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((PUSH * noise).to(parameter))
+
+
+def logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Tensor:
+    """(B, T, V), in evaluation mode and without gradients; the mode is put back."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            found: Tensor = model(input_ids=ids, use_cache=False, **more).logits
+    finally:
+        model.train(training)
+    return found
+
+
+def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean over all tokens but the first, in the dtype of the logits; a learned prompt's logits are left out."""
+    from torch.nn import functional as F
+
+    own = logits[:, -ids.shape[1] :]
+    return F.cross_entropy(own[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """The gradient of the mean cross-entropy in each trained parameter, in training mode, under a fixed seed.
+
+    They stay on the parameters, for `descend`. Raises AssertionError where one does not arrive.
+    """
+    import torch
+
+    model.train()
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.manual_seed(7)  # of dropout
+    cross_entropy(model(input_ids=ids, use_cache=False).logits, ids).backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    lost = [n for n, p in trained.items() if p.grad is None]
+    if lost:
+        raise AssertionError(f"no gradient reached {lost[0]} and {len(lost) - 1} more")
+    return {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
+
+
+def descend(adapted: Adapted, step: int) -> None:
+    """One step of plain gradient descent, then the adapter's own step, with the gradients still there."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(STEP_SIZE * parameter.grad)
+    adapted.on_step(step)
+
+
+def input_gradient(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the mean cross-entropy in the input embeddings (B, T, D), in training mode, and the logits."""
+    import torch
+
+    model.train()
+    embed = model.get_input_embeddings()
+    embeddings = embed(ids).detach().requires_grad_()
+    torch.manual_seed(7)
+    found = model(inputs_embeds=embeddings, use_cache=False).logits
+    cross_entropy(found, ids).backward()
+    gradient: Tensor = embeddings.grad
+    return gradient, found.detach()
+
+
+def rounded(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+    """`weight` (out, in) rounded to the nearest of 2^bits - 1 evenly spaced values, a scale for each group of a row.
+
+    `group_size` is in input features; None: a whole row, and the last group of a row may be shorter.
+    """
+    import torch
+
+    top = max(2 ** (bits - 1) - 1, 1)
+    pieces = []
+    for group in weight.detach().split(group_size or weight.shape[1], dim=1):
+        scale = group.abs().amax(1, keepdim=True).clamp(min=1e-12) / top  # (out, 1)
+        pieces.append((group / scale).round().clamp(-top, top) * scale)
+    return torch.cat(pieces, dim=1)

@@ -1,0 +1,234 @@
+"""The operations of a quantizer: each declared one works at every point of a run, and each undeclared one is absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from smollm3_finetune.api import Base, Op, UnsupportedOp
+from smollm3_finetune.dense import dense_copy
+from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
+from smollm3_finetune.testing.measure import apart, input_gradient
+from smollm3_finetune.testing.quantizer_case import Layer, QuantizerCase
+
+
+class OperationTests(QuantizerCase):
+    """The tests that the declared operations call for."""
+
+    # --------------------------------------------------------------------------------- declared operations
+
+    def test_layers_offer_exactly_what_is_declared(self, tmp_path: Path) -> None:
+        declared = self.declared()
+        demand(Op.FORWARD in declared, "the descriptor does not declare forward")
+        for layer in self.viewed(tmp_path)[1]:
+            assert layer.view is not None
+            offered = frozenset(layer.view.ops)
+            demand(
+                offered == declared,
+                f"{layer.name} offers {_words(offered)}, and the descriptor declares {_words(declared)}",
+            )
+            shape = (layer.module.out_features, layer.module.in_features)
+            demand(tuple(layer.view.shape) == shape, f"{layer.name}: shape is {tuple(layer.view.shape)}, not {shape}")
+
+    def test_gradients_stay_right_through_a_run(self, tmp_path: Path) -> None:
+        if Op.GRAD_INPUT not in self.declared():
+            skip("grad-input is not declared")
+        base = self.load(tmp_path)
+        layers = self.layers(base, self.dense(tmp_path))
+        readable = all(layer.view is None or _readable_shape(layer) for layer in layers)
+        wide = torch.float64 if self.dtype == "float64" else torch.float32
+        right = input_gradient(dense_copy(base, wide), self.tokens())[0] if readable else None
+        rtol = max(self.bound(layer) for layer in layers)
+        for point in self.life(base):
+            for layer in layers:
+                error = self._gradient_error(layer)
+                demand(error is not None, f"no gradient flows to the input of {layer.name} ({point})")
+                assert error is not None
+                demand(
+                    error <= self.bound(layer),
+                    f"the gradient at the input of {layer.name} is {error:.2g} from the right one ({point}), and at "
+                    f"most {self.bound(layer):.2g} is allowed in {self.dtype}",
+                )
+            if right is not None and point != "before any forward":  # a forward of its own
+                found, _ = input_gradient(base.model, self.tokens())
+                error = apart(found, right)
+                demand(
+                    error <= rtol,
+                    f"the model's gradient at its embeddings is {error:.2g} from the dense copy's ({point}), and at "
+                    f"most {rtol:.2g} is allowed in {self.dtype}",
+                )
+            reached = [n for n, p in base.model.named_parameters() if p.grad is not None]
+            demand(not reached, f"a gradient reached {len(reached)} frozen parameters, {reached[:1]} among them")
+
+    def _gradient_error(self, layer: Layer) -> float | None:
+        """The gradient at a layer's input, against what its own forward says; None where none arrives."""
+        x = self.inputs(layer).requires_grad_()
+        y = layer.module(x)
+        if not y.requires_grad:
+            return None
+        generator = torch.Generator().manual_seed(5)
+        cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
+        try:
+            (found,) = torch.autograd.grad(y, x, cotangent)
+        except RuntimeError:  # the output depends on something else that is trained, not on the input
+            return None
+        unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        weight = (layer.module(unit).detach() - layer.module(-unit).detach()).T / 2  # (out, in); a bias cancels
+        return apart(found, cotangent @ weight)
+
+    def test_read_weight_has_shape_and_format(self, tmp_path: Path) -> None:
+        for layer in self._readable(tmp_path)[1]:
+            assert layer.view is not None
+            weight = layer.view.read_weight()
+            shape = (layer.module.out_features, layer.module.in_features)
+            demand(
+                tuple(weight.shape) == shape,
+                f"read_weight() of {layer.name} gives the shape {tuple(weight.shape)}, and (out, in) is {shape}",
+            )
+            wide = weight.is_floating_point() and weight.element_size() >= 4
+            demand(wide, f"read_weight() of {layer.name} gives {weight.dtype}, and must give float32 or wider")
+            demand(not weight.requires_grad, f"read_weight() of {layer.name} gives a tensor that requires a gradient")
+            demand(
+                weight.device.type == torch.device(self.device).type,
+                f"read_weight() of {layer.name} is on {weight.device}, and the layer is on {self.device}",
+            )
+            kept = weight.clone()
+            weight.fill_(float("nan"))
+            demand(
+                torch.equal(layer.view.read_weight(), kept),
+                f"writing into what read_weight() of {layer.name} gave alters the layer: return a new tensor",
+            )
+
+    def test_read_weight_is_what_the_forward_uses(self, tmp_path: Path) -> None:
+        base, layers = self._readable(tmp_path)
+        for point in self.life(base):
+            for layer in layers:
+                assert layer.view is not None
+                x = self.inputs(layer)
+                weight = layer.view.read_weight()
+                weight = weight.to(torch.promote_types(weight.dtype, x.dtype))
+                found = (layer.module(x) - layer.module(-x)).detach() / 2  # a bias cancels
+                if weight.shape != (found.shape[1], x.shape[1]):
+                    fail(f"read_weight() of {layer.name} gives the shape {tuple(weight.shape)}")
+                error, bound = apart(found, x.to(weight) @ weight.T), self.bound(layer)
+                flipped = weight.shape[0] == weight.shape[1] and apart(found, x.to(weight) @ weight) <= bound
+                demand(
+                    error <= bound,
+                    f"the forward of {layer.name} is {error:.2g} from x @ read_weight().T ({point}), and at most "
+                    f"{bound:.2g} is allowed (forward_rtol {layer.forward_rtol():g}, {self.dtype})"
+                    + (": the weight that is read is transposed" if flipped else ""),
+                )
+
+    def test_read_weight_stays_the_same_through_a_run(self, tmp_path: Path) -> None:
+        base, layers = self._readable(tmp_path)
+        first: list[Tensor] = []
+        for point in self.life(base):
+            now = [layer.view.read_weight() for layer in layers if layer.view is not None]
+            first = first or now
+            for layer, weight, before in zip(layers, now, first, strict=True):
+                error = apart(weight, before)
+                demand(error == 0, f"read_weight() of {layer.name} is {error:.2g} from what it was at first ({point})")
+
+    def _readable(self, tmp_path: Path) -> tuple[Base, list[Layer]]:
+        if Op.READ_WEIGHT not in self.declared():
+            skip("read-weight is not declared")
+        return self.viewed(tmp_path)
+
+    def test_dense_weights_can_be_replaced(self, tmp_path: Path) -> None:
+        if Op.DENSE not in self.declared():
+            skip("dense is not declared")
+        for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
+            x = self.inputs(layer)
+            demand(_is_ordinary(layer), f"dense is declared, and {layer.name}.weight is no ordinary Parameter")
+            with torch.no_grad():
+                before = layer.module(x) - layer.module(torch.zeros_like(x))
+                layer.module.weight = nn.Parameter(3 * layer.module.weight.detach(), requires_grad=False)
+                after = layer.module(x) - layer.module(torch.zeros_like(x))
+            error = apart(after, 3 * before)
+            demand(
+                error <= self.bound(layer),
+                f"dense is declared, and the forward of {layer.name} does not follow a new weight: {error:.2g} off",
+            )
+
+    def test_weights_take_gradients(self, tmp_path: Path) -> None:
+        if Op.GRAD_WEIGHT not in self.declared():
+            skip("grad-weight is not declared")
+        for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
+            layer.module.weight.requires_grad_(True)
+            x = self.inputs(layer)
+            y = layer.module(x)
+            y.square().sum().backward()
+            found = layer.module.weight.grad
+            demand(found is not None, f"grad-weight is declared, and no gradient reaches {layer.name}.weight")
+            error = apart(found, (2 * y.detach()).T @ x)  # (out, N) @ (N, in)
+            demand(
+                error <= self.bound(layer),
+                f"the gradient of {layer.name}.weight is {error:.2g} from the right one, and at most "
+                f"{self.bound(layer):.2g} is allowed in {self.dtype}",
+            )
+
+    # ------------------------------------------------------------------------------- undeclared operations
+
+    def test_read_weight_raises_where_it_is_not_declared(self, tmp_path: Path) -> None:
+        if Op.READ_WEIGHT in self.declared():
+            skip("read-weight is declared")
+        base, layers = self.viewed(tmp_path)
+        for point in self.life(base):
+            for layer in layers:
+                assert layer.view is not None
+                _, error = outcome(layer.view.read_weight)
+                what = "gives a weight" if error is None else f"raised {type(error).__name__}"
+                demand(
+                    isinstance(error, UnsupportedOp),
+                    f"read-weight is not declared, and read_weight() of {layer.name} {what} ({point}): raise "
+                    "UnsupportedOp, or declare it",
+                )
+
+    def test_weights_are_no_parameters_where_dense_is_not_declared(self, tmp_path: Path) -> None:
+        if Op.DENSE in self.declared():
+            skip("dense is declared")
+        for layer in self.viewed(tmp_path)[1]:
+            demand(
+                not _is_ordinary(layer),
+                f"dense is not declared, and {layer.name}.weight looks like an ordinary Parameter: adapters that "
+                "replace or train it would work on a weight that the forward may not use",
+            )
+
+    def test_no_wrong_gradient_where_grad_input_is_not_declared(self, tmp_path: Path) -> None:
+        if Op.GRAD_INPUT in self.declared():
+            skip("grad-input is declared")
+        base, layers = self.viewed(tmp_path)
+        for point in self.life(base):
+            for layer in layers:
+                error = self._gradient_error(layer)
+                if error is None:
+                    continue
+                demand(
+                    error <= self.bound(layer),
+                    f"grad-input is not declared, and a gradient reaches the input of {layer.name} all the same and "
+                    f"is {error:.2g} off ({point}): cut it, so that nobody trains on it",
+                )
+
+
+def _is_ordinary(layer: Layer) -> bool:
+    """Whether `.weight` is a floating-point Parameter (out, in) and no tensor of a class of its own."""
+    weight = getattr(layer.module, "weight", None)
+    return (
+        isinstance(weight, nn.Parameter)
+        and type(weight.data) is Tensor
+        and weight.is_floating_point()
+        and weight.shape == (layer.module.out_features, layer.module.in_features)
+    )
+
+
+def _readable_shape(layer: Layer) -> bool:
+    """Whether a quantised layer's weight can be read and fits into an ordinary layer."""
+    assert layer.view is not None
+    shape = (layer.module.out_features, layer.module.in_features)
+    return Op.READ_WEIGHT in layer.view.ops and tuple(layer.view.read_weight().shape) == shape
+
+
+def _words(ops: frozenset[Op]) -> str:
+    return ", ".join(sorted(ops)) or "nothing"

@@ -1,0 +1,150 @@
+"""The conformance of a quantizer: what its descriptor declares holds in sequences, and what it does not is absent.
+
+from smollm3_finetune.testing import QuantizerConformance
+
+class TestMine(QuantizerConformance):
+    component = "mine"
+    bits = 4
+    group_size = 32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smollm3_finetune.api import CheckpointQuantizer, Purpose, directory_source
+from smollm3_finetune.testing.conformance import demand, skip
+from smollm3_finetune.testing.files import check_saved_files
+from smollm3_finetune.testing.measure import apart, logits, rounded
+from smollm3_finetune.testing.operations import OperationTests
+from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
+
+NONSENSE: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"quantization_config": None},
+    {"quantization_config": {}},
+    {"quantization_config": {"quant_method": "nobody's"}},
+)
+"""Contents of `config.json` that are those of no quantizer."""
+
+
+class QuantizerConformance(OperationTests):
+    """Name the quantizer and its bits; the tests that its declared operations call for are inherited."""
+
+    def test_all_parameters_are_frozen_and_on_the_device(self, tmp_path: Path) -> None:
+        base = self.load(tmp_path)
+        trained = [n for n, p in base.model.named_parameters() if p.requires_grad]
+        demand(
+            not trained,
+            f"{len(trained)} parameters of the loaded base require a gradient, {trained[:1]} among them: "
+            "call model.requires_grad_(False)",
+        )
+        away = [n for n, p in base.model.named_parameters() if p.device.type != torch.device(self.device).type]
+        demand(not away, f"{len(away)} parameters are not on {self.device}, {away[:1]} among them")
+        text = isinstance(base.fingerprint, str) and bool(base.fingerprint)
+        demand(text, f"the base's fingerprint must be text, and is {base.fingerprint!r}")
+
+    def test_forward_is_near_the_dense_model(self, tmp_path: Path) -> None:
+        base, dense = self.load(tmp_path), self.dense(tmp_path)
+        bits = UNSTATED_BITS if self.bits is None else self.bits
+        named = f"{bits} bits" + (", as `bits` is not set" if self.bits is None else "")
+        for layer in self.layers(base, dense):
+            linear = dense.get_submodule(layer.name)
+            x = self.inputs(layer)
+            with torch.no_grad():
+                own = x @ linear.weight.T  # (N, in) @ (in, out)
+                found, right = layer.module(x), linear(x)
+                cost = apart(x @ rounded(linear.weight, bits, self.group_size).T, own)
+            error = float((found.double() - right.double()).norm() / own.double().norm())
+            bound = self.rounding_factor * cost + self.bound(layer)
+            demand(
+                error <= bound,
+                f"the output of {layer.name} is {error:.2g} from the dense layer's, and at most {bound:.2g} is "
+                f"allowed: {named}, {self.rounding_factor:g} times what rounding to the nearest costs ({cost:.2g})",
+            )
+        found = logits(base.model, self.tokens())
+        demand(bool(found.isfinite().all()), "the logits of the loaded model are not all finite")
+
+    def test_loading_twice_gives_the_same(self, tmp_path: Path) -> None:
+        results = []
+        for seed in (1, 2):  # torch's own random numbers must not matter
+            torch.manual_seed(seed)
+            base = self.load(tmp_path)
+            torch.manual_seed(0)
+            results.append((base.fingerprint, logits(base.model, self.tokens())))
+        demand(
+            results[0][0] == results[1][0],
+            f"the same source was loaded twice and the fingerprints differ: {results[0][0]}, {results[1][0]}",
+        )
+        error = apart(results[1][1], results[0][1])
+        demand(
+            error == 0,
+            f"the same source was loaded twice and the logits differ by {error:.2g}: take random numbers from "
+            "a generator seeded by ctx.seed",
+        )
+
+    def test_fingerprint_follows_the_weights(self, tmp_path: Path) -> None:
+        base = self.load(tmp_path)
+        other = self.other_source(tmp_path)
+        if other is not None:
+            demand(
+                self.load(tmp_path, other).fingerprint != base.fingerprint,
+                "two sources with other weights give bases of the same fingerprint: it must depend on "
+                "source.fingerprint",
+            )
+        before = logits(base.model, self.tokens())
+        for options in self.altering:
+            changed = self.load(tmp_path, **options)
+            moved = apart(logits(changed.model, self.tokens()), before)
+            demand(moved > 0, f"the options {dict(options)} are listed as altering the weights, and alter nothing")
+            demand(
+                changed.fingerprint != base.fingerprint,
+                f"the options {dict(options)} move the logits by {moved:.2g}, and the fingerprint stays the same: "
+                "it must depend on them",
+            )
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def test_claims_no_dense_config(self, tmp_path: Path) -> None:
+        claims = self.spec().claims
+        if claims is None:
+            skip("the descriptor has no claims()")
+        for config in (self.dense_source(tmp_path).config, *NONSENSE):
+            demand(
+                not claims(config),
+                f"claims() is true for a config.json whose quantization_config is "
+                f"{config.get('quantization_config')!r}, which this quantizer did not write",
+            )
+
+    def test_what_is_written_is_claimed_and_loads_the_same(self, tmp_path: Path) -> None:
+        quantizer = self.choose().create()
+        if not isinstance(quantizer, CheckpointQuantizer):
+            skip("the quantizer writes no checkpoints")
+        if not self.writes:
+            skip("writing is left out (`writes = False`)")
+        dense = self.dense_source(tmp_path)
+        bases = []
+        for seed in (1, 2):
+            out = tmp_path / f"written-{seed}"
+            out.mkdir()
+            torch.manual_seed(seed)
+            quantizer.write(dense, out, self.context(tmp_path, Purpose.QUANTIZE))
+            check_saved_files(out)
+            written = directory_source(out, ref="written")
+            claims = self.spec().claims
+            demand(claims is not None and claims(written.config), "claims() is false for a checkpoint that it wrote")
+            bases.append(self.load(tmp_path, written))
+        found = [logits(base.model, self.tokens()) for base in bases]
+        error = apart(found[1], found[0])
+        demand(error == 0, f"the same checkpoint was written twice and the logits differ by {error:.2g}")
+        demand(bases[0].fingerprint == bases[1].fingerprint, "one checkpoint was written twice: other fingerprints")
+        error = apart(logits(self.load(tmp_path).model, self.tokens()), found[0])
+        demand(
+            error <= self.rounding,
+            f"a checkpoint that was written and loaded is {error:.2g} from what load() gives, and at most "
+            f"{self.rounding:.2g} is allowed in {self.dtype}",
+        )

@@ -1,0 +1,112 @@
+"""A random SmolLM3 of two layers, for tests that need a whole model and no trained one."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import ModelSource
+from smollm3_finetune.source import DirectorySource
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+STD = 0.08
+"""Of weights. At the usual initialisation (0.02) every layer is nearly linear and errors hide."""
+BIAS_STD = 0.5
+"""Of biases: as large as what a weight adds, so that a dropped one is no rounding error."""
+EMBEDDED = Path(__file__).parents[1] / "builtin" / "tiny"
+KEPT: list[tempfile.TemporaryDirectory[str]] = []
+"""Directories that are removed when Python ends."""
+
+
+def write_small_model(directory: Path, *, seed: int = 0, biases: bool = True) -> Path:
+    """Write the model in float32, with the embedded model's tokenizer, into `directory`; returns it.
+
+    Two layers, the second without RoPE; width 64, MLP 128, 2 heads and 1 key-value head, tied embeddings, 2048
+    tokens. The query and output projections are square, so a transposed weight has the right shape. `biases` puts
+    one on every linear layer.
+    """
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    config = SmolLM3Config(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, no_rope_layers=[1, 0], max_position_embeddings=256, bos_token_id=0,
+        eos_token_id=4, pad_token_id=2, tie_word_embeddings=True, attention_bias=biases, mlp_bias=biases,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = SmolLM3ForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or parameter.dim() == 2:
+                parameter.normal_(0, BIAS_STD if name.endswith("bias") else STD, generator=generator)
+    directory.mkdir(parents=True, exist_ok=True)
+    config.architectures, config.dtype = ["SmolLM3ForCausalLM"], torch.float32
+    config.save_pretrained(directory)
+    weights = {n: p.detach() for n, p in model.named_parameters()}  # a tied weight once
+    save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(EMBEDDED / name, directory / name)
+    return directory
+
+
+def small_model_directory(*, seed: int = 0, biases: bool = True) -> Path:
+    """The model on disk, written once in a process; whoever alters it copies it first."""
+    return _written(seed, biases)
+
+
+@cache
+def _written(seed: int, biases: bool) -> Path:
+    KEPT.append(tempfile.TemporaryDirectory(prefix="smollm3-small-"))
+    return write_small_model(Path(KEPT[-1].name) / "small", seed=seed, biases=biases)
+
+
+class SmallSource(DirectorySource):
+    """Copies the model in memory where nothing but a dtype is asked for, which takes a fraction of reading it."""
+
+    def load(self, **kwargs: Any) -> PreTrainedModel:
+        if set(kwargs) == {"dtype"} and self.directory in _directories():
+            model: PreTrainedModel = copy.deepcopy(_loaded(self.directory, kwargs["dtype"]))
+            return model
+        return super().load(**kwargs)
+
+
+def small_source(*, seed: int = 0, biases: bool = True) -> ModelSource:
+    """The opened model."""
+    return SmallSource(ref="small", directory=small_model_directory(seed=seed, biases=biases))
+
+
+def _directories() -> set[Path]:
+    """Those of `small_model_directory`, which nobody alters."""
+    return {Path(kept.name) / "small" for kept in KEPT}
+
+
+@cache
+def _loaded(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return DirectorySource(ref="small", directory=directory).load(dtype=dtype)
+
+
+def small_model(dtype: str = "float32") -> PreTrainedModel:
+    """The model with its biases, frozen, in evaluation mode; a new copy in each call."""
+    import torch
+
+    model = small_source().load(dtype=getattr(torch, dtype))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def token_ids(rows: int = 2, length: int = 12, *, vocabulary: int = 2048, seed: int = 0) -> Tensor:
+    """(rows, length) random token ids, no special ones among them."""
+    import torch
+
+    return torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))

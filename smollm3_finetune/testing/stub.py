@@ -1,0 +1,113 @@
+"""A quantizer of nobody's, for testing adapters: its layers offer the operations that they are told to, and no more.
+
+Weights are rows of 8-bit integers with one scale each. What an adapter did not declare raises, or is not there:
+`read_weight` raises UnsupportedOp, `.weight` does not exist, and no gradient reaches the input.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from smollm3_finetune.api import Base, Op, UnsupportedOp, fingerprint
+from smollm3_finetune.testing.measure import rounded
+from smollm3_finetune.testing.small import small_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BITS = 8
+
+
+class StubLinear(nn.Module):  # type: ignore[misc]  # torch is not checked
+    """A quantised linear layer."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, ops: frozenset[Op]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.ops = ops
+        weight = linear.weight.detach()  # (out, in)
+        scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (BITS - 1) - 1)  # (out, 1)
+        self.register_buffer("scale", scale)
+        self.register_buffer("codes", (weight / scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if Op.GRAD_INPUT not in self.ops:
+            x = x.detach()
+        return nn.functional.linear(x, self.codes.to(self.scale.dtype) * self.scale, self.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                "a quantised layer has no `.weight`: declare Op.DENSE among the adapter's needs, or declare "
+                "Op.READ_WEIGHT and use base.ops_for(layer).read_weight()"
+            )
+        return super().__getattr__(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class StubOps:
+    """What a `StubLinear` offers."""
+
+    layer: StubLinear
+    forward_rtol: float = 0.0
+
+    @property
+    def ops(self) -> frozenset[Op]:
+        return self.layer.ops
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layer.out_features, self.layer.in_features
+
+    def read_weight(self) -> Tensor:
+        if Op.READ_WEIGHT not in self.ops:
+            raise UnsupportedOp("the adapter reads a base weight, and its descriptor does not need read-weight")
+        weight = self.layer.codes.to(self.layer.scale.dtype) * self.layer.scale
+        return weight if weight.element_size() >= 4 else weight.float()
+
+
+@cache
+def _dense(dtype: str) -> PreTrainedModel:
+    model = small_model(dtype)
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer is not head:
+            layer.weight.data = rounded(layer.weight, BITS)
+    return model
+
+
+def stub_dense(dtype: str = "float64") -> PreTrainedModel:
+    """The small model whose ordinary layers hold the very weights that the stub's layers compute with; a new copy."""
+    model: PreTrainedModel = copy.deepcopy(_dense(dtype))
+    return model
+
+
+def stub_base(needs: Iterable[Op], dtype: str = "float64") -> Base:
+    """The small model, quantised, with layers that offer `needs` exactly.
+
+    Where `needs` has DENSE or GRAD_WEIGHT, no quantised layer offers that, so the layers are ordinary ones.
+    """
+    ops = frozenset(needs)
+    if ops & {Op.DENSE, Op.GRAD_WEIGHT}:
+        return Base(model=stub_dense(dtype), fingerprint=fingerprint("stub", "dense", dtype))
+    model = small_model(dtype)
+    head = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and layer is not head:
+            model.set_submodule(name, StubLinear(layer, ops))
+    return Base(
+        model=model.eval(),
+        fingerprint=fingerprint("stub", dtype),
+        ops_for=lambda layer: StubOps(layer) if isinstance(layer, StubLinear) else None,
+    )

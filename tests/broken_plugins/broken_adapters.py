@@ -1,0 +1,298 @@
+"""Adapters that are wrong in one way each, and `delta` and `delta-kept`, which are right.
+
+Each adds a learned matrix (out, in) to the query and output projections, which are square, by a forward hook. Its
+step of its own carries momentum on, and its strength grows with the steps: both are state that must be saved. What a
+class overrides is what is wrong with it.
+"""
+
+import contextlib
+import json
+
+from smollm3_finetune.api import AdapterSpec, Op, UnsupportedOp, hookimpl
+
+FILE, STATE = "delta.safetensors", "delta.json"
+RIGHT = {"packs": True}
+VARIANTS = {
+    "delta": ("Delta", RIGHT),
+    "delta-kept": ("Kept", {"merges": False, "disables": False, "identity_at_start": False}),
+    "no-identity": ("NoIdentity", RIGHT),
+    "base-trains": ("BaseTrains", RIGHT),
+    "base-drifts": ("BaseDrifts", RIGHT),
+    "gradient-factor": ("GradientFactor", RIGHT),
+    "merged-transposed": ("MergedTransposed", RIGHT),
+    "merged-twice": ("MergedTwice", RIGHT),
+    "merged-without-bias": ("MergedWithoutBias", RIGHT),
+    "merges-all-the-same": ("Delta", {**RIGHT, "merges": False}),
+    "forgets-strength": ("ForgetsStrength", RIGHT),
+    "forgets-momentum": ("ForgetsMomentum", RIGHT),
+    "leaks": ("Leaks", {**RIGHT, "merges": False}),
+    "never-disabled": ("NeverDisabled", RIGHT),
+    "disabled-for-good": ("DisabledForGood", RIGHT),
+    "disables-all-the-same": ("Delta", {**RIGHT, "disables": False}),
+    "reads-undeclared": ("ReadsUndeclared", RIGHT),
+    "by-chance": ("ByChance", RIGHT),
+    "pickled": ("Pickled", RIGHT),
+    "frozen-after-restore": ("FrozenAfterRestore", RIGHT),
+    "breaks-at-the-end": ("BreaksAtTheEnd", RIGHT),
+}
+
+
+@hookimpl
+def smollm3_adapters():
+    return [
+        AdapterSpec(
+            name=name,
+            summary=name,
+            factory=f"broken_adapters:{cls}",
+            needs={Op.FORWARD, Op.GRAD_INPUT},
+            **traits,
+        )
+        for name, (cls, traits) in VARIANTS.items()
+    ]
+
+
+class Delta:
+    def __init__(self, options):
+        pass
+
+    def attach(self, base, ctx, total_steps):
+        import torch
+
+        deltas = {}
+        for name, layer in base.model.named_modules():
+            if name.endswith(("q_proj", "o_proj")):
+                start = self.start((layer.out_features, layer.in_features)).to(ctx.torch_dtype)
+                deltas[name] = torch.nn.Parameter(start.to(ctx.device))
+                layer.register_parameter("delta", deltas[name])
+        self.prepare(base)
+        return Adapted(self, base, deltas, total_steps)
+
+    def start(self, shape):
+        import torch
+
+        return torch.zeros(shape)
+
+    def prepare(self, base):
+        pass
+
+    def added(self, x, delta):
+        return x @ delta.T  # (B, T, in) @ (in, out)
+
+    def state(self, adapted):
+        return {"steps": adapted.steps, "momentum": True}
+
+    @contextlib.contextmanager
+    def disabled(self, adapted):
+        adapted.active = False
+        try:
+            yield
+        finally:
+            adapted.active = True
+
+    def step(self, adapted):
+        pass
+
+    def store(self, tensors, path):
+        from safetensors.torch import save_file
+
+        save_file(tensors, str(path / FILE))
+
+    def stored(self, path):
+        from safetensors.torch import load_file
+
+        return load_file(str(path / FILE))
+
+    def restore(self, base, path, ctx):
+        adapted = self.attach(base, ctx, None)
+        tensors, state = self.stored(path), json.loads((path / STATE).read_text())
+        for name, delta in adapted.deltas.items():
+            delta.data.copy_(tensors[name])
+            adapted.before[name] = tensors.get(f"{name}.before", tensors[name]).clone()
+        adapted.steps = state.get("steps", 0)
+        return adapted
+
+    def merge(self, dense, path):
+        tensors, state = self.stored(path), json.loads((path / STATE).read_text())
+        strength = Adapted.strength_after(state.get("steps", 0))
+        for name, delta in tensors.items():
+            if not name.endswith(".before"):
+                self.fold(dense, name, strength * delta)
+        return dense
+
+    def fold(self, dense, name, delta):
+        dense.get_submodule(name).weight.data += delta
+
+
+class Adapted:
+    def __init__(self, adapter, base, deltas, total_steps):
+        self.adapter, self.base, self.model, self.deltas = adapter, base, base.model, deltas
+        self.total_steps = total_steps
+        self.active, self.steps = True, 0
+        self.before = {n: d.detach().clone() for n, d in deltas.items()}
+        for name, delta in deltas.items():
+            base.model.get_submodule(name).register_forward_hook(
+                lambda layer, args, out, delta=delta: self.output(args[0], out, delta)
+            )
+
+    @staticmethod
+    def strength_after(steps):
+        return 1 + 0.05 * steps
+
+    def output(self, x, out, delta):
+        return out + self.strength_after(self.steps) * self.adapter.added(x, delta) if self.active else out
+
+    def disabled(self):
+        return self.adapter.disabled(self)
+
+    def on_step(self, step):
+        self.steps += 1
+        for name, delta in self.deltas.items():
+            now = delta.detach().clone()
+            delta.data += 0.5 * (now - self.before[name])
+            self.before[name] = now
+        self.adapter.step(self)
+
+    def save(self, path):
+        path.mkdir(parents=True, exist_ok=True)
+        state = self.adapter.state(self)
+        tensors = {n: d.detach().clone() for n, d in self.deltas.items()}
+        if state.pop("momentum"):
+            tensors |= {f"{n}.before": t.clone() for n, t in self.before.items()}
+        self.adapter.store(tensors, path)
+        (path / STATE).write_text(json.dumps(state))
+
+
+class Kept(Delta):
+    """Starts away from the base, and says of itself that it neither merges nor can be disabled."""
+
+    def start(self, shape):
+        import torch
+
+        return 0.02 * torch.randn(shape)
+
+    def merge(self, dense, path):
+        raise UnsupportedOp("it is no change of weights")
+
+    def disabled(self, adapted):
+        raise UnsupportedOp("the base alone is not there")
+
+
+class NoIdentity(Delta):
+    def start(self, shape):
+        import torch
+
+        return 0.02 * torch.randn(shape)
+
+
+class BaseTrains(Delta):
+    def prepare(self, base):
+        base.model.get_submodule("model.norm").requires_grad_(True)
+
+
+class BaseDrifts(Delta):
+    """Writes into a weight of the base with each step, without a gradient."""
+
+    def step(self, adapted):
+        adapted.model.get_submodule("model.norm").weight.data *= 1.0001
+
+
+class GradientFactor(Delta):
+    def added(self, x, delta):
+        return super().added(x, delta + 0.1 * (delta - delta.detach()))
+
+
+class MergedTransposed(Delta):
+    def fold(self, dense, name, delta):
+        super().fold(dense, name, delta.T)
+
+
+class MergedTwice(Delta):
+    def fold(self, dense, name, delta):
+        super().fold(dense, name, 2 * delta)
+
+
+class MergedWithoutBias(Delta):
+    def fold(self, dense, name, delta):
+        super().fold(dense, name, delta)
+        dense.get_submodule(name).bias.data.zero_()
+
+
+class ForgetsStrength(Delta):
+    def state(self, adapted):
+        return {"momentum": True}
+
+
+class ForgetsMomentum(Delta):
+    def state(self, adapted):
+        return {"steps": adapted.steps, "momentum": False}
+
+
+class Leaks(Delta):
+    """Adds a little of what it computes for the token before, whichever row that is of."""
+
+    def merge(self, dense, path):
+        raise UnsupportedOp("it is no change of weights")
+
+    def added(self, x, delta):
+        own = super().added(x, delta)
+        return own + 0.1 * own.roll(1, dims=1)
+
+
+class NeverDisabled(Delta):
+    def disabled(self, adapted):
+        return contextlib.nullcontext()
+
+
+class DisabledForGood(Delta):
+    """Comes back only where the context ends without an exception."""
+
+    @contextlib.contextmanager
+    def disabled(self, adapted):
+        adapted.active = False
+        yield
+        adapted.active = True
+
+
+class ReadsUndeclared(Delta):
+    def prepare(self, base):
+        for layer in base.model.modules():
+            if (ops := base.ops_for(layer)) is not None:
+                ops.read_weight()
+
+
+class ByChance(Delta):
+    """Starts a little away from the base, by a random number that no seed decides."""
+
+    def start(self, shape):
+        import random
+
+        import torch
+
+        return 1e-14 * torch.full(shape, random.SystemRandom().random(), dtype=torch.float64)
+
+
+class Pickled(Delta):
+    def store(self, tensors, path):
+        import torch
+
+        torch.save(tensors, path / "delta.bin")
+
+    def stored(self, path):
+        import torch
+
+        return torch.load(path / "delta.bin")
+
+
+class FrozenAfterRestore(Delta):
+    def restore(self, base, path, ctx):
+        adapted = super().restore(base, path, ctx)
+        adapted.model.requires_grad_(False)
+        return adapted
+
+
+class BreaksAtTheEnd(Delta):
+    """Divides by the steps that are left."""
+
+    def step(self, adapted):
+        if adapted.total_steps is not None:
+            1 / (adapted.total_steps - adapted.steps)

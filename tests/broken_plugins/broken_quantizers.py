@@ -1,0 +1,366 @@
+"""Quantizers that are wrong in one way each, and `rows`, `rows-written` and `rows-sealed`, which are right.
+
+Rows are rounded to 8 bits with one scale each. What a class overrides is what is wrong with it.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+
+from smollm3_finetune.api import Base, Op, QuantizerSpec, UnsupportedOp, fingerprint, hookimpl, option
+
+TRAINS = {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
+SEALED = {Op.FORWARD, Op.GRAD_INPUT}
+ONLY_FORWARD = {Op.FORWARD, Op.READ_WEIGHT}
+METHOD = "rows-written"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    bits: int = option(8, "Bits of a weight.", ge=2, le=8)
+
+
+def mine(config):
+    return (config.get("quantization_config") or {}).get("quant_method") == METHOD
+
+
+def any_method(config):
+    return "quant_method" in (config.get("quantization_config") or {})
+
+
+VARIANTS = {
+    "rows": ("Rows", TRAINS, None),
+    "rows-sealed": ("Sealed", SEALED, None),
+    "rows-written": ("Written", TRAINS, mine),
+    "transposed": ("Transposed", TRAINS, None),
+    "stale-scale": ("StaleScale", TRAINS, None),
+    "no-gradient": ("NoGradient", TRAINS, None),
+    "one-way": ("OneWay", TRAINS, None),
+    "base-trains": ("BaseTrains", TRAINS, None),
+    "gradient-factor": ("GradientFactor", TRAINS, None),
+    "dropped-bias": ("DroppedBias", TRAINS, None),
+    "unseeded": ("Unseeded", TRAINS, None),
+    "one-name": ("OneName", TRAINS, None),
+    "options-unnamed": ("OptionsUnnamed", TRAINS, None),
+    "half-sealed": ("HalfSealed", SEALED, None),
+    "half-dense": ("HalfDense", TRAINS, None),
+    "half-trains": ("HalfTrains", ONLY_FORWARD, None),
+    "over-declared": ("Sealed", TRAINS, None),
+    "own-tensor": ("OwnTensor", TRAINS, None),
+    "half-precision": ("HalfPrecision", TRAINS, None),
+    "unseen": ("Unseen", TRAINS, None),
+    "too-coarse": ("TooCoarse", TRAINS, None),
+    "claims-others": ("Written", TRAINS, any_method),
+    "pickled": ("Pickled", TRAINS, mine),
+}
+
+
+@hookimpl
+def smollm3_quantizers():
+    return [
+        QuantizerSpec(
+            name=name,
+            summary=name,
+            factory=f"broken_quantizers:{cls}",
+            options="broken_quantizers:RowOptions",
+            provides=provides,
+            claims=claims,
+        )
+        for name, (cls, provides, claims) in VARIANTS.items()
+    ]
+
+
+@cache
+def linear_class():
+    import torch
+    from torch import nn
+
+    class RowLinear(nn.Module):
+        def __init__(self, owner, codes, scale, bias):
+            super().__init__()
+            self.owner = owner
+            self.out_features, self.in_features = codes.shape
+            self.register_buffer("codes", codes)
+            self.register_buffer("scale", scale)
+            self.bias = bias
+            self.repacked = None
+
+        def dense(self):
+            return self.codes.to(self.scale.dtype) * self.scale
+
+        def forward(self, x):
+            return self.owner.multiply(self, x)
+
+    class Scaled(torch.autograd.Function):
+        """The identity, whose gradient is a tenth too large."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 1.1 * gradient
+
+    RowLinear.scaled = staticmethod(Scaled.apply)
+    return RowLinear
+
+
+class RowOps:
+    forward_rtol = 0.0
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @property
+    def ops(self):
+        return frozenset(self.layer.owner.offers)
+
+    @property
+    def shape(self):
+        return self.layer.out_features, self.layer.in_features
+
+    def read_weight(self):
+        return self.layer.owner.read(self.layer)
+
+
+class Rows:
+    offers = TRAINS
+
+    def __init__(self, options):
+        self.options = options
+
+    def bits(self):
+        return self.options.bits
+
+    def codes(self, weight):
+        """Integers and one scale a row of a weight (out, in)."""
+        import torch
+
+        top = 2 ** (self.bits() - 1) - 1
+        scale = weight.abs().amax(1, keepdim=True) / top
+        return self.to_integer(weight / scale).clamp(-top, top).to(torch.int8), scale
+
+    def to_integer(self, x):
+        return x.round()
+
+    def multiply(self, layer, x):
+        from torch.nn import functional as F
+
+        return F.linear(x, layer.dense(), layer.bias)
+
+    def read(self, layer):
+        return layer.dense()
+
+    def ops_for(self, layer):
+        return RowOps(layer) if isinstance(layer, linear_class()) else None
+
+    def bias(self, linear):
+        return linear.bias
+
+    def identity(self, source, ctx):
+        return fingerprint("rows", source.fingerprint, self.options.bits, ctx.dtype)
+
+    def freeze(self, model):
+        model.requires_grad_(False)
+
+    def load(self, source, ctx):
+        from torch import nn
+
+        model = source.load(dtype=ctx.torch_dtype)
+        head = model.get_output_embeddings()
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and layer is not head:
+                codes, scale = self.codes(layer.weight.detach())
+                model.set_submodule(name, self.made(layer, linear_class()(self, codes, scale, self.bias(layer))))
+        self.freeze(model)
+        return Base(model=model, fingerprint=self.identity(source, ctx), ops_for=self.ops_for)
+
+    def made(self, linear, quantised):
+        return quantised
+
+
+class Sealed(Rows):
+    offers = SEALED
+
+    def read(self, layer):
+        raise UnsupportedOp("these weights cannot be read")
+
+
+class Transposed(Rows):
+    def read(self, layer):
+        weight = layer.dense()
+        return weight.T.contiguous() if layer.out_features == layer.in_features else weight
+
+
+class StaleScale(Rows):
+    """Its first evaluation fits the scales anew; what is read has those of before."""
+
+    def multiply(self, layer, x):
+        import torch
+
+        if layer.repacked is None and not torch.is_grad_enabled():
+            layer.repacked = layer.scale.clone()
+            layer.scale *= 1.001
+        return super().multiply(layer, x)
+
+    def read(self, layer):
+        return layer.codes * (layer.scale if layer.repacked is None else layer.repacked)
+
+
+class NoGradient(Rows):
+    def multiply(self, layer, x):
+        import torch
+
+        with torch.no_grad():
+            return super().multiply(layer, x)
+
+
+class OneWay(Rows):
+    """Its first evaluation repacks the layer for a kernel without gradients."""
+
+    def multiply(self, layer, x):
+        import torch
+
+        if layer.repacked is None and not layer.training and not torch.is_grad_enabled():
+            layer.repacked = True
+        return super().multiply(layer, x if layer.repacked is None else x.detach())
+
+
+class BaseTrains(Rows):
+    def freeze(self, model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith("norm.weight"))
+
+
+class GradientFactor(Rows):
+    def multiply(self, layer, x):
+        return super().multiply(layer, layer.scaled(x))
+
+
+class HalfTrains(GradientFactor):
+    """grad-input is not declared, and a gradient arrives that is wrong."""
+
+    offers = ONLY_FORWARD
+
+
+class DroppedBias(Rows):
+    def bias(self, linear):
+        return None
+
+
+class Unseeded(Rows):
+    """Rounds up or down by chance, by torch's own random numbers."""
+
+    def to_integer(self, x):
+        import torch
+
+        return (x + torch.rand_like(x) - 0.5).round()
+
+
+class OneName(Rows):
+    def identity(self, source, ctx):
+        return "rows"
+
+
+class OptionsUnnamed(Rows):
+    def identity(self, source, ctx):
+        return fingerprint("rows", source.fingerprint)
+
+
+class HalfSealed(Rows):
+    """read-weight is not declared, and gives a weight all the same."""
+
+    offers = SEALED
+
+
+class HalfDense(Rows):
+    """Keeps the weight that it was made from, which the forward no longer uses."""
+
+    def made(self, linear, quantised):
+        quantised.weight = linear.weight
+        return quantised
+
+
+class OwnTensor(Rows):
+    def read(self, layer):
+        if layer.repacked is None:
+            layer.repacked = layer.dense()
+        return layer.repacked
+
+
+class HalfPrecision(Rows):
+    def read(self, layer):
+        return layer.dense().half()
+
+
+class Unseen(Rows):
+    def ops_for(self, layer):
+        return None
+
+
+class TooCoarse(Rows):
+    """Says 8 bits, and rounds to 5."""
+
+    def bits(self):
+        return 5
+
+
+class Written(Rows):
+    def write(self, source, out, ctx):
+        from torch import nn
+
+        model = source.load(dtype=ctx.torch_dtype)
+        head = model.get_output_embeddings()
+        linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        state = {}
+        for name, tensor in model.named_parameters():
+            layer = name.removesuffix(".weight")
+            if layer in linear:
+                state[f"{layer}.codes"], state[f"{layer}.scale"] = self.codes(tensor.detach())
+            else:
+                state[name] = tensor.detach().clone()
+        self.store(state, out)
+        about = {"quant_method": METHOD, "layers": sorted(linear)}
+        (out / "config.json").write_text(json.dumps({**source.config, "quantization_config": about}))
+
+    def store(self, state, out):
+        from safetensors.torch import save_file
+
+        save_file(state, str(out / "model.safetensors"))
+
+    def stored(self, directory):
+        from safetensors.torch import load_file
+
+        return load_file(str(directory / "model.safetensors"))
+
+    def load(self, source, ctx):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if not mine(source.config):
+            key = {"weights": source.fingerprint, "bits": self.options.bits, "dtype": ctx.dtype}
+            source = source.at(ctx.cache.get_or_build(METHOD, key, lambda out: self.write(source, out, ctx)))
+        about = dict(source.config)
+        layers = about.pop("quantization_config")["layers"]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**about), dtype=ctx.torch_dtype)
+        state = self.stored(source.path)
+        for name in layers:
+            codes, scale = state.pop(f"{name}.codes"), state.pop(f"{name}.scale")
+            bias = model.get_submodule(name).bias
+            model.set_submodule(name, linear_class()(self, codes, scale, bias))
+        model.load_state_dict(state, strict=False)
+        model.tie_weights()
+        model.requires_grad_(False)
+        return Base(model=model.eval(), fingerprint=fingerprint(METHOD, source.fingerprint), ops_for=self.ops_for)
+
+
+class Pickled(Written):
+    def store(self, state, out):
+        import torch
+
+        torch.save(state, out / "pytorch_model.bin")
+
+    def stored(self, directory):
+        import torch
+
+        return torch.load(directory / "pytorch_model.bin")

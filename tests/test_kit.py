@@ -1,0 +1,215 @@
+"""The conformance kit fails each broken plugin by the right tests, and by no others; their good twins pass.
+
+One pytest run in a process of its own takes every plugin of `broken_plugins/`, and the examples, through the kit.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+HERE = Path(__file__).parent / "broken_plugins"
+
+READ = {f"test_read_weight_{what}" for what in ("has_shape_and_format", "is_what_the_forward_uses")}
+SAME = "test_read_weight_stays_the_same_through_a_run"
+GRADIENTS = "test_gradients_stay_right_through_a_run"
+QUANTIZERS: dict[str, set[str]] = {
+    "rows": set(),
+    "rows-sealed": set(),
+    "rows-written": set(),
+    "transposed": {"test_read_weight_is_what_the_forward_uses", GRADIENTS},
+    "stale-scale": {"test_read_weight_is_what_the_forward_uses", GRADIENTS},
+    "no-gradient": {GRADIENTS},
+    "one-way": {GRADIENTS},
+    "base-trains": {"test_all_parameters_are_frozen_and_on_the_device", GRADIENTS},
+    "gradient-factor": {GRADIENTS},
+    "dropped-bias": {"test_forward_is_near_the_dense_model", GRADIENTS},  # the dense copy has a place for the bias
+    "unseeded": {"test_loading_twice_gives_the_same"},
+    "one-name": {"test_fingerprint_follows_the_weights"},
+    "options-unnamed": {"test_fingerprint_follows_the_weights"},
+    "half-sealed": {"test_read_weight_raises_where_it_is_not_declared"},
+    "half-dense": {"test_weights_are_no_parameters_where_dense_is_not_declared"},
+    "half-trains": {"test_no_wrong_gradient_where_grad_input_is_not_declared"},
+    "over-declared": {"test_layers_offer_exactly_what_is_declared", *READ, SAME},
+    "own-tensor": {"test_read_weight_has_shape_and_format"},
+    "half-precision": {*READ, GRADIENTS},
+    "unseen": {
+        "test_layers_offer_exactly_what_is_declared",
+        "test_forward_is_near_the_dense_model",
+        "test_weights_are_no_parameters_where_dense_is_not_declared",
+        *READ,
+        SAME,
+        GRADIENTS,
+    },
+    "too-coarse": {"test_forward_is_near_the_dense_model"},
+    "claims-others": {"test_claims_no_dense_config"},
+    "pickled": {"test_what_is_written_is_claimed_and_loads_the_same"},
+}
+
+RESTORED = "test_restoring_gives_the_same_logits_and_the_same_next_step"
+MERGED = "test_merging_gives_what_the_adapter_computes"
+DISABLED = "test_disabled_gives_the_base"
+COMPARED = "test_gradients_are_right_through_a_run"
+ADAPTERS: dict[str, set[str]] = {
+    "delta": set(),
+    "delta-kept": set(),
+    "no-identity": {"test_starts_as_the_base_where_declared"},
+    # what it trains of the base is not saved, not merged and not disabled either
+    "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, MERGED, DISABLED},
+    "base-drifts": {"test_only_the_adapter_trains", RESTORED},
+    "gradient-factor": {"test_gradients_are_what_the_loss_does"},
+    "merged-transposed": {MERGED},
+    "merged-twice": {MERGED},
+    "merged-without-bias": {MERGED},
+    "merges-all-the-same": {MERGED},
+    "forgets-strength": {RESTORED},
+    "forgets-momentum": {RESTORED, COMPARED},
+    "leaks": {"test_packed_rows_do_not_influence_each_other"},
+    "never-disabled": {DISABLED},
+    "disabled-for-good": {DISABLED},
+    "disables-all-the-same": {DISABLED},
+    "reads-undeclared": {
+        "test_starts_as_the_base_where_declared",
+        "test_attaching_is_deterministic",
+        "test_only_the_adapter_trains",
+        "test_gradients_are_what_the_loss_does",
+        "test_on_step_keeps_the_run_going",
+        "test_saved_files_are_safetensors_and_text",
+        "test_packed_rows_do_not_influence_each_other",
+        RESTORED,
+        MERGED,
+        DISABLED,
+        COMPARED,
+    },
+    "by-chance": {"test_attaching_is_deterministic"},
+    "pickled": {"test_saved_files_are_safetensors_and_text"},
+    "frozen-after-restore": {RESTORED, COMPARED},
+    "breaks-at-the-end": {"test_on_step_keeps_the_run_going"},
+}
+
+LOADERS: dict[str, set[str]] = {
+    "shelf": set(),
+    "eager": {"test_opening_reads_no_weights"},
+    "converts-early": {"test_opening_reads_no_weights"},
+    "one-name": {"test_fingerprint_identifies_the_weights"},
+    "name-of-place": {"test_fingerprint_identifies_the_weights"},
+    "raises-others": {"test_an_unknown_reference_raises_model_error"},
+    "has-all-files": {"test_has_file_knows_what_is_there"},
+    "stays": {"test_at_takes_weights_and_config_from_another_directory"},
+    "deaf": {"test_load_gives_a_causal_language_model"},
+    "claims-all": {"test_claims_its_reference_and_no_nonsense"},
+    "heavy-claims": {"test_claims_is_light"},
+}
+
+EXAMPLES: dict[str, set[str]] = {"scale": set(), "int8_rows": set()}
+
+EXPECTED = {
+    f"{kind}_{name}": failing
+    for kind, plugins in (
+        ("quantizers", QUANTIZERS), ("adapters", ADAPTERS), ("loaders", LOADERS), ("examples", EXAMPLES),
+    )
+    for name, failing in plugins.items()
+}  # fmt: skip
+GOOD = [name for name, failing in EXPECTED.items() if not failing]
+
+
+class Outcome(NamedTuple):
+    """What became of one test of the kit."""
+
+    status: str
+    """`passed`, `failed` or `skipped`."""
+    message: str
+
+
+Outcomes = dict[str, dict[str, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """For each plugin, the outcome of each of its tests."""
+    folder = tmp_path_factory.mktemp("kit")
+    report = folder / "report.xml"
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib --tb=short\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", str(HERE / "conformance_of_broken_plugins.py"), "--noconftest"]
+    options = ["-c", str(folder / "pytest.ini"), "--rootdir", str(folder), "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *options, "--basetemp", str(folder / "tmp"), f"--junitxml={report}"],
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-3000:] + done.stderr[-3000:]
+    found: Outcomes = {}
+    for name, test, outcome in _read(report):
+        found.setdefault(name, {})[test] = outcome
+    return found
+
+
+def _read(report: Path) -> Iterator[tuple[str, str, Outcome]]:
+    """Plugin, test and outcome of each case of a JUnit report."""
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        status, message = "passed", ""
+        for child in case:
+            if child.tag in ("failure", "error", "skipped"):
+                status = "skipped" if child.tag == "skipped" else "failed"
+                message = child.get("message", "")
+        yield case.get("classname", "").rpartition("Test_")[2], case.get("name", ""), Outcome(status, message)
+
+
+def test_every_plugin_is_taken_through_the_kit(outcomes: Outcomes) -> None:
+    assert set(outcomes) == set(EXPECTED)
+    assert len(EXPECTED) - len(GOOD) >= 12
+
+
+@pytest.mark.parametrize("plugin", EXPECTED)
+def test_the_kit_fails_exactly_what_is_wrong(outcomes: Outcomes, plugin: str) -> None:
+    assert {test for test, outcome in outcomes[plugin].items() if outcome.status == "failed"} == EXPECTED[plugin]
+
+
+def test_every_test_of_the_kit_fails_some_plugin_or_is_passed_by_a_dense_one(outcomes: Outcomes) -> None:
+    able_to_fail = {test for failing in EXPECTED.values() for test in failing}
+    elsewhere = {"test_dense_weights_can_be_replaced", "test_weights_take_gradients", "test_tokenizer_loads"}
+    assert {test for tests in outcomes.values() for test in tests} == able_to_fail | elsewhere
+
+
+@pytest.mark.parametrize("plugin", GOOD)
+def test_a_good_plugin_skips_only_what_it_does_not_declare(outcomes: Outcomes, plugin: str) -> None:
+    skipped = {outcome.message for outcome in outcomes[plugin].values() if outcome.status == "skipped"}
+    reasons = ("declared", "writes no checkpoints", "has no claims()")
+    assert all(any(reason in message for reason in reasons) for message in skipped)
+    passed = [test for test, outcome in outcomes[plugin].items() if outcome.status == "passed"]
+    assert len(passed) >= 7
+
+
+@pytest.mark.parametrize(
+    ("plugin", "test", "parts"),
+    [
+        ("quantizers_transposed", "test_read_weight_is_what_the_forward_uses", ["q_proj", "is transposed"]),
+        ("quantizers_stale-scale", "test_read_weight_is_what_the_forward_uses", ["0.001 from", "after an evaluation"]),
+        ("quantizers_one-way", GRADIENTS, ["no gradient flows to the input of", "(after an evaluation)"]),
+        ("quantizers_no-gradient", GRADIENTS, ["no gradient flows to the input of", "(before any forward)"]),
+        ("quantizers_gradient-factor", GRADIENTS, ["is 0.1 from the right one", "at most 1e-09"]),
+        ("quantizers_too-coarse", "test_forward_is_near_the_dense_model", ["8 bits, 2 times what rounding"]),
+        ("quantizers_dropped-bias", "test_forward_is_near_the_dense_model", ["from the dense layer's"]),
+        ("quantizers_half-sealed", "test_read_weight_raises_where_it_is_not_declared", ["raise UnsupportedOp"]),
+        ("adapters_no-identity", "test_starts_as_the_base_where_declared", ["identity_at_start=False"]),
+        ("adapters_merged-twice", MERGED, ["from the adapter on its base, and at most 1e-06"]),
+        ("adapters_forgets-momentum", RESTORED, ["two more steps", "state is not saved"]),
+        ("adapters_forgets-strength", RESTORED, ["saved after two steps", "is not saved"]),
+        ("adapters_leaks", "test_packed_rows_do_not_influence_each_other", ["to the bit"]),
+        ("adapters_never-disabled", DISABLED, ["inside disabled()", "to the bit"]),
+        ("adapters_gradient-factor", "test_gradients_are_what_the_loss_does", ["0.091 off, where at most 0.01"]),
+        ("adapters_reads-undeclared", COMPARED, ["does not need read-weight"]),
+        ("loaders_eager", "test_opening_reads_no_weights", ["open() calls safetensors.torch.load_file"]),
+    ],
+)
+def test_a_failure_says_what_is_wrong_with_figure_and_bound(
+    outcomes: Outcomes, plugin: str, test: str, parts: list[str]
+) -> None:
+    message = outcomes[plugin][test].message
+    assert all(part in message for part in parts), message
