@@ -3,6 +3,7 @@
 nox                 lint, types and tests: the README's second command
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
+nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
@@ -72,3 +73,9 @@ def quantizers(session: nox.Session) -> None:
 def data_memory(session: nox.Session) -> None:
     """Memory and time of the data path for 10 000 to 1 000 000 rows. About half an hour."""
     session.run(sys.executable, "benchmarks/data_memory.py", *session.posargs)
+
+
+@nox.session
+def compat(session: nox.Session) -> None:
+    """Really run every bundled pair that has no result for these versions. A quarter of an hour for all of them."""
+    session.run(sys.executable, "benchmarks/compatibility.py", *session.posargs, env=dict(os.environ))

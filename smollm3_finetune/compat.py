@@ -20,6 +20,7 @@ from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
 
 T = TypeVar("T")
+NO_CHANGE = "it is no change of the model's weights"
 INSTEAD_OF_MERGING = "keep the adapter beside its base: smollm3 generate RUN"
 
 
@@ -80,15 +81,23 @@ def missing_ops(quantizer: Chosen, adapter: Chosen, env: Env) -> dict[Op, str]:
     return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
 
 
+def refusal(quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
+    """Why a pair cannot work, in a few words and without their names; None where it can."""
+    if env.purpose is Purpose.MERGE and not refined(adapter).merges:
+        return NO_CHANGE
+    by_reason: dict[str, list[str]] = {}
+    for op, reason in missing_ops(quantizer, adapter, env).items():
+        by_reason.setdefault(reason, []).append(op)
+    return "; ".join(f"no {', '.join(ops)}: {reason}" for reason, ops in by_reason.items()) or None
+
+
 def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> IncompatibleError | None:
     """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
     adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
     quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
     merging = env.purpose is Purpose.MERGE
     if merging and not refined(adapter).merges:
-        return IncompatibleError(
-            f"{adapter_flag} cannot be merged: it is no change of the model's weights", hint=INSTEAD_OF_MERGING
-        )
+        return IncompatibleError(f"{adapter_flag} cannot be merged: {NO_CHANGE}", hint=INSTEAD_OF_MERGING)
     lacking = missing_ops(quantizer, adapter, env)
     if not lacking:
         return None

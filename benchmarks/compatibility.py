@@ -1,0 +1,154 @@
+"""Really runs every bundled quantizer with every bundled adapter, and publishes what came out.
+
+    python benchmarks/compatibility.py                      what has no result for the versions installed here
+    python benchmarks/compatibility.py --again              everything, a quarter of an hour or more
+    python benchmarks/compatibility.py --only gptq/dora     one quantizer with one adapter; '*' stands for all
+    python benchmarks/compatibility.py --sample 5 --by HASH five that are published, chosen by a hash; nothing written
+
+Results go to the file that core ships, and from there into docs/compatibility.md. Pairs that negotiation refuses are
+run as well, past the refusal: one that works nevertheless is reported, since then the refusal is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from compatibility_page import write_page
+from gptq_checkpoint import write_checkpoint
+
+from smollm3_finetune.compatibility.evidence import Result, read, write
+from smollm3_finetune.compatibility.matrix import Cell, State, table
+from smollm3_finetune.compatibility.small_model import write_small_model
+from smollm3_finetune.compatibility.sources import OWN_FILE, collect
+from smollm3_finetune.compatibility.sweep import Pair, Sweep
+from smollm3_finetune.discovery import CORE_DISTRIBUTION, discover
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = {CORE_DISTRIBUTION, *(p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml"))}
+OPTIONS: dict[str, dict[str, Any]] = {"trainable-tokens": {"token_ids": [3, 5, 7]}}
+"""Of adapters whose defaults do not fit the small model."""
+PREQUANTISED = ("gptq",)
+"""Quantizers that are measured on a checkpoint which is quantised already."""
+SLACK, FLOOR = 10.0, 1e-5
+"""A sampled figure may be this many times the published one, and is let through below this in any case."""
+SIZES = ("moved", "trained", "quantised")
+"""Figures that are no errors."""
+
+
+def cells(only: list[str]) -> list[Cell]:
+    """The cells of bundled components, or of those named."""
+    registry = discover()
+    registry = Registry(offers=tuple(o for o in registry.offers if o.distribution in BUNDLED), plugins=registry.plugins)
+    wanted = [text.partition("/")[::2] for text in only]
+    for kind, names in ((QUANTIZER, {q for q, _ in wanted}), (ADAPTER, {a for _, a in wanted})):
+        for name in names - {"*"}:
+            registry.find(kind, name)
+    found = table(registry, collect(registry), "cpu")
+    return [c for c in found if not wanted or any(_names(c, q, a) for q, a in wanted)]
+
+
+def _names(cell: Cell, quantizer: str, adapter: str) -> bool:
+    sides = ((quantizer, cell.quantizer), (adapter, cell.adapter))
+    return all(name in ("*", offer.spec.name, offer.full_name) for name, offer in sides)
+
+
+def pair_of(cell: Cell, work: Path) -> Pair:
+    quantised = cell.quantizer.spec.name in PREQUANTISED
+    return Pair(
+        quantizer=cell.quantizer,
+        adapter=cell.adapter,
+        purpose=cell.purpose,
+        force=cell.state is State.REFUSED,
+        options=OPTIONS.get(cell.adapter.spec.name, {}),
+        model=work / "quantised" if quantised else None,
+    )
+
+
+def prepare(work: Path) -> None:
+    write_checkpoint(write_small_model(work / "model"), work / "quantised")
+
+
+def measure_all(chosen: list[Cell], limit: float, work: Path) -> None:
+    """Measure cells and write each result as soon as it is there."""
+    results = {r.key: r for r in (read(OWN_FILE) if OWN_FILE.exists() else [])}
+    sweep = Sweep(work=work, command="nox -s compat -- --only {quantizer}/{adapter}", limit=limit)
+    began = time.monotonic()
+    pairs = sorted((pair_of(c, work) for c in chosen), key=lambda p: p.quantizer.full_name)
+    for number, (pair, result, seconds) in enumerate(sweep.run(pairs), 1):
+        results[result.key] = result
+        write(OWN_FILE, list(results.values()))
+        print(f"{number}/{len(pairs)} {pair.title}: {says(pair, result)} ({seconds:.1f} s)", flush=True)
+    print(f"{len(pairs)} measured in {time.monotonic() - began:.0f} s")
+
+
+def says(pair: Pair, result: Result) -> str:
+    if pair.force:
+        return "healed? it is refused, and works" if result.holds else f"still fails: {result.note}"
+    return "holds" if result.holds else f"FAILS: {result.note}"
+
+
+def sample(count: int, by: str, limit: float, work: Path) -> int:
+    """Measure published cells again, chosen by a hash; returns the exit code: 1 where one no longer holds."""
+    every = {_key(c): c for c in cells([])}
+    published = [r for r in read(OWN_FILE) if r.holds and (r.quantizer, r.adapter, r.purpose) in every]
+    published.sort(key=lambda r: hashlib.sha256(f"{by} {r.quantizer} {r.adapter} {r.purpose}".encode()).digest())
+    before = {(r.quantizer, r.adapter, r.purpose): r for r in published[:count]}
+    sweep = Sweep(work=work, command="", limit=limit)
+    worse = 0
+    for pair, result, seconds in sweep.run([pair_of(every[key], work) for key in before]):
+        old = before[result.quantizer, result.adapter, result.purpose]
+        fault = result.note if not result.holds else _worse(result, old)
+        worse += fault is not None
+        print(f"{pair.title}: {fault or 'holds'} ({seconds:.1f} s)", flush=True)
+    print(f"{len(before) - worse} of {len(before)} hold")
+    return 1 if worse or len(before) < count else 0
+
+
+def _key(cell: Cell) -> tuple[str, str, Any]:
+    return cell.quantizer.full_name, cell.adapter.full_name, cell.purpose
+
+
+def _worse(now: Result, old: Result) -> str | None:
+    for name, was in old.figures.items():
+        found = now.figures.get(name)
+        if name in SIZES or was is None:
+            continue
+        bound = max(SLACK * was, FLOOR)
+        if found is None or found > bound:
+            return f"{name} was {was:.1e}, is {found}, and may be {bound:.1e}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], metavar="QUANT/ADAPTER")
+    parser.add_argument("--again", action="store_true", help="also what has a result for these versions")
+    parser.add_argument("--sample", type=int, metavar="N")
+    parser.add_argument("--by", default="", metavar="HASH")
+    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="for one pair")
+    parser.add_argument("--page", action="store_true", help="write docs/compatibility.md alone")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        if not arguments.page:
+            prepare(work)
+        if arguments.sample is not None:
+            return sample(arguments.sample, arguments.by, arguments.limit, work)
+        if not arguments.page:
+            every = cells(arguments.only)
+            fresh = arguments.again or arguments.only
+            measure_all([c for c in every if fresh or not c.evidence or c.stale], arguments.limit, work)
+    write_page(cells([]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The generated part of docs/compatibility.md: every bundled pair with its worst figure, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smollm3_finetune.api import Purpose
+from smollm3_finetune.compatibility.evidence import PURPOSES, Result
+from smollm3_finetune.compatibility.matrix import Cell, State
+
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+BEGIN, END = "<!-- measured from here: nox -s compat -->\n", "<!-- measured to here -->\n"
+ERRORS = {Purpose.TRAIN: ("gradients", "logits", "weights", "restored"), Purpose.MERGE: ("drift",)}
+"""The figures of which the table shows the largest."""
+
+
+def write_page(cells: Sequence[Cell]) -> None:
+    """Put the generated part into the page, whose other parts are written by hand."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}{generated(cells)}{END}{after}", encoding="utf-8")
+
+
+def generated(cells: Sequence[Cell]) -> str:
+    """Nothing in it depends on which versions are installed where it is made."""
+    parts = [_summary(cells), _table(cells), _refused(cells), _failing(cells)]
+    return "\n".join(part for part in parts if part)
+
+
+def _summary(cells: Sequence[Cell]) -> str:
+    results = [c.evidence[0].result for c in cells if c.evidence]
+    allowed = [c for c in cells if c.state in (State.MEASURED, State.DECLARED)]
+    measured = [c for c in allowed if c.evidence]
+    holding = sum(bool(c.holds) for c in measured)
+    refused = [c for c in cells if c.state is State.REFUSED]
+    tried = [c for c in refused if c.evidence]
+    healed = sum(bool(c.holds) for c in tried)
+    versions = sorted({f"{n} {v}" for r in results for n, v in r.versions.items()})
+    dates = sorted({r.date for r in results}) or ["never"]
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"Of {len(cells)} cells (each pair to train and to merge) negotiation allows {len(allowed)}, of which "
+        f"{len(measured)} were measured and {holding} hold. It refuses {len(refused)}, of which {len(tried)} were run "
+        f"all the same and {healed} worked.\n\n"
+        f"Measured {when}, on a CPU in float32, with {', '.join(versions)}.\n"
+    )
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    quantizers = list(dict.fromkeys(c.quantizer.spec.name for c in cells))
+    rows: dict[str, list[str]] = {}
+    for cell in cells:  # for each adapter each quantizer, and for these each purpose
+        rows.setdefault(cell.adapter.spec.name, []).append(_shown(cell))
+    head = "".join(f" {q}, {p.value} |" for q in quantizers for p in PURPOSES)
+    lines = [f"| adapter |{head}", "|---|" + "---|" * len(quantizers) * len(PURPOSES)]
+    lines += [f"| `{adapter}` | {' | '.join(shown)} |" for adapter, shown in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    if cell.state is State.REFUSED:
+        return "**– works?**" if cell.holds else "–"
+    if not cell.evidence:
+        return "○" if cell.state is State.DECLARED else "?"
+    result = cell.evidence[0].result
+    return f"● {_worst(result)}" if result.holds else "**✗**"
+
+
+def _worst(result: Result) -> str:
+    figures = [result.figures.get(name) for name in ERRORS[result.purpose]]
+    known = [f for f in figures if f is not None]
+    return f"{max(known):.0e}" if known and max(known) else "0"
+
+
+def _refused(cells: Sequence[Cell]) -> str:
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        if cell.state is not State.REFUSED:
+            continue
+        outcome = "nobody ran it"
+        if cell.evidence:
+            result = cell.evidence[0].result
+            outcome = "**healed?** it works" if result.holds else f"still fails: {result.note}"
+        key = (cell.adapter.spec.name, cell.reason or "", outcome)
+        lines.setdefault(key, []).append(f"{cell.quantizer.spec.name} ({cell.purpose.value})")
+    if not lines:
+        return ""
+    rows = [f"| `{a}` | {', '.join(on)} | {_cell(why)} | {_cell(out)} |" for (a, why, out), on in lines.items()]
+    head = ["Refused, and run all the same:", "", "| adapter | on | refused because | when run |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def _failing(cells: Sequence[Cell]) -> str:
+    lines = [
+        f"* `{c.adapter.spec.name}` on `{c.quantizer.spec.name}`, to {c.purpose.value}: {c.evidence[0].result.note}"
+        for c in cells
+        if c.state is State.MEASURED and not c.holds
+    ]
+    return "\n".join(["Allowed, and does not hold:", "", *lines]) + "\n" if lines else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

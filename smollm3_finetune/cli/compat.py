@@ -1,0 +1,149 @@
+"""`smollm3 compat`. Imports no torch; `--measure` runs pairs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.cli.common import find_plugins, plugin_options
+
+if TYPE_CHECKING:
+    from smollm3_finetune.compatibility.matrix import Cell, Terms
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quant", metavar="NAME", help="This quantizer alone.")
+@click.option("--adapter", metavar="NAME", help="This adapter alone; with --quant, everything about the pair.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The device to run on: cpu, cuda, …")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--measure", metavar="FILE", help="Really run the pairs, and write the results to FILE; takes minutes.")
+@click.option("--adapter-opt", multiple=True, metavar="K=V", help="With --measure: an option of the adapter.")
+@plugin_options
+def compat(
+    quant: str | None,
+    adapter: str | None,
+    device: str,
+    as_json: bool,
+    measure: str | None,
+    adapter_opt: tuple[str, ...],
+    plugin: tuple[str, ...],
+    no_plugins: bool,
+) -> None:
+    """Show which quantizer works with which adapter, and how that is known.
+
+    A pair is refused by the operations that one needs and the other lacks; else it is declared to work, or was
+    measured: really trained and merged, and compared with the same on ordinary weights.
+
+    \b
+    Examples:
+      smollm3 compat
+      smollm3 compat --quant none --adapter full
+      smollm3 compat --device cuda --json
+      smollm3 compat -p my_quantizer.py --quant mine --measure my_quantizer.compat.json
+    """
+    from smollm3_finetune.compatibility.matrix import table, terms
+    from smollm3_finetune.compatibility.sources import collect
+    from smollm3_finetune.device import check_device
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+
+    if device == "auto":
+        raise ConfigError("smollm3 compat looks at no hardware, so the device must be named", hint="--device cuda")
+    check_device(device)
+    if adapter_opt and not (measure and adapter):
+        raise ConfigError("--adapter-opt goes with --measure and --adapter", hint="--adapter NAME --measure FILE")
+    registry = find_plugins(plugin, no_plugins)
+    quantizers = [registry.find(QUANTIZER, quant)] if quant else registry.of(QUANTIZER)
+    adapters = [registry.find(ADAPTER, adapter)] if adapter else registry.of(ADAPTER)
+    if measure:
+        found = table(registry, collect(registry), device, quantizers, adapters)
+        _measure(found, Path(measure), adapter_opt, device, plugin, no_plugins)
+        return
+    collected = collect(registry)
+    for problem in collected.problems:
+        click.echo(f"{click.style('warning', fg='yellow')}: {problem}", err=True)
+    cells = table(registry, collected, device, quantizers, adapters)
+    about = terms(registry, quantizers[0], adapters[0], device) if quant and adapter else None
+    if as_json:
+        click.echo(json.dumps(_json(cells, about, device), indent=2, ensure_ascii=False))
+    elif quant and adapter:
+        from smollm3_finetune.cli.compat_pair import shown_pair
+
+        click.echo(shown_pair(cells, about, collected))
+    else:
+        from smollm3_finetune.cli.compat_table import shown_table
+
+        click.echo(shown_table(cells))
+
+
+def _json(cells: list[Cell], about: Terms | None, device: str) -> dict[str, Any]:
+    """The cells as plain values; of a single pair also its operations and the nearest pair that works."""
+    shown: dict[str, Any] = {
+        "format": 1,
+        "device": device,
+        "cells": [
+            {
+                "quantizer": c.quantizer.full_name,
+                "adapter": c.adapter.full_name,
+                "purpose": c.purpose.value,
+                "state": c.state.value,
+                "reason": c.reason,
+                "holds": c.holds,
+                "stale": c.stale,
+                "evidence": [
+                    {**e.result.to_json(), "source": e.source, "changed": {k: list(v) for k, v in e.changed.items()}}
+                    for e in c.evidence
+                ],
+            }
+            for c in cells
+        ],
+    }
+    return shown if about is None else {**shown, **vars(about)}
+
+
+def _measure(
+    cells: list[Cell], file: Path, options: tuple[str, ...], device: str, plugin: tuple[str, ...], no_plugins: bool
+) -> None:
+    """Run the pairs that are not refused, and add their results to a file."""
+    import tempfile
+
+    from smollm3_finetune.api import options_dict
+    from smollm3_finetune.compatibility.evidence import read, write
+    from smollm3_finetune.compatibility.matrix import State
+    from smollm3_finetune.compatibility.sweep import Pair, Sweep
+    from smollm3_finetune.config.load import assignment, plain
+    from smollm3_finetune.errors import ConfigError, IncompatibleError
+    from smollm3_finetune.options import build
+    from smollm3_finetune.paths import user_path
+
+    file = user_path(str(file), "--measure")
+    try:
+        results = {r.key: r for r in (read(file) if file.exists() else [])}
+    except (OSError, ValueError, TypeError) as e:
+        raise ConfigError(f"--measure: {file} holds no results: {e}", hint="name a file that is not there yet") from e
+    if not file.parent.is_dir():
+        raise ConfigError(f"--measure: there is no directory {file.parent}")
+    chosen = [c for c in cells if c.state in (State.DECLARED, State.MEASURED)]
+    if not chosen:
+        raise IncompatibleError("none of these pairs can be run", hint="smollm3 compat shows why")
+    given: dict[str, Any] = {}
+    if options:
+        offer = chosen[0].adapter
+        settings = [assignment(text, "--adapter-opt", offer.kind.section) for text in options]
+        keys = [s.key[-1] for s in settings]
+        built = options_dict(build(offer.options_class(), {s.key[-1]: s.value for s in settings}, offer.kind.section))
+        given = {k: v for k, v in plain(built).items() if k in keys}
+    asked = "".join(f" --adapter-opt {text}" for text in options)
+    command = "smollm3 compat --quant {quantizer} --adapter {adapter}" + asked + f" --measure {file.name}"
+    pairs = [Pair(quantizer=c.quantizer, adapter=c.adapter, purpose=c.purpose, options=given) for c in chosen]
+    with tempfile.TemporaryDirectory() as directory:
+        sweep = Sweep(work=Path(directory), command=command, device=device, plugins=plugin, no_plugins=no_plugins)
+        for number, (pair, result, seconds) in enumerate(sweep.run(pairs), 1):
+            results[result.key] = result
+            write(file, list(results.values()))
+            says = "holds" if result.holds else f"does not hold: {result.note}"
+            click.echo(f"{number}/{len(pairs)} {pair.title}: {says} ({seconds:.1f} s)")
+    click.echo(f"results in {file}")

@@ -1,0 +1,97 @@
+"""Everything that `smollm3 compat --quant X --adapter Y` knows about one pair."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+import click
+
+from smollm3_finetune.compatibility.matrix import Cell, State, Terms
+from smollm3_finetune.compatibility.sources import Collected, Evidence
+from smollm3_finetune.registry import Offer
+
+LABEL = 12
+COLOURS = {State.MEASURED: "green", State.DECLARED: "cyan", State.REFUSED: "red", State.UNKNOWN: "yellow"}
+
+
+def shown_pair(cells: Sequence[Cell], about: Terms | None, collected: Collected) -> str:
+    """The operations of both sides, then for each purpose what holds and what it rests on."""
+    first = cells[0]
+    quantizer, adapter, device = first.quantizer, first.adapter, first.device
+    rows = [(click.style(f"{quantizer.spec.name} × {adapter.spec.name} on {device}", bold=True), "")]
+    rows.append(("quantizer", _who(quantizer)))
+    if about is not None:
+        rows.append(("provides", ", ".join(about.provides) or "nothing"))
+        rows += [("", f"not {op}: {reason}") for op, reason in about.absent.items()]
+    rows.append(("adapter", _who(adapter)))
+    if about is not None:
+        needs = [", ".join(ops) for ops in about.needs.values()]
+        rows.append(("needs", needs[0] + ("" if needs[0] == needs[1] else f"; to merge {needs[1]}")))
+    for cell in cells:
+        rows += _purpose(cell, collected)
+    if about is not None and about.nearest:
+        rows.append(("nearest", about.nearest))
+    return "\n".join(line for label, text in rows for line in _lines(label, text))
+
+
+def _who(offer: Offer) -> str:
+    return f"{offer.full_name} {offer.version}: {offer.spec.summary}"
+
+
+def _purpose(cell: Cell, collected: Collected) -> list[tuple[str, str]]:
+    rows = [(cell.purpose.value, click.style(cell.state.value, fg=COLOURS[cell.state]) + _how(cell))]
+    for evidence in cell.evidence:
+        rows += _evidence(cell, evidence)
+    elsewhere = collected.of(cell.quantizer.full_name, cell.adapter.full_name, cell.purpose.value)
+    others = sorted({e.result.device for e in elsewhere} - {cell.device})
+    if others:
+        rows.append(("", f"measured on {', '.join(others)}: --device {others[0]} shows it"))
+    return rows
+
+
+def _how(cell: Cell) -> str:
+    if cell.state is State.MEASURED:
+        verdict = ", and holds" if cell.holds else ", and does not hold"
+        return verdict + (", with other versions than those installed" if cell.stale else "")
+    if cell.state is State.DECLARED:
+        return f": the descriptors agree, and nobody measured it on {cell.device}"
+    return f": {cell.reason}"
+
+
+def _evidence(cell: Cell, evidence: Evidence) -> list[tuple[str, str]]:
+    result = evidence.result
+    rows = [("", f"by {evidence.source}, {result.date}, on {result.device}")]
+    if cell.state is State.REFUSED:
+        outcome = "healed? it was run all the same, and works" if result.holds else "run all the same, it still fails"
+        rows.append(("", f"{outcome}{f': {result.note}' if result.note else ''}"))
+    elif result.note:
+        rows.append(("", result.note))
+    if result.figures:
+        rows.append(("", "figures: " + ", ".join(f"{name} {_number(v)}" for name, v in result.figures.items())))
+    if result.options:
+        rows.append(("", "adapter options: " + ", ".join(f"{k}={v}" for k, v in result.options.items())))
+    rows.append(("", "with " + ", ".join(f"{n} {v}" for n, v in result.versions.items())))
+    if evidence.changed:
+        now = (f"{name} {installed or 'not at all'}" for name, (_, installed) in evidence.changed.items())
+        rows.append(("", f"stale: installed now is {', '.join(now)}"))
+    rows.append(("", f"again: {result.command}"))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not a number"
+    return str(value) if isinstance(value, int) else f"{value:.2g}"
+
+
+def _lines(label: str, text: str) -> list[str]:
+    """One row, wrapped to the terminal, its label to the left."""
+    if not text:
+        return [label]
+    width = max(shutil.get_terminal_size((100, 24)).columns, 60)
+    lead = f"  {label:<{LABEL}} "
+    wrapper = textwrap.TextWrapper(width, initial_indent=lead, subsequent_indent=" " * len(lead))
+    wrapper.break_on_hyphens = wrapper.break_long_words = False
+    return wrapper.wrap(text)

@@ -1,0 +1,151 @@
+"""The table of `smollm3 compat`: adapters that go alike share a row, each quantizer has a column."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+
+import click
+
+from smollm3_finetune.compatibility.evidence import PURPOSES
+from smollm3_finetune.compatibility.matrix import Cell, State
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
+from smollm3_finetune.registry import Offer
+
+LEGEND = {
+    "●": ("measured, and holds", "green"),
+    "◐": ("measured with other versions than those installed", "yellow"),
+    "○": ("declared, not measured", "cyan"),
+    "–": ("refused", None),
+    "?": ("unknown", "yellow"),
+    "✗": ("measured, and does not hold", "red"),
+}
+SUBHEAD = "train merge"
+NARROWEST = 20
+"""Of the column of adapters."""
+MANY = 6
+"""How many adapters a reason names."""
+
+
+def symbol(cell: Cell) -> str:
+    if cell.state is State.MEASURED:
+        if not cell.holds:
+            return "✗"
+        return "◐" if cell.stale else "●"
+    return {State.DECLARED: "○", State.REFUSED: "–", State.UNKNOWN: "?"}[cell.state]
+
+
+def labels(offers: Iterable[Offer]) -> dict[str, str]:
+    """What each component is called, by its full name: its name, or the full name where two have that name."""
+    unique = {o.full_name: o.spec.name for o in offers}
+    names = list(unique.values())
+    return {full: name if names.count(name) == 1 else full for full, name in unique.items()}
+
+
+def shown_table(cells: Sequence[Cell]) -> str:
+    """Everything: the table, what its signs mean, and the reasons."""
+    if not cells:
+        return "there is no pair to show"
+    quantizers, adapters = labels(c.quantizer for c in cells), labels(c.adapter for c in cells)
+    width = shutil.get_terminal_size((100, 24)).columns
+    by_pair = {(c.quantizer.full_name, c.adapter.full_name, c.purpose): c for c in cells}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for adapter in adapters:
+        signs = tuple(symbol(by_pair[q, adapter, p]) for q in quantizers for p in PURPOSES)
+        groups.setdefault(signs, []).append(adapters[adapter])
+    rows = sorted(groups.items(), key=lambda row: -len(row[1]))
+    columns = [max(len(name), len(SUBHEAD)) + 2 for name in quantizers.values()]
+    lines: list[str] = []
+    for first, last in _blocks(columns, width - NARROWEST):
+        lines += [*_block(rows, list(quantizers.values()), columns, first, last, width, cells[0].device), ""]
+    used = {s for signs in groups for s in signs}
+    lines += [f"{click.style(s, fg=colour)} {text}" for s, (text, colour) in LEGEND.items() if s in used]
+    notes = _notes(cells, quantizers, adapters, width)
+    return "\n".join([*lines, *([""] if notes else []), *notes, "", _hint()])
+
+
+def _blocks(columns: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Which columns stand beside each other, so that each line fits: (first, past the last)."""
+    blocks, first = [], 0
+    for index in range(len(columns)):
+        if index > first and sum(columns[first : index + 1]) > room:
+            blocks.append((first, index))
+            first = index
+    return [*blocks, (first, len(columns))]
+
+
+def _block(
+    rows: Sequence[tuple[tuple[str, ...], list[str]]],
+    names: Sequence[str],
+    columns: Sequence[int],
+    first: int,
+    last: int,
+    width: int,
+    device: str,
+) -> list[str]:
+    left = max(width - sum(columns[first:last]), NARROWEST)
+    left = min(left, max(len(", ".join(names)) for _, names in rows) + 2)
+    shown = range(first, last)
+    head = f"on {device}".ljust(left) + "".join(names[i].ljust(columns[i]) for i in shown)
+    lines = [click.style(head.rstrip(), bold=True), (" " * left + "".join(SUBHEAD.ljust(columns[i]) for i in shown))]
+    for signs, adapters in rows:
+        wrapped = textwrap.wrap(", ".join(adapters), left - 2, subsequent_indent="  ", break_on_hyphens=False)
+        marks = "".join(
+            "  " + _coloured(signs[2 * i]) + "     " + _coloured(signs[2 * i + 1]) + " " * (columns[i] - 9)
+            for i in shown
+        )
+        lines += [wrapped[0].ljust(left) + marks.rstrip(), *wrapped[1:]]
+    return [line.rstrip() for line in lines]
+
+
+def _coloured(sign: str) -> str:
+    return click.style(sign, fg=LEGEND[sign][1])
+
+
+def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str, str], width: int) -> list[str]:
+    """Why pairs are refused or unknown, or do not hold: one entry for a reason, with the pairs that it concerns."""
+    pairs: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for cell in cells:
+        text: str | None = None
+        if cell.state in (State.REFUSED, State.UNKNOWN):
+            text = cell.reason
+        elif not cell.holds and cell.evidence:
+            text = cell.evidence[0].result.note or "no figures are given"
+        for sign, why in ((symbol(cell), text), ("!", _healed(cell))):
+            if why is not None:
+                of = pairs.setdefault((sign, why, cell.purpose.value), {})
+                of.setdefault(quantizers[cell.quantizer.full_name], []).append(adapters[cell.adapter.full_name])
+    merged: dict[tuple[str, str, str], list[str]] = {}
+    for (sign, why, purpose), by_quantizer in pairs.items():
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for quantizer, names in by_quantizer.items():
+            alike.setdefault(tuple(names), []).append(quantizer)
+        for adapters_alike, on in alike.items():
+            everywhere = len(on) == len(quantizers) and len(on) > 1
+            whom = f"{_few(adapters_alike)} on {'every quantizer' if everywhere else ', '.join(on)}"
+            merged.setdefault((sign, whom, why), []).append(purpose)
+    lines = []
+    for (sign, whom, why), purposes in merged.items():
+        only = "" if len(purposes) == len(PURPOSES) else f", to {purposes[0]}"
+        lines += textwrap.wrap(f"{sign} {whom}{only}: {why}", width, subsequent_indent="    ", break_on_hyphens=False)
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names, the last of many only counted: `--json` has them all."""
+    return ", ".join(names) if len(names) <= MANY else f"{', '.join(names[:3])} and {len(names) - 3} others"
+
+
+def _healed(cell: Cell) -> str | None:
+    if cell.state is State.REFUSED and cell.holds:
+        return "refused, and yet it works when it is run all the same; its descriptor may be out of date"
+    return None
+
+
+def _hint() -> str:
+    return f"{_flag(QUANTIZER)} and {_flag(ADAPTER)} together show everything about one pair."
+
+
+def _flag(kind: Kind) -> str:
+    return f"{kind.flag} NAME"

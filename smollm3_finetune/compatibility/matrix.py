@@ -1,0 +1,153 @@
+"""The table: every quantizer with every adapter, for training and for merging, each with how that is known.
+
+Negotiation decides first; results of really running a pair tell how well its answer is founded. Nothing is imported
+but plugins' light modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from smollm3_finetune.api import Env, Purpose
+from smollm3_finetune.compat import Chosen, environment, needed, pair_problem, provided, refusal
+from smollm3_finetune.compatibility.evidence import PURPOSES
+from smollm3_finetune.compatibility.sources import Collected, Evidence
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.options import build
+from smollm3_finetune.registry import Offer, Registry
+from smollm3_finetune.requirements import requirement_problems
+
+
+class State(StrEnum):
+    MEASURED = "measured"
+    """It was really run."""
+    DECLARED = "declared"
+    """The descriptors agree, and nobody ran it on this kind of device."""
+    REFUSED = "refused"
+    """It is an error before any weights are read."""
+    UNKNOWN = "unknown"
+    """A descriptor says nothing that can be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A pair for one purpose on one kind of device."""
+
+    quantizer: Offer
+    adapter: Offer
+    purpose: Purpose
+    device: str
+    state: State
+    reason: str | None
+    """Why it is refused or unknown."""
+    evidence: tuple[Evidence, ...]
+    """What was measured on this kind of device, the best first; also of a pair that is refused, run all the same."""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether it works, as it was measured; None where nobody did."""
+        return self.evidence[0].result.holds if self.evidence else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was measured with other versions than those installed."""
+        return bool(self.evidence) and self.evidence[0].stale
+
+
+def table(
+    registry: Registry,
+    evidence: Collected,
+    device: str,
+    quantizers: Sequence[Offer] | None = None,
+    adapters: Sequence[Offer] | None = None,
+) -> list[Cell]:
+    """Every cell: for each adapter each quantizer, and for these first training, then merging."""
+    env = {purpose: environment(device, purpose) for purpose in PURPOSES}
+    sides = {
+        kind: [_Side.of(offer, device) for offer in (registry.of(kind) if chosen is None else chosen)]
+        for kind, chosen in ((QUANTIZER, quantizers), (ADAPTER, adapters))
+    }
+    return [
+        _cell(q, a, env[purpose], evidence) for a in sides[ADAPTER] for q in sides[QUANTIZER] for purpose in PURPOSES
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A component with its default options, or what is wrong with it."""
+
+    offer: Offer
+    chosen: Chosen | None
+    unknown: str | None
+    unmet: str | None
+
+    @classmethod
+    def of(cls, offer: Offer, device: str) -> _Side:
+        chosen = unknown = unmet = None
+        try:
+            chosen = Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+            unmet = "; ".join(p.message for p in requirement_problems(offer.title, offer.spec.requires, device)) or None
+        except SmolLM3Error as e:
+            unknown = e.message
+        return cls(offer=offer, chosen=chosen, unknown=unknown, unmet=unmet)
+
+
+def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Cell:
+    names = (quantizer.offer.full_name, adapter.offer.full_name)
+    found = evidence.of(*names, env.purpose.value, env.device)
+    state, reason = State.MEASURED if found else State.DECLARED, None
+    unknown, unmet = quantizer.unknown or adapter.unknown, quantizer.unmet or adapter.unmet
+    if unknown is not None or quantizer.chosen is None or adapter.chosen is None:
+        state, reason = State.UNKNOWN, unknown
+    elif unmet is not None:
+        state, reason = State.REFUSED, unmet
+    else:
+        try:
+            reason = refusal(quantizer.chosen, adapter.chosen, env)
+            state = State.REFUSED if reason is not None else state
+        except SmolLM3Error as e:
+            state, reason = State.UNKNOWN, e.message
+    return Cell(
+        quantizer=quantizer.offer,
+        adapter=adapter.offer,
+        purpose=env.purpose,
+        device=env.device,
+        state=state,
+        reason=reason,
+        evidence=found,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a pair was negotiated by."""
+
+    provides: tuple[str, ...]
+    absent: dict[str, str]
+    needs: dict[str, tuple[str, ...]]
+    """By purpose."""
+    nearest: str | None
+    """The nearest pair that works, where this one is refused for training."""
+
+
+def terms(registry: Registry, quantizer: Offer, adapter: Offer, device: str) -> Terms | None:
+    """The operations of a pair; None where a descriptor does not say them."""
+    train = environment(device, Purpose.TRAIN)
+    q, a = _Side.of(quantizer, device).chosen, _Side.of(adapter, device).chosen
+    if q is None or a is None:
+        return None
+    try:
+        ops, absent = provided(q, train)
+        needs = {purpose.value: tuple(sorted(map(str, needed(a, purpose)))) for purpose in PURPOSES}
+        problem = pair_problem(registry, q, a, train)
+    except SmolLM3Error:
+        return None
+    return Terms(
+        provides=tuple(sorted(map(str, ops))),
+        absent={str(op): reason for op, reason in absent.items()},
+        needs=needs,
+        nearest=problem.hint if problem is not None else None,
+    )

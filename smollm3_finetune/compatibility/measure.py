@@ -1,0 +1,255 @@
+"""Measuring one pair for real: through a training run's sequence, and through a merge. Imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import (
+    ALL_OPS,
+    Adapted,
+    Adapter,
+    Base,
+    BuildContext,
+    LinearOps,
+    ModelSource,
+    Op,
+    Purpose,
+    Quantizer,
+)
+from smollm3_finetune.cache import Cache
+from smollm3_finetune.compat import refined
+from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.kinds import ADAPTER
+from smollm3_finetune.model import LoadedModel, build_context, load_base
+from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.saved import SavedAdapter
+
+NOISE = 0.02
+"""Standard deviation of what is added to a fresh adapter, so that there is something to merge."""
+EXACT = 1e-5
+"""The largest relative error that rounding in float32 explains; a base's own `forward_rtol` is added."""
+MOVED = 10 * EXACT
+"""How far an adapter must move the logits, so that a comparison could fail."""
+CALIBRATION_ROWS = 8
+TOTAL_STEPS = 20
+"""What adapters with a schedule of their own are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came out of one pair for one purpose."""
+
+    figures: Mapping[str, float]
+    """Relative errors, but for `moved` and for counts: `trained` parameters, `quantised` layers."""
+    fault: str | None
+    """Why it does not hold, in one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where pairs are measured: the components, the model, the device and a place for files."""
+
+    registry: Registry
+    model: Path
+    device: str
+    work: Path
+    dtype: str = "float32"
+
+    def context(self, purpose: Purpose) -> BuildContext:
+        import torch
+
+        drawn = torch.randint(3, 1000, (CALIBRATION_ROWS, 32), generator=torch.Generator().manual_seed(1))
+        rows = drawn.tolist()
+        return build_context(purpose, self.device, self.dtype, 0, lambda: rows, Cache(self.work / "cache"))
+
+    def plan(
+        self, quantizer: str, adapter: str, options: Mapping[str, Any], purpose: Purpose, *, saved: Path | None = None
+    ) -> ModelPlan:
+        """The pair's plan whether it is refused or not: it is planned without the adapter, which is then added."""
+        request = ModelRequest(ref=str(self.model), quant=ComponentConfig(name=quantizer), purpose=purpose)
+        plan = plan_model(self.registry, request, self.context(purpose))
+        chosen = choose(self.registry, ADAPTER, adapter, options)
+        return dataclasses.replace(plan, adapter=chosen, saved=SavedAdapter.read(saved) if saved else None)
+
+
+def comparable(plan: ModelPlan, *, force: bool) -> ModelPlan:
+    """The plan with its components made so that two models can be compared.
+
+    What an adapter draws at each forward is drawn alike in both, and logits of a learned prompt are left out. With
+    `force` the quantised layers claim every operation, so that nothing but the pair itself can fail.
+    """
+    quantizer, adapter = plan.quantizer, plan.adapter
+    assert adapter is not None
+    steady = _Steady(offer=adapter.offer, options=adapter.options)
+    if not force:
+        return dataclasses.replace(plan, adapter=steady)
+    return dataclasses.replace(
+        plan, adapter=steady, quantizer=_Forced(offer=quantizer.offer, options=quantizer.options)
+    )
+
+
+class _Steady(Choice):
+    def create(self) -> Any:
+        return _SteadyAdapter(super().create())
+
+
+class _SteadyAdapter:
+    """An adapter whose models are seeded at each forward, and give logits of the T tokens they were given."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> Adapted:
+        return _steady(self._adapter.attach(base, ctx, total_steps))
+
+    def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
+        return _steady(self._adapter.restore(base, path, ctx))
+
+
+def _steady(adapted: Adapted) -> Adapted:
+    import torch
+
+    def seed(module: Any, args: Any) -> None:
+        torch.manual_seed(0)
+
+    def cut(module: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        output.logits = output.logits[:, -kwargs["input_ids"].shape[1] :]  # (B, T, V)
+
+    adapted.model.register_forward_pre_hook(seed)
+    adapted.model.register_forward_hook(cut, with_kwargs=True)
+    return adapted
+
+
+class _Forced(Choice):
+    def create(self) -> Any:
+        return _ForcedQuantizer(super().create())
+
+
+class _ForcedQuantizer:
+    """A quantizer whose layers claim every operation."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self._quantizer = quantizer
+
+    def load(self, source: ModelSource, ctx: BuildContext) -> Base:
+        base = self._quantizer.load(source, ctx)
+
+        def ops_for(layer: Any) -> Any:
+            ops = base.ops_for(layer)
+            return None if ops is None else _Everything(ops)
+
+        return dataclasses.replace(base, ops_for=ops_for)
+
+
+class _Everything:
+    """A layer's view that says it can do everything, and else is the layer's own."""
+
+    ops: frozenset[Op] = ALL_OPS
+
+    def __init__(self, ops: Any) -> None:
+        self._ops = ops
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+
+def measure_train(plan: ModelPlan) -> Measured:
+    """The pair through evaluate, train, evaluate, save, train, restore, beside the same on the dense copy."""
+    from smollm3_finetune.testing import check_composition
+
+    assert plan.adapter is not None
+    with _quiet():
+        found = check_composition(plan)
+        layers = _quantised(plan)
+    figures = {
+        "moved": found.moved,
+        "gradients": max(found.gradients.values()),
+        "logits": max(found.logits.values()),
+        "weights": max(found.weights.values(), default=0.0),
+        "restored": found.restored,
+        "identity": found.identity,
+        "trained": len(found.trained),
+        "quantised": len(layers),
+    }
+    bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
+    names = ["gradients", "logits", "restored"]
+    if refined(plan.adapter.chosen).identity_at_start:
+        names.append("identity")
+    for name in names:
+        if not figures[name] <= bound:
+            return Measured(figures=figures, fault=f"{name} {figures[name]:.1e} off, at most {bound:.1e}")
+    if figures["weights"]:
+        return Measured(figures=figures, fault="the base's weights changed on the way")
+    if not figures["moved"] > MOVED and refined(plan.adapter.chosen).disables:
+        return Measured(figures=figures, fault=f"it moves the logits by {figures['moved']:.1e} only, so nothing shows")
+    return Measured(figures=figures, fault=None)
+
+
+def _quantised(plan: ModelPlan) -> list[LinearOps]:
+    """The views of the base's quantised layers."""
+    base = load_base(plan.quantizer, plan.quantizer.create(), plan.source, plan.context)
+    return [ops for layer in base.model.modules() if (ops := base.ops_for(layer)) is not None]
+
+
+def measure_merge(bench: Bench, plan: ModelPlan, merging: Callable[[Path], ModelPlan]) -> Measured:
+    """An adapter that moves something, merged by the same procedure as `smollm3 merge`, and its figures.
+
+    `plan` is for training, `merging(path)` gives the plan for the merge of the adapter saved in `path`.
+    """
+    from smollm3_finetune.merge.run import MergeSettings, merge
+
+    assert plan.adapter is not None
+    with tempfile.TemporaryDirectory(dir=bench.work) as directory, _quiet():
+        saved = Path(directory) / "adapter"
+        base = load_base(plan.quantizer, plan.quantizer.create(), plan.source, plan.context)
+        adapted = plan.adapter.create().attach(base, plan.context, TOTAL_STEPS)
+        _push(adapted.model)
+        LoadedModel(plan=plan, base=base, adapted=adapted).save(saved)
+        report = merge(merging(saved), MergeSettings(output=Path(directory) / "out", dtype=bench.dtype, force=True))
+    names = ("moved", "dense", "merged", "base", "drift")
+    figures = {name: float("nan") if (v := report["figures"][name]) is None else v for name in names}
+    return Measured(figures=figures, fault=report["fault"])
+
+
+def _push(model: Any) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((NOISE * noise).to(parameter))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def measure(
+    bench: Bench, quantizer: str, adapter: str, options: Mapping[str, Any], purpose: Purpose, *, force: bool
+) -> Measured:
+    """One pair for training or for merging; with `force`, past every refusal. Raises what the pair raises."""
+    train = comparable(bench.plan(quantizer, adapter, options, Purpose.TRAIN), force=force)
+    if purpose is Purpose.TRAIN:
+        return measure_train(train)
+
+    def merging(saved: Path) -> ModelPlan:
+        return comparable(bench.plan(quantizer, adapter, options, Purpose.MERGE, saved=saved), force=force)
+
+    return measure_merge(bench, train, merging)

@@ -1,0 +1,131 @@
+"""Where results lie: in a file that core ships, and in one beside each active plugin's module.
+
+    acme_scale/__init__.py    acme_scale/compat.json
+    acme_scale.py             acme_scale.compat.json
+
+The module was imported when plugins were discovered, and is light; nothing more is imported here. A plugin states
+results of pairs in which one of its own components takes part.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smollm3_finetune.compatibility.evidence import Result, read
+from smollm3_finetune.discovery import CORE_DISTRIBUTION, GROUP
+from smollm3_finetune.registry import PluginRecord, Registry
+from smollm3_finetune.requirements import installed_version
+
+FILE = "compat.json"
+OWN_FILE = Path(__file__).with_name("measured.json")
+"""What `nox -s compat` measured of the bundled plugins; data, so that no plugin is named in code."""
+
+Key = tuple[str, str, str]
+"""Quantizer, adapter (both `distribution:name`) and purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A result and who states it."""
+
+    result: Result
+    source: str
+    """A distribution and its version."""
+    changed: Mapping[str, tuple[str, str | None]]
+    """Distributions of another version than the one measured with: that one, and what there is now."""
+
+    @property
+    def stale(self) -> bool:
+        return bool(self.changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """All results that were found."""
+
+    by_pair: Mapping[Key, tuple[Evidence, ...]]
+    """Of each pair and purpose, those that hold for what is installed first, then the newest."""
+    problems: tuple[str, ...]
+    """One line for each file that could not be used."""
+
+    def of(self, quantizer: str, adapter: str, purpose: str, device: str | None = None) -> tuple[Evidence, ...]:
+        found = self.by_pair.get((quantizer, adapter, purpose), ())
+        return tuple(e for e in found if device in (None, e.result.device))
+
+
+def evidence_file(module_file: Path) -> Path:
+    """Where the results of a plugin lie whose module is `module_file`."""
+    if module_file.name == "__init__.py":
+        return module_file.with_name(FILE)
+    return module_file.with_name(f"{module_file.stem}.{FILE}")
+
+
+def collect(registry: Registry) -> Collected:
+    """The results of core and of every active plugin. A file that is broken is a problem, and never an exception."""
+    found: dict[Key, list[Evidence]] = {}
+    problems: list[str] = []
+    # plugins need no distribution that is installed; others are looked up once, which takes a millisecond each
+    versions: dict[str, str | None] = {record.distribution: record.version for record in registry.plugins}
+    for record, file in _files(registry):
+        try:
+            results = read(file) if file.is_file() else []
+        except (OSError, ValueError, TypeError) as e:
+            reason = " ".join(str(e).split())
+            problems.append(
+                f"the results of plugin {record.name!r} ({record.distribution} {record.version}) are left out: "
+                f"{file.name}: {reason}"
+            )
+            continue
+        for name in {n for r in results for n in r.versions} - versions.keys():
+            versions[name] = installed_version(name)
+        foreign = 0
+        for result in results:
+            theirs = {r.partition(":")[0] for r in (result.quantizer, result.adapter)}
+            if record.distribution not in theirs and record.distribution != CORE_DISTRIBUTION:
+                foreign += 1
+                continue
+            source = f"{record.distribution} {record.version}"
+            key = (result.quantizer, result.adapter, result.purpose.value)
+            found.setdefault(key, []).append(Evidence(result=result, source=source, changed=result.changed(versions)))
+        if foreign:
+            problems.append(
+                f"{foreign} results of plugin {record.name!r} ({record.distribution} {record.version}) are left out: "
+                "none of its own components takes part in them"
+            )
+    order = {key: tuple(sorted(many, key=_rank, reverse=True)) for key, many in found.items()}
+    return Collected(by_pair=order, problems=tuple(problems))
+
+
+def _rank(evidence: Evidence) -> tuple[bool, str]:
+    return not evidence.stale, evidence.result.date
+
+
+def _files(registry: Registry) -> Iterator[tuple[PluginRecord, Path]]:
+    modules = {
+        (point.name, point.dist.name if point.dist else "unknown"): point.module
+        for point in importlib.metadata.entry_points(group=GROUP)
+    }
+    for record in registry.plugins:
+        if record.status != "active":
+            continue
+        if record.origin == "built in":
+            yield record, OWN_FILE
+            continue
+        if record.origin == "entry point":
+            file = _module_file(modules.get((record.name, record.distribution), ""))
+        elif record.origin.startswith("module "):
+            file = _module_file(record.origin.removeprefix("module "))
+        else:
+            file = Path(record.origin)
+        if file is not None:
+            yield record, evidence_file(file)
+
+
+def _module_file(name: str) -> Path | None:
+    """The file of a module that is imported; of a package its `__init__.py`."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file) if file else None

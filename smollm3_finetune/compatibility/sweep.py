@@ -1,0 +1,217 @@
+"""Really running pairs, each in a child process with a time limit, and stating what came out. Imports no torch."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune import __version__
+from smollm3_finetune.api import Purpose
+from smollm3_finetune.compatibility.evidence import Result
+from smollm3_finetune.compatibility.small_model import write_small_model
+from smollm3_finetune.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.registry import Offer
+
+LIMIT = 120.0
+"""Seconds for one pair; the first of a process also waits for its imports."""
+START = 120.0
+BENEATH = ("torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What is to be measured."""
+
+    quantizer: Offer
+    adapter: Offer
+    purpose: Purpose
+    force: bool = False
+    """Negotiation refuses it; it is run all the same."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the adapter."""
+    model: Path | None = None
+    """A checkpoint to measure on; None: the small random model."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.quantizer.spec.name} × {self.adapter.spec.name} {self.purpose.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How pairs are measured."""
+
+    work: Path
+    """A directory for the small model and for what is written on the way."""
+    command: str
+    """What a result says of how to measure it again; `{quantizer}` and `{adapter}` are filled in."""
+    device: str = "cpu"
+    plugins: tuple[str, ...] = ()
+    no_plugins: bool = False
+    limit: float = LIMIT
+    worker: str = "smollm3_finetune.compatibility.worker"
+    """The module that measures, run as a program."""
+
+    def run(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Result, float]]:
+        """Each pair with its result and the seconds it took, as soon as it is known."""
+        rest = list(pairs)
+        while rest:
+            done = 0
+            for pair, answer, seconds in self._batch(rest):
+                done += 1
+                yield pair, self._result(pair, answer), seconds
+            rest = rest[done:]
+
+    def _batch(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Mapping[str, Any], float]]:
+        """One child process; where it dies or hangs, the pair that it was at is the last one."""
+        small = self.work / "model"
+        if not (small / "config.json").exists():
+            write_small_model(small)
+        job = {
+            "plugins": self.plugins,
+            "no_plugins": self.no_plugins,
+            "device": self.device,
+            "work": str(self.work),
+            "pairs": [
+                {
+                    "quantizer": p.quantizer.full_name,
+                    "adapter": p.adapter.full_name,
+                    "purpose": p.purpose.value,
+                    "options": dict(p.options),
+                    "force": p.force,
+                    "model": str(p.model or small),
+                }
+                for p in pairs
+            ],
+        }
+        log = self.work / "worker.log"
+        with log.open("w", encoding="utf-8") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-m", self.worker],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            )  # fmt: skip
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(job))
+            child.stdin.close()
+            lines = _lines(child)
+            index, began, wait = 0, time.monotonic(), START + self.limit
+            try:
+                while index < len(pairs):
+                    try:
+                        line = lines.get(timeout=wait)
+                    except queue.Empty:
+                        yield pairs[index], _failure(f"it took longer than {wait:.0f} s"), time.monotonic() - began
+                        return
+                    if line is None:
+                        code = child.wait()
+                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+                        yield pairs[index], _failure(f"its process ended with {how}: {last}"), time.monotonic() - began
+                        return
+                    event = json.loads(line)
+                    if "begins" in event:
+                        began, wait = time.monotonic(), self.limit
+                    else:
+                        yield pairs[index], event, time.monotonic() - began
+                        index += 1
+            finally:
+                child.kill()
+                child.wait()
+
+    def _result(self, pair: Pair, answer: Mapping[str, Any]) -> Result:
+        fault = answer["fault"]
+        return Result(
+            quantizer=pair.quantizer.full_name,
+            adapter=pair.adapter.full_name,
+            purpose=pair.purpose,
+            device=self.device.partition(":")[0],
+            date=datetime.date.today().isoformat(),
+            command=self.command.format(quantizer=pair.quantizer.full_name, adapter=pair.adapter.full_name),
+            versions=versions(pair),
+            holds=fault is None,
+            note=fault,
+            figures={name: _rounded(value) for name, value in answer["figures"].items()},
+            options=pair.options,
+        )
+
+
+def _rounded(value: float) -> float | None:
+    """Two digits of an error, a count as it is."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.2g}") if math.isfinite(value) else None
+
+
+def _failure(fault: str) -> dict[str, Any]:
+    return {"figures": {}, "fault": fault}
+
+
+def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
+    """What the child says, line by line; None when it has ended."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    assert child.stdout is not None
+    stream = child.stdout
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def versions(pair: Pair) -> dict[str, str]:
+    """What a result depends on: core, both distributions, torch, and of what they require whatever builds on torch."""
+    from packaging.utils import canonicalize_name
+
+    found = {CORE_DISTRIBUTION: __version__}
+    wanted = set(BENEATH)
+    for offer in (pair.quantizer, pair.adapter):
+        found[offer.distribution] = offer.version
+        if offer.distribution != CORE_DISTRIBUTION:
+            wanted |= _required(offer.distribution)
+        wanted |= _names(offer.spec.requires.distributions)
+    for name in sorted(wanted):
+        if name in BENEATH or "torch" in _required(name):
+            try:
+                found.setdefault(canonicalize_name(name), importlib.metadata.version(name))
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def _required(distribution: str) -> set[str]:
+    """The names that a distribution requires, extras left out."""
+    try:
+        return _names(importlib.metadata.requires(distribution) or ())
+    except importlib.metadata.PackageNotFoundError:
+        return set()
+
+
+def _names(requirements: Sequence[str]) -> set[str]:
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    names = set()
+    for text in requirements:
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            names.add(str(canonicalize_name(wanted.name)))
+    return names

@@ -1,0 +1,58 @@
+"""The child process of a sweep: measures the pairs that it is told on standard input, one line of JSON for each.
+
+A process of its own, so that a pair which crashes or hangs takes no other with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+DEPTH = 400
+"""Longest message of a failure."""
+
+
+def main() -> None:
+    """Read `{"plugins", "no_plugins", "device", "work", "pairs"}`, write `{"begins": i}` and `{"ended": i, …}`."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    job = json.load(sys.stdin)
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=answers, flush=True)
+
+    import transformers
+
+    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.compatibility.measure import Bench, measure
+    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.errors import SmolLM3Error
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    registry = discover(Wanted.of(tuple(job["plugins"]), job["no_plugins"]))
+    work = Path(job["work"])
+    for index, pair in enumerate(job["pairs"]):
+        say(begins=index)
+        bench = Bench(registry=registry, model=Path(pair["model"]), device=job["device"], work=work)
+        try:
+            found = measure(
+                bench,
+                pair["quantizer"],
+                pair["adapter"],
+                pair["options"],
+                Purpose(pair["purpose"]),
+                force=pair["force"],
+            )
+        except Exception as e:
+            text = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}"
+            say(ended=index, figures={}, fault=" ".join(text.split())[:DEPTH])
+        else:
+            say(ended=index, figures=found.figures, fault=found.fault)
+
+
+if __name__ == "__main__":
+    main()

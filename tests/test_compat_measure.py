@@ -1,0 +1,160 @@
+"""Pairs that are really run: `smollm3 compat --measure`, the sweep beneath it, and what is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
+from smollm3_finetune.compatibility.evidence import read
+from smollm3_finetune.compatibility.sources import OWN_FILE
+from smollm3_finetune.compatibility.sweep import Pair, Sweep
+from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.registry import Offer
+
+ROOT = Path(__file__).parents[1]
+OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
+
+CRASHING = """
+from smollm3_finetune.api import AdapterSpec, Op, hookimpl
+
+@hookimpl
+def smollm3_adapters():
+    return [AdapterSpec(name="crashing", summary="s", factory="crashing:Adapter", merges=False)]
+
+class Adapter:
+    def __init__(self, options): pass
+    def restore(self, base, path, ctx): pass
+    def attach(self, base, ctx, total_steps):
+        import os
+        os._exit(3)
+"""
+
+
+def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plugin_file: Any, tmp_path: Path) -> None:
+    crashing = plugin_file("crashing", CRASHING)
+    files = [str(OUT_OF_TREE / f"{name}.py") for name in ("one_way_quantizer", "scale_adapter")] + [str(crashing)]
+    plugins = [word for file in files for word in ("-p", file)]
+    out = tmp_path / "results.json"
+    done = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8-unpinned", "--measure", str(out))
+    assert done.code == 0, done.stderr
+    results = {(r["adapter"], r["purpose"]): r for r in json.loads(out.read_text())["results"]}
+    scaled, crashed = results["scale_adapter:scale", "train"], results["crashing:crashing", "train"]
+    assert not scaled["holds"]
+    assert scaled["figures"]["gradients"] > 0.1
+    assert scaled["note"].startswith("gradients ")
+    assert not crashed["holds"]
+    assert crashed["note"].startswith("its process ended with exit code 3")
+    assert set(scaled["versions"]) == {
+        "one_way_quantizer", "scale_adapter", "smollm3-finetune", "torch", "transformers"
+    }  # fmt: skip
+    again = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8", "--adapter", "scale",
+                    "--measure", str(out))  # fmt: skip
+    assert "rows-int8 × scale train: holds" in again.stdout
+    kept = json.loads(out.read_text())["results"]
+    assert len(kept) == len(results) + 2, "to train and to merge, added to the file"
+
+
+WORKER = """
+import json, os, sys, time
+job = json.load(sys.stdin)
+for index, pair in enumerate(job["pairs"]):
+    print(json.dumps({"begins": index}), flush=True)
+    name = pair["adapter"].partition(":")[2]
+    if name == "hangs":
+        time.sleep(60)
+    if name == "dies":
+        print("the last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
+    figures = {"logits": 1.2345e-7, "drift": float("nan"), "trained": 281}
+    print(json.dumps({"ended": index, "figures": figures, "fault": None}), flush=True)
+"""
+
+
+def test_a_pair_that_hangs_or_dies_takes_no_other_with_it(fake_distribution: Any, tmp_path: Path) -> None:
+    fake_distribution("acme", "1.0", {"acme_worker": WORKER})
+
+    def pair(adapter: str) -> Pair:
+        spec = AdapterSpec(name=adapter, summary="s", factory="a:B")
+        quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B")
+        about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
+        return Pair(
+            quantizer=Offer(kind=QUANTIZER, spec=quantizer, **about),
+            adapter=Offer(kind=ADAPTER, spec=spec, **about),
+            purpose=Purpose.TRAIN,
+        )
+
+    sweep = Sweep(
+        work=tmp_path, command="again {quantizer} {adapter}", limit=1.0, worker="acme_worker", device="cuda:1"
+    )
+    names = ["shift", "hangs", "scale", "dies", "reader"]
+    results = {r.adapter: r for _, r, _ in sweep.run([pair(n) for n in names])}
+    assert list(results) == [f"acme:{n}" for n in names]
+    assert {n: r.holds for n, r in results.items() if not r.holds} == {"acme:hangs": False, "acme:dies": False}
+    assert results["acme:hangs"].note == "it took longer than 1 s"
+    assert results["acme:dies"].note == "its process ended with signal 9: the last words"
+    assert results["acme:scale"].figures == {"logits": 1.2e-07, "drift": None, "trained": 281}
+    assert (results["acme:scale"].command, results["acme:scale"].device) == ("again acme:packed acme:scale", "cuda")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that measures the bundled plugins."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("compatibility")
+
+
+@pytest.mark.plugins
+def test_the_page_holds_the_published_results(benchmark: Any) -> None:
+    page = importlib.import_module("compatibility_page")
+    cells = benchmark.cells([])
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    found = text.partition(page.BEGIN)[2].partition(page.END)[0]
+    assert found == page.generated(cells), "nox -s compat -- --page"
+    assert all(c.evidence for c in cells), "nox -s compat"
+    assert not [c for c in cells if c.reason is None and not c.holds], "a pair that is allowed does not hold"
+    assert not [c for c in cells if c.reason is not None and c.holds], "a refusal is out of date"
+
+
+def test_every_result_that_core_ships_can_be_read_and_is_that_of_a_bundled_pair(benchmark: Any) -> None:
+    results = read(OWN_FILE)
+    assert len({r.key for r in results}) == len(results) > 300
+    assert {r.quantizer.partition(":")[0] for r in results} <= benchmark.BUNDLED
+    assert {r.adapter.partition(":")[0] for r in results} <= benchmark.BUNDLED
+    quantised = [r for r in results if r.purpose == "train" and r.holds and not r.quantizer.endswith(":none")]
+    assert all(r.figures["moved"] > 1e-4 for r in quantised if not r.adapter.endswith(":full"))
+
+
+def test_a_sampled_figure_is_held_against_the_published_one(benchmark: Any) -> None:
+    figures = {"gradients": 1e-6, "drift": 1e-5, "moved": 0.1}
+    old = dataclasses.replace(read(OWN_FILE)[0], figures=figures)
+
+    def worse(**changes: float) -> str | None:
+        now: str | None = benchmark._worse(dataclasses.replace(old, figures={**figures, **changes}), old)
+        return now
+
+    assert worse() is None
+    assert worse(gradients=9e-6) is None, "below the floor"
+    assert worse(drift=9e-5) is None, "below ten times as much"
+    assert worse(moved=5.0) is None, "no error"
+    assert worse(drift=2e-4) == "drift was 1.0e-05, is 0.0002, and may be 1.0e-04"
+    assert worse(gradients=2e-5) == "gradients was 1.0e-06, is 2e-05, and may be 1.0e-05"
+
+
+@pytest.mark.plugins
+def test_five_published_cells_chosen_by_the_commit_still_hold() -> None:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    chosen_by = git.stdout.strip() or "no commit"
+    command = [sys.executable, "benchmarks/compatibility.py", "--sample", "5", "--by", chosen_by]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 hold" in done.stdout
