@@ -4,20 +4,22 @@ Loaders that convert (gguf) and quantizers that write checkpoints use it through
 name is a hash of everything that decides its content, so entries never go stale; they only become unused.
 
     <root>/<kind>/<key>/          the entry, as `build` left it
-    <root>/<kind>/<key>.json      what it was made from, readable
-    <root>/<kind>/<key>.lock      held while it is built
+    <root>/<kind>/<key>.json      what it was made from, readable; as old as the entry's last use
+    <root>/<kind>/<key>.lock      held while it is built or taken away; its holder alone touches the entry
+    <root>/<kind>/<key>.runs      the runs that depend on it, a directory a line (see `cache_use`)
     <root>/<kind>/<key>.partial-* a build under way, or what a killed one left; swept by the next build
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class Cache:
     """A directory of finished entries."""
 
     root: Path
+    used: dict[Path, None] = field(default_factory=dict, compare=False, repr=False)
+    """The entries that were found or built through this object, in that order."""
 
     @classmethod
     def default(cls) -> Cache:
@@ -59,10 +63,10 @@ class Cache:
         """
         entry = self.location(kind, key)
         if entry.is_dir():
-            return entry
+            return self._use(entry)
         with self._locked(entry):
             if entry.is_dir():  # built while we waited
-                return entry
+                return self._use(entry)
             for left in entry.parent.glob(f"{entry.name}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
             partial = entry.with_name(f"{entry.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -74,6 +78,13 @@ class Cache:
                 partial.rename(entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        return self._use(entry)
+
+    def _use(self, entry: Path) -> Path:
+        """Note that an entry is used, and when: the age of its `.json`."""
+        self.used[entry] = None
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(entry.with_name(f"{entry.name}.json"))
         return entry
 
     def drop(self, kind: str, key: Mapping[str, Any]) -> None:

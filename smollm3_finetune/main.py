@@ -26,8 +26,11 @@ VERBS = {
     "merge": ("smollm3_finetune.cli.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
     "quantize": ("smollm3_finetune.cli.quantize:quantize", "Write a quantised checkpoint of a model."),
     "data": ("smollm3_finetune.cli.data:data", "Show what training rows become: text, tokens, mask, counts."),
-    "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show the installed plugins and what they offer."),
+    "compat": ("smollm3_finetune.cli.compat:compat", "Show which quantizer works with which adapter."),
+    "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show, check or start plugins."),
     "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
+    "cache": ("smollm3_finetune.cli.cache:cache", "Show or delete what was converted, quantised and tokenised."),
+    "doctor": ("smollm3_finetune.cli.doctor:doctor", "Look for what would keep a run from working here."),
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

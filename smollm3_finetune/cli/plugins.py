@@ -1,4 +1,4 @@
-"""`smollm3 plugins list|info`. Neither imports torch."""
+"""`smollm3 plugins list|info`, which import no torch, and the group of all that is about plugins."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.common import plugin_options
+from smollm3_finetune.cli.plugins_check import check
+from smollm3_finetune.cli.plugins_new import new
+from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
-    from smollm3_finetune.registry import Offer, Registry
+    from smollm3_finetune.options import OptionInfo
+    from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def plugins() -> None:
-    """Show the installed plugins and what they offer."""
+    """Show the installed plugins and what they offer, check them, or start one of your own."""
+
+
+plugins.add_command(new)
+plugins.add_command(check)
 
 
 def _discover(plugin: tuple[str, ...], no_plugins: bool) -> Registry:
@@ -27,31 +35,80 @@ def _discover(plugin: tuple[str, ...], no_plugins: bool) -> Registry:
 
 @plugins.command("list", short_help="List plugins: active, disabled or broken.")
 @plugin_options
+@click.option("--requirements", is_flag=True, help="Show what each component requires, and whether it is there.")
+@click.option("--device", metavar="NAME", help="For --requirements: ask about this device.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_plugins(plugin: tuple[str, ...], no_plugins: bool, as_json: bool) -> None:
+def list_plugins(
+    plugin: tuple[str, ...], no_plugins: bool, requirements: bool, device: str | None, as_json: bool
+) -> None:
     """List every plugin: active, disabled or broken, with what it offers or what is wrong with it."""
+    from smollm3_finetune.device import check_device, guess_device
+
+    device = device or guess_device()
+    check_device(device)
     registry = _discover(plugin, no_plugins)
+    records = sorted(registry.plugins, key=lambda r: ORIGINS.get(r.origin, 1))  # after core's own, what was named
+    needs = {(r.name, r.distribution): _requirements(registry, r, device) for r in records} if requirements else {}
     if as_json:
         fields = ("name", "status", "distribution", "version", "origin", "components", "error")
-        click.echo(json.dumps([{f: getattr(r, f) for f in fields} for r in registry.plugins], indent=2))
+        rows = [{f: getattr(r, f) for f in fields} for r in records]
+        for row, r in zip(rows, records, strict=True):
+            if requirements:
+                row["requirements"] = needs[r.name, r.distribution]
+        click.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("plugin", "status", "distribution", "offers"):
+    for column in ("plugin", "status", "distribution", "requires" if requirements else "offers"):
         table.add_column(column, overflow="fold", no_wrap=column == "plugin")
     colours = {"active": "green", "disabled": "yellow", "broken": "red"}
-    for record in registry.plugins:
-        offers = record.error if record.error else _by_kind(record.components)
+    for record in records:
+        says = _shown_needs(needs[record.name, record.distribution]) if requirements else _by_kind(record.components)
         table.add_row(
             record.name,
             Text(record.status, style=colours[record.status]),
             f"{record.distribution} {record.version}",
-            Text(offers),
+            Text(record.error if record.error else says),
         )
     Console().print(table)
+
+
+ORIGINS = {"built in": 0, "entry point": 2}
+"""The order of the list: core's own plugin, then what `-p` names, then what is installed."""
+
+
+def _requirements(registry: Registry, record: PluginRecord, device: str) -> list[dict[str, Any]]:
+    """What the components of a plugin require; those that require the same together."""
+    from smollm3_finetune.requirements import requirement_problems
+
+    found: list[dict[str, Any]] = []
+    for offer in registry.offers:
+        if (offer.plugin, offer.distribution) != (record.name, record.distribution):
+            continue
+        requires, title = offer.spec.requires, f"{offer.kind.name} {offer.spec.name}"
+        about = {"distributions": list(requires.distributions), "accelerators": list(requires.accelerators)}
+        same = next((f for f in found if {k: f[k] for k in about} == about), None)
+        if same is not None:
+            same["components"].append(title)
+            continue
+        try:
+            unmet = [p.message for p in requirement_problems("it", requires, device)]
+        except SmolLM3Error as e:
+            unmet = [e.message]
+        found.append({"components": [title], **about, "unmet": unmet})
+    return found
+
+
+def _shown_needs(found: list[dict[str, Any]]) -> str:
+    lines = []
+    for one in found:
+        what = ", ".join((*one["distributions"], *one["accelerators"])) or "nothing more"
+        met = "; ".join(one["unmet"]) or "met"
+        lines.append(f"{_by_kind(tuple(one['components']))}: {what} ({met})")
+    return "\n".join(lines)
 
 
 def _by_kind(components: tuple[str, ...]) -> str:
@@ -75,7 +132,11 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
     device = device or guess_device()
     check_device(device)
     registry = _discover(plugin, no_plugins)
-    found = [_about(offer, device) for offer in _find_all(registry, name)]
+    origins = {(r.name, r.distribution): r.origin for r in registry.plugins}
+    found = [
+        {**_about(offer, device), "origin": origins[offer.plugin, offer.distribution]}
+        for offer in _find_all(registry, name)
+    ]
     if as_json:
         click.echo(json.dumps(found, indent=2, default=str))
     else:
@@ -109,10 +170,12 @@ def _find_all(registry: Registry, name: str) -> list[Offer]:
 
 def _about(offer: Offer, device: str) -> dict[str, Any]:
     """Everything there is to say about a component, as plain values."""
-    from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
+    from dataclasses import replace
+
+    from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
     from smollm3_finetune.cli.component_help import option_lines
     from smollm3_finetune.compat import Chosen, environment, provided, refined
-    from smollm3_finetune.options import build
+    from smollm3_finetune.options import build, describe
     from smollm3_finetune.requirements import requirement_problems
 
     spec = offer.spec
@@ -125,25 +188,38 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
         "version": offer.version,
         "plugin": offer.plugin,
         "factory": spec.factory,
+        "api": spec.api,
         "requires": list(spec.requires.distributions),
         "accelerators": list(spec.requires.accelerators),
         "unmet": [p.message for p in requirement_problems(offer.title, spec.requires, device)],
         "suggests": dict(spec.suggests),
         "device": device,
+        "options": [_option(i) for i in describe(offer.options_class())],
         "options_help": option_lines(offer)[1:],
     }
-    defaults: Any = build(offer.options_class(), {}, offer.kind.section)
+    try:
+        defaults: Any = build(offer.options_class(), {}, offer.kind.section)
+    except ConfigError:  # an option that must be given: what depends on options is as the descriptor says
+        defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
     chosen = Chosen(spec=spec, options=defaults)
+    if isinstance(spec, LoaderSpec | FormatterSpec):
+        about["rank"] = spec.rank
     if isinstance(spec, QuantizerSpec):
         ops, absent = provided(chosen, environment(device, Purpose.TRAIN))
         about["provides"] = sorted(ops)
         about["absent"] = {str(k): v for k, v in absent.items()}
         about["needs_calibration"] = spec.needs_calibration
+        about["claims"] = spec.claims is not None
+        about["marker_files"] = list(spec.marker_files)
     if isinstance(spec, AdapterSpec):
         holds = refined(chosen)
         about["needs"] = sorted(holds.needs)
         about["traits"] = {t: getattr(holds, t) for t in ("identity_at_start", "packs", "merges", "disables")}
     return about
+
+
+def _option(info: OptionInfo) -> dict[str, Any]:
+    return {"name": info.name, "type": info.type, "default": info.default, "help": info.help, "range": info.range}
 
 
 def _shown(about: dict[str, Any]) -> str:
@@ -154,6 +230,13 @@ def _shown(about: dict[str, Any]) -> str:
     if "provides" in about:
         rows.append(("provides", f"{', '.join(about['provides'])} (training on {about['device']})"))
         rows += [("", f"not {op}: {reason}") for op, reason in about["absent"].items()]
+    if about.get("claims") or about.get("marker_files"):
+        files = ", ".join(("config.json", *about["marker_files"]) if about["claims"] else about["marker_files"])
+        rows.append(("recognises", f"checkpoints that it wrote, by {files}"))
+    if about.get("needs_calibration"):
+        rows.append(("calibrates", "on the run's training rows, or those of calibration.path"))
+    if about.get("rank"):
+        rows.append(("rank", str(about["rank"])))
     if "needs" in about:
         rows.append(("needs", ", ".join(about["needs"])))
         traits = {

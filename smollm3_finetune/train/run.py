@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
+from smollm3_finetune.cache_use import record_uses
 from smollm3_finetune.compat import refined
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer, check_template
@@ -99,6 +100,8 @@ def _carried_out(
     loaded = compose(plan.model, made=made, total_steps=steps)
     if main and calibration is not None and calibration.used is not None:
         write_calibration(calibration.used, run.path)
+    if main:
+        record_uses(run.path, plan.model.context.cache)
     batch = plan.config.train.batch_size
     prompt, mode = sample_prompt(plan, renderer)
 

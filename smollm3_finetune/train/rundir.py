@@ -6,6 +6,7 @@ metrics.jsonl   one object a line: step, loss, learning rate, tokens a second, â
 report.json     held-out loss and sample answers, before and after
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    what `--resume` continues from
+cache.json      the entries of the cache that its base was made of, which `smollm3 cache clean` keeps
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.cache_use import USES
 from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
@@ -105,7 +107,7 @@ class RunDir:
         """Take a run back that failed before its first step, so that the same command can be given again."""
         if self.metrics.exists() or self.adapter.exists() or any(self.checkpoints.glob("checkpoint-*")):
             return
-        for file in (self.config, self.versions, self.path / CALIBRATION):
+        for file in (self.config, self.versions, self.path / CALIBRATION, self.path / USES):
             file.unlink(missing_ok=True)
         for directory in (self.checkpoints, self.path):
             with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else

@@ -1,0 +1,169 @@
+"""What lies in the cache, and taking it away again: `smollm3 cache list` and `clean`.
+
+Only what this project made is looked at: directories below the root with the name of a key, and what killed builds
+left. A link is never followed, so nothing outside the root is ever measured or deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.cache_use import keeping, runs_file
+
+KEY = re.compile(r"[0-9a-f]{32}")
+LEFTOVER = re.compile(r"([0-9a-f]{32})\.partial-\d+-[0-9a-f]+")
+DAY = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A finished entry of the cache."""
+
+    path: Path
+    size: int
+    """Bytes on disk."""
+    used: float
+    """When it was last found or built, in seconds since the epoch."""
+    made_from: Mapping[str, Any]
+    runs: tuple[Path, ...]
+    """The runs that depend on it."""
+
+    @property
+    def kind(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.path.name}"
+
+    @property
+    def days(self) -> float:
+        """Since it was last used."""
+        return max(time.time() - self.used, 0) / DAY
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _folders(root: Path, kind: str | None) -> Iterator[Path]:
+    """The folders of the cache's kinds."""
+    with contextlib.suppress(OSError):
+        yield from (p for p in sorted(root.iterdir()) if _is_folder(p) and kind in (None, p.name))
+
+
+def _children(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from (p for p in sorted(folder.iterdir()) if name.fullmatch(p.name) and _is_folder(p))
+
+
+def entries(root: Path, runs: Sequence[Path] = (), kind: str | None = None) -> list[Entry]:
+    """The finished entries, of one kind or all, those that take most first."""
+    found = []
+    for folder in _folders(root, kind):
+        for path in _children(folder, KEY):
+            about = path.with_name(f"{path.name}.json")
+            if not about.is_file() and not path.with_name(f"{path.name}.lock").exists():
+                continue  # a directory of that name which no build made
+            with contextlib.suppress(FileNotFoundError):  # taken away while we look
+                stamp = (about if about.is_file() else path).stat().st_mtime
+                needed = tuple(keeping(path, runs))
+                found.append(Entry(path=path, size=size_of(path), used=stamp, made_from=_read(about), runs=needed))
+    return sorted(found, key=lambda e: (-e.size, e.name))
+
+
+def leftovers(root: Path, kind: str | None = None) -> list[Path]:
+    """What killed builds left; a build that is under way holds its lock, and is not among them."""
+    found = []
+    for folder in _folders(root, kind):
+        for path in _children(folder, LEFTOVER):
+            with _held(path.with_name(path.name.partition(".")[0])) as mine:
+                if mine:
+                    found.append(path)
+    return found
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the files below a directory, and of no file behind a link."""
+    total = 0
+    for folder, _, files in os.walk(directory, followlinks=False):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def take_away(path: Path, root: Path) -> bool:
+    """Delete an entry or a leftover; False where somebody is building it or it is not below `root` by itself."""
+    if path.is_symlink() or path.parent.is_symlink() or path.parent.parent.resolve() != root.resolve():
+        return False
+    key = path.name.partition(".")[0]
+    entry = path.with_name(key)
+    with _held(entry) as mine:
+        if not mine or not path.is_dir():
+            return False
+        gone = path
+        if path == entry:  # whoever looks for it finds it whole or not at all
+            gone = path.with_name(f"{key}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            path.rename(gone)
+            for file in (entry.with_name(f"{key}.json"), runs_file(entry)):
+                file.unlink(missing_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        return not gone.exists()
+
+
+@contextlib.contextmanager
+def _held(entry: Path) -> Iterator[bool]:
+    """Hold an entry's lock where nobody else does; yields whether it is held."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{entry}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list[Entry], list[Entry]]:
+    """The entries to delete, and those old enough that are kept because a run depends on them."""
+    old = [e for e in found if e.days >= older_than]
+    kept = [e for e in old if e.runs and not force]
+    return [e for e in old if e not in kept], kept
+
+
+def shown_size(size: float) -> str:
+    """`1.4 GB`"""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def shown_origin(about: Mapping[str, Any]) -> str:
+    """What an entry was made from, in a few words: its plain values, long ones cut."""
+    plain = {k: v for k, v in about.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
+    return ", ".join(f"{k}={v if len(str(v)) <= 20 else f'{str(v)[:12]}…'}" for k, v in plain.items())

@@ -1,0 +1,102 @@
+"""The conformance kit run on a plugin's components, in a pytest of its own: with weights, so it takes minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from smollm3_finetune.check_plugin import Target
+from smollm3_finetune.errors import MissingRequirementError
+from smollm3_finetune.findings import Finding
+from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER
+from smollm3_finetune.registry import Offer
+
+CLASSES = {QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance"}
+"""Of the kit; a loader's needs a reference to open, which only its author can make."""
+SECONDS = 600
+"""For each component."""
+TEST = """
+
+class TestComponent{number}({cls}):
+    component = {component!r}
+    plugins = {plugins!r}
+    dtype = "float32"  # some libraries compute in nothing wider
+"""
+CHECK = "it conforms, in sequences of calls"
+
+
+def require_kit() -> None:
+    """Raises MissingRequirementError where pytest is not installed."""
+    if importlib.util.find_spec("pytest") is None:
+        raise MissingRequirementError("--deep runs the conformance kit in pytest, which is not installed",
+                                      hint="pip install 'pytest>=8.3'")  # fmt: skip
+
+
+def deep_findings(target: Target) -> list[Finding]:
+    """One finding for each component of a kind that the kit can be run on, with the tests that failed."""
+    tried = [o for o in target.offers if o.kind in CLASSES]
+    found = _run(tried, target) if tried else []
+    return [*found, *(_not_run(o) for o in target.offers if o.kind is LOADER)]
+
+
+def _not_run(offer: Offer) -> Finding:
+    return Finding(subject=offer.title, check=CHECK, ok=False, serious=False,
+                   found="not run: the kit cannot make a reference that it opens",
+                   fix="LoaderConformance in your own tests, as in those of smollm3 plugins new loader")  # fmt: skip
+
+
+def _run(offers: Sequence[Offer], target: Target) -> list[Finding]:
+    """All in one process, a class for each."""
+    files = tuple(str(Path(r).resolve()) if r.endswith(".py") else r for r in target.requested if r[:3] != "no:")
+    with tempfile.TemporaryDirectory(prefix="smollm3-check-") as directory:
+        test, results = Path(directory) / "test_conformance.py", Path(directory) / "results.xml"
+        names = ", ".join(sorted({CLASSES[o.kind] for o in offers}))
+        classes = [
+            TEST.format(number=n, cls=CLASSES[o.kind], component=o.full_name, plugins=files)
+            for n, o in enumerate(offers)
+        ]
+        test.write_text(f"from smollm3_finetune.testing import {names}\n" + "".join(classes), encoding="utf-8")
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory,
+                   "-c", os.devnull, f"--junitxml={results}", str(test)]  # fmt: skip
+        environment = {**os.environ, "SMOLLM3_CACHE": f"{directory}/cache"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * len(offers), check=False,
+                                  env=environment)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return [_finding(o, False, f"it was not done after {SECONDS * len(offers)} s") for o in offers]
+        if not results.exists():
+            last = next(iter(reversed((done.stderr or done.stdout).strip().splitlines())), "it said nothing")
+            return [_finding(o, False, f"pytest ended with {done.returncode}: {last}") for o in offers]
+        cases = list(ElementTree.parse(results).iter("testcase"))
+    return [
+        _judged(o, [c for c in cases if c.get("classname", "").endswith(f"TestComponent{n}")])
+        for n, o in enumerate(offers)
+    ]
+
+
+def _judged(offer: Offer, cases: Sequence[ElementTree.Element]) -> Finding:
+    bad: list[str] = []
+    skipped = 0
+    for case in cases:
+        skipped += case.find("skipped") is not None
+        for word in ("failure", "error"):
+            wrong = case.find(word)
+            if wrong is not None:
+                bad.append(f"{case.get('name')}: {' '.join((wrong.get('message') or '').split())[:400]}")
+    passed = len(cases) - skipped - len(bad)
+    if not cases:
+        return _finding(offer, False, "none of its tests was run")
+    if bad:
+        return _finding(offer, False, "; ".join(bad))
+    return _finding(offer, True, f"{passed} tests passed, {skipped} do not apply")
+
+
+def _finding(offer: Offer, ok: bool, found: str) -> Finding:
+    fix = "" if ok else "the same tests in a class of your own show where: smollm3 plugins new writes such tests"
+    return Finding(subject=offer.title, check=CHECK, ok=ok, found=found, fix=fix)

@@ -1,0 +1,210 @@
+"""Whether a plugin keeps the contract, as far as can be told without weights; for authors and for their CI.
+
+Discovery stops at the first thing that is wrong with a plugin and a run at the first that it needs. Here everything
+is looked at: hooks, descriptors, options, implementations, requirements, and what other plugins offer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.check_component import component_findings
+from smollm3_finetune.check_light import SLOW, heavy_imports
+from smollm3_finetune.discovery import GROUP, Wanted, discover
+from smollm3_finetune.errors import ConfigError, PluginError
+from smollm3_finetune.findings import Finding
+from smollm3_finetune.kinds import KINDS
+from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.registry import Offer, PluginRecord, Registry
+
+HOOKS = tuple(k.hook for k in KINDS)
+BUILT_IN = "built in"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A plugin to check."""
+
+    name: str
+    distribution: str
+    requested: tuple[str, ...]
+    """Values of `-p` with which it is found."""
+    record: PluginRecord | None
+    """None for a file that discovery refuses."""
+    error: PluginError | None
+    offers: tuple[Offer, ...]
+    registry: Registry
+
+    @property
+    def title(self) -> str:
+        return f"{self.record.distribution} {self.record.version}" if self.record is not None else "broken"
+
+
+def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False) -> list[Target]:
+    """The plugins that `plugins check [NAME|FILE]` means. Raises ConfigError where there is none of that name."""
+    requested = tuple(requested)
+    if name is not None and (name.endswith(".py") or os.sep in name):
+        return [_file_target(name, requested, no_plugins)]
+    registry = discover(Wanted.of(requested, no_plugins))
+    if name is None:
+        chosen = [r for r in registry.plugins if r.origin != BUILT_IN and r.status != "disabled"]
+    else:
+        offering = {(o.plugin, o.distribution) for o in registry.offers if name in (o.spec.name, *o.spec.aliases)}
+        exact = [r for r in registry.plugins if name in (r.name, r.distribution)]
+        chosen = exact or [r for r in registry.plugins if (r.name, r.distribution) in offering]
+        if not chosen:
+            known = [n for r in registry.plugins for n in (r.name, r.distribution)]
+            near = did_you_mean(name, [*known, *(o.spec.name for o in registry.offers)])
+            hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
+            raise ConfigError(f"no installed plugin is called {name!r}, and none offers it", hint=hint)
+        if chosen[0].status == "disabled":
+            raise ConfigError(
+                f"the plugin {name!r} is disabled", hint="run without -p no:… and SMOLLM3_DISABLE_PLUGINS"
+            )
+    return [_target(record, registry, requested) for record in chosen]
+
+
+def _target(record: PluginRecord, registry: Registry, requested: tuple[str, ...]) -> Target:
+    return Target(
+        name=record.name,
+        distribution=record.distribution,
+        requested=requested,
+        record=record,
+        error=record.exceptions[0] if record.exceptions else None,
+        offers=tuple(
+            o for o in registry.offers if (o.plugin, o.distribution) == (record.name, record.distribution)
+        ),
+        registry=registry,
+    )  # fmt: skip
+
+
+def _file_target(file: str, requested: tuple[str, ...], no_plugins: bool) -> Target:
+    """A `-p` file; one that is broken is a target too, where discovery raises."""
+    wanted = (*requested, file)
+    try:
+        registry = discover(Wanted.of(wanted, no_plugins))
+    except PluginError as e:
+        rest = discover(Wanted.of(requested, no_plugins))
+        stem = Path(file).stem
+        return Target(
+            name=stem, distribution=stem, requested=wanted, record=None, error=e, offers=(), registry=rest
+        )  # fmt: skip
+    return _target(registry.plugins[-1], registry, wanted)
+
+
+def check(target: Target) -> list[Finding]:
+    """Everything that was looked at, in an order in which an author would mend it."""
+    found = [*_light(target), *_hook_names(target)]
+    if target.error is not None:
+        cause = target.error.__cause__
+        found.append(
+            Finding(
+                subject=target.name,
+                check="it is imported and its descriptors are right",
+                ok=False,
+                found=f"{type(cause).__name__}: {' '.join(str(cause).split())}" if cause else target.error.message,
+                fix=_advice(cause),
+            )
+        )
+        return found
+    count = len(target.offers)
+    found.append(
+        Finding(
+            subject=target.name,
+            check="it is imported and its descriptors are right",
+            ok=bool(count),
+            found=f"{count} component{'' if count == 1 else 's'}" if count else "its hooks offer nothing",
+            fix="" if count else "return a descriptor from a hook: smollm3_finetune.hookspecs shows them",
+        )
+    )
+    found += _shared_name(target)
+    for offer in target.offers:
+        found += component_findings(offer, target.registry)
+    return found
+
+
+def _light(target: Target) -> list[Finding]:
+    if target.record is not None and target.record.origin == BUILT_IN:
+        return []
+    others = {r.name for r in target.registry.plugins if r.origin == "entry point"} - {target.name}
+    light = heavy_imports([*target.requested, *(f"no:{n}" for n in sorted(others))], target.name)
+    if light.failed is not None:
+        return [_finding(target, "its hooks and options can be imported", False, light.failed, "see its traceback with "
+                         f"python -X faulthandler -c 'import {target.name}'")]  # fmt: skip
+    asked = "; ".join(dict.fromkeys(f"{module} at {where}" for module, where in light.heavy))
+    found = [
+        _finding(target, "its hooks and options import nothing heavy", not asked, asked,
+                 "import it in the implementation, inside a function, or under `if TYPE_CHECKING:`"),
+        _finding(target, f"importing them takes less than {SLOW:g} s", light.seconds < SLOW or bool(asked),
+                 "" if light.seconds < SLOW else f"{light.seconds:.2f} s",
+                 "python -X importtime shows what takes long"),
+    ]  # fmt: skip
+    if light.printed:
+        found.append(_finding(target, "importing them prints nothing", False, repr(light.printed),
+                              "standard output carries what users asked for: log instead"))  # fmt: skip
+    return found
+
+
+def _finding(target: Target, check: str, ok: bool, found: str = "", fix: str = "") -> Finding:
+    return Finding(subject=target.name, check=check, ok=ok, found=found, fix="" if ok else fix)
+
+
+def _module(target: Target) -> Any:
+    """The plugin itself, where it could be imported."""
+    import sys
+
+    if target.record is None or target.record.origin.endswith(".py"):
+        return sys.modules.get(target.name)
+    try:
+        if target.record.origin != "entry point":
+            return importlib.import_module(target.record.origin.rpartition(" ")[2])
+        points = importlib.metadata.entry_points(group=GROUP, name=target.name)
+        return next(p for p in points if p.dist is not None and p.dist.name == target.distribution).load()
+    except (Exception, SystemExit):  # what is wrong is told by discovery
+        return None
+
+
+def _hook_names(target: Target) -> list[Finding]:
+    """Every name in the module that looks like a hook and is none: discovery tells the first alone."""
+    if target.record is not None and target.record.origin == BUILT_IN:
+        return []
+    module = _module(target)
+    if module is None:
+        return []
+    found = []
+    for name in dir(module):
+        value = getattr(module, name, None)
+        marked = getattr(value, "smollm3_finetune_impl", None) is not None
+        if not callable(value) or (name in HOOKS and marked):
+            continue
+        near = did_you_mean(name, HOOKS)
+        if name in HOOKS:
+            found.append((f"{name} has no @hookimpl", f"write @hookimpl above {name}"))
+        elif marked or (name.startswith("smollm3_") and inspect.isfunction(value) and near):
+            fix = f"did you mean {near}?" if near else f"the hooks are: {', '.join(HOOKS)}"
+            found.append((f"there is no hook {name}", fix))
+    if not found:
+        return [_finding(target, "its hooks have the names of hooks and @hookimpl", True)]
+    return [_finding(target, "its hooks have the names of hooks and @hookimpl", False, *one) for one in found]
+
+
+def _advice(cause: BaseException | None) -> str:
+    if isinstance(cause, ModuleNotFoundError):
+        return f"pip install {(cause.name or '').partition('.')[0]}, or import it where it is used"
+    if isinstance(cause, SyntaxError):
+        return f"{cause.filename}:{cause.lineno}"
+    return "docs/hooks.md describes hooks and descriptors; --debug shows the traceback"
+
+
+def _shared_name(target: Target) -> list[Finding]:
+    others = [r for r in target.registry.shared_names().get(target.name, []) if r.distribution != target.distribution]
+    who = ", ".join(f"{r.distribution} {r.version}" for r in others)
+    return [_finding(target, "no other distribution has its entry-point name", not others, who,
+                     "another name in [project.entry-points.smollm3_finetune]")]  # fmt: skip

@@ -1,0 +1,164 @@
+"""`smollm3 cache list|clean`. Neither imports torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.cli.common import debug_option
+
+if TYPE_CHECKING:
+    from smollm3_finetune.cache_entries import Entry
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cache() -> None:
+    """Show what was converted, quantised and tokenised, or delete what no run needs."""
+
+
+def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
+    """The cache's root and the runs that are asked. Raises ConfigError for a folder or a kind that is not there."""
+    from smollm3_finetune.cache import default_root
+    from smollm3_finetune.cache_use import runs_below
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.options import did_you_mean
+    from smollm3_finetune.paths import user_path
+    from smollm3_finetune.train.rundir import RUNS
+
+    folders = [user_path(text, "--runs") for text in runs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"--runs {folder} is no directory", hint="--runs DIR, a run or a folder of runs")
+    root = default_root()
+    if kind is not None and not (root / kind).is_dir():
+        kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        near = did_you_mean(kind, kinds)
+        hint = f"did you mean {near!r}?" if near else f"it has: {', '.join(kinds) or 'nothing'}"
+        raise ConfigError(f"--kind {kind}: the cache {root} has nothing of this kind", hint=hint)
+    return root, list(runs_below([RUNS, *folders]))
+
+
+RUNS_OPTION = click.option(
+    "--runs", multiple=True, metavar="DIR", help="Ask the runs in this folder too, beside those under runs/."
+)
+KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this kind.")
+
+
+@cache.command("list", short_help="List entries with size, age, origin and runs.")
+@KIND_OPTION
+@RUNS_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
+    """List what is in the cache, the largest first: size, last use, what it was made from, runs that depend on it."""
+    from smollm3_finetune.cache_entries import entries, leftovers, shown_size
+
+    root, known = _where(kind, runs)
+    found, left = entries(root, known, kind), leftovers(root, kind)
+    if as_json:
+        about = {"root": str(root), "entries": [_about(e) for e in found], "leftovers": [str(p) for p in left]}
+        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    if found:
+        _print_table(found)
+    total = shown_size(sum(e.size for e in found))
+    click.echo(f"{root}: {len(found)} {'entry' if len(found) == 1 else 'entries'}, {total}")
+    if left:
+        click.echo(f"{len(left)} left by killed builds: smollm3 cache clean deletes them")
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "key": entry.path.name,
+        "path": str(entry.path),
+        "bytes": entry.size,
+        "days_since_use": round(entry.days, 2),
+        "made_from": entry.made_from,
+        "runs": [str(r) for r in entry.runs],
+    }
+
+
+def _print_table(found: list[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from smollm3_finetune.cache_entries import shown_origin, shown_size
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("entry", "size", "last used", "made from", "runs"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("entry", "size", "last used"))
+    for e in found:
+        runs = ", ".join(r.name for r in e.runs)
+        table.add_row(Text(f"{e.kind}/{e.path.name[:8]}"), shown_size(e.size), shown_age(e.days),
+                      Text(shown_origin(e.made_from)), Text(runs or "none"))  # fmt: skip
+    Console().print(table)
+
+
+def shown_age(days: float) -> str:
+    if days >= 1:
+        return f"{days:.0f} d ago"
+    return f"{days * 24:.0f} h ago" if days * 24 >= 1 else f"{days * 1440:.0f} min ago"
+
+
+@cache.command(short_help="Delete entries that no run depends on.")
+@KIND_OPTION
+@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Only what was not used for so long.")
+@RUNS_OPTION
+@click.option("--force", is_flag=True, help="Delete what runs depend on too.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
+@debug_option
+def clean(
+    kind: str | None, older_than: float | None, runs: tuple[str, ...], force: bool, dry_run: bool, yes: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Delete entries of the cache that no run depends on, and what killed builds left.
+
+    A run depends on the entries that its base was made of: a converted file, weights that were quantised first.
+    What is deleted is made again when it is needed, if what it was made from is still there.
+    """
+    from smollm3_finetune.cache_entries import chosen, entries, leftovers, shown_size, size_of, take_away
+    from smollm3_finetune.errors import ConfigError
+
+    root, known = _where(kind, runs)
+    doomed, kept = chosen(entries(root, known, kind), older_than or 0.0, force)
+    left = leftovers(root, kind)
+    sizes = {**{e.path: e.size for e in doomed}, **{p: size_of(p) for p in left}}
+    if not as_json:
+        for path, size in sizes.items():
+            what = "left by a killed build" if path in left else f"last used {shown_age(_days(doomed, path))}"
+            click.echo(f"{path.parent.name}/{path.name[:8]}  {shown_size(size)}  {what}")
+        for e in kept:
+            click.echo(f"kept: {e.kind}/{e.path.name[:8]}  {shown_size(e.size)}  {', '.join(map(str, e.runs))}")
+    if sizes and not dry_run and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise ConfigError("cache clean asks before it deletes, and nobody can answer here", hint="--yes")
+        click.confirm(f"delete {len(sizes)} from {root}, {shown_size(sum(sizes.values()))}?", abort=True, err=True)
+    if not dry_run:  # a run may have begun to depend on one while nobody answered
+        still = {e.path for e in chosen(entries(root, known, kind), older_than or 0.0, force)[0]}
+        sizes = {p: size for p, size in sizes.items() if p in still or p in left}
+    gone = [] if dry_run else [p for p in sizes if take_away(p, root)]
+    busy = [] if dry_run else [p for p in sizes if p not in gone]
+    if as_json:
+        about = {"root": str(root), "dry_run": dry_run, "deleted": [str(p) for p in (sizes if dry_run else gone)],
+                 "bytes": sum(sizes[p] for p in (sizes if dry_run else gone)),
+                 "kept": [_about(e) for e in kept], "not_deleted": [str(p) for p in busy]}  # fmt: skip
+        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    for path in busy:
+        click.echo(f"not deleted: {path} is in use, or may not be written", err=True)
+    total = shown_size(sum(sizes[p] for p in (sizes if dry_run else gone)))
+    verb = "would delete" if dry_run else "deleted"
+    aside = f", kept {len(kept)} that runs depend on (--force deletes them)" if kept else ""
+    click.echo(f"{verb} {len(sizes if dry_run else gone)}, {total}{aside}")
+
+
+def _days(found: list[Entry], path: Path) -> float:
+    return next(e.days for e in found if e.path == path)

@@ -1,0 +1,79 @@
+"""`smollm3 doctor`: what would keep a run from working on this machine. Libraries are imported in another process."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from smollm3_finetune.cli.common import plugin_options
+
+if TYPE_CHECKING:
+    from smollm3_finetune.doctor import Report
+
+
+@click.command(short_help="Look for what would keep a run from working here.")
+@plugin_options
+@click.option("--device", metavar="NAME", help="Ask what can be used on this device; default: the best there is.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=180.0, show_default=True, metavar="SECONDS",
+              help="For each import.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(
+    plugin: tuple[str, ...], no_plugins: bool, device: str | None, timeout: float, as_json: bool
+) -> None:  # fmt: skip
+    """Look for what would keep a run from working on this machine.
+
+    Versions, devices, packages that cannot be imported or contradict each other, plugins and what they require, the
+    cache and environment variables. Every library is imported, in a process of its own, which takes a while. Ends
+    with 0 where a run is possible.
+    """
+    from smollm3_finetune.device import check_device
+    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.doctor import examine
+    from smollm3_finetune.errors import SmolLM3Error
+
+    if device is not None:
+        check_device(device)
+    report = examine(discover(Wanted.of(plugin, no_plugins)), device, timeout)
+    if as_json:
+        about = {"possible": report.possible, "versions": dict(report.versions), "devices": list(report.devices),
+                 "cache": dict(report.cache), "environment": dict(report.environment),
+                 "findings": [f.as_dict() for f in report.findings]}  # fmt: skip
+        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
+    else:
+        click.echo(shown(report))
+    if not report.possible:
+        click.get_current_context().exit(SmolLM3Error.exit_code)
+
+
+def shown(report: Report) -> str:
+    """The report for a person: what there is, then what was found, what is wrong last."""
+    import platform
+
+    from smollm3_finetune.cache_entries import shown_size
+    from smollm3_finetune.cli.plugins_check import shown as shown_finding
+
+    lines = [click.style("versions", bold=True), f"  python {platform.python_version()}, {platform.platform()}"]
+    lines += [f"  {name} {version or 'is not installed'}" for name, version in report.versions.items()]
+    lines += ["", click.style("devices", bold=True)]
+    for d in report.devices:
+        memory = f", {shown_size(d['free'])} of {shown_size(d['total'])} free" if "total" in d else ""
+        lines.append(f"  {d['name']}: {d['title']}{memory}")
+    c = report.cache
+    count = f"{c['entries']} {'entry' if c['entries'] == 1 else 'entries'}"
+    lines += ["", click.style("cache", bold=True)]
+    lines += [f"  {c['root']}: {count}, {shown_size(c['bytes'])}; {shown_size(c['free'])} free on its disk"]
+    lines += ["", click.style("environment", bold=True)]
+    lines += [f"  {name}={value}" for name, value in report.environment.items()] or ["  nothing is set"]
+    lines += ["", click.style("checks", bold=True)]
+    ordered = sorted(report.findings, key=lambda f: (not f.ok, f.serious))
+    lines += [f"  {line}" for finding in ordered for line in shown_finding(finding, finding.subject)]
+    bad = [f for f in report.findings if not f.ok]
+    if not report.possible:
+        end = "no run is possible before what is marked is mended"
+    elif bad:
+        end = f"a run is possible; {len(bad)} of the checks found something that may get in its way"
+    else:
+        end = "a run is possible, and nothing is wrong"
+    return "\n".join([*lines, "", end])

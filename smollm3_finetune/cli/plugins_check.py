@@ -1,0 +1,93 @@
+"""`smollm3 plugins check`: whether plugins keep the contract, one line a check."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from smollm3_finetune.cli.common import plugin_options
+
+if TYPE_CHECKING:
+    from smollm3_finetune.findings import Finding
+
+EXAMPLES = """
+\b
+Examples:
+  smollm3 plugins check
+  smollm3 plugins check my-plugin --deep
+  smollm3 plugins check my_plugin.py
+"""
+
+
+@click.command("check", short_help="Check plugins against the contract.", epilog=EXAMPLES)
+@plugin_options
+@click.argument("name", required=False, metavar="[NAME|FILE]")
+@click.option("--deep", is_flag=True, help="Run the conformance kit too, with weights, in pytest: takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: bool, as_json: bool) -> None:
+    """Check that plugins keep the contract: one line a check, with what to do where one fails.
+
+    NAME is a plugin, its distribution or one of its components; FILE is a plugin file, as -p takes it. Without
+    either, every installed plugin is checked. Ends with 7 where something is wrong.
+    """
+    from smollm3_finetune.check_plugin import check as check_one
+    from smollm3_finetune.check_plugin import targets
+    from smollm3_finetune.errors import ConfigError, PluginError
+    from smollm3_finetune.findings import wrong
+
+    if no_plugins and name is None and not plugin:
+        raise ConfigError("--no-plugins leaves no plugin to check", hint="smollm3 plugins check FILE")
+    if deep:
+        from smollm3_finetune.check_deep import require_kit
+
+        require_kit()
+    report = []
+    with contextlib.redirect_stdout(sys.stderr):  # what plugins print while they are imported
+        every_target = targets(name, plugin, no_plugins)
+    for target in every_target:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = check_one(target)
+        if deep:
+            from smollm3_finetune.check_deep import deep_findings
+
+            found += deep_findings(target)
+        report.append((target, found))
+        if not as_json:
+            click.echo(("" if len(report) == 1 else "\n") + click.style(f"{target.name} ({target.title})", bold=True))
+            for finding in found:
+                click.echo("\n".join(f"  {line}" for line in shown(finding, target.name)))
+    every = [f for _, found in report for f in found]
+    bad = wrong(every)
+    if as_json:
+        plugins = [{"plugin": t.name, "distribution": t.distribution, "ok": not wrong(found),
+                    "checks": [f.as_dict() for f in found]} for t, found in report]  # fmt: skip
+        click.echo(json.dumps(plugins, indent=2, ensure_ascii=False))
+    elif not report:
+        click.echo("no plugin is installed: smollm3 plugins check FILE, or smollm3 plugins new")
+    else:
+        click.echo(f"\n{len(every)} checks, {len(bad) or 'nothing'} wrong")
+    if bad:
+        click.get_current_context().exit(PluginError.exit_code)
+
+
+def shown(finding: Finding, plugin: str) -> list[str]:
+    """A finding as one line, and what to do on a second one where it is wrong."""
+    good, bad = marks()
+    mark = click.style(good, fg="green") if finding.ok else click.style(bad, fg="red" if finding.serious else "yellow")
+    subject = "" if finding.subject == plugin else f"{finding.subject}: "
+    found = f": {finding.found}" if finding.found and not finding.ok else f" ({finding.found})" if finding.found else ""
+    lines = [f"{mark} {subject}{finding.check}{found}"]
+    return [*lines, f"    {finding.fix}"] if finding.fix and not finding.ok else lines
+
+
+def marks() -> tuple[str, str]:
+    """✓ and ✗, or words where standard output cannot hold them."""
+    try:
+        "✓✗".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "ok", "WRONG"
+    return "✓", "✗"

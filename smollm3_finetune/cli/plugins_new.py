@@ -1,0 +1,47 @@
+"""`smollm3 plugins new`: a plugin that works, to be changed into one's own. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from smollm3_finetune.cli.common import debug_option
+
+KINDS = ("loader", "quantizer", "adapter", "formatter", "objective")
+
+EXAMPLES = """
+\b
+Examples:
+  smollm3 plugins new adapter scale
+  smollm3 plugins new quantizer my-int4 --output plugins/my-int4
+  smollm3 plugins new formatter tickets --file
+"""
+
+
+@click.command("new", short_help="Start a plugin of your own: a package, or one file.", epilog=EXAMPLES)
+@click.argument("kind", type=click.Choice(KINDS), metavar="KIND")
+@click.argument("name")
+@click.option("--output", metavar="PATH", help="Where to write it; default: smollm3-NAME, or NAME_KIND.py.")
+@click.option("--file", "single", is_flag=True, help="One file for -p, not a package.")
+@debug_option
+def new(kind: str, name: str, output: str | None, single: bool) -> None:
+    """Write a plugin that works and passes its tests, to be changed into your own.
+
+    KIND is loader, quantizer, adapter, formatter or objective; NAME is what users will type.
+    """
+    from smollm3_finetune.scaffold import plan_scaffold
+
+    scaffold = plan_scaffold(kind, name, output, single=single)
+    for file in scaffold.write():
+        click.echo(f"wrote {file}")
+    path = shlex.quote(str(scaffold.path))
+    if single:
+        commands = [f"smollm3 plugins check {path}", scaffold.use]
+    else:
+        extra = shlex.quote(f"{scaffold.path}[test]")
+        commands = [f"pip install -e {extra}", "smollm3 plugins list", f"smollm3 plugins check {name}",
+                    scaffold.use, f"pytest {path}"]  # fmt: skip
+    click.echo("\nnext")
+    for command in commands:
+        click.echo(f"  {command}")

@@ -1,0 +1,90 @@
+"""What the installed distributions say of themselves and of each other, from metadata alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """A requirement of a distribution that is not met."""
+
+    distribution: str
+    version: str
+    requirement: str
+    found: str | None
+    """The version that is installed, or None."""
+
+    @property
+    def text(self) -> str:
+        name = Requirement(self.requirement).name
+        found = "is not installed" if self.found is None else f"{self.found} is installed"
+        return f"{self.distribution} {self.version} requires {self.requirement}, and {name} {found}"
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirements(name: str, extras: Iterable[str] = ()) -> Iterator[Requirement]:
+    """What a distribution requires here: markers looked at, extras only where named. Nothing where it is not there."""
+    try:
+        texts = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for text in texts:
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            continue
+        environments = [{"extra": extra} for extra in ("", *extras)]
+        if wanted.marker is None or any(wanted.marker.evaluate(e) for e in environments):
+            yield wanted
+
+
+def conflicts(roots: Iterable[str]) -> list[Conflict]:
+    """Every requirement that is not met among distributions and all that they depend on, as `pip check` does."""
+    found, seen = [], set[tuple[str, frozenset[str]]]()
+    waiting = [(name, frozenset[str]()) for name in roots]
+    while waiting:
+        name, extras = waiting.pop(0)
+        if (canonicalize_name(name), extras) in seen:
+            continue
+        seen.add((canonicalize_name(name), extras))
+        version = version_of(name)
+        if version is None:
+            continue
+        for wanted in requirements(name, extras):
+            have = version_of(wanted.name)
+            if have is None or not wanted.specifier.contains(have, prereleases=True):
+                text = str(wanted).partition(";")[0].strip()
+                found.append(Conflict(distribution=name, version=version, requirement=text, found=have))
+            if have is not None:
+                waiting.append((wanted.name, frozenset(wanted.extras)))
+    return list(dict.fromkeys(found))
+
+
+def modules_of(name: str) -> list[str]:
+    """The modules that a distribution installs at the top, its namesake first; at most one is worth importing."""
+    wanted = canonicalize_name(name)
+    found = [m for m, owners in _owners().items() if wanted in owners and m.isidentifier() and not m.startswith("_")]
+    near = wanted.replace("-", "_")
+    return sorted(found, key=lambda m: (m != near, not near.startswith(m), m))
+
+
+def _owners() -> dict[str, set[str]]:
+    if not _OWNERS:
+        for module, names in importlib.metadata.packages_distributions().items():
+            _OWNERS[module] = {canonicalize_name(n) for n in names}
+    return _OWNERS
+
+
+_OWNERS: dict[str, set[str]] = {}

@@ -1,0 +1,283 @@
+"""What would keep a run from working on this machine: versions, devices, packages, plugins, cache, environment.
+
+Nothing heavy is imported here. Libraries are imported in a process of their own, so that one that crashes or hangs is
+a finding like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune import __version__
+from smollm3_finetune.cache import default_root
+from smollm3_finetune.cache_entries import entries, leftovers, shown_size
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER
+from smollm3_finetune.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.distributions import conflicts, modules_of, requirements, version_of
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.findings import Finding, wrong
+from smollm3_finetune.kinds import ADAPTER
+from smollm3_finetune.probe import SECONDS, Probe, run_pieces
+from smollm3_finetune.registry import Registry
+from smollm3_finetune.requirements import requirement_problems
+
+KNOWN = Path(__file__).with_name("known_problems.json")
+ESSENTIAL = ("torch", "transformers", "accelerate", "safetensors", "datasets")
+"""Without these no run works."""
+PREFIXES = ("SMOLLM3_", "OMP_", "GOMP_", "MKL_", "HF_", "TRANSFORMERS_", "CUDA_", "PYTORCH_", "TOKENIZERS_", "NCCL_")
+SINGLE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "NO_COLOR")
+SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|_KEY$|CREDENTIAL")
+LOW_DISK = 5e9
+"""Bytes: a converted or quantised model of three billion weights takes about this."""
+DEVICES = """
+import torch
+answer = {"torch": torch.__version__, "threads": torch.get_num_threads(), "devices": []}
+if torch.cuda.is_available():
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        name = torch.cuda.get_device_name(i)
+        answer["devices"].append({"name": f"cuda:{i}", "title": name, "free": free, "total": total,
+                                  "bfloat16": torch.cuda.is_bf16_supported()})
+elif torch.version.cuda:
+    answer["note"] = f"torch was built for CUDA {torch.version.cuda} and finds no device"
+if getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
+    answer["devices"].append({"name": "mps", "title": "Apple GPU"})
+if hasattr(torch, "xpu") and torch.xpu.is_available():
+    for i in range(torch.xpu.device_count()):
+        answer["devices"].append({"name": f"xpu:{i}", "title": torch.xpu.get_device_name(i)})
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that was found."""
+
+    versions: Mapping[str, str | None]
+    devices: tuple[Mapping[str, Any], ...]
+    cache: Mapping[str, Any]
+    environment: Mapping[str, str]
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def possible(self) -> bool:
+        """Whether a run is possible."""
+        return not wrong(self.findings)
+
+
+def examine(registry: Registry, device: str | None = None, seconds: float = SECONDS) -> Report:
+    """Look at everything. `device` is the one that components are asked about; by default the best that is there."""
+    named = _distributions(registry)
+    pieces = {"devices": DEVICES}
+    for name in named:
+        if version_of(name) is not None:
+            pieces |= {f"import {m}": f"import {m}" for m in modules_of(name)[:1] if m != "smollm3_finetune"}
+    problems = [p for p in _known() if all(version_of(n) is not None for n in p["installed"])]
+    pieces |= {f"known {i}": p["python"] for i, p in enumerate(problems) if "python" in p}
+    probes = run_pieces(pieces, seconds)
+    devices = _devices(probes["devices"])
+    device = device or (devices[1]["name"] if len(devices) > 1 else "cpu")
+    cache, cache_findings = _cache()
+    findings = [
+        *_torch_findings(probes["devices"], device, devices),
+        *_imports(named, probes),
+        *_conflicts(named),
+        *_known_findings(problems, probes),
+        *_plugins(registry),
+        *_requirements(registry, device),
+        *cache_findings,
+        *_environment_findings(),
+    ]
+    shown = [*named, *(n for p in problems for n in p["installed"])]
+    versions = {CORE_DISTRIBUTION: __version__, **{n: version_of(n) for n in shown if n != CORE_DISTRIBUTION}}
+    return Report(
+        versions=versions, devices=tuple(devices), cache=cache, environment=_environment(), findings=tuple(findings)
+    )  # fmt: skip
+
+
+def _distributions(registry: Registry) -> list[str]:
+    """The distributions that decide whether things work: core's requirements, plugins, and what these require."""
+    roots = [CORE_DISTRIBUTION, *(r.distribution for r in registry.plugins if r.status == "active")]
+    names = [*ESSENTIAL, *(r for r in roots if version_of(r) is not None)]
+    for root in roots:
+        names += [w.name for w in requirements(root)]
+    for offer in registry.offers:
+        names += [re.split(r"[^A-Za-z0-9._-]", text.strip())[0] for text in offer.spec.requires.distributions]
+    unique: dict[str, str] = {}
+    for name in names:
+        unique.setdefault(name.lower().replace("_", "-"), name)
+    return list(unique.values())
+
+
+def _known() -> list[dict[str, Any]]:
+    problems: list[dict[str, Any]] = json.loads(KNOWN.read_text(encoding="utf-8"))
+    return problems
+
+
+# ------------------------------------------------------------------------------------------------ devices
+
+
+def _devices(probe: Probe) -> list[Mapping[str, Any]]:
+    """The CPU, then what torch finds."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    cpu = {"name": "cpu", "title": f"{os.cpu_count()} cores, {platform.machine()}", "free": memory.available,
+           "total": memory.total}  # fmt: skip
+    return [cpu, *((probe.answer or {}).get("devices", []))]
+
+
+def _torch_findings(probe: Probe, device: str, devices: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    if probe.problem is not None:
+        return [_finding("torch", "torch works", False, probe.problem, "pip install --force-reinstall torch")]
+    names = ", ".join(d["name"] for d in devices)
+    note = probe.answer.get("note", "")
+    found = [_finding("torch", f"torch works, on {names}", True)]
+    if note:
+        found.append(_finding("torch", "torch finds the GPU that it was built for", False, note,
+                              "nvidia-smi shows the driver; --device cpu trains without", serious=False))  # fmt: skip
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- packages
+
+
+def _imports(named: Iterable[str], probes: Mapping[str, Probe]) -> list[Finding]:
+    found, good = [], 0
+    for name in named:
+        if version_of(name) is None:
+            if name in ESSENTIAL:
+                found.append(_finding(name, f"{name} is installed", False, "", f"pip install {name}"))
+            continue
+        for module in modules_of(name)[:1]:
+            probe = probes.get(f"import {module}")
+            if probe is None or probe.problem is None:
+                good += 1
+                continue
+            found.append(_finding(name, f"{name} {version_of(name)} can be imported", False, probe.problem,
+                                  f"pip install --force-reinstall {name}", serious=name in ESSENTIAL))  # fmt: skip
+    return [_finding("packages", f"{good} packages can be imported", bool(good)), *found]
+
+
+def _conflicts(named: Iterable[str]) -> list[Finding]:
+    found = conflicts(named)
+    if not found:
+        return [_finding("packages", "what packages require of each other is there", True)]
+    core = {w.name for w in requirements(CORE_DISTRIBUTION)}
+    return [
+        _finding(c.distribution, "its requirements are met", False, c.text, f"pip install '{c.requirement}'",
+                 serious=c.distribution == CORE_DISTRIBUTION or (c.found is None and c.distribution in core))
+        for c in found
+    ]  # fmt: skip
+
+
+def _known_findings(problems: Iterable[Mapping[str, Any]], probes: Mapping[str, Probe]) -> list[Finding]:
+    found = []
+    for i, p in enumerate(problems):
+        missing = [n for n in p.get("needs", ()) if version_of(n) is None]
+        broken = probes[f"known {i}"].problem if "python" in p else None
+        title = " and ".join(f"{n} {version_of(n)}" for n in p["installed"])
+        what = f"no {' and no '.join(missing)}" if missing else broken or ""
+        fix = f"pip install {' '.join(missing)}" if missing else p.get("fix", "")
+        found.append(_finding(p["installed"][0], f"{title}: no known problem", not what,
+                              f"{p['says']} ({what})" if what else "", fix, serious=False))  # fmt: skip
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ plugins
+
+
+def _plugins(registry: Registry) -> list[Finding]:
+    broken = list(registry.broken())
+    active = sum(r.status == "active" for r in registry.plugins)
+    found = [_finding("plugins", f"{active} plugins are active", bool(active))]
+    for r in broken:
+        found.append(_finding(r.name, f"the plugin {r.name} ({r.distribution} {r.version}) works", False,
+                              r.error or "", f"smollm3 plugins check {r.name}", serious=False))  # fmt: skip
+    if not any(o.spec.name == DEFAULT_ADAPTER for o in registry.of(ADAPTER)):
+        found.append(_finding("plugins", f"the default adapter {DEFAULT_ADAPTER} is there", False, "no plugin offers "
+                              "it, so every run must name one", f"smollm3 train --adapter {DEFAULT_ADAPTER}, which "
+                              "says what to install", serious=False))  # fmt: skip
+    return found
+
+
+def _requirements(registry: Registry, device: str) -> list[Finding]:
+    """Of every component, whether it could be used on `device`."""
+    found, usable = [], 0
+    for offer in registry.offers:
+        try:
+            problems = requirement_problems(offer.title, offer.spec.requires, device)
+            texts = [(p.message, p.hint or "") for p in problems]
+        except SmolLM3Error as e:
+            texts = [(e.message, e.hint or "")]
+        usable += not texts
+        found += [_finding(offer.title, f"{offer.title} can be used on {device}", False, message, hint, serious=False)
+                  for message, hint in texts]  # fmt: skip
+    return [_finding("plugins", f"{usable} components can be used on {device}", bool(usable)), *found]
+
+
+# ----------------------------------------------------------------------------------- cache and environment
+
+
+def _cache() -> tuple[dict[str, Any], list[Finding]]:
+    root = default_root()
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    problem = _cannot_write(there)
+    free = shutil.disk_usage(there).free
+    held, left = entries(root), leftovers(root)
+    size = sum(e.size for e in held)
+    about = {"root": str(root), "entries": len(held), "bytes": size, "writable": not problem, "free": free,
+             "leftovers": len(left)}  # fmt: skip
+    hint = "set SMOLLM3_CACHE=DIR to a directory that can be written"
+    found = [_finding("cache", f"the cache {root} can be written", not problem, problem, hint)]
+    if free < LOW_DISK:
+        found.append(_finding("cache", "there is room in the cache", False, f"{shown_size(free)} are free",
+                              "smollm3 cache clean, or SMOLLM3_CACHE=DIR on another disk", serious=False))  # fmt: skip
+    if left:
+        found.append(_finding("cache", "no killed build left anything", False, f"{len(left)} directories",
+                              "smollm3 cache clean", serious=False))  # fmt: skip
+    return about, found
+
+
+def _cannot_write(directory: Path) -> str:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return "" if directory.is_dir() else "it is no directory"
+    except OSError as e:
+        return e.strerror or str(e)
+
+
+def _environment() -> dict[str, str]:
+    """The variables that matter; of secrets only that they are set."""
+    names = [n for n in sorted(os.environ) if n.startswith(PREFIXES) or n in SINGLE]
+    return {n: "(set, not shown)" if SECRET.search(n) else os.environ[n] for n in names}
+
+
+def _environment_findings() -> list[Finding]:
+    found = []
+    if sys.flags.optimize:
+        found.append(_finding("environment", "assertions are on", False, "PYTHONOPTIMIZE or -O is set",
+                              "unset PYTHONOPTIMIZE", serious=False))  # fmt: skip
+    for name in ("OMP_NUM_THREADS", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name)
+        if value is not None and not value.split(",")[0].strip().isdigit():
+            found.append(_finding("environment", f"{name} is a number", False, f"it is {value!r}", f"unset {name}",
+                                  serious=name == "WORLD_SIZE"))  # fmt: skip
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "MASTER_ADDR" not in os.environ:
+        found.append(_finding("environment", "no launcher's variables are left over", False, "WORLD_SIZE is "
+                              f"{os.environ['WORLD_SIZE']} and there is no MASTER_ADDR", "unset WORLD_SIZE",
+                              serious=False))  # fmt: skip
+    return found
+
+
+def _finding(subject: str, check: str, ok: bool, found: str = "", fix: str = "", serious: bool = True) -> Finding:
+    return Finding(subject=subject, check=check, ok=ok, found=found, fix="" if ok else fix, serious=serious)

@@ -1,0 +1,176 @@
+"""A new plugin from the templates of this package: a distribution of its own, or one file for `-p`.
+
+What is made works and passes its tests as it is; an author replaces the body of the implementation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from smollm3_finetune import __version__
+from smollm3_finetune.discovery import NAME
+from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.paths import user_path
+
+TEMPLATES = Path(__file__).with_name("templates")
+HOST = f"smollm3-finetune>={__version__}"
+TORCH = "torch>=2.6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What the templates of a kind hold."""
+
+    summary: str
+    dependencies: tuple[str, ...]
+    use: str
+    """Arguments of `smollm3` that use the component; `{name}` stands for its name."""
+
+
+SAMPLES: Mapping[Kind, _Sample] = {
+    LOADER: _Sample(
+        summary="models of a folder, as NAME://MODEL",
+        dependencies=(HOST,),
+        use="train --model {name}://MODEL --loader-opt folder=DIR",
+    ),
+    QUANTIZER: _Sample(
+        summary="groups of weights rounded to the nearest integer, while loading",
+        dependencies=(HOST, TORCH),
+        use="train --quant {name} --quant-opt bits=4",
+    ),
+    ADAPTER: _Sample(
+        summary="a learned factor for each output of chosen layers",
+        dependencies=("safetensors>=0.5", HOST, TORCH),
+        use="train --adapter {name}",
+    ),
+    FORMATTER: _Sample(
+        summary="rows with a question and its answer",
+        dependencies=(HOST,),
+        use="train --formatter {name} --data ROWS.jsonl",
+    ),
+    OBJECTIVE: _Sample(
+        summary="cross-entropy over the assistant's tokens, with smoothed labels",
+        dependencies=(HOST, TORCH, "transformers>=5.14"),
+        use="train --objective {name}",
+    ),
+}
+KIND_NAMES = tuple(k.name for k in KINDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold:
+    """A plugin to be written: its kind, its name, and where it will lie."""
+
+    kind: Kind
+    name: str
+    path: Path
+    single: bool
+    """One file for `-p`, not a distribution."""
+
+    @property
+    def package(self) -> str:
+        """The module that holds the hooks."""
+        return self.path.stem if self.single else self.distribution.replace("-", "_")
+
+    @property
+    def distribution(self) -> str:
+        return f"smollm3-{self.name}"
+
+    @property
+    def use(self) -> str:
+        """The command that uses the component."""
+        verb, _, rest = SAMPLES[self.kind].use.format(name=self.name).partition(" ")
+        return f"smollm3 {verb} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
+
+    def write(self) -> list[Path]:
+        """Write it, whole or not at all, and return its files. Raises ConfigError where that cannot be done."""
+        partial = self.path.with_name(f"{self.path.name}.partial-{uuid.uuid4().hex[:8]}")
+        files = {partial: self._text("single")} if self.single else self._files(partial)
+        try:
+            for file, text in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            if self.single:
+                self.path.hardlink_to(partial)  # unlike a rename, never over a file that has come to lie there
+            else:
+                partial.rename(self.path)
+        except OSError as e:
+            raise ConfigError(f"{self.path} cannot be written: {e.strerror}", hint="another --output") from e
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+        return [self.path] if self.single else [self.path / f.relative_to(partial) for f in files]
+
+    def _files(self, root: Path) -> dict[Path, str]:
+        package = root / self.package
+        return {
+            root / "pyproject.toml": self._text("pyproject.toml", "package"),
+            root / "README.md": self._text("README.md", "package"),
+            package / "__init__.py": self._text("hooks"),
+            package / "options.py": self._text("options"),
+            package / f"{self.kind.name}.py": self._text("implementation"),
+            package / "py.typed": "",
+            root / "tests" / f"test_{self.kind.name}.py": self._text("test"),
+        }
+
+    def _text(self, template: str, folder: str | None = None) -> str:
+        file = f"{template}.tmpl" if folder else f"{template}.py.tmpl"
+        text = (TEMPLATES / (folder or self.kind.name) / file).read_text(encoding="utf-8")
+        sample = SAMPLES[self.kind]
+        return Template(text).substitute(
+            name=self.name,
+            package=self.package,
+            distribution=self.distribution,
+            kind=self.kind.name,
+            Kind=self.kind.name.capitalize(),
+            Class="".join(word.capitalize() for word in self.name.split("-")),
+            file=self.path.name,
+            summary=sample.summary.replace("NAME", self.name),
+            dependencies="\n".join(f'  "{d}",' for d in sample.dependencies),
+            use=self.use,
+        )
+
+
+def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool) -> Scaffold:
+    """What `plugins new` will write. Raises ConfigError for a wrong name and where something lies there already."""
+    kind = next(k for k in KINDS if k.name == kind_name)
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"the name {name!r} must be lower-case words joined by single hyphens", hint=f"{_as_name(name)!r}"
+        )
+    default = f"{name.replace('-', '_')}_{kind.name}.py" if single else f"smollm3-{name}"
+    path = user_path(output or default, "--output")
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} is there already", hint="another --output, or another name")
+    if single:
+        _check_module_name(path)
+    return Scaffold(kind=kind, name=name, path=path, single=single)
+
+
+def _as_name(text: str) -> str:
+    """The nearest text that is a component's name."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()
+    near = "-".join(words).lstrip("0123456789-")
+    return near or "my-plugin"
+
+
+def _check_module_name(path: Path) -> None:
+    """Raises ConfigError where a plugin file could not be imported under its own name."""
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise ConfigError(
+            f"--output {path} must be a Python file with the name of a module", hint="--output my_plugin.py"
+        )
+    if path.stem in sys.stdlib_module_names or path.stem == "smollm3_finetune":
+        raise ConfigError(f"--output {path}: the name {path.stem!r} is taken by another module", hint="another name")

@@ -1,0 +1,310 @@
+"""`smollm3 cache list|clean`: what runs depend on is kept, nothing outside the cache is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache_entries import entries, leftovers, take_away
+from smollm3_finetune.cache_use import USES, record_uses, runs_file, uses_of
+
+Cli = Callable[..., Any]
+OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
+KEY = "0123456789abcdef" * 2
+
+
+@pytest.fixture
+def cache() -> Cache:
+    """The cache of this test's commands."""
+    return Cache(Path(os.environ["SMOLLM3_CACHE"]))
+
+
+def make(cache: Cache, kind: str, key: str, size: int = 1000, days: float = 0) -> Path:
+    entry = cache.get_or_build(kind, {"file": key, "bits": 4}, lambda out: put(out / "weights", size))
+    stamp = time.time() - days * 86400
+    os.utime(entry.with_name(f"{entry.name}.json"), (stamp, stamp))
+    return entry
+
+
+def put(file: Path, size: int) -> None:
+    file.write_bytes(b"x" * size)
+
+
+def make_run(path: Path, cache: Cache) -> Path:
+    """A run that used every entry which `cache` was asked for."""
+    path.mkdir(parents=True)
+    (path / "run.yaml").write_text("model: tiny\n")
+    record_uses(path, cache)
+    return path
+
+
+def listed(cli: Cli, *arguments: str) -> dict[str, Any]:
+    result = cli("cache", "list", "--json", *arguments)
+    assert result.code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- listing
+
+
+def test_entries_are_listed_with_what_is_known_of_them(cli: Cli, cache: Cache) -> None:
+    small, large = make(cache, "gguf", "a", 500, days=3), make(cache, "tokens", "b", 70_000)
+    found = listed(cli)["entries"]
+    assert [(e["kind"], e["key"], e["bytes"]) for e in found] == [
+        ("tokens", large.name, 70_000),
+        ("gguf", small.name, 500),
+    ]
+    assert found[1]["days_since_use"] == pytest.approx(3, abs=0.01)
+    assert found[1]["made_from"] == {"file": "a", "bits": 4}
+    assert [e["kind"] for e in listed(cli, "--kind", "gguf")["entries"]] == ["gguf"]
+    shown = cli("cache", "list").stdout
+    for text in ("70.0 kB", "500 B", "3 d ago", "bits=4, file=a", f"gguf/{small.name[:8]}", "2 entries, 70.5 kB"):
+        assert text in shown, shown
+
+
+def test_finding_an_entry_makes_it_young_again(cache: Cache) -> None:
+    make(cache, "gguf", "a", days=30)
+    assert entries(cache.root)[0].days > 29
+    Cache(cache.root).get_or_build("gguf", {"file": "a", "bits": 4}, lambda out: pytest.fail("built again"))
+    assert entries(cache.root)[0].days < 0.01
+
+
+def test_an_empty_cache_and_an_absent_one_are_no_errors(cli: Cli, cache: Cache) -> None:
+    assert not cache.root.exists()
+    assert listed(cli)["entries"] == []
+    assert "deleted 0" in cli("cache", "clean").stdout
+    assert not cache.root.exists()
+
+
+@pytest.mark.parametrize("verb", ["list", "clean"])
+def test_a_wrong_kind_or_folder_is_an_error_with_a_hint(cli: Cli, cache: Cache, verb: str) -> None:
+    make(cache, "tokens", "a")
+    result = cli("cache", verb, "--kind", "token")
+    assert (result.code, "did you mean 'tokens'?" in result.stderr) == (2, True)
+    result = cli("cache", verb, "--runs", "nowhere")
+    assert (result.code, "--runs nowhere is no directory" in result.stderr) == (2, True)
+
+
+# -------------------------------------------------------------------------------------------------- cleaning
+
+
+def test_everything_is_deleted_and_the_next_build_works(cli: Cli, cache: Cache) -> None:
+    entry = make(cache, "gguf", "a")
+    result = cli("cache", "clean", "--yes")
+    assert (result.code, "deleted 1, 1.0 kB" in result.stdout) == (0, True), result.stdout
+    assert not entry.exists()
+    assert not entry.with_name(f"{entry.name}.json").exists()
+    assert make(cache, "gguf", "a") == entry
+    assert (entry / "weights").exists()
+
+
+def test_only_what_was_asked_for_is_deleted(cli: Cli, cache: Cache) -> None:
+    old, new, other = make(cache, "gguf", "a", days=40), make(cache, "gguf", "b"), make(cache, "tokens", "c", days=40)
+    result = cli("cache", "clean", "--kind", "gguf", "--older-than", "30", "--yes")
+    assert result.code == 0, result.stderr
+    assert [p.exists() for p in (old, new, other)] == [False, True, True]
+
+
+def test_a_dry_run_deletes_nothing_and_says_what_would_be(cli: Cli, cache: Cache) -> None:
+    entry = make(cache, "gguf", "a")
+    result = cli("cache", "clean", "--dry-run")
+    assert f"gguf/{entry.name[:8]}" in result.stdout
+    assert "would delete 1" in result.stdout
+    about = json.loads(cli("cache", "clean", "--dry-run", "--json").stdout)
+    assert (about["deleted"], about["bytes"]) == ([str(entry)], 1000)
+    assert entry.exists()
+
+
+def test_where_nobody_can_answer_nothing_is_deleted(run_cli: Cli, cache: Cache) -> None:
+    entry = make(cache, "gguf", "a")
+    result = run_cli("cache", "clean", input="y\n")
+    assert (result.code, "hint: --yes" in result.stderr) == (2, True)
+    assert entry.exists()
+
+
+@pytest.mark.parametrize(("answer", "there"), [("n", True), ("y", False)])
+def test_on_a_terminal_it_asks(cache: Cache, answer: str, there: bool) -> None:
+    import pty
+
+    entry = make(cache, "gguf", "a")
+    master, slave = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-m", "smollm3_finetune.main", "cache", "clean"],
+                             stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    os.close(slave)
+    os.write(master, f"{answer}\n".encode())
+    _, err = child.communicate(timeout=120)
+    os.close(master)
+    assert b"delete 1 from" in err
+    assert child.returncode == (130 if there else 0)
+    assert entry.exists() == there
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+
+
+def test_what_a_run_depends_on_is_kept_wherever_the_run_lies(cli: Cli, cache: Cache, tmp_path: Path) -> None:
+    mine = make(cache, "gguf", "a")
+    run = make_run(tmp_path / "far" / "away", cache)
+    other = make(Cache(cache.root), "gguf", "b")
+    assert {e["key"]: e["runs"] for e in listed(cli)["entries"]} == {mine.name: [str(run)], other.name: []}
+    result = cli("cache", "clean", "--yes")
+    assert f"kept: gguf/{mine.name[:8]}" in result.stdout
+    assert str(run) in result.stdout
+    assert (mine.exists(), other.exists()) == (True, False)
+    assert cli("cache", "clean", "--yes", "--force").code == 0
+    assert not mine.exists()
+    assert not runs_file(mine).exists()
+
+
+def test_a_run_that_was_deleted_keeps_nothing(cli: Cli, cache: Cache, tmp_path: Path) -> None:
+    mine = make(cache, "gguf", "a")
+    shutil.rmtree(make_run(tmp_path / "run", cache))
+    cli("cache", "clean", "--yes")
+    assert not mine.exists()
+
+
+def test_a_run_that_was_moved_is_found_under_runs_and_where_it_is_named(
+    cli: Cli, cache: Cache, tmp_path: Path, isolated: Path
+) -> None:
+    mine = make(cache, "gguf", "a")
+    make_run(tmp_path / "run", cache).rename(tmp_path / "moved")
+    assert listed(cli)["entries"][0]["runs"] == []
+    for folder in (tmp_path / "moved", tmp_path):
+        cli("cache", "clean", "--yes", "--runs", str(folder))
+        assert mine.exists()
+    (isolated / "runs").mkdir()
+    (tmp_path / "moved").rename(isolated / "runs" / "moved")
+    cli("cache", "clean", "--yes")
+    assert mine.exists()
+    shutil.rmtree(isolated / "runs" / "moved")
+    cli("cache", "clean", "--yes")
+    assert not mine.exists()
+
+
+def test_a_run_does_without_tokenised_rows_and_names_each_entry_once(cache: Cache, tmp_path: Path) -> None:
+    make(cache, "tokens", "a")
+    assert uses_of(make_run(tmp_path / "one", cache)) == []
+    entry = make(cache, "gguf", "b")
+    run = make_run(tmp_path / "two", cache)
+    record_uses(run, cache)  # as when it is resumed
+    assert uses_of(run) == [f"gguf/{entry.name}"]
+    assert runs_file(entry).read_text().splitlines() == [str(run)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"entries": 3}', "{", '{"root": "x"}'])
+def test_a_damaged_reference_is_none(cache: Cache, tmp_path: Path, text: str) -> None:
+    make(cache, "gguf", "a")
+    run = make_run(tmp_path / "run", cache)
+    (run / USES).write_text(text)
+    assert entries(cache.root, [run])[0].runs == ()
+
+
+def test_a_training_run_names_the_base_that_it_quantised_first(run_cli: Cli, cache: Cache, isolated: Path) -> None:
+    """Through a quantizer that writes its checkpoint into the cache; the tokenised rows are not kept for it."""
+    result = run_cli(
+        "train", "-p", str(OUT_OF_TREE / "one_way_quantizer.py"), "--quant", "rows-int8", "--adapter", "scale",
+        "-p", str(OUT_OF_TREE / "scale_adapter.py"), "--device", "cpu", "--max-steps", "1", "--batch-size", "2",
+        "--set", "train.sample_tokens=2", "--set", "data.limit=20", "--output", "run",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    (base,) = (e for e in entries(cache.root) if e.kind != "tokens")
+    assert base.runs == ((isolated / "run").resolve(),)
+    about = json.loads((isolated / "run" / USES).read_text())
+    assert about == {"root": str(cache.root.resolve()), "entries": [base.name]}
+    assert run_cli("cache", "clean", "--yes").code == 0
+    assert [e.name for e in entries(cache.root)] == [base.name]
+
+
+# --------------------------------------------------------------------------- killed builds, and what is not ours
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from smollm3_finetune.cache import Cache
+def build(out):
+    (out / "half").write_text("half")
+    print("building", flush=True)
+    time.sleep(600)
+Cache(Path(sys.argv[1])).get_or_build("gguf", {"k": 1}, build)
+"""
+
+
+@pytest.fixture
+def building(cache: Cache) -> Iterator[subprocess.Popen[str]]:
+    """A process that builds an entry and is not done."""
+    child = subprocess.Popen([sys.executable, "-c", BUILDER, str(cache.root)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "building\n"
+    yield child
+    child.kill()
+    child.wait(60)
+
+
+def test_a_build_under_way_is_left_alone_and_a_killed_one_is_swept(
+    cli: Cli, cache: Cache, building: subprocess.Popen[str]
+) -> None:
+    assert leftovers(cache.root) == []
+    assert "deleted 0" in cli("cache", "clean", "--yes").stdout
+    assert len(list(cache.root.glob("gguf/*.partial-*"))) == 1
+    building.kill()
+    building.wait(60)
+    assert "1 left by killed builds" in cli("cache", "list").stdout
+    assert "left by a killed build" in cli("cache", "clean", "--yes").stdout
+    assert list(cache.root.glob("gguf/*.partial-*")) == []
+
+
+def test_links_are_never_followed(cli: Cli, cache: Cache, tmp_path: Path) -> None:
+    """A kind, an entry, a leftover and a file inside an entry that are links to a user's own directory."""
+    own = tmp_path / "own"
+    (own / KEY).mkdir(parents=True)
+    put(own / KEY / "precious", 5000)
+    (own / f"{KEY}.json").write_text("{}")
+    entry = make(cache, "gguf", "a", 10)
+    (entry / "inside").symlink_to(own)
+    (cache.root / "linked").symlink_to(own)
+    (cache.root / "gguf" / KEY).symlink_to(own / KEY)
+    (cache.root / "gguf" / f"{KEY}.json").write_text("{}")
+    (cache.root / "gguf" / f"{KEY}.partial-1-abcdef00").symlink_to(own / KEY)
+    found = listed(cli)
+    assert [(e["key"], e["bytes"] < 1000) for e in found["entries"]] == [(entry.name, True)]
+    assert found["leftovers"] == []
+    assert cli("cache", "clean", "--yes", "--force").code == 0
+    assert not entry.exists()
+    assert (own / KEY / "precious").stat().st_size == 5000
+    for link in (cache.root / "gguf" / KEY, cache.root / "linked" / KEY):
+        assert take_away(link, cache.root) is False
+    assert (own / KEY / "precious").exists()
+
+
+def test_what_no_build_made_is_left_alone(cli: Cli, cache: Cache) -> None:
+    """As when SMOLLM3_CACHE names a directory that holds other things too."""
+    mine = cache.root / "photos" / KEY
+    mine.mkdir(parents=True)
+    put(mine / "beach.jpg", 10)
+    (cache.root / "photos" / "2026").mkdir()
+    (cache.root / "notes.txt").write_text("mine")
+    assert listed(cli)["entries"] == []
+    cli("cache", "clean", "--yes", "--force")
+    assert (mine / "beach.jpg").exists()
+    assert (cache.root / "photos" / "2026").is_dir()
+    assert take_away(mine.parent, cache.root) is False
+
+
+def test_a_root_that_is_itself_a_link_works(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path / "link"))
+    entry = make(Cache(tmp_path / "link"), "gguf", "a")
+    assert "deleted 1" in cli("cache", "clean", "--yes").stdout
+    assert not entry.exists()

@@ -1,0 +1,297 @@
+"""`smollm3 plugins check`: what is wrong with a plugin is named, with what to do, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+GOOD = """
+from dataclasses import dataclass
+
+from smollm3_finetune.api import (
+    AdapterSpec, FormatterSpec, LoaderSpec, Op, QuantizerSpec, Requires, directory_source, hookimpl, option
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    bits: int = option(4, "Bits of a weight.", ge=2, le=8)
+    skip: tuple[str, ...] = option((), "Layers to leave out.")
+
+
+def refine(options, env):
+    return {Op.GRAD_INPUT: "not there"} if env.device == "mps" else {}
+
+
+@hookimpl
+def smollm3_quantizers():
+    return [
+        QuantizerSpec(
+            name="mine", summary="mine", factory="mine:Mine", options="mine:Options", refine=refine,
+            claims=lambda config: (config.get("quantization_config") or {}).get("quant_method") == "mine",
+            requires=Requires(distributions=("click>=8",), accelerators=("cpu", "cuda")), aliases=("my-own",),
+            suggests={"train.learning_rate": 1e-4},
+        )
+    ]
+
+
+class Mine:
+    def __init__(self, options):
+        self.options = options
+
+    def load(self, source, ctx):
+        raise NotImplementedError
+"""
+LIGHT = "its hooks and options import nothing heavy"
+HOOKS = "its hooks have the names of hooks and @hookimpl"
+LOADS = "it is imported and its descriptors are right"
+TYPES = "its options are of types that users can write"
+HELP = "every option has help"
+TRIP = "its defaults pass their own checks and survive run.yaml"
+FACTORY = "factory mine:Mine makes what a run needs"
+METHODS = "its methods take what they are given"
+CLAIMS = "claims answers for anything and claims not everything"
+REFINE = "refine answers on every device and for every purpose"
+NAMES = "nobody else offers its name or an alias"
+
+BROKEN = {
+    "torch at the top": (("\nfrom", "import torch\nfrom", 1), LIGHT, "torch at", "inside a function"),
+    "torch swallowed": (
+        ("class Mine:", "try:\n    import numpy\nexcept ImportError:\n    numpy = None\n\n\nclass Mine:", 1),
+        LIGHT, "numpy at", "TYPE_CHECKING",
+    ),
+    "prints": (("class Mine:", "print('hello from mine')\n\n\nclass Mine:", 1), "importing them prints nothing",
+               "hello from mine", "log instead"),
+    "misspelt hook": (("smollm3_quantizers", "smollm3_quantisers", 1), HOOKS, "no hook smollm3_quantisers",
+                      "did you mean smollm3_quantizers?"),
+    "undecorated": (("@hookimpl\n", "", 1), HOOKS, "smollm3_quantizers has no @hookimpl", "write @hookimpl above"),
+    "second misspelt": (("class Mine:", "def smollm3_adapter():\n    return []\n\n\nclass Mine:", 1), HOOKS,
+                        "smollm3_adapter", "did you mean smollm3_adapters?"),
+    "syntax": (("class Mine:", "class Mine", 1), LOADS, "SyntaxError", "mine.py:"),
+    "missing module": (("\nfrom", "import no_such_module_at_all\nfrom", 1), LOADS, "no_such_module_at_all",
+                       "pip install no_such_module_at_all"),
+    "unknown field": (('summary="mine"', 'summary="mine", colour=1', 1), LOADS, "colour", "docs/hooks.md"),
+    "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "docs/hooks.md"),
+    "newer api": (('summary="mine"', 'summary="mine", api=99', 1), LOADS, "api 99", "docs/hooks.md"),
+    "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
+                       "its hooks offer nothing", "return a descriptor"),
+    "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),
+    "not frozen": (("frozen=True, ", "", 1), "options mine:Options is a frozen dataclass", "can be changed",
+                   "@dataclass(frozen=True"),
+    "odd type": (("skip: tuple[str, ...]", "skip: object", 1), TYPES, "skip: object", "Literal"),
+    "silent": (('"Layers to leave out."', '""', 1), HELP, "skip", "One line of help"),
+    "default out of range": (("option(4,", "option(9,", 1), TRIP, "expected integer", "within its range"),
+    "default of another type": (("option(4,", "option('four',", 1), TRIP, "got 'four'", "within its range"),
+    "default that is no list": (("option((), ", "option(None, ", 1), TRIP, "a list of text", "within its range"),
+    "no factory": (("mine:Mine", "mine:Mein", 1), "factory mine:Mein makes what a run needs", "Mein", ""),
+    "factory that fails": (("self.options = options", "options.gone", 1), FACTORY, "gone", "mine.py:"),
+    "no load": (("def load(", "def laod(", 1), FACTORY, "has no method 'load'", "protocol"),
+    "wrong signature": (("def load(self, source, ctx)", "def load(self, source)", 1), METHODS,
+                        "load(source, ctx): too many", "protocol"),
+    "bad write": (("    def load(", "    def write(self, out):\n        pass\n\n    def load(", 1), METHODS,
+                  "write(source, out, ctx)", "protocol"),
+    "no requirement": (("click>=8", "click >> 8", 1), "it can be looked at", "click >> 8", ""),
+    "unmet": (("click>=8", "click>=999", 1), "its requirements are met (click>=999)", "is installed",
+              "pip install 'click>=999'"),
+    "odd accelerator": (('"cuda")', '"gpu")', 1), "its accelerators are devices of torch", "gpu", "cuda"),
+    "unknown suggestion": (("train.learning_rate", "train.learning_rat", 1),
+                           "what it suggests is in the configuration (train.learning_rat)", "learning_rat",
+                           "smollm3 config show"),
+    "impossible suggestion": (("1e-4", "-1", 1), "what it suggests is in the configuration (train.learning_rate)",
+                              "above 0", "smollm3 config show"),
+    "claims raises": (('(config.get("quantization_config") or {})', 'config["quantization_config"]', 1), CLAIMS,
+                      "KeyError", ".get()"),
+    "claims everything": (('.get("quant_method") == "mine"', ".keys() is not None", 1), CLAIMS, "claims({})", ".get()"),
+    "refine raises": (("env.device", "env.gpu", 1), REFINE, "gpu", "mapping of operations"),
+    "refine on one device": (("return {Op.GRAD_INPUT", 'return None if env.device == "cuda" else {Op.GRAD_INPUT', 1),
+                             REFINE, "None", "mapping of operations"),
+    "refine without ops": (("{Op.GRAD_INPUT:", '{"fly":', 1), REFINE, "fly: no operation", "mapping"),
+    "taken name": (('name="mine"', 'name="none"', 1), NAMES, "'none' by smollm3-finetune", "another name"),
+    "taken alias": (("my-own", "none", 1), NAMES, "'none' by smollm3-finetune", "--quant mine:mine"),
+    "alias that is the name": (('"my-own",', '"my-own", "my-own",', 1), "its aliases are other names", "my-own",
+                                "once"),
+}  # fmt: skip
+
+
+def checks(cli: Cli, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    result = cli("plugins", "check", "--json", *arguments)
+    assert result.code in (0, 7), result.stderr
+    return result.code, [{**c, "plugin": p["plugin"]} for p in json.loads(result.stdout) for c in p["checks"]]
+
+
+def failed(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {c["check"]: c for c in found if not c["ok"]}
+
+
+def test_a_good_plugin_passes_every_check(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    code, found = checks(cli, str(plugin_file("mine", GOOD)))
+    assert (code, failed(found)) == (0, {})
+    names = {c["check"] for c in found}
+    assert {LIGHT, HOOKS, LOADS, TYPES, HELP, TRIP, FACTORY, METHODS, CLAIMS, REFINE, NAMES} <= names
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_named_with_what_to_do(case: str, cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    (before, after, times), check, says, fix = BROKEN[case]
+    assert GOOD.count(before) >= times
+    code, found = checks(cli, str(plugin_file("mine", GOOD.replace(before, after, times))))
+    assert code == 7
+    wrong = failed(found)
+    assert check in wrong, wrong
+    assert says in wrong[check]["found"]
+    assert fix in wrong[check]["fix"]
+    assert "\n" not in wrong[check]["found"]
+
+
+def test_every_wrong_hook_name_is_told_at_once(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    source = GOOD.replace("@hookimpl\n", "") + "\n\ndef smollm3_loader():\n    return []\n"
+    _, found = checks(cli, str(plugin_file("mine", source)))
+    assert [c["found"] for c in found if c["check"] == HOOKS] == [
+        "there is no hook smollm3_loader", "smollm3_quantizers has no @hookimpl"
+    ]  # fmt: skip
+
+
+def test_a_crash_while_importing_is_contained(run_cli: Cli, fake_distribution: Any) -> None:
+    fake_distribution("acme", "1", {"acme_hooks": "import os\nos.environ.get('GO') and os.abort()\n" + GOOD},
+                      {"acme": "acme_hooks"})  # fmt: skip
+    from smollm3_finetune.check_light import heavy_imports
+
+    light = heavy_imports([], "acme")
+    assert light.failed is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GO", "1")
+        light = heavy_imports([], "acme")
+    assert light.failed is not None and "Python ended with" in light.failed
+
+
+def test_nothing_in_the_working_directory_is_imported_by_checks_or_probes(
+    cli: Cli, plugin_file: Callable[[str, str], Path], isolated: Path
+) -> None:
+    from smollm3_finetune.probe import run_pieces
+
+    for name in ("torch", "dataclasses", "pluggy"):
+        (isolated / f"{name}.py").write_text("raise RuntimeError('imported from the working directory')\n")
+    code, found = checks(cli, str(plugin_file("mine", GOOD)))
+    assert (code, failed(found)) == (0, {})
+    assert run_pieces({"import": "import dataclasses, pluggy"})["import"].problem is None
+
+
+def test_installed_plugins_are_checked_each_for_itself(cli: Cli, fake_distribution: Any) -> None:
+    """One that imports torch does not make another look heavy; each is found by plugin, distribution and component."""
+    acme = GOOD.replace("mine:", "acme_hooks:")
+    zeta = "import transformers\n" + GOOD.replace("mine:", "zeta_hooks:").replace('"mine"', '"other"')
+    zeta = zeta.replace("my-own", "yours")
+    fake_distribution("acme-tools", "1.0", {"acme_hooks": acme}, {"acme": "acme_hooks"})
+    fake_distribution("zeta-tools", "2.0", {"zeta_hooks": zeta}, {"zeta": "zeta_hooks"})
+    found = checks(cli, "acme")[1] + checks(cli, "zeta")[1]
+    light = {c["plugin"]: c["ok"] for c in found if c["check"] == LIGHT}
+    assert (light["acme"], light["zeta"]) == (True, False)
+    for name in ("acme", "acme-tools", "mine", "my-own"):
+        code, found = checks(cli, name)
+        assert ({c["plugin"] for c in found}, failed(found), code) == ({"acme"}, {}, 0)
+
+
+def test_two_distributions_with_one_name_are_both_told(cli: Cli, fake_distribution: Any) -> None:
+    for name in ("acme", "zeta"):
+        source = GOOD.replace("mine:", f"{name}_hooks:")
+        fake_distribution(name, "1.0", {f"{name}_hooks": source}, {"tools": f"{name}_hooks"})
+    _, found = checks(cli, "acme")
+    wrong = failed(found)
+    assert "'mine' by zeta 1.0" in wrong[NAMES]["found"]
+    assert "zeta 1.0" in wrong["no other distribution has its entry-point name"]["found"]
+
+
+def test_a_broken_installed_plugin_is_told_and_others_are_not_blamed(cli: Cli, fake_distribution: Any) -> None:
+    fake_distribution("acme", "1.0", {"acme_hooks": GOOD.replace("mine:", "acme_hooks:")}, {"acme": "acme_hooks"})
+    fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no licence')\n"}, {"bad": "bad_hooks"})
+    result = cli("plugins", "check", "bad")
+    assert result.code == 7
+    assert "✗ it is imported and its descriptors are right: RuntimeError: no licence" in result.stdout
+    assert result.stdout.rstrip().splitlines()[-1].endswith(" 1 wrong")
+    result = cli("plugins", "check", "acme")
+    assert (result.code, "✓ quantizer 'mine': every option has help" in result.stdout) == (0, True)
+
+
+EVERYTHING = """
+import json
+from smollm3_finetune.check_plugin import check, targets
+from smollm3_finetune.discovery import CORE_DISTRIBUTION
+found = [t for t in (*targets("builtin", ()), *targets(None, ())) if t.distribution.startswith("smollm3-")]
+print(json.dumps({t.name: [f.as_dict() for f in check(t)] for t in found}))
+"""
+
+
+def test_the_built_in_components_and_the_plugins_of_this_repository_pass() -> None:
+    """Those that are installed; in a process of its own, since implementations are imported."""
+    done = subprocess.run([sys.executable, "-c", EVERYTHING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert failed(found["builtin"]) == {}
+    assert len(found["builtin"]) > 50
+    for plugin in found:  # one whose package is not installed is right all the same
+        wrong = {name for name in failed(found[plugin]) if not name.startswith(("its requirements are met", "factory"))}
+        assert not wrong, (plugin, failed(found[plugin]))
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest(cli: Cli, fake_distribution: Any) -> None:
+    fake_distribution("acme", "1", {"acme_hooks": GOOD.replace("mine:", "acme_hooks:")}, {"acme": "acme_hooks"})
+    for name, hint in (("acmee", "did you mean 'acme'?"), ("xyzzy", "smollm3 plugins list")):
+        result = cli("plugins", "check", name)
+        assert (result.code, hint in result.stderr) == (2, True)
+    sys.modules.pop("acme_hooks")
+    result = cli("plugins", "check", "acme", "-p", "no:acme")
+    assert (result.code, "is disabled" in result.stderr) == (2, True)
+    assert "acme_hooks" not in sys.modules
+    assert cli("plugins", "check", "gone.py").code == 2
+    assert cli("plugins", "check", "--no-plugins").code == 2
+
+
+def test_marks_are_words_where_the_terminal_has_no_others(
+    run_cli: Cli, plugin_file: Callable[[str, str], Path]
+) -> None:
+    result = run_cli("plugins", "check", str(plugin_file("mine", GOOD)), PYTHONIOENCODING="ascii")
+    assert result.code == 0, result.stderr
+    assert "  ok its hooks have the names" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------------------ deep
+
+
+def test_the_kit_passes_a_good_adapter_and_names_what_a_bad_one_breaks(run_cli: Cli, isolated: Path) -> None:
+    """A new adapter as it is, and one whose `disabled` does nothing, both in one file."""
+    assert run_cli("plugins", "new", "adapter", "right", "--file", "--output", "pair.py").code == 0
+    right = Path("pair.py").read_text()
+    bad = (
+        '\n\nclass Lying(RightAdapter):\n    def attach(self, base, ctx, total_steps):\n'
+        "        adapted = super().attach(base, ctx, total_steps)\n"
+        "        adapted.disabled = __import__('contextlib').nullcontext\n        return adapted\n"
+    )  # fmt: skip
+    spec = right[right.index("        AdapterSpec(") : right.index("    ]\n")]
+    wrong = spec.replace('"right"', '"wrong"').replace("pair:RightAdapter", "pair:Lying")
+    assert wrong != spec
+    Path("pair.py").write_text(right.replace(spec, f"{spec.rstrip()},\n{wrong}") + bad)
+    result = run_cli("plugins", "check", "pair.py", "--deep", "--json")
+    assert result.code == 7, result.stderr
+    found = {c["subject"]: c for c in json.loads(result.stdout)[0]["checks"] if "conforms" in c["check"]}
+    assert found["adapter 'right'"]["ok"]
+    assert "passed" in found["adapter 'right'"]["found"]
+    assert not found["adapter 'wrong'"]["ok"]
+    assert "test_disabled_gives_the_base: " in found["adapter 'wrong'"]["found"]
+
+
+def test_without_pytest_deep_says_what_to_install(
+    cli: Cli, plugin_file: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "pytest" else real(n, *a))
+    result = cli("plugins", "check", str(plugin_file("mine", GOOD)), "--deep")
+    assert (result.code, "pip install 'pytest>=8.3'" in result.stderr) == (4, True)

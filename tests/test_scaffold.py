@@ -1,0 +1,237 @@
+"""`smollm3 plugins new`: what it writes is right as it stands, is found, is checked, and its own tests pass."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from packaging.requirements import Requirement
+
+from smollm3_finetune.cli.plugins_new import KINDS as OFFERED
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.kinds import KINDS
+from smollm3_finetune.scaffold import SAMPLES, TEMPLATES
+
+NAMES = tuple(k.name for k in KINDS)
+TEMPLATE_NAMES = {"hooks", "options", "implementation", "single", "test"}
+Cli = Callable[..., Any]
+
+
+def install(directory: Path) -> None:
+    """What `pip install -e` adds: metadata with the entry points of its pyproject.toml."""
+    project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
+    about = directory / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        + "".join(f"Requires-Dist: {d}\n" for d in project["dependencies"])
+    )
+    points = project["entry-points"]["smollm3_finetune"]
+    (about / "entry_points.txt").write_text(
+        "[smollm3_finetune]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
+    )
+
+
+def parse(line: str) -> None:
+    """Let click parse a command without carrying it out."""
+    from smollm3_finetune.main import cli
+
+    words, command, context = shlex.split(line)[1:], cli, click.Context(cli, info_name="smollm3")
+    while isinstance(command, click.Group):
+        _, inner, words = command.resolve_command(context, words)
+        assert inner is not None
+        command, context = inner, click.Context(inner, info_name=inner.name, parent=context)
+    _, rest, _ = command.make_parser(context).parse_args(words)
+    assert not any(word.startswith("-") for word in rest)
+
+
+def printed_commands(text: str) -> list[str]:
+    return [line.strip() for line in text.partition("\nnext\n")[2].splitlines()]
+
+
+@pytest.fixture
+def packages(cli: Cli, isolated: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A package of each kind, called `acme-KIND`, installed for the processes that a test starts."""
+    made = {}
+    for kind in NAMES:
+        result = cli("plugins", "new", kind, f"acme-{kind}")
+        assert result.code == 0, result.stderr
+        made[kind] = isolated / f"smollm3-acme-{kind}"
+        install(made[kind])
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (*map(str, made.values()), before))))
+    return made
+
+
+def test_every_kind_is_offered_and_has_all_its_templates() -> None:
+    assert OFFERED == NAMES
+    assert set(SAMPLES) == set(KINDS)
+    for kind in NAMES:
+        assert {f.name.partition(".")[0] for f in (TEMPLATES / kind).glob("*.py.tmpl")} == TEMPLATE_NAMES
+    assert all(f.stat().st_size for f in TEMPLATES.rglob("*.tmpl"))
+
+
+def test_the_tests_of_every_new_package_pass(packages: dict[str, Path]) -> None:
+    """In a process of their own, all together so that torch is imported once."""
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-rA"]
+    done = subprocess.run(
+        [*command, *(str(p / "tests") for p in packages.values())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    for kind in packages:
+        assert len(re.findall(rf"^PASSED .*test_{kind}\.py::", done.stdout, re.MULTILINE)) >= 4, kind
+    for kind in ("loader", "quantizer", "adapter"):
+        assert re.search(rf"^PASSED .*test_{kind}\.py::TestAcme{kind.capitalize()}::", done.stdout, re.MULTILINE), kind
+
+
+def test_every_new_package_is_installed_checked_and_shown(
+    packages: dict[str, Path], run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = importlib.metadata.entry_points(group="smollm3_finetune").names
+    monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", ",".join(others))
+    result = run_cli("plugins", "check", "--json")
+    assert result.code == 0, result.stdout
+    by_plugin = {p["plugin"]: p for p in json.loads(result.stdout)}
+    assert set(by_plugin) == {f"acme-{kind}" for kind in NAMES}
+    records = {r["name"]: r for r in json.loads(run_cli("plugins", "list", "--json").stdout)}
+    for kind in packages:
+        name = f"acme-{kind}"
+        assert by_plugin[name]["distribution"] == f"smollm3-{name}"
+        assert {c["check"] for c in by_plugin[name]["checks"]} >= {"its hooks and options import nothing heavy"}
+        assert records[name]["components"] == [f"{kind} {name}"]
+
+
+def test_a_new_package_says_what_it_is_and_what_it_needs(packages: dict[str, Path]) -> None:
+    for kind, directory in packages.items():
+        project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
+        package = f"smollm3_acme_{kind}"
+        assert project["entry-points"] == {"smollm3_finetune": {f"acme-{kind}": package}}
+        needed = {Requirement(d).name for d in project["dependencies"]}
+        assert "smollm3-finetune" in needed
+        sources = "".join(f.read_text() for f in (directory / package).glob("*.py"))
+        imported = set(re.findall(r"^(?:from|import) (torch|transformers|safetensors)\b", sources, re.MULTILINE))
+        assert imported <= needed
+        assert f"`acme-{kind}`" in (directory / "README.md").read_text()
+        assert (directory / package / "py.typed").exists()
+        assert not list(directory.rglob("*.tmpl"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
+def test_what_is_written_is_formatted_and_passes_the_rules_of_this_project(
+    packages: dict[str, Path], cli: Cli, isolated: Path
+) -> None:
+    single = isolated / "single"
+    single.mkdir()
+    for kind in NAMES:
+        assert cli("plugins", "new", kind, "zeta", "--file", "--output", f"single/zeta_{kind}.py").code == 0
+    rules = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    select = ["check", "--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
+    for directory in (single, *packages.values()):
+        for words in (select, ["format", "--check"]):
+            done = subprocess.run([sys.executable, "-m", "ruff", *words, "--isolated", "--line-length", "120", "."],
+                                  cwd=directory, capture_output=True, text=True, check=False)  # fmt: skip
+            assert done.returncode == 0, done.stdout
+
+
+def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isolated: Path) -> None:
+    files = []
+    for kind in NAMES:
+        result = cli("plugins", "new", kind, "acme", "--file")
+        assert result.code == 0, result.stderr
+        files += ["-p", f"acme_{kind}.py"]
+    rows = [{"question": f"What is {n}?", "answer": f"A number, {n}."} for n in range(6)]
+    (isolated / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result = run_cli(
+        "train", *files, "--adapter", "acme", "--quant", "acme", "--quant-opt", "bits=4", "--objective", "acme",
+        "--data", "rows.jsonl", "--max-steps", "2", "--batch-size", "2", "--device", "cpu", "--output", "run",
+        "--set", "train.sample_tokens=2", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["steps"] == 2
+    assert (isolated / "run" / "adapter" / "scales.safetensors").exists()
+    config = (isolated / "run" / "run.yaml").read_text()
+    for section in ("quant", "adapter", "objective", "formatter"):  # the formatter was recognised
+        kind = {"quant": "quantizer"}.get(section, section)
+        assert f"{section}:\n  name: acme_{kind}:acme\n" in config
+
+
+def test_a_file_of_each_kind_is_a_plugin_and_passes_the_checks(cli: Cli, isolated: Path) -> None:
+    for kind in NAMES:
+        assert cli("plugins", "new", kind, "my-own", "--file", "--output", f"mine_{kind}.py").code == 0
+    registry = discover(Wanted.of([f"mine_{kind}.py" for kind in NAMES], no_plugins=True))
+    offered = {(o.kind.name, o.full_name) for o in registry.offers if o.spec.name == "my-own"}
+    assert offered == {(kind, f"mine_{kind}:my-own") for kind in NAMES}
+    result = cli("plugins", "check", "mine_adapter.py", "--no-plugins")
+    assert (result.code, "nothing wrong" in result.stdout) == (0, True), result.stdout
+
+
+def test_the_printed_commands_can_be_typed(cli: Cli, isolated: Path) -> None:
+    for kind in NAMES:
+        for more in ([], ["--file"]):
+            printed = cli("plugins", "new", kind, f"acme-{kind}", *more).stdout
+            commands = printed_commands(printed)
+            assert len(commands) >= 2
+            for command in commands:
+                if command.startswith("smollm3 "):
+                    parse(command)
+            assert any(f"acme-{kind}" in c for c in commands if c.startswith("smollm3 train "))
+            for line in printed.partition("\n\n")[0].splitlines():
+                assert (isolated / line.removeprefix("wrote ")).is_file()
+    assert shlex.split(commands[0])[:3] == ["smollm3", "plugins", "check"]
+    spaced = printed_commands(cli("plugins", "new", "adapter", "acme", "--output", "my plugin").stdout)
+    assert shlex.split(spaced[0]) == ["pip", "install", "-e", "my plugin[test]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("My_Quant", "'my-quant'"), ("4bit", "'bit'"), ("a--b", "'a-b'"), ("../up", "'up'"), ("é", "")]
+)
+def test_a_name_that_no_component_may_have_is_refused_with_one_that_may(
+    cli: Cli, isolated: Path, name: str, hint: str
+) -> None:
+    result = cli("plugins", "new", "adapter", name)
+    assert result.code == 2
+    assert "must be lower-case words joined by single hyphens" in result.stderr
+    assert hint in result.stderr
+    assert list(isolated.iterdir()) == []
+
+
+def test_nothing_that_is_there_is_overwritten(cli: Cli, isolated: Path) -> None:
+    (isolated / "smollm3-acme").mkdir()
+    (isolated / "acme_adapter.py").write_text("mine")
+    (isolated / "link").symlink_to("nowhere")
+    for more in ([], ["--file"], ["--output", "link"]):
+        result = cli("plugins", "new", "adapter", "acme", *more)
+        assert (result.code, "is there already" in result.stderr) == (2, True)
+    assert (isolated / "acme_adapter.py").read_text() == "mine"
+    assert sorted(p.name for p in isolated.iterdir()) == ["acme_adapter.py", "link", "smollm3-acme"]
+
+
+@pytest.mark.parametrize("output", ["json.py", "no-module.py", "folder", "smollm3_finetune.py"])
+def test_a_file_that_could_not_be_imported_is_refused(cli: Cli, isolated: Path, output: str) -> None:
+    result = cli("plugins", "new", "adapter", "acme", "--file", "--output", output)
+    assert (result.code, "--output" in result.stderr) == (2, True)
+    assert list(isolated.iterdir()) == []
+
+
+def test_an_output_below_a_file_is_an_error_and_leaves_nothing(cli: Cli, isolated: Path) -> None:
+    (isolated / "file").write_text("")
+    result = cli("plugins", "new", "adapter", "acme", "--output", "file/acme")
+    assert result.code == 2, result.stderr
+    assert [p.name for p in isolated.iterdir()] == ["file"]
+
+
+def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
+    result = cli("plugins", "new", "quantiser", "acme")
+    assert (result.code, "quantizer" in result.stderr) == (2, True)
