@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 from transformers import Trainer
 
 from smollm3_finetune.api import Conversation, NoOptions, Renderer
+from smollm3_finetune.batching.flat import Collate, flatten
+from smollm3_finetune.batching.head import cross_entropy_sum, has_supervised_logits
 from smollm3_finetune.data.render import IGNORED
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over supervised tokens, in float32 or wider. logits (B, T, V), labels (B, T)."""
-    logits = logits[:, :-1].flatten(0, 1)  # (B, T, V) -> (B·(T-1), V): position t predicts token t + 1
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    """Cross-entropy summed over supervised tokens, in float32 or wider. logits (B, T, V), labels (B, T).
+
+    Logits of a learned prompt, which stand before those of the tokens, are left out.
+    """
+    logits = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B·(T-1), V): position t predicts token t + 1
+    return cross_entropy_sum(logits, labels[:, 1:].flatten())
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
@@ -50,6 +53,9 @@ class SupervisedFineTuning:
             return None
         return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
+    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
+        return flatten
+
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
@@ -71,7 +77,13 @@ class SupervisedFineTuning:
         return SFTTrainer
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+        inputs = {**batch, "use_cache": False}
+        if has_supervised_logits(model):
+            inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORED)
+            out = model(**inputs)  # without the first label, which a learned prompt before the row could predict
+            if getattr(out, "loss_sum", None) is not None:
+                return float(out.loss_sum), out.terms
+        del inputs["labels"]
+        logits = model(**inputs).logits  # (B, T, V)
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
         return float(summed_cross_entropy(logits, batch["labels"])), count

@@ -66,7 +66,19 @@ class TrainConfig:
 
     max_steps: int | None = option(None, "Stop after this many optimiser steps; none: after `epochs`.", ge=1)
     epochs: float = option(1.0, "Passes over the rows.", gt=0)
-    batch_size: int = option(8, "Rows in one forward pass, per device.", ge=1, le=1_000_000)
+    batch_size: int = option(8, "Rows in one forward pass, per device; with packing, sequences.", ge=1, le=1_000_000)
+    padding: Literal["auto", "never", "always"] = option(
+        "auto",
+        "Whether the rows of a batch are padded to one length, or follow each other in one sequence without seeing "
+        "each other; auto: padded only where model, adapter or objective need it.",
+    )
+    packing: bool = option(
+        False, "Put rows together into sequences of at most data.max_length tokens, without padding; none is split."
+    )
+    group_by_length: bool = option(False, "Put rows of about one length into a batch; without packing.")
+    logits: Literal["supervised", "all"] = option(
+        "supervised", "Where the output layer is computed in training and measuring: for learned tokens, or for all."
+    )
     gradient_accumulation: int = option(1, "Forward passes per optimiser step.", ge=1)
     learning_rate: float = option(2e-4, "Peak learning rate, per optimiser step.", gt=0)
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(

@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,11 +65,14 @@ class Examples:
 
     def lengths(self) -> list[int]:
         """Tokens of each example."""
+        return list(self.each_length())
+
+    def each_length(self) -> Iterator[int]:
+        """Tokens of each example, of which few are in memory at a time."""
         import pyarrow.compute
 
-        count = self._batches.num_record_batches
-        columns = (self._batches.get_batch(i).column(0) for i in range(count))
-        return [n for column in columns for n in pyarrow.compute.list_value_length(column).to_pylist()]
+        for i in range(self._batches.num_record_batches):
+            yield from pyarrow.compute.list_value_length(self._batches.get_batch(i).column(0)).to_pylist()
 
 
 @dataclass(frozen=True, kw_only=True)

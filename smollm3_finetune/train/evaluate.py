@@ -44,9 +44,10 @@ def held_out_loss(
     """The loss over all `examples`, in evaluation mode and without gradients. Leaves the model in its mode."""
     import torch
 
+    from smollm3_finetune.batching.probe import on_device
+
     lengths = examples.lengths() if isinstance(examples, Examples) else [len(e["input_ids"]) for e in examples]
     by_length = sorted(range(len(examples)), key=lengths.__getitem__)  # little padding; the sum has no order
-    device = next(model.parameters()).device
     loss = Loss()
     training = model.training
     model.eval()
@@ -54,8 +55,7 @@ def held_out_loss(
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
                 rows = [examples[i] for i in by_length[start : start + batch_size]]
-                batch = {k: v.to(device) for k, v in collate(rows).items()}
-                loss += Loss(*objective.loss_sum(model, batch))
+                loss += Loss(*objective.loss_sum(model, on_device(collate(rows), model)))
     finally:
         model.train(training)
     return loss

@@ -21,6 +21,7 @@ from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTI
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
+from smollm3_finetune.train.batches import check_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     settled = with_suggestions(loaded, components)
     if checkpoint is None:  # a resumed run keeps its data.max_length
         check_length(settled, model)
+    assert model.adapter is not None
+    check_batches(settled.config.train, model.adapter)
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
         origins=settled.origins,

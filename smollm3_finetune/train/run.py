@@ -23,6 +23,7 @@ from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
+from smollm3_finetune.train.batches import batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.evaluate import Loss, held_out_loss
 from smollm3_finetune.train.plan import RunPlan
@@ -43,6 +44,7 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     objective: Objective = plan.objective.create()
+    check_objective(plan.config.train, objective, plan.objective.offer.title)
     made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
     tokenizer = plan.model.source.tokenizer()
     check_template(tokenizer, plan.model.ref, plan.render.template)
@@ -50,8 +52,8 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     context = plan.model.context
     length = plan.config.data.max_length
     tokens = tokenise(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
-    collate = objective.collator(tokenizer)
-    steps = total_steps(plan, len(tokens.train))
+    items = training_items(plan.config, tokens.train)
+    steps = total_steps(plan, len(items))
     if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
         raise ConfigError(f"the run {run.path} has finished its {steps} steps", hint=f"--max-steps {2 * steps} goes on")
     args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
@@ -59,13 +61,13 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     if main:
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
-        display.say(summary(plan, tokens, steps, run))
+        display.say(summary(plan, tokens, len(items), steps, run))
     calibration = None
     if checkpoint is None:  # a resumed run has the one that it kept, from the plan
         calibration = run_calibration(plan, tokens, renderer)
         plan = replace(plan, model=replace(plan.model, context=replace(context, calibration=calibration)))
     try:
-        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, collate, steps, args, calibration)
+        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, items, steps, args, calibration)
     except BaseException:
         if main and checkpoint is None:
             run.discard_unstarted()
@@ -84,15 +86,13 @@ def _carried_out(
     made: tuple[Quantizer, Adapter | None],
     tokens: Tokens,
     renderer: Renderer,
-    collate: Callable[[list[dict[str, Any]]], Any],
+    items: Any,
     steps: int,
     args: Any,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
-
-    from smollm3_finetune.train.trainer import RunCallback, make_trainer
 
     objective: Objective = plan.objective.create()
     main = _is_main_process()
@@ -102,6 +102,28 @@ def _carried_out(
         write_calibration(calibration.used, run.path)
     if main:
         record_uses(run.path, plan.model.context.cache)
+    say = display.say if main else lambda message: None
+    with batching(plan.config.train, loaded, objective, renderer.tokenizer, say) as collate:
+        return _trained(plan, run, display, checkpoint, loaded, objective, tokens, renderer, items, collate, args)
+
+
+def _trained(
+    plan: RunPlan,
+    run: RunDir,
+    display: Display,
+    checkpoint: Path | None,
+    loaded: LoadedModel,
+    objective: Objective,
+    tokens: Tokens,
+    renderer: Renderer,
+    items: Any,
+    collate: Callable[[list[dict[str, Any]]], Any],
+    args: Any,
+) -> dict[str, Any]:
+    """Measure, train, measure again and save; returns the report."""
+    from smollm3_finetune.train.trainer import RunCallback, make_trainer
+
+    main = _is_main_process()
     batch = plan.config.train.batch_size
     prompt, mode = sample_prompt(plan, renderer)
 
@@ -118,7 +140,8 @@ def _carried_out(
     if main and before["held_out_loss"] is not None:
         display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     callback = RunCallback(loaded, run.metrics, display)
-    trainer = make_trainer(loaded, objective, tokens.train, collate, args, callback)
+    lengths = lengths_of(tokens.train) if plan.config.train.group_by_length else None
+    trainer = make_trainer(loaded, objective, items, collate, args, callback, lengths)
     loaded.model.train()
     if main and checkpoint is not None:
         run.forget_after(int(checkpoint.name.rpartition("-")[2]))
@@ -157,7 +180,7 @@ def run_calibration(plan: RunPlan, tokens: Tokens, renderer: Renderer) -> Calibr
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:
-    """Optimiser steps of a run, for schedules and for adapters that have one of their own."""
+    """Optimiser steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
     t = plan.config.train
     if t.max_steps is not None:
         return t.max_steps
@@ -186,7 +209,7 @@ def losses_report(losses: Sequence[Loss], titles: Sequence[str]) -> dict[str, An
     return report
 
 
-def summary(plan: RunPlan, tokens: Tokens, steps: int, run: RunDir) -> str:
+def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
     """What is about to happen, in a few lines."""
     model = plan.model
     assert model.adapter is not None
@@ -196,6 +219,8 @@ def summary(plan: RunPlan, tokens: Tokens, steps: int, run: RunDir) -> str:
         left_out = f", {c.empty} left out (nothing to learn in them within data.max_length)" if c.empty else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
+    if plan.config.train.packing:
+        data.append(f"packing  {len(tokens.train)} rows in {items} sequences of {plan.config.data.max_length} tokens")
     return "\n".join(
         (
             f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",

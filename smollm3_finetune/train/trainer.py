@@ -19,11 +19,12 @@ from smollm3_finetune.errors import ConfigError, ModelError, PluginError
 from smollm3_finetune.hf_calls import first_line
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.options import did_you_mean
-from smollm3_finetune.train.order import Shuffled
+from smollm3_finetune.train.order import LengthGrouped, Shuffled
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.train.display import Display
 
 
@@ -73,6 +74,8 @@ class AdaptedTrainer:
     """Mixed in front of an objective's Trainer class; `loaded` is set before training begins."""
 
     loaded: LoadedModel
+    lengths: Ints | None = None
+    """Of the examples, where batches are grouped by them."""
     tokens_seen: int = 0
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,6 +86,8 @@ class AdaptedTrainer:
     def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        if self.lengths is not None:
+            return LengthGrouped(self.lengths, args.train_batch_size * args.world_size, args.seed)
         return Shuffled(len(rows), args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -196,13 +201,17 @@ def make_trainer(
     collate: Callable[[list[dict[str, Any]]], Any],
     args: TrainingArguments,
     callback: RunCallback,
+    lengths: Ints | None = None,
 ) -> Trainer:
-    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing would train."""
+    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing would train.
+
+    With the `lengths` of the examples, batches are of about one length.
+    """
     if not any(p.requires_grad for p in loaded.model.parameters()):
         assert loaded.plan.adapter is not None
         raise PluginError(f"{loaded.plan.adapter.offer.title} left nothing to train: no parameter requires a gradient")
     own = objective.trainer_class()
-    cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded})
+    cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded, "lengths": lengths})
     if args.gradient_checkpointing and hasattr(loaded.model, "enable_input_require_grads"):
         loaded.model.enable_input_require_grads()
     with _accepted_as_trainable(loaded.model):

@@ -1,0 +1,158 @@
+"""The output layer and the cross-entropy at supervised positions only, in pieces that fit a fixed amount of memory.
+
+The forward of the innermost model is replaced, so that whatever wraps it (an adapter, the Trainer, data parallelism)
+works as before and finds the loss in the output's `loss`. The output layer is called as the module that it is: an
+adapter on it takes part. Where logits are not plainly that module's output, which is measured, nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from smollm3_finetune.batching.probe import measuring
+from smollm3_finetune.data.render import IGNORED
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOGIT_BYTES = 2**28
+"""The most that the logits of one piece may take in memory."""
+
+CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale", "lm_head_multiplier")
+"""Settings by which a model changes its logits after the output layer."""
+
+OTHER_RESULTS = ("logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits", "shift_labels")
+"""Arguments that ask for more than the loss."""
+
+
+@dataclass
+class SupervisedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
+    """A loss without logits."""
+
+    loss_sum: Tensor | None = None
+    """The cross-entropy summed over supervised tokens; what an adapter adds to `loss` is not in it."""
+    terms: int | None = None
+    """How many they are."""
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed over the targets that are not ignored, in float32 or wider. logits (N, V), targets (N,)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum")
+
+
+@contextmanager
+def supervised_logits(model: PreTrainedModel, logit_bytes: int = LOGIT_BYTES) -> Iterator[bool]:
+    """While the context is open, `model` computes logits only where a label is, and none for its caller.
+
+    Calls without labels are as before. Gives whether it is so: a model whose logits are more than its output layer's
+    output keeps its own forward.
+    """
+    forward = SupervisedForward(model, logit_bytes)
+    if not forward.agrees():
+        yield False
+        return
+    had = model.__dict__.get("forward")
+    model.forward = forward.in_place_of_own()
+    try:
+        yield True
+    finally:
+        if had is None:
+            del model.forward
+        else:
+            model.forward = had
+
+
+def has_supervised_logits(model: nn.Module) -> bool:
+    """Whether the model, or one that it wraps, is inside `supervised_logits`."""
+    return any(hasattr(module.__dict__.get("forward"), "supervised") for module in model.modules())
+
+
+class SupervisedForward:
+    """A causal language model's forward with labels, by its body and its output layer."""
+
+    def __init__(self, model: PreTrainedModel, logit_bytes: int = LOGIT_BYTES) -> None:
+        self.model = model
+        self.own: Callable[..., Any] = model.forward
+        self.logit_bytes = logit_bytes
+
+    def in_place_of_own(self) -> Callable[..., Any]:
+        """A function with the signature of the model's own forward."""
+
+        @functools.wraps(self.own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if args or kwargs.get("labels") is None or any(kwargs.get(name) for name in OTHER_RESULTS):
+                return self.own(*args, **kwargs)
+            return self(**kwargs)
+
+        forward.supervised = True  # type: ignore[attr-defined]
+        return forward
+
+    def __call__(
+        self, *, labels: Tensor, num_items_in_batch: Any = None, return_dict: bool | None = None, **kwargs: Any
+    ) -> Any:
+        hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
+        targets = labels[:, 1:].to(hidden.device)  # (B, T - 1): position t predicts token t + 1
+        where = targets != IGNORED
+        loss_sum = self._loss_sum(hidden[:, :-1][where], targets[where])
+        terms = int(where.sum())
+        count = num_items_in_batch if num_items_in_batch is not None else terms
+        count = count.to(loss_sum.device) if isinstance(count, torch.Tensor) else torch.tensor(float(count))
+        out = SupervisedOutput(loss=loss_sum / count.to(loss_sum), loss_sum=loss_sum, terms=terms)
+        return out.to_tuple() if return_dict is False else out
+
+    def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, H), targets (N,)"""
+        size = self._rows_at_once(hidden.dtype)
+        if len(targets) <= size:
+            return self._piece(hidden, targets)
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for piece, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            if torch.is_grad_enabled():  # its logits are made again in the backward pass
+                total = total + checkpoint(self._piece, piece, wanted, use_reentrant=False)
+            else:
+                total = total + self._piece(piece, wanted)
+        return total
+
+    def _piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = self._head()(hidden[None])[0]  # (N, V)
+        return cross_entropy_sum(logits, targets)
+
+    def _rows_at_once(self, dtype: torch.dtype) -> int:
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        width = 8 if dtype == torch.float64 else 4
+        return max(self.logit_bytes // (width * vocabulary), 1)
+
+    def _head(self) -> nn.Module:
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    def agrees(self) -> bool:
+        """Whether the model's own logits and loss are what body, output layer and cross-entropy give."""
+        config = self.model.config.get_text_config()
+        if any(getattr(config, name, None) not in (None, 1, 1.0) for name in CHANGED_LOGITS):
+            return False
+        if self._head() is None or self.model.base_model is self.model:
+            return False
+        device = next(self.model.parameters()).device
+        ids = torch.arange(12, device=device)[None] % config.vocab_size  # (1, T)
+        labels = torch.where(ids % 3 == 0, IGNORED, ids)
+        try:
+            with measuring(self.model):
+                own = self.own(input_ids=ids, labels=labels, use_cache=False)
+                logits = self._head()(self.model.base_model(input_ids=ids, use_cache=False)[0])
+                ours = self(input_ids=ids, labels=labels, use_cache=False)
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError):
+            return False
+        close = abs(float(own.loss) - float(ours.loss)) <= 1e-3 * abs(float(own.loss))
+        return close and torch.equal(own.logits.to(logits.dtype), logits)

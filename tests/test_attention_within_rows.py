@@ -1,0 +1,131 @@
+"""Attention that stays inside each row: windows, soft caps, other architectures, and those that would mix rows."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    MambaConfig,
+    MistralConfig,
+    SmolLM3Config,
+)
+
+from smollm3_finetune.batching.attention import PREFIX, RowsNotApart, attention_within_rows
+from smollm3_finetune.batching.flat import flatten
+from smollm3_finetune.batching.probe import RowProbe
+from smollm3_finetune.data.render import IGNORED
+
+VOCABULARY = 96
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0,
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+Row = dict[str, list[int]]
+
+
+def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str = "sdpa", **changes: Any) -> Any:
+    """A random SmolLM3 whose second layer has no RoPE, or a model of another configuration."""
+    if config is None:
+        config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(0, 0.2)  # the usual start of 0.02 would hide what rows do to each other
+    return model
+
+
+def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> list[Row]:
+    """Rows of different length; a part of their tokens is not learned."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(5, longest + 1))]
+        labels = [IGNORED if rng.random() < masked else i for i in ids]
+        labels[-1] = ids[-1]
+        made.append({"input_ids": ids, "labels": labels})
+    return made
+
+
+def test_a_padded_model_would_see_the_other_row_without_its_own_attention() -> None:
+    """What the tests above would miss if the attention were not switched."""
+    model = small()
+    batch = flatten(rows(2))
+    del batch["labels"]
+    with torch.no_grad():
+        own = model(**{**batch, "attention_mask": torch.ones_like(batch["input_ids"])}).logits
+        with attention_within_rows(model):
+            apart = model(**batch).logits
+    assert float((own - apart).abs().max()) > 0.1
+
+
+def test_a_window_holds_inside_each_row() -> None:
+    """Mistral with a window of 4 tokens: rows of up to 12, against the model's own padded mask."""
+    for attention in ("sdpa", "eager"):
+        model = small(torch.float64, MistralConfig(**SIZES, sliding_window=4), attention)
+        examples = rows(3, longest=12)
+        with torch.no_grad():
+            alone = [model(input_ids=torch.tensor([e["input_ids"]]), use_cache=False).logits[0] for e in examples]
+            with attention_within_rows(model):
+                batch = flatten(examples)
+                del batch["labels"]
+                together = model(**batch).logits[0]
+        assert float((torch.cat(alone) - together).abs().max()) < (1e-10 if attention == "sdpa" else 1e-5)
+
+
+def test_generation_is_untouched_while_rows_are_kept_apart() -> None:
+    model = small().eval()
+    ids, mask = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    arguments: Any = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    before = model.generate(**arguments)
+    with attention_within_rows(model):
+        assert torch.equal(model.generate(**arguments), before)
+        assert PREFIX not in str(model.config.to_dict())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def kept_apart(model: Any) -> None:
+    probe = RowProbe(model, VOCABULARY)
+    with attention_within_rows(model):
+        probe.check(1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=VOCABULARY, n_positions=64), MistralConfig(**SIZES),
+     Gemma2Config(**SIZES, head_dim=8, attn_logit_softcapping=5.0)],
+    ids=lambda c: c.model_type,
+)  # fmt: skip
+def test_other_architectures_keep_rows_apart_too(config: Any) -> None:
+    kept_apart(small(torch.float32, config, "eager" if config.model_type == "gemma2" else "sdpa"))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [(BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=VOCABULARY), "registry"),
+     (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY, state_size=4), "a row moves by")],
+    ids=["bloom", "mamba"],
+)  # fmt: skip
+def test_models_that_would_mix_rows_are_found_out(config: Any, why: str) -> None:
+    model = small(torch.float32, config, "eager")
+    with pytest.raises(RowsNotApart, match=why):
+        kept_apart(model)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "the longest row of a batch"),
+     ({"attention_chunk_size": 8}, "chunks of the whole sequence")],
+)  # fmt: skip
+def test_what_two_short_rows_cannot_show_is_read_from_the_configuration(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(RowsNotApart, match=why):
+        kept_apart(small(**change))

@@ -1,0 +1,158 @@
+"""What an adapter's descriptor says of packing holds in a run: through its batches and its Trainer, bit for bit.
+
+Every adapter that is installed, the PEFT methods among them, on a random SmolLM3 of two layers.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
+
+from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.batching.head import has_supervised_logits
+from smollm3_finetune.builtin.sft import SupervisedFineTuning
+from smollm3_finetune.config.schema import RunConfig, TrainConfig
+from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import UnsupportedOp
+from smollm3_finetune.kinds import ADAPTER
+from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.plan import choose
+from smollm3_finetune.train.batches import batching
+from smollm3_finetune.train.trainer import RunCallback, arguments, make_trainer
+
+pytestmark = pytest.mark.plugins
+
+REGISTRY = discover(Wanted.of([]))
+ADAPTERS = {offer.spec.name: offer.spec for offer in REGISTRY.of(ADAPTER)}
+
+FITTING: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4, "dropout": 0.3},
+    "dora": {"rank": 4, "dropout": 0.3},
+    "rslora": {"rank": 4},
+    "adalora": {"rank": 3, "initial_rank": 6, "warmup_steps": 0, "final_steps": 2},
+    "c3a": {"block_size": 32},
+    "fourierft": {"n_frequency": 100},
+    "miss": {"rank": 16},
+    "osf": {"frozen_rank": 8},
+    "psoft": {"rank": 8},
+    "pvera": {"rank": 16},
+    "randlora": {"rank": 8},
+    "road": {"group_size": 32},
+    "shira": {"rank": 4},
+    "vblora": {"num_vectors": 32, "vector_length": 32},
+    "vera": {"rank": 16},
+    "waveft": {"n_frequency": 100},
+    "trainable-tokens": {"token_ids": (3, 5, 44)},
+    "prompt-tuning": {"virtual_tokens": 4},
+    "p-tuning": {"virtual_tokens": 4, "encoder_width": 32},
+    "prefix-tuning": {"virtual_tokens": 4},
+}
+"""Options that fit widths of 64 and 128."""
+
+TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+SECOND = list(range(40, 49))
+FIRSTS = ([3, 9, 27, 81, 99, 5, 7], [90, 30, 10, 11, 77, 6, 8])
+"""Two rows of one length, of which one or the other stands before `SECOND`."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No collecting of garbage, which every Trainer does twice and which takes longer than its steps."""
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
+
+
+class Gradients(TrainerCallback):  # type: ignore[misc]
+    """What the optimiser sees."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def tiny(dtype: torch.dtype) -> Any:
+    """A random SmolLM3 with tied embeddings and one layer without RoPE."""
+    config = SmolLM3Config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+        intermediate_size=128, vocab_size=128, no_rope_layers=[1, 0], max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = SmolLM3ForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    model.__dict__["name_or_path"] = "someone/tiny-model"
+    return model
+
+
+def composed(method: str) -> LoadedModel:
+    """A tiny model with an adapter that has been moved from where it starts."""
+    dtype = "float32" if method == "psoft" else "float64"  # PEFT does not initialise it in float64
+    base = Base(model=tiny(getattr(torch, dtype)), fingerprint="tiny")
+    none: Any = None
+    context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype=dtype, seed=3, cache=none, progress=none)
+    choice = choose(REGISTRY, ADAPTER, method, FITTING.get(method, {}))
+    adapted = choice.create().attach(base, context, 20)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in adapted.model.parameters():
+            if p.requires_grad and p.is_floating_point():
+                p.add_(0.02 * torch.randn_like(p))
+    plan: Any = SimpleNamespace(adapter=choice, context=context, ref="tiny")
+    return LoadedModel(plan=plan, base=base, adapted=adapted)
+
+
+def looked_at(method: str, first: list[int], out: Path) -> SimpleNamespace:
+    """Everything about the second row that could depend on the first, of which nothing is learned."""
+    loaded, objective = composed(method), SupervisedFineTuning(NoOptions())
+    examples = [
+        {"input_ids": first, "labels": [IGNORED] * len(first)},
+        {"input_ids": SECOND, "labels": [IGNORED, IGNORED, *SECOND[2:]]},
+    ]
+    train = TrainConfig(max_steps=1, batch_size=2, padding="never", max_grad_norm=1e30)
+    found = SimpleNamespace(logits=[], said=[])
+    with batching(train, loaded, objective, TOKENIZER, found.said.append) as collate:
+        found.supervised = has_supervised_logits(loaded.model)
+        batch = collate(examples)
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        for training in (True, False):
+            torch.manual_seed(7)
+            found.logits.append(loaded.model.train(training)(**inputs).logits[0, len(first) :].detach())
+        found.evaluated = objective.loss_sum(loaded.model, batch)
+        loaded.model.zero_grad()
+        loaded.model(**batch).loss.backward()
+        found.evaluated_gradient = {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
+        loaded.model.zero_grad()
+        args = arguments(RunConfig(train=train), "cpu", loaded.plan.context.dtype, out)
+        display: Any = SimpleNamespace(begin=print, step=print, end=print, say=print)
+        trainer = make_trainer(loaded, objective, examples, collate, args, RunCallback(loaded, out / "log", display))
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        trainer.train()
+    found.gradient = gradients.found
+    return found
+
+
+@pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if spec.packs])
+def test_replacing_a_row_leaves_the_other_as_it_was(method: str, tmp_path: Path) -> None:
+    one, other = (looked_at(method, first, tmp_path) for first in FIRSTS)
+    assert one.said == [] and one.supervised
+    assert all(torch.equal(a, b) for a, b in zip(one.logits, other.logits, strict=True))
+    assert one.evaluated == other.evaluated
+    for mine, its in ((one.gradient, other.gradient), (one.evaluated_gradient, other.evaluated_gradient)):
+        assert max(float(g.abs().max()) for g in mine.values()) > 0
+        assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+@pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if not spec.packs])
+def test_a_method_that_mixes_rows_is_not_given_any_to_mix(method: str) -> None:
+    objective = SupervisedFineTuning(NoOptions())
+    insisting = batching(TrainConfig(padding="never"), composed(method), objective, TOKENIZER, print)
+    with pytest.raises(UnsupportedOp, match=f"cannot be had with 'tiny': adapter '{method}' would mix rows"):
+        insisting.__enter__()

@@ -1,0 +1,398 @@
+"""Rows that share a sequence: the same computation as padded ones, written out by hand, and no row sees another."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    SmolLM3Config,
+    TrainerCallback,
+)
+
+from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.batching.packing import Packed
+from smollm3_finetune.builtin.sft import SupervisedFineTuning
+from smollm3_finetune.config.schema import RunConfig, TrainConfig
+from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.errors import UnsupportedOp
+from smollm3_finetune.kinds import ADAPTER
+from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.plan import choose
+from smollm3_finetune.train.batches import batching
+from smollm3_finetune.train.evaluate import held_out_loss
+from smollm3_finetune.train.order import Shuffled
+from smollm3_finetune.train.trainer import RunCallback, arguments, make_trainer
+
+VOCABULARY = 96
+TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0,
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+Row = dict[str, list[int]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One thread; no collecting of garbage, which every Trainer does twice and which takes longer than its steps."""
+    monkeypatch.setattr(gc, "collect", lambda *args: 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str = "sdpa", **changes: Any) -> Any:
+    """A random SmolLM3 whose second layer has no RoPE, or a model of another configuration."""
+    if config is None:
+        config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(0, 0.2)  # the usual start of 0.02 would hide what rows do to each other
+    if dtype == torch.float64:
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.forward = functools.partial(wide_norm, module)
+    return model
+
+
+def wide_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in float64: transformers' own rounds to float32 there, which now and then turns 1e-16 into 1e-7."""
+    return norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+
+def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> list[Row]:
+    """Rows of different length; a part of their tokens is not learned."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(5, longest + 1))]
+        labels = [IGNORED if rng.random() < masked else i for i in ids]
+        labels[-1] = ids[-1]
+        made.append({"input_ids": ids, "labels": labels})
+    return made
+
+
+def adapted(model: Any, adapter: str = "full", dtype: str = "float64", **options: Any) -> LoadedModel:
+    """`model` with an adapter, as a run composes it."""
+    choice = choose(discover(Wanted.of([], no_plugins=adapter == "full")), ADAPTER, adapter, options)
+    none: Any = None
+    context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype=dtype, seed=3, cache=none, progress=none)
+    base = Base(model=model, fingerprint="small")
+    plan: Any = SimpleNamespace(adapter=choice, context=context, ref="small")
+    return LoadedModel(plan=plan, base=base, adapted=choice.create().attach(base, context, 20))
+
+
+def stirred(model: Any, amount: float) -> None:
+    """Adapters start at zero in one of their factors: move what is trained, so that they do something."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(amount * torch.randn_like(p))
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def say(self, message: str) -> None:
+        raise AssertionError(message)
+
+    begin = step = end = lambda *args, **kwargs: None
+
+
+class Kept(TrainerCallback):  # type: ignore[misc]
+    """The loss of every forward pass, and the gradients of every optimiser step as they were before it."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.losses: list[float] = []
+
+    def watch(self, trainer: Any) -> None:
+        """Losses as they are; what the Trainer logs, it sums in float32."""
+        own = trainer.training_step
+
+        def step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            loss: torch.Tensor = own(*args, **kwargs)
+            self.losses.append(float(loss))
+            return loss
+
+        trainer.training_step = step
+        trainer.add_callback(self)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def run_trainer(
+    loaded: LoadedModel, items: Any, train: TrainConfig, out: Path, seed: int = 0, dtype: str = "float64"
+) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """The project's own batches and Trainer; the losses of forward passes and the gradients of steps."""
+    objective = SupervisedFineTuning(NoOptions())
+    kept = Kept()
+    with batching(train, loaded, objective, TOKENIZER, Quiet().say) as collate:
+        args = arguments(RunConfig(train=train, seed=seed), "cpu", dtype, out)
+        out.mkdir(parents=True, exist_ok=True)
+        display: Any = Quiet()
+        trainer = make_trainer(loaded, objective, items, collate, args, RunCallback(loaded, out / "metrics", display))
+        kept.watch(trainer)
+        trainer.train()
+    return kept.losses, kept.gradients
+
+
+# ---------------------------------------------------------------------------------- the same as plain padding
+
+
+def by_hand(
+    model: Any, batches: Sequence[Sequence[Sequence[Row]]], rate: float
+) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """Padded rows, all logits, cross-entropy written out; one optimiser step for each entry of `batches`."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    losses, gradients = [], []
+    for micros in batches:
+        supervised = sum(label != IGNORED for micro in micros for row in micro for label in row["labels"][1:])
+        loss_of_step = 0.0
+        for micro in micros:
+            longest = max(len(row["input_ids"]) for row in micro)
+            ids = torch.zeros(len(micro), longest, dtype=torch.long)
+            mask = torch.zeros(len(micro), longest, dtype=torch.long)
+            for i, row in enumerate(micro):
+                ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+                mask[i, : len(row["input_ids"])] = 1
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
+            targets = [(i, t, label) for i, row in enumerate(micro) for t, label in enumerate(row["labels"][1:])]
+            learned = torch.tensor([target for target in targets if target[-1] != IGNORED])  # (N, 3)
+            loss = -logits.log_softmax(-1)[tuple(learned.T)].sum() / supervised
+            loss.backward()
+            loss_of_step += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss_of_step)
+    return losses, gradients
+
+
+def drawn(items: Sequence[Any], batch_size: int, accumulation: int, steps: int, seed: int) -> list[list[list[Row]]]:
+    """What the run draws for each step: micro-batches of rows, over as many passes as it takes."""
+    batches: list[list[list[Row]]] = []
+    sampler = Shuffled(len(items), seed)
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        order = [items[i] for i in sampler]
+        micros = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        plain = [[row for item in micro for row in item.get("rows", [item])] for micro in micros]
+        batches += [plain[i : i + accumulation] for i in range(0, len(plain), accumulation)]
+        if len(batches) >= steps:
+            return batches[:steps]
+    raise AssertionError
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+def compare(
+    make: Callable[[], LoadedModel],
+    tmp: Path,
+    *,
+    packing: bool,
+    accumulation: int,
+    masked: float,
+    steps: int = 20,
+    dtype: str = "float64",
+) -> tuple[float, float, float]:
+    """The furthest that loss, gradients and weights are from the plain loop's."""
+    examples: Any = rows(30, masked=masked)
+    batch_size = 2 if packing else 4
+    if packing:
+        lengths = np.array([len(e["input_ids"]) for e in examples], dtype=np.int32)
+        examples = Packed(examples, lengths, 64, seed=0)
+    train = TrainConfig(
+        max_steps=steps, batch_size=batch_size, gradient_accumulation=accumulation, learning_rate=1e-3, packing=packing,
+        padding="never", schedule="constant", warmup=0.0,
+    )  # fmt: skip
+    ours, reference = make(), make()
+    losses, gradients = run_trainer(ours, examples, train, tmp, dtype=dtype)
+    plain = drawn(examples, batch_size, accumulation, steps, seed=0)
+    expected_losses, expected_gradients = by_hand(reference.model, plain, 1e-3)
+    assert len(gradients) == steps
+    passes = iter(losses)
+    losses = [sum(itertools.islice(passes, len(micros))) for micros in plain]
+    assert furthest(trained(make().model), trained(ours.model)) > 1e-3, "the run must have moved the weights"
+    return (
+        max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)),
+        max(furthest(a, b) for a, b in zip(gradients, expected_gradients, strict=True)),
+        furthest(trained(ours.model), trained(reference.model)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("packing", "accumulation", "masked"),
+    [(False, 1, 0.0), (False, 4, 0.4), (True, 1, 0.4), (True, 4, 0.0), (True, 4, 0.4)],
+)
+def test_twenty_steps_equal_the_plain_padded_loop(
+    packing: bool, accumulation: int, masked: float, tmp_path: Path
+) -> None:
+    """Every weight of a model with tied embeddings, in float64."""
+    loss, gradient, weight = compare(
+        lambda: adapted(small()), tmp_path, packing=packing, accumulation=accumulation, masked=masked
+    )
+    assert loss < 1e-10
+    assert gradient < 1e-10
+    assert weight < 1e-10
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize(
+    ("head", "packing", "accumulation"),
+    [("lora", False, 1), ("lora", True, 4), ("lora on tied", True, 1), ("lora on tied", False, 4), ("saved", True, 1)],
+)
+def test_lora_with_a_trained_head_equals_the_plain_padded_loop(
+    head: str, packing: bool, accumulation: int, tmp_path: Path
+) -> None:
+    targets = ("all-linear",) if head == "saved" else ("all-linear", "lm_head")
+    options = {"rank": 4, "target_modules": targets, "modules_to_save": ("lm_head",) if head == "saved" else ()}
+
+    def make() -> LoadedModel:
+        loaded = adapted(small(tie_word_embeddings=head == "lora on tied"), "lora", **options)
+        stirred(loaded.model, 0.05)
+        return loaded
+
+    loss, gradient, weight = compare(make, tmp_path, packing=packing, accumulation=accumulation, masked=0.4)
+    assert loss < 1e-10
+    assert gradient < 1e-10
+    assert weight < 1e-10
+    assert any("lm_head" in name for name in trained(make().model))
+
+
+def test_in_float32_the_difference_is_rounding(tmp_path: Path) -> None:
+    loss, gradient, weight = compare(
+        lambda: adapted(small(torch.float32), dtype="float32"), tmp_path, packing=True, accumulation=1, masked=0.4,
+        dtype="float32",
+    )  # fmt: skip
+    assert loss < 1e-4
+    assert gradient < 1e-4
+    assert weight < 1e-3
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for checkpointing in (False, True):
+        loaded = adapted(small())
+        train = TrainConfig(max_steps=3, batch_size=4, padding="never", gradient_checkpointing=checkpointing)
+        found.append((run_trainer(loaded, rows(12), train, tmp_path), trained(loaded.model)))
+    ((losses, _), weights), ((again, _), weights_again) = found
+    assert losses == again
+    assert furthest(weights, weights_again) < 1e-12
+
+
+def test_held_out_loss_is_the_same_padded_or_not() -> None:
+    loaded, objective, held = adapted(small()), SupervisedFineTuning(NoOptions()), rows(11)
+    found = []
+    for padding, logits in (("always", "all"), ("always", "supervised"), ("never", "all"), ("never", "supervised")):
+        train = TrainConfig(padding=padding, logits=logits)  # type: ignore[arg-type]
+        with batching(train, loaded, objective, TOKENIZER, Quiet().say) as collate:
+            found.append(held_out_loss(loaded.model, objective, held, collate, 4))
+    assert len({loss.terms for loss in found}) == 1
+    assert max(loss.total for loss in found) - min(loss.total for loss in found) < 1e-10
+
+
+# ------------------------------------------------------------------------------------------ no row sees another
+
+
+def other_first_row(examples: list[Row]) -> list[Row]:
+    """Other tokens in the first row, of equal length; in both lists nothing of it is learned."""
+    first = [(i + 41) % (VOCABULARY - 3) + 3 for i in examples[0]["input_ids"]]
+    return [{"input_ids": first, "labels": [IGNORED] * len(first)}, *examples[1:]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_replacing_a_row_leaves_the_others_as_they_were_bit_for_bit(
+    packing: bool, attention: str, tmp_path: Path
+) -> None:
+    """Logits, and gradients of the other rows' loss, through the collator and the Trainer, trained and evaluated."""
+    mine = rows(3)
+    mine[0]["labels"] = [IGNORED] * len(mine[0]["labels"])
+    objective = SupervisedFineTuning(NoOptions())
+    found = []
+    for examples in (mine, other_first_row(mine)):
+        loaded = adapted(small(attention=attention))
+        lengths = np.array([len(e["input_ids"]) for e in examples], dtype=np.int32)
+        items: Any = Packed(examples, lengths, 128, seed=0) if packing else examples
+        train = TrainConfig(max_steps=1, batch_size=3, packing=packing, padding="never", max_grad_norm=1e30)
+        with batching(train, loaded, objective, TOKENIZER, Quiet().say) as collate:
+            batch = collate([items[i] for i in range(len(items))])
+            assert batch["input_ids"].shape == (1, sum(len(e["input_ids"]) for e in examples))
+            evaluated = objective.loss_sum(loaded.model.eval(), batch)
+            del batch["labels"]
+            logits = [loaded.model.train(mode)(**batch).logits[0, lengths[0] :] for mode in (True, False)]
+        found.append((logits, evaluated, run_trainer(loaded, items, train, tmp_path)[1]))
+    (logits, evaluated, gradients), (logits_other, evaluated_other, gradients_other) = found
+    assert all(torch.equal(a, b) for a, b in zip(logits, logits_other, strict=True))
+    assert evaluated == evaluated_other
+    assert any(float(g.abs().max()) > 0 for g in gradients[0].values())
+    assert all(torch.equal(gradients[0][n], gradients_other[0][n]) for n in gradients[0])
+
+
+# ----------------------------------------------------------------------------------------- what cannot be had
+
+
+def test_a_model_that_cannot_is_padded_and_said_so_or_refused() -> None:
+    loaded = adapted(small(torch.float32, BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=VOCABULARY),
+                           "eager"), dtype="float32")  # fmt: skip
+    objective, said = SupervisedFineTuning(NoOptions()), []
+    with batching(TrainConfig(), loaded, objective, TOKENIZER, said.append) as collate:
+        assert "attention_mask" in collate(rows(2))
+    assert len(said) == 1 and said[0].startswith("padding  rows are padded: its code does not take its attention")
+    insisting = batching(TrainConfig(packing=True), loaded, objective, TOKENIZER, said.append)
+    with pytest.raises(UnsupportedOp, match=r"train\.packing=true cannot be had with 'small'"), insisting:
+        pass
+
+
+class Narrow(torch.nn.Module):
+    """What an adapter may put around a model: a forward that takes no other names."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inside = model
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: bool | None = None) -> Any:
+        return self.inside(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+def test_a_wrapper_that_passes_no_names_on_trains_on_padded_rows(tmp_path: Path) -> None:
+    loaded, reference, said = adapted(small()), small(), []
+    assert loaded.adapted is not None
+    loaded.adapted.model = Narrow(loaded.base.model)
+    objective, held = SupervisedFineTuning(NoOptions()), rows(5)
+    with batching(TrainConfig(), loaded, objective, TOKENIZER, said.append) as collate:
+        found = held_out_loss(loaded.model, objective, held, collate, 2)
+    assert [line.split(":")[1] for line in said] == [
+        " the forward of Narrow takes no position_ids", " the forward of Narrow passes no labels on",
+    ]  # fmt: skip
+    losses, _ = by_hand(reference, [[held]], 0.0)
+    assert abs(found.mean - losses[0]) < 1e-10
