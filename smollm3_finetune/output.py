@@ -1,13 +1,14 @@
 """The directory of a model that is written (merged, quantised): it appears whole, or not at all.
 
-DIR                 the finished model
-DIR.partial-*       a model being written, or what a killed process left; swept by the next into DIR
-DIR.lock            held while something is written for DIR; its holder may sweep, since nobody else is at work
+DIR                     the finished model
+.DIR.smollm3-partial-*  a model being written, or what a killed process left; swept by the next into DIR
+.DIR.smollm3-lock       held while something is written for DIR; its holder may sweep, since nobody else is at work
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,11 @@ def check_vacant(flag: str, directory: Path) -> None:
     """Raises ConfigError unless `directory` is empty or not there: nothing of a user's is overwritten."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise ConfigError(f"{flag} {directory} is no directory", hint=f"{flag} DIRECTORY")
+    if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):
+        what = "a mount point" if os.path.ismount(directory) else "the current directory"
+        raise ConfigError(
+            f"{flag} {directory} is {what}, which cannot be replaced in one step", hint=f"{flag} {directory / 'model'}"
+        )
     if directory.is_dir() and any(directory.iterdir()):
         what = "holds a model already" if (directory / "config.json").exists() else "is not empty"
         raise ConfigError(f"{flag} {directory} {what}", hint=f"another {flag}")
@@ -67,7 +73,7 @@ def claimed(directory: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(_beside(directory, ".lock"), timeout=0)
+    lock = FileLock(_beside(directory, "lock"), timeout=0)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -76,20 +82,24 @@ def claimed(directory: Path) -> Iterator[None]:
     except OSError as e:
         raise ConfigError(f"{directory.parent} cannot be written: {e.strerror}", hint="another --output") from e
     try:
-        for left in directory.parent.glob(f"{_escaped(directory.name)}.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in directory.parent.iterdir():
+            if left.name[:-8] == _beside(directory, "partial-").name and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         with contextlib.suppress(OSError):
-            _beside(directory, ".lock").unlink()  # before it is released, so that nobody else's is removed
+            _beside(directory, "lock").unlink()  # before it is released, so that nobody else's is removed
         lock.release()
 
 
 @contextlib.contextmanager
 def partial(directory: Path) -> Iterator[Path]:
     """An empty directory beside `directory`, to be written and then handed to `publish`; removed in any other case."""
-    path = _beside(directory, f".partial-{uuid.uuid4().hex[:8]}")
-    path.mkdir()
+    path = _beside(directory, f"partial-{uuid.uuid4().hex[:8]}")
+    try:
+        path.mkdir()
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be made: {e.strerror}", hint="another --output") from e
     try:
         yield path
     finally:
@@ -107,11 +117,7 @@ def publish(path: Path, directory: Path) -> None:
         ) from e
 
 
-def _beside(directory: Path, ending: str) -> Path:
-    return directory.with_name(f"{directory.name}{ending}")
-
-
-def _escaped(name: str) -> str:
-    import glob
-
-    return glob.escape(name)
+def _beside(directory: Path, what: str) -> Path:
+    """A name in the same directory that nobody else uses."""
+    place = Path(os.path.abspath(directory))
+    return place.with_name(f".{place.name}.smollm3-{what}")

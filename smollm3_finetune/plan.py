@@ -131,6 +131,9 @@ def _model_hint(ref: str, registry: Registry) -> str:
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
     """The quantizers that recognise a checkpoint: by its `config.json`, or where that is silent by another file."""
+    about = source.config.get("quantization_config")
+    if about is not None and not isinstance(about, Mapping):
+        raise ModelError(f"the quantization_config of {source.ref!r} is {type(about).__name__} and no mapping of keys")
     found = registry.claiming(QUANTIZER, source.config)
     if found or "quantization_config" in source.config:
         return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge
+from smollm3_finetune.merge.written import copy_rest
 from smollm3_finetune.model import build_context
 from smollm3_finetune.plan import ModelRequest, choose, plan_model
 
@@ -86,7 +89,7 @@ def plain(path: str | Path) -> Any:
 
 def nothing_at(directory: Path) -> bool:
     """Neither a result, nor a part of one, nor a lock."""
-    return not [p for p in directory.parent.iterdir() if p.name.startswith(directory.name)]
+    return not [p for p in directory.parent.iterdir() if directory.name in p.name]
 
 
 PAIRS = [
@@ -123,7 +126,7 @@ def test_the_merged_model_computes_what_the_adapter_computes_on_its_base(
     assert report["figures"]["excess"] <= bound
     assert report["figures"]["moved"] == pytest.approx(moved, rel=0.5)
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
-    assert not list(Path().glob("merged.*")), "no part of it and no lock is left beside it"
+    assert not list(Path().glob(".merged*")), "no part of it and no lock is left beside it"
 
 
 def test_a_run_is_merged_beside_its_adapter_into_a_model_that_answers(cli: Callable[..., Any], rows_file: Path) -> None:
@@ -411,7 +414,7 @@ def test_nothing_of_a_user_is_overwritten(cli: Callable[..., Any], saved: dict[s
     assert "--output file is no directory" in cli(*asked, "--output", "file").stderr
     again = ("--requantize", "rounding", "--output", "out", "--keep-dense")
     assert "--keep-dense full is not empty" in cli(*asked, *again, "full").stderr
-    assert "name the same directory" in cli(*asked, *again, "out").stderr
+    assert "lie one in the other" in cli(*asked, *again, "out").stderr
     assert (full / "mine.txt").read_text() == "mine" and Path("file").read_text() == "mine"
     assert nothing_at(Path("out"))
     Path("empty").mkdir()
@@ -451,46 +454,97 @@ def _named(name: str) -> Any:
 
 
 def files_in_partials(folder: Path) -> set[str]:
-    return {f.name for p in folder.glob("merged.partial-*") if p.is_dir() for f in list(p.iterdir())}
+    return {f.name for p in folder.glob(".merged.smollm3-partial-*") if p.is_dir() for f in list(p.iterdir())}
 
 
-MOMENTS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
-    ("the directory is there", lambda folder: any(folder.glob("merged.partial-*"))),
-    ("it is being checked", lambda folder: "generation_config.json" in files_in_partials(folder)),
-    ("its card is written", lambda folder: "README.md" in files_in_partials(folder)),
-)
+PARTS = (
+    "config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja",
+    "generation_config.json", "README.md", "merge.json",
+)  # fmt: skip
+PARTIAL = ".merged.smollm3-partial-*"
+MOMENTS = (".merged.smollm3-lock", PARTIAL, *(f"{PARTIAL}/{part}" for part in PARTS))
+"""What is there when it is killed, in the order in which it comes to be."""
 
 
-def test_a_killed_merge_leaves_nothing_at_its_output_and_the_next_one_completes(isolated: Path) -> None:
+def test_killed_at_ten_moments_a_merge_leaves_nothing_at_its_output(isolated: Path) -> None:
     right, _ = trained("delta")
-    (isolated / "merged.partial-0").mkdir()
-    (isolated / "merged.partial-0" / "model.safetensors").write_bytes(b"half")
-    command = [sys.executable, "-m", "smollm3_finetune.main", "merge", "tiny", "--adapter-path", "adapter"]
-    command += ["--output", "merged", "--dtype", "float32", *FLAGS]
+    settings = MergeSettings(output=isolated / "merged", dtype="float32")
+    request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
+    registry = discover(Wanted.of(FILES))
+    plan = plan_model(registry, request, build_context(Purpose.MERGE, "cpu", "float32", 0))
     left = 0
-    for moment, is_now in MOMENTS:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=isolated)
+    for moment in MOMENTS:
+        child = os.fork()
+        if child == 0:
+            try:
+                merge(plan, settings)
+            finally:
+                os._exit(0)
         until = time.monotonic() + 120
-        while process.poll() is None and not is_now(isolated):
+        while os.waitpid(child, os.WNOHANG) == (0, 0) and not any(isolated.glob(moment)):
             assert time.monotonic() < until, moment
-            time.sleep(0.0005)
-        process.kill()
-        process.wait()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        left += any(isolated.glob(PARTIAL))
         if (isolated / "merged").exists():  # it was quicker than this loop: then it is whole
             assert relative(logits(plain(isolated / "merged")), right) <= EXACT, moment
             shutil.rmtree(isolated / "merged")
-        left += any(isolated.glob("merged.partial-*"))
-    assert left >= 2, "the kills came too late to show anything"
+    assert left >= 5, "the kills came too late to show anything"
+    merge(plan, settings)
+    assert relative(logits(plain(isolated / "merged")), right) <= EXACT
+    assert sorted(p.name for p in isolated.iterdir() if "merged" in p.name) == ["merged"]
+
+
+def test_a_killed_command_leaves_nothing_at_its_output_and_the_next_one_completes(isolated: Path) -> None:
+    right, _ = trained("delta")
+    command = [sys.executable, "-m", "smollm3_finetune.main", "merge", "tiny", "--adapter-path", "adapter"]
+    command += ["--output", "merged", "--dtype", "float32", *FLAGS]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=isolated)
+    while process.poll() is None and "generation_config.json" not in files_in_partials(isolated):
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    assert not (isolated / "merged").exists()
     done = subprocess.run(command, capture_output=True, text=True, cwd=isolated, check=False)
     assert done.returncode == 0, done.stderr
     assert relative(logits(plain(isolated / "merged")), right) <= EXACT
-    assert sorted(p.name for p in isolated.iterdir() if p.name.startswith("merged")) == ["merged"]
+    assert sorted(p.name for p in isolated.iterdir() if "merged" in p.name) == ["merged"]
+
+
+def test_files_beside_the_output_that_only_look_like_its_own_stay(tmp_path: Path) -> None:
+    there = tmp_path / "poetry"
+    for name in ("poetry.lock", "poetry.partial-backup", ".poetry.smollm3-partial-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    with output.claimed(there):
+        pass
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 3
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="current directory"):
+        output.check_vacant("--output", Path("."))
+    with pytest.raises(ConfigError, match="cannot be made"), output.partial(tmp_path / ("n" * 250)):
+        pass
+
+
+def test_only_what_belongs_to_a_model_is_copied(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    kept = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE",
+            "tokenizer.model", "vocab.txt", "merges.txt", "special_tokens_map.json"}  # fmt: skip
+    for name in (*kept, "pytorch_model.bin", "optimizer.pt", "m.gguf", ".env", "calibration.json", "rows.jsonl"):
+        (tmp_path / name).write_text("x")
+    copy_rest(tmp_path, out)
+    assert {p.name for p in out.iterdir()} == kept
 
 
 def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
     there = tmp_path / "x [1]" / "merged"
     with output.claimed(there):
-        live = there.with_name("merged.partial-live")
+        live = there.with_name(".merged.smollm3-partial-0123abcd")
         live.mkdir()
         with pytest.raises(ConfigError, match="another process is writing to"), output.claimed(there):
             pass

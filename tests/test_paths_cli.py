@@ -82,7 +82,8 @@ def test_a_closed_directory_and_what_is_in_it(closed: Path) -> None:
     for path in (closed, closed / "inside"):
         with pytest.raises(ConfigError) as caught:
             user_path(path, "--output")
-        assert caught.value.message == f"--output {str(path)!r} cannot be looked at: Permission denied"
+        assert caught.value.message.startswith(f"--output '{str(path)[:40]}")  # a long one is cut
+        assert caught.value.message.endswith("' cannot be looked at: Permission denied")
 
 
 def test_what_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

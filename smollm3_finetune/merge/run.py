@@ -105,8 +105,9 @@ def merge(
                 "--keep-dense goes with --requantize: without it the merged model is the output", hint="--output DIR"
             )
         homes["--keep-dense"] = settings.keep_dense
-        if settings.keep_dense.absolute() == settings.output.absolute():
-            raise ConfigError("--keep-dense and --output name the same directory", hint="--keep-dense ANOTHER")
+        dense, out = settings.keep_dense.resolve(), settings.output.resolve()
+        if dense.is_relative_to(out) or out.is_relative_to(dense):
+            raise ConfigError("--keep-dense and --output lie one in the other", hint="--keep-dense ANOTHER")
     for flag, directory in homes.items():
         check_vacant(flag, directory)
     dtype = saved_dtype(settings.dtype, plan.source.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 FIGURES = "merge.json"
 CARD = "README.md"
+BELONGS = re.compile(
+    r"(tokenizer|special_tokens|added_tokens|vocab|merges|generation_config|processor_config)[\w.-]*\.(json|txt|model)"
+    r"|[\w.-]+\.(jinja|model|py)|(LICENSE|NOTICE|COPYING)[\w.-]*"
+)
+"""Files of a model beside its weights, by name; Python files are custom code that its config names."""
 
 
 def published_dtype(config: Mapping[str, Any]) -> str:
@@ -68,8 +74,10 @@ def write_model(
 
 
 def copy_rest(source: Path, out: Path) -> None:
-    """Copy what belongs to the model in `source` and `out` lacks: tokenizer, template, generation config."""
+    """Copy what belongs to the model in `source` and `out` lacks: tokenizer, template, generation config, licence.
+
+    Nothing else that lies there: it may be other weights, or rows, or somebody's secrets.
+    """
     for file in sorted(source.iterdir()):
-        weights = file.suffix == ".safetensors" or file.name.endswith(".index.json")
-        if not weights and file.is_file() and not (out / file.name).exists() and file.name not in (FIGURES, CARD):
+        if file.is_file() and BELONGS.fullmatch(file.name) and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)

@@ -67,10 +67,21 @@ class Checkpoint:
             missing = [p for p in PARTS[:3] if f"{layer}.{p}" not in shapes]
             if missing:
                 raise ModelError(f"{self.directory}: the quantised layer {layer} has no {', '.join(missing)}")
+            if any(len(shapes[f"{layer}.{p}"]) != 2 for p in PARTS[:3]):
+                raise ModelError(f"{self.directory}: the quantised layer {layer} holds tensors that are no matrices")
             words, out_features = shapes[f"{layer}.qweight"]
             bits = int(self.description["bits"])
             in_features = shapes[f"{layer}.g_idx"][0] if f"{layer}.g_idx" in shapes else words * WORD // bits
-            found[layer] = Layer(in_features, out_features, words * WORD // in_features, layer in biased)
+            width = words * WORD // in_features if in_features else 0
+            groups = shapes[f"{layer}.scales"][0]
+            wanted = {"scales": [groups, out_features], "qzeros": [groups, -(-out_features * width // WORD)]}
+            for part, shape in wanted.items():
+                if shapes[f"{layer}.{part}"] != shape:
+                    has = " by ".join(map(str, shapes[f"{layer}.{part}"]))
+                    raise ModelError(
+                        f"{self.directory}: {part} of {layer} is {has}, where {' by '.join(map(str, shape))} is needed"
+                    )
+            found[layer] = Layer(in_features, out_features, width, layer in biased)
         if not found:
             raise ModelError(f"{self.directory} says that it is a GPTQ checkpoint, and holds no quantised layer")
         return found

@@ -41,6 +41,8 @@ DIGEST = "weights.sha256"
 
 class GPTQQuantizer:
     def __init__(self, options: GPTQOptions) -> None:
+        if options.group_size == 0:
+            raise ConfigError("quant.group_size: a group cannot be empty", hint="--quant-opt group_size=128")
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
@@ -78,11 +80,11 @@ class GPTQQuantizer:
             raise ConfigError(
                 f"{source.ref!r} is quantised already", hint="name the full-precision checkpoint it was made from"
             )
-        self._write(source, out, ctx, _calibration(ctx))
+        self._write(source, out, ctx, _calibration(ctx, source))
 
     def _quantised(self, source: ModelSource, ctx: BuildContext) -> Path:
         """The cache's entry for this source, these options and these calibration rows."""
-        rows = _calibration(ctx)
+        rows = _calibration(ctx, source)
         key = {
             "weights": source.fingerprint,
             "options": self._decisive(source),
@@ -123,9 +125,13 @@ class GPTQQuantizer:
         quantise(source.path, out, options, rows, device=ctx.device, seed=ctx.seed, title=title, progress=ctx.progress)
 
 
-def _calibration(ctx: BuildContext) -> list[list[int]]:
+def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
     """The calibration rows that gptqmodel will use. Raises DataError where there are none."""
     rows = [list(row) for row in ctx.calibration()]
+    size = source.config.get("vocab_size")
+    for n, row in enumerate(rows):
+        if any(i < 0 or (isinstance(size, int) and i >= size) for i in row):
+            raise DataError(f"calibration row {n} holds token ids outside the vocabulary of {size} tokens")
     usable = [row for row in rows if len(row) > TOO_SHORT]
     if not usable:
         raise DataError(
