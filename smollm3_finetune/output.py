@@ -82,8 +82,9 @@ def claimed(directory: Path) -> Iterator[None]:
     except OSError as e:
         raise ConfigError(f"{directory.parent} cannot be written: {e.strerror}", hint="another --output") from e
     try:
+        own = _beside(directory, "partial-").name
         for left in directory.parent.iterdir():
-            if left.name[:-8] == _beside(directory, "partial-").name and left.is_dir() and not left.is_symlink():
+            if left.name[:-8] == own and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
         yield
     finally:

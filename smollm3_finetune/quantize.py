@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose
+from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict
 from smollm3_finetune.config.load import Loaded, plain
 from smollm3_finetune.data.calibration import Calibration
 from smollm3_finetune.errors import ConfigError, IncompatibleError
@@ -89,7 +89,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     return {
         "model": shown_ref(model.ref),
         "quantizer": model.quantizer.offer.spec.name,
-        "options": _stated(out) or plain(model.quantizer.options.__dict__),
+        "options": _stated(out) or plain(options_dict(model.quantizer.options)),
         "bytes_before": _weights(model.source.path),
         "bytes": _weights(out),
         "calibration_rows": None if used is None else len(used),
