@@ -466,33 +466,58 @@ MOMENTS = (".merged.smollm3-lock", PARTIAL, *(f"{PARTIAL}/{part}" for part in PA
 """What is there when it is killed, in the order in which it comes to be."""
 
 
+MERGER = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # what has started threads cannot be forked
+from smollm3_finetune.api import Purpose
+from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.merge.run import MergeSettings, merge
+from smollm3_finetune.model import build_context
+from smollm3_finetune.plan import ModelRequest, plan_model
+request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
+context = build_context(Purpose.MERGE, "cpu", "float32", 0)
+plan = plan_model(discover(Wanted.of(tuple(sys.argv[1:]))), request, context)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            merge(plan, MergeSettings(output=Path("merged"), dtype="float32"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""For each line it reads: a process that merges, its id, and how that ended."""
+
+
 def test_killed_at_ten_moments_a_merge_leaves_nothing_at_its_output(isolated: Path) -> None:
     right, _ = trained("delta")
-    settings = MergeSettings(output=isolated / "merged", dtype="float32")
-    request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
-    registry = discover(Wanted.of(FILES))
-    plan = plan_model(registry, request, build_context(Purpose.MERGE, "cpu", "float32", 0))
-    left = 0
-    for moment in MOMENTS:
-        child = os.fork()
-        if child == 0:
-            try:
-                merge(plan, settings)
-            finally:
-                os._exit(0)
-        until = time.monotonic() + 120
-        while os.waitpid(child, os.WNOHANG) == (0, 0) and not any(isolated.glob(moment)):
-            assert time.monotonic() < until, moment
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        left += any(isolated.glob(PARTIAL))
-        if (isolated / "merged").exists():  # it was quicker than this loop: then it is whole
-            assert relative(logits(plain(isolated / "merged")), right) <= EXACT, moment
-            shutil.rmtree(isolated / "merged")
+    command = [sys.executable, "-c", MERGER, *FILES]
+    left, ended = 0, []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as merger:
+        assert merger.stdin is not None
+        assert merger.stdout is not None
+        for moment in (*MOMENTS, "no such moment"):
+            merger.stdin.write("\n")
+            child = int(merger.stdout.readline())
+            until = time.monotonic() + 120
+            while not any(isolated.glob(moment)) and not Path("merged").exists() and time.monotonic() < until:
+                time.sleep(0.0005)
+            if moment in MOMENTS:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            ended.append(int(merger.stdout.readline()))
+            left += any(isolated.glob(PARTIAL))
+            if Path("merged").exists():  # it was quicker than this loop: then it is whole
+                assert relative(logits(plain(Path("merged"))), right) <= EXACT, moment
+                if moment in MOMENTS:
+                    shutil.rmtree("merged")
+    assert ended.pop() == 0
+    assert set(ended) <= {0, -signal.SIGKILL}, ended
     assert left >= 5, "the kills came too late to show anything"
-    merge(plan, settings)
-    assert relative(logits(plain(isolated / "merged")), right) <= EXACT
     assert sorted(p.name for p in isolated.iterdir() if "merged" in p.name) == ["merged"]
 
 

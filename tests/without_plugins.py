@@ -52,6 +52,7 @@ def main() -> int:
         out = link_all(Path(directory))
         print(f"left out: {', '.join(sorted(out))}", flush=True)
         environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "SMOLLM3_CORE_ALONE": "1"}
+        environment |= {"OMP_NUM_THREADS": "1"}  # as in the other session
         check = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('peft', 'smollm3_peft'))"
         subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
         same = [f"--ignore=tests/test_{name}.py" for name in SAME]

@@ -21,7 +21,8 @@ class Hub(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     data = b""
-    sent = 0
+    sent: list[tuple[str, int]] = []  # noqa: RUF012  (of this class, whichever thread answers)
+    """Each answer with a part of the file: what was asked, and how many bytes it got."""
 
     def log_message(self, *args): ...
 
@@ -52,7 +53,7 @@ class Hub(BaseHTTPRequestHandler):
                 first, last = int(asked[1]), int(asked[2] or len(self.data) - 1)
                 code, part = 206, self.data[first : last + 1]
                 extra = {"Content_Range": f"bytes {first}-{last}/{len(self.data)}"}
-            Hub.sent += len(part) if content else 0
+            Hub.sent.append((f"{self.command} {self.path}", len(part) if content else 0))
             self.reply(code, part, content, ETag=f'"{"c" * 40}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes", **extra)
         else:
             self.reply(404, b"{}", content, X_Error_Code="RepoNotFound", Content_Type="application/json")
@@ -62,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
 def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
     tiny_gguf.write(tmp_path / "tiny.gguf")
     Hub.data = (tmp_path / "tiny.gguf").read_bytes() + bytes(8 << 20)  # so that the header is a small part
-    Hub.sent = 0
+    Hub.sent.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -74,20 +75,22 @@ def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
 
 def run(code, endpoint, tmp_path):
     """The lines that `code` prints in a process whose Hub is `endpoint`."""
-    env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    hub = re.compile(r"HF_|HUGGINGFACE_|.*_PROXY$", re.IGNORECASE)  # a cache of the machine's own, for one
+    env = {name: value for name, value in os.environ.items() if not hub.match(name)}
+    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
     code = "from smollm3_gguf.files import *\n" + code
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def test_opening_transfers_the_header_and_only_use_the_file(endpoint, tmp_path):
-    lines = run("print(check_file(find_file('org/repo/tiny.gguf', None)).architecture)", endpoint, tmp_path)
-    assert lines == ["llama"]
-    assert 0 < Hub.sent < 2 << 20
+    code = "file = find_file('org/repo/tiny.gguf', None); print(check_file(file).architecture, file.local)"
+    assert run(code, endpoint, tmp_path) == ["llama None"]
+    assert 0 < sum(size for _, size in Hub.sent) < 2 << 20, Hub.sent
     code = (
         "file = find_file('org/repo/tiny.gguf', 'main'); check_file(file)\n"
         "print(file.local, file.on_disk())\n"
