@@ -64,7 +64,7 @@ def work(file: Path, cache: Path) -> None:
 
     from smollm3_finetune.api import NoOptions
     from smollm3_finetune.builtin.sft import SupervisedFineTuning
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.data.render import Renderer, RenderOptions
     from smollm3_finetune.data.rows import Rows, with_formatter
     from smollm3_finetune.data.sources import find_sources

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
 
 API_VERSION = 1
 """The version of this contract. A descriptor states the one it was written for in `api`."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.registry import Registry
 
 
@@ -251,7 +251,7 @@ def build_context(
     progress: Progress | None = None,
 ) -> BuildContext:
     """The context of a run on this machine; imports torch to look at the device."""
-    from smollm3_finetune.cache import Cache as CacheClass
+    from smollm3_finetune.cache.store import Cache as CacheClass
     from smollm3_finetune.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 

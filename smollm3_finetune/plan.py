@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose
-from smollm3_finetune.compat import Chosen, environment, pair_problem
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import (
     ConfigError,
@@ -22,6 +21,7 @@ from smollm3_finetune.errors import (
     raise_all,
 )
 from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
+from smollm3_finetune.negotiation import Chosen, environment, pair_problem
 from smollm3_finetune.options import build
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems

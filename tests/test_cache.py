@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.cache import Cache, default_root
+from smollm3_finetune.cache.store import Cache, default_root
 from smollm3_finetune.errors import SmolLM3Error
 
 KEY = {"source": "abc", "dtype": "float32", "tools": {"gadget": "1.2"}}
@@ -65,7 +65,7 @@ def test_a_build_that_raises_leaves_no_entry_and_the_next_one_starts_empty(cache
 CHILD = """
 import sys, time
 from pathlib import Path
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 root, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 def build(directory):
     with log.open("a") as stream:

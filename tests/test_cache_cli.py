@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.cache import Cache
-from smollm3_finetune.cache_entries import entries, leftovers, take_away
-from smollm3_finetune.cache_use import USES, record_uses, runs_file, uses_of
+from smollm3_finetune.cache.entries import entries, leftovers, take_away
+from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.cache.use import USES, record_uses, runs_file, uses_of
 
 Cli = Callable[..., Any]
 OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
@@ -232,7 +232,7 @@ def test_a_training_run_names_the_base_that_it_quantised_first(run_cli: Cli, cac
 BUILDER = """
 import sys, time
 from pathlib import Path
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 def build(out):
     (out / "half").write_text("half")
     print("building", flush=True)

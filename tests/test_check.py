@@ -161,7 +161,7 @@ def test_every_wrong_hook_name_is_told_at_once(cli: Cli, plugin_file: Callable[[
 def test_a_crash_while_importing_is_contained(run_cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme", "1", {"acme_hooks": "import os\nos.environ.get('GO') and os.abort()\n" + GOOD},
                       {"acme": "acme_hooks"})  # fmt: skip
-    from smollm3_finetune.check_light import heavy_imports
+    from smollm3_finetune.checks.light import heavy_imports
 
     light = heavy_imports([], "acme")
     assert light.failed is None
@@ -174,7 +174,7 @@ def test_a_crash_while_importing_is_contained(run_cli: Cli, fake_distribution: A
 def test_nothing_in_the_working_directory_is_imported_by_checks_or_probes(
     cli: Cli, plugin_file: Callable[[str, str], Path], isolated: Path
 ) -> None:
-    from smollm3_finetune.probe import run_pieces
+    from smollm3_finetune.checks.probe import run_pieces
 
     for name in ("torch", "dataclasses", "pluggy"):
         (isolated / f"{name}.py").write_text("raise RuntimeError('imported from the working directory')\n")
@@ -221,7 +221,7 @@ def test_a_broken_installed_plugin_is_told_and_others_are_not_blamed(cli: Cli, f
 
 EVERYTHING = """
 import json
-from smollm3_finetune.check_plugin import check, targets
+from smollm3_finetune.checks.plugin import check, targets
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 found = [t for t in (*targets("builtin", ()), *targets(None, ())) if t.distribution.startswith("smollm3-")]
 print(json.dumps({t.name: [f.as_dict() for f in check(t)] for t in found}))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import ALL_OPS, AdapterSpec, Env, NoOptions, Op, Purpose, QuantizerSpec, Requires, option
-from smollm3_finetune.compat import Chosen, environment, missing_ops, pair_problem, provided, refined
 from smollm3_finetune.errors import PluginError
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.negotiation import Chosen, environment, missing_ops, pair_problem, provided, refined
 from smollm3_finetune.registry import Offer, Registry
 
 CPU = Env(device="cpu")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune import doctor
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.checks import doctor
+from smollm3_finetune.checks.probe import Probe, run_pieces
 from smollm3_finetune.discovery import discover
 from smollm3_finetune.distributions import conflicts, modules_of
-from smollm3_finetune.probe import Probe, run_pieces
 
 Cli = Callable[..., Any]
 PLUGIN = """

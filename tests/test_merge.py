@@ -20,7 +20,6 @@ import torch
 import smollm3_finetune
 from smollm3_finetune import load_model, output
 from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
-from smollm3_finetune.compat import Chosen, needed, pair_problem
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER
@@ -30,6 +29,7 @@ from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.merge.written import copy_rest
 from smollm3_finetune.model import build_context
+from smollm3_finetune.negotiation import Chosen, needed, pair_problem
 from smollm3_finetune.plan import ModelRequest, choose, plan_model
 
 HERE = Path(__file__).parent / "out_of_tree"

@@ -14,7 +14,7 @@ import pytest
 
 from smollm3_finetune.api import NoOptions
 from smollm3_finetune.builtin.tiny_loader import TinyLoader
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources

@@ -12,7 +12,7 @@ import click
 from smollm3_finetune.cli.common import debug_option
 
 if TYPE_CHECKING:
-    from smollm3_finetune.cache_entries import Entry
+    from smollm3_finetune.cache.entries import Entry
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,8 +22,8 @@ def cache() -> None:
 
 def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """The cache's root and the runs that are asked. Raises ConfigError for a folder or a kind that is not there."""
-    from smollm3_finetune.cache import default_root
-    from smollm3_finetune.cache_use import runs_below
+    from smollm3_finetune.cache.store import default_root
+    from smollm3_finetune.cache.use import runs_below
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.options import did_you_mean
     from smollm3_finetune.paths import user_path
@@ -55,7 +55,7 @@ KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this 
 @debug_option
 def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
     """List what is in the cache, the largest first: size, last use, what it was made from, runs that depend on it."""
-    from smollm3_finetune.cache_entries import entries, leftovers, shown_size
+    from smollm3_finetune.cache.entries import entries, leftovers, shown_size
 
     root, known = _where(kind, runs)
     found, left = entries(root, known, kind), leftovers(root, kind)
@@ -88,7 +88,7 @@ def _print_table(found: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from smollm3_finetune.cache_entries import shown_origin, shown_size
+    from smollm3_finetune.cache.entries import shown_origin, shown_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("entry", "size", "last used", "made from", "runs"):
@@ -124,7 +124,7 @@ def clean(
     A run depends on the entries that its base was made of: a converted file, weights that were quantised first.
     What is deleted is made again when it is needed, if what it was made from is still there.
     """
-    from smollm3_finetune.cache_entries import chosen, entries, leftovers, shown_size, size_of, take_away
+    from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away
     from smollm3_finetune.errors import ConfigError
 
     root, known = _where(kind, runs)

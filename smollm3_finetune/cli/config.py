@@ -38,7 +38,7 @@ def show(as_json: bool, **values: Any) -> None:
 def validate(**values: Any) -> None:
     """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
     from smollm3_finetune.api import BuildContext, Purpose
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.device import check_device, guess_device
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.train.plan import plan_run

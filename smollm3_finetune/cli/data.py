@@ -227,7 +227,7 @@ def _look(values: Mapping[str, Any]) -> Look:
 def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
     """The loader and the opened model, for its tokenizer. The packages of a quantizer or an adapter are not needed."""
     from smollm3_finetune.api import BuildContext, Purpose
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.errors import raise_all
     from smollm3_finetune.plan import ModelRequest, choose_loader
     from smollm3_finetune.progress import for_stream

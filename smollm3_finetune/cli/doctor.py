@@ -10,7 +10,7 @@ import click
 from smollm3_finetune.cli.common import plugin_options
 
 if TYPE_CHECKING:
-    from smollm3_finetune.doctor import Report
+    from smollm3_finetune.checks.doctor import Report
 
 
 @click.command(short_help="Look for what would keep a run from working here.")
@@ -28,9 +28,9 @@ def doctor(
     cache and environment variables. Every library is imported, in a process of its own, which takes a while. Ends
     with 0 where a run is possible.
     """
+    from smollm3_finetune.checks.doctor import examine
     from smollm3_finetune.device import check_device
     from smollm3_finetune.discovery import Wanted, discover
-    from smollm3_finetune.doctor import examine
     from smollm3_finetune.errors import SmolLM3Error
 
     if device is not None:
@@ -51,7 +51,7 @@ def shown(report: Report) -> str:
     """The report for a person: what there is, then what was found, what is wrong last."""
     import platform
 
-    from smollm3_finetune.cache_entries import shown_size
+    from smollm3_finetune.cache.entries import shown_size
     from smollm3_finetune.cli.plugins_check import shown as shown_finding
 
     lines = [click.style("versions", bold=True), f"  python {platform.python_version()}, {platform.platform()}"]

@@ -174,7 +174,7 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
 
     from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
     from smollm3_finetune.cli.component_help import option_lines
-    from smollm3_finetune.compat import Chosen, environment, provided, refined
+    from smollm3_finetune.negotiation import Chosen, environment, provided, refined
     from smollm3_finetune.options import build, describe
     from smollm3_finetune.requirements import requirement_problems
 

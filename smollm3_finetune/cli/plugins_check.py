@@ -12,7 +12,7 @@ import click
 from smollm3_finetune.cli.common import plugin_options
 
 if TYPE_CHECKING:
-    from smollm3_finetune.findings import Finding
+    from smollm3_finetune.checks.findings import Finding
 
 EXAMPLES = """
 \b
@@ -34,15 +34,15 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
     NAME is a plugin, its distribution or one of its components; FILE is a plugin file, as -p takes it. Without
     either, every installed plugin is checked. Ends with 7 where something is wrong.
     """
-    from smollm3_finetune.check_plugin import check as check_one
-    from smollm3_finetune.check_plugin import targets
+    from smollm3_finetune.checks.findings import wrong
+    from smollm3_finetune.checks.plugin import check as check_one
+    from smollm3_finetune.checks.plugin import targets
     from smollm3_finetune.errors import ConfigError, PluginError
-    from smollm3_finetune.findings import wrong
 
     if no_plugins and name is None and not plugin:
         raise ConfigError("--no-plugins leaves no plugin to check", hint="smollm3 plugins check FILE")
     if deep:
-        from smollm3_finetune.check_deep import require_kit
+        from smollm3_finetune.checks.deep import require_kit
 
         require_kit()
     report = []
@@ -52,7 +52,7 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
         with contextlib.redirect_stdout(sys.stderr):
             found = check_one(target)
         if deep:
-            from smollm3_finetune.check_deep import deep_findings
+            from smollm3_finetune.checks.deep import deep_findings
 
             found += deep_findings(target)
         report.append((target, found))

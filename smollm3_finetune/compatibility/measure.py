@@ -22,11 +22,11 @@ from smollm3_finetune.api import (
     Purpose,
     Quantizer,
 )
-from smollm3_finetune.cache import Cache
-from smollm3_finetune.compat import refined
+from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.model import LoadedModel, build_context, load_base
+from smollm3_finetune.negotiation import refined
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import SavedAdapter

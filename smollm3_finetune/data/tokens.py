@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import __version__
 from smollm3_finetune.api import Objective, Progress, options_dict
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.errors import DataError

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.dense import dense_copy
 from smollm3_finetune.testing.composition import Comparison, check_composition
 from smollm3_finetune.testing.measure import relative_error

@@ -17,7 +17,7 @@ def context(
     cache: Path, *, purpose: Purpose = Purpose.TRAIN, device: str = "cpu", dtype: str = "float32", seed: int = 0
 ) -> BuildContext:
     """A context with a cache of its own in the directory `cache`, showing nothing."""
-    from smollm3_finetune.cache import Cache
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.model import build_context
 
     return build_context(purpose, device, dtype, seed, cache=Cache(cache))

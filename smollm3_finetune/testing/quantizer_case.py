@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import Base, LinearOps, ModelSource, Op, Purpose
-from smollm3_finetune.compat import environment, provided
 from smollm3_finetune.kinds import QUANTIZER
+from smollm3_finetune.negotiation import environment, provided
 from smollm3_finetune.testing.conformance import Conformance, demand, skip
 from smollm3_finetune.testing.measure import input_gradient, logits
 from smollm3_finetune.testing.small import small_source, token_ids

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.compat import refined
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.data.tokens import Examples
 from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
+from smollm3_finetune.negotiation import refined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
-from smollm3_finetune.cache_use import record_uses
-from smollm3_finetune.compat import refined
+from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer, check_template
 from smollm3_finetune.data.rows import first_question
@@ -21,6 +20,7 @@ from smollm3_finetune.data.tokens import Tokens, tokenise
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
+from smollm3_finetune.negotiation import refined
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.batches import batching, check_objective, lengths_of, training_items

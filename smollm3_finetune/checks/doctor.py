@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune import __version__
-from smollm3_finetune.cache import default_root
-from smollm3_finetune.cache_entries import entries, leftovers, shown_size
+from smollm3_finetune.cache.entries import entries, leftovers, shown_size
+from smollm3_finetune.cache.store import default_root
+from smollm3_finetune.checks.findings import Finding, wrong
+from smollm3_finetune.checks.probe import SECONDS, Probe, run_pieces
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.distributions import conflicts, modules_of, requirements, version_of
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.findings import Finding, wrong
 from smollm3_finetune.kinds import ADAPTER
-from smollm3_finetune.probe import SECONDS, Probe, run_pieces
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
 

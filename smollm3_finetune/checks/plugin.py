@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.check_component import component_findings
-from smollm3_finetune.check_light import SLOW, heavy_imports
+from smollm3_finetune.checks.component import component_findings
+from smollm3_finetune.checks.findings import Finding
+from smollm3_finetune.checks.light import SLOW, heavy_imports
 from smollm3_finetune.discovery import GROUP, Wanted, discover
 from smollm3_finetune.errors import ConfigError, PluginError
-from smollm3_finetune.findings import Finding
 from smollm3_finetune.kinds import KINDS
 from smollm3_finetune.options import did_you_mean
 from smollm3_finetune.registry import Offer, PluginRecord, Registry

@@ -12,10 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from smollm3_finetune import api
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec, options_dict
+from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.config.load import Setting, assemble, plain
 from smollm3_finetune.device import KINDS as DEVICES
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.findings import Finding
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.options import build, describe, field_types
 from smollm3_finetune.registry import Offer, Registry

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from smollm3_finetune.check_plugin import Target
+from smollm3_finetune.checks.findings import Finding
+from smollm3_finetune.checks.plugin import Target
 from smollm3_finetune.errors import MissingRequirementError
-from smollm3_finetune.findings import Finding
 from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.registry import Offer
 

@@ -6,7 +6,7 @@ name is a hash of everything that decides its content, so entries never go stale
     <root>/<kind>/<key>/          the entry, as `build` left it
     <root>/<kind>/<key>.json      what it was made from, readable; as old as the entry's last use
     <root>/<kind>/<key>.lock      held while it is built or taken away; its holder alone touches the entry
-    <root>/<kind>/<key>.runs      the runs that depend on it, a directory a line (see `cache_use`)
+    <root>/<kind>/<key>.runs      the runs that depend on it, a directory a line (see `use.py`)
     <root>/<kind>/<key>.partial-* a build under way, or what a killed one left; swept by the next build
 """
 

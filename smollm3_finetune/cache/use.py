@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from smollm3_finetune.cache import Cache
+from smollm3_finetune.cache.store import Cache
 
 USES = "cache.json"
 NOT_KEPT = ("tokens",)

@@ -61,7 +61,7 @@ def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
 
     `-P` keeps the working directory out of its path: nothing there is imported by itself.
     """
-    command = [sys.executable, "-P", "-m", "smollm3_finetune.check_light", plugin, *requested]
+    command = [sys.executable, "-P", "-m", "smollm3_finetune.checks.light", plugin, *requested]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
