@@ -161,6 +161,12 @@ class QuantizerSpec(ComponentSpec):
     """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantisation."""
     needs_calibration: bool = False
     """Whether it asks for `BuildContext.calibration()`."""
+    check: Callable[[Any, ModelSource], None] | None = None
+    """`check(options, source)` raises a SmolLM3Error where this source cannot be loaded with these options.
+
+    Asked while planning, so that `--dry-run` says it: from `source.config` and `source.has_file`, and where the
+    source is a directory on disk from the headers of its files. No weights are read.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))

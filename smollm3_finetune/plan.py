@@ -16,6 +16,7 @@ from smollm3_finetune.errors import (
     ConfigError,
     IncompatibleError,
     ModelError,
+    PluginError,
     Problems,
     SmolLM3Error,
     raise_all,
@@ -165,9 +166,15 @@ def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSou
 
 def _unclaimed(config: Mapping[str, Any], quantizer: Choice, ref: str) -> IncompatibleError | None:
     """A quantised checkpoint that would be loaded as if it were dense."""
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method is None or quantizer.offer.spec.name != NO_QUANTIZER:
+    about = config.get("quantization_config")
+    if not about or quantizer.offer.spec.name != NO_QUANTIZER:
         return None
+    method = about.get("quant_method")
+    if method is None:
+        return IncompatibleError(
+            f"{ref!r} is a quantised checkpoint, and its quantization_config does not say by which method",
+            hint="--quant NAME reads it where you know which; smollm3 plugins list shows the names",
+        )
     return IncompatibleError(
         f"{ref!r} is a checkpoint quantised by {method!r}, and no installed plugin reads it",
         hint="smollm3 plugins list shows what is installed",
@@ -215,6 +222,7 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
             problem = pair_problem(registry, quantizer.chosen, adapter.chosen, env)
             collect.problems += [problem] if problem is not None else []
     collect.finish()
+    _check_source(quantizer, source)
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.offer.spec.aliases:
@@ -230,6 +238,23 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
         saved=saved,
         context=context,
     )
+
+
+def _check_source(quantizer: Choice, source: ModelSource) -> None:
+    """Raises what the quantizer's descriptor has against this source, PluginError where its `check` fails."""
+    offer = quantizer.offer
+    check = getattr(offer.spec, "check", None)
+    if check is None:
+        return
+    try:
+        check(quantizer.options, source)
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        raise PluginError(
+            f"the check() of {offer.title} ({offer.distribution} {offer.version}) raised {type(e).__name__}: {e}",
+            hint="the same command with --debug shows where",
+        ) from e
 
 
 def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> Choice | None:

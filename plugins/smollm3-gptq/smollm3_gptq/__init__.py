@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import Env, Op, QuantizerSpec, hookimpl
+from smollm3_finetune.api import Env, ModelSource, Op, QuantizerSpec, hookimpl
 
 PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 PACKED = "weights are stored as codes of few bits with scales"
@@ -33,6 +33,15 @@ def refine(options: Any, env: Env) -> Mapping[Op, str]:
     return absent
 
 
+def check(options: Any, source: ModelSource) -> None:
+    """Refuse a source that is quantised otherwise, or is none of a format that can be read; reads no weights."""
+    from smollm3_gptq.checkpoint import described, refuse_contradictions
+
+    stored = described(source)
+    if stored is not None:
+        refuse_contradictions(source, stored, options)
+
+
 @hookimpl
 def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
@@ -51,5 +60,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             claims=claims,
             marker_files=("quantize_config.json",),
             needs_calibration=True,
+            check=check,
         )
     ]

@@ -26,6 +26,8 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = {"gptq": True, "gptq_v2": False}
 """Name of a format to whether zero points are stored less one."""
 WORD = 32
+PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+"""The end of the name of one of several files of weights."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
             f"gptq cannot load {source.ref!r}: its weights are already quantised by {method}",
             hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
         )
-    layout = stored.get("checkpoint_format") or stored.get("format") or "gptq"
+    layout = _layout(stored)
     if stored.get("is_marlin_format") or layout not in FORMATS:
         packing = layout if layout not in FORMATS else "marlin"
         raise IncompatibleError(
@@ -137,11 +139,27 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
         )
     if (packed := str(stored.get("pack_dtype", "int32"))) != "int32":
         raise IncompatibleError(f"gptq cannot load {source.ref!r}: its codes are packed in {packed}, not in int32")
-    missing = [k for k in ("bits", "group_size") if not isinstance(stored.get(k), int)]
-    if missing or stored["bits"] not in (2, 3, 4, 8):
-        what = f"{missing[0]} is missing" if missing else f"{stored['bits']} bits are not 2, 3, 4 or 8"
+    wrong = [_wrong_number(key, stored) for key in ("bits", "group_size")]
+    if not any(wrong) and stored["bits"] not in (2, 3, 4, 8):
+        wrong = [f"bits is {stored['bits']}, not 2, 3, 4 or 8,"]
+    if not any(wrong) and (stored["group_size"] == 0 or stored["group_size"] < -1):
+        wrong = [f"group_size is {stored['group_size']}, neither -1 nor a number of features,"]
+    if what := next(filter(None, wrong), None):
         raise ModelError(f"gptq cannot load {source.ref!r}: {what} in its quantization config")
     return stored
+
+
+def _wrong_number(key: str, stored: Mapping[str, Any]) -> str | None:
+    if stored.get(key) is None:
+        return f"{key} is missing"
+    if not isinstance(stored[key], int) or isinstance(stored[key], bool):
+        return f"{key} is {json.dumps(stored[key])}, not a whole number,"
+    return None
+
+
+def _layout(stored: Mapping[str, Any]) -> str:
+    """The name of the format, as the checkpoint says it; AutoGPTQ's first checkpoints said nothing."""
+    return str(stored.get("checkpoint_format") or stored.get("format") or "gptq")
 
 
 def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
@@ -161,14 +179,47 @@ def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], option
 
 def open_checkpoint(directory: Path, description: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint in a directory. Raises ModelError where there are no weights in safetensors files."""
+    return Checkpoint(directory, description, FORMATS[_layout(description)], _weight_files(directory))
+
+
+def _weight_files(directory: Path) -> tuple[Path, ...]:
+    """The files that hold the checkpoint: those of its index, its numbered parts, or the only one.
+
+    Raises ModelError where there are none, where one that the index names is missing, and where which of several is
+    meant is not said.
+    """
     files = tuple(sorted(directory.glob("*.safetensors")))
     if not files:
         raise ModelError(
             f"{directory} holds no weights (*.safetensors)",
             hint="a GPTQ checkpoint in pickled .bin or .pt files has to be converted first",
         )
-    layout = description.get("checkpoint_format") or description.get("format") or "gptq"
-    return Checkpoint(directory, description, FORMATS[str(layout)], files)
+    indexes = sorted(directory.glob("*.safetensors.index.json"))
+    if len(indexes) == 1:
+        named = {directory / name for name in _weight_map(indexes[0]).values()}
+        if missing := sorted(f.name for f in named if not f.is_file()):
+            raise ModelError(f"{indexes[0]} names {missing[0]}, which is not there", hint="copy or download it again")
+        return tuple(sorted(named))
+    sets = {PART.sub("", f.name) for f in files}
+    if len(sets) > 1 or len(indexes) > 1:
+        names = ", ".join(f.name for f in (indexes or files)[:4])
+        raise ModelError(
+            f"{directory} holds more than one set of weights: {names}",
+            hint="move all but one of them out of the directory",
+        )
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor to file, as the index of a checkpoint in parts says it. Raises ModelError where it does not."""
+    try:
+        about = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{index} cannot be read: {e}", hint="copy or download it again") from e
+    stated = about.get("weight_map") if isinstance(about, dict) else None
+    if not isinstance(stated, dict) or not all(isinstance(v, str) and Path(v).name == v for v in stated.values()):
+        raise ModelError(f"{index} has no weight_map from tensors to files", hint="copy or download it again")
+    return stated
 
 
 @contextmanager
@@ -186,17 +237,16 @@ def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iter
         for file in checkpoint.files:
             (shown / _usual_name(file.name)).symlink_to(file.resolve())
         for index in original.glob("*.safetensors.index.json"):
-            about = json.loads(index.read_text(encoding="utf-8"))
-            about["weight_map"] = {k: _usual_name(v) for k, v in about["weight_map"].items()}
+            (shown / index.name).unlink(missing_ok=True)
+            weight_map = {k: _usual_name(v) for k, v in _weight_map(index).items()}
             target = shown / "model.safetensors.index.json"
-            target.unlink(missing_ok=True)
-            target.write_text(json.dumps(about), encoding="utf-8")
+            target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
         yield shown
 
 
 def _usual_name(file: str) -> str:
     """The name under which transformers looks for a file of weights."""
-    part = re.search(r"-\d{5}-of-\d{5}\.safetensors$", file)
+    part = PART.search(file)
     return f"model{part[0]}" if part else "model.safetensors"
 
 

@@ -85,6 +85,11 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
         linear = model.get_submodule(name)
         if not torch.equal(parts["g_idx"].unique().long(), torch.arange(len(parts["scales"]))):
             raise ModelError(f"{source.ref!r}: the groups of the quantised layer {name} are not those of its scales")
+        if not bool(parts["scales"].isfinite().all()):
+            raise ModelError(
+                f"{source.ref!r}: the quantised layer {name} holds scales that are not finite numbers",
+                hint="copy or download it again, or quantise again with a larger --quant-opt damp_percent",
+            )
         on_device = {part: tensor.to(ctx.device) for part, tensor in parts.items()}
         linear.fill(**on_device, zeros_less_one=checkpoint.zeros_less_one)
     model.config.quantization_config.layers = {}

@@ -88,6 +88,12 @@ def _shown(events: Any, title: str, progress: Progress) -> str | None:
                 task = shown.enter_context(progress.task(f"quantising {title}", event["layers"]))
             elif "layer" in event and task is not None:
                 task.advance()
+            elif "rounded" in event:
+                names = event["rounded"]
+                progress.say(
+                    f"warning: gptqmodel rounded {len(names)} layers of {title} to nearest, without GPTQ, because the "
+                    f"calibration did not reach or could not solve them: {', '.join(names[:5])}"
+                )
             elif "error" in event:
                 error = event["error"]
     return error

@@ -22,7 +22,7 @@ from smollm3_finetune.api import (
     ModelSource,
     fingerprint,
 )
-from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint, refuse_contradictions
+from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.worker import TOO_SHORT
 
@@ -48,12 +48,10 @@ class GPTQQuantizer:
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
         """The frozen model with its layers as GPTQ codes; a full-precision source is quantised first.
 
-        Raises ConfigError for options that contradict a quantised checkpoint, IncompatibleError for one that another
-        method quantised, before weights are read.
+        Raises ModelError for a checkpoint that is not whole; options that contradict one were refused by `check`.
         """
         stored = described(source)
         if stored is not None:
-            refuse_contradictions(source, stored, self.options)
             checkpoint = open_checkpoint(source.path, stored)
             identity = _digest(source.path)
         else:
@@ -136,7 +134,7 @@ def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
     if not usable:
         raise DataError(
             f"none of the {len(rows)} calibration rows is longer than {TOO_SHORT} tokens, which gptqmodel leaves out",
-            hint="--set calibration.path=FILE with longer rows",
+            hint="--set calibration.length=2048, or --set calibration.path=FILE with longer rows",
         )
     return usable
 

@@ -2,7 +2,8 @@
 
 gptqmodel prints, patches transformers, safetensors and the environment and writes logs into the working directory.
 None of this reaches the process that trains. SPEC is a JSON file with what `Job` holds. Events go to the file
-descriptor in it as lines of JSON: `{"layers": n}`, `{"layer": i}`, `{"error": text}`, `{"done": true}`.
+descriptor in it as lines of JSON: `{"layers": n}`, `{"layer": i}`, `{"rounded": names}`, `{"error": text}`,
+`{"done": true}`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def _quantise(job: dict[str, Any], tell: Any) -> None:
     model.layer_callback = Telling()
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in job["calibration"]]
     model.quantize(rows, batch_size=1, calibration_data_min_length=TOO_SHORT)
+    if rounded := [f"{e['layer']}.{e['module']}" for e in model.quant_log if "fallback" in str(e.get("loss"))]:
+        tell(rounded=rounded)
     model.save(job["out"])
 
 

@@ -420,6 +420,9 @@ class GPTQModel:
     def __init__(self):
         text = SimpleNamespace(num_hidden_layers=2)
         self.model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+        self.quant_log = [
+            {"layer": 0, "module": "mlp.up_proj", "loss": "0.0123"}, *ABOUT.get("quant_log", ())
+        ]
 
     def quantize(self, rows, **more):
         self.rows = [row["input_ids"] for row in rows]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from smollm3_gptq import claims
+from smollm3_gptq import check, claims
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.quantizer import GPTQQuantizer
 
@@ -197,11 +198,18 @@ def described_only(tmp_path):
         ({"bits": 3, "sym": False}, "bits is 3, but the checkpoint has 4; sym is false, but the checkpoint has true"),
     ],
 )
-def test_options_that_contradict_are_refused_from_the_config_alone(described_only, context, option, text):
+def test_options_that_contradict_are_refused_from_the_config_alone(described_only, option, text):
     with pytest.raises(ConfigError) as caught:
-        GPTQQuantizer(GPTQOptions(**option)).load(described_only(**V1), context())
+        check(GPTQOptions(**option), described_only(**V1))
     assert text in caught.value.message
     assert "leave the option out" in caught.value.hint
+
+
+@pytest.mark.plugins
+def test_options_that_contradict_are_refused_by_dry_run(autogptq, cli):
+    done = cli("train", "--model", autogptq, "--quant", "gptq", "--quant-opt", "bits=3", "--device", "cpu", "--dry-run")
+    assert done.code == 2
+    assert "bits is 3, but the checkpoint has 4" in done.stderr
 
 
 def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
@@ -217,16 +225,29 @@ def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
         ({"format": "bitblas"}, IncompatibleError, "its weights are packed as bitblas, for one kernel"),
         ({"pack_dtype": "int64"}, IncompatibleError, "packed in int64, not in int32"),
         ({"quant_method": "awq"}, IncompatibleError, "already quantised by awq"),
-        ({"bits": 5}, ModelError, "5 bits are not 2, 3, 4 or 8"),
-        ({"bits": "4"}, ModelError, "bits is missing"),
+        ({"checkpoint_format": ["gptq"]}, IncompatibleError, "packed as ['gptq'], for one kernel"),
+        ({"format": 2}, IncompatibleError, "packed as 2, for one kernel"),
+        ({"bits": 5}, ModelError, "bits is 5, not 2, 3, 4 or 8, in its quantization config"),
+        ({"bits": "4"}, ModelError, 'bits is "4", not a whole number, in its quantization config'),
+        ({"bits": True}, ModelError, "bits is true, not a whole number"),
         ({"group_size": None}, ModelError, "group_size is missing"),
+        ({"group_size": "128"}, ModelError, 'group_size is "128", not a whole number'),
+        ({"group_size": 0}, ModelError, "group_size is 0, neither -1 nor a number of features"),
     ],
 )
-def test_what_cannot_be_read_is_refused_from_the_config_alone(described_only, context, change, error, text):
+def test_what_cannot_be_read_is_refused_from_the_config_alone(described_only, change, error, text):
     about = {k: v for k, v in {**V1, **change}.items() if v is not None}
     with pytest.raises(error) as caught:
-        GPTQQuantizer(GPTQOptions()).load(described_only(**about), context())
+        check(GPTQOptions(), described_only(**about))
     assert text in caught.value.message
+
+
+def test_a_description_that_names_no_method_is_read_where_the_user_does(numpy_gptq, tmp_path):
+    made = altered(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2), quant_method=None)
+    with pytest.raises(IncompatibleError, match="does not say by which method") as caught:
+        load_model(made, device="cpu")
+    assert "--quant NAME" in caught.value.hint
+    assert_right(made, numpy_gptq, quant="gptq")
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(autogptq, context, tmp_path):
@@ -274,6 +295,40 @@ def test_truncated_weights_are_one_sentence(autogptq, copied, kept):
     file = copied(autogptq) / "gptq_model-4bit-32g.safetensors"
     os.truncate(file, int(file.stat().st_size * kept))
     assert str(file) in refused(file.parent)
+
+
+def test_two_sets_of_weights_are_not_guessed_from(numpy_gptq, tmp_path):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    shutil.copy(made / "model.safetensors", made / "gptq_model-4bit-32g.safetensors")
+    assert "more than one set of weights: gptq_model-4bit-32g.safetensors, model.safetensors" in refused(made)
+
+
+def test_a_file_beside_those_of_the_index_is_not_read(numpy_gptq, tmp_path):
+    made = split(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2), "gptq_model-4bit-32g")
+    save_file({"model.layers.0.mlp.up_proj.scales": torch.zeros(1, 1)}, made / "optimizer.safetensors")
+    assert_right(made, numpy_gptq)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": "../b"}}', "{"])
+def test_an_index_that_names_no_files_is_one_sentence(numpy_gptq, tmp_path, index):
+    made = split(numpy_gptq.make_checkpoint(tmp_path / "made"), "model")
+    (made / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json" in refused(made)
+
+
+def test_a_part_that_is_not_there_is_named(numpy_gptq, tmp_path):
+    made = split(numpy_gptq.make_checkpoint(tmp_path / "made"), "model")
+    (made / "model-00002-of-00002.safetensors").unlink()
+    assert "names model-00002-of-00002.safetensors, which is not there" in refused(made)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_one_sentence(numpy_gptq, tmp_path, value):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made")
+    tensors = load_file(made / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = value
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.0.mlp.up_proj holds scales that are not finite" in refused(made)
 
 
 def test_a_layer_that_lacks_a_part_is_one_sentence(numpy_gptq, tmp_path):

@@ -383,6 +383,20 @@ def test_a_worker_that_dies_is_one_sentence(dense, context, rows, fake):
     Path(caught.value.hint.removeprefix("what it printed: ")).unlink()
 
 
+def test_layers_that_gptqmodel_only_rounded_are_told(dense, context, rows, fake):
+    said = []
+    ctx = context(rows=rows)
+    ctx.progress.say = said.append
+    load(dense, ctx)
+    assert not any("rounded" in line for line in said)
+    fake.set(quant_log=[{"layer": 1, "module": "mlp.down_proj", "loss": "fallback(rtn): 0.0100000"}])
+    ctx = context(rows=rows)
+    ctx.progress.say = said.append
+    load(dense, ctx)
+    assert "warning: gptqmodel rounded 1 layers of small to 4 bits to nearest, without GPTQ" in said[-1]
+    assert said[-1].endswith(": 1.mlp.down_proj")
+
+
 @pytest.mark.plugins
 def test_an_error_of_gptqmodel_leaves_no_run(dense, cli, fake):
     fake.set(error="no luck")
