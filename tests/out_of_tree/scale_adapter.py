@@ -63,8 +63,10 @@ class ScaleAdapter:
         from safetensors.torch import load_file
 
         for name, scale in load_file(str(path / "scale.safetensors")).items():
-            weight = dense.get_submodule(name).weight
-            weight.data *= scale[:, None].to(weight)  # (out, in) · (out, 1)
+            layer = dense.get_submodule(name)
+            layer.weight.data *= scale[:, None].to(layer.weight)  # (out, in) · (out, 1)
+            if layer.bias is not None:
+                layer.bias.data *= scale.to(layer.bias)
         return dense
 
 
