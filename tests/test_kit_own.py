@@ -38,7 +38,6 @@ class TestRowsInt8(QuantizerConformance):
     component = "rows-int8"
     plugins = (OUT_OF_TREE / "one_way_quantizer.py",)
     bits = 8
-    biases = False  # its layer has none
     altering = ({"bits": 4},)
 
 

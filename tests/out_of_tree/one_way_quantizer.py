@@ -62,13 +62,14 @@ def _linear_class():
     from torch import nn
 
     class OneWayLinear(nn.Module):
-        """y = x (scale · integers)ᵀ"""
+        """y = x (scale · integers)ᵀ + b"""
 
-        def __init__(self, in_features, out_features, dtype):
+        def __init__(self, in_features, out_features, dtype, bias):
             super().__init__()
             self.in_features, self.out_features = in_features, out_features
             self.register_buffer("integers", torch.zeros(out_features, in_features, dtype=torch.int8))
             self.register_buffer("scale", torch.zeros(out_features, 1, dtype=dtype))
+            self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None
             self.pinned = False
             self.packed = None
 
@@ -80,8 +81,10 @@ def _linear_class():
                 self.packed = self.dense().T.contiguous()  # and never back
             if self.packed is not None:
                 with torch.no_grad():
-                    return x @ self.packed
-            return x @ self.dense().T
+                    y = x @ self.packed
+            else:
+                y = x @ self.dense().T
+            return y if self.bias is None else y + self.bias
 
     return OneWayLinear
 
@@ -143,7 +146,7 @@ class RowsQuantizer:
         linear = _linear_class()
         for name in layers:
             old = model.get_submodule(name)
-            new = linear(old.in_features, old.out_features, ctx.torch_dtype)
+            new = linear(old.in_features, old.out_features, ctx.torch_dtype, old.bias is not None)
             new.pinned = self.pins and ctx.purpose is Purpose.TRAIN
             model.set_submodule(name, new)
         missing, unexpected = model.load_state_dict(load_file(str(source.path / "model.safetensors")), strict=False)
