@@ -1,0 +1,95 @@
+"""An in-house adapter in one file: a small network of its own after chosen layers, y + up(gelu(down(y)))."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from smollm3_finetune.api import AdapterSpec, ConfigError, ModelError, Op, Purpose, hookimpl, option
+
+FILE = "bottleneck.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckOptions:
+    size: int = option(16, "Width of the bottleneck.", ge=1)
+    after: tuple[str, ...] = option(("o_proj", "down_proj"), "Linear layers, by the end of their names.")
+
+
+@hookimpl
+def smollm3_adapters():
+    return [
+        AdapterSpec(
+            name="bottleneck",
+            summary="a small network after chosen layers",
+            factory="bottleneck_adapter:BottleneckAdapter",
+            options="bottleneck_adapter:BottleneckOptions",
+            needs={Op.FORWARD, Op.GRAD_INPUT},  # so any quantizer will do through which gradients flow
+            packs=True,  # each token by itself: rows that share a sequence do not meet
+            merges=False,  # what is not linear has no place in a weight
+            suggests={"train.learning_rate": 0.003},
+        )
+    ]
+
+
+class BottleneckAdapter:
+    def __init__(self, options):
+        self.options = options
+
+    def attach(self, base, ctx, total_steps):
+        from torch import nn  # here, because this file is imported whenever plugins are listed
+
+        networks = {}
+        for name, layer in list(base.model.named_modules()):
+            if name.endswith(self.options.after):
+                ops = base.ops_for(layer)  # None: an ordinary layer
+                width = layer.weight.shape[0] if ops is None else ops.shape[0]
+                network = nn.Sequential(
+                    nn.Linear(width, self.options.size), nn.GELU(), nn.Linear(self.options.size, width)
+                )
+                nn.init.zeros_(network[2].weight)  # so that it adds nothing at first
+                nn.init.zeros_(network[2].bias)
+                layer.bottleneck = networks[name] = network.to(ctx.device, ctx.torch_dtype)
+        if not networks:
+            raise ConfigError(f"no layer's name ends with {' or '.join(self.options.after)}", hint="after=[o_proj]")
+        return WithBottlenecks(base, networks)
+
+    def restore(self, base, path, ctx):
+        from safetensors.torch import load_file
+
+        adapted, saved = self.attach(base, ctx, None), load_file(str(path / FILE))
+        own = adapted.parameters()
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in saved.items()}:
+            raise ModelError(f"{path} holds bottlenecks of other layers, or of another size")
+        for name, parameter in own.items():
+            parameter.data.copy_(saved[name])
+            parameter.requires_grad_(ctx.purpose is Purpose.TRAIN)
+        return adapted
+
+
+class WithBottlenecks:
+    def __init__(self, base, networks):
+        self.base, self.model, self.networks, self.active = base, base.model, networks, True
+        for name in networks:
+            base.model.get_submodule(name).register_forward_hook(self.add)
+
+    def add(self, layer, args, out):
+        return out + layer.bottleneck(out) if self.active else out
+
+    def parameters(self):
+        return {f"{name}.{part}": p for name, n in self.networks.items() for part, p in n.named_parameters()}
+
+    @contextmanager
+    def disabled(self):
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    def on_step(self, step):
+        pass
+
+    def save(self, path):
+        from safetensors.torch import save_file
+
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().clone() for n, p in self.parameters().items()}, str(path / FILE))
