@@ -209,7 +209,7 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
         again = ", quantised again from the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
-            f"{plan.quantizer.offer.title}{again}",
+            f"{plan.quantizer.offer.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",
             hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
         )
 

@@ -308,3 +308,24 @@ def test_a_root_that_is_itself_a_link_works(cli: Cli, tmp_path: Path, monkeypatc
     entry = make(Cache(tmp_path / "link"), "gguf", "a")
     assert "deleted 1" in cli("cache", "clean", "--yes").stdout
     assert not entry.exists()
+
+
+def test_the_root_may_begin_with_a_tilde_and_must_be_a_directory(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SMOLLM3_CACHE", "~/mine")
+    Cache.default().get_or_build("made", {"a": 1}, lambda out: (out / "x").write_text("x") and None)
+    assert (tmp_path / "mine" / "made").is_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SMOLLM3_CACHE", "~/file")
+    done = cli("cache", "list")
+    assert done.code == 2
+    assert f"the cache {tmp_path / 'file'} is no directory" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+def test_an_age_that_is_no_number_of_days_is_refused(cli: Cli, cache: Cache, number: str) -> None:
+    done = cli("cache", "clean", "--yes", f"--older-than={number}")
+    assert done.code == 2
+    assert "--older-than" in done.stderr

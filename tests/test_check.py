@@ -295,3 +295,43 @@ def test_without_pytest_deep_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "pytest" else real(n, *a))
     result = cli("plugins", "check", str(plugin_file("mine", GOOD)), "--deep")
     assert (result.code, "pip install 'pytest>=8.3'" in result.stderr) == (4, True)
+
+
+ENDS = {
+    "os._exit": ("import os; os._exit(3)", "importing it: Python ended with exit code 3"),
+    "interrupt": ("raise KeyboardInterrupt", "importing it raises KeyboardInterrupt"),
+    "hang": ("import time; time.sleep(600)", "importing it: it was not done after 3 s"),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_plugin_that_takes_python_down_or_hangs_is_told_and_the_others_are_checked(
+    case: str, cli: Cli, fake_distribution: Any, isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smollm3_finetune.checks.plugin.SECONDS", 3.0)
+    text, found = ENDS[case]
+    fake_distribution("deadly", "1.0", {"deadly_hooks": text}, {"deadly": "deadly_hooks"})
+    fake_distribution("good", "1.0", {"good_hooks": GOOD}, {"good": "good_hooks"})
+    done = cli("plugins", "check")
+    assert done.code == 7
+    assert f"it can be imported: {found}" in done.stdout
+    assert "good (good 1.0)" in done.stdout
+    done = cli("plugins", "check", "deadly", "--json")
+    assert done.code == 7
+    (only,) = json.loads(done.stdout)
+    assert only["plugin"] == "deadly"
+    assert not only["ok"]
+    Path("deadly_file.py").write_text(text)
+    done = cli("plugins", "check", "deadly_file.py")
+    assert done.code == 7
+    assert found in done.stdout
+
+
+@pytest.mark.parametrize("command", [("plugins", "list", "--json"), ("compat", "--json")])
+def test_what_a_plugin_prints_at_import_stays_out_of_json(
+    command: tuple[str, ...], cli: Cli, fake_distribution: Any
+) -> None:
+    fake_distribution("chatty", "1.0", {"chatty_hooks": "print('hello from chatty')"}, {"chatty": "chatty_hooks"})
+    done = cli(*command)
+    json.loads(done.stdout)
+    assert "hello from chatty" in done.stderr

@@ -286,3 +286,11 @@ def test_no_secret_is_ever_shown(
 def test_a_wrong_device_is_an_error(cli: Cli) -> None:
     result = cli("doctor", "--device", "gpu")
     assert (result.code, "did you mean 'cuda'?" in result.stderr) == (2, True)
+
+
+def test_a_named_file_that_is_broken_is_a_finding(cli: Cli, probes: dict[str, Probe], isolated: Path) -> None:
+    Path("broken.py").write_text("import no_such_module_at_all")
+    done = cli("doctor", "-p", "broken.py", "--json")
+    findings = [f for f in json.loads(done.stdout)["findings"] if not f["ok"]]
+    assert any("no_such_module_at_all" in f["found"] for f in findings)
+    assert done.code == 1

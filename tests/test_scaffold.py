@@ -235,3 +235,12 @@ def test_an_output_below_a_file_is_an_error_and_leaves_nothing(cli: Cli, isolate
 def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
     result = cli("plugins", "new", "quantiser", "acme")
     assert (result.code, "quantizer" in result.stderr) == (2, True)
+
+
+def test_a_name_that_an_installed_plugin_offers_is_refused_with_another(cli: Cli, isolated: Path) -> None:
+    done = cli("plugins", "new", "formatter", "alpaca")
+    assert done.code == 2
+    assert "the formatter 'alpaca' is offered by smollm3-finetune already" in done.stderr
+    assert "smollm3 plugins new formatter my-alpaca" in done.stderr
+    assert list(isolated.iterdir()) == []
+    assert cli("plugins", "new", "adapter", "alpaca").code == 0

@@ -25,12 +25,13 @@ from typing import Any
 
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.identity import fingerprint
+from smollm3_finetune.paths import user_path
 
 
 def default_root() -> Path:
-    """`$SMOLLM3_CACHE`, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`."""
+    """`$SMOLLM3_CACHE`, `~` resolved, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`."""
     if own := os.environ.get("SMOLLM3_CACHE"):
-        return Path(own)
+        return user_path(own, "SMOLLM3_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smollm3"
 
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from smollm3_finetune.checks.probe import SECONDS, Probe, run_pieces
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.distributions import conflicts, modules_of, requirements, version_of
-from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.errors import PluginError, SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
@@ -74,8 +74,13 @@ class Report:
         return not wrong(self.findings)
 
 
-def examine(registry: Registry, device: str | None = None, seconds: float = SECONDS) -> Report:
-    """Look at everything. `device` is the one that components are asked about; by default the best that is there."""
+def examine(
+    registry: Registry, device: str | None = None, seconds: float = SECONDS, broken: Sequence[PluginError] = ()
+) -> Report:
+    """Look at everything. `device` is the one that components are asked about; by default the best that is there.
+
+    `broken` is what discovery said of files that were named and cannot be used.
+    """
     named = _distributions(registry)
     pieces = {"devices": DEVICES}
     for name in named:
@@ -93,6 +98,7 @@ def examine(registry: Registry, device: str | None = None, seconds: float = SECO
         *_conflicts(named),
         *_known_findings(problems, probes),
         *_plugins(registry),
+        *(_finding("plugin", "a file that was named can be used", False, e.message, e.hint or "") for e in broken),
         *_requirements(registry, device),
         *cache_findings,
         *_environment_findings(),

@@ -18,12 +18,15 @@ from typing import Any
 from smollm3_finetune.checks.component import component_findings
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.light import SLOW, heavy_imports
+from smollm3_finetune.checks.probe import run_pieces
 from smollm3_finetune.discovery import GROUP, Wanted, discover
 from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.kinds import KINDS
 from smollm3_finetune.options import did_you_mean
 from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
+SECONDS = 60.0
+"""For the import of one plugin, before it is taken to hang."""
 HOOKS = tuple(k.hook for k in KINDS)
 BUILT_IN = "built in"
 
@@ -45,6 +48,31 @@ class Target:
     @property
     def title(self) -> str:
         return f"{self.record.distribution} {self.record.version}" if self.record is not None else "broken"
+
+
+def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> dict[str, Finding]:
+    """What takes Python down or never ends when it is imported, by the value of `-p` that leaves it out.
+
+    Looked at in a process of its own, before anything is imported here.
+    """
+    files = [r for r in requested if not r.startswith("no:")]
+    files += [name] if name is not None and (name.endswith(".py") or os.sep in name) else []
+    code = "from smollm3_finetune.discovery import Wanted, discover\ndiscover(Wanted.of(({!r},), True))"
+    pieces = {file: code.format(os.path.abspath(file) if file.endswith(".py") else file) for file in files}
+    wanted = Wanted.of(tuple(requested), no_plugins)
+    for point in importlib.metadata.entry_points(group=GROUP) if wanted.entry_points else ():
+        if not {point.name, point.dist.name if point.dist is not None else ""} & wanted.blocked:
+            pieces[f"no:{point.name}"] = f"import importlib\nimportlib.import_module({point.module!r})"
+    found = {}
+    for asked, probe in run_pieces(pieces, SECONDS).items():
+        if probe.ended or (probe.problem or "").startswith("KeyboardInterrupt"):
+            subject = asked.removeprefix("no:")
+            found[asked] = Finding(
+                subject=subject, check="it can be imported", ok=False,
+                found="importing it raises KeyboardInterrupt" if not probe.ended else f"importing it: {probe.problem}",
+                fix="do at import nothing but define and decorate; -p no:NAME leaves an installed plugin out",
+            )  # fmt: skip
+    return found
 
 
 def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False) -> list[Target]:

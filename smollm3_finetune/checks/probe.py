@@ -40,6 +40,8 @@ class Probe:
     problem: str | None = None
     answer: Any = None
     """What it left in the name `answer`."""
+    ended: bool = False
+    """Whether it took Python down, or would not end."""
 
 
 def run_pieces(pieces: Mapping[str, str], seconds: float = SECONDS) -> dict[str, Probe]:
@@ -75,12 +77,12 @@ def _run(pieces: Mapping[str, str], seconds: float) -> dict[str, Probe]:
             line = lines.get(timeout=seconds)
         except queue.Empty:
             child.kill()
-            found[current] = Probe(problem=f"it was not done after {seconds:g} s")
+            found[current] = Probe(problem=f"it was not done after {seconds:g} s", ended=True)
             break
         if line is None:
             if len(found) < len(pieces):
                 code = child.wait()
-                found[current] = Probe(problem=f"Python ended with {_ending(code)}")
+                found[current] = Probe(problem=f"Python ended with {_ending(code)}", ended=True)
             break
         word, current, *rest = json.loads(line)
         if word == "end":

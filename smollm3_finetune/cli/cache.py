@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import debug_option
+from smollm3_finetune.cli.common import Number, debug_option
 
 if TYPE_CHECKING:
     from smollm3_finetune.cache.entries import Entry
@@ -34,6 +34,8 @@ def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
         if not folder.is_dir():
             raise ConfigError(f"--runs {folder} is no directory", hint="--runs DIR, a run or a folder of runs")
     root = default_root()
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"the cache {root} is no directory", hint="SMOLLM3_CACHE=DIRECTORY")
     if kind is not None and not (root / kind).is_dir():
         kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         near = did_you_mean(kind, kinds)
@@ -108,7 +110,7 @@ def shown_age(days: float) -> str:
 
 @cache.command(short_help="Delete entries that no run depends on.")
 @KIND_OPTION
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Only what was not used for so long.")
+@click.option("--older-than", type=Number(min=0), metavar="DAYS", help="Only what was not used for so long.")
 @RUNS_OPTION
 @click.option("--force", is_flag=True, help="Delete what runs depend on too.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")

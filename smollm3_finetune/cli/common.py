@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +39,16 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective"}
 
 
+class Number(click.FloatRange):
+    """A range of numbers that neither `nan` nor `inf` is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and ctx.find_root().obj is not None:
         ctx.find_root().obj.debug = True
@@ -57,13 +70,13 @@ def plugin_options(f: F) -> F:
     )(f)  # fmt: skip
 
 
-def composition_options(f: F) -> F:
+def composition_options(f: F, quant: str = "Quantizer; default: what wrote the checkpoint, else none.") -> F:
     """Which model, and how it is opened and loaded."""
     for flag, word in (("--loader-opt", "loader"), ("--quant-opt", "quantizer")):
         f = click.option(flag, multiple=True, metavar="K=V", help=f"An option of the {word}.")(f)
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
     f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
-    f = click.option("--quant", metavar="NAME", help="Quantizer; default: what wrote the checkpoint, else none.")(f)
+    f = click.option("--quant", metavar="NAME", help=quant)(f)
     return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognises the model.")(f)
 
 
@@ -120,11 +133,17 @@ def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setti
     return assemble([*layers, flag_settings(values)])
 
 
-def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
-    """Discover, and say one line for each plugin that is broken."""
+def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
+    """What `discover` finds; what plugins print meanwhile goes to standard error: the other is the user's answer."""
     from smollm3_finetune.discovery import Wanted, discover
 
-    registry = discover(Wanted.of(tuple(requested), no_plugins))
+    with contextlib.redirect_stdout(sys.stderr):
+        return discover(Wanted.of(tuple(requested), no_plugins))
+
+
+def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
+    """Discover, and say one line for each plugin that is broken."""
+    registry = discovered(requested, no_plugins)
     for record in registry.broken():
         click.echo(
             f"{click.style('warning', fg='yellow')}: plugin {record.name!r} ({record.distribution} {record.version}) "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smollm3_finetune.cli.common import plugin_options
+from smollm3_finetune.cli.common import Number, discovered, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.checks.doctor import Report
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Look for what would keep a run from working here.")
 @plugin_options
 @click.option("--device", metavar="NAME", help="Ask what can be used on this device; default: the best there is.")
-@click.option("--timeout", type=click.FloatRange(min=1), default=180.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=Number(min=1), default=180.0, show_default=True, metavar="SECONDS",
               help="For each import.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(
@@ -30,12 +30,19 @@ def doctor(
     """
     from smollm3_finetune.checks.doctor import examine
     from smollm3_finetune.device import check_device
-    from smollm3_finetune.discovery import Wanted, discover
-    from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.errors import PluginError, SmolLM3Error
 
     if device is not None:
         check_device(device)
-    report = examine(discover(Wanted.of(plugin, no_plugins)), device, timeout)
+    broken: list[PluginError] = []
+    files = [p for p in plugin if not p.startswith("no:")]
+    for file in files:  # one at a time, so that each that is broken is told
+        try:
+            discovered((file,), no_plugins=True)
+        except PluginError as e:
+            broken.append(e)
+            plugin = tuple(p for p in plugin if p != file)
+    report = examine(discovered(plugin, no_plugins), device, timeout, broken)
     if as_json:
         about = {"possible": report.possible, "versions": dict(report.versions), "devices": list(report.devices),
                  "cache": dict(report.cache), "environment": dict(report.environment),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import composition_options, find_plugins, plugin_options
+from smollm3_finetune.cli.common import Number, composition_options, find_plugins, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 @click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
 @composition_options
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0: the likeliest.")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature."
-)
+@click.option("--temperature", type=Number(0, 100), default=0.0, show_default=True, help="0: the likeliest.")
+@click.option("--top-p", type=Number(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature.")
 @click.option("--think/--no-think", default=None, help="The reasoning mode; default: of a run, the trained one.")
 @click.option("--date", metavar="DAY", help="YYYY-MM-DD or today, for the template; default: the run's, else today.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For sampling.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, plugin_options
+from smollm3_finetune.cli.common import Number, find_plugins, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.data.calibration import Calibration
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--output", default=None, metavar="DIR", help="Empty or not there yet; default: RUN/merged.")
 @click.option("--dtype", default=None, metavar="NAME", help="To save in; default: what the base was published in.")
 @click.option(
-    "--max-drift", type=click.FloatRange(0, min_open=True), default=None, metavar="X",
+    "--max-drift", type=Number(0, min_open=True), default=None, metavar="X",
     help="How far the merge may move the logits, relative; default: by number format.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Keep the merged model even where it is further off than that.")
@@ -171,6 +172,6 @@ def shown_merge(report: Mapping[str, Any]) -> str:
         f"model          {report['output']} ({shape})",
         f"took           {report['seconds']} s",
         "",
-        f"try it         smollm3 generate {report['output']} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['output'])} --prompt '…'",
     ]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import plugin_options
+from smollm3_finetune.cli.common import discovered, plugin_options
 from smollm3_finetune.cli.plugins_check import check
 from smollm3_finetune.cli.plugins_new import new
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
@@ -26,13 +26,6 @@ plugins.add_command(new)
 plugins.add_command(check)
 
 
-def _discover(plugin: tuple[str, ...], no_plugins: bool) -> Registry:
-    """Quietly: `list` shows broken plugins itself."""
-    from smollm3_finetune.discovery import Wanted, discover
-
-    return discover(Wanted.of(plugin, no_plugins))
-
-
 @plugins.command("list", short_help="List plugins: active, disabled or broken.")
 @plugin_options
 @click.option("--requirements", is_flag=True, help="Show what each component requires, and whether it is there.")
@@ -46,7 +39,7 @@ def list_plugins(
 
     device = device or guess_device()
     check_device(device)
-    registry = _discover(plugin, no_plugins)
+    registry = discovered(plugin, no_plugins)
     records = sorted(registry.plugins, key=lambda r: ORIGINS.get(r.origin, 1))  # after core's own, what was named
     needs = {(r.name, r.distribution): _requirements(registry, r, device) for r in records} if requirements else {}
     if as_json:
@@ -131,7 +124,7 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
 
     device = device or guess_device()
     check_device(device)
-    registry = _discover(plugin, no_plugins)
+    registry = discovered(plugin, no_plugins)
     origins = {(r.name, r.distribution): r.origin for r in registry.plugins}
     found = [
         {**_about(offer, device), "origin": origins[offer.plugin, offer.distribution]}

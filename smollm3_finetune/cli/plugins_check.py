@@ -13,6 +13,7 @@ from smollm3_finetune.cli.common import plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.checks.findings import Finding
+    from smollm3_finetune.checks.plugin import Target
 
 EXAMPLES = """
 \b
@@ -36,7 +37,7 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
     """
     from smollm3_finetune.checks.findings import wrong
     from smollm3_finetune.checks.plugin import check as check_one
-    from smollm3_finetune.checks.plugin import targets
+    from smollm3_finetune.checks.plugin import fatal, targets
     from smollm3_finetune.errors import ConfigError, PluginError
 
     if no_plugins and name is None and not plugin:
@@ -45,9 +46,23 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
         from smollm3_finetune.checks.deep import require_kit
 
         require_kit()
-    report = []
-    with contextlib.redirect_stdout(sys.stderr):  # what plugins print while they are imported
-        every_target = targets(name, plugin, no_plugins)
+    report: list[tuple[str, str, list[Finding]]] = []
+
+    def tell(plugin: str, distribution: str, title: str, found: list[Finding]) -> None:
+        report.append((plugin, distribution, found))
+        if not as_json:
+            click.echo(("" if len(report) == 1 else "\n") + click.style(f"{plugin} ({title})", bold=True))
+            for finding in found:
+                click.echo("\n".join(f"  {line}" for line in shown(finding, plugin)))
+
+    deadly = fatal(name, plugin, no_plugins)
+    for finding in deadly.values():
+        tell(finding.subject, finding.subject, "broken", [finding])
+    plugin = (*(p for p in plugin if p not in deadly), *(p for p in deadly if p.startswith("no:")))
+    every_target: list[Target] = []
+    if name not in deadly and f"no:{name}" not in deadly:
+        with contextlib.redirect_stdout(sys.stderr):  # what plugins print while they are imported
+            every_target = targets(name, plugin, no_plugins)
     for target in every_target:
         with contextlib.redirect_stdout(sys.stderr):
             found = check_one(target)
@@ -55,16 +70,12 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
             from smollm3_finetune.checks.deep import deep_findings
 
             found += deep_findings(target)
-        report.append((target, found))
-        if not as_json:
-            click.echo(("" if len(report) == 1 else "\n") + click.style(f"{target.name} ({target.title})", bold=True))
-            for finding in found:
-                click.echo("\n".join(f"  {line}" for line in shown(finding, target.name)))
-    every = [f for _, found in report for f in found]
+        tell(target.name, target.distribution, target.title, found)
+    every = [f for *_, found in report for f in found]
     bad = wrong(every)
     if as_json:
-        plugins = [{"plugin": t.name, "distribution": t.distribution, "ok": not wrong(found),
-                    "checks": [f.as_dict() for f in found]} for t, found in report]  # fmt: skip
+        plugins = [{"plugin": plugin_, "distribution": distribution, "ok": not wrong(found),
+                    "checks": [f.as_dict() for f in found]} for plugin_, distribution, found in report]  # fmt: skip
         click.echo(json.dumps(plugins, indent=2, ensure_ascii=False))
     elif not report:
         click.echo("no plugin is installed: smollm3 plugins check FILE, or smollm3 plugins new")

@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from smollm3_finetune.cli.common import debug_option
+from smollm3_finetune.cli.common import debug_option, discovered
 
 KINDS = ("loader", "quantizer", "adapter", "formatter", "objective")
 
@@ -30,9 +30,17 @@ def new(kind: str, name: str, output: str | None, single: bool) -> None:
 
     KIND is loader, quantizer, adapter, formatter or objective; NAME is what users will type.
     """
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.scaffold import plan_scaffold
 
     scaffold = plan_scaffold(kind, name, output, single=single)
+    offers = discovered(()).of(next(k for k in EVERY_KIND if k.name == kind))
+    if taken := [o for o in offers if name in (o.spec.name, *o.spec.aliases)]:
+        raise ConfigError(
+            f"the {kind} {name!r} is offered by {taken[0].distribution} already: users would have to tell them apart",
+            hint=f"smollm3 plugins new {kind} my-{name}",
+        )
     for file in scaffold.write():
         click.echo(f"wrote {file}")
     path = shlex.quote(str(scaffold.path))

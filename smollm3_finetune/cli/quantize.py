@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from smollm3_finetune.cli.common import composition_options, find_plugins, load_configuration, plugin_options
+from smollm3_finetune.cli.common import F, composition_options, find_plugins, load_configuration, plugin_options
+
+
+def quantizing_options(f: F) -> F:
+    return composition_options(f, quant="Quantizer that writes checkpoints; must be named.")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="MODEL")
 @click.option("--output", required=True, metavar="DIR", help="The checkpoint's directory; empty or not there yet.")
-@composition_options
+@quantizing_options
 @click.option("--data", multiple=True, metavar="PATH", help="Rows to calibrate on, as train takes them.")
 @click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
@@ -65,6 +70,6 @@ def shown_quantized(report: Mapping[str, Any]) -> str:
         f"checkpoint     {report['output']}",
         f"took           {report['seconds']} s",
         "",
-        f"try it         smollm3 generate {report['output']} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['output'])} --prompt '…'",
     ]
     return "\n".join(lines)

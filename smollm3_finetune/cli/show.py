@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,6 @@ def shown_report(report: Mapping[str, Any]) -> str:
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
         f"took           {report['seconds']} s, {report['steps']} steps, {report['tokens']:,} tokens",
         "",
-        f"try it         smollm3 generate {report['run']} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['run'])} --prompt '…'",
     ]
     return "\n".join(lines)
