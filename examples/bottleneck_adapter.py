@@ -49,7 +49,9 @@ class BottleneckAdapter:
                 nn.init.zeros_(network[2].bias)
                 layer.bottleneck = networks[name] = network.to(ctx.device, ctx.torch_dtype)
         if not networks:
-            raise ConfigError(f"no layer's name ends with {' or '.join(self.options.after)}", hint="after=[o_proj]")
+            raise ConfigError(
+                f"no layer's name ends with {' or '.join(self.options.after)}", hint="--adapter-opt after=o_proj"
+            )
         return WithBottlenecks(base, networks)
 
     def restore(self, base, path, ctx):
