@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 
 from smollm3_finetune import __version__
+from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.discovery import NAME
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
@@ -140,6 +141,7 @@ class Scaffold:
             summary=sample.summary.replace("NAME", self.name),
             dependencies="\n".join(f'  "{d}",' for d in sample.dependencies),
             use=self.use,
+            api=API_VERSION,
         )
 
 

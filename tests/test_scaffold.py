@@ -19,6 +19,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
+from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.cli.plugins_new import KINDS as OFFERED
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.kinds import KINDS
@@ -123,6 +124,7 @@ def test_a_new_package_says_what_it_is_and_what_it_needs(packages: dict[str, Pat
         sources = "".join(f.read_text() for f in (directory / package).glob("*.py"))
         imported = set(re.findall(r"^(?:from|import) (torch|transformers|safetensors)\b", sources, re.MULTILINE))
         assert imported <= needed
+        assert f"api={API_VERSION}," in sources
         assert f"`acme-{kind}`" in (directory / "README.md").read_text()
         assert (directory / package / "py.typed").exists()
         assert not list(directory.rglob("*.tmpl"))
