@@ -1,0 +1,52 @@
+"""Quantizer `hqq`: a full-precision model whose linear layers are quantised one by one."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from smollm3_finetune.api import Base, BuildContext, ModelSource, fingerprint, options_dict
+from smollm3_hqq import check
+from smollm3_hqq.layers import chosen, skeleton
+from smollm3_hqq.linear import Linear, ops_in
+from smollm3_hqq.options import HQQOptions
+
+
+class HQQQuantizer:
+    def __init__(self, options: HQQOptions) -> None:
+        self.options = options
+
+    def load(self, source: ModelSource, ctx: BuildContext) -> Base:
+        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+
+        Needs memory for the model in `ctx.dtype`. Raises, before weights are read, IncompatibleError for a source
+        that is quantised already or has a layer that hqq cannot pack, ConfigError for options that do not fit it.
+        """
+        check(self.options, source)
+        bare = skeleton(source.config)
+        if bare is not None:
+            chosen(bare, source, self.options)
+        model = source.load(dtype=ctx.torch_dtype)
+        layers = chosen(model, source, self.options)
+        title = f"quantising {Path(source.ref).name} to {self.options.bits} bits"
+        with ctx.progress.task(title, total=len(layers)) as task:
+            for name in list(layers):
+                model.set_submodule(name, Linear(layers.pop(name), self.options, ctx.device))
+                task.advance()
+        model.requires_grad_(False)
+        model.to(ctx.device)
+        return Base(model=model, fingerprint=self._fingerprint(source, ctx), ops_for=ops_in(ctx.torch_dtype))
+
+    def _fingerprint(self, source: ModelSource, ctx: BuildContext) -> str:
+        """What decides the codes: weights, options, hqq's version, and the precision in which it searches."""
+        options = {**options_dict(self.options), "skip_modules": sorted(self.options.skip_modules)}
+        searched = "float16" if torch.device(ctx.device).type == "cuda" else "float32"
+        return fingerprint("hqq", source.fingerprint, options, version("hqq"), searched, _rounded(source, ctx))
+
+
+def _rounded(source: ModelSource, ctx: BuildContext) -> str | None:
+    """The run's dtype where it rounds the checkpoint before hqq sees it; None where it does not."""
+    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
+    return None if ctx.dtype in (own, "float32", "float64") else ctx.dtype
