@@ -490,12 +490,31 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class FlatObjective(Objective, Protocol):
+    """An objective whose rows may share a sequence, in batches without padding."""
+
+    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """As `collator`, and its batches are those of `flatten_rows`, perhaps with more in them."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------- helpers
 
 
 def options_dict(options: Any) -> dict[str, Any]:
     """The fields of an options instance, for a fingerprint or a saved file."""
     return dataclasses.asdict(options)
+
+
+def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """Rows of `input_ids` and `labels` as arguments of a causal language model, (1, T) each with T the sum of lengths.
+
+    The first label of each row is ignored: it would be learned from the last token of the row before.
+    """
+    from smollm3_finetune.batching.flat import flatten
+
+    return flatten(examples)
 
 
 def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:
@@ -524,6 +543,7 @@ __all__ = [
     "DataError",
     "Encoded",
     "Env",
+    "FlatObjective",
     "Formatter",
     "FormatterSpec",
     "IncompatibleError",
@@ -548,6 +568,7 @@ __all__ = [
     "UnsupportedOp",
     "directory_source",
     "fingerprint",
+    "flatten_rows",
     "hookimpl",
     "option",
     "options_dict",

@@ -180,7 +180,7 @@ def compose(
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        with blamed_on(plan.adapter):
+        with blamed_on(plan.adapter), _seeded(plan.context):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.offer.check_methods(adapted, ADAPTED, "what attach() returns")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
@@ -222,6 +222,18 @@ def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
         adapted = adapter.restore(base, plan.saved.path, plan.context)
         plan.adapter.offer.check_methods(adapted, ADAPTED, "what restore() returns")
     return adapted
+
+
+@contextlib.contextmanager
+def _seeded(context: BuildContext) -> Iterator[None]:
+    """The run's seed decides what is drawn meanwhile; afterwards the caller draws as if nothing had been."""
+    import torch
+
+    on = torch.device(context.device)
+    mine = {} if on.type == "cpu" else {"devices": [on.index or 0], "device_type": on.type}
+    with torch.random.fork_rng(**mine):
+        torch.manual_seed(context.seed)
+        yield
 
 
 @contextlib.contextmanager

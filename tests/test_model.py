@@ -158,3 +158,23 @@ def test_the_public_names_are_where_they_are_promised() -> None:
     assert smollm3_finetune.hookimpl is not None
     with pytest.raises(AttributeError):
         _ = smollm3_finetune.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.plugins
+def test_the_seed_decides_an_adapter_and_the_caller_draws_as_if_nothing_was() -> None:
+    def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed + 7)
+        loaded = load_model("tiny", adapter="lora", purpose="train", seed=seed)
+        first = next(p for n, p in loaded.model.named_parameters() if "lora_A" in n)
+        return first.detach().clone(), torch.rand(3)
+
+    one, after = drawn(1)
+    again = next(
+        p
+        for n, p in load_model("tiny", adapter="lora", purpose="train", seed=1).model.named_parameters()
+        if "lora_A" in n
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, drawn(2)[0])
+    torch.manual_seed(8)
+    assert torch.equal(after, torch.rand(3))

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from smollm3_finetune.data.render import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-
-@runtime_checkable
-class FlatObjective(Protocol):
-    """What an objective offers beside the methods of `Objective` where its rows may share a sequence."""
-
-    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
-        """As `collator`, and the batches are those of `flatten`, perhaps with more in them."""
-        ...
 
 
 def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:

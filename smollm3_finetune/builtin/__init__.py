@@ -24,6 +24,8 @@ SAMPLE = "What is the capital of France?"
 
 
 def _hf_claims(ref: str) -> bool:
+    if not ref or "\0" in ref:
+        return False
     try:
         path = user_path(ref)
     except ConfigError:  # a path that cannot be looked at: opening it says why

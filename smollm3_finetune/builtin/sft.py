@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
-from smollm3_finetune.api import Conversation, NoOptions, Renderer
-from smollm3_finetune.batching.flat import Collate, flatten
+from smollm3_finetune.api import Conversation, NoOptions, Renderer, flatten_rows
+from smollm3_finetune.batching.flat import Collate
 from smollm3_finetune.batching.head import cross_entropy_sum, has_supervised_logits
 from smollm3_finetune.data.render import IGNORED
 
@@ -54,7 +54,7 @@ class SupervisedFineTuning:
         return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
     def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
-        return flatten
+        return flatten_rows
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
