@@ -92,8 +92,8 @@ def batching(
 @contextmanager
 def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> Iterator[Collate]:
     """The model with its attention inside rows, and the objective's flat batches. Raises RowsNotApart."""
+    from smollm3_finetune.api import FlatObjective
     from smollm3_finetune.batching.attention import RowsNotApart, attention_within_rows
-    from smollm3_finetune.batching.flat import FlatObjective
     from smollm3_finetune.batching.probe import RowProbe
 
     adapter = loaded.plan.adapter
