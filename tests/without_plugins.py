@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "torchao", "optimum", "trl"}
+LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "optimum", "trl"}
 
 
 SAME = (
