@@ -189,7 +189,8 @@ def options_region(section: str) -> str:
         infos, prefix = describe(schema.PLAIN_SECTIONS[section]), f"{section}."
     rows = []
     for info in infos:
-        default = {None: "none", True: "true", False: "false", (): "[]"}.get(info.default, info.default)
+        words = {None: "none", True: "true", False: "false", (): "[]"}
+        default = info.default if type(info.default) in (int, float) else words.get(info.default, info.default)
         limits = f" ({info.range})" if info.range else ""
         rows.append((f"`{prefix}{info.name}`", cell(info.type), f"`{default}`", cell(info.help) + limits))
     return table(("key", "value", "default", "meaning"), *rows)
