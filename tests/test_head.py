@@ -119,6 +119,18 @@ def test_the_output_layer_meets_supervised_tokens_only_and_few_at_a_time() -> No
     assert max(seen) == 3
 
 
+def test_a_frozen_output_layer_computes_no_piece_twice() -> None:
+    """The gradient of what comes before it, by pieces, is that of all logits; and it is scaled as the loss is."""
+    model = small(SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=False))
+    model.lm_head.requires_grad_(False)
+    wanted = gradients(model, 3 * by_hand(model) / COUNT)
+    with supervised_logits(model, THREE_ROWS), tokens_through(model.lm_head) as seen:
+        loss = model(input_ids=IDS, labels=LABELS, use_cache=False).loss
+        same(gradients(model, 3 * loss), wanted)
+    assert sum(seen) == COUNT
+    assert max(seen) == 3
+
+
 def test_the_mean_is_over_the_count_that_the_trainer_gives() -> None:
     model = small()
     with supervised_logits(model), torch.no_grad():
