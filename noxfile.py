@@ -5,6 +5,7 @@ nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with Lo
 nox -s start_up     how long help takes, beside `import click`
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
+nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import nox
@@ -67,6 +69,19 @@ def start_up(session: nox.Session) -> None:
 def quantizers(session: nox.Session) -> None:
     """Perplexity of SmolLM2-135M by quantizer, and `smollm3 quantize` beside gptqmodel. About an hour."""
     session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session(venv_backend="venv")
+def speed(session: nox.Session) -> None:
+    """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
+    over = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    about = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = str(session.run("python", "-c", about, silent=True)).strip()
+    (Path(site) / "over.pth").write_text(over, encoding="utf-8")
+    session.install("--no-deps", "-c", "constraints.txt", "trl")
+    python_trl = Path(site).parents[2] / "bin" / "python"
+    command = (sys.executable, "benchmarks/speed.py", "--python-trl", str(python_trl), *session.posargs)
+    session.run(*command, env=dict(os.environ), external=True)
 
 
 @nox.session

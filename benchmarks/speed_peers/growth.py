@@ -1,0 +1,110 @@
+"""How time a token and memory grow with sequence length, batch, rank and vocabulary: ours beside transformers.Trainer.
+
+A SmolLM3-shaped model of random weights, small but for its vocabulary, trained on made-up rows of which every fourth
+is as long as the sequence length and the others a quarter of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from speed_peers.contestants import OURS, PADDED
+from speed_peers.job import MESSAGE, Job, learned_rows, write_rows
+from speed_peers.measure import Result, run
+
+STEPS = 4
+TEMPLATE = (
+    "{% for message in messages %}{{" + MESSAGE + "}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    length: int = 256
+    batch: int = 4
+    rank: int = 16
+    vocabulary: int = 128256
+
+
+AXES: dict[str, tuple[int, ...]] = {
+    "length": (64, 256, 1024),
+    "batch": (1, 4, 16),
+    "rank": (4, 16, 64),
+    "vocabulary": (8192, 49152, 128256),
+}
+
+
+def points() -> list[Point]:
+    """Each axis in turn, the others at their defaults; none twice."""
+    return list(dict.fromkeys(replace(Point(), **{axis: v}) for axis, values in AXES.items() for v in values))
+
+
+def growth(threads: int, out: Path | None) -> int:
+    """Print a table, and write it as JSON where `out` says."""
+    print("| length | batch | rank | vocabulary | ms a token | Trainer's | GB above floor | Trainer's |")
+    print("|---" * 8 + "|")
+    found = []
+    for point in points():
+        ours, theirs = measured(point, threads)
+        floor = min(ours.floor_gb, theirs.floor_gb)
+        numbers = (1000 / ours.speed, 1000 / theirs.speed, ours.peak_gb - floor, theirs.peak_gb - floor)
+        cells = [*map(str, asdict(point).values()), *(f"{n:.2f}" for n in numbers)]
+        print("| " + " | ".join(cells) + " |", flush=True)
+        found.append({**asdict(point), "ours": asdict(ours), "trainer": asdict(theirs)})
+        if out:
+            out.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def measured(point: Point, threads: int) -> tuple[Result, Result]:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        _make_model(directory / "model", point.vocabulary)
+        tokenizer = AutoTokenizer.from_pretrained(directory / "model")
+        job = Job(
+            model=str(directory / "model"), directory=str(directory / "job"), batch=point.batch, rank=point.rank,
+            max_length=point.length,
+        )  # fmt: skip
+        write_rows(job, [_row(i, point.length) for i in range(STEPS * point.batch)])
+        lengths = [len(r.ids) for r in learned_rows(job, tokenizer)]
+        ours, theirs = (run(name, job, lengths, threads, Path(sys.executable)) for name in (OURS, PADDED))
+    if abs(ours.losses[0] - theirs.losses[0]) > 1e-5 * theirs.losses[0] or ours.tokens != theirs.tokens:
+        raise SystemExit(f"{point}: not the same job: {ours.losses}, {theirs.losses}")
+    return ours, theirs
+
+
+def _row(number: int, length: int) -> dict[str, Any]:
+    """More words than the row has room for tokens: it is cut to its length."""
+    words = length if number % 4 == 0 else length // 4
+    answer = " ".join(f"word{(number * 7919 + i) % 997}" for i in range(words))
+    if number % 4:
+        answer = answer[: 2 * words]  # some two letters a token
+    return {"messages": [{"role": "user", "content": "Say."}, {"role": "assistant", "content": answer}]}
+
+
+def _make_model(directory: Path, vocabulary: int) -> None:
+    """Random weights in SmolLM3's shape, with the embedded model's tokenizer and a plain ChatML template."""
+    import torch
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    import smollm3_finetune
+
+    config = SmolLM3Config(
+        hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1,
+        vocab_size=vocabulary, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    SmolLM3ForCausalLM(config).save_pretrained(directory)
+    for file in (Path(smollm3_finetune.__file__).parent / "builtin" / "tiny").glob("tokenizer*"):
+        shutil.copy(file, directory)
+    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")

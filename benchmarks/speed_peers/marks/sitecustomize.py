@@ -1,0 +1,122 @@
+"""Notes of a contestant's process at each optimiser step, one JSON object a line in the file $SPEED_MARKS.
+
+Python imports this module by itself at start-up where its folder is on PYTHONPATH, in every process that a contestant
+starts. It imports nothing heavy and waits until the contestant imports torch and transformers:
+
+{"what": "optimizer", …}          when the first optimiser is made: imports are done and weights are there
+{"what": "step", "positions": …}  after each optimiser step; how many token positions went through the embedding
+{"what": "log", "logs": {…}}      what transformers' Trainer logs, before any rounding
+
+`time` is on the wall; `cpu` is user and system time of the process and of those that started it, up to $SPEED_ROOT.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+FILE = os.environ.get("SPEED_MARKS")
+TICK = os.sysconf("SC_CLK_TCK")
+state = {"made": False, "positions": 0}
+
+
+def cpu_seconds() -> float:
+    total, pid, root = time.process_time(), os.getppid(), os.environ.get("SPEED_ROOT", "1")
+    while pid > 1 and str(pid) != root:
+        with open(f"/proc/{pid}/stat") as stream:
+            fields = stream.read().rpartition(")")[2].split()  # from the third on: state, ppid, …
+        total += (int(fields[11]) + int(fields[12])) / TICK
+        pid = int(fields[1])
+    return total
+
+
+def anonymous() -> int:
+    """Bytes of memory that no file backs."""
+    with open("/proc/self/status") as stream:
+        found = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith(("RssAnon", "RssShmem"))}
+    return 1024 * sum(map(int, found.values()))
+
+
+def mark(what: str, **more: Any) -> None:
+    line = json.dumps({"what": what, "time": time.time(), "cpu": cpu_seconds(), "pid": os.getpid(), **more})
+    with open(str(FILE), "a") as stream:
+        stream.write(line + "\n")
+
+
+def watch_optimizer(module: Any) -> None:
+    init = module.Optimizer.__init__
+
+    @functools.wraps(init)
+    def first(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not state["made"]:
+            state["made"] = True
+            state["positions"] = 0
+            mark("optimizer", anonymous=anonymous())
+        init(self, *args, **kwargs)
+
+    def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
+        mark("step", positions=state["positions"])
+        state["positions"] = 0
+
+    module.Optimizer.__init__ = first
+    module.register_optimizer_step_post_hook(stepped)
+
+
+def watch_embedding(module: Any) -> None:
+    forward = module.Embedding.forward
+
+    @functools.wraps(forward)
+    def counted(self: Any, input: Any) -> Any:
+        state["positions"] += input.numel()
+        return forward(self, input)
+
+    module.Embedding.forward = counted
+
+
+def watch_trainer(module: Any) -> None:
+    log = module.Trainer.log
+
+    @functools.wraps(log)
+    def logged(self: Any, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        log(self, logs, *args, **kwargs)
+        mark("log", logs={k: v for k, v in logs.items() if isinstance(v, int | float)})
+
+    module.Trainer.log = logged
+
+
+WATCHED = {
+    "torch.optim.optimizer": watch_optimizer,
+    "torch.nn.modules.sparse": watch_embedding,
+    "transformers.trainer": watch_trainer,
+}
+
+
+class Watcher(importlib.abc.MetaPathFinder):
+    """Runs a function right after a module was imported for the first time."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        then = WATCHED.pop(name, None)
+        if then is None:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
+                break
+        else:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            then(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if FILE:
+    sys.meta_path.insert(0, Watcher())

@@ -1,0 +1,165 @@
+"""One run of a contestant in a process of its own: what its marks say, its processor time, and its memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speed_peers.contestants import BARE, FLAT, OURS, OURS_PACKED, PACKED, command
+from speed_peers.job import Job
+
+SAMPLES = 0.05
+"""Seconds between two looks at a contestant's memory."""
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of one contestant gave. Seconds are of the processor (user and system) unless they say otherwise."""
+
+    name: str
+    tokens: int
+    """Real tokens, as the contestant itself counts them where it does."""
+    losses: list[float]
+    steps: int
+    step_tokens: int
+    """Real tokens of all steps but the first."""
+    step_positions: int
+    """Positions computed in these steps, padding included."""
+    step_cpu: float
+    """From the end of the first step to the end of the last."""
+    step_wall: float
+    first_cpu: float
+    """From the start of the process to the end of its first step."""
+    first_wall: float
+    whole_cpu: float
+    whole_wall: float
+    floor_gb: float
+    """Anonymous memory when the optimiser is made: imports and weights."""
+    peak_gb: float
+    """The most anonymous memory, sampled, of the process and its children."""
+
+    @property
+    def speed(self) -> float:
+        """Real tokens a second of processor time, between the first step and the last."""
+        return self.step_tokens / self.step_cpu
+
+
+class Sampler(threading.Thread):
+    """The most anonymous memory of a process and its children."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.peak, self.over = pid, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(SAMPLES):
+            self.peak = max(self.peak, sum(map(_anonymous, _tree(self.pid))))
+
+
+def _tree(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(p for child in children for p in _tree(int(child)))]
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def environment(directory: Path, threads: int) -> dict[str, str]:
+    """The same for all: caches that are empty, no network, a fixed number of threads, the marks."""
+    here = Path(__file__).resolve().parent
+    path = [str(here / "marks"), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **{k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "SMOLLM3_TEST_DATA")},
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "SPEED_MARKS": str(directory / "marks.jsonl"),
+        "SPEED_ROOT": str(os.getpid()),
+        "SMOLLM3_CACHE": str(directory / "cache"),
+        "HF_HOME": str(directory / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TQDM_DISABLE": "1",
+    }
+
+
+def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path) -> Result:
+    """Raises SystemExit with the end of what the contestant printed where it failed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        output = directory / "output"
+        with (directory / "printed").open("w+") as printed:
+            began = time.time()
+            child = subprocess.Popen(
+                command(name, job, output, python_trl),
+                env=environment(directory, threads), cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            sampler = Sampler(child.pid)
+            sampler.start()
+            _, status, used = os.wait4(child.pid, 0)
+            took = time.time() - began
+            child.returncode = os.waitstatus_to_exitcode(status)
+            sampler.over.set()
+            sampler.join()
+            if child.returncode:
+                printed.seek(0)
+                raise SystemExit(f"{name} ended with code {child.returncode}:\n{printed.read()[-4000:]}")
+        marks = [json.loads(line) for line in (directory / "marks.jsonl").read_text().splitlines()]
+        return _result(name, job, lengths, marks, output, began, took, used.ru_utime + used.ru_stime, sampler.peak)
+
+
+def _result(
+    name: str, job: Job, lengths: list[int], marks: list[dict[str, Any]], output: Path,
+    began: float, took: float, cpu: float, peak: int,
+) -> Result:  # fmt: skip
+    steps = [m for m in marks if m["what"] == "step"]
+    made = next(m for m in marks if m["what"] == "optimizer")
+    logs = [m["logs"] for m in marks if m["what"] == "log"]
+    tokens, losses = _own_account(name, output, logs)
+    first, last = steps[0], steps[-1]
+    positions = sum(s["positions"] for s in steps[1:])
+    real = positions if name in FLAT else sum(lengths[job.batch :])
+    if name in FLAT and name not in PACKED and positions != sum(lengths[job.batch :]):
+        raise SystemExit(f"{name} computed {positions} positions, and the rows have {sum(lengths[job.batch :])}")
+    return Result(
+        name=name,
+        tokens=tokens,
+        losses=losses,
+        steps=len(steps),
+        step_tokens=real,
+        step_positions=positions,
+        step_cpu=last["cpu"] - first["cpu"],
+        step_wall=last["time"] - first["time"],
+        first_cpu=first["cpu"],
+        first_wall=first["time"] - began,
+        whole_cpu=cpu,
+        whole_wall=took,
+        floor_gb=made["anonymous"] / GB,
+        peak_gb=peak / GB,
+    )
+
+
+def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[int, list[float]]:
+    """The tokens that the contestant says it trained on, and its loss at each step."""
+    if name == BARE:
+        about = json.loads((output / "bare.json").read_text())
+        return about["tokens"], about["losses"]
+    losses = [entry["loss"] for entry in logs if "loss" in entry]
+    if name in (OURS, OURS_PACKED):
+        return json.loads((output / "report.json").read_text())["tokens"], losses
+    counted = [e.get("num_tokens", e.get("num_input_tokens_seen")) for e in logs if "loss" in e]
+    return round(counted[-1]), losses
