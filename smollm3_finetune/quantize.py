@@ -13,15 +13,14 @@ from smollm3_finetune.config.load import Loaded, plain
 from smollm3_finetune.data.calibration import Calibration
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.kinds import QUANTIZER
-from smollm3_finetune.merge.card import is_hub_id, shown_ref
 from smollm3_finetune.merge.written import copy_rest
 from smollm3_finetune.model import blamed_on
+from smollm3_finetune.model_card import FILE as CARD
+from smollm3_finetune.model_card import beginning, facts, linked, shown_ref, with_options
 from smollm3_finetune.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.plan import Collector, ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.calibration import CalibrationPlan, plan_calibration
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +112,13 @@ def _weights(directory: Path) -> int:
 def _card(report: Mapping[str, Any]) -> str:
     """The text of the checkpoint's `README.md`."""
     base = report["model"]
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if is_hub_id(base):
-        head += [f"base_model: {base}", "base_model_relation: quantized"]
-    head += ["tags:", "- smollm3-finetune", f"- {report['quantizer']}", "---"]
-    options = ", ".join(f"{k}={v}" for k, v in report["options"].items())
     rows = [
-        ("base", f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{base}`"),
-        ("quantizer", f"`{report['quantizer']}` ({options})"),
+        ("base", linked(base)),
+        ("quantizer", with_options(report["quantizer"], report["options"])),
         ("weights", f"{report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB"),
     ]
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
-    return "\n".join(
-        [
-            *head, "", f"# {base.rpartition('/')[2]}, quantised by {report['quantizer']}", "",
-            "Written by `smollm3 quantize`.", "", "| | |", "|---|---|", *(f"| {n} | {t} |" for n, t in rows),
-        ]
-    ) + "\n"  # fmt: skip
+    title = f"{base.rpartition('/')[2]}, quantised by {report['quantizer']}"
+    head = beginning(base, report["quantizer"], title, "Written by `smollm3 quantize`.", "quantized")
+    return "\n".join([*head, *facts(rows)]) + "\n"

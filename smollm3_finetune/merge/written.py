@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIGURES = "merge.json"
-CARD = "README.md"
 BELONGS = re.compile(
     r"(tokenizer|special_tokens|added_tokens|vocab|merges|generation_config|processor_config)[\w.-]*\.(json|txt|model)"
     r"|[\w.-]+\.(jinja|model|py)|(LICENSE|NOTICE|COPYING)[\w.-]*"
