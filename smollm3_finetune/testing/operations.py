@@ -62,6 +62,20 @@ class OperationTests(QuantizerCase):
             reached = [n for n, p in base.model.named_parameters() if p.grad is not None]
             demand(not reached, f"a gradient reached {len(reached)} frozen parameters, {reached[:1]} among them")
 
+    def test_output_may_be_added_to_in_place(self, tmp_path: Path) -> None:
+        """Adapters add to what a layer gives; a view that a `torch.autograd.Function` returns does not allow it."""
+        if Op.GRAD_INPUT not in self.declared():
+            skip("grad-input is not declared")
+        for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
+            for shape in ((-1,), (2, -1)):  # rows alone, and rows of a batch
+                x = self.inputs(layer).unflatten(0, shape).requires_grad_()
+                y = layer.module(x)
+                _, error = outcome(lambda y=y: y.add_(torch.ones_like(y)))
+                demand(
+                    error is None,
+                    f"the output of {layer.name} cannot be added to in place, as adapters do with it: {error}",
+                )
+
     def _gradient_error(self, layer: Layer) -> float | None:
         """The gradient at a layer's input, against what its own forward says; None where none arrives."""
         x = self.inputs(layer).requires_grad_()

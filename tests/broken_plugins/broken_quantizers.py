@@ -38,6 +38,7 @@ VARIANTS = {
     "one-way": ("OneWay", TRAINS, None),
     "base-trains": ("BaseTrains", TRAINS, None),
     "gradient-factor": ("GradientFactor", TRAINS, None),
+    "gives-a-view": ("GivesAView", TRAINS, None),
     "dropped-bias": ("DroppedBias", TRAINS, None),
     "unseeded": ("Unseeded", TRAINS, None),
     "one-name": ("OneName", TRAINS, None),
@@ -102,7 +103,20 @@ def linear_class():
         def backward(ctx, gradient):
             return 1.1 * gradient
 
+    class Flat(torch.autograd.Function):
+        """Takes and gives what it got, as a view."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.shape = x.shape
+            return x.view(x.shape)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
     RowLinear.scaled = staticmethod(Scaled.apply)
+    RowLinear.viewed = staticmethod(Flat.apply)
     return RowLinear
 
 
@@ -236,6 +250,11 @@ class BaseTrains(Rows):
 class GradientFactor(Rows):
     def multiply(self, layer, x):
         return super().multiply(layer, layer.scaled(x))
+
+
+class GivesAView(Rows):
+    def multiply(self, layer, x):
+        return layer.viewed(super().multiply(layer, x))
 
 
 class HalfTrains(GradientFactor):
