@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +20,17 @@ pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 GPTQ = ROOT / "plugins" / "smollm3-gptq" / "tests" / "autogptq-0.7.1-4bit-32g"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names_of_their_own() -> Iterator[None]:
+    """A plugin file is a module named like itself; another test's `scale_adapter` is put back afterwards."""
+    names = [file.stem for file in EXAMPLES.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
 class TestBottleneck(AdapterConformance):
