@@ -22,6 +22,7 @@ from smollm3_bitsandbytes.checkpoint import (
     stored_quantization,
 )
 from smollm3_bitsandbytes.options import Bnb8bitOptions
+from smollm3_bitsandbytes.outputs import own_outputs
 from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
 
 NAME = "bnb-8bit"
@@ -131,6 +132,7 @@ class Bnb8bitQuantizer:
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear8bitLt):
                 layer.state.__class__ = DequantisingState
+                own_outputs(layer)
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 

@@ -23,6 +23,7 @@ from smollm3_bitsandbytes.checkpoint import (
     stored_quantization,
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
+from smollm3_bitsandbytes.outputs import own_outputs
 from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
 
 NAME = "bnb-4bit"
@@ -114,6 +115,7 @@ class Bnb4bitQuantizer:
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear4bit):
                 settle(layer, compute)
+                own_outputs(layer)
         if ctx.torch_dtype == torch.float64:
             _widen(model)
         model.requires_grad_(False)
