@@ -47,7 +47,8 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
 
     run = RunDir.existing(resume) if resume is not None else None
     loaded = resumed_configuration(run, values) if run else load_configuration(values)
-    registry = find_plugins([*_saved_plugins(loaded, run is not None), *values["plugin"]], values["no_plugins"])
+    named = [*_saved_plugins(loaded, run is not None), *values["plugin"]]
+    registry = find_plugins(named, values["no_plugins"])
     if run is None:
         run = RunDir.fresh(loaded.config.output, f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}")
     from smollm3_finetune.model import build_context
@@ -70,15 +71,18 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
         click.echo(shown_plan(plan, run, as_json=as_json))
         return
     from smollm3_finetune.train import display
+    from smollm3_finetune.train.processes import is_main_process
     from smollm3_finetune.train.run import train as carry_out
 
     report = carry_out(plan, registry, run, display.for_stream(), checkpoint)
+    if not is_main_process():
+        return
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
         from smollm3_finetune.cli.show import shown_report
 
-        click.echo(shown_report(report))
+        click.echo(shown_report(report, named))
 
 
 def _train_purpose() -> Any:

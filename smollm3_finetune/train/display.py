@@ -57,6 +57,22 @@ class PlainDisplay:
         pass
 
 
+class NoDisplay:
+    """For a process beside the one that speaks."""
+
+    def say(self, message: str) -> None:
+        pass
+
+    def begin(self, total_steps: int, done: int) -> None:
+        pass
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
 class RichDisplay:
     """One live bar with loss, learning rate, speed, memory and time left."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from smollm3_finetune.negotiation import refined
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.batches import batching, check_objective, lengths_of, training_items
-from smollm3_finetune.train.display import Display
+from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.evaluate import Loss, held_out_loss
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
 from smollm3_finetune.train.rundir import RunDir, file_hash
 
 
@@ -57,7 +57,10 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
         raise ConfigError(f"the run {run.path} has finished its {steps} steps", hint=f"--max-steps {2 * steps} goes on")
     args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
-    main = _is_main_process()
+    run = RunDir(of_main_process(run.path))
+    args.output_dir = str(run.checkpoints)
+    main = is_main_process()
+    display = display if main else NoDisplay()
     if main:
         if checkpoint is None:
             run.create(plan.config, versions(plan, registry))
@@ -95,15 +98,14 @@ def _carried_out(
     import transformers
 
     objective: Objective = plan.objective.create()
-    main = _is_main_process()
+    main = is_main_process()
     transformers.set_seed(plan.config.seed)
     loaded = compose(plan.model, made=made, total_steps=steps)
     if main and calibration is not None and calibration.used is not None:
         write_calibration(calibration.used, run.path)
     if main:
         record_uses(run.path, plan.model.context.cache)
-    say = display.say if main else lambda message: None
-    with batching(plan.config.train, loaded, objective, renderer.tokenizer, say) as collate:
+    with batching(plan.config.train, loaded, objective, renderer.tokenizer, display.say) as collate:
         return _trained(plan, run, display, checkpoint, loaded, objective, tokens, renderer, items, collate, args)
 
 
@@ -123,21 +125,25 @@ def _trained(
     """Measure, train, measure again and save; returns the report."""
     from smollm3_finetune.train.trainer import RunCallback, make_trainer
 
-    main = _is_main_process()
+    main = is_main_process()
     batch = plan.config.train.batch_size
     prompt, mode = sample_prompt(plan, renderer)
 
-    def look() -> dict[str, Any]:
-        losses = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
+    def losses() -> dict[str, Any]:
+        found = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
+        return losses_report(found, [c.title for c in tokens.counts])
+
+    def sample() -> str:
         limit = plan.config.train.sample_tokens
-        sample = answer(
+        return answer(
             loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
         )
-        return {**losses_report(losses, [c.title for c in tokens.counts]), "sample": sample}
 
-    with _without_adapter(loaded):
-        before = look()
-    if main and before["held_out_loss"] is not None:
+    with _without_adapter(loaded) as alone:
+        before = losses()
+        if not alone:  # else there is time for it when training is done, and the first step comes sooner
+            before["sample"] = sample()
+    if before["held_out_loss"] is not None:
         display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     callback = RunCallback(loaded, run.metrics, display)
     lengths = lengths_of(tokens.train) if plan.config.train.group_by_length else None
@@ -150,8 +156,12 @@ def _trained(
     finally:
         display.end()
     _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.state.global_step, run)
-    after = look()
+    after = losses()
     _check_finite([after["held_out_loss"] or 0.0], trainer.state.global_step, run)
+    after["sample"] = sample()
+    if alone:
+        with _without_adapter(loaded):
+            before["sample"] = sample()
     if main:
         loaded.stop_at(renderer.end_of_turn_ids())
         if plan.render.template is not None:
@@ -161,7 +171,7 @@ def _trained(
         "run": str(run.path),
         "adapter": str(run.adapter),
         "steps": trainer.state.global_step,
-        "tokens": trainer.tokens_seen,
+        "tokens": trainer.tokens_of_all(),
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),
@@ -184,7 +194,7 @@ def total_steps(plan: RunPlan, rows: int) -> int:
     t = plan.config.train
     if t.max_steps is not None:
         return t.max_steps
-    batches = math.ceil(rows / (t.batch_size * _world_size()))
+    batches = math.ceil(rows / (t.batch_size * world_size()))
     return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
 
 
@@ -244,13 +254,18 @@ def versions(plan: RunPlan, registry: Registry) -> Mapping[str, Any]:
     return {"plugins": used, "libraries": {n: installed_version(n) for n in libraries}, "plugin_files": files}
 
 
-def _without_adapter(loaded: LoadedModel) -> AbstractContextManager[None]:
-    """The base alone where the adapter can step aside; else the model as it is, which has not been trained yet."""
+@contextlib.contextmanager
+def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
+    """The base alone where the adapter can step aside, else the model as it is; gives which of the two it is."""
     assert loaded.plan.adapter is not None
-    if refined(loaded.plan.adapter.chosen).disables:
-        with contextlib.suppress(UnsupportedOp):
-            return loaded.disabled()
-    return contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        alone = refined(loaded.plan.adapter.chosen).disables
+        if alone:
+            try:
+                stack.enter_context(loaded.disabled())
+            except UnsupportedOp:
+                alone = False
+        yield alone
 
 
 def _check_finite(losses: Sequence[float], step: int, run: RunDir) -> None:
@@ -260,20 +275,3 @@ def _check_finite(losses: Sequence[float], step: int, run: RunDir) -> None:
             f"the loss became {losses[-1]} by step {step}; no adapter was saved in {run.path}",
             hint="a lower --learning-rate, or --dtype float32",
         )
-
-
-def _is_main_process() -> bool:
-    import os
-
-    return _world_size() == 1 or os.environ.get("RANK", "0") == "0"
-
-
-def _world_size() -> int:
-    import os
-
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdigit() or not int(text):
-        raise ConfigError(
-            f"the environment variable WORLD_SIZE must be a number, and is {text!r}", hint="unset WORLD_SIZE"
-        )
-    return int(text)

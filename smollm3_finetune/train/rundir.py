@@ -29,6 +29,7 @@ from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.saved import CALIBRATION
+from smollm3_finetune.train.processes import is_main_process
 
 RUNS = Path("runs")
 
@@ -71,7 +72,7 @@ class RunDir:
             path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
-            if path.is_dir() and any(path.iterdir()):
+            if is_main_process() and path.is_dir() and any(path.iterdir()):
                 what = "holds a run already" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(f"--output {output} {what}", hint="another --output, or none for a fresh directory")
             return cls(path)

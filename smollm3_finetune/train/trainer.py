@@ -77,6 +77,14 @@ class AdaptedTrainer:
     lengths: Ints | None = None
     """Of the examples, where batches are grouped by them."""
     tokens_seen: int = 0
+    """By this process."""
+
+    def tokens_of_all(self) -> int:
+        """The tokens that all processes have seen, each of which has to ask."""
+        import torch
+
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        return int(accelerator.reduce(torch.tensor(self.tokens_seen, device=accelerator.device)))
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
@@ -142,10 +150,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self.loaded.adapted.on_step(state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or "loss" not in logs:
+            return
+        seen = self.trainer.tokens_of_all()
+        if not math.isfinite(logs["loss"]):  # the same in all processes, so that none waits for another
+            control.should_training_stop = True
+        if not state.is_world_process_zero:
             return
         now = time.monotonic()
-        tokens = self.trainer.tokens_seen - self.shown_tokens
+        tokens = seen - self.shown_tokens
         row = {
             "step": state.global_step,
             "epoch": round(float(logs.get("epoch", 0.0)), 4),
@@ -155,12 +168,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "tokens_per_second": tokens / max(now - self.began, 1e-9),
             "memory_gb": resident_gb(),
         }
-        self.began, self.shown_tokens = now, self.trainer.tokens_seen
+        self.began, self.shown_tokens = now, seen
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         self.display.step(row)
-        if not math.isfinite(row["loss"]):
-            control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.display.end()
