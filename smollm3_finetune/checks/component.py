@@ -178,7 +178,7 @@ def _requirements(offer: Offer, registry: Registry) -> Iterator[Finding]:
 
 def _api(offer: Offer, registry: Registry) -> Iterator[Finding]:
     yield _finding(offer, f"it was written for api {offer.spec.api}, and this is api {api.API_VERSION}",
-                   1 <= offer.spec.api <= api.API_VERSION, "", "leave api out: its default is right")  # fmt: skip
+                   1 <= offer.spec.api <= api.API_VERSION, "", f"write api={api.API_VERSION}")  # fmt: skip
 
 
 def _names(offer: Offer, registry: Registry) -> Iterator[Finding]:
