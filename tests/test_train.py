@@ -218,3 +218,10 @@ def test_a_quantised_run_trains_generates_and_resumes(cli: Cli, quant: str, adap
     prompt = whole["prompt"][-1]["content"]
     answered = cli("generate", "whole", "--prompt", prompt, "--max-new-tokens", "4", "--json")
     assert json.loads(answered.stdout)["answer"] == whole["after"]["sample"]
+
+
+def test_the_command_to_try_names_the_plugin_files_that_it_needs(cli: Cli) -> None:
+    done = cli("train", "-p", SCALE, "--adapter", "scale", *QUICK, "--output", "my run")
+    assert f"try it         smollm3 generate 'my run' -p {SCALE} --prompt '…'" in done.stdout
+    answered = cli("generate", "my run", "-p", SCALE, "--prompt", "What is 2 + 2?", "--max-new-tokens", "3")
+    assert answered.code == 0, answered.stderr

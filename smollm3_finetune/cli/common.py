@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,6 +69,11 @@ def plugin_options(f: F) -> F:
         "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
         help="Use a plugin file or module, or leave an installed plugin out.",
     )(f)  # fmt: skip
+
+
+def plugin_flags(plugins: Iterable[str]) -> str:
+    """What repeats `-p` for these files and modules on a command line that is shown."""
+    return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 
 def composition_options(f: F, quant: str = "Quantizer; default: what wrote the checkpoint, else none.") -> F:

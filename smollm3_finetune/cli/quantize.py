@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 
-from smollm3_finetune.cli.common import F, composition_options, find_plugins, load_configuration, plugin_options
+from smollm3_finetune.cli.common import (
+    F,
+    composition_options,
+    find_plugins,
+    load_configuration,
+    plugin_flags,
+    plugin_options,
+)
 
 
 def quantizing_options(f: F) -> F:
@@ -57,11 +64,11 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> None:
     config = loaded.config
     context = build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
     report = carry_out(plan_quantize(registry, loaded, context, directory))
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report))
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report, values["plugin"]))
 
 
-def shown_quantized(report: Mapping[str, Any]) -> str:
-    """The end of a quantisation, for a person."""
+def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
+    """The end of a quantisation, for a person; `plugins` are the values of `-p` with which it was made."""
     lines = ["", f"quantizer      {report['quantizer']}"]
     if report["calibration_rows"] is not None:
         lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")
@@ -70,6 +77,6 @@ def shown_quantized(report: Mapping[str, Any]) -> str:
         f"checkpoint     {report['output']}",
         f"took           {report['seconds']} s",
         "",
-        f"try it         smollm3 generate {shlex.quote(report['output'])} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['output'])}{plugin_flags(plugins)} --prompt '…'",
     ]
     return "\n".join(lines)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune.cli.common import plugin_flags
 from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.yaml12 import dump_yaml
 
@@ -41,8 +42,8 @@ def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
     return head + with_origins(plan.config, plan.origins)
 
 
-def shown_report(report: Mapping[str, Any]) -> str:
-    """The end of a run, for a person."""
+def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
+    """The end of a run, for a person; `plugins` are the values of `-p` with which it was made."""
     before, after = report["before"], report["after"]
     lines = [""]
     if before["held_out_loss"] is not None:
@@ -56,6 +57,6 @@ def shown_report(report: Mapping[str, Any]) -> str:
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
         f"took           {report['seconds']} s, {report['steps']} steps, {report['tokens']:,} tokens",
         "",
-        f"try it         smollm3 generate {shlex.quote(report['run'])} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]
     return "\n".join(lines)

@@ -47,7 +47,8 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
 
     run = RunDir.existing(resume) if resume is not None else None
     loaded = resumed_configuration(run, values) if run else load_configuration(values)
-    registry = find_plugins([*_saved_plugins(loaded, run is not None), *values["plugin"]], values["no_plugins"])
+    named = [*_saved_plugins(loaded, run is not None), *values["plugin"]]
+    registry = find_plugins(named, values["no_plugins"])
     if run is None:
         run = RunDir.fresh(loaded.config.output, f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}")
     from smollm3_finetune.model import build_context
@@ -81,7 +82,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     else:
         from smollm3_finetune.cli.show import shown_report
 
-        click.echo(shown_report(report))
+        click.echo(shown_report(report, named))
 
 
 def _train_purpose() -> Any:
