@@ -88,7 +88,10 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
         if not Path(file).is_file():
             raise ModelError(f"the plugin file {file}, which the run {run.path} used, is not there any more")
         if file_hash(file) != digest:
-            raise IncompatibleError(f"the plugin file {file} has changed since the run {run.path} used it")
+            raise IncompatibleError(
+                f"the plugin file {file} has changed since the run {run.path} used it",
+                hint="put back the file as it was, or make the run again",
+            )
 
 
 def compare_versions(run: RunDir, plan: RunPlan, registry: Registry) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from smollm3_finetune.api import BuildContext, Purpose
+from smollm3_finetune.errors import SmolLM3Error, UnknownComponentError
 from smollm3_finetune.kinds import Kind
 from smollm3_finetune.testing.measure import ROUNDING
 from smollm3_finetune.testing.parts import context
@@ -46,6 +48,15 @@ def outcome(call: Callable[..., T], *args: Any) -> tuple[T | None, Exception | N
         return None, e
 
 
+def beside(case: type, plugin: str | Path) -> Path:
+    """A plugin file that lies beside the test which names it, else the path as it is."""
+    try:
+        near = Path(inspect.getfile(case)).parent / plugin
+    except (OSError, TypeError):  # a class that was made at a prompt
+        return Path(plugin)
+    return near if near.is_file() else Path(plugin)
+
+
 @cache
 def _registry(plugins: tuple[str, ...]) -> Registry:
     from smollm3_finetune.discovery import Wanted, discover
@@ -61,18 +72,29 @@ class Conformance:
     options: ClassVar[Mapping[str, Any]] = {}
     """The component's options, as a user would set them."""
     plugins: ClassVar[Sequence[str | Path]] = ()
-    """Plugin files, as `-p` takes them; nothing for a plugin that is installed."""
+    """Plugin files, beside the test or as `-p` takes them; nothing for a plugin that is installed."""
     device: ClassVar[str] = "cpu"
     dtype: ClassVar[str] = "float64"
     """In float64 rounding hides nothing; `float32` for kernels that have no float64."""
     kind: ClassVar[Kind]
 
     def choose(self, **options: Any) -> Choice:
-        """The component with its options, those of the class and these."""
+        """The component with its options, those of the class and these; what is wrong with them fails the test."""
         from smollm3_finetune.plan import choose
 
-        registry = _registry(tuple(str(p) for p in self.plugins))
-        return choose(registry, self.kind, self.component, {**self.options, **options})
+        def chosen() -> Choice:
+            registry = _registry(tuple(str(beside(type(self), p)) for p in self.plugins))
+            return choose(registry, self.kind, self.component, {**self.options, **options})
+
+        choice, error = outcome(chosen)
+        if isinstance(error, SmolLM3Error):
+            hint = f" ({error.hint})" if error.hint else ""
+            install = "" if self.plugins else "; is the package that is tested installed? pip install -e ."
+            fail(f"{error.message}{hint}{install if isinstance(error, UnknownComponentError) else ''}")
+        if choice is None:
+            assert error is not None
+            raise error
+        return choice
 
     def spec(self) -> Any:
         """The descriptor."""

@@ -32,6 +32,16 @@ class OperationTests(QuantizerCase):
             shape = (layer.module.out_features, layer.module.in_features)
             demand(tuple(layer.view.shape) == shape, f"{layer.name}: shape is {tuple(layer.view.shape)}, not {shape}")
 
+    def test_ordinary_layers_have_no_view(self, tmp_path: Path) -> None:
+        base = self.load(tmp_path)
+        for name, module in base.model.named_modules():
+            ordinary = type(module) is nn.Linear and type(module.weight.data) is Tensor
+            demand(
+                not ordinary or not module.weight.is_floating_point() or base.ops_for(module) is None,
+                f"{name} is an ordinary nn.Linear, and ops_for() gives a view of it, as if it were quantised: test "
+                "for the class of your layers",
+            )
+
     def test_gradients_stay_right_through_a_run(self, tmp_path: Path) -> None:
         if Op.GRAD_INPUT not in self.declared():
             skip("grad-input is not declared")
@@ -100,6 +110,11 @@ class OperationTests(QuantizerCase):
             demand(
                 tuple(weight.shape) == shape,
                 f"read_weight() of {layer.name} gives the shape {tuple(weight.shape)}, and (out, in) is {shape}",
+            )
+            demand(
+                type(weight) is Tensor,
+                f"read_weight() of {layer.name} gives a {type(weight).__name__}, and must give a plain tensor: "
+                "dequantise it",
             )
             wide = weight.is_floating_point() and weight.element_size() >= 4
             demand(wide, f"read_weight() of {layer.name} gives {weight.dtype}, and must give float32 or wider")

@@ -48,6 +48,18 @@ class QuantizerConformance(OperationTests):
         text = isinstance(base.fingerprint, str) and bool(base.fingerprint)
         demand(text, f"the base's fingerprint must be text, and is {base.fingerprint!r}")
 
+    def test_the_head_stays_tied_to_the_embeddings(self, tmp_path: Path) -> None:
+        dense = self.dense(tmp_path)
+        if dense.get_output_embeddings().weight is not dense.get_input_embeddings().weight:
+            skip("the head of this model is not tied")
+        model = self.load(tmp_path).model
+        head = next(n for n, m in dense.named_modules() if m is dense.get_output_embeddings())
+        demand(
+            getattr(model.get_submodule(head), "weight", None) is model.get_input_embeddings().weight,
+            f"the output head {head} shares its weight with the embeddings in the dense model, and no longer in what "
+            "load() gives: leave the head out of what is quantised",
+        )
+
     def test_forward_is_near_the_dense_model(self, tmp_path: Path) -> None:
         base, dense = self.load(tmp_path), self.dense(tmp_path)
         bits = UNSTATED_BITS if self.bits is None else self.bits

@@ -39,6 +39,9 @@ VARIANTS = {
     "base-trains": ("BaseTrains", TRAINS, None),
     "gradient-factor": ("GradientFactor", TRAINS, None),
     "gives-a-view": ("GivesAView", TRAINS, None),
+    "head-too": ("HeadToo", TRAINS, None),
+    "views-all": ("ViewsAll", TRAINS, None),
+    "undequantised": ("Undequantised", TRAINS, None),
     "dropped-bias": ("DroppedBias", TRAINS, None),
     "unseeded": ("Unseeded", TRAINS, None),
     "one-name": ("OneName", TRAINS, None),
@@ -182,13 +185,16 @@ class Rows:
         from torch import nn
 
         model = source.load(dtype=ctx.torch_dtype)
-        head = model.get_output_embeddings()
+        head = self.left_out(model)
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear) and layer is not head:
                 codes, scale = self.codes(layer.weight.detach())
                 model.set_submodule(name, self.made(layer, linear_class()(self, codes, scale, self.bias(layer))))
         self.freeze(model)
         return Base(model=model, fingerprint=self.identity(source, ctx), ops_for=self.ops_for)
+
+    def left_out(self, model):
+        return model.get_output_embeddings()
 
     def made(self, linear, quantised):
         return quantised
@@ -299,6 +305,35 @@ class HalfDense(Rows):
     def made(self, linear, quantised):
         quantised.weight = linear.weight
         return quantised
+
+
+class HeadToo(Rows):
+    def left_out(self, model):
+        return None
+
+
+class ViewsAll(Rows):
+    """Gives a view of every linear layer, quantised or not."""
+
+    def ops_for(self, layer):
+        from torch import nn
+
+        if type(layer) is nn.Linear:
+            layer.owner, layer.dense = self, lambda: layer.weight.detach().clone()
+            return RowOps(layer)
+        return super().ops_for(layer)
+
+
+class Undequantised(Rows):
+    """Gives its weight in a class of its own."""
+
+    def read(self, layer):
+        import torch
+
+        class Packed(torch.Tensor):
+            pass
+
+        return layer.dense().as_subclass(Packed)
 
 
 class OwnTensor(Rows):
