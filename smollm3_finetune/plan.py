@@ -24,6 +24,7 @@ from smollm3_finetune.errors import (
 from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
 from smollm3_finetune.negotiation import Chosen, environment, pair_problem
 from smollm3_finetune.options import build
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems
 from smollm3_finetune.saved import SavedAdapter, read_calibration
@@ -109,6 +110,8 @@ def choose(
 def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
     """The named loader, or the one that claims the reference; a tie must be decided by the user."""
     config = request.loader
+    if "\0" in request.ref:
+        user_path(request.ref)  # which says so
     if config.name is not None:
         return choose(registry, LOADER, config.name, config.options, request.origins)
     best = registry.claiming(LOADER, request.ref)
