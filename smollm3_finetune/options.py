@@ -164,6 +164,11 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
             hint = f"its options are: {', '.join(infos)}" if infos else "it has no options"
             hint = f"did you mean {near!r}?" if near else hint
             problems.append(ConfigError(f"{origin(key)}{section} has no option {key!r}", hint=hint))
+    for name, found in _wrong_defaults(cls):
+        if name not in values:
+            key = f"{section}.{name}" if section else name
+            problems.append(PluginError(f"the default of {key} does not pass its own check: {found}",
+                                        hint=f"set {key}, and tell the plugin's author"))  # fmt: skip
     try:
         pydantic_model(cls).model_validate({k: v for k, v in values.items() if k in infos})
     except ValidationError as e:
@@ -178,6 +183,24 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
             key = f"{section}.{name}" if section else name
             problems.append(ConfigError(f"{origin(name)}{key}: {found}", hint=help_text))
     return problems
+
+
+@lru_cache(maxsize=256)
+def _wrong_defaults(cls: type) -> tuple[tuple[str, str], ...]:
+    """The options whose own default is refused, and why; sections within are looked at by themselves."""
+    from pydantic import ValidationError
+
+    hints, infos = field_types(cls), {i.name: i for i in describe(cls)}
+    plain = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
+    given = {
+        f.name: infos[f.name].default for f in plain if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
+    }
+    try:
+        pydantic_model(cls).model_validate(given)
+    except ValidationError as e:
+        wrong = {str(error["loc"][0]): error for error in reversed(e.errors(include_url=False)) if error["loc"]}
+        return tuple((n, _explain({**wrong[n], "input": given[n]}, infos)) for n in given if n in wrong)
+    return ()
 
 
 def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where: Mapping[str, str] | None = None) -> T:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose
 from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import (
     ConfigError,
     IncompatibleError,
@@ -31,6 +32,8 @@ from smollm3_finetune.saved import SavedAdapter, read_calibration
 
 T = TypeVar("T")
 NO_QUANTIZER = "none"
+OWN_NO_QUANTIZER = f"{CORE_DISTRIBUTION}:{NO_QUANTIZER}"
+"""What a run gets that names none: a plugin which takes the name does not get it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +166,7 @@ def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSou
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognise the checkpoint {origin!r}", hint=names)
-    name = claiming[0].full_name if claiming else NO_QUANTIZER
+    name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
     return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
 
 

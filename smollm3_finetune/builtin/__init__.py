@@ -49,6 +49,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             summary="the embedded two-million-parameter SmolLM3, for trying things out",
             factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
             claims=lambda ref: ref == TINY,
+            rank=10,  # what the bare command opens, whatever else claims the name
             suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
         ),
     ]

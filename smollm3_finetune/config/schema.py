@@ -13,7 +13,8 @@ from typing import Any, Literal
 from smollm3_finetune.api import option
 
 DEFAULT_ADAPTER = "lora"
-DEFAULT_OBJECTIVE = "sft"
+DEFAULT_OBJECTIVE = "smollm3-finetune:sft"
+"""With its distribution: a plugin that takes the name does not get the runs that name none."""
 DEFAULT_MODEL = "tiny"
 
 
