@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,10 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
     given = {str(user_path(n, "-p").resolve()) for n in named if n.endswith(".py")}
     for file, digest in saved_versions(run).get("plugin_files", {}).items():
         if file not in given:
-            raise ConfigError(f"the run {run.path} used the plugin file {file}", hint=f"name it again: -p {file}")
+            path = Path(file)
+            shown = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+            hint = f"name it again: -p {shlex.quote(shown)}"
+            raise ConfigError(f"the run {run.path} used the plugin file {shown}", hint=hint)
         if not Path(file).is_file():
             raise ModelError(f"the plugin file {file}, which the run {run.path} used, is not there any more")
         if file_hash(file) != digest:
