@@ -62,7 +62,7 @@ class Op(StrEnum):
     """
 
     FORWARD = "forward"
-    """y = x Wᵀ + b can be computed."""
+    """y = x Wᵀ + b can be computed, and added to in place."""
     GRAD_INPUT = "grad-input"
     """The gradient flows through the layer to its input, also after a forward in eval mode."""
     READ_WEIGHT = "read-weight"
