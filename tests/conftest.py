@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which may be while tests are collected
+if "SMOLLM3_CORE_ALONE" in os.environ:  # in each of pytest's processes
+    assert importlib.util.find_spec("peft") is None, "core is not alone"
 PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS")
 GROUP = "smollm3_finetune"
 

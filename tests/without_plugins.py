@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,9 @@ def main() -> int:
         check = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('peft', 'smollm3_peft'))"
         subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
         same = [f"--ignore=tests/test_{name}.py" for name in SAME]
-        command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *same, *sys.argv[1:]]
+        worker = f"popen//python={shlex.quote(sys.executable)} -S"  # as this one: site-packages are not looked at
+        several = ["--tx", f"2*{worker}", "--dist", "loadfile"]
+        command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *several, *same, *sys.argv[1:]]
         return subprocess.run(command, env=environment, cwd=ROOT).returncode
 
 
