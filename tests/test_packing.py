@@ -154,7 +154,8 @@ def run_trainer(
         args = arguments(RunConfig(train=train, seed=seed), "cpu", dtype, out)
         out.mkdir(parents=True, exist_ok=True)
         display: Any = Quiet()
-        trainer = make_trainer(loaded, objective, items, collate, args, RunCallback(loaded, out / "metrics", display))
+        callback = RunCallback(loaded, out / "metrics", display, started=0.0)
+        trainer = make_trainer(loaded, objective, items, collate, args, callback)
         kept.watch(trainer)
         trainer.train()
     return kept.losses, kept.gradients

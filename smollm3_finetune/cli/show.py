@@ -55,7 +55,8 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"before         {before['sample']}",
         f"after          {after['sample']}",
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
-        f"took           {report['seconds']} s, {report['steps']} steps, {report['tokens']:,} tokens",
+        f"took           {report['seconds']} s ({report['seconds_to_first_step']} s to the end of the first step), "
+        f"{report['steps']} steps, {report['tokens']:,} tokens",
         "",
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
 
     With no arguments: a small embedded model on a small embedded dataset, in under a minute, with no network.
     """
+    began = time.monotonic()
     from smollm3_finetune.cli.resume import resumed_configuration
     from smollm3_finetune.train.rundir import RunDir
 
@@ -74,7 +76,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.train.processes import is_main_process
     from smollm3_finetune.train.run import train as carry_out
 
-    report = carry_out(plan, registry, run, display.for_stream(), checkpoint)
+    report = carry_out(plan, registry, run, display.for_stream(), checkpoint, began)
     if not is_main_process():
         return
     if as_json:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
 from smollm3_finetune.cache.use import record_uses
@@ -29,18 +29,71 @@ from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
 from smollm3_finetune.train.rundir import RunDir, file_hash
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, checkpoint: Path | None = None) -> Any:
+    from smollm3_finetune.batching.flat import Collate
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known before any weights are read."""
+
+    plan: RunPlan
+    run: RunDir
+    display: Display
+    checkpoint: Path | None
+    """Where a resumed run goes on."""
+    objective: Objective
+    parts: tuple[Quantizer, Adapter | None]
+    renderer: Renderer
+    tokens: Tokens
+    items: Any
+    """What the Trainer draws from."""
+    steps: int
+    args: TrainingArguments
+    began: float
+    """On the monotonic clock."""
+    main: bool
+    """Whether this is the process that speaks and writes."""
+
+
+def train(
+    plan: RunPlan,
+    registry: Registry,
+    run: RunDir,
+    display: Display,
+    checkpoint: Path | None = None,
+    began: float | None = None,
+) -> dict[str, Any]:
     """Train, and return the report that is also written to `report.json`.
 
-    Raises DataError before weights are read where the rows hold nothing to learn. The run directory is made once
-    the rows are tokenised.
+    Times in it count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are
+    read where the rows hold nothing to learn. The run directory is made once the rows are tokenised.
     """
+    job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
+    if job.main:
+        if checkpoint is None:
+            job.run.create(plan.config, versions(plan, registry))
+        display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
+    try:
+        report = _carried_out(job)
+    except BaseException:
+        if job.main and checkpoint is None:
+            job.run.discard_unstarted()
+        raise
+    report["seconds"] = round(time.monotonic() - job.began, 1)
+    if job.main:
+        job.run.write_json(job.run.report, report)
+    return report
+
+
+def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | None, began: float) -> Job:
+    """Tokenise, and find what is wrong with plugins and options; writes nothing but the cache."""
     import transformers
 
     from smollm3_finetune.train.trainer import arguments
 
-    began = time.monotonic()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     objective: Objective = plan.objective.create()
@@ -60,81 +113,54 @@ def train(plan: RunPlan, registry: Registry, run: RunDir, display: Display, chec
     run = RunDir(of_main_process(run.path))
     args.output_dir = str(run.checkpoints)
     main = is_main_process()
-    display = display if main else NoDisplay()
-    if main:
-        if checkpoint is None:
-            run.create(plan.config, versions(plan, registry))
-        display.say(summary(plan, tokens, len(items), steps, run))
-    calibration = None
-    if checkpoint is None:  # a resumed run has the one that it kept, from the plan
-        calibration = run_calibration(plan, tokens, renderer)
-        plan = replace(plan, model=replace(plan.model, context=replace(context, calibration=calibration)))
-    try:
-        report = _carried_out(plan, run, display, checkpoint, made, tokens, renderer, items, steps, args, calibration)
-    except BaseException:
-        if main and checkpoint is None:
-            run.discard_unstarted()
-        raise
-    report["seconds"] = round(time.monotonic() - began, 1)
-    if main:
-        run.write_json(run.report, report)
-    return report
+    return Job(
+        plan=plan,
+        run=run,
+        display=display if main else NoDisplay(),
+        checkpoint=checkpoint,
+        objective=objective,
+        parts=made,
+        renderer=renderer,
+        tokens=tokens,
+        items=items,
+        steps=steps,
+        args=args,
+        began=began,
+        main=main,
+    )
 
 
-def _carried_out(
-    plan: RunPlan,
-    run: RunDir,
-    display: Display,
-    checkpoint: Path | None,
-    made: tuple[Quantizer, Adapter | None],
-    tokens: Tokens,
-    renderer: Renderer,
-    items: Any,
-    steps: int,
-    args: Any,
-    calibration: Calibration | None,
-) -> dict[str, Any]:
+def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
-    objective: Objective = plan.objective.create()
-    main = is_main_process()
-    transformers.set_seed(plan.config.seed)
-    loaded = compose(plan.model, made=made, total_steps=steps)
-    if main and calibration is not None and calibration.used is not None:
-        write_calibration(calibration.used, run.path)
-    if main:
-        record_uses(run.path, plan.model.context.cache)
-    with batching(plan.config.train, loaded, objective, renderer.tokenizer, display.say) as collate:
-        return _trained(plan, run, display, checkpoint, loaded, objective, tokens, renderer, items, collate, args)
+    model, calibration = job.plan.model, None
+    if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
+        calibration = run_calibration(job.plan, job.tokens, job.renderer)
+        model = replace(model, context=replace(model.context, calibration=calibration))
+    transformers.set_seed(job.plan.config.seed)
+    loaded = compose(model, made=job.parts, total_steps=job.steps)
+    if job.main:
+        if calibration is not None and calibration.used is not None:
+            write_calibration(calibration.used, job.run.path)
+        record_uses(job.run.path, model.context.cache)
+    with batching(job.plan.config.train, loaded, job.objective, job.renderer.tokenizer, job.display.say) as collate:
+        return _trained(job, loaded, collate)
 
 
-def _trained(
-    plan: RunPlan,
-    run: RunDir,
-    display: Display,
-    checkpoint: Path | None,
-    loaded: LoadedModel,
-    objective: Objective,
-    tokens: Tokens,
-    renderer: Renderer,
-    items: Any,
-    collate: Callable[[list[dict[str, Any]]], Any],
-    args: Any,
-) -> dict[str, Any]:
+def _trained(job: Job, loaded: LoadedModel, collate: Collate) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
     from smollm3_finetune.train.trainer import RunCallback, make_trainer
 
-    main = is_main_process()
-    batch = plan.config.train.batch_size
-    prompt, mode = sample_prompt(plan, renderer)
+    config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
+    prompt, mode = sample_prompt(job.plan, renderer)
 
     def losses() -> dict[str, Any]:
-        found = [held_out_loss(loaded.model, objective, e, collate, batch) for e in tokens.held_out]
+        found = [held_out_loss(loaded.model, job.objective, e, collate, config.batch_size) for e in tokens.held_out]
         return losses_report(found, [c.title for c in tokens.counts])
 
     def sample() -> str:
-        limit = plan.config.train.sample_tokens
+        limit = config.sample_tokens
         return answer(
             loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
         )
@@ -144,17 +170,17 @@ def _trained(
         if not alone:  # else there is time for it when training is done, and the first step comes sooner
             before["sample"] = sample()
     if before["held_out_loss"] is not None:
-        display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
-    callback = RunCallback(loaded, run.metrics, display)
-    lengths = lengths_of(tokens.train) if plan.config.train.group_by_length else None
-    trainer = make_trainer(loaded, objective, items, collate, args, callback, lengths)
+        job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
+    callback = RunCallback(loaded, run.metrics, job.display, job.began)
+    lengths = lengths_of(tokens.train) if config.group_by_length else None
+    trainer = make_trainer(loaded, job.objective, job.items, collate, job.args, callback, lengths)
     loaded.model.train()
-    if main and checkpoint is not None:
-        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
+    if job.main and job.checkpoint is not None:
+        run.forget_after(int(job.checkpoint.name.rpartition("-")[2]))
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     finally:
-        display.end()
+        job.display.end()
     _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.state.global_step, run)
     after = losses()
     _check_finite([after["held_out_loss"] or 0.0], trainer.state.global_step, run)
@@ -162,16 +188,17 @@ def _trained(
     if alone:
         with _without_adapter(loaded):
             before["sample"] = sample()
-    if main:
+    if job.main:
         loaded.stop_at(renderer.end_of_turn_ids())
-        if plan.render.template is not None:
-            loaded.tokenizer.chat_template = plan.render.template
+        if job.plan.render.template is not None:
+            loaded.tokenizer.chat_template = job.plan.render.template
         loaded.save(run.adapter)
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
         "steps": trainer.state.global_step,
         "tokens": trainer.tokens_of_all(),
+        "seconds_to_first_step": callback.seconds_to_first_step,
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),

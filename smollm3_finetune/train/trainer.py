@@ -54,6 +54,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
         **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
+        **({"torch_compile": True} if t.compile else {}),
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
@@ -133,10 +134,14 @@ def _blamed_on_checkpoint(checkpoint: str | None) -> Iterator[None]:
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Calls the adapter after each optimiser step, writes metrics, and shows them."""
 
-    def __init__(self, loaded: LoadedModel, metrics: Path, display: Display) -> None:
+    def __init__(self, loaded: LoadedModel, metrics: Path, display: Display, started: float) -> None:
         self.loaded = loaded
         self.metrics = metrics
         self.display = display
+        self.started = started
+        """When the run began, on the monotonic clock."""
+        self.seconds_to_first_step: float | None = None
+        """To the end of the first step that this process makes."""
         self.trainer: Any = None
         self.began = 0.0
         self.shown_tokens = 0
@@ -148,6 +153,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loaded.adapted is not None:
             self.loaded.adapted.on_step(state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
