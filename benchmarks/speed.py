@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from real_model import fetch_model, rows
-from speed_peers.contestants import ALL, BARE, OURS, PACKED, PADDED, TRL, TRL_PACKED
+from speed_peers.contestants import ALL, BARE, BARE_HUGE, OURS, PACKED, PADDED, PADDED_HUGE, TRL, TRL_PACKED
 from speed_peers.figures import Round, reached, table
 from speed_peers.growth import growth
 from speed_peers.job import Job, learned_rows, write
@@ -36,7 +36,7 @@ from speed_peers.picture import bars
 
 SAME_LOSS = 1e-5
 """How far the losses of the first step may be apart, relative: float32 sums in another order."""
-QUANTISED = (OURS, BARE, PADDED)
+QUANTISED = (OURS, BARE, BARE_HUGE, PADDED, PADDED_HUGE)
 
 
 def dense_model() -> Path | None:

@@ -8,17 +8,20 @@ from pathlib import Path
 from speed_peers.job import SEED, Job
 
 OURS, OURS_PACKED, BARE, PADDED = "smollm3 train", "smollm3 train, packing", "bare loop", "transformers.Trainer"
+BARE_HUGE, PADDED_HUGE = f"{BARE}, huge pages", f"{PADDED}, huge pages"
 TRL, TRL_PACKED = "trl sft", "trl sft, packing"
-ALL = (OURS, BARE, PADDED, TRL, TRL_PACKED, OURS_PACKED)
-FLAT = (OURS, BARE, OURS_PACKED, TRL_PACKED)
+ALL = (OURS, BARE, BARE_HUGE, PADDED, PADDED_HUGE, TRL, TRL_PACKED, OURS_PACKED)
+FLAT = (OURS, BARE, BARE_HUGE, OURS_PACKED, TRL_PACKED)
 """Those that compute no padding."""
+HUGE = (BARE_HUGE, PADDED_HUGE)
+"""Those that are told from outside to put tensors into huge pages, as `smollm3` does by itself."""
 PACKED = (OURS_PACKED, TRL_PACKED)
 
 
 def command(name: str, job: Job, output: Path, python_trl: Path) -> list[str]:
     """What is run, with its output in `output`, which is not there yet."""
-    if name in (BARE, PADDED):
-        module = "speed_peers.bare" if name == BARE else "speed_peers.padded"
+    if name in (BARE, BARE_HUGE, PADDED, PADDED_HUGE):
+        module = "speed_peers.bare" if name in (BARE, BARE_HUGE) else "speed_peers.padded"
         return [sys.executable, "-m", module, job.directory, str(output)]
     if name in (OURS, OURS_PACKED):
         return [sys.executable, "-m", "smollm3_finetune.main", *_ours(job, output, packing=name == OURS_PACKED)]

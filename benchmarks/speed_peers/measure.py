@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speed_peers.contestants import BARE, FLAT, OURS, OURS_PACKED, PACKED, command
+from speed_peers.contestants import BARE, BARE_HUGE, FLAT, HUGE, OURS, OURS_PACKED, PACKED, command
 from speed_peers.job import Job
 
 SAMPLES = 0.05
@@ -80,12 +80,16 @@ def _anonymous(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
 
 
-def environment(directory: Path, threads: int) -> dict[str, str]:
-    """The same for all: caches that are empty, no network, a fixed number of threads, the marks."""
+NOT_PASSED_ON = ("FORCE_COLOR", "SMOLLM3_TEST_DATA", "THP_MEM_ALLOC_ENABLE")
+
+
+def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
+    """The same for all but huge pages: caches that are empty, no network, a fixed number of threads, the marks."""
     here = Path(__file__).resolve().parent
     path = [str(here / "marks"), str(here.parent), os.environ.get("PYTHONPATH", "")]
     return {
-        **{k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "SMOLLM3_TEST_DATA")},
+        **{k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON},
+        **({"THP_MEM_ALLOC_ENABLE": "1"} if name in HUGE else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "SPEED_MARKS": str(directory / "marks.jsonl"),
         "SPEED_ROOT": str(os.getpid()),
@@ -106,7 +110,7 @@ def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path)
             began = time.time()
             child = subprocess.Popen(
                 command(name, job, output, python_trl),
-                env=environment(directory, threads), cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
+                env=environment(name, directory, threads), cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
             )  # fmt: skip
             sampler = Sampler(child.pid)
             sampler.start()
@@ -155,7 +159,7 @@ def _result(
 
 def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[int, list[float]]:
     """The tokens that the contestant says it trained on, and its loss at each step."""
-    if name == BARE:
+    if name in (BARE, BARE_HUGE):
         about = json.loads((output / "bare.json").read_text())
         return about["tokens"], about["losses"]
     losses = [entry["loss"] for entry in logs if "loss" in entry]
