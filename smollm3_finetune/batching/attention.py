@@ -94,6 +94,7 @@ def _flash_usable(model: PreTrainedModel) -> bool:
 def _by_rows(plain: Callable[[nn.Module], Attention], *, additive: bool) -> Attention:
     """The attention that `plain` gives for a module, called once for each row."""
 
+    @torch.compiler.disable(reason="each batch has other rows")
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Any]:

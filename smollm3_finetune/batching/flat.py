@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from smollm3_finetune.data.render import IGNORED
-
-if TYPE_CHECKING:
-    pass
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 

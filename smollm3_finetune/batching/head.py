@@ -104,14 +104,19 @@ class SupervisedForward:
         self, *, labels: Tensor, num_items_in_batch: Any = None, return_dict: bool | None = None, **kwargs: Any
     ) -> Any:
         hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
+        out = self._output(hidden, labels, num_items_in_batch)
+        return out.to_tuple() if return_dict is False else out
+
+    @torch.compiler.disable(reason="each batch has another number of learned tokens")
+    def _output(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Any) -> SupervisedOutput:
+        """hidden (B, T, H), labels (B, T)"""
         targets = labels[:, 1:].to(hidden.device)  # (B, T - 1): position t predicts token t + 1
         where = targets != IGNORED
         loss_sum = self._loss_sum(hidden[:, :-1][where], targets[where])
         terms = int(where.sum())
         count = num_items_in_batch if num_items_in_batch is not None else terms
         count = count.to(loss_sum.device) if isinstance(count, torch.Tensor) else torch.tensor(float(count))
-        out = SupervisedOutput(loss=loss_sum / count.to(loss_sum), loss_sum=loss_sum, terms=terms)
-        return out.to_tuple() if return_dict is False else out
+        return SupervisedOutput(loss=loss_sum / count.to(loss_sum), loss_sum=loss_sum, terms=terms)
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden (N, H), targets (N,)"""

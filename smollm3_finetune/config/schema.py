@@ -91,6 +91,9 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", gt=0)
     optimizer: str = option("adamw_torch", "An optimiser name of transformers' Trainer.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
+    compile: bool = option(
+        False, "Compile the model with torch.compile: slow first steps, faster ones after them on a GPU."
+    )
     log_every: int = option(1, "Steps between lines of metrics.", ge=1)
     save_every: int | None = option(None, "Steps between checkpoints that a run can resume from.", ge=1)
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", ge=1)
