@@ -1,0 +1,119 @@
+"""All that a plugin may import at module level. Light: nothing here imports torch or transformers.
+
+A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`, `QuantizerSpec`, …) whose
+`factory` and `options` are dotted strings, imported only when a run names the component:
+
+    from smollm3_finetune.api import AdapterSpec, Op, hookimpl
+
+    @hookimpl
+    def smollm3_adapters():
+        return [AdapterSpec(name="scale", summary="one learned factor per layer",
+                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT})]
+
+A factory is called with one validated options instance and returns an object with the methods of the matching
+protocol below (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
+"""
+
+from __future__ import annotations
+
+from smollm3_finetune.api.capabilities import (
+    ALL_OPS,
+    Env,
+    Op,
+    Purpose,
+)
+from smollm3_finetune.api.data import (
+    Conversation,
+    Encoded,
+    FlatObjective,
+    Formatter,
+    Objective,
+    Renderer,
+)
+from smollm3_finetune.api.descriptors import (
+    API_VERSION,
+    AdapterSpec,
+    ComponentSpec,
+    FormatterSpec,
+    LoaderSpec,
+    NoOptions,
+    ObjectiveSpec,
+    QuantizerSpec,
+    Requires,
+    hookimpl,
+    option,
+)
+from smollm3_finetune.api.helpers import (
+    directory_source,
+    flatten_rows,
+    options_dict,
+)
+from smollm3_finetune.api.models import (
+    Adapted,
+    Adapter,
+    Base,
+    BuildContext,
+    CheckpointQuantizer,
+    LinearOps,
+    Loader,
+    ModelSource,
+    Progress,
+    Quantizer,
+    Task,
+)
+from smollm3_finetune.errors import (
+    ConfigError,
+    DataError,
+    IncompatibleError,
+    MissingRequirementError,
+    ModelError,
+    SmolLM3Error,
+    UnsupportedOp,
+)
+from smollm3_finetune.identity import fingerprint
+
+__all__ = [
+    "ALL_OPS",
+    "API_VERSION",
+    "Adapted",
+    "Adapter",
+    "AdapterSpec",
+    "Base",
+    "BuildContext",
+    "CheckpointQuantizer",
+    "ComponentSpec",
+    "ConfigError",
+    "Conversation",
+    "DataError",
+    "Encoded",
+    "Env",
+    "FlatObjective",
+    "Formatter",
+    "FormatterSpec",
+    "IncompatibleError",
+    "LinearOps",
+    "Loader",
+    "LoaderSpec",
+    "MissingRequirementError",
+    "ModelError",
+    "ModelSource",
+    "NoOptions",
+    "Objective",
+    "ObjectiveSpec",
+    "Op",
+    "Progress",
+    "Purpose",
+    "Quantizer",
+    "QuantizerSpec",
+    "Renderer",
+    "Requires",
+    "SmolLM3Error",
+    "Task",
+    "UnsupportedOp",
+    "directory_source",
+    "fingerprint",
+    "flatten_rows",
+    "hookimpl",
+    "option",
+    "options_dict",
+]

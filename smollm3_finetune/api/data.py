@@ -1,0 +1,84 @@
+"""What a factory makes for rows: formatters and objectives, and the conversations and tokens between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One training row in the form that chat templates take, or raw text."""
+
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The row's own `chat_template_kwargs`."""
+    learn: tuple[int, ...] | None = None
+    """The indices of the messages to learn from; None: every assistant message."""
+    rejected: tuple[Mapping[str, Any], ...] | None = None
+    """For objectives that compare: the messages of the worse conversation, beside `messages`, the better one."""
+    text: str | None = None
+    """Raw text to learn as it is, instead of messages."""
+
+    def learned_messages(self) -> list[int]:
+        """The indices of the messages to learn from."""
+        if self.learn is not None:
+            return list(self.learn)
+        return [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
+
+
+class Formatter(Protocol):
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        """Raises ValueError, with what is wrong, for a row without usable fields."""
+        ...
+
+
+class Encoded(Protocol):
+    """A conversation as tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The token itself where it is learned, -100 elsewhere."""
+
+
+class Renderer(Protocol):
+    """Turns conversations into tokens by the run's template and options."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def encode(self, conversation: Conversation, max_length: int) -> Encoded:
+        """Token ids and labels, cut to `max_length` tokens. Raises DataError where the template refuses."""
+        ...
+
+
+class Objective(Protocol):
+    def prepare(
+        self, conversation: Conversation, renderer: Renderer, max_length: int
+    ) -> Mapping[str, Sequence[int]] | None:
+        """One example, as named lists of integers; None where the row can teach nothing (nothing supervised)."""
+        ...
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]: ...
+
+    def trainer_class(self) -> type[Trainer]: ...
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
+        """The summed loss of a batch and the number of terms in it (supervised tokens, for `sft`)."""
+        ...
+
+
+@runtime_checkable
+class FlatObjective(Objective, Protocol):
+    """An objective whose rows may share a sequence, in batches without padding."""
+
+    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """As `collator`, and its batches are those of `flatten_rows`, perhaps with more in them."""
+        ...

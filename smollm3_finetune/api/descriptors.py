@@ -1,0 +1,153 @@
+"""What a plugin's hooks return: a name, what it can do, what it needs, and where its code is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from smollm3_finetune.api.capabilities import Env, Op
+
+if TYPE_CHECKING:
+    from smollm3_finetune.api.models import ModelSource
+
+API_VERSION = 1
+"""The version of this contract. A descriptor states the one it was written for in `api`."""
+
+hookimpl = pluggy.HookimplMarker("smollm3_finetune")
+"""Marks a plugin's hook function, so that pluggy finds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requires:
+    """What must be there before a component can be used; checked before any weights are read."""
+
+    distributions: tuple[str, ...] = ()
+    """PEP 508 requirements, such as `bitsandbytes>=0.49`."""
+    accelerators: tuple[str, ...] = ()
+    """Device types of which one is needed (`cuda`, …); empty: any device, CPU included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a component that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentSpec:
+    """What every descriptor holds. Use one of its subclasses."""
+
+    name: str
+    """`[a-z][a-z0-9]*(-[a-z0-9]+)*`, what users type."""
+    summary: str
+    """One line for `plugins list` and `--help`."""
+    factory: str
+    """`package.module:Class`, called with one validated options instance."""
+    options: str = "smollm3_finetune.api:NoOptions"
+    """`package.module:Class` of a frozen dataclass whose fields are made with `option()`; a light module."""
+    aliases: tuple[str, ...] = ()
+    """Other names that users may type for it."""
+    requires: Requires = Requires()
+    suggests: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing."""
+    api: int = API_VERSION
+    """The version of the contract that it was written for; a newer one than installed makes the plugin broken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSpec(ComponentSpec):
+    """Offers a `Loader`: a way to open a model reference."""
+
+    claims: Callable[[str], bool] | None = None
+    """Whether a reference is for this loader, from its text alone or a look at the file system; light."""
+    rank: int = 0
+    """Where several claim a reference, the highest rank takes it; a tie must be decided with `--loader`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerSpec(ComponentSpec):
+    """Offers a `Quantizer`: a way to load the weights of an opened source."""
+
+    provides: Iterable[Op] = frozenset({Op.FORWARD})
+    """What can be done with a layer that it loaded."""
+    refine: Callable[[Any, Env], Mapping[Op, str]] | None = None
+    """`refine(options, env)` names the operations that are absent with these options there, each with its reason."""
+    absent: Mapping[Op, str] = dataclasses.field(default_factory=dict)
+    """Reasons for operations that are never provided, shown when an adapter needs one."""
+    claims: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a `config.json` is that of a checkpoint which this quantizer wrote."""
+    marker_files: tuple[str, ...] = ()
+    """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantisation."""
+    needs_calibration: bool = False
+    """Whether it asks for `BuildContext.calibration()`."""
+    check: Callable[[Any, ModelSource], None] | None = None
+    """`check(options, source)` raises a SmolLM3Error where this source cannot be loaded with these options.
+
+    Asked while planning, so that `--dry-run` says it: from `source.config` and `source.has_file`, and where the
+    source is a directory on disk from the headers of its files. No weights are read.
+    """
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec(ComponentSpec):
+    """Offers an `Adapter`: a way to make a loaded model trainable."""
+
+    needs: Iterable[Op] = frozenset({Op.FORWARD, Op.GRAD_INPUT})
+    """What it does with the base's layers."""
+    refine: Callable[[AdapterSpec, Any], AdapterSpec] | None = None
+    """`refine(spec, options)` returns the descriptor that holds with these options (other needs, other traits)."""
+    identity_at_start: bool = True
+    """The model computes exactly what its base computes until the first step."""
+    packs: bool = False
+    """Rows packed into one sequence do not influence each other."""
+    merges: bool = True
+    """`Adapter.merge` exists: the adapter can be folded into dense weights."""
+    disables: bool = True
+    """`Adapted.disabled()` gives the base alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset(Op(o) for o in self.needs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatterSpec(ComponentSpec):
+    """Offers a `Formatter`: a way to turn a dataset row into a conversation."""
+
+    claims: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a row, by its columns, is of this shape; light."""
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec(ComponentSpec):
+    """Offers an `Objective`: what training minimises."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    multiple_of: int | None = None,
+) -> Any:
+    """One field of an options dataclass: its default, one line of help with the unit, and its range.
+
+    The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`);
+    use `tuple` for lists, since options are frozen.
+
+        @dataclass(frozen=True, kw_only=True)
+        class ScaleOptions:
+            init: float = option(1.0, "Initial factor.", gt=0)
+    """
+    limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
+    metadata = {"help": help, "limits": {k: v for k, v in limits.items() if v is not None}}
+    return dataclasses.field(default=default, metadata=metadata)

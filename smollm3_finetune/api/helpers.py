@@ -1,0 +1,37 @@
+"""Functions for plugins of any kind. What is heavy is imported when one is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smollm3_finetune.api.models import ModelSource
+
+
+def options_dict(options: Any) -> dict[str, Any]:
+    """The fields of an options instance, for a fingerprint or a saved file."""
+    return dataclasses.asdict(options)
+
+
+def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """Rows of `input_ids` and `labels` as arguments of a causal language model, (1, T) each with T the sum of lengths.
+
+    The first label of each row is ignored: it would be learned from the last token of the row before.
+    """
+    from smollm3_finetune.batching.flat import flatten
+
+    return flatten(examples)
+
+
+def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:
+    """A `ModelSource` for a directory in Hugging Face's layout, for loaders that convert into one.
+
+    `fingerprint` saves hashing the files where the identity is known; `kwargs` are added to every
+    `from_pretrained`.
+    """
+    from smollm3_finetune.source import DirectorySource
+
+    return DirectorySource(ref=ref, directory=path, known_fingerprint=fingerprint, load_kwargs=kwargs)

@@ -1,0 +1,206 @@
+"""What a factory makes for a model: loaders, quantizers and adapters, and what they are told and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from smollm3_finetune.api.capabilities import Op, Purpose
+from smollm3_finetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from smollm3_finetune.cache.store import Cache
+
+
+class Task(Protocol):
+    """One piece of visible work."""
+
+    def advance(self, steps: int = 1) -> None: ...
+
+
+class Progress(Protocol):
+    """Where a component tells what it is doing: a bar on a terminal, plain lines elsewhere."""
+
+    def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """Show a piece of work of `total` steps while the context is open."""
+        ...
+
+    def say(self, message: str) -> None:
+        """Show one line."""
+        ...
+
+
+def _no_calibration() -> Sequence[Sequence[int]]:
+    raise ConfigError(
+        "this quantizer needs calibration rows and none were given",
+        hint="pass calibration=… to load_model, or run it through `smollm3 train --data …`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """What a component is told about the run."""
+
+    purpose: Purpose
+    device: str
+    """A torch device: `cpu`, `cuda:0`, …"""
+    dtype: str
+    """`float32`, `bfloat16`, `float16` or `float64`: of weights that are not quantised, and of the computation."""
+    seed: int
+    cache: Cache
+    progress: Progress
+    calibration: Callable[[], Sequence[Sequence[int]]] = _no_calibration
+    """Token ids of calibration rows, made when first called."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+class ModelSource(Protocol):
+    """A model that was opened; no weights were read.
+
+    Not for `isinstance`, which would read `path` and so download or convert.
+    """
+
+    @property
+    def ref(self) -> str:
+        """What the user typed."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The contents of `config.json`."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """A directory with everything; may download or convert when first read."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights: a Hub commit, or a hash of the files' contents."""
+        ...
+
+    def has_file(self, name: str) -> bool:
+        """Whether the checkpoint has a file of that name, without reading it."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def load(self, **kwargs: Any) -> PreTrainedModel:
+        """Make the model; `kwargs` are those of `from_pretrained`. The only place where weights are made."""
+        ...
+
+    def at(self, path: Path) -> ModelSource:
+        """The same model (reference, trust) with all that is in `path`, a directory with config and weights."""
+        ...
+
+
+class Loader(Protocol):
+    def open(self, ref: str, ctx: BuildContext) -> ModelSource:
+        """Open a reference without reading weights.
+
+        Raises ModelError where there is nothing to open; a remote one may do so when its `config` is first read.
+        """
+        ...
+
+
+class LinearOps(Protocol):
+    """A view of one quantised layer, made by `Base.ops_for`; not a module, holds no state of its own."""
+
+    @property
+    def ops(self) -> frozenset[Op]: ...
+
+    @property
+    def forward_rtol(self) -> float:
+        """How far the forward is from `x @ read_weight().T`, relative, beyond float rounding.
+
+        0 for kernels that dequantise and multiply (bnb-4bit, GPTQ, HQQ); 1e-2 where activations are rounded too
+        (LLM.int8).
+        """
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)"""
+        ...
+
+    def read_weight(self) -> Tensor:
+        """The base weight as the forward pass sees it, dequantised.
+
+        Returns a new tensor (out_features, in_features), float32 or wider, on the layer's device, without grad;
+        valid before and after any forward. Raises UnsupportedOp where READ_WEIGHT is not among `ops`.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A loaded model with what can be done to its layers."""
+
+    model: PreTrainedModel
+    fingerprint: str
+    """Identifies the weights as quantised."""
+    ops_for: Callable[[nn.Module], LinearOps | None] = lambda layer: None
+    """The operations of a quantised layer; None for an ordinary one, which has them all."""
+
+
+class Quantizer(Protocol):
+    def load(self, source: ModelSource, ctx: BuildContext) -> Base:
+        """Load the weights of `source` onto `ctx.device`, frozen, ready for `ctx.purpose`."""
+        ...
+
+
+@runtime_checkable
+class CheckpointQuantizer(Quantizer, Protocol):
+    """A quantizer that turns one checkpoint into another."""
+
+    def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
+        """Write the quantised checkpoint, config and all, into the empty directory `out`."""
+        ...
+
+
+class Adapted(Protocol):
+    """A model with an adapter on it."""
+
+    model: nn.Module
+    """What the trainer trains; takes and returns what a causal LM of transformers does."""
+    base: Base
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base alone, while the context is open. Raises UnsupportedOp where the base was altered (`full`)."""
+        ...
+
+    def on_step(self, step: int) -> None:
+        """Called after each optimizer.step and before zero_grad; `step` counts from 1."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the adapter into `path`, as safetensors, with whatever state the method has."""
+        ...
+
+
+class Adapter(Protocol):
+    def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> Adapted:
+        """Put a fresh adapter on `base`; afterwards only what is trained has `requires_grad`."""
+        ...
+
+    def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
+        """Put a saved adapter on `base`; trainable when `ctx.purpose` is `train`."""
+        ...
+
+    def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
+        """Fold a saved adapter into `dense` (its base with every weight dequantised) and return the plain model."""
+        ...
