@@ -22,6 +22,7 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.batches import check_batches
+from smollm3_finetune.train.compiling import check_compiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, loaded.origins)
     )
     collect.run(lambda: render_options(config.data))
+    collect.run(lambda: check_compiler(config.train, context.device))
     rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
     calibration = collect.run(lambda: calibration_rows(registry, config))
     survey = collect.run(lambda: rows.survey(context.progress)) if rows is not None else None

@@ -19,6 +19,7 @@ from smollm3_finetune.errors import ConfigError, ModelError, PluginError
 from smollm3_finetune.hf_calls import first_line
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.train.compiling import settle_compiler
 from smollm3_finetune.train.order import LengthGrouped, Shuffled
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ def make_trainer(
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded, "lengths": lengths})
     if args.gradient_checkpointing and hasattr(loaded.model, "enable_input_require_grads"):
         loaded.model.enable_input_require_grads()
+    if args.torch_compile:
+        settle_compiler()
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
             model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]
