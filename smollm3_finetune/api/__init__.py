@@ -61,6 +61,14 @@ from smollm3_finetune.api.models import (
     Quantizer,
     Task,
 )
+from smollm3_finetune.api.quantizing import (
+    DequantisingOps,
+    architecture_of,
+    layers_to_quantise,
+    no_such_group,
+    refuse_quantised,
+    rounded_to,
+)
 from smollm3_finetune.errors import (
     ConfigError,
     DataError,
@@ -85,6 +93,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "DataError",
+    "DequantisingOps",
     "Encoded",
     "Env",
     "FlatObjective",
@@ -110,10 +119,15 @@ __all__ = [
     "SmolLM3Error",
     "Task",
     "UnsupportedOp",
+    "architecture_of",
     "directory_source",
     "fingerprint",
     "flatten_rows",
     "hookimpl",
+    "layers_to_quantise",
+    "no_such_group",
     "option",
     "options_dict",
+    "refuse_quantised",
+    "rounded_to",
 ]

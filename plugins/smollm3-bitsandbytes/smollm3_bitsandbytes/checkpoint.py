@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, ModelSource, fingerprint
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from smollm3_finetune.api import (
+    BuildContext,
+    ConfigError,
+    IncompatibleError,
+    ModelSource,
+    architecture_of,
+    fingerprint,
+    rounded_to,
+)
 
 ALWAYS_SKIPPED = ("lm_head",)
 """Left unquantised where the architecture cannot be built without weights to find its output head."""
-
-EXACT_IN: Mapping[str, frozenset[str]] = {
-    "bfloat16": frozenset({"bfloat16", "float32", "float64"}),
-    "float16": frozenset({"float16", "float32", "float64"}),
-    "float32": frozenset({"float32", "float64"}),
-    "float64": frozenset({"float64"}),
-}
-"""In which run dtypes the values of a checkpoint of one dtype survive unrounded."""
 
 
 def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] | None:
@@ -85,7 +82,7 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
     asked = list(skip_modules)
     if not asked:
         return None
-    skeleton = _skeleton(source.config)
+    skeleton = architecture_of(source)
     if skeleton is None:
         return [*asked, *ALWAYS_SKIPPED]
     import torch
@@ -103,28 +100,10 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
     return sorted({*asked, *get_keys_to_not_convert(skeleton)})
 
 
-def _skeleton(config: Mapping[str, Any]) -> PreTrainedModel | None:
-    """The architecture on the meta device; None where it is not one of transformers' own."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(str(config.get("model_type")), **values)
-            )
-    except Exception:  # custom code, or a config of another version: the caller has a fallback
-        return None
-    return model
-
-
 def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **decides: Any) -> str:
     """Identifies the quantised weights: the source's, the method, and the options that alter a weight.
 
     The run's dtype counts only where it rounds the checkpoint before it is quantised, so that an adapter trained
     in bfloat16 finds the same base in float32 when the checkpoint is in bfloat16.
     """
-    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
-    rounded = None if ctx.dtype in EXACT_IN.get(own, frozenset()) else ctx.dtype
-    return fingerprint(source.fingerprint, name, rounded, decides)
+    return fingerprint(source.fingerprint, name, rounded_to(source, ctx), decides)

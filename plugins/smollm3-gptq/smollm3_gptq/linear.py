@@ -7,17 +7,14 @@ takes as much memory as the dense model. Here the backward pass dequantises once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smollm3_finetune.api import LinearOps, Op
+from smollm3_finetune.api import DequantisingOps, LinearOps
 from smollm3_gptq.packing import HELD_BITS, pack_bytes, unpack_bytes, unpack_words
-
-OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 
 class GPTQLinear(nn.Module):  # type: ignore[misc]
@@ -104,37 +101,12 @@ class _Multiply(torch.autograd.Function):  # type: ignore[misc]
         return grad @ ctx.layer.sorted_weight(grad.dtype), None
 
 
-@dataclass(frozen=True)
-class GPTQOps:
-    """The operations of one `GPTQLinear`."""
-
-    layer: GPTQLinear
-    compute: torch.dtype
-    """What the run computes in."""
-
-    @property
-    def ops(self) -> frozenset[Op]:
-        return OPS
-
-    @property
-    def forward_rtol(self) -> float:
-        """0: the layer dequantises and multiplies."""
-        return 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.layer.out_features, self.layer.in_features
-
-    def read_weight(self) -> Tensor:
-        """The weight (out, in) that the forward multiplies by, float32, rounded to the compute dtype as it is there."""
-        with torch.no_grad():
-            return self.layer.dequantised(self.compute).to(torch.float32)
-
-
 def ops_in(compute: torch.dtype) -> Any:
     """`Base.ops_for` of a model that computes in `compute`."""
 
     def ops_for(layer: nn.Module) -> LinearOps | None:
-        return GPTQOps(layer, compute) if isinstance(layer, GPTQLinear) else None
+        if not isinstance(layer, GPTQLinear):
+            return None
+        return DequantisingOps(layer, lambda one: one.dequantised(torch.float32), compute)
 
     return ops_for

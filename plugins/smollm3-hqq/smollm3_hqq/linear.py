@@ -7,17 +7,14 @@ Quantization of Large Machine Learning Models", 2023.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, HQQMatmulNoCacheMul
 from torch import Tensor, nn
 
-from smollm3_finetune.api import LinearOps, Op
+from smollm3_finetune.api import DequantisingOps, LinearOps
 from smollm3_hqq.options import HQQOptions
-
-OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
@@ -64,33 +61,6 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
         return self
 
 
-@dataclass(frozen=True)
-class HQQOps:
-    """The operations of one layer, in a model that computes in `dtype`."""
-
-    layer: Any
-    dtype: torch.dtype
-
-    @property
-    def ops(self) -> frozenset[Op]:
-        return OPS
-
-    @property
-    def forward_rtol(self) -> float:
-        """0: the layer dequantises and multiplies."""
-        return 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.layer.out_features, self.layer.in_features
-
-    def read_weight(self) -> Tensor:
-        """(code - zero) · scale (out, in), rounded to the model's dtype as in the forward, as a new float32 tensor."""
-        with torch.no_grad():
-            weight: Tensor = self.layer.dequantize()  # float32
-        return weight if self.dtype == torch.float64 else weight.to(self.dtype).float()
-
-
 def ops_in(dtype: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
     """`Base.ops_for` of a model that computes in `dtype`."""
-    return lambda layer: HQQOps(layer, dtype) if isinstance(layer, Linear) else None
+    return lambda layer: DequantisingOps(layer, Linear.dequantize, dtype) if isinstance(layer, Linear) else None

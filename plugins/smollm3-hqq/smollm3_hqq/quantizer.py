@@ -7,9 +7,17 @@ from pathlib import Path
 
 import torch
 
-from smollm3_finetune.api import Base, BuildContext, ModelSource, fingerprint, options_dict
+from smollm3_finetune.api import (
+    Base,
+    BuildContext,
+    ModelSource,
+    architecture_of,
+    fingerprint,
+    options_dict,
+    rounded_to,
+)
 from smollm3_hqq import check
-from smollm3_hqq.layers import chosen, skeleton
+from smollm3_hqq.layers import chosen
 from smollm3_hqq.linear import Linear, ops_in
 from smollm3_hqq.options import HQQOptions
 
@@ -25,7 +33,7 @@ class HQQQuantizer:
         that is quantised already or has a layer that hqq cannot pack, ConfigError for options that do not fit it.
         """
         check(self.options, source)
-        bare = skeleton(source.config)
+        bare = architecture_of(source)
         if bare is not None:
             chosen(bare, source, self.options)
         model = source.load(dtype=ctx.torch_dtype)
@@ -43,10 +51,4 @@ class HQQQuantizer:
         """What decides the codes: weights, options, hqq's version, and the precision in which it searches."""
         options = {**options_dict(self.options), "skip_modules": sorted(self.options.skip_modules)}
         searched = "float16" if torch.device(ctx.device).type == "cuda" else "float32"
-        return fingerprint("hqq", source.fingerprint, options, version("hqq"), searched, _rounded(source, ctx))
-
-
-def _rounded(source: ModelSource, ctx: BuildContext) -> str | None:
-    """The run's dtype where it rounds the checkpoint before hqq sees it; None where it does not."""
-    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return None if ctx.dtype in (own, "float32", "float64") else ctx.dtype
+        return fingerprint("hqq", source.fingerprint, options, version("hqq"), searched, rounded_to(source, ctx))

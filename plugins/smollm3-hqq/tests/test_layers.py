@@ -10,7 +10,7 @@ import pytest
 import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
 from smollm3_hqq.layers import chosen
-from smollm3_hqq.linear import HQQOps, Linear
+from smollm3_hqq.linear import Linear, ops_in
 from smollm3_hqq.options import HQQOptions
 from smollm3_hqq.quantizer import HQQQuantizer
 from torch import nn
@@ -65,7 +65,7 @@ def test_read_weight_is_code_less_zero_times_scale(bits, axis):
     zero, scale = layer.meta["zero"].numpy(), layer.meta["scale"].numpy()
     assert zero.dtype == scale.dtype == np.float32
     right = ((codes - zero.astype(np.float64)) * scale).reshape(96, 128)
-    found = HQQOps(layer, torch.float32).read_weight()
+    found = ops_in(torch.float32)(layer).read_weight()
     np.testing.assert_allclose(found.numpy(), right, rtol=0, atol=1e-6)
     assert codes.max() == 2**bits - 1
 
@@ -74,7 +74,7 @@ def test_read_weight_is_code_less_zero_times_scale(bits, axis):
 def test_scales_in_float32_are_nearer_than_hqqs_own_in_bfloat16(bits):
     linear = dense(1536, 576)
     own = relative(stock(linear, torch.bfloat16, nbits=bits).dequantize(), linear.weight)
-    found = relative(HQQOps(ours(linear, bits=bits), torch.bfloat16).read_weight(), linear.weight)
+    found = relative(ops_in(torch.bfloat16)(ours(linear, bits=bits)).read_weight(), linear.weight)
     assert found < own
     assert found < {8: 0.0055, 4: 0.0873}[bits]
 
@@ -110,7 +110,7 @@ def test_a_backend_that_another_chose_for_the_process_does_not_reach_these_layer
 def test_training_under_autocast_works_where_hqqs_own_layer_fails():
     linear = dense()
     layer, other = ours(linear), stock(linear)
-    weight = HQQOps(layer, torch.float32).read_weight()
+    weight = ops_in(torch.float32)(layer).read_weight()
     x = torch.randn(3, 128, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y, other_y = layer(x), other(x)

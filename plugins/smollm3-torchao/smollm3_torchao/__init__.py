@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelSource, Op, QuantizerSpec, Requires, hookimpl
+from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, hookimpl, no_such_group, refuse_quantised
 
 HIDDEN = "`.weight` is a tensor of torchao's own class with 8-bit codes inside"
-SIZES = (256, 128, 64, 32, 16, 8)
-"""Group sizes to propose, largest first."""
 
 
 def check(options: Any, source: ModelSource) -> None:
@@ -20,24 +18,10 @@ def check(options: Any, source: ModelSource) -> None:
     From `config.json` alone. Raises IncompatibleError and ConfigError. The other sizes of the layers are looked at
     when the model is loaded, still before its weights are read.
     """
-    stored = source.config.get("quantization_config")
-    if stored is not None:
-        method = stored.get("quant_method") if isinstance(stored, dict) else None
-        raise IncompatibleError(
-            f"torchao-int8 cannot load {source.ref!r}: its weights are already quantised by "
-            f"{method or 'another method'}",
-            hint="name the full-precision checkpoint; those that torchao itself quantised are not read either",
-        )
+    refuse_quantised("torchao-int8", source)
     hidden = source.config.get("hidden_size")
     if isinstance(hidden, int) and not options.skip_modules and options.group_size and hidden % options.group_size:
-        raise no_such_group(options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
-
-
-def no_such_group(group_size: int, what: str, features: list[int]) -> ConfigError:
-    """The error for a group size that does not divide `features`."""
-    fitting = [size for size in SIZES if not any(n % size for n in features)]
-    hint = f"--quant-opt group_size={fitting[0]}" if fitting else "--quant-opt group_size=none takes whole rows"
-    return ConfigError(f"torchao-int8: groups of {group_size} do not divide {what}", hint=hint)
+        raise no_such_group("torchao-int8", options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
 
 
 @hookimpl

@@ -6,17 +6,14 @@ Source: torchao 0.18 `quantization.quantize_.workflows.int8.int8_tensor`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smollm3_finetune.api import LinearOps, Op
+from smollm3_finetune.api import DequantisingOps, LinearOps
 from smollm3_torchao.library import Int8Tensor, Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
-
-OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 
 class _Multiply(torch.autograd.Function):  # type: ignore[misc]
@@ -58,37 +55,17 @@ def quantise(layer: nn.Linear, group_size: int | None, device: str) -> None:
     layer.__class__ = Int8Linear
 
 
-@dataclass(frozen=True)
-class Int8Ops:
-    """The operations of one layer, in a model that computes in `dtype`."""
-
-    layer: Any
-    dtype: torch.dtype
-
-    @property
-    def ops(self) -> frozenset[Op]:
-        return OPS
-
-    @property
-    def forward_rtol(self) -> float:
-        """0: the layer dequantises and multiplies."""
-        return 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.layer.out_features, self.layer.in_features
-
-    def read_weight(self) -> Tensor:
-        """Code · scale (out, in), rounded to the model's dtype as in the forward, as a new float32 tensor."""
-        with torch.no_grad():
-            weight: Tensor = self.layer.weight.dequantize()  # float32
-        return weight if self.dtype == torch.float64 else weight.to(self.dtype).float()
+def weight_of(layer: Any) -> Tensor:
+    """Code · scale (out, in), as a new float32 tensor."""
+    weight: Tensor = layer.weight.dequantize()
+    return weight
 
 
 def ops_in(dtype: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
     """`Base.ops_for` of a model that computes in `dtype`."""
 
     def ops_for(layer: nn.Module) -> LinearOps | None:
-        return Int8Ops(layer, dtype) if isinstance(getattr(layer, "weight", None), Int8Tensor) else None
+        mine = isinstance(getattr(layer, "weight", None), Int8Tensor)
+        return DequantisingOps(layer, weight_of, dtype) if mine else None
 
     return ops_for

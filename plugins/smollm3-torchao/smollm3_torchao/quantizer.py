@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smollm3_finetune.api import Base, BuildContext, ModelSource, fingerprint
+from smollm3_finetune.api import Base, BuildContext, ModelSource, architecture_of, fingerprint, rounded_to
 from smollm3_torchao import check
-from smollm3_torchao.layers import chosen, skeleton
+from smollm3_torchao.layers import chosen
 from smollm3_torchao.linear import ops_in, quantise
 from smollm3_torchao.options import TorchaoInt8Options
 
@@ -22,7 +22,7 @@ class TorchaoInt8Quantizer:
         that is quantised already, ConfigError for options that do not fit it.
         """
         check(self.options, source)
-        bare = skeleton(source.config)
+        bare = architecture_of(source)
         if bare is not None:
             chosen(bare, source, self.options)
         model = source.load(dtype=ctx.torch_dtype)
@@ -38,10 +38,6 @@ class TorchaoInt8Quantizer:
     def _fingerprint(self, source: ModelSource, ctx: BuildContext) -> str:
         """What decides the codes: the weights, the options, and the run's dtype where it rounds the weights first."""
         skipped = sorted(self.options.skip_modules)
-        return fingerprint("torchao-int8", source.fingerprint, self.options.group_size, skipped, _rounded(source, ctx))
-
-
-def _rounded(source: ModelSource, ctx: BuildContext) -> str | None:
-    """The run's dtype where it rounds the checkpoint before torchao sees it; None where it does not."""
-    own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return None if ctx.dtype in (own, "float32", "float64") else ctx.dtype
+        return fingerprint(
+            "torchao-int8", source.fingerprint, self.options.group_size, skipped, rounded_to(source, ctx)
+        )

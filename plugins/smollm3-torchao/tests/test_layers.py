@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from smollm3_torchao.library import Int8Tensor, Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
-from smollm3_torchao.linear import Int8Linear, Int8Ops, ops_in, quantise
+from smollm3_torchao.linear import Int8Linear, ops_in, quantise
 from smollm3_torchao.options import TorchaoInt8Options
 from smollm3_torchao.quantizer import TorchaoInt8Quantizer
 from torch import nn
@@ -53,7 +53,7 @@ def test_read_weight_is_code_times_scale(group_size):
     """Symmetric, with the largest magnitude of a row or group at the end of the codes."""
     linear = dense()
     layer = ours(linear, group_size)
-    found = Int8Ops(layer, torch.float32).read_weight().numpy()
+    found = ops_in(torch.float32)(layer).read_weight().numpy()
     blocks = linear.weight.numpy().reshape(96, -1, group_size or 128)
     scale = np.abs(blocks).max(axis=2, keepdims=True) / 127.5  # of 256 values
     np.testing.assert_allclose(layer.weight.scale.numpy(), scale[..., 0], rtol=1e-6)
@@ -83,7 +83,7 @@ def test_forward_and_gradient_are_near_torchaos_own_and_no_dense_weight_is_kept(
 @pytest.mark.parametrize("group_size", GROUPS)
 def test_training_under_autocast_has_the_right_gradient(group_size):
     layer = ours(dense(bias=True), group_size)
-    weight = Int8Ops(layer, torch.float32).read_weight()
+    weight = ops_in(torch.float32)(layer).read_weight()
     x = torch.randn(3, 128, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
@@ -106,14 +106,14 @@ def test_torchao_itself_takes_no_float64():
         stock(dense(dtype=torch.float64))
     layer = ours(dense(dtype=torch.float64))
     x = torch.randn(2, 128, dtype=torch.float64)
-    weight = Int8Ops(layer, torch.float64).read_weight()
+    weight = ops_in(torch.float64)(layer).read_weight()
     assert relative(layer(x), x @ weight.double().T) <= 1e-14
 
 
 def test_the_forward_is_that_of_the_dense_copy_to_the_bit_where_torchaos_is_not():
     linear = dense(256, 576)
     layer, other, copied = ours(linear), stock(linear), copy.deepcopy(linear)
-    copied.weight = nn.Parameter(Int8Ops(layer, torch.float32).read_weight(), requires_grad=False)
+    copied.weight = nn.Parameter(ops_in(torch.float32)(layer).read_weight(), requires_grad=False)
     x = torch.randn(5, 7, 576)
     assert torch.equal(layer(x), copied(x))
     assert 0 < relative(other(x), copied(x)) < 1e-5
