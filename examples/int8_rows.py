@@ -2,9 +2,20 @@
 
 from functools import cache
 
-from smollm3_finetune.api import Base, Op, QuantizerSpec, fingerprint, hookimpl
+from smollm3_finetune.api import (
+    Base,
+    DequantisingOps,
+    Op,
+    QuantizerSpec,
+    fingerprint,
+    hookimpl,
+    layers_to_quantise,
+    refuse_quantised,
+)
 
-OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+
+def check(options, source):
+    refuse_quantised("int8-rows", source)
 
 
 @hookimpl
@@ -14,11 +25,12 @@ def smollm3_quantizers():
             name="int8-rows",
             summary="rows rounded to 8 bits while loading",
             factory="int8_rows:Int8Rows",
-            provides=OPS,
+            provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
             absent={
                 Op.DENSE: "weights are stored as 8-bit integers",
                 Op.GRAD_WEIGHT: "weights are stored as 8-bit integers",
             },
+            check=check,
         )
     ]
 
@@ -48,40 +60,19 @@ def linear_class():
     return Int8Linear
 
 
-class RowOps:
-    """What can be done with one quantised layer."""
-
-    ops = OPS
-    forward_rtol = 0.0
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    @property
-    def shape(self):
-        return self.layer.out_features, self.layer.in_features
-
-    def read_weight(self):
-        weight = self.layer.dense()  # new at each call
-        return weight if weight.element_size() >= 4 else weight.float()
-
-
 class Int8Rows:
     def __init__(self, options):
         pass
 
     def load(self, source, ctx):
-        from torch import nn
-
+        quantised = linear_class()
         model = source.load(dtype=ctx.torch_dtype)
-        head = model.get_output_embeddings()
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, nn.Linear) and layer is not head:
-                model.set_submodule(name, linear_class()(layer))
+        for name, layer in layers_to_quantise(model, "int8-rows", source).items():
+            model.set_submodule(name, quantised(layer))
         model.requires_grad_(False)
         model.to(ctx.device)
-        return Base(
-            model=model,
-            fingerprint=fingerprint("int8-rows", source.fingerprint, ctx.dtype),
-            ops_for=lambda layer: RowOps(layer) if isinstance(layer, linear_class()) else None,
-        )
+
+        def ops_for(layer):
+            return DequantisingOps(layer, quantised.dense, ctx.torch_dtype) if isinstance(layer, quantised) else None
+
+        return Base(model=model, fingerprint=fingerprint("int8-rows", source.fingerprint, ctx.dtype), ops_for=ops_for)

@@ -117,8 +117,9 @@ def hook_region(name: str) -> str:
 
 
 def _class_source(name: str) -> ast.ClassDef:
-    tree = ast.parse(inspect.getsource(api))
-    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    (found,) = ast.parse(inspect.getsource(getattr(api, name))).body
+    assert isinstance(found, ast.ClassDef)
+    return found
 
 
 def cell(text: str) -> str:

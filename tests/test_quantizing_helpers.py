@@ -1,0 +1,138 @@
+"""What `smollm3_finetune.api` gives to quantizers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from smollm3_finetune.api import (
+    ConfigError,
+    DequantisingOps,
+    IncompatibleError,
+    Op,
+    architecture_of,
+    layers_to_quantise,
+    no_such_group,
+    refuse_quantised,
+    rounded_to,
+)
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "vocab_size": 32,
+}  # fmt: skip
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def source(**config: Any) -> Any:
+    return SimpleNamespace(ref="some-model", config=config)
+
+
+# ------------------------------------------------------------------------------------------------- which layers
+
+
+def test_the_architecture_has_no_weights_and_ignores_a_quantization() -> None:
+    model = architecture_of(source(**LLAMA, quantization_config={"quant_method": "gptq", "bits": 4}))
+    assert model is not None
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model.config.num_hidden_layers == 2
+
+
+def test_there_is_no_architecture_of_custom_code() -> None:
+    assert architecture_of(source(model_type="nobodys", hidden_size=16)) is None
+
+
+def test_all_linear_layers_but_the_head_are_quantised() -> None:
+    model = architecture_of(source(**LLAMA))
+    assert model is not None
+    found = layers_to_quantise(model, "mine", source())
+    assert {name.rsplit(".", 1)[-1] for name in found} == PROJECTIONS
+    assert len(found) == 14
+    assert all(model.get_submodule(name) is layer for name, layer in found.items())
+
+
+@pytest.mark.parametrize(
+    ("skip", "left"),
+    [(("k_proj",), 12), (("layers.0",), 7), (("layers.0.mlp", "k_proj"), 9), (("model.layers.1.mlp.up_proj",), 13)],
+)
+def test_what_is_skipped_is_named_by_whole_parts(skip: tuple[str, ...], left: int) -> None:
+    model = architecture_of(source(**LLAMA))
+    assert model is not None
+    assert len(layers_to_quantise(model, "mine", source(), skip)) == left
+
+
+def test_a_name_that_no_layer_has_is_told_with_those_that_there_are() -> None:
+    model = architecture_of(source(**LLAMA))
+    assert model is not None
+    with pytest.raises(ConfigError, match="mine: skip_modules names 'proj', which is no linear layer") as caught:
+        layers_to_quantise(model, "mine", source(), ("proj",))
+    assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
+
+
+def test_nothing_left_to_quantise_is_refused() -> None:
+    model = architecture_of(source(**LLAMA))
+    assert model is not None
+    with pytest.raises(IncompatibleError, match="mine finds no linear layer to quantise in 'some-model'"):
+        layers_to_quantise(model, "mine", source(), ("layers",))
+
+
+# -------------------------------------------------------------------------------------------- what is refused
+
+
+def test_a_quantised_checkpoint_is_refused_by_the_method_it_has() -> None:
+    refuse_quantised("mine", source())
+    with pytest.raises(IncompatibleError, match=r"mine cannot load 'some-model': .* already quantised by awq"):
+        refuse_quantised("mine", source(quantization_config={"quant_method": "awq"}))
+    with pytest.raises(IncompatibleError, match="already quantised by another method"):
+        refuse_quantised("mine", source(quantization_config={}))
+
+
+def test_a_group_size_that_fits_is_proposed() -> None:
+    error = no_such_group("mine", 100, "the 576 in_features of q_proj", [576, 1536])
+    assert error.message == "mine: groups of 100 do not divide the 576 in_features of q_proj"
+    assert error.hint == "--quant-opt group_size=64"
+    assert "group_size=none" in str(no_such_group("mine", 2, "the 7 features", [7]).hint)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "run", "rounded"),
+    [
+        ("bfloat16", "bfloat16", None), ("bfloat16", "float32", None), ("bfloat16", "float16", "float16"),
+        ("float16", "bfloat16", "bfloat16"), ("float32", "float64", None), ("float32", "bfloat16", "bfloat16"),
+        ("float64", "float32", "float32"), ("float8_e4m3fn", "bfloat16", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_the_dtype_counts_where_it_rounds_the_checkpoint(checkpoint: str, run: str, rounded: str | None) -> None:
+    context: Any = SimpleNamespace(dtype=run)
+    assert rounded_to(source(dtype=checkpoint), context) == rounded
+    assert rounded_to(source(torch_dtype=f"torch.{checkpoint}"), context) == rounded
+
+
+# --------------------------------------------------------------------------------------------------- the view
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_view_gives_the_weight_as_the_forward_rounds_it(compute: torch.dtype) -> None:
+    layer = nn.Linear(3, 2)
+    held = layer.weight
+    view = DequantisingOps(layer, lambda one: one.weight * 1, compute)
+    assert view.ops == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
+    assert view.shape == (2, 3)
+    assert view.forward_rtol == 0
+    weight = view.read_weight()
+    assert weight.dtype == torch.float32
+    assert not weight.requires_grad
+    assert torch.equal(weight, held.detach().to(compute).float())
+    weight.zero_()
+    assert held.abs().sum() > 0
+
+
+def test_a_weight_in_float64_stays_in_it() -> None:
+    layer = nn.Linear(3, 2, dtype=torch.float64)
+    weight = DequantisingOps(layer, lambda one: one.weight * 1, torch.float64).read_weight()
+    assert weight.dtype == torch.float64
+    assert torch.equal(weight, layer.weight)
