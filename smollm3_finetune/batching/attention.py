@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+from smollm3_finetune.batching.eager import eager
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -94,7 +96,7 @@ def _flash_usable(model: PreTrainedModel) -> bool:
 def _by_rows(plain: Callable[[nn.Module], Attention], *, additive: bool) -> Attention:
     """The attention that `plain` gives for a module, called once for each row."""
 
-    @torch.compiler.disable(reason="each batch has other rows")
+    @eager
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Any]:

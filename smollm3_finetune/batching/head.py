@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
 from smollm3_finetune.data.render import IGNORED
 
@@ -107,7 +108,7 @@ class SupervisedForward:
         out = self._output(hidden, labels, num_items_in_batch)
         return out.to_tuple() if return_dict is False else out
 
-    @torch.compiler.disable(reason="each batch has another number of learned tokens")
+    @eager
     def _output(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Any) -> SupervisedOutput:
         """hidden (B, T, H), labels (B, T)"""
         targets = labels[:, 1:].to(hidden.device)  # (B, T - 1): position t predicts token t + 1
