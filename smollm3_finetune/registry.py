@@ -195,6 +195,13 @@ class Registry:
                 )
         if install is not None:
             return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
+        distribution = name.rpartition(":")[0]
+        if distribution and distribution not in {r.distribution for r in self.plugins}:
+            near = did_you_mean(name, [o.full_name for o in self.of(kind)])
+            install = f"pip install {distribution}, or -p {distribution}.py where it is a file of yours"
+            return UnknownComponentError(
+                f"the {kind.name} {name!r} is not installed", hint=f"did you mean {near!r}?" if near else install
+            )
         names = sorted({n for o in self.of(kind) for n in (o.spec.name, *o.spec.aliases)})
         near = did_you_mean(bare, [*names, *known_components().get(kind.name, {})])
         broken = [p.name for p in self.broken()]

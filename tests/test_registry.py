@@ -33,6 +33,15 @@ def offer(
 TWO = Registry(offers=(offer("int8"), offer("int8", "zeta", "2.1"), offer("rows", aliases=("row-wise",))))
 
 
+def test_a_full_name_of_what_is_not_installed_says_how_to_install_it() -> None:
+    with pytest.raises(UnknownComponentError, match="the quantizer 'kernels:int3' is not installed") as caught:
+        TWO.find(QUANTIZER, "kernels:int3")
+    assert caught.value.hint == "pip install kernels, or -p kernels.py where it is a file of yours"
+    with pytest.raises(UnknownComponentError) as caught:
+        TWO.find(QUANTIZER, "acmee:int8")
+    assert caught.value.hint == "did you mean 'acme:int8'?"
+
+
 def test_a_name_an_alias_and_a_full_name_find_the_component() -> None:
     for name in ("rows", "row-wise", "acme:rows", "acme:row-wise"):
         assert TWO.find(QUANTIZER, name).full_name == "acme:rows"
