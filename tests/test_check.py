@@ -304,6 +304,18 @@ ENDS = {
 }
 
 
+def test_a_plugin_that_takes_python_down_is_known_by_its_distribution(cli: Cli, fake_distribution: Any) -> None:
+    fake_distribution("acme-deadly", "1.0", {"deadly_hooks": "import os; os._exit(3)"}, {"deadly": "deadly_hooks"})
+    done = cli("plugins", "check", "acme-deadly", "--json")
+    assert done.code == 7
+    (only,) = json.loads(done.stdout)
+    assert (only["plugin"], only["distribution"], only["ok"]) == ("deadly", "acme-deadly", False)
+    done = cli("plugins", "check", "its-component")
+    assert done.code == 2
+    assert "left out: deadly (importing it: Python ended with exit code 3)" in done.stderr
+    assert "no installed plugin is called 'its-component'" in done.stderr
+
+
 @pytest.mark.parametrize("case", ENDS)
 def test_a_plugin_that_takes_python_down_or_hangs_is_told_and_the_others_are_checked(
     case: str, cli: Cli, fake_distribution: Any, isolated: Path, monkeypatch: pytest.MonkeyPatch
@@ -321,6 +333,11 @@ def test_a_plugin_that_takes_python_down_or_hangs_is_told_and_the_others_are_che
     (only,) = json.loads(done.stdout)
     assert only["plugin"] == "deadly"
     assert not only["ok"]
+    done = cli("plugins", "check", "good", "--json")  # nobody asked for the other one
+    (only,) = json.loads(done.stdout)
+    assert only["plugin"] == "good"
+    assert "deadly" not in done.stdout
+    assert f"left out: deadly ({found})" in done.stderr
     Path("deadly_file.py").write_text(text)
     done = cli("plugins", "check", "deadly_file.py")
     assert done.code == 7

@@ -50,8 +50,21 @@ class Target:
         return f"{self.record.distribution} {self.record.version}" if self.record is not None else "broken"
 
 
-def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> dict[str, Finding]:
-    """What takes Python down or never ends when it is imported, by the value of `-p` that leaves it out.
+@dataclass(frozen=True, kw_only=True)
+class Fatal:
+    """A plugin that takes Python down or never ends when it is imported."""
+
+    asked: str
+    """The file of `-p`, or the `no:NAME` that leaves an installed plugin out."""
+    distribution: str
+    finding: Finding
+
+    def is_called(self, name: str) -> bool:
+        return name in (self.asked, self.finding.subject, self.distribution)
+
+
+def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[Fatal]:
+    """What takes Python down or never ends when it is imported, of all that discovery would import.
 
     Looked at in a process of its own, before anything is imported here.
     """
@@ -59,19 +72,22 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> dict[
     files += [name] if name is not None and (name.endswith(".py") or os.sep in name) else []
     code = "from smollm3_finetune.discovery import Wanted, discover\ndiscover(Wanted.of(({!r},), True))"
     pieces = {file: code.format(os.path.abspath(file) if file.endswith(".py") else file) for file in files}
+    distributions = {file: Path(file).stem for file in files}
     wanted = Wanted.of(tuple(requested), no_plugins)
     for point in importlib.metadata.entry_points(group=GROUP) if wanted.entry_points else ():
-        if not {point.name, point.dist.name if point.dist is not None else ""} & wanted.blocked:
+        distribution = point.dist.name if point.dist is not None else ""
+        if not {point.name, distribution} & wanted.blocked:
             pieces[f"no:{point.name}"] = f"import importlib\nimportlib.import_module({point.module!r})"
-    found = {}
+            distributions[f"no:{point.name}"] = distribution
+    found = []
     for asked, probe in run_pieces(pieces, SECONDS).items():
         if probe.ended or (probe.problem or "").startswith("KeyboardInterrupt"):
-            subject = asked.removeprefix("no:")
-            found[asked] = Finding(
-                subject=subject, check="it can be imported", ok=False,
+            finding = Finding(
+                subject=asked.removeprefix("no:"), check="it can be imported", ok=False,
                 found="importing it raises KeyboardInterrupt" if not probe.ended else f"importing it: {probe.problem}",
                 fix="do at import nothing but define and decorate; -p no:NAME leaves an installed plugin out",
             )  # fmt: skip
+            found.append(Fatal(asked=asked, distribution=distributions[asked], finding=finding))
     return found
 
 

@@ -56,11 +56,16 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
                 click.echo("\n".join(f"  {line}" for line in shown(finding, plugin)))
 
     deadly = fatal(name, plugin, no_plugins)
-    for finding in deadly.values():
-        tell(finding.subject, finding.subject, "broken", [finding])
-    plugin = (*(p for p in plugin if p not in deadly), *(p for p in deadly if p.startswith("no:")))
+    meant = [d for d in deadly if name is None or d.is_called(name) or d.asked in plugin]
+    for one in meant:
+        tell(one.finding.subject, one.distribution, "broken", [one.finding])
+    for one in deadly:
+        if one not in meant:
+            click.echo(f"left out: {one.finding.subject} ({one.finding.found})", err=True)
+    plugin = (*(p for p in plugin if not any(d.asked == p for d in deadly)),
+              *(d.asked for d in deadly if d.asked.startswith("no:")))  # fmt: skip
     every_target: list[Target] = []
-    if name not in deadly and f"no:{name}" not in deadly:
+    if name is None or not any(d.is_called(name) for d in meant):
         with contextlib.redirect_stdout(sys.stderr):  # what plugins print while they are imported
             every_target = targets(name, plugin, no_plugins)
     for target in every_target:
