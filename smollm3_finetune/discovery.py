@@ -229,6 +229,8 @@ def _import_file(path: Path) -> ModuleType:
 def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[Offer]:
     """Ask each hook of an imported plugin, alone. Raises whatever is wrong with it."""
     _check_hook_names(manager, plugin)
+    if not any(manager.parse_hookimpl_opts(plugin, name) is not None for name in dir(plugin)):
+        raise TypeError("there is no hook in it: a function such as smollm3_adapters, with @hookimpl")
     unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
     try:
         manager.register(plugin, name=unique)

@@ -269,3 +269,16 @@ def test_discovery_does_not_depend_on_the_order_of_the_path(fake_distribution: A
         fake_distribution(name, "1", {f"{name}_hooks": GOOD.replace("'scale'", f"'{name}'")}, {name: f"{name}_hooks"})
     names = [p.name for p in discover().plugins if p.name in ("zeta", "acme", "mid")]
     assert names == ["acme", "mid", "zeta"]
+
+
+def test_a_file_and_a_module_without_hooks_are_refused(isolated: Path) -> None:
+    Path("plain.py").write_text("def smollm3():\n    pass\n")
+    for named in ("plain.py", "json"):
+        with pytest.raises(PluginError, match="is broken: TypeError: there is no hook in it"):
+            discover(Wanted.of((named,), no_plugins=True))
+
+
+def test_an_installed_module_without_hooks_is_broken_and_stops_nobody(fake_distribution: Any) -> None:
+    fake_distribution("acme", "1.0", {"acme_hooks": "x = 1"}, {"acme": "acme_hooks"})
+    (record,) = [r for r in discover().plugins if r.name == "acme"]
+    assert (record.status, record.components) == ("broken", ())
