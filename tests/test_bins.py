@@ -61,6 +61,8 @@ def test_a_packed_run_counts_its_steps_and_resumes_bit_for_bit(cli: Any) -> None
     line = next(line for line in whole.stderr.splitlines() if line.startswith("packing"))
     count, sequences = int(line.split()[1]), int(line.split()[4])
     assert count == sum(r["train"] for r in report["rows"]) and sequences < count
+    assert 50 < int(line.split()[-2].rstrip("%")) <= 100
+    assert report["batches"] == {"padded": False, "logits": "supervised"}
     assert report["steps"] == 2 * -(-sequences // 2)
     assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"]
     half = report["steps"] // 2
@@ -76,6 +78,8 @@ def test_a_learned_prompt_is_trained_and_measured(cli: Any) -> None:
                  "train.sample_tokens=2", "--learning-rate", "0.05", "--set", "train.logits=all")  # fmt: skip
     assert result.code == 0, result.stderr
     assert "padding  rows are padded: adapter 'prompt-tuning' would mix rows" in result.stderr
+    (report,) = Path("runs").glob("*/report.json")
+    assert json.loads(report.read_text())["batches"] == {"padded": True, "logits": "all"}
 
 
 # ------------------------------------------------------------------------------------------------- bins, order

@@ -76,11 +76,13 @@ class TrainConfig:
     packing: bool = option(
         False, "Put rows together into sequences of at most data.max_length tokens, without padding; none is split."
     )
-    group_by_length: bool = option(False, "Put rows of about one length into a batch; without packing.")
+    group_by_length: bool = option(
+        False, "Put rows of about one length into a batch, which helps where rows are padded; without packing."
+    )
     logits: Literal["supervised", "all"] = option(
         "supervised", "Where the output layer is computed in training and measuring: for learned tokens, or for all."
     )
-    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", ge=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step, of each process.", ge=1)
     learning_rate: float = option(2e-4, "Peak learning rate, per optimiser step.", gt=0)
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine_with_min_lr", "How the learning rate falls."
@@ -122,7 +124,7 @@ class RunConfig:
     output: str | None = option(None, "Directory of the run; none: a fresh one under runs/.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
-        "auto", "Of unquantised weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU."
+        "auto", "Of unquantised weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU that has it."
     )
     seed: int = option(0, "Decides the split, the order of rows, dropout and initial values.", ge=0, le=2**32 - 1)
     plugins: tuple[str, ...] = option((), "Plugin files or modules (as -p), or no:NAME to leave one out.")

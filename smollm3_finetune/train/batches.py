@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.config.schema import TrainConfig
@@ -62,6 +63,22 @@ def lengths_of(examples: Examples) -> Ints:
     return np.fromiter(examples.each_length(), dtype=np.int32, count=len(examples))
 
 
+@dataclass(frozen=True)
+class Batches:
+    """What makes a batch of items, and how."""
+
+    collate: Collate
+    padded: bool
+    """Whether rows are padded to the longest of their batch; else they follow each other in one sequence."""
+    logits: str
+    """`supervised` or `all`: where the output layer is computed."""
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        from smollm3_finetune.batching.packing import unpacked
+
+        return self.collate(unpacked(items))
+
+
 @contextmanager
 def batching(
     train: TrainConfig,
@@ -69,24 +86,24 @@ def batching(
     objective: Objective,
     tokenizer: PreTrainedTokenizerBase,
     say: Callable[[str], None],
-) -> Iterator[Collate]:
+) -> Iterator[Batches]:
     """Fit the model to the run's batches while the context is open, and give what makes a batch of items.
 
     What the model cannot do is said in one line, unless the configuration insists on it: then it raises UnsupportedOp.
     """
     from smollm3_finetune.batching.attention import RowsNotApart
-    from smollm3_finetune.batching.packing import unpacked
 
     with ExitStack() as stack:
-        make = objective.collator(tokenizer)
+        make, padded, logits = objective.collator(tokenizer), True, "all"
         if train.padding != "always":
             try:
                 make = stack.enter_context(_flat(loaded, objective, tokenizer))
+                padded = False
             except RowsNotApart as e:
                 _fall_back(train, loaded, str(e), say)
-        if train.logits == "supervised":
-            _supervise(loaded, stack, say)
-        yield lambda items: make(unpacked(items))
+        if train.logits == "supervised" and _supervise(loaded, stack, say):
+            logits = "supervised"
+        yield Batches(make, padded, logits)
 
 
 @contextmanager
@@ -111,13 +128,17 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
         yield objective.flat_collator(tokenizer)
 
 
-def _supervise(loaded: LoadedModel, stack: ExitStack, say: Callable[[str], None]) -> None:
+def _supervise(loaded: LoadedModel, stack: ExitStack, say: Callable[[str], None]) -> bool:
+    """Whether the output layer is computed at supervised positions from now on."""
     from smollm3_finetune.batching.head import supervised_logits
 
     if not _passes_on(loaded.model.forward):
         say(f"logits   at every token: the forward of {type(loaded.model).__name__} passes no labels on")
-    elif not stack.enter_context(supervised_logits(loaded.base.model)):
+        return False
+    if not stack.enter_context(supervised_logits(loaded.base.model)):
         say("logits   at every token: this model's logits or loss are more than its output layer gives")
+        return False
+    return True
 
 
 def _fall_back(train: TrainConfig, loaded: LoadedModel, reason: str, say: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.negotiation import refined
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
-from smollm3_finetune.train.batches import batching, check_objective, lengths_of, training_items
+from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.evaluate import Loss, held_out_loss
 from smollm3_finetune.train.plan import RunPlan
@@ -31,8 +31,6 @@ from smollm3_finetune.train.rundir import RunDir, file_hash
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-    from smollm3_finetune.batching.flat import Collate
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
         return _trained(job, loaded, collate)
 
 
-def _trained(job: Job, loaded: LoadedModel, collate: Collate) -> dict[str, Any]:
+def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
     from smollm3_finetune.train.trainer import RunCallback, make_trainer
 
@@ -198,6 +196,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Collate) -> dict[str, Any]:
         "adapter": str(run.adapter),
         "steps": trainer.state.global_step,
         "tokens": trainer.tokens_of_all(),
+        "batches": {"padded": collate.padded, "logits": collate.logits},
         "seconds_to_first_step": callback.seconds_to_first_step,
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
@@ -257,7 +256,9 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
     if plan.config.train.packing:
-        data.append(f"packing  {len(tokens.train)} rows in {items} sequences of {plan.config.data.max_length} tokens")
+        room = plan.config.data.max_length
+        full = int(lengths_of(tokens.train).sum()) / (items * room)
+        data.append(f"packing  {len(tokens.train)} rows in {items} sequences of at most {room} tokens, {full:.0%} full")
     return "\n".join(
         (
             f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
