@@ -8,21 +8,32 @@ from pathlib import Path
 from speed_peers.job import SEED, Job
 
 OURS, OURS_PACKED, BARE, PADDED = "smollm3 train", "smollm3 train, packing", "bare loop", "transformers.Trainer"
-BARE_HUGE, PADDED_HUGE = f"{BARE}, huge pages", f"{PADDED}, huge pages"
+FLATTENED = f"{PADDED}, flattening"
 TRL, TRL_PACKED = "trl sft", "trl sft, packing"
-ALL = (OURS, BARE, BARE_HUGE, PADDED, PADDED_HUGE, TRL, TRL_PACKED, OURS_PACKED)
-FLAT = (OURS, BARE, BARE_HUGE, OURS_PACKED, TRL_PACKED)
+HUGE = ", huge pages"
+"""After a name: told from outside to put tensors into huge pages, as `smollm3` does by itself."""
+BARE_HUGE, PADDED_HUGE, FLATTENED_HUGE = BARE + HUGE, PADDED + HUGE, FLATTENED + HUGE
+TRL_HUGE, TRL_PACKED_HUGE = TRL + HUGE, TRL_PACKED + HUGE
+DEFAULT = (OURS, BARE_HUGE, PADDED, TRL, TRL_PACKED, OURS_PACKED)
+ALL = (*DEFAULT, BARE, PADDED_HUGE, FLATTENED, FLATTENED_HUGE, TRL_HUGE, TRL_PACKED_HUGE)
+FLAT = (OURS, BARE, FLATTENED, OURS_PACKED, TRL_PACKED)
 """Those that compute no padding."""
-HUGE = (BARE_HUGE, PADDED_HUGE)
-"""Those that are told from outside to put tensors into huge pages, as `smollm3` does by itself."""
 PACKED = (OURS_PACKED, TRL_PACKED)
+
+
+def own_name(name: str) -> str:
+    """The contestant without what it is told from outside."""
+    return name.removesuffix(HUGE)
+
+
+MODULES = {BARE: "bare", PADDED: "padded", FLATTENED: "flattened"}
 
 
 def command(name: str, job: Job, output: Path, python_trl: Path) -> list[str]:
     """What is run, with its output in `output`, which is not there yet."""
-    if name in (BARE, BARE_HUGE, PADDED, PADDED_HUGE):
-        module = "speed_peers.bare" if name in (BARE, BARE_HUGE) else "speed_peers.padded"
-        return [sys.executable, "-m", module, job.directory, str(output)]
+    name = own_name(name)
+    if name in MODULES:
+        return [sys.executable, "-m", f"speed_peers.{MODULES[name]}", job.directory, str(output)]
     if name in (OURS, OURS_PACKED):
         return [sys.executable, "-m", "smollm3_finetune.main", *_ours(job, output, packing=name == OURS_PACKED)]
     return [str(python_trl.with_name("trl")), *_trl(job, output, packing=name == TRL_PACKED)]

@@ -7,16 +7,33 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from speed_peers.contestants import BARE, BARE_HUGE, OURS, OURS_PACKED, PADDED, PADDED_HUGE, TRL, TRL_PACKED
+from speed_peers.contestants import (
+    BARE,
+    BARE_HUGE,
+    FLATTENED,
+    FLATTENED_HUGE,
+    OURS,
+    OURS_PACKED,
+    PADDED,
+    PADDED_HUGE,
+    TRL,
+    TRL_HUGE,
+    TRL_PACKED,
+    TRL_PACKED_HUGE,
+)  # fmt: skip
 from speed_peers.measure import Result
 
 Round = dict[str, Result]
 TARGETS = (
     (OURS, PADDED, "speed", 1.8, ">="),
     (OURS, PADDED_HUGE, "speed", None, ">="),
+    (OURS, FLATTENED, "speed", None, ">="),
+    (OURS, FLATTENED_HUGE, "speed", None, ">="),
     (OURS, TRL, "speed", 2.2, ">="),
-    (OURS, TRL_PACKED, "speed", None, ">="),
+    (OURS, TRL_HUGE, "speed", None, ">="),
+    (OURS, TRL_PACKED, "speed", 1.6, ">="),
     (OURS_PACKED, TRL_PACKED, "speed", 1.6, ">="),
+    (OURS_PACKED, TRL_PACKED_HUGE, "speed", None, ">="),
     (OURS, BARE, "speed", 0.97, ">="),
     (OURS, BARE_HUGE, "speed", 0.97, ">="),
     (OURS, PADDED, "memory", 0.6, "<="),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speed_peers.contestants import BARE, BARE_HUGE, FLAT, HUGE, OURS, OURS_PACKED, PACKED, command
+from speed_peers.contestants import BARE, FLAT, HUGE, OURS, OURS_PACKED, PACKED, command, own_name
 from speed_peers.job import Job
 
 SAMPLES = 0.05
@@ -89,7 +89,7 @@ def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
     path = [str(here / "marks"), str(here.parent), os.environ.get("PYTHONPATH", "")]
     return {
         **{k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON},
-        **({"THP_MEM_ALLOC_ENABLE": "1"} if name in HUGE else {}),
+        **({"THP_MEM_ALLOC_ENABLE": "1"} if name.endswith(HUGE) else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "SPEED_MARKS": str(directory / "marks.jsonl"),
         "SPEED_ROOT": str(os.getpid()),
@@ -133,11 +133,12 @@ def _result(
     steps = [m for m in marks if m["what"] == "step"]
     made = next(m for m in marks if m["what"] == "optimizer")
     logs = [m["logs"] for m in marks if m["what"] == "log"]
-    tokens, losses = _own_account(name, output, logs)
+    alone = own_name(name)
+    tokens, losses = _own_account(alone, output, logs)
     first, last = steps[0], steps[-1]
     positions = sum(s["positions"] for s in steps[1:])
-    real = positions if name in FLAT else sum(lengths[job.batch :])
-    if name in FLAT and name not in PACKED and positions != sum(lengths[job.batch :]):
+    real = positions if alone in FLAT else sum(lengths[job.batch :])
+    if alone in FLAT and alone not in PACKED and positions != sum(lengths[job.batch :]):
         raise SystemExit(f"{name} computed {positions} positions, and the rows have {sum(lengths[job.batch :])}")
     return Result(
         name=name,
@@ -159,7 +160,7 @@ def _result(
 
 def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[int, list[float]]:
     """The tokens that the contestant says it trained on, and its loss at each step."""
-    if name in (BARE, BARE_HUGE):
+    if name == BARE:
         about = json.loads((output / "bare.json").read_text())
         return about["tokens"], about["losses"]
     losses = [entry["loss"] for entry in logs if "loss" in entry]

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from speed_peers.job import Job, learned_rows, of_command_line, quantisation
 
 
-def main(job: Job) -> None:
+def main(job: Job, collator: Any = None) -> None:
+    """`collator` instead of one that pads, where given."""
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows: Any = [{"input_ids": r.ids, "labels": r.labels} for r in learned_rows(job, tokenizer)]
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **quantisation(job))
@@ -40,7 +41,7 @@ def main(job: Job) -> None:
         model=get_peft_model(model, config),
         args=args,
         train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        data_collator=collator or DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
     )
     trainer.train()
