@@ -58,9 +58,8 @@ def differences(rounds: Sequence[Round]) -> list[str]:
         tokens = {r.tokens for r in one.values()}
         if len(tokens) != 1:
             found.append(f"round {number}: real tokens differ: {[(n, r.tokens) for n, r in one.items()]}")
-        for step, losses in enumerate(
-            zip(*(r.losses for n, r in one.items() if own_name(n) not in PACKED), strict=True)
-        ):
+        alike = [r.losses for n, r in one.items() if own_name(n) not in PACKED]
+        for step, losses in enumerate(zip(*alike, strict=True)):
             if max(losses) - min(losses) > (LATER_LOSS if step else SAME_LOSS) * min(losses):
                 found.append(f"round {number}: losses of step {step + 1} differ: {losses}")
     return found
