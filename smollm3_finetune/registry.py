@@ -197,10 +197,11 @@ class Registry:
             return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
         distribution = name.rpartition(":")[0]
         if distribution and distribution not in {r.distribution for r in self.plugins}:
-            near = did_you_mean(name, [o.full_name for o in self.of(kind)])
-            install = f"pip install {distribution}, or -p {distribution}.py where it is a file of yours"
+            alike = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
+            near = did_you_mean(distribution, sorted(alike))
+            hint = f"pip install {distribution}, or -p {distribution}.py where it is a file of yours"
             return UnknownComponentError(
-                f"the {kind.name} {name!r} is not installed", hint=f"did you mean {near!r}?" if near else install
+                f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )
         names = sorted({n for o in self.of(kind) for n in (o.spec.name, *o.spec.aliases)})
         near = did_you_mean(bare, [*names, *known_components().get(kind.name, {})])

@@ -310,6 +310,11 @@ def test_a_plugin_that_takes_python_down_is_known_by_its_distribution(cli: Cli, 
     assert done.code == 7
     (only,) = json.loads(done.stdout)
     assert (only["plugin"], only["distribution"], only["ok"]) == ("deadly", "acme-deadly", False)
+    hooks = {"deadly_hooks": "import os; os._exit(3)", "good_hooks": GOOD}
+    fake_distribution("acme-two", "1.0", hooks, {"end": "deadly_hooks", "fine": "good_hooks"})
+    done = cli("plugins", "check", "acme-two", "--json")
+    assert done.code == 7
+    assert [one["plugin"] for one in json.loads(done.stdout)] == ["end", "fine"]
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
     assert "left out: deadly (importing it: Python ended with exit code 3)" in done.stderr

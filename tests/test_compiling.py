@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from smollm3_finetune.config.schema import TrainConfig
+from smollm3_finetune.errors import MissingRequirementError
+from smollm3_finetune.train.compiling import check_compiler
 
 SHORT = ("train", "--adapter", "full", "--max-steps", "3", "--batch-size", "2", "--json", "--set", "data.limit=8",
          "--set", "train.sample_tokens=1", "--max-length", "64", "--set", "train.warmup=0")  # fmt: skip
@@ -17,7 +22,7 @@ def losses(run: str) -> list[float]:
     return [json.loads(line)["loss"] for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="needs a C++ compiler")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(cli: Any) -> None:
     from torch._dynamo.utils import counters
 
@@ -32,10 +37,22 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(cli: Any) -> None:
     assert losses("compiled") == pytest.approx(losses("plain"), rel=1e-5)
 
 
-def test_no_compiler_is_told_before_anything_is_read(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    result = cli(*SHORT, "--output", "out", "--set", "train.compile=true")
+def test_no_compiler_is_told_before_weights_are_read(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = cli(*SHORT, "--output", "out", "--set", "train.compile=true", "--dry-run")
     assert result.code == 4
-    assert "train.compile=true needs a C++ compiler" in result.stderr
-    assert "apt install g++" in result.stderr
-    assert not Path("out").exists()
+    assert "train.compile=true needs a C++ compiler, and there is no 'no-such-compiler' here" in result.stderr
+    assert "CXX=clang++" in result.stderr
+    assert cli(*SHORT, "--output", "out", "--dry-run").code == 0
+
+
+def test_a_compiler_that_is_named_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / "my-c++"
+    mine.write_text("#!/bin/sh\n")
+    mine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingRequirementError):
+        check_compiler(TrainConfig(compile=True), "cpu")
+    monkeypatch.setenv("CXX", str(mine))
+    check_compiler(TrainConfig(compile=True), "cpu")
+    check_compiler(TrainConfig(), "cuda:0")

@@ -15,10 +15,10 @@ from smollm3_finetune.api import (
     IncompatibleError,
     Op,
     architecture_of,
+    group_size_error,
     layers_to_quantise,
-    no_such_group,
     refuse_quantised,
-    rounded_to,
+    rounding_dtype,
 )
 
 LLAMA = {
@@ -92,10 +92,10 @@ def test_a_quantised_checkpoint_is_refused_by_the_method_it_has() -> None:
 
 
 def test_a_group_size_that_fits_is_proposed() -> None:
-    error = no_such_group("mine", 100, "the 576 in_features of q_proj", [576, 1536])
+    error = group_size_error("mine", 100, "the 576 in_features of q_proj", [576, 1536])
     assert error.message == "mine: groups of 100 do not divide the 576 in_features of q_proj"
     assert error.hint == "--quant-opt group_size=64"
-    assert "group_size=none" in str(no_such_group("mine", 2, "the 7 features", [7]).hint)
+    assert "group_size=none" in str(group_size_error("mine", 2, "the 7 features", [7]).hint)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,22 @@ def test_a_group_size_that_fits_is_proposed() -> None:
 )  # fmt: skip
 def test_the_dtype_counts_where_it_rounds_the_checkpoint(checkpoint: str, run: str, rounded: str | None) -> None:
     context: Any = SimpleNamespace(dtype=run)
-    assert rounded_to(source(dtype=checkpoint), context) == rounded
-    assert rounded_to(source(torch_dtype=f"torch.{checkpoint}"), context) == rounded
+    assert rounding_dtype(source(dtype=checkpoint), context) == rounded
+    assert rounding_dtype(source(torch_dtype=f"torch.{checkpoint}"), context) == rounded
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "run", "rounded"),
+    [
+        ("float64", "float32", None), ("float64", "float64", None), ("float8_e4m3fn", "float32", None),
+        ("float32", "bfloat16", "bfloat16"), ("bfloat16", "bfloat16", None), ("bfloat16", "float16", "float16"),
+    ],
+)  # fmt: skip
+def test_a_method_that_looks_at_float32_values_is_not_decided_by_wider_ones(
+    checkpoint: str, run: str, rounded: str | None
+) -> None:
+    context: Any = SimpleNamespace(dtype=run)
+    assert rounding_dtype(source(dtype=checkpoint), context, seen_in="float32") == rounded
 
 
 # --------------------------------------------------------------------------------------------------- the view

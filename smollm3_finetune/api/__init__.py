@@ -11,7 +11,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT})]
 
 A factory is called with one validated options instance and returns an object with the methods of the matching
-protocol below (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
+protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ from smollm3_finetune.api.models import (
 from smollm3_finetune.api.quantizing import (
     DequantisingOps,
     architecture_of,
+    group_size_error,
     layers_to_quantise,
-    no_such_group,
     refuse_quantised,
-    rounded_to,
+    rounding_dtype,
 )
 from smollm3_finetune.errors import (
     ConfigError,
@@ -123,11 +123,11 @@ __all__ = [
     "directory_source",
     "fingerprint",
     "flatten_rows",
+    "group_size_error",
     "hookimpl",
     "layers_to_quantise",
-    "no_such_group",
     "option",
     "options_dict",
     "refuse_quantised",
-    "rounded_to",
+    "rounding_dtype",
 ]

@@ -110,7 +110,7 @@ def _within(key: str, name: str) -> bool:
     return f".{key}." in f".{name}."
 
 
-def refuse_quantised(quantizer: str, source: ModelSource) -> None:
+def refuse_quantised(quantizer: str, source: ModelSource, hint: str = "name the full-precision checkpoint") -> None:
     """Raises IncompatibleError for a source whose `config.json` says that it is quantised already. Light."""
     stored = source.config.get("quantization_config")
     if stored is not None:
@@ -118,22 +118,29 @@ def refuse_quantised(quantizer: str, source: ModelSource) -> None:
         raise IncompatibleError(
             f"{quantizer} cannot load {source.ref!r}: its weights are already quantised by "
             f"{method or 'another method'}",
-            hint="name the full-precision checkpoint",
+            hint=hint,
         )
 
 
-def no_such_group(quantizer: str, group_size: int, what: str, features: Sequence[int]) -> ConfigError:
-    """The error for a group size that does not divide all of `features`; `what` are those it does not divide."""
+def group_size_error(
+    quantizer: str, group_size: int, what: str, features: Sequence[int], *, option: str = "group_size"
+) -> ConfigError:
+    """The error for groups that do not divide all of `features`; `what` are those that they do not divide.
+
+    It proposes a size that does, or `none`, which an `option` of the type `int | None` takes for whole rows.
+    """
     fitting = [size for size in GROUP_SIZES if not any(n % size for n in features)]
-    hint = f"--quant-opt group_size={fitting[0]}" if fitting else "--quant-opt group_size=none takes whole rows"
+    hint = f"--quant-opt {option}={fitting[0]}" if fitting else f"--quant-opt {option}=none takes whole rows"
     return ConfigError(f"{quantizer}: groups of {group_size} do not divide {what}", hint=hint)
 
 
-def rounded_to(source: ModelSource, ctx: BuildContext) -> str | None:
+def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:
     """The run's dtype where it rounds the checkpoint's values before they are quantised, else None.
 
-    A part of `Base.fingerprint`: an adapter trained in bfloat16 finds the same base in float32 when the checkpoint is
-    in bfloat16.
+    `seen_in` is the dtype to which the method itself casts them first, where it does (`float32`): a run in that dtype
+    or a wider one then decides nothing. A part of `Base.fingerprint`: an adapter trained in bfloat16 finds the same
+    base in float32 when the checkpoint is in bfloat16.
     """
     own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return None if ctx.dtype in EXACT_IN.get(own, frozenset()) else ctx.dtype
+    exact = EXACT_IN.get(own, frozenset()) | EXACT_IN.get(seen_in or "", frozenset())
+    return None if ctx.dtype in exact else ctx.dtype

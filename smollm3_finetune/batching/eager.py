@@ -12,5 +12,5 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def eager(function: F) -> F:
     """`function`, called as it is also where a compiled model calls it."""
-    apart: F = torch.compiler.disable(function, reason="its shapes are those of one batch")
+    apart: F = torch.compiler.disable(function)
     return apart

@@ -35,7 +35,16 @@ KNOWN = Path(__file__).with_name("known_problems.json")
 ESSENTIAL = ("torch", "transformers", "accelerate", "safetensors", "datasets")
 """Without these no run works."""
 PREFIXES = ("SMOLLM3_", "OMP_", "GOMP_", "MKL_", "HF_", "TRANSFORMERS_", "CUDA_", "PYTORCH_", "TOKENIZERS_", "NCCL_")
-SINGLE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "NO_COLOR")
+SINGLE = (
+    "THP_MEM_ALLOC_ENABLE",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "NO_COLOR",
+)
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|_KEY$|CREDENTIAL")
 LOW_DISK = 5e9
 """Bytes: a converted or quantised model of three billion weights takes about this."""

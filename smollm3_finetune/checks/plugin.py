@@ -91,8 +91,11 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     return found
 
 
-def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False) -> list[Target]:
-    """The plugins that `plugins check [NAME|FILE]` means. Raises ConfigError where there is none of that name."""
+def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False, told: bool = False) -> list[Target]:
+    """The plugins that `plugins check [NAME|FILE]` means, but those that are `fatal`.
+
+    Raises ConfigError where there is none of that name; not where one was `told` already.
+    """
     requested = tuple(requested)
     if name is not None and (name.endswith(".py") or os.sep in name):
         return [_file_target(name, requested, no_plugins)]
@@ -108,7 +111,9 @@ def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False
             near = did_you_mean(name, [*known, *(o.spec.name for o in registry.offers)])
             hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
             raise ConfigError(f"no installed plugin is called {name!r}, and none offers it", hint=hint)
-        if chosen[0].status == "disabled":
+        if told:  # of a distribution, the plugins that can be imported
+            chosen = [r for r in chosen if r.status != "disabled"]
+        elif chosen[0].status == "disabled":
             raise ConfigError(
                 f"the plugin {name!r} is disabled", hint="run without -p no:… and SMOLLM3_DISABLE_PLUGINS"
             )

@@ -65,9 +65,9 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
     plugin = (*(p for p in plugin if not any(d.asked == p for d in deadly)),
               *(d.asked for d in deadly if d.asked.startswith("no:")))  # fmt: skip
     every_target: list[Target] = []
-    if name is None or not any(d.is_called(name) for d in meant):
+    if name is None or name not in {n for d in meant for n in (d.asked, d.finding.subject)}:
         with contextlib.redirect_stdout(sys.stderr):  # what plugins print while they are imported
-            every_target = targets(name, plugin, no_plugins)
+            every_target = targets(name, plugin, no_plugins, told=bool(meant))
     for target in every_target:
         with contextlib.redirect_stdout(sys.stderr):
             found = check_one(target)

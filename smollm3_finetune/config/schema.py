@@ -94,7 +94,7 @@ class TrainConfig:
     optimizer: str = option("adamw_torch", "An optimiser name of transformers' Trainer.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     compile: bool = option(
-        False, "Compile the model with torch.compile: minutes for the first steps, and faster ones after them."
+        False, "Compile the model with torch.compile: slow first steps, and perhaps faster ones after them."
     )
     log_every: int = option(1, "Steps between lines of metrics.", ge=1)
     save_every: int | None = option(None, "Steps between checkpoints that a run can resume from.", ge=1)

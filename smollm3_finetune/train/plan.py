@@ -62,7 +62,6 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, loaded.origins)
     )
     collect.run(lambda: render_options(config.data))
-    collect.run(lambda: check_compiler(config.train, context.device))
     rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
     calibration = collect.run(lambda: calibration_rows(registry, config))
     survey = collect.run(lambda: rows.survey(context.progress)) if rows is not None else None
@@ -79,6 +78,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         check_length(settled, model)
     assert model.adapter is not None
     check_batches(settled.config.train, model.adapter)
+    check_compiler(settled.config.train, context.device)
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
         origins=settled.origins,

@@ -55,7 +55,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
         **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
-        **({"torch_compile": True} if t.compile else {}),
+        **({"torch_compile": True, "tf32": False} if t.compile else {}),  # else Trainer switches TF32 on with it
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
@@ -144,11 +144,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.seconds_to_first_step: float | None = None
         """To the end of the first step that this process makes."""
         self.trainer: Any = None
-        self.began = 0.0
+        self.last_log = 0.0
         self.shown_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.monotonic()
+        self.last_log = time.monotonic()
         self.display.begin(state.max_steps, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -175,10 +175,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "loss": float(logs["loss"]),
             "learning_rate": float(logs["learning_rate"]),
             "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
-            "tokens_per_second": tokens / max(now - self.began, 1e-9),
+            "tokens_per_second": tokens / max(now - self.last_log, 1e-9),
             "memory_gb": resident_gb(),
         }
-        self.began, self.shown_tokens = now, seen
+        self.last_log, self.shown_tokens = now, seen
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         self.display.step(row)

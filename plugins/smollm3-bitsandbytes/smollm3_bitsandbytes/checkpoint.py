@@ -12,7 +12,7 @@ from smollm3_finetune.api import (
     ModelSource,
     architecture_of,
     fingerprint,
-    rounded_to,
+    rounding_dtype,
 )
 
 ALWAYS_SKIPPED = ("lm_head",)
@@ -106,4 +106,4 @@ def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **decide
     The run's dtype counts only where it rounds the checkpoint before it is quantised, so that an adapter trained
     in bfloat16 finds the same base in float32 when the checkpoint is in bfloat16.
     """
-    return fingerprint(source.fingerprint, name, rounded_to(source, ctx), decides)
+    return fingerprint(source.fingerprint, name, rounding_dtype(source, ctx), decides)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, hookimpl, no_such_group, refuse_quantised
+from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantised
 
 PACKED = "weights are stored as codes of few bits with scales"
 
@@ -18,10 +18,12 @@ def check(options: Any, source: ModelSource) -> None:
     From `config.json` alone. Raises IncompatibleError and ConfigError. The other sizes of the layers are looked at
     when the model is loaded, still before its weights are read.
     """
-    refuse_quantised("hqq", source)
+    refuse_quantised(
+        "hqq", source, "name the full-precision checkpoint; those that hqq itself saved are not read either"
+    )
     hidden = source.config.get("hidden_size")
     if isinstance(hidden, int) and not options.skip_modules and options.group_size and hidden % options.group_size:
-        raise no_such_group("hqq", options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
+        raise group_size_error("hqq", options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
 
 
 @hookimpl

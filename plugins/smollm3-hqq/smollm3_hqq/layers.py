@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import IncompatibleError, ModelSource, layers_to_quantise, no_such_group
+from smollm3_finetune.api import IncompatibleError, ModelSource, group_size_error, layers_to_quantise
 from smollm3_hqq.options import HQQOptions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _check_groups(layers: Mapping[str, nn.Linear], options: HQQOptions) -> None:
         features = getattr(layer, along)
         if size is not None and features % size:
             everywhere = [getattr(each, along) for each in layers.values()]
-            raise no_such_group("hqq", size, f"the {features} {along} of {name}", everywhere)
+            raise group_size_error("hqq", size, f"the {features} {along} of {name}", everywhere)
         rows = layer.out_features
         if size is not None:
             rows = size if options.axis == 0 else layer.in_features * layer.out_features // size

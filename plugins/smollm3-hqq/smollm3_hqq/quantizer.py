@@ -14,7 +14,7 @@ from smollm3_finetune.api import (
     architecture_of,
     fingerprint,
     options_dict,
-    rounded_to,
+    rounding_dtype,
 )
 from smollm3_hqq import check
 from smollm3_hqq.layers import chosen
@@ -51,4 +51,6 @@ class HQQQuantizer:
         """What decides the codes: weights, options, hqq's version, and the precision in which it searches."""
         options = {**options_dict(self.options), "skip_modules": sorted(self.options.skip_modules)}
         searched = "float16" if torch.device(ctx.device).type == "cuda" else "float32"
-        return fingerprint("hqq", source.fingerprint, options, version("hqq"), searched, rounded_to(source, ctx))
+        return fingerprint(
+            "hqq", source.fingerprint, options, version("hqq"), searched, rounding_dtype(source, ctx, seen_in="float32")
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, hookimpl, no_such_group, refuse_quantised
+from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantised
 
 HIDDEN = "`.weight` is a tensor of torchao's own class with 8-bit codes inside"
 
@@ -18,10 +18,14 @@ def check(options: Any, source: ModelSource) -> None:
     From `config.json` alone. Raises IncompatibleError and ConfigError. The other sizes of the layers are looked at
     when the model is loaded, still before its weights are read.
     """
-    refuse_quantised("torchao-int8", source)
+    refuse_quantised(
+        "torchao-int8",
+        source,
+        "name the full-precision checkpoint; those that torchao itself quantised are not read either",
+    )
     hidden = source.config.get("hidden_size")
     if isinstance(hidden, int) and not options.skip_modules and options.group_size and hidden % options.group_size:
-        raise no_such_group("torchao-int8", options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
+        raise group_size_error("torchao-int8", options.group_size, f"the {hidden} features of {source.ref!r}", [hidden])
 
 
 @hookimpl

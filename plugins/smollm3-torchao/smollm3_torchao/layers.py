@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import ModelSource, layers_to_quantise, no_such_group
+from smollm3_finetune.api import ModelSource, group_size_error, layers_to_quantise
 from smollm3_torchao.options import TorchaoInt8Options
 
 if TYPE_CHECKING:
@@ -23,5 +23,5 @@ def chosen(model: PreTrainedModel, source: ModelSource, options: TorchaoInt8Opti
     for name, layer in found.items():
         if size is not None and layer.in_features % size:
             everywhere = [each.in_features for each in found.values()]
-            raise no_such_group("torchao-int8", size, f"the {layer.in_features} in_features of {name}", everywhere)
+            raise group_size_error("torchao-int8", size, f"the {layer.in_features} in_features of {name}", everywhere)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smollm3_finetune.api import Base, BuildContext, ModelSource, architecture_of, fingerprint, rounded_to
+from smollm3_finetune.api import Base, BuildContext, ModelSource, architecture_of, fingerprint, rounding_dtype
 from smollm3_torchao import check
 from smollm3_torchao.layers import chosen
 from smollm3_torchao.linear import ops_in, quantise
@@ -39,5 +39,9 @@ class TorchaoInt8Quantizer:
         """What decides the codes: the weights, the options, and the run's dtype where it rounds the weights first."""
         skipped = sorted(self.options.skip_modules)
         return fingerprint(
-            "torchao-int8", source.fingerprint, self.options.group_size, skipped, rounded_to(source, ctx)
+            "torchao-int8",
+            source.fingerprint,
+            self.options.group_size,
+            skipped,
+            rounding_dtype(source, ctx, seen_in="float32"),
         )
