@@ -9,7 +9,7 @@ alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, a batch of rows a step, 
 row, no gradient checkpointing. Each contestant runs in a process of its own, once a round, in rotating order, with
 empty caches; ratios are of runs of the same round. Time is that of the processor, user and system, since other
 programs may use the machine. Memory is anonymous memory, sampled every 50 ms, above what the bare loop has when its
-optimiser is made. Fails where contestants did not train on the same tokens or start from the same loss.
+optimiser is made. Fails where contestants did not train on the same tokens or their losses differ.
 """
 
 from __future__ import annotations
