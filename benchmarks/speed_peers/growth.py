@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,24 +48,35 @@ def points() -> list[Point]:
     return list(dict.fromkeys(replace(Point(), **{axis: v}) for axis, values in AXES.items() for v in values))
 
 
-def growth(threads: int, out: Path | None) -> int:
-    """Print a table, and write it as JSON where `out` says."""
+Pair = tuple[Result, Result]
+"""Ours and the Trainer's."""
+
+
+def growth(rounds: int, threads: int, out: Path | None) -> int:
+    """Print a table of medians, and write all runs as JSON where `out` says."""
     print("| length | batch | rank | vocabulary | ms a token | Trainer's | GB above floor | Trainer's |")
     print("|---" * 8 + "|")
     found = []
     for point in points():
-        ours, theirs = measured(point, threads)
-        floor = min(ours.floor_gb, theirs.floor_gb)
-        numbers = (1000 / ours.speed, 1000 / theirs.speed, ours.peak_gb - floor, theirs.peak_gb - floor)
+        pairs = measured(point, rounds, threads)
+        floor = min(one.floor_gb for pair in pairs for one in pair)
+        peaks = _medians(pairs, lambda r: r.peak_gb)
+        numbers = (*_medians(pairs, lambda r: 1000 / r.speed), *(peak - floor for peak in peaks))
         cells = [*map(str, asdict(point).values()), *(f"{n:.2f}" for n in numbers)]
         print("| " + " | ".join(cells) + " |", flush=True)
-        found.append({**asdict(point), "ours": asdict(ours), "trainer": asdict(theirs)})
+        found.append({**asdict(point), "pairs": [[asdict(one) for one in pair] for pair in pairs]})
         if out:
             out.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 
-def measured(point: Point, threads: int) -> tuple[Result, Result]:
+def _medians(pairs: Sequence[Pair], get: Callable[[Result], float]) -> tuple[float, float]:
+    ours, theirs = zip(*pairs, strict=True)
+    return statistics.median(map(get, ours)), statistics.median(map(get, theirs))
+
+
+def measured(point: Point, rounds: int, threads: int) -> list[Pair]:
+    """One pair of runs for each round, in alternating order. Raises SystemExit where they did not do the same."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -76,10 +89,15 @@ def measured(point: Point, threads: int) -> tuple[Result, Result]:
         )  # fmt: skip
         write_rows(job, [_row(i, point.length) for i in range(STEPS * point.batch)])
         lengths = [len(r.ids) for r in learned_rows(job, tokenizer)]
-        ours, theirs = (run(name, job, lengths, threads, Path(sys.executable)) for name in (OURS, PADDED))
-    if abs(ours.losses[0] - theirs.losses[0]) > 1e-5 * theirs.losses[0] or ours.tokens != theirs.tokens:
-        raise SystemExit(f"{point}: not the same job: {ours.losses}, {theirs.losses}")
-    return ours, theirs
+        pairs = []
+        for number in range(rounds):
+            names = (OURS, PADDED) if number % 2 else (PADDED, OURS)
+            found = {name: run(name, job, lengths, threads, Path(sys.executable)) for name in names}
+            pairs.append((found[OURS], found[PADDED]))
+    for ours, theirs in pairs:
+        if abs(ours.losses[0] - theirs.losses[0]) > 1e-5 * theirs.losses[0] or ours.tokens != theirs.tokens:
+            raise SystemExit(f"{point}: not the same job: {ours.losses}, {theirs.losses}")
+    return pairs
 
 
 def _row(number: int, length: int) -> dict[str, Any]:

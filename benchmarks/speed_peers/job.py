@@ -7,6 +7,7 @@ gradient checkpointing, no held-out rows.
     DIR/job.json          the job itself, for `bare` and `padded`
     DIR/rows/train.jsonl  its rows in the order in which they are trained on: a data set for `trl sft`
     DIR/smollm3.jsonl     the same rows, put where `smollm3 train` draws them in that order
+    DIR/uncut.yaml        a configuration for `trl sft` where no row is cut
     DIR/template.jinja    the model's own chat template, with marks around what is learned, for tools that need them
 """
 
@@ -20,6 +21,8 @@ from typing import Any
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEED = 0
+UNCUT = "uncut.yaml"
+"""A configuration for `trl sft` that sets no longest row, which its options cannot say."""
 MESSAGE = "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'"
 """What SmolLM2's chat template writes for a message."""
 MARKED = (
@@ -66,6 +69,7 @@ def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED), dtype=torch.int32).tolist()
     placed = [row for _, row in sorted(zip(drawn, rows, strict=True), key=lambda pair: pair[0])]
     (directory / "smollm3.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in placed))
+    (directory / UNCUT).write_text("max_length: null\n", encoding="utf-8")
     own = (Path(job.model) / "chat_template.jinja").read_text(encoding="utf-8")
     if (place := "{{" + MESSAGE + "}}") not in own:
         raise SystemExit("the chat template is not SmolLM2's, and what it learns would not be marked rightly")
