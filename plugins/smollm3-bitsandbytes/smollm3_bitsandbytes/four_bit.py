@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes as bnb
@@ -24,46 +23,25 @@ from smollm3_bitsandbytes.checkpoint import (
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
+from smollm3_finetune.api import Base, BuildContext, DequantisingOps, LinearOps, ModelSource
 
 NAME = "bnb-4bit"
-OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 
-@dataclass(frozen=True)
-class Bnb4bitOps:
-    """The operations of one `bitsandbytes.nn.Linear4bit`."""
+def read_weight(layer: Any) -> Tensor:
+    """The weight (out, in) of a `bitsandbytes.nn.Linear4bit`, as a new tensor in the dtype that it is settled for.
 
-    layer: Any
-
-    @property
-    def ops(self) -> frozenset[Op]:
-        return OPS
-
-    @property
-    def forward_rtol(self) -> float:
-        """0: the kernels dequantise and multiply."""
-        return 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.layer.out_features, self.layer.in_features
-
-    def read_weight(self) -> Tensor:
-        """The weight (out, in) that the forward multiplies by, as a new float32 tensor on the layer's device.
-
-        It is rounded to the compute dtype, as it is in the forward. Valid before and after any forward, also in
-        the layout into which bitsandbytes repacks a layer on CPUs with AVX512-BF16.
-        Source: bitsandbytes 0.50 `functional.dequantize_4bit`; blocks of 64 along the flattened (out, in) matrix.
-        """
-        data = self.layer.weight.data
-        # `or`: after FSDP or a deep copy the state may be on the module alone.
-        state = getattr(self.layer.weight, "quant_state", None) or self.layer.quant_state
-        if getattr(state, "packing_format_for_cpu", False):
-            data, state = _unpacked(data, state)
-        with torch.no_grad():
-            weight: Tensor = functional.dequantize_4bit(data, state)
-        return weight.reshape(self.shape).to(torch.float32, copy=weight.dtype == torch.float32)
+    Valid before and after any forward, also in the layout into which bitsandbytes repacks a layer on CPUs with
+    AVX512-BF16.
+    Source: bitsandbytes 0.50 `functional.dequantize_4bit`; blocks of 64 along the flattened (out, in) matrix.
+    """
+    data = layer.weight.data
+    # `or`: after FSDP or a deep copy the state may be on the module alone.
+    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        data, state = _unpacked(data, state)
+    weight: Tensor = functional.dequantize_4bit(data, state)
+    return weight.reshape(layer.out_features, layer.in_features)
 
 
 def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -82,7 +60,9 @@ def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
     """The operations of a 4-bit layer; None for any other."""
-    return Bnb4bitOps(layer) if isinstance(layer, bnb.nn.Linear4bit) else None
+    if not isinstance(layer, bnb.nn.Linear4bit):
+        return None
+    return DequantisingOps(layer, read_weight, layer.compute_dtype or torch.float32)
 
 
 class Bnb4bitQuantizer:
