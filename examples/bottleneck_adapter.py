@@ -47,7 +47,7 @@ class BottleneckAdapter:
                 )
                 nn.init.zeros_(network[2].weight)  # so that it adds nothing at first
                 nn.init.zeros_(network[2].bias)
-                layer.bottleneck = networks[name] = network.to(ctx.device, ctx.torch_dtype)
+                layer.bottleneck = networks[name] = network.to(ctx.device, ctx.trained_dtype)
         if not networks:
             raise ConfigError(
                 f"no layer's name ends with {' or '.join(self.options.after)}", hint="--adapter-opt after=o_proj"
@@ -74,7 +74,10 @@ class WithBottlenecks:
             base.model.get_submodule(name).register_forward_hook(self.add)
 
     def add(self, layer, args, out):
-        return out + layer.bottleneck(out) if self.active else out
+        if not self.active:
+            return out
+        kept = layer.bottleneck[0].weight.dtype  # float32 where the run computes in half precision
+        return out + layer.bottleneck(out.to(kept)).to(out.dtype)
 
     def parameters(self):
         return {f"{name}.{part}": p for name, n in self.networks.items() for part, p in n.named_parameters()}

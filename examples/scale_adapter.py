@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from smollm3_finetune.api import AdapterSpec, ConfigError, Op, hookimpl, option
+from smollm3_finetune.api import AdapterSpec, ConfigError, Op, Purpose, hookimpl, option
 
 FILE = "scale.safetensors"
 
@@ -22,6 +22,7 @@ def smollm3_adapters():
             factory="scale_adapter:ScaleAdapter",
             options="scale_adapter:ScaleOptions",
             needs={Op.FORWARD, Op.GRAD_INPUT},
+            packs=True,
             merges=False,
             suggests={"train.learning_rate": 0.02},
         )
@@ -39,7 +40,9 @@ class ScaleAdapter:
         if not layers:
             raise ConfigError(f"no layer's name ends with {self.options.layers!r}", hint="--adapter-opt layers=o_proj")
         for layer in layers.values():
-            ones = torch.ones(layer.out_features, dtype=ctx.torch_dtype, device=ctx.device)
+            ops = base.ops_for(layer)  # None: an ordinary layer
+            width = layer.weight.shape[0] if ops is None else ops.shape[0]
+            ones = torch.ones(width, dtype=ctx.trained_dtype, device=ctx.device)
             layer.register_parameter("output_scale", torch.nn.Parameter(ones))
         return Scaled(base, layers)
 
@@ -48,7 +51,9 @@ class ScaleAdapter:
 
         adapted = self.attach(base, ctx, None)
         for name, scale in load_file(str(path / FILE)).items():
-            adapted.layers[name].output_scale.data.copy_(scale)
+            parameter = adapted.layers[name].output_scale
+            parameter.data.copy_(scale)
+            parameter.requires_grad_(ctx.purpose is Purpose.TRAIN)
         return adapted
 
 
@@ -56,7 +61,10 @@ class Scaled:
     def __init__(self, base, layers):
         self.base, self.model, self.layers, self.active = base, base.model, layers, True
         for layer in layers.values():
-            layer.register_forward_hook(lambda layer, args, out: out * layer.output_scale if self.active else out)
+            layer.register_forward_hook(self.scale)
+
+    def scale(self, layer, args, out):
+        return out * layer.output_scale.to(out) if self.active else out
 
     @contextmanager
     def disabled(self):

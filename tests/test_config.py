@@ -109,6 +109,18 @@ def test_later_layers_win_and_every_value_knows_where_it_came_from(write: Write)
     assert loaded.origin("train.batch_size") == "default"
 
 
+def test_the_later_of_epochs_and_max_steps_says_how_long_a_run_is() -> None:
+    def config(*layers: dict[str, Any]) -> Any:
+        made = [[Setting(key=("train", k), value=v, origin="here") for k, v in one.items()] for one in layers]
+        return assemble(made).config.train
+
+    assert config({"max_steps": 60}, {"epochs": 5}).max_steps is None
+    assert config({"max_steps": 60, "epochs": 3}, {"epochs": 5}).max_steps is None
+    assert config({"epochs": 5}, {"max_steps": 60}).max_steps == 60
+    assert config({"max_steps": 60}, {"epochs": 5, "max_steps": 7}).max_steps == 7
+    assert config({"max_steps": 60, "epochs": 3}, {"batch_size": 2}).max_steps == 60
+
+
 def test_a_section_may_be_a_name_or_a_mapping(write: Write) -> None:
     assert load(write("quant: gptq\n")).config.quant == ComponentConfig(name="gptq")
     expected = ComponentConfig(name="gptq", options={"bits": 4})

@@ -482,3 +482,50 @@ def test_bars_hold_every_row_once_and_are_few(lengths: list[int]) -> None:
     assert all(a.high + 1 == b.low for a, b in itertools.pairwise(bars))
     assert bars[0].low <= min(lengths) and max(lengths) <= bars[-1].high
     assert bars[0].rows or len(lengths) < 4
+
+
+HISTORY = {"instruction": "And two?", "output": "Four.", "history": [["One?", "Two."]]}
+
+
+def learned(result: Any) -> int:
+    assert result.code == 0, result.stderr
+    return int(json.loads(result.stdout)["total"]["tokens_learned"])
+
+
+def test_options_reach_the_formatter_that_recognises_the_rows(cli: Cli, write: Write) -> None:
+    file = write(*({**HISTORY, "output": f"{n}."} for n in range(8)))
+    common = ("data", "stats", "--data", file, "--json")
+    with_history, without = learned(cli(*common)), learned(cli(*common, "--set", "formatter.learn_history=false"))
+    named = cli(*common, "--set", "formatter.learn_history=false", "--formatter", "alpaca")
+    assert learned(named) == without < with_history
+    wrong = cli(*common, "--set", "formatter.learn_histroy=false")
+    assert wrong.code == 2
+    assert "learn_history" in wrong.stderr
+
+
+def test_options_of_a_formatter_need_its_name_where_there_are_several(cli: Cli, write: Write) -> None:
+    one = write(talk("One?", "First."), talk("a", "b"), name="one.jsonl")
+    two = write(HISTORY, {**HISTORY, "output": "c"}, name="two.jsonl")
+    common = ("data", "stats", "--data", one, "--data", two, "--json", "--set", "formatter.learn_history=false")
+    refused = cli(*common)
+    assert refused.code == 2
+    assert "the sources have several formatters (smollm3-finetune:alpaca, smollm3-finetune:messages)" in refused.stderr
+    assert "--formatter alpaca" in refused.stderr
+
+
+def test_a_repeated_run_of_several_sources_has_the_options_again(cli: Cli, write: Write) -> None:
+    one = write(HISTORY, {**HISTORY, "output": "c"}, name="one.jsonl")
+    two = write({**HISTORY, "output": "d"}, {**HISTORY, "output": "e"}, name="two.jsonl")
+    option = ("--formatter", "alpaca", "--set", "formatter.learn_history=false")
+    planned = cli("train", "--adapter", "full", "--data", one, "--data", two, *option, "--dry-run", "--json")
+    assert planned.code == 0, planned.stderr
+    Path("again.yaml").write_text(json.dumps(json.loads(planned.stdout)["config"]))
+    asked = learned(cli("data", "stats", "--data", one, "--data", two, *option, "--json"))
+    assert learned(cli("data", "stats", "--config", "again.yaml", "--json")) == asked
+    assert learned(cli("data", "stats", "--data", one, "--data", two, "--json")) > asked
+
+
+def test_preference_rows_say_that_sft_does_not_compare(cli: Cli, write: Write) -> None:
+    file = write(*({"prompt": f"{n}?", "chosen": "Yes.", "rejected": "No."} for n in range(4)))
+    about = stats(cli, "--data", file)
+    assert about["sources"][0]["notes"] == {"rejected answer not compared": 4}

@@ -62,12 +62,13 @@ RESTORED = "test_restoring_gives_the_same_logits_and_the_same_next_step"
 MERGED = "test_merging_gives_what_the_adapter_computes"
 DISABLED = "test_disabled_gives_the_base"
 COMPARED = "test_gradients_are_right_through_a_run"
+HALF = "test_trains_in_half_precision"
 ADAPTERS: dict[str, set[str]] = {
     "delta": set(),
     "delta-kept": set(),
     "no-identity": {"test_starts_as_the_base_where_declared"},
     # what it trains of the base is not saved, not merged and not disabled either
-    "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, MERGED, DISABLED},
+    "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, MERGED, DISABLED, HALF},
     "base-drifts": {"test_only_the_adapter_trains", RESTORED},
     "gradient-factor": {"test_gradients_are_what_the_loss_does"},
     "merged-transposed": {MERGED},
@@ -92,11 +93,14 @@ ADAPTERS: dict[str, set[str]] = {
         MERGED,
         DISABLED,
         COMPARED,
+        HALF,
     },
     "by-chance": {"test_attaching_is_deterministic"},
     "pickled": {"test_saved_files_are_safetensors_and_text"},
     "frozen-after-restore": {RESTORED, COMPARED},
     "breaks-at-the-end": {"test_on_step_keeps_the_run_going"},
+    "rounds-steps": {HALF},
+    "casts-nothing": {HALF},
 }
 
 LOADERS: dict[str, set[str]] = {
@@ -210,6 +214,8 @@ def test_a_good_plugin_skips_only_what_it_does_not_declare(outcomes: Outcomes, p
         ("adapters_never-disabled", DISABLED, ["inside disabled()", "to the bit"]),
         ("adapters_gradient-factor", "test_gradients_are_what_the_loss_does", ["0.091 off, where at most 0.01"]),
         ("adapters_reads-undeclared", COMPARED, ["does not need read-weight"]),
+        ("adapters_rounds-steps", HALF, ["4 of 4 trained parameters are in half precision", "ctx.trained_dtype"]),
+        ("adapters_casts-nothing", HALF, ["restored in bfloat16", "cast what goes into the adapter"]),
         ("loaders_eager", "test_opening_reads_no_weights", ["open() calls safetensors.torch.load_file"]),
     ],
 )

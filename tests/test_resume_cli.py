@@ -78,6 +78,36 @@ def test_the_hint_mends_it_and_no_step_is_there_twice(cli: Callable[..., Any], i
     assert not (interrupted / "metrics.partial").exists()
 
 
+def test_other_rows_than_those_it_began_with_are_refused(cli: Callable[..., Any]) -> None:
+    rows = Path("rows.jsonl")
+    line = '{"prompt": "What is %d and one?", "completion": "It is %d."}\n'
+    rows.write_text("".join(line % (n, n + 1) for n in range(20)), encoding="utf-8")
+    made = cli(
+        *("train", "--adapter", "full", "--data", "rows.jsonl", "--max-steps", "2", "--output", "run"),
+        *("--set", "train.save_every=2", "--set", "train.sample_tokens=2"),
+    )
+    assert made.code == 0, made.stderr
+    before = Path("run/run.yaml").read_text()
+    with rows.open("a", encoding="utf-8") as stream:
+        stream.write(line % (20, 21))
+    refused = cli("train", "--resume", "run", "--max-steps", "4")
+    assert refused.code == 3
+    assert "the rows of the run run, or how they are rendered, have changed" in refused.stderr
+    assert "--config run/run.yaml" in refused.stderr
+    assert Path("run/run.yaml").read_text() == before
+    rows.write_text("".join(line % (n, n + 1) for n in range(20)), encoding="utf-8")
+    assert cli("train", "--resume", "run", "--max-steps", "4").code == 0
+
+
+def test_the_number_of_processes_stays(cli: Callable[..., Any], interrupted: Path) -> None:
+    versions = interrupted / "versions.json"
+    versions.write_text(versions.read_text().replace('"processes": 1', '"processes": 2'))
+    refused = cli("train", "--resume", str(interrupted))
+    assert refused.code == 3
+    assert "is one of 2 processes, and 1 are here" in refused.stderr
+    assert "--nproc-per-node 2" in refused.stderr
+
+
 def test_the_only_checkpoint_has_none_before_it(cli: Callable[..., Any], interrupted: Path) -> None:
     shutil.rmtree(interrupted / "checkpoints" / "checkpoint-2")
     newest = interrupted / "checkpoints" / "checkpoint-4"

@@ -127,6 +127,20 @@ def test_a_hub_dataset_without_a_network_is_one_sentence() -> None:
         list(source_rows(source))
 
 
+def test_the_example_is_a_held_out_row_where_few_rows_move_the_border(registry: Registry) -> None:
+    moved = 0
+    for start in range(20):
+        rows = [{"instruction": f"{start}-{n} " + "and so on " * n, "output": "Yes."} for n in range(8)]
+        write("few.jsonl", rows)
+        sources = tuple(with_formatter(registry, s, None, None) for s in find_sources("few.jsonl"))
+        all_rows = Rows(sources=sources, seed=0, held_out=0.1)
+        survey = all_rows.survey()
+        moved += survey.border != 0.1
+        held_out = [row.conversation for row in all_rows.placed() if row.position < survey.border]
+        assert survey.example in held_out
+    assert moved > 5
+
+
 # ------------------------------------------------------------------------------------------------- tokens
 
 
@@ -283,3 +297,9 @@ def test_a_tuned_model_ends_its_turn_wherever_it_is_loaded(cli: Callable[..., An
     loaded = AutoTokenizer.from_pretrained("out/adapter")
     stops = model.generation_config.eos_token_id
     assert loaded.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])
+
+
+def test_weights_that_leave_no_row_are_an_error(make: Make) -> None:
+    write("a.jsonl", ROWS[:6])
+    with pytest.raises(DataError, match=r"the weights of the sources leave none of \d training rows"):
+        make([{"path": "a.jsonl", "weight": 1e-6}])

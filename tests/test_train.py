@@ -37,7 +37,7 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
 def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
     report = report_of(cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json"))
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "adapter", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
+        "adapter", "before.json", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
     ]  # fmt: skip
     rows = metrics("out")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
@@ -91,8 +91,65 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: s
     resumed = report_of(cli("train", "--resume", "part", "--max-steps", "6", "-p", SCALE, "--json"))
     assert resumed["steps"] == 6
     assert resumed["after"] == whole["after"], "bit for bit"
+    assert resumed["before"] == whole["before"], "what was measured before the first step, not before going on"
+    assert resumed["tokens"] == whole["tokens"]
+    assert "max_steps: 6" in Path("part/run.yaml").read_text()
     assert [r["step"] for r in metrics("part")] == [1, 2, 3, 4, 5, 6]
     assert [r["loss"] for r in metrics("part")] == [r["loss"] for r in metrics("whole")]
+
+
+def test_a_trained_adapter_is_there_whatever_happens_afterwards(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("out of memory while answering")
+
+    monkeypatch.setattr("smollm3_finetune.train.run.answer", fails)
+    result = cli("train", "-p", SCALE, "--adapter", "scale", *QUICK, "--output", "out")
+    assert "out of memory while answering" in result.stderr
+    assert load_model("tiny", adapter_path="out/adapter", plugins=(SCALE,)).adapted is not None
+
+
+def test_weights_that_are_no_numbers_are_not_saved_though_no_loss_was_looked_at(cli: Cli) -> None:
+    """The last loss that is logged is of an earlier step, and there are no held-out rows."""
+    blind = ("--set", "data.held_out=0", "--set", "train.log_every=50", "--set", "train.save_every=3")
+    result = cli("train", "--adapter", "full", *QUICK, *blind, "--learning-rate", "1e30", "--output", "out")
+    assert result.code == 1
+    assert "the trained weights became infinite or nan by step" in result.stderr
+    assert "--learning-rate" in result.stderr
+    assert not list(Path("out").glob("checkpoints/*/*.safetensors"))
+    assert not Path("out/adapter").exists()
+
+
+def test_a_resumed_run_logs_and_saves_as_it_is_told_now(cli: Cli) -> None:
+    report_of(cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
+                  "--set", "train.save_every=2", "--set", "train.log_every=2", "--json"))  # fmt: skip
+    now = ("--set", "train.save_every=3", "--set", "train.log_every=1")
+    report_of(cli("train", "--resume", "part", "--max-steps", "6", *now, "--json"))
+    assert [r["step"] for r in metrics("part")] == [2, 3, 4, 5, 6]
+    assert sorted(p.name for p in Path("part/checkpoints").iterdir())[-2:] == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_runs_that_start_in_one_second_get_directories_of_their_own(isolated: Path) -> None:
+    from smollm3_finetune.train.rundir import RunDir
+
+    both = [RunDir.fresh(None, "tiny-lora") for _ in range(2)]  # neither is made yet
+    first, second = (run.reserved().path for run in both)
+    assert first != second
+    assert first.is_dir() and second.is_dir()
+
+
+def test_one_device_is_used_where_no_launcher_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be seen without a GPU: what the Trainer reads is the device of the run, and one of it."""
+    from smollm3_finetune.config.schema import RunConfig
+    from smollm3_finetune.train.trainer import _on_one_device, arguments
+
+    args = arguments(RunConfig(), "cpu", "float32", tmp_path)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    args._n_gpu = 4  # what TrainingArguments finds on a machine with four
+    _on_one_device(args, "cuda:1")
+    assert args.device == torch.device("cuda:1")
+    assert args.n_gpu == 1
+    assert chosen == ["cuda:1"]
 
 
 def test_a_resumed_run_keeps_what_decides_it(cli: Cli) -> None:

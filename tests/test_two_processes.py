@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,9 +62,26 @@ def test_two_processes_train_as_one_does(cli: Callable[..., Any]) -> None:
     assert two["after"]["held_out_loss"] < two["before"]["held_out_loss"]
 
 
+def test_going_on_in_the_second_pass_takes_the_rows_of_that_pass() -> None:
+    """24 rows, 22 or so to train on: six steps of two times two make the first pass."""
+    rows = ("--set", "data.limit=24", "--set", "train.sample_tokens=2", "--set", "train.schedule=constant")
+    steps = ("--max-steps", "10", "--set", "train.save_every=8")
+    whole = in_two_processes(*RUN, *rows, *steps, "--batch-size", "2", "--output", "run")
+    assert whole.returncode == 0, whole.stderr
+    before = steps_of(Path("run"))
+    assert before[6]["epoch"] > 1
+    shutil.rmtree("run/checkpoints/checkpoint-10")
+    resumed = in_two_processes("train", "--json", "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    after = steps_of(Path("run"))
+    assert [row["step"] for row in after] == list(range(1, 11))
+    assert [row["loss"] for row in after] == [row["loss"] for row in before]
+    assert json.loads(resumed.stdout)["tokens"] == json.loads(whole.stdout)["tokens"]
+
+
 def test_a_loss_that_is_no_number_ends_both_processes() -> None:
     """Had only one of them stopped, it would have waited for the other's gradients until the timeout."""
     both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--learning-rate", "1e30", "--output", "out")
     assert both.returncode != 0
-    assert "the loss became" in both.stderr
+    assert "became" in both.stderr and "nan by step" in both.stderr
     assert not Path("out/adapter").exists()

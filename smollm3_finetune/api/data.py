@@ -58,6 +58,10 @@ class Renderer(Protocol):
         """Token ids and labels, cut to `max_length` tokens. Raises DataError where the template refuses."""
         ...
 
+    def note(self, what: str) -> None:
+        """Count the row under `what`, a few words: users see it with the counts of the row's source."""
+        ...
+
 
 class Objective(Protocol):
     def prepare(

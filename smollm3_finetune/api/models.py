@@ -66,9 +66,24 @@ class BuildContext:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """What parameters are kept in while they are trained: float32 where the run computes in half precision.
+
+        In bfloat16 a step of less than 1/256 of a value is rounded away, and gradients in float16 cannot be scaled.
+        Training then runs under autocast. Where nothing is trained it is `torch_dtype`.
+        """
+        import torch
+
+        half = self.torch_dtype.itemsize < torch.float32.itemsize
+        return torch.float32 if half and self.purpose is Purpose.TRAIN else self.torch_dtype
+
 
 class ModelSource(Protocol):
     """A model that was opened; no weights were read.
+
+    One whose contents may change under the same reference may have `pins`, a mapping of loader options under which
+    exactly these are opened again (a Hub commit); a run keeps them.
 
     Not for `isinstance`, which would read `path` and so download or convert.
     """

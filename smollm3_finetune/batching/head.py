@@ -78,7 +78,16 @@ def supervised_logits(model: PreTrainedModel, logit_bytes: int | None = None) ->
 
 def has_supervised_logits(model: nn.Module) -> bool:
     """Whether the model, or one that it wraps, is inside `supervised_logits`."""
-    return any(hasattr(module.__dict__.get("forward"), "supervised") for module in model.modules())
+    return any(_is_supervised(module.__dict__.get("forward")) for module in model.modules())
+
+
+def _is_supervised(forward: Any) -> bool:
+    """Whether it is what `in_place_of_own` gave, or wraps it: accelerate wraps forwards for mixed precision."""
+    while forward is not None:
+        if hasattr(forward, "supervised"):
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
 
 
 class SupervisedForward:

@@ -20,6 +20,7 @@ class FullAdapter:
         self.options = options
 
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> FullyTrained:
+        self._keep_precise(base, ctx)
         wanted = self.options.parameters
         trained = 0
         for name, parameter in base.model.named_parameters():
@@ -34,10 +35,15 @@ class FullAdapter:
         return FullyTrained(base)
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> FullyTrained:
+        self._keep_precise(base, ctx)  # before the saved weights, which would be rounded else
         _load_weights(base.model, path)
         if ctx.purpose == "train":
             return self.attach(base, ctx, None)
         return FullyTrained(base)
+
+    def _keep_precise(self, base: Base, ctx: BuildContext) -> None:
+        if self.options.master_weights and ctx.trained_dtype != ctx.torch_dtype:
+            base.model.to(ctx.trained_dtype)
 
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
         _load_weights(dense, path)
@@ -56,11 +62,19 @@ class FullyTrained:
         pass
 
     def save(self, path: Path) -> None:
-        self.model.save_pretrained(str(path))
+        from transformers import GenerationConfig
+
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()  # transformers refuses one that contradicts itself
+        try:
+            self.model.save_pretrained(str(path))
+        finally:
+            self.model.generation_config = own
 
 
 def _load_weights(model: PreTrainedModel, path: Path) -> None:
     """Replace the weights of `model` by those saved in `path`. Raises ModelError where they do not fit."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     files = sorted(path.glob("*.safetensors"))
@@ -68,8 +82,14 @@ def _load_weights(model: PreTrainedModel, path: Path) -> None:
         raise ModelError(f"{path} holds no weights (*.safetensors)")
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= load_file(str(file))
-    missing, unexpected = model.load_state_dict(state, strict=False)
+        try:
+            state |= load_file(str(file))
+        except SafetensorError as e:
+            raise ModelError(f"{file} is damaged: {e}") from e
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as e:  # another shape
+        raise ModelError(f"the weights in {path} are of another model: {str(e).splitlines()[-1].strip()}") from e
     tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
     lost = [n for n in missing if n not in tied and n in dict(model.named_parameters())]
     if lost or unexpected:

@@ -24,6 +24,9 @@ class FullOptions:
     """Adapter `full`."""
 
     parameters: tuple[str, ...] = option((), "Train only parameters whose name matches one of these globs; none: all.")
+    master_weights: bool = option(
+        True, "Keep weights in float32 where a run computes in half precision; false: half the memory, less precise."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

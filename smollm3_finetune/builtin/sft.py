@@ -49,6 +49,8 @@ class SupervisedFineTuning:
         self, conversation: Conversation, renderer: Renderer, max_length: int
     ) -> Mapping[str, Sequence[int]] | None:
         encoded = renderer.encode(conversation, max_length)
+        if conversation.rejected is not None:
+            renderer.note("rejected answer not compared")
         if all(label == IGNORED for label in encoded.labels[1:]):
             return None
         return {"input_ids": encoded.input_ids, "labels": encoded.labels}

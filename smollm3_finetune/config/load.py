@@ -18,6 +18,8 @@ from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, raise_a
 from smollm3_finetune.options import build, describe, did_you_mean, option_problems
 
 DEFAULT = "default"
+EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
+"""Two ways to say how long a run is, of which the later layer's counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,11 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
             section = setting.key[0]
             if setting.key[1:] == ("name",) and section in COMPONENT_SECTIONS:
                 before = values.get(setting.key)
-                if before is not None and not _same_component(before.value, setting.value):
+                if before is not None and not same_component(before.value, setting.value):
                     values = {k: v for k, v in values.items() if k[0] != section}
+        given = {s.key for s in layer}
+        if EPOCHS in given and MAX_STEPS not in given:  # an earlier number of steps must not cut the passes short
+            values.pop(MAX_STEPS, None)
         for setting in layer:
             values[setting.key] = setting
     problems: list[SmolLM3Error] = []
@@ -120,7 +125,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
     return Loaded(config=config, origins=origins, settings=tuple(values.values()))
 
 
-def _same_component(one: Any, other: Any) -> bool:
+def same_component(one: Any, other: Any) -> bool:
     """Whether two names may mean one component: `lora` and `smollm3-peft:lora` may."""
     if one == other or not isinstance(one, str) or not isinstance(other, str):
         return bool(one == other)

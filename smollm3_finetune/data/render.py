@@ -146,6 +146,10 @@ class Renderer:
         self.counts.update(set(notes))
         return Encoded(input_ids=ids[:max_length], labels=labels[:max_length], length=len(ids), notes=notes)
 
+    def note(self, what: str) -> None:
+        """Count a conversation under `what`."""
+        self.counts[what] += 1
+
     def end_of_turn_ids(self) -> list[int]:
         """The tokens at which generation stops: the tokenizer's own end, and what the template ends an answer with."""
         end = self.tokenizer.eos_token_id

@@ -54,12 +54,18 @@ class FormattedSource:
 
 
 def with_formatter(registry: Registry, source: Source, named: Choice | None, limit: int | None) -> FormattedSource:
-    """A source with its own formatter, else the named one, else the one that recognises its first row."""
-    if source.config.formatter is not None:
-        named = choose(registry, FORMATTER, source.config.formatter, {})
-    if named is None:
-        first = next(source_rows(source, 1))
-        named = choose(registry, FORMATTER, recognise(registry, first).full_name, {})
+    """A source with its own formatter, else the named one, else the one that recognises its first row.
+
+    A source's own formatter has the options of the named one where they are the same, else none.
+    """
+    own = source.config.formatter
+    if own is None and named is None:
+        own = recognise(registry, next(source_rows(source, 1))).full_name
+    if own is not None:
+        choice = choose(registry, FORMATTER, own, {})
+        if named is None or named.offer.full_name != choice.offer.full_name:
+            return FormattedSource(source=source, formatter=choice, limit=limit)
+    assert named is not None
     return FormattedSource(source=source, formatter=named, limit=limit)
 
 
@@ -119,10 +125,11 @@ class Rows:
                 task.advance()
         value = border.value()
         if value != self.held_out:  # few rows: the border moved so that both sides have one
-            below = _Counts(len(self.sources))
+            below, shortest = _Counts(len(self.sources)), _Shortest()
             for row in self.placed():
                 if row.position < value:
                     below.add(row.source)
+                shortest.see(row.conversation, held_out=row.position < value)
         train = [c - b for c, b in zip(counts.by_source, below.by_source, strict=True)]
         return Survey(border=value, train=train, held_out=below.by_source, example=shortest.conversation())
 

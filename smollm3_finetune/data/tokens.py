@@ -22,6 +22,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.identity import fingerprint
 from smollm3_finetune.plan import Choice
 from smollm3_finetune.requirements import installed_version
 
@@ -97,6 +98,8 @@ class Tokens:
     held_out: list[Examples]
     """One for each source."""
     counts: list[SourceCounts]
+    identity: str
+    """Of the rows and of all that turned them into tokens, but for the versions of what did."""
 
 
 def tokenise(
@@ -112,16 +115,20 @@ def tokenise(
 
     Raises DataError, with file and line where it is a row's fault, and where nothing is left to train on.
     """
-    key = {
+    decides = {
         "rows": rows.identity(),
         "border": survey.border,
         "objective": [objective.offer.full_name, objective.offer.version, options_dict(objective.options)],
         "tokenizer": tokenizer_identity(renderer.tokenizer),
         "render": asdict(renderer.options),
-        "today": None if renderer.options.date else datetime.date.today().isoformat(),
         "max_length": max_length,
+    }
+    key = {
+        **decides,
+        "today": None if renderer.options.date else datetime.date.today().isoformat(),
         "versions": [__version__, installed_version("transformers")],
     }
+    identity = fingerprint(decides)
     total = sum(survey.train) + sum(survey.held_out)
 
     def build(out: Path) -> None:
@@ -132,22 +139,23 @@ def tokenise(
                 task.advance()
             writer.close()
             _check_something_left(writer.counts, survey, max_length)
+            _check_weights(writer.counts, writer.in_a_pass)
 
     try:
-        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources))
+        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources), identity)
     except (OSError, ValueError, TypeError):  # a file that was cut or changed; pyarrow's errors are among these
         cache.drop("tokens", key)
-        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources))
+        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources), identity)
 
 
-def _opened(directory: Path, sources: int) -> Tokens:
+def _opened(directory: Path, sources: int, identity: str) -> Tokens:
     """The tokens of a cache entry. Raises OSError, ValueError or TypeError where a file of it is damaged."""
     counts = [SourceCounts(**c) for c in json.loads((directory / "counts.json").read_text(encoding="utf-8"))]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(sources)]
     train = Examples(directory / "train.arrow")
     for examples in (train, *held_out):
         len(examples)  # reads the end of the file, which one that was cut does not have
-    return Tokens(train=train, held_out=held_out, counts=counts)
+    return Tokens(train=train, held_out=held_out, counts=counts, identity=identity)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -172,6 +180,13 @@ def _check_something_left(counts: Sequence[Mapping[str, Any]], survey: Survey, m
             )
 
 
+def _check_weights(counts: Sequence[Mapping[str, Any]], in_a_pass: int) -> None:
+    """Raises DataError where weights below 1 leave no row to train on."""
+    rows = sum(c["train"] for c in counts)
+    if rows and not in_a_pass:
+        raise DataError(f"the weights of the sources leave none of {rows} training rows", hint="a larger weight")
+
+
 class _Writer:
     """Sorts rows into Arrow files: one to train on, one of held-out rows for each source."""
 
@@ -180,7 +195,7 @@ class _Writer:
     ) -> None:
         self.out, self.rows, self.border = out, rows, border
         self.objective, self.renderer, self.max_length = objective, renderer, max_length
-        self.train = _ArrowFile(out / "train.arrow")
+        self.train, self.in_a_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
         self.counts: list[dict[str, Any]] = [
             {"title": s.source.title, "train": 0, "held_out": 0, "empty": 0, "notes": {}} for s in rows.sources
@@ -203,7 +218,9 @@ class _Writer:
             self.held_out[row.source].add(example)
         else:
             counts["train"] += 1
-            for _ in range(copies(self.rows.sources[row.source].source.config.weight, row.position)):
+            times = copies(self.rows.sources[row.source].source.config.weight, row.position)
+            self.in_a_pass += times
+            for _ in range(times):
                 self.train.add(example)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ class TestMine(AdapterConformance):
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,9 +56,9 @@ class AdapterConformance(Conformance):
     def create(self) -> Any:
         return self.choose().create()
 
-    def base(self) -> Base:
+    def base(self, dtype: str | None = None) -> Base:
         """A fresh base whose layers offer what the adapter needs and no more."""
-        base = stub_base(self.declared().needs, self.dtype)
+        base = stub_base(self.declared().needs, dtype or self.dtype)
         base.model.to(self.device)
         return base
 
@@ -236,6 +237,30 @@ class AdapterConformance(Conformance):
             self.train(adapted, 1, first=step)
         finite = bool(self.logits(adapted).isfinite().all())
         demand(finite, f"the logits are not all finite after {TOTAL_STEPS} steps, each followed by on_step()")
+
+    def test_trains_in_half_precision(self, tmp_path: Path) -> None:
+        """In bfloat16, whatever the dtype of the class: under autocast in training, as a run does, and without."""
+        context = replace(self.context(tmp_path), dtype="bfloat16")
+        adapted = self.create().attach(self.base("bfloat16"), context, TOTAL_STEPS)
+        trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+        rounded = [n for n, p in trained.items() if p.dtype in (torch.bfloat16, torch.float16)]
+        demand(
+            not rounded,
+            f"in a bfloat16 run {len(rounded)} of {len(trained)} trained parameters are in half precision, "
+            f"{rounded[:1]} among them: small steps are rounded away; make them in ctx.trained_dtype",
+        )
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            found = self.gradients(adapted, self.tokens())
+        wrong = [n for n, g in found.items() if not bool(g.isfinite().all())]
+        demand(not wrong, f"in a bfloat16 run the gradients of {wrong[:1]} are not finite")
+        context = replace(context, purpose=Purpose.INFER)
+        restored = self.create().restore(self.base("bfloat16"), self.saved(adapted, tmp_path), context)
+        computed, error = outcome(self.logits, restored)
+        demand(
+            computed is not None and bool(computed.isfinite().all()),
+            f"restored in bfloat16, where there is no autocast, the forward fails ({error}): cast what goes into the "
+            "adapter to its dtype, and what comes out to that of the layer",
+        )
 
     # ----------------------------------------------------------------------------------- saving, merging
 

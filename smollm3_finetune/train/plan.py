@@ -23,6 +23,7 @@ from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, ch
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler
+from smollm3_finetune.train.optimizer import check_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     assert model.adapter is not None
     check_batches(settled.config.train, model.adapter)
     check_compiler(settled.config.train, context.device)
+    check_optimizer(settled.config.train)
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
         origins=settled.origins,
@@ -92,10 +94,22 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
 
 
 def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str]) -> Rows:
-    """The sources of a configuration, each with its formatter. Reads the first row of those that name none."""
-    name = config.formatter.name
-    named = choose(registry, FORMATTER, name, config.formatter.options, origins) if name is not None else None
-    sources = [with_formatter(registry, s, named, config.data.limit) for s in find_sources(config.data.path)]
+    """The sources of a configuration, each with its formatter. Reads the first row of those that name none.
+
+    Raises ConfigError where there are options for a formatter and the sources have several.
+    """
+    found, limit = find_sources(config.data.path), config.data.limit
+    name, options = config.formatter.name, config.formatter.options
+    if name is None and options:
+        names = sorted({with_formatter(registry, s, None, limit).formatter.offer.full_name for s in found})
+        if len(names) > 1:
+            raise ConfigError(
+                f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
+                hint=f"say whose option it is: --formatter {names[0].rpartition(':')[2]}",
+            )
+        (name,) = names
+    named = choose(registry, FORMATTER, name, options, origins) if name is not None else None
+    sources = [with_formatter(registry, s, named, limit) for s in found]
     return Rows(sources=tuple(sources), seed=config.seed, held_out=config.data.held_out)
 
 
@@ -146,9 +160,6 @@ def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
         ]
         for c in components
     ]
-    set_by_user = {s.key for s in loaded.settings}
-    if ("train", "epochs") in set_by_user:  # a suggested number of steps must not cut the asked-for passes short
-        layers = [[s for s in layer if s.key != ("train", "max_steps")] for layer in layers]
     return assemble([*layers, loaded.settings])
 
 
@@ -162,7 +173,7 @@ def _resolved(
 
     assert model.adapter is not None
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
-    if len(rows.sources) == 1:
+    if len({s.formatter.offer.full_name for s in rows.sources}) == 1:  # else the one that was named stays
         chosen[FORMATTER] = rows.sources[0].formatter
     template = config.data.template
     data = replace(
@@ -175,6 +186,7 @@ def _resolved(
         calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from))
     changes: dict[str, Any] = {
         **{kind.section: section(choice) for kind, choice in chosen.items()},
+        LOADER.section: model.pinned_loader(),
         "data": data,
         "calibration": calibration,
         "device": model.context.device,

@@ -72,7 +72,9 @@ def train(
     job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     if job.main:
         if checkpoint is None:
-            job.run.create(plan.config, versions(plan, registry))
+            job.run.create(plan.config, {**versions(plan, registry), **_identity(job.tokens)})
+        else:
+            job.run.write_config(plan.config)  # with what was changed for going on
         display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
     try:
         report = _carried_out(job)
@@ -105,12 +107,19 @@ def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | N
     tokens = tokenise(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
-    if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= steps:
-        raise ConfigError(f"the run {run.path} has finished its {steps} steps", hint=f"--max-steps {2 * steps} goes on")
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+    if checkpoint is not None:
+        run.check_identity(_identity(tokens))
+    if done >= steps:
+        raise ConfigError(f"the run {run.path} has finished its {done} steps", hint=f"--max-steps {2 * done} goes on")
+    prompt, mode = sample_prompt(plan, renderer)
+    renderer.prompt(prompt, **mode)  # one that the template refuses is found now
     args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
+    main = is_main_process()
+    if checkpoint is None and main:
+        run = run.reserved()
     run = RunDir(of_main_process(run.path))
     args.output_dir = str(run.checkpoints)
-    main = is_main_process()
     return Job(
         plan=plan,
         run=run,
@@ -132,6 +141,8 @@ def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
+    from smollm3_finetune.train.trainer import computing
+
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
         calibration = run_calibration(job.plan, job.tokens, job.renderer)
@@ -142,33 +153,45 @@ def _carried_out(job: Job) -> dict[str, Any]:
         if calibration is not None and calibration.used is not None:
             write_calibration(calibration.used, job.run.path)
         record_uses(job.run.path, model.context.cache)
-    with batching(job.plan.config.train, loaded, job.objective, job.renderer.tokenizer, job.display.say) as collate:
+    with contextlib.ExitStack() as stack:
+        with computing(job.args):  # what is measured here is to be as it will be in training
+            settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
+            collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
         return _trained(job, loaded, collate)
 
 
 def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
-    from smollm3_finetune.train.trainer import RunCallback, make_trainer
+    from smollm3_finetune.train.trainer import RunCallback, check_weights, computing, make_trainer, trained_dtypes
 
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
     prompt, mode = sample_prompt(job.plan, renderer)
 
     def losses() -> dict[str, Any]:
-        found = [held_out_loss(loaded.model, job.objective, e, collate, config.batch_size) for e in tokens.held_out]
+        with computing(job.args):
+            found = [held_out_loss(loaded.model, job.objective, e, collate, config.batch_size) for e in tokens.held_out]
         return losses_report(found, [c.title for c in tokens.counts])
 
     def sample() -> str:
         limit = config.sample_tokens
-        return answer(
-            loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
-        )
+        with computing(job.args):
+            return answer(
+                loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
+            )
 
     with _without_adapter(loaded) as alone:
-        before = losses()
-        if not alone:  # else there is time for it when training is done, and the first step comes sooner
-            before["sample"] = sample()
+        before = run.measured_before() if job.checkpoint is not None else None
+        if before is None:
+            before = losses()
+            _check_finite([before["held_out_loss"] or 0.0], 0, "nothing was trained")
+            if not alone:  # else there is time for it when training is done, and the first step comes sooner
+                before["sample"] = sample()
+            if job.main:
+                run.write_json(run.before, before)
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
+    if "bfloat16" in trained_dtypes(loaded):
+        job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
     callback = RunCallback(loaded, run.metrics, job.display, job.began)
     lengths = lengths_of(tokens.train) if config.group_by_length else None
     trainer = make_trainer(loaded, job.objective, job.items, collate, job.args, callback, lengths)
@@ -179,18 +202,20 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     finally:
         job.display.end()
-    _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.state.global_step, run)
-    after = losses()
-    _check_finite([after["held_out_loss"] or 0.0], trainer.state.global_step, run)
-    after["sample"] = sample()
-    if alone:
-        with _without_adapter(loaded):
-            before["sample"] = sample()
-    if job.main:
+    step, nothing = trainer.state.global_step, f"no adapter was saved in {run.path}"
+    _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], step, nothing)
+    check_weights(loaded, step, nothing)
+    if job.main:  # before anything else that could fail
         loaded.stop_at(renderer.end_of_turn_ids())
         if job.plan.render.template is not None:
             loaded.tokenizer.chat_template = job.plan.render.template
         loaded.save(run.adapter)
+    after = losses()
+    _check_finite([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is of no use")
+    after["sample"] = sample()
+    if alone and "sample" not in before:
+        with _without_adapter(loaded):
+            before["sample"] = sample()
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
@@ -205,6 +230,11 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         "before": before,
         "after": after,
     }
+
+
+def _identity(tokens: Tokens) -> dict[str, Any]:
+    """What a resumed run must find as it was: the rows as tokens, and how many processes share a batch."""
+    return {"rows": tokens.identity, "processes": world_size()}
 
 
 def run_calibration(plan: RunPlan, tokens: Tokens, renderer: Renderer) -> Calibration:
@@ -296,10 +326,9 @@ def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
         yield alone
 
 
-def _check_finite(losses: Sequence[float], step: int, run: RunDir) -> None:
-    """Raises SmolLM3Error where the last loss is no number; nothing is saved then."""
+def _check_finite(losses: Sequence[float], step: int, consequence: str) -> None:
+    """Raises SmolLM3Error where the last loss is no number."""
+    from smollm3_finetune.train.trainer import TAMER
+
     if losses and not math.isfinite(losses[-1]):
-        raise SmolLM3Error(
-            f"the loss became {losses[-1]} by step {step}; no adapter was saved in {run.path}",
-            hint="a lower --learning-rate, or --dtype float32",
-        )
+        raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=TAMER)

@@ -3,6 +3,7 @@
 run.yaml        the configuration with everything resolved; `smollm3 train --config` reads it
 versions.json   the distributions that made it, and the hashes of plugin files
 metrics.jsonl   one object a line: step, loss, learning rate, tokens a second, …
+before.json     held-out loss before the first step, for a run that is resumed
 report.json     held-out loss and sample answers, before and after
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    what `--resume` continues from
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from smollm3_finetune.cache.use import USES
 from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
-from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.saved import CALIBRATION
 from smollm3_finetune.train.processes import is_main_process
@@ -37,6 +39,8 @@ RUNS = Path("runs")
 @dataclass(frozen=True)
 class RunDir:
     path: Path
+    ours: bool = False
+    """The name was chosen here, not by the user."""
 
     @property
     def config(self) -> Path:
@@ -49,6 +53,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def before(self) -> Path:
+        return self.path / "before.json"
 
     @property
     def report(self) -> Path:
@@ -77,11 +85,21 @@ class RunDir:
                 raise ConfigError(f"--output {output} {what}", hint="another --output, or none for a fresh directory")
             return cls(path)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
-        path, n = RUNS / name, 1
-        while path.exists():
-            n += 1
-            path = RUNS / f"{name}-{n}"
-        return cls(path)
+        return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
+
+    def reserved(self) -> RunDir:
+        """This directory, made; under another number where another run has taken it meanwhile."""
+        if not self.ours:
+            return self
+        for path in _numbered(self.path):
+            try:
+                path.mkdir(parents=True)
+                return RunDir(path, ours=True)
+            except FileExistsError:
+                continue
+            except OSError as e:
+                raise ConfigError(f"the run directory {path} cannot be written: {e.strerror}") from e
+        raise AssertionError("numbers have no end")
 
     @classmethod
     def existing(cls, path: str | Path) -> RunDir:
@@ -95,20 +113,50 @@ class RunDir:
         """Make the directory and write what decides the run."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            again = replace(config, output=None)  # so that run.yaml starts a new run, and never this one over again
             with self.config.open("x", encoding="utf-8") as stream:  # of two runs only one gets the directory
-                stream.write(dump_yaml(as_dict(again)))
+                stream.write(_again(config))
             self.write_json(self.versions, versions)
         except FileExistsError as e:
             raise ConfigError(f"{self.path} holds a run already", hint="another --output") from e
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
+    def write_config(self, config: RunConfig) -> None:
+        """Replace what decides the run, by what it is resumed with."""
+        partial = self.config.with_suffix(".partial")
+        try:
+            partial.write_text(_again(config), encoding="utf-8")
+            partial.replace(self.config)
+        except OSError as e:
+            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
+
+    def check_identity(self, now: Mapping[str, Any]) -> None:
+        """Raises IncompatibleError where a run is to go on with other rows, or in more or fewer processes."""
+        saved = json.loads(self.versions.read_text(encoding="utf-8"))
+        if saved.get("processes", now["processes"]) != now["processes"]:
+            raise IncompatibleError(
+                f"the run {self.path} is one of {saved['processes']} processes, and {now['processes']} are here",
+                hint=f"torchrun --nproc-per-node {saved['processes']} -m smollm3_finetune.main train --resume …",
+            )
+        if saved.get("rows", now["rows"]) != now["rows"]:
+            raise IncompatibleError(
+                f"the rows of the run {self.path}, or how they are rendered, have changed since it began",
+                hint=f"put them back as they were, or start another run: --config {self.config}",
+            )
+
+    def measured_before(self) -> dict[str, Any] | None:
+        """What was measured before the first step; None where that is not there."""
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self.before.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and "held_out_loss" in found:
+                return found
+        return None
+
     def discard_unstarted(self) -> None:
         """Take a run back that failed before its first step, so that the same command can be given again."""
         if self.metrics.exists() or self.adapter.exists() or any(self.checkpoints.glob("checkpoint-*")):
             return
-        for file in (self.config, self.versions, self.path / CALIBRATION, self.path / USES):
+        for file in (self.config, self.versions, self.before, self.path / CALIBRATION, self.path / USES):
             file.unlink(missing_ok=True)
         for directory in (self.checkpoints, self.path):
             with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else
@@ -146,6 +194,18 @@ class RunDir:
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then with -2, -3, … behind it."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _again(config: RunConfig) -> str:
+    """run.yaml: without the directory, so that it starts a new run, and never this one over again."""
+    return dump_yaml(as_dict(replace(config, output=None)))
 
 
 def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:

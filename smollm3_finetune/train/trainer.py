@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from smollm3_finetune.api import Objective
 from smollm3_finetune.config.schema import RunConfig
-from smollm3_finetune.errors import ConfigError, ModelError, PluginError
+from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error
 from smollm3_finetune.hf_calls import first_line
 from smollm3_finetune.model import LoadedModel
-from smollm3_finetune.options import did_you_mean
 from smollm3_finetune.train.compiling import settle_compiler
 from smollm3_finetune.train.order import LengthGrouped, Shuffled
 
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.train.display import Display
 
+TAMER = "a lower --learning-rate, or --dtype float32"
+
 
 def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> TrainingArguments:
     """Our configuration in the words of `TrainingArguments`."""
@@ -35,13 +35,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
     kind = device.partition(":")[0]
     schedule_kwargs = {"min_lr_rate": t.min_learning_rate} if t.schedule == "cosine_with_min_lr" else {}
     warmup: dict[str, Any] = {"warmup_steps": t.warmup}  # a value below 1 is a fraction of the steps
-    if t.optimizer not in set(OptimizerNames):
-        near = did_you_mean(t.optimizer, [str(o.value) for o in OptimizerNames])
-        raise ConfigError(
-            f"train.optimizer: transformers' Trainer has no optimiser {t.optimizer!r}",
-            hint=f"did you mean {near!r}?" if near else "train.optimizer=adamw_torch",
-        )
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(output),
         max_steps=t.max_steps if t.max_steps is not None else -1,
         num_train_epochs=t.epochs,
@@ -63,13 +57,40 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         save_total_limit=t.keep_checkpoints,
         seed=config.seed,
         use_cpu=kind == "cpu",
-        bf16=kind != "cpu" and dtype == "bfloat16",
-        fp16=kind != "cpu" and dtype == "float16",
+        bf16=dtype == "bfloat16",
+        fp16=kind != "cpu" and dtype == "float16",  # its gradients need a scaler, which a CPU has not
         dataloader_pin_memory=kind == "cuda",
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
     )
+    _on_one_device(args, device)
+    return args
+
+
+def _on_one_device(args: TrainingArguments, device: str) -> None:
+    """Without a launcher `device` is where the run is; the Trainer would take the first GPU, or all of them at once."""
+    import torch
+    from accelerate.utils import DistributedType
+
+    state = args.distributed_state
+    if state is None or state.distributed_type != DistributedType.NO or ":" not in device:
+        return
+    args.__dict__["_setup_devices"] = torch.device(device)  # a cached property, which `args.device` reads
+    args._n_gpu = 1
+    getattr(torch, device.partition(":")[0]).set_device(device)
+
+
+@contextlib.contextmanager
+def computing(args: TrainingArguments) -> Iterator[None]:
+    """Computes as the Trainer does in its steps: mixed precision where the run has it."""
+    import torch
+
+    if not (args.bf16 or args.fp16):
+        yield
+        return
+    with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16):
+        yield
 
 
 class AdaptedTrainer:
@@ -78,15 +99,19 @@ class AdaptedTrainer:
     loaded: LoadedModel
     lengths: Ints | None = None
     """Of the examples, where batches are grouped by them."""
+    order: Shuffled | None = None
+    """Of the examples, in each pass."""
     tokens_seen: int = 0
-    """By this process."""
+    """By this process, since it started."""
+    tokens_before: int = 0
+    """By all processes, before the checkpoint from which the run goes on."""
 
     def tokens_of_all(self) -> int:
-        """The tokens that all processes have seen, each of which has to ask."""
+        """The tokens that all processes have seen in the whole run; each of them has to ask."""
         import torch
 
         accelerator = self.accelerator  # type: ignore[attr-defined]
-        return int(accelerator.reduce(torch.tensor(self.tokens_seen, device=accelerator.device)))
+        return self.tokens_before + int(accelerator.reduce(torch.tensor(self.tokens_seen, device=accelerator.device)))
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
@@ -97,14 +122,28 @@ class AdaptedTrainer:
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
         if self.lengths is not None:
-            return LengthGrouped(self.lengths, args.train_batch_size * args.world_size, args.seed)
-        return Shuffled(len(rows), args.seed)
+            self.order = LengthGrouped(self.lengths, args.train_batch_size * args.world_size, args.seed)
+        else:
+            self.order = Shuffled(len(rows), args.seed)
+        return self.order
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError for one that transformers knows and cannot make here."""
+        try:
+            return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        except (ValueError, ImportError, NotImplementedError) as e:
+            name = self.args.optim  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"train.optimizer={getattr(name, 'value', name)} cannot be made: {first_line(e)}",
+                hint="--set train.optimizer=adamw_torch",
+            ) from e
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint holds what the adapter saves, not what the module happens to be."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         if not args.should_save:
             return
+        check_weights(self.loaded, self.state.global_step, "no checkpoint was saved")  # type: ignore[attr-defined]
         self.loaded.save(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -117,6 +156,15 @@ class AdaptedTrainer:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _blamed_on_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+
+def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
+    """Raises SmolLM3Error where something that was trained is not finite."""
+    for name, parameter in loaded.model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise SmolLM3Error(
+                f"the trained weights became infinite or nan by step {step} ({name}); {consequence}", hint=TAMER
+            )
 
 
 @contextlib.contextmanager
@@ -148,8 +196,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.shown_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not those of a checkpoint
+        self.trainer.tokens_before = self.shown_tokens = state.num_input_tokens_seen
         self.last_log = time.monotonic()
         self.display.begin(state.max_steps, state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A sampler inside what accelerate makes of it for several processes is not told which pass it is for."""
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(float(state.epoch or 0) + 1e-6))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loaded.adapted is not None:
@@ -158,6 +213,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
+        if control.should_save:  # the Trainer's own callback came before this one, in all processes
+            state.num_input_tokens_seen = self.trainer.tokens_of_all()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -165,6 +222,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         seen = self.trainer.tokens_of_all()
         if not math.isfinite(logs["loss"]):  # the same in all processes, so that none waits for another
             control.should_training_stop = True
+            control.should_save = False  # so that the checkpoints before it are kept
         if not state.is_world_process_zero:
             return
         now = time.monotonic()
@@ -215,6 +273,24 @@ def _accepted_as_trainable(model: Any) -> Iterator[None]:
             model._hf_peft_config_loaded = had
 
 
+def trained_dtypes(loaded: LoadedModel) -> set[str]:
+    """The number formats of what is trained, by torch's names."""
+    return {str(p.dtype).removeprefix("torch.") for p in loaded.model.parameters() if p.requires_grad}
+
+
+def _check_trained(loaded: LoadedModel, args: TrainingArguments) -> None:
+    """Raises PluginError where nothing would train, or the gradient scaler could not."""
+    assert loaded.plan.adapter is not None
+    title, found = loaded.plan.adapter.offer.title, trained_dtypes(loaded)
+    if not found:
+        raise PluginError(f"{title} left nothing to train: no parameter requires a gradient")
+    if args.fp16 and "float16" in found:
+        raise PluginError(
+            f"{title} keeps trained weights in float16, whose gradients cannot be scaled",
+            hint="--dtype bfloat16 or --dtype float32",
+        )
+
+
 def make_trainer(
     loaded: LoadedModel,
     objective: Objective,
@@ -224,13 +300,11 @@ def make_trainer(
     callback: RunCallback,
     lengths: Ints | None = None,
 ) -> Trainer:
-    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing would train.
+    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing can be trained.
 
     With the `lengths` of the examples, batches are of about one length.
     """
-    if not any(p.requires_grad for p in loaded.model.parameters()):
-        assert loaded.plan.adapter is not None
-        raise PluginError(f"{loaded.plan.adapter.offer.title} left nothing to train: no parameter requires a gradient")
+    _check_trained(loaded, args)
     own = objective.trainer_class()
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded, "lengths": lengths})
     if args.gradient_checkpointing and hasattr(loaded.model, "enable_input_require_grads"):

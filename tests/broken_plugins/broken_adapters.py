@@ -34,6 +34,8 @@ VARIANTS = {
     "pickled": ("Pickled", RIGHT),
     "frozen-after-restore": ("FrozenAfterRestore", RIGHT),
     "breaks-at-the-end": ("BreaksAtTheEnd", RIGHT),
+    "rounds-steps": ("RoundsSteps", RIGHT),
+    "casts-nothing": ("CastsNothing", RIGHT),
 }
 
 
@@ -61,7 +63,7 @@ class Delta:
         deltas = {}
         for name, layer in base.model.named_modules():
             if name.endswith(("q_proj", "o_proj")):
-                start = self.start((layer.out_features, layer.in_features)).to(ctx.torch_dtype)
+                start = self.start((layer.out_features, layer.in_features)).to(self.dtype(ctx))
                 deltas[name] = torch.nn.Parameter(start.to(ctx.device))
                 layer.register_parameter("delta", deltas[name])
         self.prepare(base)
@@ -71,6 +73,12 @@ class Delta:
         import torch
 
         return torch.zeros(shape)
+
+    def dtype(self, ctx):
+        return ctx.trained_dtype
+
+    def fit(self, tensor, like):
+        return tensor.to(like.dtype)
 
     def prepare(self, base):
         pass
@@ -139,7 +147,10 @@ class Adapted:
         return 1 + 0.05 * steps
 
     def output(self, x, out, delta):
-        return out + self.strength_after(self.steps) * self.adapter.added(x, delta) if self.active else out
+        if not self.active:
+            return out
+        added = self.adapter.added(self.adapter.fit(x, delta), delta)
+        return out + self.strength_after(self.steps) * self.adapter.fit(added, out)
 
     def disabled(self):
         return self.adapter.disabled(self)
@@ -296,3 +307,22 @@ class BreaksAtTheEnd(Delta):
     def step(self, adapted):
         if adapted.total_steps is not None:
             1 / (adapted.total_steps - adapted.steps)
+
+
+class RoundsSteps(Delta):
+    """Trains in the number format of the run, whatever it is."""
+
+    def dtype(self, ctx):
+        return ctx.torch_dtype
+
+
+class CastsNothing(Delta):
+    """Keeps its matrices in float32 where nothing is trained, too, and multiplies by them as they are."""
+
+    def dtype(self, ctx):
+        import torch
+
+        return torch.promote_types(ctx.torch_dtype, torch.float32)
+
+    def fit(self, tensor, like):
+        return tensor

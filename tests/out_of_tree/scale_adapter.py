@@ -40,7 +40,7 @@ class ScaleAdapter:
         for name, layer in base.model.named_modules():
             if name.endswith(self.options.layers):
                 width = getattr(layer, "out_features", None) or layer.weight.shape[0]
-                scale = torch.nn.Parameter(torch.ones(width, dtype=ctx.torch_dtype, device=ctx.device))
+                scale = torch.nn.Parameter(torch.ones(width, dtype=ctx.trained_dtype, device=ctx.device))
                 layer.register_parameter("output_scale", scale)
                 scales[name] = scale
         if not scales:
@@ -76,7 +76,7 @@ class Scaled:
         self.active = True
         for name, scale in scales.items():
             base.model.get_submodule(name).register_forward_hook(
-                lambda module, args, out, scale=scale: out * scale if self.active else out
+                lambda module, args, out, scale=scale: out * scale.to(out) if self.active else out
             )
 
     @contextlib.contextmanager

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -115,6 +116,7 @@ class PeftAdapter:
         if before is not None:
             after = guard.probe(model, _vocabulary(base.model))
             guard.check_identity(before, after, _tolerance(model, ctx), self.method)
+        guard.widen_trained(model, ctx.trained_dtype)
         return self.adapted(model, base, biases)
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> PeftAdapted:
@@ -136,6 +138,8 @@ class PeftAdapter:
         config.base_model_name_or_path = base.model.name_or_path
         if not trainable:
             model.requires_grad_(False)
+        elif guard.widen_trained(model, ctx.trained_dtype):  # which were rounded when they were loaded
+            set_peft_model_state_dict(model, load_file(str(path / WEIGHTS_FILE)))
         return self.adapted(model, base, biases)
 
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:

@@ -77,6 +77,14 @@ def new_tensors_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         to_float64(model, known)
 
 
+def widen_trained(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Make what is trained `dtype` where it is narrower; whether anything was. PEFT copies some weights as they are."""
+    narrow = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize < dtype.itemsize]
+    for parameter in narrow:
+        parameter.data = parameter.data.to(dtype)
+    return bool(narrow)
+
+
 def to_float64(model: nn.Module, but: set[int]) -> None:
     """Make every floating tensor of `model` float64 whose id is not in `but`."""
     for module in model.modules():
