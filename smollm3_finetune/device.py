@@ -13,6 +13,7 @@ from smollm3_finetune.options import did_you_mean
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
 KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")
 """The device types of torch that transformers and accelerate compute on."""
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 """What users call them."""
 
@@ -65,12 +66,20 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` as a number format: float32 on a CPU, bfloat16 where a GPU has it, else float16."""
+    """`auto` as a number format: float32 on a CPU, bfloat16 where a GPU has it, else float16.
+
+    Raises ConfigError for what is none.
+    """
+    if dtype not in DTYPES:
+        near = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(dtype)
+        near = near or did_you_mean(dtype, DTYPES)
+        hint = f"did you mean {near!r}?" if near else f"one of: {', '.join(DTYPES)}"
+        raise ConfigError(f"--dtype takes a number format, got {dtype!r}", hint=hint)
     if dtype != "auto":
         return dtype
     kind = device.partition(":")[0]
     if kind == "cuda":
         import torch
 
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "float32" if kind == "cpu" else "bfloat16"

@@ -51,7 +51,6 @@ def answer(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    streamer: Any = None,
     template_kwargs: Mapping[str, Any] | None = None,
     renderer: Renderer | None = None,
 ) -> str:
@@ -79,7 +78,6 @@ def answer(
                 max_new_tokens=max_new_tokens,
                 eos_token_id=renderer.end_of_turn_ids(),
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-                streamer=streamer,
                 **sampling,
                 **unset,
             )

@@ -44,6 +44,7 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     Raises ModelError where weights are missing, which transformers would make up at random, or where it does not know
     the architecture.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -51,6 +52,8 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
         model, found = AutoModelForCausalLM.from_pretrained(
             str(directory), **{"trust_remote_code": False, **kwargs, "output_loading_info": True}
         )
+    except SafetensorError as e:
+        raise ModelError(f"a weight file of {ref!r} is damaged: {first_line(e)}", hint="fetch or copy it again") from e
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",

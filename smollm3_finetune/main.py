@@ -35,6 +35,9 @@ VERBS = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch's RuntimeError says on a CPU."""
+MEMORY_HINT = "a smaller --batch-size or --max-length, --set train.gradient_checkpointing=true, or weights in few bits"
 EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
 
 
@@ -115,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _drop_output()
         sys.exit(141)
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in FULL:
+        known = _of_the_machine(e)
+        if known is not None:
             _drop_output()
-            _show(SmolLM3Error(f"nothing more can be written: {e.strerror}", hint=FULL_HINT), state)
+            _show(known, state)
             sys.exit(SmolLM3Error.exit_code)
         if state.debug:
             raise
@@ -126,6 +130,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say("  hint: the same command with --debug shows where; a fault of smollm3 or of a plugin, please report it")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_machine(error: Exception) -> SmolLM3Error | None:
+    """What is nobody's fault, but the machine's: a full disk, memory that does not suffice."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return SmolLM3Error(f"nothing more can be written: {error.strerror}", hint=FULL_HINT)
+    text = str(error).strip().partition("\n")[0]
+    if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in text:
+        return SmolLM3Error(f"nothing more can be written: {os.strerror(errno.ENOSPC)}", hint=FULL_HINT)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in text:
+        return SmolLM3Error(f"the memory does not suffice: {text or 'Python has no more'}", hint=MEMORY_HINT)
+    return None
 
 
 def _drop_output() -> None:

@@ -83,8 +83,8 @@ class LoadedModel:
         path.mkdir(parents=True, exist_ok=True)
         self.adapted.save(path)
         self.tokenizer.save_pretrained(str(path))
-        with contextlib.suppress(ValueError):  # a generation config that contradicts itself, as some models ship
-            self.base.model.generation_config.save_pretrained(str(path))
+        # as it is, though it may contradict itself, as that of some models does: `save_pretrained` would refuse it
+        self.base.model.generation_config.to_json_file(str(path / "generation_config.json"))
         self.describe(path)
 
     def describe(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class LoadedModel:
         SavedAdapter(
             path=path,
             model=plan.ref,
-            loader=_saved_choice(plan.loader),
+            loader=plan.pinned_loader(),
             quant=_saved_choice(plan.quantizer),
             adapter=_saved_choice(plan.adapter) if plan.adapter else None,
             base_fingerprint=self.base.fingerprint,
@@ -210,7 +210,8 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
             f"{plan.quantizer.offer.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",
-            hint=f"it was trained on {plan.saved.model!r}; --any-base uses it all the same",
+            hint=f"it was trained on {plan.saved.model!r}"
+            + ("" if plan.context.purpose is Purpose.TRAIN else "; --any-base uses it all the same"),
         )
 
 

@@ -18,7 +18,7 @@ def is_hub_id(ref: str) -> bool:
 
 def shown_ref(ref: str) -> str:
     """A reference as a card may show it: a local path is cut down to its last part."""
-    return ref if is_hub_id(ref) else Path(ref).name
+    return ref if is_hub_id(ref) else Path(ref).resolve().name
 
 
 def beginning(base: str, tag: str, title: str, how: str, relation: str | None = None) -> list[str]:

@@ -27,7 +27,7 @@ def check_vacant(flag: str, directory: Path) -> None:
     """Raises ConfigError unless `directory` is empty or not there: nothing of a user's is overwritten."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise ConfigError(f"{flag} {directory} is no directory", hint=f"{flag} DIRECTORY")
-    above = next(p for p in directory.absolute().parents if p.exists())
+    above = next((p for p in directory.absolute().parents if p.exists()), directory)
     if not above.is_dir():
         raise ConfigError(f"{flag} {directory}: {above} is no directory", hint=f"another {flag}")
     if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smollm3_finetune.api import BuildContext, ModelSource, Purpose
+from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
+from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import (
@@ -78,6 +79,11 @@ class ModelPlan:
     adapter: Choice | None
     saved: SavedAdapter | None
     context: BuildContext
+
+    def pinned_loader(self) -> ComponentConfig:
+        """The loader with the options under which it opens exactly these weights again."""
+        pins = getattr(self.source, "pins", {})
+        return ComponentConfig(name=self.loader.offer.full_name, options={**options_dict(self.loader.options), **pins})
 
 
 class Collector:
@@ -275,11 +281,12 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
-    """A saved adapter states its method and the quantizer of its base; what the user names wins."""
+    """A saved adapter states its method and the quantizer of its base, with options; what the user names wins."""
     if saved is None:
         return request
     if request.adapter is None or request.adapter.name is None:
         request = replace(request, adapter=saved.adapter)
-    if request.quant.name is None and saved.quant is not None:
-        request = replace(request, quant=saved.quant)
+    own, asked = saved.quant, request.quant
+    if own is not None and (asked.name is None or same_component(asked.name, own.name)):
+        request = replace(request, quant=replace(own, options={**own.options, **asked.options}))
     return request

@@ -53,7 +53,8 @@ class SavedAdapter:
     @property
     def calibration(self) -> Path | None:
         """The calibration of the run whose adapter or checkpoint this is, where there is one."""
-        places = (self.path.parent, self.path.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
+        own = self.path.absolute()
+        places = (own.parent, own.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
         return next((place / CALIBRATION for place in places if (place / CALIBRATION).is_file()), None)
 
     def write(self, versions: Mapping[str, str]) -> None:

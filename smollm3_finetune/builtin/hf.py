@@ -124,6 +124,10 @@ class HubSource:
         return self._config_file.parent.name
 
     @property
+    def pins(self) -> Mapping[str, str]:
+        return {"revision": self.commit}
+
+    @property
     def fingerprint(self) -> str:
         return f"hub:{self.ref}@{self.commit}"
 

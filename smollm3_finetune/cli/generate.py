@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, composition_options, find_plugins, plugin_options
+from smollm3_finetune.cli.common import F, Number, composition_options, find_plugins, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.render import RenderOptions
     from smollm3_finetune.plan import ModelPlan
     from smollm3_finetune.train.rundir import RunDir
+
+
+def generating_options(f: F) -> F:
+    return composition_options(f, quant="Quantizer; default: the adapter's, else the checkpoint's, else none.")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--adapter-path", default=None, metavar="DIR", help="A saved adapter to put on the model.")
 @click.option("--adapter", default=None, metavar="NAME", help="Its method, where the directory does not say.")
 @click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
-@composition_options
+@generating_options
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=Number(0, 100), default=0.0, show_default=True, help="0: the likeliest.")
 @click.option("--top-p", type=Number(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature.")
@@ -109,7 +113,7 @@ def _standard_input() -> str:
     from smollm3_finetune.errors import ConfigError
 
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as e:
         raise ConfigError(f"--prompt -: standard input is not UTF-8 text: {e.reason} at byte {e.start}") from e
 
@@ -120,8 +124,11 @@ def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:
         return str(values["dtype"])
     if run is None:
         return "auto"
+    from smollm3_finetune.device import resolve_device
+
     config = _config(run)
-    return config.dtype if config.dtype == "float64" else "auto"
+    here = resolve_device(values["device"] or "auto").partition(":")[0]
+    return config.dtype if config.dtype == "float64" or here == config.device.partition(":")[0] else "auto"
 
 
 def _config(run: RunDir) -> RunConfig:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, find_plugins, plugin_options
+from smollm3_finetune.cli.common import Number, find_plugins, plugin_flags, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.data.calibration import Calibration
@@ -114,7 +114,7 @@ def merge(target: str, as_json: bool, **values: Any) -> None:
         click.echo(f"{click.style('warning', fg='yellow')}: {warning}", err=True)
     if report["forced"]:
         click.echo(f"{click.style('warning', fg='yellow')}: kept by --force: {report['fault']}", err=True)
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report))
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"]))
 
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
@@ -146,8 +146,8 @@ def _output(run: Any, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def shown_merge(report: Mapping[str, Any]) -> str:
-    """The end of a merge, for a person."""
+def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
+    """The end of a merge, for a person; `plugins` are the values of `-p` with which it was made."""
     figures, limits, again = report["figures"], report["limits"], report["requantized"]
 
     def number(value: float | None) -> str:
@@ -167,11 +167,12 @@ def shown_merge(report: Mapping[str, Any]) -> str:
         lines.append(f"quantised      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
+    flags = plugin_flags(plugins) if again is not None else ""
     shape = f"{report['parameters']:,} parameters, {again['quantizer'] if again else report['dtype']}"
     lines += [
         f"model          {report['output']} ({shape})",
         f"took           {report['seconds']} s",
         "",
-        f"try it         smollm3 generate {shlex.quote(report['output'])} --prompt '…'",
+        f"try it         smollm3 generate {shlex.quote(report['output'])}{flags} --prompt '…'",
     ]
     return "\n".join(lines)

@@ -27,7 +27,9 @@ def quantizing_options(f: F) -> F:
 @click.argument("model", metavar="MODEL")
 @click.option("--output", required=True, metavar="DIR", help="The checkpoint's directory; empty or not there yet.")
 @quantizing_options
-@click.option("--data", multiple=True, metavar="PATH", help="Rows to calibrate on, as train takes them.")
+@click.option(
+    "--data", multiple=True, metavar="PATH", help="Rows to calibrate on, as train takes them; default: embedded toys."
+)
 @click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
 @click.option("--seed", type=int, metavar="N", help="Decides which rows are calibrated on.")
@@ -39,12 +41,13 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> None:
     """Write a quantised checkpoint of a full-precision model, with its tokenizer and a model card.
 
     For quantizers that make checkpoints; others work while a model is loaded and need none. Rows to calibrate on are
-    chosen as `train` chooses them, so a run with the same rows and options finds the same weights.
+    chosen as `train` chooses them, so a run with the same rows and options makes the same weights, by quantising again;
+    `train --model DIR` takes the checkpoint as it is.
 
     \b
     Examples:
       smollm3 quantize HuggingFaceTB/SmolLM3-3B --quant gptq --data rows.jsonl --output smollm3-gptq
-      smollm3 quantize ./model --quant gptq --quant-opt bits=8 --set calibration.rows=64 --output model-8bit
+      smollm3 quantize ./model --quant gptq --quant-opt bits=8 --data rows.jsonl --output model-8bit
     """
     from smollm3_finetune.paths import user_path
 

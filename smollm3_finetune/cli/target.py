@@ -48,6 +48,7 @@ def run_request(run: RunDir, values: Mapping[str, Any], verb: str, purpose: Purp
     from smollm3_finetune.cli.resume import TRUSTING, saved_configuration
     from smollm3_finetune.errors import ConfigError, ModelError
     from smollm3_finetune.plan import ModelRequest
+    from smollm3_finetune.saved import FILE as DESCRIPTION
 
     def decided(flag: str) -> ConfigError:
         return ConfigError(
@@ -58,7 +59,7 @@ def run_request(run: RunDir, values: Mapping[str, Any], verb: str, purpose: Purp
     for name in OF_A_RUN:
         if values[name]:
             raise decided(f"--{name.replace('_', '-')}")
-    if not run.adapter.exists():
+    if not (run.adapter / DESCRIPTION).exists():  # written last
         resumable = any(run.checkpoints.glob("checkpoint-*"))
         again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
         raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
