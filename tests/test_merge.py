@@ -560,10 +560,23 @@ def test_only_what_belongs_to_a_model_is_copied(tmp_path: Path) -> None:
     out.mkdir()
     kept = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE",
             "tokenizer.model", "vocab.txt", "merges.txt", "special_tokens_map.json"}  # fmt: skip
-    for name in (*kept, "pytorch_model.bin", "optimizer.pt", "m.gguf", ".env", "calibration.json", "rows.jsonl"):
+    for name in (
+        *kept,
+        "pytorch_model.bin",
+        "optimizer.pt",
+        "m.gguf",
+        ".env",
+        "calibration.json",
+        "rows.jsonl",
+        "upload.py",
+    ):
         (tmp_path / name).write_text("x")
     copy_rest(tmp_path, out)
     assert {p.name for p in out.iterdir()} == kept
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoConfig": "own.Config"}}')
+    (tmp_path / "own.py").write_text("x")
+    copy_rest(tmp_path, out)
+    assert {p.name for p in out.iterdir()} == {*kept, "own.py", "upload.py"}, "its code may import what lies beside it"
 
 
 def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:

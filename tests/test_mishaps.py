@@ -150,11 +150,13 @@ def test_options_are_added_to_those_of_a_saved_quantizer(tmp_path: Path) -> None
 
 def test_a_run_keeps_the_commit_of_a_hub_model(tmp_path: Path) -> None:
     from smollm3_finetune.builtin.hf import HubSource
+    from smollm3_finetune.builtin.long_context import YarnSource
 
     source = HubSource("org/model", None, {}, pickle=False)
     source.__dict__["_config_file"] = tmp_path / "snapshots" / "0123abcd" / "config.json"
     assert source.pins == {"revision": "0123abcd"}
     assert source.fingerprint == "hub:org/model@0123abcd"
+    assert YarnSource(inner=source, native=8, context=16, remote_code=False).pins == source.pins
 
 
 def test_what_pins_a_source_is_in_the_run_and_beside_the_adapter(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

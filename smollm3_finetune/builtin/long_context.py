@@ -76,6 +76,11 @@ class YarnSource:
         return self.inner.path
 
     @property
+    def pins(self) -> Mapping[str, Any]:
+        pins: Mapping[str, Any] = getattr(self.inner, "pins", {})
+        return pins
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint(self.inner.fingerprint, self.yarn)
 

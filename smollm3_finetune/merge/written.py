@@ -19,7 +19,7 @@ BELONGS = re.compile(
     r"(tokenizer|special_tokens|added_tokens|vocab|merges|generation_config|processor_config)[\w.-]*\.(json|txt|model)"
     r"|[\w.-]+\.(jinja|model|py)|(LICENSE|NOTICE|COPYING)[\w.-]*"
 )
-"""Files of a model beside its weights, by name; Python files are custom code that its config names."""
+"""Files of a model beside its weights, by name; Python files only where a config of the model names code."""
 
 
 def published_dtype(config: Mapping[str, Any]) -> str:
@@ -77,6 +77,9 @@ def copy_rest(source: Path, out: Path) -> None:
 
     Nothing else that lies there: it may be other weights, or rows, or somebody's secrets.
     """
+    configs = (source / name for name in ("config.json", "tokenizer_config.json"))
+    has_code = any('"auto_map"' in file.read_text(encoding="utf-8") for file in configs if file.is_file())
     for file in sorted(source.iterdir()):
-        if file.is_file() and BELONGS.fullmatch(file.name) and not (out / file.name).exists():
+        belongs = BELONGS.fullmatch(file.name) and (has_code or file.suffix != ".py")
+        if file.is_file() and belongs and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
