@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,9 +115,7 @@ def test_a_number_format_that_is_none_is_the_users_mistake(cli: Cli, word: str, 
     assert (f"did you mean {meant!r}?" if meant else "one of: auto, float32") in result.stderr
 
 
-def test_a_prompt_from_standard_input_ends_where_it_ends(
-    run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_from_standard_input_ends_where_it_ends(run_cli: Callable[..., Any]) -> None:
     common = ("generate", "tiny", "--json", "--max-new-tokens", "2")
     typed = run_cli(*common, "--prompt", "Hello!")
     piped = run_cli(*common, "--prompt", "-", input="Hello!\n")
@@ -171,4 +168,3 @@ def test_what_pins_a_source_is_in_the_run_and_beside_the_adapter(cli: Cli, monke
     assert result.code == 0, result.stderr
     assert "revision: 0123abcd" in Path("run/run.yaml").read_text()
     assert '"revision": "0123abcd"' in Path("run/adapter/smollm3.json").read_text()
-    shutil.rmtree("run")
