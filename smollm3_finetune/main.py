@@ -37,7 +37,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 """What torch's RuntimeError says on a CPU."""
-MEMORY_HINT = "a smaller --batch-size or --max-length, --set train.gradient_checkpointing=true, or weights in few bits"
+MEMORY_HINT = (
+    "weights in few bits, or --device cpu; to train, a smaller --batch-size or --max-length, or "
+    "--set train.gradient_checkpointing=true"
+)
 EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
 
 
