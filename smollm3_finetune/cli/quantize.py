@@ -28,7 +28,10 @@ def quantizing_options(f: F) -> F:
 @click.option("--output", required=True, metavar="DIR", help="The checkpoint's directory; empty or not there yet.")
 @quantizing_options
 @click.option(
-    "--data", multiple=True, metavar="PATH", help="Rows to calibrate on, as train takes them; default: embedded toys."
+    "--data",
+    multiple=True,
+    metavar="PATH",
+    help="Rows to calibrate on, as train takes them; default: the embedded chat rows.",
 )
 @click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
