@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from smollm3_finetune.api import ModelError, Progress, Task
+from smollm3_finetune.api import ModelError, Progress, Task, is_of_the_machine
 
 CHAT_END = "<|im_end|>"
 """What ends a turn in the ChatML template."""
@@ -20,7 +20,8 @@ CHAT_END = "<|im_end|>"
 def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress: Progress) -> None:
     """Dequantise `file`, which holds so many `tensors`, into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError where transformers cannot read the file.
+    Needs memory for the whole model in `dtype`. Raises ModelError where transformers cannot read the file; a full disk
+    and too little memory are raised as they are.
     """
     with progress.task(f"dequantising {file.name}", total=tensors + 2) as task, _reporting(task):
         try:
@@ -34,6 +35,8 @@ def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress:
         except ModelError:
             raise
         except Exception as e:
+            if is_of_the_machine(e):
+                raise
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(
                 f"{ref} could not be dequantised by transformers: {reason}",

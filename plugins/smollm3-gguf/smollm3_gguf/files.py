@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from smollm3_finetune.api import ModelError
+from smollm3_finetune.api import ConfigError, ModelError, is_of_the_machine
 from smollm3_gguf.architectures import model_type, readable
 from smollm3_gguf.header import BadHeader, Header, read_header
 
@@ -26,8 +27,29 @@ class GgufFile:
     local: Path | None
     """Where it is on disk; None as long as it is only on the Hub."""
     repo: str = ""
+    """Of a file that is, or was, on the Hub."""
     name: str = ""
     revision: str | None = None
+    """What was asked for: a branch, a tag or a commit."""
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The Hub's commit that is read: that of the copy in the cache, else what the revision stands for now.
+
+        None for a file that is not of the Hub. Raises whatever huggingface_hub does where the Hub cannot be asked.
+        """
+        if not self.repo:
+            return None
+        if self.local is not None:
+            return self._commit_of(self.local)
+        from huggingface_hub import HfApi
+
+        commit: str | None = HfApi().model_info(self.repo, revision=self.revision).sha
+        return commit
+
+    def _commit_of(self, copy: Path) -> str:
+        """Of a copy in the Hub's cache, SNAPSHOTS/COMMIT/NAME."""
+        return copy.parents[self.name.count("/")].name
 
     def size(self) -> int:
         """Bytes."""
@@ -46,7 +68,7 @@ class GgufFile:
             from huggingface_hub import HfFileSystem
 
             path = f"{self.repo}/{self.name}"
-            with HfFileSystem().open(path, "rb", revision=self.revision, block_size=1 << 20) as remote:
+            with HfFileSystem().open(path, "rb", revision=self.commit, block_size=1 << 20) as remote:
                 yield cast(BinaryIO, remote)
 
     def on_disk(self) -> Path:
@@ -56,22 +78,35 @@ class GgufFile:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(self.repo, self.name, revision=self.revision))
+            # by what was asked for, so that the cache knows it and a later run needs no network
+            path = Path(hf_hub_download(self.repo, self.name, revision=self.revision))
+            if self._commit_of(path) != self.commit:  # a branch that has moved since the header was read
+                path = Path(hf_hub_download(self.repo, self.name, revision=self.commit))
+            return path
         except Exception as e:
+            if is_of_the_machine(e):
+                raise
             raise _not_reached(self.ref, e) from e
 
 
 def find_file(ref: str, revision: str | None) -> GgufFile:
     """The file that a reference names: a path, or `org/repo/FILE.gguf` on the Hub where there is no such path.
 
-    Raises ModelError, with the nearest name in the folder, where there is nothing.
+    Raises ModelError, with the nearest name in the folder, where there is nothing, ConfigError where the system
+    refuses to look.
     """
-    path = Path(ref).expanduser()
-    if path.is_file():
-        return GgufFile(ref=ref, local=path)
     hub = HUB_REFERENCE.fullmatch(ref)
-    if hub is None or ref.startswith(".") or path.parent.is_dir():
-        raise _missing(path)
+    try:
+        path = Path(ref).expanduser()
+        if path.is_file():
+            return GgufFile(ref=ref, local=path)
+        if hub is None or ref.startswith(".") or path.parent.is_dir():
+            raise _missing(path)
+    except RuntimeError as e:
+        user = ref.partition("/")[0]
+        raise ConfigError(f"the model {ref!r}: there is no home directory of {user!r}", hint=f"./{ref}") from e
+    except OSError as e:
+        raise ConfigError(f"the model {ref!r} cannot be looked at: {e.strerror or e}", hint="another path") from e
     from huggingface_hub import try_to_load_from_cache
 
     repo, name = hub["repo"], hub["file"]
@@ -90,15 +125,21 @@ def check_file(file: GgufFile) -> Header:
     except BadHeader as e:
         raise ModelError(f"{file.ref} {e}", hint="download it again, or name another file") from e
     except Exception as e:
+        if is_of_the_machine(e):
+            raise
         if file.local is None:
-            raise _not_on_hub(file) if isinstance(e, FileNotFoundError) else _not_reached(file.ref, e) from e
+            raise _not_on_hub(file) if _is_missing(e) else _not_reached(file.ref, e) from e
         raise ModelError(f"{file.ref} cannot be read: {e}") from e
     if model_type(header.architecture) is None:
         raise _unsupported(file.ref, header.architecture)
-    if int(header.metadata.get("split.count", 1)) > 1:
+    parts = header.metadata.get("split.count", 1)
+    if not isinstance(parts, int):
         raise ModelError(
-            f"{file.ref} is one of {header.metadata['split.count']} parts of a split model, which transformers "
-            "cannot read",
+            f"{file.ref}: its split.count is {parts!r:.40} where a number was expected", hint="download it again"
+        )
+    if parts > 1:
+        raise ModelError(
+            f"{file.ref} is one of {parts} parts of a split model, which transformers cannot read",
             hint="join them first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
         )
     expected = header.data_start + _data_size(file.ref, header)
@@ -133,6 +174,14 @@ def _missing(path: Path) -> ModelError:
         siblings = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(".gguf"))
     hint = _nearest(path.name, siblings, f"{path.parent}/") or "a file on the Hub is named org/repo/FILE.gguf"
     return ModelError(f"there is no file {path}", hint=hint)
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether the Hub answers that there is no such file, repository or revision."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    missing = (FileNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+    return isinstance(error, missing) and not isinstance(error, GatedRepoError)
 
 
 def _not_on_hub(file: GgufFile) -> ModelError:

@@ -75,6 +75,11 @@ class GgufSource:
         """Of the file's content and the dtype of the copy: the same for every version of the tools."""
         return fingerprint("gguf", self._sha256, self.options.dtype)
 
+    @property
+    def pins(self) -> Mapping[str, str]:
+        """Of a file on the Hub its commit, under which this very file is opened again."""
+        return {} if self.file.commit is None else {"revision": self.file.commit}
+
     def has_file(self, name: str) -> bool:
         """Never: of what a checkpoint may hold, a GGUF file is none."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -102,6 +103,31 @@ def test_other_content_and_other_dtype_are_other_models(tiny_gguf, context, tmp_
     assert len({a.path, b.path, half.path}) == 3
     assert a.at(b.path).path == b.path
     assert a.at(b.path).ref == a.ref
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: …")
+
+
+@pytest.mark.parametrize("error", [FULL, MemoryError(), NO_MEMORY])
+@pytest.mark.parametrize("where", ["from_pretrained", "save_pretrained"])
+def test_what_the_machine_lacks_is_no_damage_of_the_file(tiny_gguf, context, tmp_path, monkeypatch, where, error):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
+
+    def fails(*args, **kwargs):
+        raise error
+
+    owner = "AutoModelForCausalLM" if where == "from_pretrained" else "PreTrainedModel"
+    monkeypatch.setattr(f"transformers.{owner}.{where}", fails)
+    with pytest.raises(type(error)) as caught:
+        _ = source.path
+    assert caught.value is error
+
+
+def test_a_file_on_disk_has_no_pins(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    assert DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).pins == {}
 
 
 def test_the_tokenizer_and_its_template_survive(tiny_gguf, context, tmp_path):

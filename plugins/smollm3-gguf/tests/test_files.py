@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
 import pytest
 from smollm3_gguf import claims, smollm3_loaders
+from smollm3_gguf.files import find_file
 from smollm3_gguf.loader import GgufLoader
 from smollm3_gguf.options import GgufOptions
 
-from smollm3_finetune.api import ModelError
+from smollm3_finetune.api import ConfigError, ModelError
 
 
 def refusal(path, context):
@@ -107,6 +109,37 @@ def test_a_part_of_a_split_model_is_refused_with_the_remedy(tiny_gguf, context, 
     assert "llama-gguf-split --merge" in text
 
 
+def test_a_count_of_parts_that_is_text_is_refused(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "x.gguf", extra={"split.count": "three"})
+    assert "its split.count is 'three' where a number was expected" in refusal(tmp_path / "x.gguf", context)
+
+
+def test_a_path_of_nobody_s_home_is_refused(context):
+    with pytest.raises(ConfigError) as caught:
+        GgufLoader(GgufOptions()).open("~nosuchuser/x.gguf", context())
+    assert caught.value.message == "the model '~nosuchuser/x.gguf': there is no home directory of '~nosuchuser'"
+    assert caught.value.hint == "./~nosuchuser/x.gguf"
+
+
+def test_a_path_that_the_system_refuses_to_look_at_is_refused(context, tmp_path):
+    path = tmp_path / ("x" * 300) / "x.gguf"  # stat() refuses this as it refuses a closed directory
+    with pytest.raises(ConfigError, match="cannot be looked at: File name too long"):
+        GgufLoader(GgufOptions()).open(str(path), context())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(),
+                                   RuntimeError("No space left on device (os error 28)")])  # fmt: skip
+def test_what_the_machine_lacks_is_no_fault_of_the_network(monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    with pytest.raises(type(error)) as caught:
+        find_file("org/repo/tiny.gguf", None).on_disk()
+    assert caught.value is error
+
+
 def test_rescaled_rope_is_pointed_out(tiny_gguf, context, tmp_path, monkeypatch):
     names = {**tiny_gguf.NAMES, "model.norm": "rope_freqs"}
     monkeypatch.setattr(tiny_gguf, "NAMES", names)
@@ -128,6 +161,7 @@ def test_a_hub_file_in_the_cache_is_used_without_a_network(tiny_gguf, context, t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     source = GgufLoader(GgufOptions()).open("org/repo/sub/tiny.gguf", context())
     assert source.config["model_type"] == "llama"
+    assert source.pins == {"revision": commit}
     pinned = GgufLoader(GgufOptions(revision=commit)).open("org/repo/sub/tiny.gguf", context())
     assert pinned.fingerprint == source.fingerprint
 

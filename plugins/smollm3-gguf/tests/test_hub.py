@@ -13,14 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-COMMIT = "a" * 40
+COMMIT, OTHER = "a" * 40, "d" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One repository, `org/repo`, with one file, `tiny.gguf`."""
+    """One repository, `org/repo`, with one file, `tiny.gguf`, and a branch `main` that may be moved."""
 
     protocol_version = "HTTP/1.1"
     data = b""
+    main = COMMIT
     sent: list[tuple[str, int]] = []  # noqa: RUF012  (of this class, whichever thread answers)
     """Each answer with a part of the file: what was asked, and how many bytes it got."""
 
@@ -34,6 +35,10 @@ class Hub(BaseHTTPRequestHandler):
         if content:
             self.wfile.write(body)
 
+    def commit(self):
+        """That of the request, which names a commit or a branch."""
+        return next((c for c in (COMMIT, OTHER) if c in self.path), Hub.main)
+
     def do_HEAD(self):
         self.answer(content=False)
 
@@ -41,11 +46,16 @@ class Hub(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self, content=True):
-        if "/tree/" in self.path and "/org/repo/" in self.path:
+        if self.path == "/move":
+            Hub.main = OTHER
+            self.reply(200, b"", content)
+        elif "/gone" in self.path:
+            self.reply(404, b"{}", content, X_Error_Code="RevisionNotFound", Content_Type="application/json")
+        elif "/tree/" in self.path and "/org/repo/" in self.path:
             files = [{"type": "file", "path": "tiny.gguf", "size": len(self.data), "oid": "b" * 40}]
             self.reply(200, json.dumps(files).encode(), Content_Type="application/json")
         elif self.path.startswith("/api/models/org/repo"):
-            info = {"id": "org/repo", "sha": COMMIT, "siblings": [{"rfilename": "tiny.gguf"}], "private": False}
+            info = {"id": "org/repo", "sha": self.commit(), "siblings": [{"rfilename": "tiny.gguf"}], "private": False}
             self.reply(200, json.dumps(info).encode(), Content_Type="application/json")
         elif re.match(r"/org/repo/resolve/[^/]+/tiny\.gguf", self.path):
             code, part, extra = 200, self.data, {}
@@ -54,7 +64,9 @@ class Hub(BaseHTTPRequestHandler):
                 code, part = 206, self.data[first : last + 1]
                 extra = {"Content_Range": f"bytes {first}-{last}/{len(self.data)}"}
             Hub.sent.append((f"{self.command} {self.path}", len(part) if content else 0))
-            self.reply(code, part, content, ETag=f'"{"c" * 40}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes", **extra)
+            self.reply(
+                code, part, content, ETag=f'"{"c" * 40}"', X_Repo_Commit=self.commit(), Accept_Ranges="bytes", **extra
+            )
         else:
             self.reply(404, b"{}", content, X_Error_Code="RepoNotFound", Content_Type="application/json")
 
@@ -64,6 +76,7 @@ def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
     tiny_gguf.write(tmp_path / "tiny.gguf")
     Hub.data = (tmp_path / "tiny.gguf").read_bytes() + bytes(8 << 20)  # so that the header is a small part
     Hub.sent.clear()
+    Hub.main = COMMIT
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -111,3 +124,50 @@ def test_what_the_hub_lacks_is_named(endpoint, tmp_path):
     file, repository = run(code, endpoint, tmp_path)
     assert file == "org/repo on the Hub has no file tiny2.gguf | did you mean org/repo/tiny.gguf?"
     assert repository.startswith("the Hub has no org/other, or does not show it | ")
+
+
+PINS = """
+from smollm3_gguf.loader import GgufLoader
+from smollm3_gguf.options import GgufOptions
+from smollm3_finetune.api import BuildContext, Purpose
+from smollm3_finetune.testing import Cache
+from pathlib import Path
+from types import SimpleNamespace
+
+ctx = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=0, cache=Cache(Path("cache")),
+                   progress=SimpleNamespace(say=print))
+
+def opened(**options):
+    return GgufLoader(GgufOptions(**options)).open("org/repo/tiny.gguf", ctx)
+"""
+
+
+def test_a_file_on_the_hub_is_pinned_to_its_commit(endpoint, tmp_path):
+    code = PINS + "source = opened()\nprint(source.pins, source.file.local)"
+    assert run(code, endpoint, tmp_path) == [f"{{'revision': '{COMMIT}'}} None"]
+    Hub.main = OTHER
+    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], source.file.on_disk())"
+    (line,) = run(code, endpoint, tmp_path)
+    commit, path = line.split()
+    assert commit == COMMIT
+    assert f"/snapshots/{COMMIT}/" in path
+    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], source.file.local)"
+    assert run(code, "http://127.0.0.1:9", tmp_path) == [line], "once it is there, no network is needed"
+
+
+def test_a_branch_that_moves_after_its_header_was_read_is_not_followed(endpoint, tmp_path):
+    code = PINS + (
+        "import urllib.request, os\n"
+        "source = opened(revision='main')\n"
+        "urllib.request.urlopen(os.environ['HF_ENDPOINT'] + '/move')\n"
+        "print(source.pins['revision'], source.file.on_disk())"
+    )
+    (line,) = run(code, endpoint, tmp_path)
+    assert line.startswith(f"{COMMIT} ")
+    assert f"/snapshots/{COMMIT}/" in line
+    assert Hub.main == OTHER
+
+
+def test_a_revision_that_the_hub_lacks_is_named(endpoint, tmp_path):
+    code = "try: check_file(find_file('org/repo/tiny.gguf', 'gone'))\nexcept ModelError as e: print(e.message)"
+    assert run(code, endpoint, tmp_path) == ["the Hub has no org/repo at revision gone, or does not show it"]

@@ -78,7 +78,7 @@ def write(
     eos: int = 2,
     template: str | None = CHATML,
     leave_out: str = "",
-    extra: dict[str, int] | None = None,
+    extra: dict[str, int | str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Write the file; returns what it holds, dequantised by `gguf.quants`, by transformers' names."""
     w = gguf.GGUFWriter(path, architecture)
@@ -104,7 +104,7 @@ def write(
     if template is not None:
         w.add_chat_template(template)
     for key, value in (extra or {}).items():
-        w.add_uint32(key, value)
+        w.add_string(key, value) if isinstance(value, str) else w.add_uint32(key, value)
     held = {}
     for name, value in weights().items():
         gguf_name = name
