@@ -127,7 +127,7 @@ def test_a_frozen_output_layer_computes_no_piece_twice() -> None:
     with supervised_logits(model, THREE_ROWS), tokens_through(model.lm_head) as seen:
         loss = model(input_ids=IDS, labels=LABELS, use_cache=False).loss
         same(gradients(model, 3 * loss), wanted)
-    assert sum(seen) == COUNT
+    assert sum(seen) == 1 + COUNT, "the first asks whether what watches here is trained"
     assert max(seen) == 3
 
 
@@ -199,7 +199,7 @@ class Regular(LlamaForCausalLM):  # type: ignore[misc]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
         if out.loss is not None:
-            out.loss = out.loss + 0.1
+            out.loss = out.loss + 0.001
         return out
 
 
@@ -209,6 +209,10 @@ OTHERS = {
     "multiplied": lambda: small(CohereConfig(**SIZES, logit_scale=0.0625)),
     "router loss": lambda: small(
         MixtralConfig(**SIZES, num_local_experts=2, output_router_logits=True, router_aux_loss_coef=0.5), torch.float32
+    ),
+    "router loss as small as by default": lambda: small(
+        MixtralConfig(**SIZES, num_local_experts=2, output_router_logits=True, router_aux_loss_coef=0.001),
+        torch.float32,
     ),
     "unknown logits": lambda: Loud(LlamaConfig(**SIZES)).double(),
     "unknown loss": lambda: Regular(LlamaConfig(**SIZES)).double(),
@@ -230,6 +234,31 @@ def test_changed_logits_are_noticed_without_knowing_the_setting(monkeypatch: pyt
     monkeypatch.setattr(head, "CHANGED_LOGITS", ())
     for kind in ("softcap", "divided", "multiplied"):
         assert not SupervisedForward(OTHERS[kind]()).agrees(), kind
+
+
+def test_what_a_hook_adds_to_the_output_layer_is_trained() -> None:
+    """In one piece of logits and in several."""
+    gradients = []
+    for logit_bytes in (LOGIT_BYTES, THREE_ROWS):
+        model = small()
+        model.requires_grad_(False)
+        model.get_input_embeddings().weight.requires_grad_(True)
+        factor = torch.nn.Parameter(torch.full((SIZES["vocab_size"],), 1.5, dtype=torch.float64))
+        model.get_output_embeddings().register_forward_hook(lambda layer, args, out, factor=factor: out * factor)
+        with supervised_logits(model, logit_bytes) as on:
+            assert on
+            model(input_ids=IDS, labels=LABELS).loss.backward()
+        gradients.append(factor.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-14)
+
+
+def test_arguments_that_are_tensors_ask_for_the_models_own_forward() -> None:
+    model = small()
+    with supervised_logits(model) as on:
+        assert on
+        out = model(input_ids=IDS, labels=LABELS, shift_labels=LABELS.roll(-1))
+    assert out.logits is not None
 
 
 def test_asking_leaves_mode_and_randomness_as_they_were() -> None:

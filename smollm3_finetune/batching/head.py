@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from smollm3_finetune.batching.cross_entropy import supervised_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
 from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.machine import is_of_the_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,9 @@ LOGIT_BYTES = 2**28
 """The most that the logits of one piece may take in memory."""
 CPU_LOGIT_BYTES = 2**26
 """The same on a CPU, which is as quick with fewer rows at a time."""
+
+SAME_LOSS = 1e-5
+"""How far two losses of equal logits may be apart, relative: sums in float32 in another order."""
 
 CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale", "lm_head_multiplier")
 """Settings by which a model changes its logits after the output layer."""
@@ -46,12 +50,6 @@ class SupervisedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """The cross-entropy summed over supervised tokens; what an adapter adds to `loss` is not in it."""
     terms: int | None = None
     """How many they are."""
-
-
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed over the targets that are not ignored, in float32 or wider. logits (N, V), targets (N,)."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, targets, ignore_index=IGNORED, reduction="sum")
 
 
 @contextmanager
@@ -81,6 +79,11 @@ def has_supervised_logits(model: nn.Module) -> bool:
     return any(_is_supervised(module.__dict__.get("forward")) for module in model.modules())
 
 
+def _asked(value: Any) -> bool:
+    """Whether an argument asks for anything; a tensor does."""
+    return isinstance(value, torch.Tensor) or bool(value)
+
+
 def _is_supervised(forward: Any) -> bool:
     """Whether it is what `in_place_of_own` gave, or wraps it: accelerate wraps forwards for mixed precision."""
     while forward is not None:
@@ -103,7 +106,7 @@ class SupervisedForward:
 
         @functools.wraps(self.own)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if args or kwargs.get("labels") is None or any(kwargs.get(name) for name in OTHER_RESULTS):
+            if args or kwargs.get("labels") is None or any(_asked(kwargs.get(name)) for name in OTHER_RESULTS):
                 return self.own(*args, **kwargs)
             return self(**kwargs)
 
@@ -133,7 +136,7 @@ class SupervisedForward:
         size = self._rows_at_once(hidden.dtype)
         if len(targets) <= size:
             return self._piece(hidden, targets)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._head().parameters())
+        learns = torch.is_grad_enabled() and self._learns(hidden[:1].detach())
         if torch.is_grad_enabled() and hidden.requires_grad and not learns:
             total: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
             return total
@@ -145,9 +148,17 @@ class SupervisedForward:
                 total = total + self._piece(piece, wanted)
         return total
 
+    def _learns(self, hidden: Tensor) -> bool:
+        """Whether anything in the output layer is trained, or in what hooks add to it. hidden (1, H)"""
+        head = self._head()
+        if any(p.requires_grad for p in head.parameters()):
+            return True
+        changed = any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in head.modules())
+        return changed and bool(head(hidden[None]).requires_grad)
+
     def _piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self._head()(hidden[None])[0]  # (N, V)
-        return cross_entropy_sum(logits, targets)
+        return supervised_cross_entropy(logits, targets)
 
     def _rows_at_once(self, dtype: torch.dtype) -> int:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
@@ -165,6 +176,8 @@ class SupervisedForward:
             return False
         if self._head() is None or self.model.base_model is self.model:
             return False
+        if getattr(config, "output_router_logits", False):  # its loss is added, and may be small
+            return False
         device = next(self.model.parameters()).device
         ids = torch.arange(12, device=device)[None] % config.vocab_size  # (1, T)
         labels = torch.where(ids % 3 == 0, IGNORED, ids)
@@ -173,9 +186,11 @@ class SupervisedForward:
                 own = self.own(input_ids=ids, labels=labels, use_cache=False)
                 logits = self._head()(self.model.base_model(input_ids=ids, use_cache=False)[0])
                 ours = self(input_ids=ids, labels=labels, use_cache=False)
-        except (TypeError, ValueError, AttributeError, IndexError, KeyError):
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as e:
+            if is_of_the_machine(e):
+                raise
             return False
-        close = abs(float(own.loss) - float(ours.loss)) <= 1e-3 * abs(float(own.loss))
+        close = abs(float(own.loss) - float(ours.loss)) <= SAME_LOSS * abs(float(own.loss))
         return close and torch.equal(own.logits.to(logits.dtype), logits)
 
 

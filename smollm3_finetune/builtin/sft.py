@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 from transformers import Trainer
 
 from smollm3_finetune.api import Conversation, NoOptions, Renderer, flatten_rows
 from smollm3_finetune.batching.flat import Collate
-from smollm3_finetune.batching.head import cross_entropy_sum, has_supervised_logits
+from smollm3_finetune.batching.head import has_supervised_logits
 from smollm3_finetune.data.render import IGNORED
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Logits of a learned prompt, which stand before those of the tokens, are left out.
     """
     logits = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B·(T-1), V): position t predicts token t + 1
-    return cross_entropy_sum(logits, labels[:, 1:].flatten())
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
@@ -69,7 +71,7 @@ class SupervisedFineTuning:
 
             return {  # each (B, T)
                 "input_ids": torch.tensor([padded(e["input_ids"], pad) for e in examples]),
-                "labels": torch.tensor([padded(e["labels"], IGNORED) for e in examples]),
+                "labels": torch.tensor([padded([IGNORED, *e["labels"][1:]], IGNORED) for e in examples]),
                 "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
             }
 
