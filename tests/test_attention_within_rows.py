@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from smollm3_finetune.batching import attention
 from smollm3_finetune.batching.attention import PREFIX, RowsNotApart, attention_within_rows
 from smollm3_finetune.batching.flat import flatten
 from smollm3_finetune.batching.probe import RowProbe
@@ -69,8 +71,8 @@ def test_a_padded_model_would_see_the_other_row_without_its_own_attention() -> N
 
 def test_a_window_holds_inside_each_row() -> None:
     """Mistral with a window of 4 tokens: rows of up to 12, against the model's own padded mask."""
-    for attention in ("sdpa", "eager"):
-        model = small(torch.float64, MistralConfig(**SIZES, sliding_window=4), attention)
+    for kind in ("sdpa", "eager"):
+        model = small(torch.float64, MistralConfig(**SIZES, sliding_window=4), kind)
         examples = rows(3, longest=12)
         with torch.no_grad():
             alone = [model(input_ids=torch.tensor([e["input_ids"]]), use_cache=False).logits[0] for e in examples]
@@ -95,7 +97,7 @@ def test_generation_is_untouched_while_rows_are_kept_apart() -> None:
 def kept_apart(model: Any) -> None:
     probe = RowProbe(model, VOCABULARY)
     with attention_within_rows(model):
-        probe.check(1e-3)
+        probe.check(1e-3, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,39 @@ def test_models_that_would_mix_rows_are_found_out(config: Any, why: str) -> None
 def test_what_two_short_rows_cannot_show_is_read_from_the_configuration(change: dict[str, Any], why: str) -> None:
     with pytest.raises(RowsNotApart, match=why):
         kept_apart(small(**change))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "autocast", "expected"),
+    [
+        ("cuda", torch.bfloat16, False, True),
+        ("cuda", torch.float32, False, False),
+        ("cuda", torch.float32, True, True),
+        ("cpu", torch.bfloat16, True, False),
+    ],
+)
+def test_varlen_kernels_are_for_half_precision_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, autocast: bool, expected: bool
+) -> None:
+    """The choice alone, with stand-ins: weights that are trained stay in float32 where autocast computes in half."""
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: autocast)
+    model: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, _supports_flash_attn=True)
+    assert attention._flash_usable(model) is expected
+
+
+def test_the_borders_of_a_batch_are_read_once_for_all_layers() -> None:
+    class Counted(torch.Tensor):
+        reads = 0
+
+        def tolist(self) -> Any:
+            Counted.reads += 1
+            return super().tolist()
+
+    model = small()
+    for n in (1, 2):
+        batch = flatten([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}])
+        batch["cu_seq_lens_q"] = batch["cu_seq_lens_q"].as_subclass(Counted)
+        with attention_within_rows(model), torch.no_grad():
+            model(**batch)
+        assert Counted.reads == n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,6 @@ QUICK = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_to
 LITTLE = ("--learning-rate", "1e-6", "--set", "train.warmup=0", "--set", "train.schedule=constant")
 
 Cli = Callable[..., Any]
-
-
-def report_of(result: Any) -> dict[str, Any]:
-    assert result.code == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
 
 
 def saved(path: str) -> dict[str, torch.Tensor]:
@@ -52,12 +45,10 @@ def test_small_steps_are_not_rounded_away(cli: Cli) -> None:
     before = {n: p.detach() for n, p in load_model("tiny", dtype="bfloat16").model.named_parameters()}
     moved = {}
     for master in ("true", "false"):
-        report = report_of(
-            cli(
-                *("train", "--adapter", "full", "--adapter-opt", f"master_weights={master}", *QUICK, *LITTLE),
-                *("--output", master, "--json"),
-            )
-        )
+        report = cli(
+            *("train", "--adapter", "full", "--adapter-opt", f"master_weights={master}", *QUICK, *LITTLE),
+            *("--output", master, "--json"),
+        ).report()
         tensors = saved(report["adapter"])
         changed = sum(int((tensors[n].float() != before[n].float()).sum()) for n in tensors)
         moved[master] = changed / sum(t.numel() for t in tensors.values())
@@ -82,7 +73,7 @@ def test_a_step_computes_in_bfloat16(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
         return out
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watched)
-    report = report_of(cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json"))
+    report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert seen == {True: {torch.bfloat16}, False: {torch.bfloat16}}, "in training, and where the run measures"
     assert report["batches"] == {"padded": False, "logits": "supervised"}
 
@@ -91,7 +82,7 @@ def test_a_step_computes_in_bfloat16(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 def test_before_and_after_are_measured_alike(cli: Cli, adapter: str) -> None:
     """With a rate so small that nothing moves, both losses are one number."""
     nothing = ("--learning-rate", "1e-30", "--set", "train.weight_decay=0")
-    report = report_of(cli("train", "-p", SCALE, "--adapter", adapter, *QUICK, *nothing, "--output", "out", "--json"))
+    report = cli("train", "-p", SCALE, "--adapter", adapter, *QUICK, *nothing, "--output", "out", "--json").report()
     assert report["after"]["held_out_loss"] == report["before"]["held_out_loss"]
     assert report["batches"]["padded"] is False
 
@@ -99,9 +90,9 @@ def test_before_and_after_are_measured_alike(cli: Cli, adapter: str) -> None:
 @pytest.mark.parametrize("adapter", ["full", "scale"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: str) -> None:
     common = ("train", "-p", SCALE, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
-    whole = report_of(cli(*common, "--output", "whole"))
-    report_of(cli(*common, "--output", "part", "--max-steps", "2", "--set", "train.save_every=2"))
-    resumed = report_of(cli("train", "--resume", "part", "--max-steps", "4", "-p", SCALE, "--json"))
+    whole = cli(*common, "--output", "whole").report()
+    cli(*common, "--output", "part", "--max-steps", "2", "--set", "train.save_every=2").report()
+    resumed = cli("train", "--resume", "part", "--max-steps", "4", "-p", SCALE, "--json").report()
     assert resumed["after"] == whole["after"], "bit for bit"
     whole_weights, weights = saved(whole["adapter"]), saved(resumed["adapter"])
     assert all(torch.equal(weights[n], t) for n, t in whole_weights.items())
@@ -109,7 +100,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: s
 
 
 def test_it_learns_and_answers(cli: Cli) -> None:
-    report = report_of(cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "o", "--json"))
+    report = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "o", "--json").report()
     assert report["after"]["held_out_loss"] < 0.95 * report["before"]["held_out_loss"]
     answered = cli("generate", "o", "--prompt", "What is 2 + 2?", "--max-new-tokens", "3", "--dtype", "bfloat16")
     assert answered.code == 0, answered.stderr

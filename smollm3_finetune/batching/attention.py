@@ -82,12 +82,9 @@ def _check_config(model: PreTrainedModel) -> None:
 
 
 def _flash_usable(model: PreTrainedModel) -> bool:
-    return bool(
-        model.device.type == "cuda"
-        and model.dtype in (torch.float16, torch.bfloat16)
-        and model._supports_flash_attn
-        and is_flash_attn_2_available()
-    )
+    kind = model.device.type
+    half = model.dtype in (torch.float16, torch.bfloat16) or (kind == "cuda" and torch.is_autocast_enabled(kind))
+    return bool(kind == "cuda" and half and model._supports_flash_attn and is_flash_attn_2_available())
 
 
 # ------------------------------------------------------------------------------------------- one row at a time
@@ -106,7 +103,7 @@ def _by_rows(plain: Callable[[nn.Module], Attention], *, additive: bool) -> Atte
             if attention_mask is not None and attention_mask.numel() == 0:
                 raise RuntimeError("several rows share a sequence, and their borders did not reach the attention")
             return plain(module)(module, query, key, value, attention_mask, **kwargs)
-        edges = borders.tolist()
+        edges = _edges_of(borders)
         _check_call(module, edges[-1], query, key, kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in BORDERS}
         window = kwargs.get("sliding_window")
@@ -118,6 +115,17 @@ def _by_rows(plain: Callable[[nn.Module], Attention], *, additive: bool) -> Atte
         return torch.cat(pieces, dim=1), None  # (1, T, H, D)
 
     return attend
+
+
+def _edges_of(borders: Tensor) -> list[int]:
+    """The borders as numbers, which all layers of a pass share: reading them makes a GPU's queue run dry."""
+    if _LAST.get("borders") is not borders:
+        _LAST.update(borders=borders, edges=borders.tolist())
+    edges: list[int] = _LAST["edges"]
+    return edges
+
+
+_LAST: dict[str, Any] = {}
 
 
 def _check_call(module: nn.Module, total: int, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:

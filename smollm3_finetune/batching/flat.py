@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
 import torch
 
 from smollm3_finetune.data.render import IGNORED
@@ -20,12 +20,16 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
     rows go to the attention by the names that transformers has for them; the cache is off, since with one the
     model's mask would no longer follow `position_ids`.
     """
-    lengths = [len(e["input_ids"]) for e in examples]
-    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)  # (rows + 1,)
+    rows = [np.array(e["input_ids"], dtype=np.int64) for e in examples]
+    labels = [np.array(e["labels"], dtype=np.int64) for e in examples]
+    for row in labels:
+        row[:1] = IGNORED
+    lengths = [len(row) for row in rows]
+    borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))  # (rows + 1,)
     return {
-        "input_ids": _one_sequence(e["input_ids"] for e in examples),
-        "labels": _one_sequence((IGNORED, *e["labels"][1:]) for e in examples),
-        "position_ids": _one_sequence(range(n) for n in lengths),
+        "input_ids": _one_sequence(rows),
+        "labels": _one_sequence(labels),
+        "position_ids": _one_sequence([np.arange(n) for n in lengths]),
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
         "max_length_q": max(lengths),
@@ -34,5 +38,5 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
     }
 
 
-def _one_sequence(rows: Any) -> torch.Tensor:
-    return torch.tensor([list(chain.from_iterable(rows))])  # (1, T)
+def _one_sequence(rows: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(rows)[None])  # (1, T)

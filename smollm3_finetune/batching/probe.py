@@ -10,6 +10,7 @@ import torch
 
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.batching.flat import flatten
+from smollm3_finetune.machine import is_of_the_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,24 +26,22 @@ class RowProbe:
         generator = torch.Generator().manual_seed(0)
         self.rows = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in LENGTHS]
         self.other = [(token + 1 + vocabulary // 2) % vocabulary for token in self.rows[0]]
-        with measuring(model):
+        with _told(), measuring(model):
             self.alone = [self._logits({"input_ids": torch.tensor([row]), "use_cache": False}) for row in self.rows]
 
-    def check(self, tolerance: float) -> None:
-        """Raises RowsNotApart where the rows, in one sequence, compute something else than each for itself."""
+    def check(self, tolerance: float, influence: float) -> None:
+        """Raises RowsNotApart where the rows, in one sequence, compute something else than each for itself.
+
+        `tolerance` is for other shapes, which round otherwise; `influence`, of one row on the next, for equal ones.
+        """
         first, second = LENGTHS
-        try:
-            with measuring(self.model):
-                together = self._logits(self._flat(self.rows))  # (T, V)
-                changed = self._logits(self._flat([self.other, self.rows[1]]))
-        except (RuntimeError, TypeError, ValueError) as e:
-            if type(e).__name__ == "OutOfMemoryError":
-                raise
-            raise RowsNotApart(str(e)) from e
+        with _told(), measuring(self.model):
+            together = self._logits(self._flat(self.rows))  # (T, V)
+            changed = self._logits(self._flat([self.other, self.rows[1]]))
         if together.shape[0] != first + second:
             raise RowsNotApart(f"{first + second} tokens gave {together.shape[0]} positions")
         moved = _distance(changed[first:], together[first:])
-        if not moved <= tolerance:
+        if not moved <= influence:
             raise RowsNotApart(f"a row moves by {moved:.1%} when the one before it changes")
         off = max(_distance(together[:first], self.alone[0]), _distance(together[first:], self.alone[1]))
         if not off <= tolerance:
@@ -56,6 +55,17 @@ class RowProbe:
     def _logits(self, batch: dict[str, Any]) -> Tensor:
         logits: Tensor = self.model(**on_device(batch, self.model)).logits[0]
         return logits
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a model cannot compute becomes RowsNotApart."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as e:
+        if is_of_the_machine(e):
+            raise
+        raise RowsNotApart(str(e)) from e
 
 
 @contextmanager
