@@ -65,6 +65,11 @@ def resolve_device(device: str) -> str:
     return device if index or kind != "cuda" else f"{kind}:{rank}"
 
 
+def repeatable(device: str) -> str:
+    """A run's device as its configuration keeps it: under a launcher without the number, which each process has."""
+    return device.partition(":")[0] if "LOCAL_RANK" in os.environ else device
+
+
 def resolve_dtype(dtype: str, device: str) -> str:
     """`auto` as a number format: float32 on a CPU, bfloat16 where a GPU has it, else float16.
 

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -199,8 +200,16 @@ def _named(text: str) -> _Candidate:
 
 
 def _file_version(path: Path) -> str:
-    """A version for a file that has none: it changes with the content, so nothing made by an old one is reused."""
-    return f"0+{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    """A version for a file that has none: it changes with the content, so nothing made by an old one is reused.
+
+    Raises ConfigError where the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"the plugin file {str(path)!r} (-p) cannot be read: {e.strerror or e}",
+                          hint=f"chmod u+r {shlex.quote(str(path))}, or another file") from e  # fmt: skip
+    return f"0+{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def _import_file(path: Path) -> ModuleType:

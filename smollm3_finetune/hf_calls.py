@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import MissingWeightsError, ModelError
+from smollm3_finetune.machine import is_of_the_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,10 +31,12 @@ def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     wanted = {"trust_remote_code": False, **{k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **wanted)
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e:  # the tokenizers library raises nothing more special for a file that it cannot read
+        if is_of_the_machine(e):
+            raise
         raise ModelError(
             f"the tokenizer of {ref!r} does not load: {first_line(e)}",
-            hint="the directory needs tokenizer.json and tokenizer_config.json, and no Python code of its own",
+            hint="it needs tokenizer.json and tokenizer_config.json, whole (git lfs pull), and no code of its own",
         ) from e
     return tokenizer
 
@@ -53,8 +56,12 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
             str(directory), **{"trust_remote_code": False, **kwargs, "output_loading_info": True}
         )
     except SafetensorError as e:
+        if is_of_the_machine(e):
+            raise
         raise ModelError(f"a weight file of {ref!r} is damaged: {first_line(e)}", hint="fetch or copy it again") from e
     except (OSError, ValueError, KeyError) as e:
+        if is_of_the_machine(e):
+            raise
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",
             hint="custom code needs --loader-opt trust_remote_code=true; pickled weights --loader-opt pickle=true",

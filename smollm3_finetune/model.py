@@ -25,9 +25,10 @@ from smollm3_finetune.api import (
     Quantizer,
     options_dict,
 )
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.errors import ModelError, PluginError, SmolLM3Error, UnsupportedOp
-from smollm3_finetune.hf_calls import first_line, load_tokenizer
+from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.hf_calls import load_tokenizer
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 
@@ -62,7 +63,7 @@ class LoadedModel:
         saved = self.plan.saved
         if saved is not None and (saved.path / "tokenizer_config.json").exists():
             return load_tokenizer(self.plan.ref, saved.path, {})
-        return self.plan.source.tokenizer()
+        return self.plan.tokenizer()
 
     def stop_at(self, ids: Sequence[int]) -> None:
         """Make generation stop at the token `ids` from now on, also after it was saved; the last one ends a turn."""
@@ -235,23 +236,6 @@ def _seeded(context: BuildContext) -> Iterator[None]:
     with torch.random.fork_rng(**mine):
         torch.manual_seed(context.seed)
         yield
-
-
-@contextlib.contextmanager
-def blamed_on(choice: Choice) -> Iterator[None]:
-    """An exception that a component did not raise on purpose becomes a PluginError that names it."""
-    try:
-        yield
-    except (SmolLM3Error, MemoryError):
-        raise
-    except Exception as e:
-        if type(e).__name__ == "OutOfMemoryError":  # torch's; nobody's fault
-            raise
-        offer = choice.offer
-        raise PluginError(
-            f"{offer.title} ({offer.distribution} {offer.version}) failed: {type(e).__name__}: {first_line(e)}",
-            hint="the same command with --debug shows where",
-        ) from e
 
 
 def build_context(

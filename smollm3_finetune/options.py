@@ -53,7 +53,8 @@ def type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("none" if a is type(None) else type_name(a) for a in get_args(annotation))
     if origin in (tuple, list):
-        return f"a list of {type_name(get_args(annotation)[0])}"
+        inner = type_name(get_args(annotation)[0])
+        return f"a list of ({inner})" if " or " in inner else f"a list of {inner}"
     if origin in (dict, Mapping) or annotation is dict:
         return "a mapping"
     names = {bool: "true|false", str: "text", int: "integer", float: "number"}
@@ -133,10 +134,17 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 
 
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with `q_proj,v_proj` (or one value) as a list where the option is one."""
+    """The values, with `q_proj,v_proj` (or one value) as a list where the option is one, and `none` as no value.
+
+    Not so where the option may be a text, which could be that word.
+    """
     hints = field_types(cls)
     out = dict(values)
     for name, value in values.items():
+        kinds = get_args(hints.get(name))
+        words = {word for kind in kinds for word in get_args(kind)}
+        if value == "none" and type(None) in kinds and str not in kinds and value not in words:
+            out[name] = None
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
             out[name] = [p.strip() if isinstance(p, str) else p for p in parts if p != ""]

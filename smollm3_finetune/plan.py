@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
@@ -30,6 +31,9 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems
 from smollm3_finetune.saved import SavedAdapter, read_calibration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 NO_QUANTIZER = "none"
@@ -85,6 +89,11 @@ class ModelPlan:
         pins = getattr(self.source, "pins", {})
         return ComponentConfig(name=self.loader.offer.full_name, options={**options_dict(self.loader.options), **pins})
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own, a new one each time. Raises PluginError where the loader fails over it."""
+        with blamed_on(self.loader):
+            return self.source.tokenizer()
+
 
 class Collector:
     """Runs checks and keeps their errors, so that independent ones are reported together."""
@@ -130,6 +139,17 @@ def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
     if not best:
         raise ModelError(f"there is no model {request.ref!r}", hint=_model_hint(request.ref, registry))
     return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
+
+
+def open_source(loader: Choice, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
+    """What the loader makes of a reference, and its `config.json`. Raises PluginError where the loader fails."""
+    made = loader.create()
+    with blamed_on(loader):
+        source: ModelSource = made.open(ref, context)
+        config = source.config
+        if not isinstance(config, Mapping):
+            raise TypeError(f"the config of what open() returned is {type(config).__name__} and no mapping of keys")
+    return source, config
 
 
 def _model_hint(ref: str, registry: Registry) -> str:
@@ -217,12 +237,11 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
         problem = pair_problem(registry, early.chosen, adapter.chosen, env)
         if problem is not None:
             collect.problems.append(problem)
-    source = collect.run(lambda: loader.create().open(request.ref, context)) if loader is not None else None
-    config = collect.run(lambda: source.config) if source is not None else None
+    opened = collect.run(lambda: open_source(loader, request.ref, context)) if loader is not None else None
     collect.finish()
     assert loader is not None
-    assert source is not None
-    assert config is not None
+    assert opened is not None
+    source, config = opened
     quantizer = choose_quantizer(registry, request, source)
     unread = _unclaimed(config, quantizer, request.ref)
     if unread is not None:

@@ -199,7 +199,7 @@ class Registry:
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             alike = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
             near = did_you_mean(distribution, sorted(alike))
-            hint = f"pip install {distribution}, or -p {distribution}.py where it is a file of yours"
+            hint = f"pip install {distribution}, or -p {distribution}.py or -p {distribution} where it is your own"
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,41 @@ def test_the_root_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_root() == tmp_path / "home" / ".cache" / "smollm3"
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
+def test_a_root_that_the_system_refuses_to_look_at_is_a_sentence(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"/{'x' * 300}")  # stat() refuses this as it refuses a closed directory
+    for command in (("cache", "list"), ("cache", "clean", "--dry-run")):
+        result = cli(*command)
+        assert (result.code, result.stdout) == (2, "")
+        message, hint = result.stderr.splitlines()
+        assert message.startswith("error: the cache '/xxx")
+        assert message.endswith("cannot be looked at: File name too long")
+        assert hint == "  hint: set SMOLLM3_CACHE=DIR to a directory that can be written"
+    cache = Cache.default()  # what needs no cache runs all the same
+    for use in (cache.find, lambda kind, key: cache.get_or_build(kind, key, lambda out: None)):
+        with pytest.raises(SmolLM3Error, match="cannot be looked at: File name too long"):
+            use("dense", KEY)
+
+
+def test_without_a_home_the_cache_asks_for_a_place(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    result = cli("cache", "list")
+    assert result.code == 2
+    assert result.stderr.startswith(
+        "error: the cache has no place: there is no home directory\n  hint: set SMOLLM3_CACHE"
+    )
 
 
 def test_a_root_that_cannot_be_made_is_a_sentence_with_a_hint(tmp_path: Path) -> None:

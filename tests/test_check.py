@@ -106,6 +106,8 @@ BROKEN = {
                            "smollm3 config show"),
     "impossible suggestion": (("1e-4", "-1", 1), "what it suggests is in the configuration (train.learning_rate)",
                               "above 0", "smollm3 config show"),
+    "late suggestion": (('"train.learning_rate": 1e-4', '"data.held_out": 0.5', 1), "what it suggests decides no row",
+                        "data.held_out would come too late", "keys of train"),
     "claims raises": (('(config.get("quantization_config") or {})', 'config["quantization_config"]', 1), CLAIMS,
                       "KeyError", ".get()"),
     "claims everything": (('.get("quant_method") == "mine"', ".keys() is not None", 1), CLAIMS, "claims({})", ".get()"),
@@ -251,6 +253,27 @@ def test_an_unknown_name_is_an_error_with_the_nearest(cli: Cli, fake_distributio
     assert "acme_hooks" not in sys.modules
     assert cli("plugins", "check", "gone.py").code == 2
     assert cli("plugins", "check", "--no-plugins").code == 2
+
+
+def test_a_file_that_is_installed_too_is_the_one_that_is_checked(cli: Cli, fake_distribution: Any) -> None:
+    """As with `pip install -e` of one module: discovery has it once, as what is installed."""
+    source = GOOD.replace("mine:", "acme_hooks:")
+    site = fake_distribution("acme-mine", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    other = GOOD.replace("mine:", "zeta_hooks:").replace('"mine"', '"zeta"').replace("my-own", "zeta-own")
+    fake_distribution("zeta", "1.0", {"zeta_hooks": other}, {"zeta": "zeta_hooks"})  # the last in order
+    result = cli("plugins", "check", "--json", str(site / "acme_hooks.py"))
+    assert result.code == 0, result.stderr
+    (only,) = json.loads(result.stdout)
+    assert (only["plugin"], only["distribution"]) == ("acme", "acme-mine")
+    assert "factory acme_hooks:Mine makes what a run needs" in {c["check"] for c in only["checks"]}
+
+
+def test_a_file_is_checked_whatever_else_is_named(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    mine = str(plugin_file("mine", GOOD))
+    other = GOOD.replace("mine:", "other:").replace('"mine"', '"other"').replace("my-own", "other-own")
+    result = cli("plugins", "check", "--json", mine, "-p", mine, "-p", str(plugin_file("other", other)))
+    (only,) = json.loads(result.stdout)
+    assert only["plugin"] == "mine"
 
 
 def test_marks_are_words_where_the_terminal_has_no_others(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +154,150 @@ def test_a_plugin_that_takes_a_built_in_name_does_not_get_the_runs_that_name_non
     assert f"the {kind} {name!r} is offered by acme-plugin 1.2 and smollm3-finetune" in asked.stderr
     chosen = cli(*DRY, "--adapter", "full", f"--{flag}", f"smollm3-finetune:{name}")
     assert chosen.code == 0, chosen.stderr
+
+
+AT_A_ROW = """
+from smollm3_finetune.api import Conversation, FormatterSpec, ObjectiveSpec, hookimpl
+
+@hookimpl
+def smollm3_formatters():
+    return [FormatterSpec(name='halves', summary='f', factory='acme_hooks:Halves')]
+
+@hookimpl
+def smollm3_objectives():
+    return [ObjectiveSpec(name='picky', summary='o', factory='acme_hooks:Picky')]
+
+class Halves:
+    def __init__(self, options): ...
+    def __call__(self, row):
+        fail(row['text']) if WHO == 'halves' else None
+        return Conversation(text=row['text'])
+
+class Picky:
+    def __init__(self, options): ...
+    def prepare(self, conversation, renderer, max_length):
+        fail(conversation.text) if WHO == 'picky' else None
+        return None
+    def collator(self, tokenizer): ...
+    def trainer_class(self): ...
+    def loss_sum(self, model, batch): ...
+
+def fail(text):
+    if text == 'row 3':
+        raise RAISED
+"""
+RAISED = {
+    "ZeroDivisionError('division by zero')": "ZeroDivisionError: division by zero",
+    "RecursionError('too deep')": "RecursionError: too deep",
+    "RuntimeError('no licence\\nand more')": "RuntimeError: no licence",
+    "KeyError('gone')": "KeyError: 'gone'",
+    "TypeError('of that kind')": "TypeError: of that kind",
+}
+
+
+@pytest.mark.parametrize("raised", RAISED)
+@pytest.mark.parametrize(("who", "kind"), [("halves", "formatter"), ("picky", "objective")])
+def test_a_component_that_fails_over_a_row_is_named_with_its_place(
+    who: str, kind: str, raised: str, cli: Cli, fake_distribution: Any
+) -> None:
+    source = AT_A_ROW.replace("RAISED", raised) + f"WHO = {who!r}\n"
+    fake_distribution("acme-rows", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(1, 6)))
+    rows = ("--data", "rows.jsonl", "--formatter", "halves", "--objective", "picky")
+    for command in (("data", "stats"), ("train", "--adapter", "full", "--device", "cpu", "--output", "run")):
+        result = cli(*command, *rows)
+        if kind == "formatter" and raised.startswith(("KeyError", "TypeError")):  # what it may raise for a wrong row
+            assert result.code == 5
+            assert "error: rows.jsonl:3: " in result.stderr
+            continue
+        assert result.code == 7, result.stderr
+        assert result.stderr.endswith(
+            f"error: rows.jsonl:3: {kind} {who!r} (acme-rows 1.2) failed: {RAISED[raised]}\n"
+            "  hint: the same command with --debug shows where\n"
+        )
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyboardInterrupt", 130, "interrupted"),
+        ("MemoryError", 1, "the memory does not suffice"),
+        ("type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')", 1, "the memory does not suffice: CUDA"),
+    ],
+)
+@pytest.mark.parametrize("who", ["halves", "picky"])
+def test_what_is_no_fault_of_a_component_is_not_blamed_on_it(
+    who: str, raised: str, code: int, said: str, cli: Cli, fake_distribution: Any
+) -> None:
+    source = AT_A_ROW.replace("RAISED", raised) + f"WHO = {who!r}\n"
+    fake_distribution("acme-rows", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(1, 6)))
+    result = cli("data", "stats", "--data", "rows.jsonl", "--formatter", "halves", "--objective", "picky")
+    assert result.code == code
+    assert said in result.stderr
+    assert "halves" not in result.stderr and "picky" not in result.stderr
+
+
+LOADER = """
+from smollm3_finetune.api import LoaderSpec, ModelError, directory_source, hookimpl
+from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+
+@hookimpl
+def smollm3_loaders():
+    return [LoaderSpec(name='vault', summary='l', factory='acme_hooks:Vault', claims=lambda ref: ref == 'vault')]
+
+def fail():
+    raise RAISED
+
+class Vault:
+    def __init__(self, options): ...
+    def open(self, ref, ctx):
+        if WHERE == 'open':
+            fail()
+        return None if WHERE == 'nothing' else Source(ref)
+
+class Source:
+    def __init__(self, ref):
+        self.ref, self.inner = ref, directory_source(DIRECTORY, ref=ref)
+        self.path, self.fingerprint, self.has_file, self.load, self.at = (
+            self.inner.path, self.inner.fingerprint, self.inner.has_file, self.inner.load, self.inner.at)
+
+    @property
+    def config(self):
+        if WHERE == 'config':
+            fail()
+        return ['no', 'mapping'] if WHERE == 'list' else self.inner.config
+
+    def tokenizer(self):
+        fail()
+"""
+VAULT = "loader 'vault' (acme-vault 1.2) failed: "
+
+
+@pytest.mark.parametrize("verb", ["train", "data stats", "generate", "config validate"])
+@pytest.mark.parametrize("where", ["open", "config", "tokenizer", "nothing", "list"])
+def test_a_loader_that_fails_is_named(verb: str, where: str, cli: Cli, fake_distribution: Any) -> None:
+    source = LOADER.replace("RAISED", "PermissionError(13, 'closed')") + f"WHERE = {where!r}\n"
+    fake_distribution("acme-vault", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    model = ("vault", "--prompt", "a") if verb == "generate" else ("--model", "vault", "--adapter", "full")
+    result = cli(*verb.split(), *model, *(("--output", "run") if verb == "train" else ()))
+    if (verb, where) == ("config validate", "tokenizer"):  # which reads none
+        assert result.code == 0, result.stderr
+        return
+    assert result.code == 7, result.stderr
+    said = {
+        "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
+        "list": "TypeError: the config of what open() returned is list and no mapping of keys",
+    }.get(where, "PermissionError: [Errno 13] closed")
+    assert f"error: {VAULT}{said}\n  hint: the same command with --debug shows where" in result.stderr
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("where", ["open", "config", "tokenizer"])
+def test_what_a_loader_says_on_purpose_is_kept(where: str, cli: Cli, fake_distribution: Any) -> None:
+    source = LOADER.replace("RAISED", "ModelError('the vault is closed')") + f"WHERE = {where!r}\n"
+    fake_distribution("acme-vault", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
+    for command in (("data", "stats", "--model", "vault"), ("generate", "vault", "--prompt", "a")):
+        result = cli(*command)
+        assert (result.code, "error: the vault is closed" in result.stderr) == (6, True), result.stderr

@@ -243,6 +243,20 @@ def test_a_cache_that_cannot_be_written_makes_runs_impossible(
     assert (code, "SMOLLM3_CACHE=DIR" in wrong[check]["fix"]) == (1, True)
 
 
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
+def test_a_cache_that_the_system_refuses_to_look_at_is_a_finding(
+    cli: Cli, probes: dict[str, Probe], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, f"/{'x' * 300}")
+    code, wrong = problems(cli)
+    check = wrong["the cache can be looked at"]
+    assert (code, "SMOLLM3_CACHE=DIR" in check["fix"]) == (1, True)
+    assert check["found"].endswith("cannot be looked at: File name too long")
+    assert "\n  cannot be looked at\n" in cli("doctor", "--no-plugins").stdout
+
+
 def test_the_cache_is_measured_and_a_full_disk_is_told(
     cli: Cli, probes: dict[str, Probe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smollm3_finetune import load_model
+from smollm3_finetune.api import ModelError, is_of_the_machine
 from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.train.rundir import RunDir
 
 Cli = Callable[..., Any]
 QUICK = ("--max-steps", "1", "--set", "data.limit=20", "--set", "train.sample_tokens=2", "--output", "run")
@@ -55,6 +59,112 @@ def test_what_is_the_machines_fault_is_no_bug(
     assert hint in result.stderr
     assert "report" not in result.stderr
     assert len(result.stderr.splitlines()[-2:]) == 2
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: …")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FULL, True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), True),
+        (RuntimeError(f"Data processing error: No space left on device (os error {errno.ENOSPC})"), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (NO_MEMORY, True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (SafetensorError("Error while deserializing header: header too large"), False),
+        (SafetensorError("No such file or directory (os error 2)"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
+    ],
+)
+def test_what_is_of_the_machine(error: Exception, expected: bool) -> None:
+    assert is_of_the_machine(error) is expected
+
+
+STARVED = """
+from smollm3_finetune.api import ALL_OPS, AdapterSpec, LoaderSpec, QuantizerSpec, directory_source, hookimpl
+
+def fail(*args):
+    import builtins, errno
+    import torch
+    raise RAISED
+
+@hookimpl
+def smollm3_quantizers():
+    return [QuantizerSpec(name="starved", summary="q", factory="starved:Starved", provides=ALL_OPS)]
+
+@hookimpl
+def smollm3_adapters():
+    return [AdapterSpec(name="starved", summary="a", factory="starved:Starved", merges=False)]
+
+@hookimpl
+def smollm3_loaders():
+    return [LoaderSpec(name="starved", summary="l", factory="starved:Starved", claims=lambda ref: ref == "starved")]
+
+class Starved:
+    def __init__(self, options): ...
+    load = attach = restore = open = fail
+"""
+RAISED = {
+    "OSError(errno.ENOSPC, 'No space left on device')": "nothing more can be written: No space left on device",
+    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "nothing more can be written: Disk quota exceeded",
+    "MemoryError()": "the memory does not suffice: Python has no more",
+    "torch.OutOfMemoryError('CUDA out of memory.')": "the memory does not suffice: CUDA out of memory.",
+    'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")': "the memory does not suffice: DefaultCPU",
+}
+
+
+@pytest.mark.parametrize("raised", RAISED)
+@pytest.mark.parametrize("where", ["load", "attach", "open"])
+def test_what_is_the_machines_fault_is_not_blamed_on_a_component(
+    cli: Cli, plugin_file: Callable[[str, str], Path], where: str, raised: str
+) -> None:
+    file = plugin_file("starved", STARVED.replace("RAISED", raised))
+    chosen = {"load": ("--quant", "starved", "--adapter", "full"), "attach": ("--adapter", "starved"),
+              "open": ("--loader", "starved", "--adapter", "full")}[where]  # fmt: skip
+    result = cli("train", "-p", file, *chosen, *QUICK)
+    assert result.code == 1, result.stderr
+    _, _, told = result.stderr.partition("error: ")
+    assert told.startswith(RAISED[raised]), result.stderr
+    assert "starved" not in told
+    assert "unexpected" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [FULL, NO_MEMORY, OSError(errno.ENETUNREACH, "Network is unreachable")])
+def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from smollm3_finetune.builtin.hf import HubSource
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    expected = type(error) if is_of_the_machine(error) else ModelError
+    with pytest.raises(expected) as caught:
+        _ = HubSource("org/model", None, {}, pickle=False).config
+    assert (caught.value is error) is is_of_the_machine(error)
+
+
+@pytest.mark.parametrize("error", [NO_MEMORY, SafetensorError(f"Cannot allocate memory (os error {errno.ENOMEM})")])
+def test_too_little_memory_is_no_fault_of_saved_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    load_model("tiny", adapter="full", purpose="train").save(tmp_path / "saved")
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    where = "safetensors.torch.load_file" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
+    monkeypatch.setattr(where, fails)
+    with pytest.raises(type(error)) as caught:
+        load_model("tiny", adapter_path=tmp_path / "saved")
+    assert caught.value is error
 
 
 def test_other_faults_still_are(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +278,69 @@ def test_what_pins_a_source_is_in_the_run_and_beside_the_adapter(cli: Cli, monke
     assert result.code == 0, result.stderr
     assert "revision: 0123abcd" in Path("run/run.yaml").read_text()
     assert '"revision": "0123abcd"' in Path("run/adapter/smollm3.json").read_text()
+
+
+def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(cli: Cli, directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    result = cli("train", "--model", str(directory), "--adapter", "full", *QUICK)
+    assert result.code == 6, result.stderr
+    assert f"the tokenizer of '{directory}' does not load" in result.stderr
+    assert "git lfs pull" in result.stderr
+
+
+def test_a_run_is_used_from_another_directory(
+    cli: Cli, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directory.parent)
+    assert cli("train", "--model", "./model", "--adapter", "full", *QUICK).code == 0
+    run = Path("run").absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = cli("generate", str(run), "--prompt", "Hello!", "--max-new-tokens", "2")
+    assert result.code == 0, result.stderr
+
+
+def test_a_run_that_diverges_without_an_infinity_keeps_its_report(cli: Cli) -> None:
+    wild = ("--learning-rate", "30", "--set", "train.warmup=0", "--max-steps", "3", "--set", "train.eval_every=1")
+    result = cli("train", "--adapter", "full", *QUICK, *wild, "--json")
+    report = result.report()
+    assert report["after"]["held_out_loss"] > 700, "exp() of it is more than a float holds"
+    assert report["after"]["perplexity"] is None
+    lines = [
+        json.loads(line, parse_constant=pytest.fail) for line in Path("run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert len(lines) == 6
+
+
+def test_a_hint_to_delete_a_checkpoint_can_be_typed_as_it_stands(cli: Cli) -> None:
+    saving = ("--set", "train.save_every=1", "--output", "my runs/a")
+    assert cli("train", "--adapter", "full", *QUICK, *saving).code == 0
+    Path("my runs/a/checkpoints/checkpoint-1/optimizer.pt").write_bytes(b"short")
+    result = cli("train", "--resume", "my runs/a", "--max-steps", "2")
+    assert result.code == 6
+    (hint,) = [line for line in result.stderr.splitlines() if "hint: rm -r" in line]
+    assert shlex.split(hint)[-1] == "my runs/a/checkpoints/checkpoint-1"
+
+
+def test_a_checkpoint_has_the_template_and_the_end_that_were_trained(cli: Cli) -> None:
+    template = load_model("tiny").tokenizer.chat_template
+    Path("mine.jinja").write_text("{# mine #}" + template)
+    saving = ("--set", "train.save_every=1", "--set", "data.template=mine.jinja")
+    assert cli("train", "--adapter", "full", *QUICK, *saving).code == 0
+    found = [
+        load_model("tiny", adapter_path=path).tokenizer for path in ("run/checkpoints/checkpoint-1", "run/adapter")
+    ]
+    assert [t.chat_template.startswith("{# mine #}") for t in found] == [True, True]
+    assert [t.eos_token for t in found] == ["<|im_end|>", "<|im_end|>"]
+
+
+def test_two_processes_do_not_resume_one_run(cli: Cli) -> None:
+    assert cli("train", "--adapter", "full", *QUICK, "--set", "train.save_every=1").code == 0
+    before = Path("run/metrics.jsonl").read_text()
+    with RunDir(Path("run")).held():
+        result = cli("train", "--resume", "run", "--max-steps", "2")
+    assert result.code == 2
+    assert "the run run is being trained by another process" in result.stderr
+    assert Path("run/metrics.jsonl").read_text() == before
+    assert cli("train", "--resume", "run", "--max-steps", "2").code == 0
+    assert not list(Path("run").glob(".*"))

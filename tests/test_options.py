@@ -44,6 +44,17 @@ def test_text_from_a_command_line_and_values_from_yaml_give_the_same_options() -
     assert build(Options, {"bits": "8", "double": "true", "rate": "0.5", "modules": ("q", "v")}, "quant") == expected
 
 
+def test_none_is_no_value_where_no_text_is_wanted() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Texts:
+        name: str | None = option("x", "A name.")
+        kind: Literal["none", "all"] | None = option("all", "A kind.")
+
+    assert build(Options, {"rate": "none"}, "quant").rate is None
+    assert build(Texts, {"name": "none", "kind": "none"}, "quant") == Texts(name="none", kind="none")
+    assert "got 'none'" in problems(bits="none")[0]
+
+
 def test_what_is_not_given_has_its_default() -> None:
     built = build(Options, {}, "quant")
     assert built == Options()

@@ -79,6 +79,7 @@ from smollm3_finetune.errors import (
     UnsupportedOp,
 )
 from smollm3_finetune.identity import fingerprint
+from smollm3_finetune.machine import is_of_the_machine
 
 __all__ = [
     "ALL_OPS",
@@ -125,6 +126,7 @@ __all__ = [
     "flatten_rows",
     "group_size_error",
     "hookimpl",
+    "is_of_the_machine",
     "layers_to_quantise",
     "option",
     "options_dict",

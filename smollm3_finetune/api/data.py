@@ -17,7 +17,10 @@ class Conversation:
     """One training row in the form that chat templates take, or raw text."""
 
     messages: tuple[Mapping[str, Any], ...] = ()
+    """Each with a `role` (`system`, `user`, `assistant`, `tool`) and its `content` as text; calls of tools, in
+    OpenAI's form, as `tool_calls`, and reasoning as `<think>…</think>` before the content or as `reasoning_content`."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of functions, as `{"type": "function", "function": {…}}`."""
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The row's own `chat_template_kwargs`."""
     learn: tuple[int, ...] | None = None
@@ -67,15 +70,33 @@ class Objective(Protocol):
     def prepare(
         self, conversation: Conversation, renderer: Renderer, max_length: int
     ) -> Mapping[str, Sequence[int]] | None:
-        """One example, as named lists of integers; None where the row can teach nothing (nothing supervised)."""
+        """One example, as named lists of integers; None where the row can teach nothing (nothing supervised).
+
+        `input_ids` is among the names and the first of them, since its length is taken for the example's; every
+        example has the same names.
+        """
         ...
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]: ...
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        """What makes a batch of examples: tensors (B, T) on the CPU, padded, `input_ids` among them.
 
-    def trainer_class(self) -> type[Trainer]: ...
+        The ones of an `attention_mask`, where there is one, are counted as the batch's tokens.
+        """
+        ...
+
+    def trainer_class(self) -> type[Trainer]:
+        """A class of transformers' Trainer that computes the loss.
+
+        It is made with `model`, `args`, `train_dataset`, `data_collator` and `callbacks`, by name. A loss that is a
+        mean takes `num_items_in_batch`, the supervised tokens of the whole step, as its denominator.
+        """
+        ...
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
-        """The summed loss of a batch and the number of terms in it (supervised tokens, for `sft`)."""
+        """The summed loss of a batch and the number of terms in it (supervised tokens, for `sft`).
+
+        For the held-out loss: the model is in evaluation mode, the batch on its device, gradients are off.
+        """
         ...
 
 

@@ -52,7 +52,10 @@ class ComponentSpec:
     """Other names that users may type for it."""
     requires: Requires = Requires()
     suggests: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing."""
+    """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing.
+
+    Keys of `train`, `data.max_length`, `calibration.rows` and `calibration.length`: what decides no row.
+    """
     api: int = API_VERSION
     """The version of the contract that it was written for; a newer one than installed makes the plugin broken."""
 
@@ -120,8 +123,12 @@ class FormatterSpec(ComponentSpec):
     """Offers a `Formatter`: a way to turn a dataset row into a conversation."""
 
     claims: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether a row, by its columns, is of this shape; light."""
+    """Whether a row, by its columns, is of this shape; light. Asked of the first row of each source."""
     rank: int = 0
+    """Where several claim a row, the highest rank takes it; a tie must be decided with `--formatter`.
+
+    `preference` has 10, `messages`, `sharegpt` and `alpaca` 0, `prompt-completion` -5, `text` -10.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,12 @@ def options_dict(options: Any) -> dict[str, Any]:
 
 
 def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """Rows of `input_ids` and `labels` as arguments of a causal language model, (1, T) each with T the sum of lengths.
+    """Rows of `input_ids` and `labels` as arguments of a causal language model that follow each other in one sequence.
 
-    The first label of each row is ignored: it would be learned from the last token of the row before.
+    `input_ids`, `labels` and `position_ids` are (1, T) with T the sum of lengths; `cu_seq_lens_q` and `cu_seq_lens_k`
+    (rows + 1,) are the borders, `max_length_q` and `max_length_k` the longest row, `use_cache` is False. Other names
+    of the examples are left out. The first label of each row is ignored: it would be learned from the last token of
+    the row before.
     """
     from smollm3_finetune.batching.flat import flatten
 

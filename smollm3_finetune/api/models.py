@@ -49,12 +49,15 @@ class BuildContext:
     """What a component is told about the run."""
 
     purpose: Purpose
+    """`load` and adapters see `TRAIN`, `INFER` or `MERGE`; `write` sees `QUANTIZE`."""
     device: str
     """A torch device: `cpu`, `cuda:0`, …"""
     dtype: str
     """`float32`, `bfloat16`, `float16` or `float64`: of weights that are not quantised, and of the computation."""
     seed: int
+    """For generators of the component's own; torch's is seeded with it around `attach` alone."""
     cache: Cache
+    """`get_or_build(kind, key, build)` gives the directory of an entry that `build(directory)` fills at most once."""
     progress: Progress
     calibration: Callable[[], Sequence[Sequence[int]]] = _no_calibration
     """Token ids of calibration rows, made when first called."""
@@ -112,10 +115,15 @@ class ModelSource(Protocol):
         """Whether the checkpoint has a file of that name, without reading it."""
         ...
 
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """A new one each time. Raises ModelError where there is none."""
+        ...
 
     def load(self, **kwargs: Any) -> PreTrainedModel:
-        """Make the model; `kwargs` are those of `from_pretrained`. The only place where weights are made."""
+        """Make the model; `kwargs` are those of `from_pretrained` (`dtype`, `quantization_config`, `config`).
+
+        The only place where weights are made. Raises ModelError where files are missing or damaged.
+        """
         ...
 
     def at(self, path: Path) -> ModelSource:
@@ -142,8 +150,8 @@ class LinearOps(Protocol):
     def forward_rtol(self) -> float:
         """How far the forward is from `x @ read_weight().T`, relative, beyond float rounding.
 
-        0 for kernels that dequantise and multiply (bnb-4bit, GPTQ, HQQ); 1e-2 where activations are rounded too
-        (LLM.int8).
+        0 for kernels that dequantise and multiply; 0.1 or so, a bound on the worst layer, where activations are
+        rounded to 8 bits too.
         """
         ...
 

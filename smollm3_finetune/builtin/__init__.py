@@ -111,6 +111,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             name="prompt-completion",
             summary="a prompt and its completion or response",
             factory="smollm3_finetune.builtin.formatters.prompt_completion:PromptCompletionFormatter",
+            options="smollm3_finetune.builtin.options:PromptCompletionOptions",
             claims=claims.prompt_completion,
             rank=claims.PROMPT_COMPLETION_RANK,
         ),

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp
+from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp, is_of_the_machine
 from smollm3_finetune.builtin.options import FullOptions
 
 if TYPE_CHECKING:
@@ -85,10 +85,14 @@ def _load_weights(model: PreTrainedModel, path: Path) -> None:
         try:
             state |= load_file(str(file))
         except SafetensorError as e:
+            if is_of_the_machine(e):
+                raise
             raise ModelError(f"{file} is damaged: {e}") from e
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as e:  # another shape
+        if is_of_the_machine(e):
+            raise
         raise ModelError(f"the weights in {path} are of another model: {str(e).splitlines()[-1].strip()}") from e
     tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
     lost = [n for n in missing if n not in tied and n in dict(model.named_parameters())]

@@ -44,6 +44,14 @@ class AlpacaOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptCompletionOptions:
+    """Formatter `prompt-completion`."""
+
+    prompt: str = option("prompt", "The column that holds the prompt.")
+    completion: str = option("completion", "The column that holds the completion, which `response` holds as well.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """Formatter `text`."""
 

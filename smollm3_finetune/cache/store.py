@@ -23,16 +23,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.identity import fingerprint
 from smollm3_finetune.paths import user_path
 
+HINT = "set SMOLLM3_CACHE=DIR to a directory that can be written"
+
 
 def default_root() -> Path:
-    """`$SMOLLM3_CACHE`, `~` resolved, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`."""
+    """`$SMOLLM3_CACHE`, `~` resolved, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`.
+
+    Raises ConfigError where there is no home directory, or where the system refuses to look.
+    """
+    root = _root()
+    if not os.environ.get("SMOLLM3_CACHE"):
+        try:
+            user_path(root, "the cache")
+        except ConfigError as e:
+            raise ConfigError(e.message, hint=HINT) from e
+    return root
+
+
+def _root() -> Path:
     if own := os.environ.get("SMOLLM3_CACHE"):
         return user_path(own, "SMOLLM3_CACHE")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smollm3"
+    if not (base := os.environ.get("XDG_CACHE_HOME")):
+        try:
+            base = str(Path.home() / ".cache")
+        except RuntimeError as e:
+            raise ConfigError("the cache has no place: there is no home directory", hint=HINT) from e
+    return Path(base) / "smollm3"
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,8 @@ class Cache:
 
     @classmethod
     def default(cls) -> Cache:
-        return cls(default_root())
+        """The user's own. Whether it can be looked at matters once something is looked for: not every run does."""
+        return cls(_root())
 
     def location(self, kind: str, key: Mapping[str, Any]) -> Path:
         """Where the entry of `key` lies, or will lie."""
@@ -54,7 +75,7 @@ class Cache:
     def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         """The finished entry of `key`, or None."""
         entry = self.location(kind, key)
-        return entry if entry.is_dir() else None
+        return entry if self._has(entry) else None
 
     def get_or_build(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """The entry of `key`, made by `build(empty directory)` where it is not there yet.
@@ -63,7 +84,7 @@ class Cache:
         several processes one builds and the others wait. A build that raises or is killed leaves no entry.
         """
         entry = self.location(kind, key)
-        if entry.is_dir():
+        if self._has(entry):
             return self._use(entry)
         with self._locked(entry):
             if entry.is_dir():  # built while we waited
@@ -80,6 +101,13 @@ class Cache:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return self._use(entry)
+
+    def _has(self, entry: Path) -> bool:
+        """Whether an entry is finished. Raises SmolLM3Error where the system refuses to look."""
+        try:
+            return entry.is_dir()
+        except OSError as e:
+            raise SmolLM3Error(f"the cache directory {self.root} cannot be looked at: {e.strerror}", hint=HINT) from e
 
     def _use(self, entry: Path) -> Path:
         """Note that an entry is used, and when: the age of its `.json`."""
@@ -109,7 +137,7 @@ class Cache:
         except OSError as e:
             raise SmolLM3Error(
                 f"the cache directory {self.root} cannot be written: {e.strerror}",
-                hint="set SMOLLM3_CACHE=DIR to a directory that can",
+                hint=HINT,
             ) from e
         try:
             yield

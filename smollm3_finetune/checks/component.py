@@ -14,6 +14,7 @@ from smollm3_finetune import api
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec, options_dict
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.config.load import Setting, assemble, plain
+from smollm3_finetune.config.schema import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.device import KINDS as DEVICES
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
@@ -205,6 +206,10 @@ def _suggests(offer: Offer, registry: Registry) -> Iterator[Finding]:
     problem = _problem(lambda: assemble([settings]))
     yield _finding(offer, f"what it suggests is in the configuration ({', '.join(suggests)})", not problem, problem,
                    "smollm3 config show prints every key")  # fmt: skip
+    late = [str(key) for key in suggests if not may_be_suggested(str(key))]
+    if late and not problem:
+        yield _finding(offer, "what it suggests decides no row", False, f"{', '.join(late)} would come too late",
+                       f"keys of train, or {', '.join(SUGGESTIBLE)}")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- negotiation

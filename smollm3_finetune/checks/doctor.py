@@ -26,7 +26,7 @@ from smollm3_finetune.checks.probe import SECONDS, Probe, run_pieces
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.distributions import conflicts, modules_of, requirements, version_of
-from smollm3_finetune.errors import PluginError, SmolLM3Error
+from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
@@ -244,7 +244,11 @@ def _requirements(registry: Registry, device: str) -> list[Finding]:
 
 
 def _cache() -> tuple[dict[str, Any], list[Finding]]:
-    root = default_root()
+    try:
+        root = default_root()
+    except ConfigError as e:
+        nothing = {"root": None, "entries": 0, "bytes": 0, "writable": False, "free": 0, "leftovers": 0}
+        return nothing, [_finding("cache", "the cache can be looked at", False, e.message, e.hint or "")]
     there = next(p for p in (root, *root.absolute().parents) if p.exists())
     problem = _cannot_write(there)
     free = shutil.disk_usage(there).free

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from smollm3_finetune.discovery import GROUP, Wanted, discover
 from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.kinds import KINDS
 from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 SECONDS = 60.0
@@ -145,7 +148,20 @@ def _file_target(file: str, requested: tuple[str, ...], no_plugins: bool) -> Tar
         return Target(
             name=stem, distribution=stem, requested=wanted, record=None, error=e, offers=(), registry=rest
         )  # fmt: skip
-    return _target(registry.plugins[-1], registry, wanted)
+    return _target(_record_of(file, registry), registry, wanted)
+
+
+def _record_of(file: str, registry: Registry) -> PluginRecord:
+    """What discovery says of a `-p` file that it took: its own record, or that of the plugin installed from it."""
+    path = user_path(file, "the plugin file").resolve()
+    own = (r for r in registry.plugins if r.origin == str(path))
+    installed = (r for r in registry.plugins if r.origin != BUILT_IN and _is_from(path, _module(r)))
+    return next(itertools.chain(own, installed))
+
+
+def _is_from(path: Path, module: Any) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve() == path
 
 
 def check(target: Target) -> list[Finding]:
@@ -205,17 +221,15 @@ def _finding(target: Target, check: str, ok: bool, found: str = "", fix: str = "
     return Finding(subject=target.name, check=check, ok=ok, found=found, fix="" if ok else fix)
 
 
-def _module(target: Target) -> Any:
+def _module(record: PluginRecord) -> Any:
     """The plugin itself, where it could be imported."""
-    import sys
-
-    if target.record is None or target.record.origin.endswith(".py"):
-        return sys.modules.get(target.name)
+    if record.origin.endswith(".py"):
+        return sys.modules.get(record.name)
     try:
-        if target.record.origin != "entry point":
-            return importlib.import_module(target.record.origin.rpartition(" ")[2])
-        points = importlib.metadata.entry_points(group=GROUP, name=target.name)
-        return next(p for p in points if p.dist is not None and p.dist.name == target.distribution).load()
+        if record.origin != "entry point":
+            return importlib.import_module(record.origin.rpartition(" ")[2])
+        points = importlib.metadata.entry_points(group=GROUP, name=record.name)
+        return next(p for p in points if p.dist is not None and p.dist.name == record.distribution).load()
     except (Exception, SystemExit):  # what is wrong is told by discovery
         return None
 
@@ -224,7 +238,7 @@ def _hook_names(target: Target) -> list[Finding]:
     """Every name in the module that looks like a hook and is none: discovery tells the first alone."""
     if target.record is not None and target.record.origin == BUILT_IN:
         return []
-    module = _module(target)
+    module = _module(target.record) if target.record is not None else sys.modules.get(target.name)
     if module is None:
         return []
     found = []

@@ -16,16 +16,26 @@ if TYPE_CHECKING:
 def context(
     cache: Path, *, purpose: Purpose = Purpose.TRAIN, device: str = "cpu", dtype: str = "float32", seed: int = 0
 ) -> BuildContext:
-    """A context with a cache of its own in the directory `cache`, showing nothing."""
+    """A context with a cache of its own in the directory `cache` and random rows to calibrate on, showing nothing."""
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.model import build_context
 
-    return build_context(purpose, device, dtype, seed, cache=Cache(cache))
+    return build_context(purpose, device, dtype, seed, calibration_rows, cache=Cache(cache))
+
+
+def calibration_rows() -> list[list[int]]:
+    """Eight rows of 32 random token ids, of the vocabulary of `small_source`."""
+    from smollm3_finetune.testing.small import token_ids
+
+    rows: list[list[int]] = token_ids(8, 32).tolist()
+    return rows
 
 
 def plan(
     ref: str,
     *,
+    loader: str | None = None,
+    loader_options: Mapping[str, Any] | None = None,
     quant: str | None = None,
     adapter: str | None = None,
     quant_options: Mapping[str, Any] | None = None,
@@ -43,9 +53,10 @@ def plan(
 
     request = ModelRequest(
         ref=ref,
+        loader=ComponentConfig(name=loader, options=loader_options or {}),
         quant=ComponentConfig(name=quant, options=quant_options or {}),
         adapter=ComponentConfig(name=adapter, options=adapter_options or {}) if adapter else None,
         purpose=Purpose.TRAIN,
     )
-    context = build_context(Purpose.TRAIN, device, dtype, seed=0)
-    return plan_model(registry or discover(Wanted.of(plugins)), request, context)
+    ctx = build_context(Purpose.TRAIN, device, dtype, 0, calibration_rows)
+    return plan_model(registry or discover(Wanted.of(plugins)), request, ctx)

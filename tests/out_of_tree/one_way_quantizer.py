@@ -89,6 +89,11 @@ def _linear_class():
     return OneWayLinear
 
 
+def exact(weight):
+    """A copy in float32, or float64 where it is that."""
+    return weight.detach().clone() if weight.element_size() == 8 else weight.detach().float().clone()
+
+
 class RowOps:
     ops = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
     forward_rtol = 0.0
@@ -102,8 +107,8 @@ class RowOps:
 
     def read_weight(self):
         if self.layer.packed is not None:  # still readable, so that nothing but the gradient tells
-            return self.layer.packed.detach().T.clone()
-        return self.layer.dense().detach().clone()
+            return exact(self.layer.packed.T)
+        return exact(self.layer.dense())
 
 
 class RowsQuantizer:

@@ -12,7 +12,7 @@ from peft.utils import quantization_utils as backends
 from safetensors import SafetensorError
 from torch import nn
 
-from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error
+from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_of_the_machine
 
 _PEFTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError)
 """What PEFT and safetensors raise for options and files that do not fit."""
@@ -55,12 +55,14 @@ def only_plain_backends() -> Iterator[None]:
 
 @contextmanager
 def explained(what: str, error: type[SmolLM3Error] = ConfigError) -> Iterator[None]:
-    """PEFT's exceptions as one of this project's, with PEFT's own sentence."""
+    """PEFT's exceptions as one of this project's, with PEFT's own sentence; what the machine lacks stays as it is."""
     try:
         yield
     except SmolLM3Error:
         raise
     except _PEFTS as e:
+        if is_of_the_machine(e):
+            raise
         sentence = " ".join(str(e).split())
         raise error(f"{what}: {sentence[:400]}") from e
 

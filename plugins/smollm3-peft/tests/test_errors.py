@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError
 
@@ -37,6 +39,28 @@ def test_layers_outside_the_model_are_named(lab: Any) -> None:
     with pytest.raises(ConfigError) as e:
         attach(lab, "lora", layers=(1, 7))
     assert e.value.message == "layers names 7, and the model has layers 0 to 1"
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: …"),
+])  # fmt: skip
+def test_what_the_machine_lacks_is_no_mistake_of_the_user(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    attach(lab, "lora").save(tmp_path)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("smollm3_peft.adapter.get_peft_model", fails)
+    monkeypatch.setattr("smollm3_peft.adapter.PeftAdapter.load", fails)
+    with pytest.raises(type(error)) as caught:
+        attach(lab, "lora")
+    assert caught.value is error
+    with pytest.raises(type(error)) as caught:
+        lab.make_adapter("lora").restore(lab.make_base("none"), tmp_path, lab.context())
+    assert caught.value is error
 
 
 def test_a_mistyped_module_to_save_gets_a_suggestion(lab: Any) -> None:

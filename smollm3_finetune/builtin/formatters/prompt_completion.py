@@ -10,22 +10,27 @@ from smollm3_finetune.builtin.formatters.columns import refuse_media, template_k
 from smollm3_finetune.builtin.formatters.content import required_text
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
 from smollm3_finetune.builtin.formatters.weights import learned
+from smollm3_finetune.builtin.options import PromptCompletionOptions
+
+DEFAULT = PromptCompletionOptions().completion
 
 
 class PromptCompletionFormatter:
-    """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`.
+    """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`, and options name other columns.
 
     Each is text or a list of messages. Only the completion is learned: answers inside the prompt are not. Optional
     columns: `system`, `tools`, `chat_template_kwargs`.
     """
 
-    def __init__(self, options: NoOptions) -> None:
-        pass
+    def __init__(self, options: PromptCompletionOptions | NoOptions) -> None:
+        self.options = options if isinstance(options, PromptCompletionOptions) else PromptCompletionOptions()
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
-        prompt = with_system(text_or_turns(row.get("prompt"), "prompt", "user"), row)
-        name = _completion_column(row)
+        asked, name = self.options.prompt, self.options.completion
+        if name == DEFAULT:
+            name = _completion_column(row)
+        prompt = with_system(text_or_turns(row.get(asked), asked, "user"), row)
         turns = prompt + text_or_turns(row.get(name), name, "assistant")
         return Conversation(
             messages=tuple(t.message for t in turns),
