@@ -65,6 +65,36 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_rows(write: 
     assert [(r.value["a"], r.where) for r in rows] == [("x", "rows.json:1"), ("y", "rows.json:2")]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(write: Write) -> None:
+    assert [r.value for r in read_rows(write(b"\xef\xbb\xbfa,b\r\nx,y\r\n", "rows.csv"))] == [{"a": "x", "b": "y"}]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    ("name", "head", "row", "tail"),
+    [
+        ("r.jsonl", b"", b'{"a": "\xc3\xa9"}\n', b'{"a": "caf\xe9"}\n'),
+        ("r.jsonl", b"", b'{"a": "\xc3\xa9"}\r\n', b'{"a": "caf\xe9"}\r\n'),
+        ("r.csv", b"a,b\n", b'"\xc3\xa9\nin two lines",2\n', b"caf\xe9,3\n"),
+        ("r.json", b"[\n", b'{"a": "\xc3\xa9"},\r\n', b'{"a": "caf\xe9"}]\n'),
+    ],
+)
+def test_text_that_is_not_utf8_is_named_by_line_and_byte(
+    name: str, head: bytes, row: bytes, tail: bytes, mark: bytes, write: Write
+) -> None:
+    before = mark + head + row * 3000  # many times what is decoded at once
+    line, byte = before.count(b"\n") + 1, len(before) + tail.index(b"\xe9")
+    with pytest.raises(DataError) as caught:
+        read_rows(write(before + tail, name))
+    said = f"{name}:{line}: not UTF-8 text: invalid continuation byte at byte {byte} of the file"
+    assert caught.value.message == said
+
+
+def test_a_file_that_ends_within_a_character_is_named_by_its_last_line(write: Write) -> None:
+    with pytest.raises(DataError, match=r"r\.jsonl:2: not UTF-8 text: unexpected end of data at byte 16 of the file"):
+        read_rows(write(b'{"a": 1}\n{"a": "\xe4\xbd', "r.jsonl"))
+
+
 def test_unicode_line_separators_inside_a_row_do_not_end_it(write: Write) -> None:
     rows = read_rows(write('{"a": "x\u2028y\x85z"}\n'))
     assert [r.value["a"] for r in rows] == ["x\u2028y\x85z"]
@@ -95,7 +125,7 @@ def test_json_rows_know_the_line_they_begin_on(write: Write) -> None:
         ("[ ]", "r.json", r"r\.json holds no rows"),
         ("", "r.jsonl", r"r\.jsonl holds no rows"),
         ("\n \n", "r.jsonl", r"r\.jsonl holds no rows"),
-        (b"\xff\xfe{\x00}\x00", "r.jsonl", r"r\.jsonl is not UTF-8 text"),
+        (b"\xff\xfe{\x00}\x00", "r.jsonl", r"r\.jsonl:1: not UTF-8 text: invalid start byte at byte 0 of the file"),
     ],
 )
 def test_malformed_files_are_errors_with_file_and_line(text: Any, name: str, expected: str, write: Write) -> None:

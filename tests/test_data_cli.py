@@ -234,6 +234,51 @@ def test_another_objectives_own_masks_are_shown(cli: Cli, plugin_file: Any, writ
     assert "│ «Good day.»<|im_end|>\n" in rejected
 
 
+ODD = """
+from smollm3_finetune.api import NoOptions, ObjectiveSpec, hookimpl
+
+class Odd:
+    def __init__(self, options):
+        self.seen = 0
+    def prepare(self, conversation, renderer, max_length):
+        self.seen += 1
+        ids = renderer.encode(conversation, max_length).input_ids
+        return RESULT
+    def collator(self, tokenizer): ...
+    def trainer_class(self): ...
+    def loss_sum(self, model, batch): ...
+
+@hookimpl
+def smollm3_objectives():
+    return [ObjectiveSpec(name="odd", summary="not by the contract", factory="odd:Odd")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("[ids, ids]", "prepare() gave a list, and is to give a mapping or None"),
+        ("{'input_ids': [i / 2 for i in ids]}", "prepare() gave 'input_ids' that is no list of integers"),
+        ("{'input_ids': ids, 'labels': [None] * 9}", "prepare() gave 'labels' that is no list of integers"),
+        ("{'input_ids': ids, 'labels': [2**40]}", "prepare() gave 'labels' that is no list of integers"),
+        (
+            "{'input_ids': ids, f'labels{self.seen}': ids}",
+            "prepare() gave ['input_ids', 'labels2'], and ['input_ids', ",
+        ),
+    ],
+)
+def test_an_objective_that_gives_no_example_is_named_with_the_row(
+    cli: Cli, plugin_file: Any, write: Write, result: str, said: str
+) -> None:
+    plugin = plugin_file("odd", ODD.replace("RESULT", result))
+    file = write(talk("Hello", "Good day."), talk("a", "b"), talk("c", "d"))
+    for verb in (("data", "stats"), ("train", "--adapter", "full", "--set", "data.held_out=0")):
+        failed = cli(*verb, "--data", file, "-p", str(plugin), "--objective", "odd")
+        assert failed.code != 0
+        assert f"rows.jsonl:{2 if 'labels2' in said else 1}: objective 'odd'" in failed.stderr
+        assert said in failed.stderr
+
+
 # ------------------------------------------------------------------------------------------------ stats
 
 
@@ -370,6 +415,15 @@ def test_what_a_component_suggests_holds_as_it_does_in_train(cli: Cli, plugin_fi
     args = ["--data", write(talk("Hello", "Good day."), talk("a", "b")), "-p", str(plugin_file("short", SUGGESTS))]
     assert stats(cli, *args, "--objective", "short")["max_length"] == 64
     assert stats(cli, *args, "--objective", "short", "--max-length", "128")["max_length"] == 128
+
+
+def test_a_component_may_not_suggest_which_rows_there_are(cli: Cli, plugin_file: Any, write: Write) -> None:
+    late = str(plugin_file("late", SUGGESTS.replace('"data.max_length": 64', '"data.held_out": 0.5')))
+    rows = ("--data", write(talk("Hello", "Good day."), talk("a", "b")), "-p", late, "--objective", "short")
+    for verb in (("data", "stats"), ("train", "--adapter", "full", "--dry-run")):
+        result = cli(*verb, *rows)
+        assert result.code == 7
+        assert "objective 'short' suggests data.held_out, and components may suggest train.…" in result.stderr
 
 
 @pytest.mark.parametrize("args", [["data"], ["data", "preview"], ["data", "stats"]], ids=" ".join)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.data.render import IGNORED, Encoded, Renderer, RenderOptions, check_template
+from smollm3_finetune.data.render import IGNORED, Encoded, Renderer, RenderOptions
 from smollm3_finetune.errors import DataError, ModelError
 
 TEMPLATE = """\
@@ -142,9 +142,17 @@ def test_nothing_is_learned_where_the_prompt_is_no_prefix() -> None:
 
 
 def test_a_tokenizer_without_a_template_is_an_error_with_a_hint() -> None:
-    with pytest.raises(ModelError, match="the tokenizer of 'org/base' has no chat template"):
-        check_template(tokenizer(None), "org/base")
-    check_template(tokenizer(), "org/chat")
+    tok = tokenizer(None)
+    tok.name_or_path = "org/base"
+    renderer = Renderer(tok)
+    with pytest.raises(ModelError, match="the tokenizer of 'org/base' has no chat template, which conversations need"):
+        encode(tok, talk("hi", "yes"), LONG)
+    user = {"role": "user", "content": " Once upon"}
+    assert renderer.prompt([user]) == " Once upon", "continued as it stands"
+    assert renderer.end_of_turn_ids() == [tok.eos_token_id]
+    for messages, kwargs in (([{"role": "system", "content": "x"}, user], {}), ([user], {"enable_thinking": False})):
+        with pytest.raises(ModelError, match="which a system message and reasoning modes need"):
+            renderer.prompt(messages, **kwargs)
 
 
 def test_generation_stops_at_the_tokenizers_end_and_at_the_end_of_a_turn() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,36 @@ def test_a_file_that_is_not_what_its_name_says_is_named(name: str, text: str, me
         list(source_rows(find_sources(name)[0]))
 
 
+def calls(**arguments: Any) -> dict[str, Any]:
+    """A row with a tool, a call of it with these arguments, and an answer that says nothing."""
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    properties = {name: {"type": "string"} for name in arguments}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
+    return {"messages": [*said, {"role": "assistant", "content": None}], "tools": [tool], "system": None}
+
+
+CALLS = [calls(city="Paris"), calls(query="x", within=[{"low": 1}, {"high": 2}, None])]
+
+
+@pytest.mark.parametrize("name", ["r.parquet", "r.arrow", "stream.arrow"])
+def test_a_table_teaches_no_nulls_that_only_fill_it_up(name: str, registry: Registry) -> None:
+    (source,) = find_sources(write(name, CALLS))
+    rows = [r.value for r in source_rows(source)]
+    assert rows[0]["system"] is None, "a column stays"
+    assert rows[0]["messages"][2]["content"] is None, "an answer without content says so"
+    assert rows[1]["messages"][1]["tool_calls"] == CALLS[1]["messages"][1]["tool_calls"]
+    found = with_formatter(registry, source, None, None).conversations()
+    (jsonl,) = find_sources(write("r.jsonl", CALLS))
+    assert [c for _, c in found] == [c for _, c in with_formatter(registry, jsonl, None, None).conversations()]
+
+
+def test_a_null_that_a_jsonl_row_states_stays() -> None:
+    (source,) = find_sources(write("r.jsonl", [calls(city=None)]))
+    (row,) = source_rows(source)
+    assert row.value["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
+
+
 def test_a_directory_and_a_glob_are_all_their_files_in_order() -> None:
     write("rows/b.jsonl", ROWS[20:])
     write("rows/a.csv", ROWS[:20])
@@ -103,6 +135,21 @@ def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
     assert [with_formatter(registry, s, None, None).formatter.offer.spec.name for s in (a, b)] == ["alpaca", "messages"]
     assert len(list(source_rows(b))) == 2
     assert len(list(source_rows(a, 5))) == 5
+
+
+def test_sources_have_titles_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHub(monkeypatch)
+    write("a.jsonl", ROWS)
+    hub = {"path": "org/rows"}
+    entries = [
+        *("a.jsonl", "a.jsonl", {"path": "a.jsonl", "limit": 2}, str(Path("a.jsonl").absolute()), hub),
+        *({**hub, "split": "test"}, {**hub, "split": "test", "subset": "en"}, {**hub, "subset": "en"}, hub),
+    ]
+    assert [s.title for s in find_sources(entries)] == [
+        *("a.jsonl", "a.jsonl (2)", "a.jsonl (3)", "a.jsonl (4)", "org/rows"),
+        *("org/rows[test]", "org/rows[en/test]", "org/rows[en/train]", "org/rows (2)"),
+    ]
+    assert [find_sources(entry)[0].title for entry in ("a.jsonl", hub, "*.jsonl")] == ["a.jsonl", "org/rows", "*.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -121,10 +168,88 @@ def test_a_wrong_entry_is_named(path: Any, message: str) -> None:
 
 
 def test_a_hub_dataset_without_a_network_is_one_sentence() -> None:
-    (source,) = find_sources("org/rows")
-    assert source.hub == "org/rows"
     with pytest.raises(DataError, match="'org/rows' is no file here, and as a Hub dataset it cannot be read"):
-        list(source_rows(source))
+        find_sources("org/rows")
+
+
+class FakeHub:
+    """One dataset of two commits, whose branch moves when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: Sequence[dict[str, Any]] | None = None) -> None:
+        self.branch, self.rows = "1111", rows
+        self.asked: list[dict[str, Any]] = []
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", self.dataset_info)
+        monkeypatch.setattr("datasets.load_dataset", self.load_dataset)
+
+    def dataset_info(self, name: str, revision: str | None = None) -> Any:
+        assert name == "org/rows"
+        return types.SimpleNamespace(sha=revision or self.branch)
+
+    def load_dataset(self, name: str, subset: str | None, **asked: Any) -> list[dict[str, Any]]:
+        self.asked.append({"name": name, "subset": subset, **asked})
+        if asked["split"] != "train_sft":
+            raise ValueError(f"Bad split: {asked['split']}. Available splits: ['train_sft']\nmore")
+        if self.rows is not None:
+            return list(self.rows)
+        return [{**row, "output": f"{row['output']} ({asked['revision']})"} for row in ROWS]
+
+
+def test_a_hub_dataset_is_read_at_one_commit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(monkeypatch)
+    (source,) = find_sources({"path": "org/rows", "split": "train_sft", "subset": "en"})
+    formatted = with_formatter(registry, source, None, None)
+    hub.branch = "2222"  # someone pushes between two passes
+    said = [conversation.messages[-1]["content"] for _, conversation in formatted.conversations()]
+    assert all(text.endswith(" (1111)") for text in said)
+    expected = {"name": "org/rows", "subset": "en", "split": "train_sft", "revision": "1111", "streaming": True}
+    assert hub.asked == [expected, expected], "the first row for its formatter, then all"
+    again = with_formatter(registry, find_sources([{"path": "org/rows", "split": "train_sft"}])[0], None, None)
+    assert again.identity() != formatted.identity()
+
+
+def test_a_run_keeps_the_commit_of_a_hub_dataset(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(monkeypatch)
+    write("own.jsonl", ROWS)
+    where = "data.path={path: org/rows, split: train_sft}"
+    shown = cli("train", "--adapter", "full", "--set", where, "--dry-run", "--json").report()
+    entry = {"path": "org/rows", "split": "train_sft", "revision": "1111"}
+    assert shown["config"]["data"]["path"] == entry
+    hub.branch = "2222"
+    both = f"data.path=[own.jsonl, {json.dumps(entry)}]"
+    shown = cli("train", "--adapter", "full", "--set", both, "--dry-run", "--json").report()
+    kept = shown["config"]["data"]["path"]
+    assert kept[0]["path"] == str(Path("own.jsonl").absolute())
+    assert kept[1] == {**entry, "formatter": "smollm3-finetune:alpaca"}
+
+
+def test_a_wrong_split_is_one_sentence_with_the_way_to_name_one(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHub(monkeypatch)
+    result = cli("train", "--adapter", "full", "--data", "org/rows", "--dry-run")
+    assert result.code == 5
+    assert "as a Hub dataset it cannot be read: Bad split: train. Available splits: ['train_sft']" in result.stderr
+    assert "--set 'data.path={path: org/rows, split: SPLIT, subset: SUBSET}'" in result.stderr
+
+
+@pytest.mark.parametrize("named", [(), ("--formatter", "alpaca")])
+def test_an_empty_split_is_one_sentence(cli: Any, named: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHub(monkeypatch, rows=[])
+    where = ("--set", "data.path={path: org/rows, split: train_sft}")
+    result = cli("train", "--adapter", "full", *where, *named, "--dry-run")
+    assert result.code == 5
+    assert result.stderr == (
+        "error: org/rows[train_sft] holds no rows\n"
+        "  hint: --set 'data.path={path: org/rows, split: SPLIT, subset: SUBSET}'\n"
+    )
+
+
+def test_rows_of_the_hub_have_no_nulls_that_only_fill_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+
+    FakeHub(monkeypatch, rows=pyarrow.Table.from_pylist(CALLS).to_pylist())
+    (source,) = find_sources({"path": "org/rows", "split": "train_sft"})
+    first, _ = source_rows(source)
+    assert first.value["messages"][1]["tool_calls"] == CALLS[0]["messages"][1]["tool_calls"]
+    assert first.value["tools"] == CALLS[0]["tools"]
 
 
 def test_the_example_is_a_held_out_row_where_few_rows_move_the_border(registry: Registry) -> None:
@@ -212,6 +337,7 @@ def test_the_second_time_nothing_is_made_and_any_change_makes_anew(make: Make) -
     shutil.copy(file, "renamed.jsonl")
     assert items(make("renamed.jsonl").train) == first, "the content decides, not the name"
     assert len(built) == 1
+    assert [make(name).counts[0].title for name in (file, "renamed.jsonl")] == ["a.jsonl", "renamed.jsonl"]
     changes: list[Callable[[], Tokens]] = [
         lambda: make(file, seed=1),
         lambda: make(file, held_out=0.2),
@@ -234,6 +360,16 @@ def test_a_cache_entry_that_was_cut_is_made_again(make: Make, tmp_path: Path) ->
         os.truncate(entry / name, size)
         assert items(make(file).train) == first
     assert len(make.built) == 4  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_is_not_tried_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("smollm3_finetune.data.tokens._ArrowFile.flush", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        make(write("a.jsonl", ROWS))
+    assert len(make.built) == 1  # type: ignore[attr-defined]
 
 
 def test_many_rows_are_read_from_several_batches_in_any_order(make: Make) -> None:
@@ -283,6 +419,34 @@ def test_losses_are_reported_by_source(cli: Callable[..., Any]) -> None:
     assert [r["title"] for r in report["rows"]] == ["a.jsonl", "b.jsonl"]
     again = cli("train", "--config", f"{report['run']}/run.yaml", "--json")
     assert json.loads(again.stdout)["after"] == report["after"]
+
+
+def test_one_file_named_twice_is_two_sources(cli: Callable[..., Any]) -> None:
+    write("a.jsonl", ROWS)
+    path = "data.path=[{path: a.jsonl, limit: 20}, a.jsonl]"
+    quick = ("--max-steps", "2", "--set", "train.sample_tokens=2", "--set", "data.held_out=0.3")
+    report = cli("train", "--adapter", "full", "--set", path, *quick, "--json").report()
+    assert [r["title"] for r in report["rows"]] == ["a.jsonl", "a.jsonl (2)"]
+    losses = report["after"]["by_source"]
+    assert list(losses) == ["a.jsonl", "a.jsonl (2)"]
+    assert losses["a.jsonl"] != losses["a.jsonl (2)"]
+
+
+def test_a_run_resumed_elsewhere_tells_its_sources_by_their_paths(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write("a.csv", ROWS[:20])
+    write("b.csv", ROWS[20:])
+    quick = ("--max-steps", "2", "--set", "train.sample_tokens=2", "--set", "data.held_out=0.3")
+    saving = ("--set", "train.save_every=1", "--output", "run")
+    first = cli("train", "--adapter", "full", "--data", "a.csv", "--data", "b.csv", *quick, *saving, "--json").report()
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", "--resume", "work/run", "--max-steps", "3")
+    assert result.code == 0, result.stderr
+    report = json.loads(Path("work/run/report.json").read_text())
+    assert list(report["before"]["by_source"]) == list(report["after"]["by_source"]) == ["work/a.csv", "work/b.csv"]
+    assert list(report["before"]["by_source"].values()) == list(first["before"]["by_source"].values())
+    assert [r["title"] for r in report["rows"]] == ["work/a.csv", "work/b.csv"]
 
 
 def test_a_tuned_model_ends_its_turn_wherever_it_is_loaded(cli: Callable[..., Any]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.data.reading import Row
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.kinds import FORMATTER
+from smollm3_finetune.plan import Choice
 from smollm3_finetune.registry import Offer, Registry
 
 SHOWN = 3
@@ -29,10 +31,13 @@ def recognise(registry: Registry, first: Row) -> Offer:
     return best[0]
 
 
-def formatted(formatter: Formatter, rows: Iterable[Row]) -> Iterator[tuple[str, Conversation]]:
+def formatted(
+    formatter: Formatter, rows: Iterable[Row], made_from: Choice | None = None
+) -> Iterator[tuple[str, Conversation]]:
     """(where, conversation) of every row. Raises DataError, after the last row, that names the first wrong ones.
 
-    Once a row was wrong nothing more is yielded.
+    Once a row was wrong nothing more is yielded. An exception that does not speak of the row is a fault of the
+    formatter: a PluginError that names what it was `made_from`.
     """
     wrong: list[str] = []
     count = 0
@@ -45,6 +50,11 @@ def formatted(formatter: Formatter, rows: Iterable[Row]) -> Iterator[tuple[str, 
             count += 1
             wrong += [f"{row.where}: {e}"] if count <= SHOWN else []
             continue
+        except Exception:
+            if made_from is None:
+                raise
+            with blamed_on(made_from, row.where):
+                raise
         if not count:
             yield row.where, conversation
     if count:

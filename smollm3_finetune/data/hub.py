@@ -5,40 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.data.reading import Row
+from smollm3_finetune.data.reading import Row, without_fillers
 from smollm3_finetune.errors import DataError
 
 if TYPE_CHECKING:
-    from smollm3_finetune.data.sources import Source
+    from smollm3_finetune.data.sources import Source, SourceConfig
+
+
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit that a revision of a dataset on the Hub is at. Raises DataError where the Hub does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as e:  # whatever it is, the rows cannot be had without it
+        raise _unread(name, e, "check the network and the name; a dataset that is not public needs HF_TOKEN") from e
+
+
+def part_of(config: SourceConfig) -> str:
+    """Which part of a dataset is read: its split, behind the subset where one is named."""
+    return config.split if config.subset is None else f"{config.subset}/{config.split}"
 
 
 def hub_rows(source: Source) -> Iterator[Row]:
-    """The rows of one split. Raises DataError where the Hub or the split cannot be had."""
+    """The rows of one split. Raises DataError where the Hub or the split cannot be had, or holds no rows."""
     import datasets
 
     config = source.config
-    title = f"{source.hub}[{config.split}]"
+    title = f"{source.hub}[{part_of(config)}]"
+    hint = f"--set 'data.path={{path: {source.hub}, split: SPLIT, subset: SUBSET}}'"
+    number = 0
     try:
         rows: Any = datasets.load_dataset(
             source.hub, config.subset, split=config.split, revision=config.revision, streaming=True
         )
         for number, value in enumerate(rows, start=1):
-            yield Row(value, f"{title} row {number}")
+            yield Row(without_fillers(value), f"{title} row {number}")
     except (OSError, ValueError, RuntimeError) as e:
-        first = str(e).strip().partition("\n")[0] or type(e).__name__
-        raise DataError(
-            f"{source.hub!r} is no file here, and as a Hub dataset it cannot be read: {first}",
-            hint="check the network, or data.path[…].split and .subset",
-        ) from e
+        raise _unread(str(source.hub), e, hint) from e
+    if not number:
+        raise DataError(f"{title} holds no rows", hint=hint)
 
 
-def hub_fingerprint(source: Source) -> str:
-    """The dataset, its commit, subset and split."""
-    from huggingface_hub import HfApi
-
-    config = source.config
-    try:
-        commit = HfApi().dataset_info(str(source.hub), revision=config.revision).sha
-    except Exception as e:  # whatever it is, the rows cannot be told apart without it
-        raise DataError(f"the Hub does not tell the commit of {source.hub!r}: {e}") from e
-    return f"hub:{source.hub}@{commit}:{config.subset}:{config.split}"
+def _unread(name: str, error: Exception, hint: str) -> DataError:
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
+    return DataError(f"{name!r} is no file here, and as a Hub dataset it cannot be read: {first}", hint=hint)

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollm3_finetune.api import Objective
 from smollm3_finetune.data.render import IGNORED, Encoded, Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.data.split import position
-from smollm3_finetune.data.tokens import copies
+from smollm3_finetune.data.tokens import Preparing, copies
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
+from smollm3_finetune.plan import Choice
 
 PLACES = 5
 """How many places of left-out rows are kept."""
@@ -89,9 +89,10 @@ class _Recorder(Renderer):
 class Inspector:
     """Prepares rows one by one as `data.tokens.tokenise` does, and keeps what that throws away."""
 
-    def __init__(self, rows: Rows, survey: Survey, objective: Objective, renderer: Renderer, max_length: int) -> None:
-        self.rows, self.border, self.objective, self.max_length = rows, survey.border, objective, max_length
+    def __init__(self, rows: Rows, survey: Survey, objective: Choice, renderer: Renderer, max_length: int) -> None:
+        self.rows, self.border, self.max_length = rows, survey.border, max_length
         self.renderer = _Recorder(renderer)
+        self.example = Preparing(objective, self.renderer, max_length)
 
     def placed(self, source: int, wanted: Iterator[bool]) -> Iterator[Placed]:
         """The rows of one source for which `wanted`, which says so for each, is true."""
@@ -101,13 +102,9 @@ class Inspector:
                 yield Placed(source, where, position(conversation, self.rows.seed), conversation)
 
     def prepare(self, row: Placed) -> Prepared:
-        """Raises DataError with the row's place where the template refuses it, as a run would."""
+        """Raises DataError or PluginError with the row's place, as a run would."""
         self.renderer.made.clear()
-        self.renderer.counts.clear()
-        try:
-            example = self.objective.prepare(row.conversation, self.renderer, self.max_length)
-        except DataError as e:
-            raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
+        example = self.example(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
         sequences = _sequences(example, made)
         held_out = row.position < self.border

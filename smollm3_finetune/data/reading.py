@@ -12,7 +12,8 @@ from typing import Any
 
 from smollm3_finetune.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+TEXT = (".jsonl", ".json", ".csv")
+SUFFIXES = (*TEXT, ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,27 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
             empty = False
             yield row
     except UnicodeDecodeError as e:
-        raise DataError(f"{file} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+        raise _not_utf8(file, e) from e
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror or e}") from e
     if empty:
         raise DataError(f"{file} holds no rows")
+
+
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
+    """What the decoder, which works on pieces of the file, cannot say: the line, and the place in the whole file."""
+    if file.suffix not in TEXT:
+        return DataError(f"{file} holds text that is not UTF-8: {error.reason}")
+    before = 0
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        for number, line in enumerate(stream, start=1):
+            encoded = line.encode("utf-8", "surrogateescape")
+            try:
+                encoded.decode("utf-8")
+            except UnicodeDecodeError as e:
+                return DataError(f"{file}:{number}: not UTF-8 text: {e.reason} at byte {before + e.start} of the file")
+            before += len(encoded)
+    return DataError(f"{file} is not UTF-8 text: {error.reason}")
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
@@ -132,7 +149,28 @@ def _numbered(file: Path, batches: Any) -> Iterator[Row]:
     for batch in batches:
         for value in batch.to_pylist():
             number += 1
-            yield Row(value, f"{file} row {number}")
+            yield Row(without_fillers(value), f"{file} row {number}")
+
+
+def without_fillers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls that fill its structs up: in a table, each has the keys of all rows' together.
+
+    Null columns stay, and so do null keys of what a column lists, messages for one, where a null can be meant.
+    """
+    return {
+        name: [_listed(item) for item in value] if isinstance(value, list) else _filled(value)
+        for name, value in row.items()
+    }
+
+
+def _listed(item: Any) -> Any:
+    return {key: _filled(value) for key, value in item.items()} if isinstance(item, dict) else _filled(item)
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(v) for key, v in value.items() if v is not None}
+    return [_filled(v) for v in value] if isinstance(value, list) else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,15 +62,6 @@ class Encoded:
     `turn rewritten by the template`, `cut`."""
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, ref: str, template: str | None = None) -> None:
-    """Raises ModelError where there is no chat template."""
-    if not (template or tokenizer.chat_template):
-        raise ModelError(
-            f"the tokenizer of {ref!r} has no chat template",
-            hint="use the model's -Instruct variant, or --set data.template=FILE.jinja",
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """A conversation in its reasoning mode."""
@@ -83,7 +74,11 @@ class _Prepared:
 
 
 class Renderer:
-    """Renders conversations with one tokenizer, template and set of options."""
+    """Renders conversations with one tokenizer, template and set of options.
+
+    Without a template there is text only: rows of raw text, and prompts that are continued as they stand. Whatever
+    else is asked of it raises ModelError.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: RenderOptions = RenderOptions()) -> None:
         self.tokenizer = tokenizer
@@ -100,6 +95,8 @@ class Renderer:
         It is what training text of the same messages and mode has before the answer. Where neither the arguments, the
         options nor a trace say the mode it is the template's own. Raises DataError as `spans` does.
         """
+        if not self.template:
+            return self._continued(messages, template_kwargs)
         ready = self._prepared(Conversation(messages=tuple(messages), template_kwargs=template_kwargs), answering=True)
         text = self._render(ready.messages, ready.kwargs, prompt=True)
         check_complete(text, ready.messages, ready.kwargs, lambda m, k: self._render(m, k, prompt=True))
@@ -154,10 +151,24 @@ class Renderer:
         """The tokens at which generation stops: the tokenizer's own end, and what the template ends an answer with."""
         end = self.tokenizer.eos_token_id
         found = [] if end is None else [int(end)]
+        if not self.template:
+            return found
         probe = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
         learned = [i for i in self._tokens(*self.spans(probe)[:2])[1] if i != IGNORED]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         return found + [i for i in learned[-1:] if i in special and i not in found]
+
+    def _continued(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+        """The text of a single message, to go on from. Raises ModelError for more than that."""
+        if len(messages) != 1 or any(v is not None for v in template_kwargs.values()):
+            raise self._no_template("a system message and reasoning modes need")
+        return str(messages[0]["content"])
+
+    def _no_template(self, who: str) -> ModelError:
+        return ModelError(
+            f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template, which {who}",
+            hint="use the model's -Instruct variant, or --set data.template=FILE.jinja",
+        )
 
     def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Token ids and labels. What a prompt ends in is never one token with what the answer begins with."""
@@ -275,6 +286,8 @@ class Renderer:
 
         Raises DataError with the template's own words where it refuses them.
         """
+        if not self.template:
+            raise self._no_template("conversations need")
         kwargs = dict(kwargs)
         if isinstance(kwargs.get("custom_instructions"), str):
             kwargs["custom_instructions"] = guarded_text(kwargs["custom_instructions"], whole=whole)

@@ -15,7 +15,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.data.formatting import formatted, recognise
-from smollm3_finetune.data.hub import hub_fingerprint, hub_rows
+from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.reading import Row, read_file
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import Border, position
@@ -43,14 +43,17 @@ class FormattedSource:
 
     def conversations(self) -> Iterator[tuple[str, Conversation]]:
         """(where, conversation). Raises DataError that names the first wrong rows by file and line."""
-        return formatted(self.formatter.create(), source_rows(self.source, self.limit))
+        return formatted(self.formatter.create(), source_rows(self.source, self.limit), self.formatter)
 
     def identity(self) -> list[Any]:
         """What decides the conversations: the rows' contents, the formatter and the limits."""
         source, offer = self.source, self.formatter.offer
-        content = [hub_fingerprint(source)] if source.hub else [file_digest(f) for f in source.files]
+        config = source.config
+        content = [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
+        if source.hub is None:
+            content = [file_digest(f) for f in source.files]
         options = options_dict(self.formatter.options)
-        return [content, offer.full_name, offer.version, options, self.limit, source.config.limit, source.config.weight]
+        return [content, offer.full_name, offer.version, options, self.limit, config.limit, config.weight]
 
 
 def with_formatter(registry: Registry, source: Source, named: Choice | None, limit: int | None) -> FormattedSource:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import option
+from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.data.reading import SUFFIXES
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.options import build
@@ -22,7 +23,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One entry of `data.path` written as a mapping."""
+    """An entry of `data.path`."""
 
     path: str = option("", "File, glob, directory or Hub id.")
     weight: float = option(
@@ -40,20 +41,44 @@ class Source:
     """One place that rows come from."""
 
     title: str
+    """What it is called where it is told about: no other source of the same `data.path` has the same title."""
     config: SourceConfig
     files: tuple[Path, ...] = ()
     hub: str | None = None
-    """The id of a Hub dataset, where there are no files."""
+    """The id of a Hub dataset, where there are no files; `config.revision` is then a commit."""
 
 
-def find_sources(path: str | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
-    """The sources that `data.path` names. Raises DataError or ConfigError for one that is not there."""
+def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
+    """The sources that `data.path` names. Raises DataError or ConfigError for one that is not there.
+
+    Asks the Hub for the commit of a dataset, so that all that is read later is of one state.
+    """
     if path is None:
         return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
-    entries = [path] if isinstance(path, str) else list(path)
+    if isinstance(path, str | Mapping):
+        return [_source(path, "data.path")]
+    entries = list(path)
     if not entries:
         raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
-    return [_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)]
+    return _told_apart([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources, a title that was there before with a number: `rows.jsonl`, `rows.jsonl (2)`."""
+    titles: dict[str, Source] = {}
+    for source in sources:
+        title, times = source.title, 1
+        while title in titles:
+            times += 1
+            title = f"{source.title} ({times})"
+        titles[title] = replace(source, title=title)
+    return list(titles.values())
+
+
+def _title(text: str) -> str:
+    """The path of a file, directory or glob, from the working directory where it lies there: run.yaml has it whole."""
+    here = Path.cwd()
+    return str(Path(text).relative_to(here)) if Path(text).is_relative_to(here) else text
 
 
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
@@ -62,21 +87,24 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     if not text:
         raise ConfigError(f"{where} has no path")
     path = user_path(text, "the data")
+    title = _title(text)
     if path.is_file():
-        return Source(title=text, config=config, files=(_known(path),))
+        return Source(title=title, config=config, files=(_known(path),))
     if path.is_dir():
         inside = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not inside:
             kinds = ", ".join(SUFFIXES)
             raise DataError(f"the data directory {text!r} holds no {kinds} file", hint="--data FILE.jsonl")
-        return Source(title=text, config=config, files=tuple(inside))
+        return Source(title=title, config=config, files=tuple(inside))
     if any(c in text for c in "*?["):
         matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         if not matching:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
-        return Source(title=text, config=config, files=tuple(_known(f) for f in matching))
+        return Source(title=title, config=config, files=tuple(_known(f) for f in matching))
     if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES:
-        return Source(title=text, config=config, hub=text)
+        config = replace(config, revision=commit_of(text, config.revision))
+        part = part_of(config)
+        return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
     hint = f"in {path.parent} there are: {', '.join(near)}" if near else "--data FILE.jsonl"
     raise DataError(f"the data file {text!r} does not exist", hint=hint)

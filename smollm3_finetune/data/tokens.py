@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import __version__
 from smollm3_finetune.api import Objective, Progress, options_dict
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
@@ -58,8 +60,11 @@ class Examples:
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         batch, place = divmod(range(self._length)[index], BATCH)  # all batches but the last are full
-        row: dict[str, list[int]] = self._batches.get_batch(batch).slice(place, 1).to_pylist()[0]
-        return row
+        columns = self._batches.get_batch(batch)
+        return {
+            name: column[place].values.to_numpy().tolist()  # by way of NumPy: to_pylist makes an object of each number
+            for name, column in zip(columns.schema.names, columns.columns, strict=True)
+        }
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int]]]:
         return [self[i] for i in indices]
@@ -133,7 +138,7 @@ def tokenise(
 
     def build(out: Path) -> None:
         with progress.task("tokenising", total) as task:
-            writer = _Writer(out, rows, survey.border, objective.create(), renderer, max_length)
+            writer = _Writer(out, rows, survey.border, objective, renderer, max_length)
             for row in rows.placed():
                 writer.add(row)
                 task.advance()
@@ -141,17 +146,23 @@ def tokenise(
             _check_something_left(writer.counts, survey, max_length)
             _check_weights(writer.counts, writer.in_a_pass)
 
+    titles = [s.source.title for s in rows.sources]
+    entry = cache.get_or_build("tokens", key, build)
     try:
-        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources), identity)
+        return _opened(entry, titles, identity)
     except (OSError, ValueError, TypeError):  # a file that was cut or changed; pyarrow's errors are among these
         cache.drop("tokens", key)
-        return _opened(cache.get_or_build("tokens", key, build), len(rows.sources), identity)
+    return _opened(cache.get_or_build("tokens", key, build), titles, identity)
 
 
-def _opened(directory: Path, sources: int, identity: str) -> Tokens:
-    """The tokens of a cache entry. Raises OSError, ValueError or TypeError where a file of it is damaged."""
-    counts = [SourceCounts(**c) for c in json.loads((directory / "counts.json").read_text(encoding="utf-8"))]
-    held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(sources)]
+def _opened(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
+    """The tokens of a cache entry, whose sources are called `titles` now: their names do not decide the content.
+
+    Raises OSError, ValueError or TypeError where a file of it is damaged.
+    """
+    saved = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
+    counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
+    held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
     train = Examples(directory / "train.arrow")
     for examples in (train, *held_out):
         len(examples)  # reads the end of the file, which one that was cut does not have
@@ -187,27 +198,59 @@ def _check_weights(counts: Sequence[Mapping[str, Any]], in_a_pass: int) -> None:
         raise DataError(f"the weights of the sources leave none of {rows} training rows", hint="a larger weight")
 
 
+class Preparing:
+    """An objective at work: rows become examples, with the notes on each in the renderer's `counts`."""
+
+    def __init__(self, objective: Choice, renderer: Renderer, max_length: int) -> None:
+        self.objective, self.renderer, self.max_length = objective, renderer, max_length
+        self.made: Objective = objective.create()
+        self.names: list[str] | None = None
+
+    def __call__(self, row: Placed) -> Mapping[str, Sequence[int]] | None:
+        """Raises DataError with the row's place where the template refuses it, PluginError where `prepare` fails.
+
+        It fails, too, where it gives what the contract does not allow.
+        """
+        self.renderer.counts.clear()
+        try:
+            with blamed_on(self.objective, row.where):
+                example = self.made.prepare(row.conversation, self.renderer, self.max_length)
+                if example is not None:
+                    self._check(example)
+                return example
+        except DataError as e:
+            raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
+
+    def _check(self, example: Any) -> None:
+        """Raises TypeError or ValueError for what is no example, or one unlike the first."""
+        if not isinstance(example, Mapping):
+            raise TypeError(f"prepare() gave a {type(example).__name__}, and is to give a mapping or None")
+        names = list(example)
+        self.names = self.names or names
+        if names != self.names:
+            raise ValueError(f"prepare() gave {names}, and {self.names} for another row")
+        for name, values in example.items():
+            try:
+                array("i", values)
+            except (TypeError, OverflowError) as e:
+                raise TypeError(f"prepare() gave {name!r} that is no list of integers: {e}") from e
+
+
 class _Writer:
     """Sorts rows into Arrow files: one to train on, one of held-out rows for each source."""
 
     def __init__(
-        self, out: Path, rows: Rows, border: float, objective: Objective, renderer: Renderer, max_length: int
+        self, out: Path, rows: Rows, border: float, objective: Choice, renderer: Renderer, max_length: int
     ) -> None:
         self.out, self.rows, self.border = out, rows, border
-        self.objective, self.renderer, self.max_length = objective, renderer, max_length
+        self.prepare, self.renderer = Preparing(objective, renderer, max_length), renderer
         self.train, self.in_a_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
-        self.counts: list[dict[str, Any]] = [
-            {"title": s.source.title, "train": 0, "held_out": 0, "empty": 0, "notes": {}} for s in rows.sources
-        ]
+        self.counts: list[dict[str, Any]] = [{"train": 0, "held_out": 0, "empty": 0, "notes": {}} for _ in rows.sources]
 
     def add(self, row: Placed) -> None:
         counts = self.counts[row.source]
-        self.renderer.counts.clear()
-        try:
-            example = self.objective.prepare(row.conversation, self.renderer, self.max_length)
-        except DataError as e:
-            raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
+        example = self.prepare(row)
         for note, times in self.renderer.counts.items():
             counts["notes"][note] = counts["notes"].get(note, 0) + times
         held = row.position < self.border
