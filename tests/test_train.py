@@ -24,18 +24,12 @@ QUICK = ("--max-steps", "6", "--set", "data.limit=40", "--set", "train.sample_to
 Cli = Callable[..., Any]
 
 
-def report_of(result: Any) -> dict[str, Any]:
-    assert result.code == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
-
-
 def metrics(run: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
-    report = report_of(cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json"))
+    report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert sorted(p.name for p in Path("out").iterdir()) == [
         "adapter", "before.json", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
     ]  # fmt: skip
@@ -50,21 +44,21 @@ def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
 
 
 def test_each_run_gets_a_directory_of_its_own(cli: Cli) -> None:
-    first = report_of(cli("train", "--adapter", "full", *QUICK, "--json"))
-    second = report_of(cli("train", "--adapter", "full", *QUICK, "--json"))
+    first = cli("train", "--adapter", "full", *QUICK, "--json").report()
+    second = cli("train", "--adapter", "full", *QUICK, "--json").report()
     assert first["run"] != second["run"]
     assert Path(first["run"]).parent == Path("runs")
     assert first["after"] == second["after"], "the same seed gives the same run"
 
 
 def test_a_saved_run_yaml_repeats_the_run(cli: Cli) -> None:
-    first = report_of(cli("train", "--adapter", "full", *QUICK, "--seed", "3", "--output", "one", "--json"))
-    again = report_of(cli("train", "--config", "one/run.yaml", "--output", "two", "--json"))
+    first = cli("train", "--adapter", "full", *QUICK, "--seed", "3", "--output", "one", "--json").report()
+    again = cli("train", "--config", "one/run.yaml", "--output", "two", "--json").report()
     assert again["after"] == first["after"]
 
 
 def test_an_out_of_tree_adapter_trains_through_p_and_generates(cli: Cli) -> None:
-    report = report_of(cli("train", "-p", SCALE, "--adapter", "scale", *QUICK, "--output", "out", "--json"))
+    report = cli("train", "-p", SCALE, "--adapter", "scale", *QUICK, "--output", "out", "--json").report()
     assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"]
     refused = cli("generate", "out", "--prompt", "What is 2 + 2?")
     assert refused.code == 2
@@ -75,9 +69,7 @@ def test_an_out_of_tree_adapter_trains_through_p_and_generates(cli: Cli) -> None
 
 
 def test_generate_answers_with_the_tuned_weights(cli: Cli) -> None:
-    report = report_of(
-        cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "out", "--json")
-    )
+    report = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "out", "--json").report()
     prompt = report["prompt"][-1]["content"]
     answered = cli("generate", "out", "--prompt", prompt, "--max-new-tokens", "4", "--json")
     assert json.loads(answered.stdout)["answer"] == report["after"]["sample"]
@@ -86,9 +78,9 @@ def test_generate_answers_with_the_tuned_weights(cli: Cli) -> None:
 @pytest.mark.parametrize("adapter", ["full", "scale"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: str) -> None:
     common = ("train", "-p", SCALE, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
-    whole = report_of(cli(*common, "--output", "whole"))
-    report_of(cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3"))
-    resumed = report_of(cli("train", "--resume", "part", "--max-steps", "6", "-p", SCALE, "--json"))
+    whole = cli(*common, "--output", "whole").report()
+    cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3").report()
+    resumed = cli("train", "--resume", "part", "--max-steps", "6", "-p", SCALE, "--json").report()
     assert resumed["steps"] == 6
     assert resumed["after"] == whole["after"], "bit for bit"
     assert resumed["before"] == whole["before"], "what was measured before the first step, not before going on"
@@ -120,10 +112,10 @@ def test_weights_that_are_no_numbers_are_not_saved_though_no_loss_was_looked_at(
 
 
 def test_a_resumed_run_logs_and_saves_as_it_is_told_now(cli: Cli) -> None:
-    report_of(cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
-                  "--set", "train.save_every=2", "--set", "train.log_every=2", "--json"))  # fmt: skip
+    cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
+                  "--set", "train.save_every=2", "--set", "train.log_every=2", "--json").report()  # fmt: skip
     now = ("--set", "train.save_every=3", "--set", "train.log_every=1")
-    report_of(cli("train", "--resume", "part", "--max-steps", "6", *now, "--json"))
+    cli("train", "--resume", "part", "--max-steps", "6", *now, "--json").report()
     assert [r["step"] for r in metrics("part")] == [2, 3, 4, 5, 6]
     assert sorted(p.name for p in Path("part/checkpoints").iterdir())[-2:] == ["checkpoint-3", "checkpoint-6"]
 
@@ -140,7 +132,7 @@ def test_runs_that_start_in_one_second_get_directories_of_their_own(isolated: Pa
 def test_one_device_is_used_where_no_launcher_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it can be seen without a GPU: what the Trainer reads is the device of the run, and one of it."""
     from smollm3_finetune.config.schema import RunConfig
-    from smollm3_finetune.train.trainer import _on_one_device, arguments
+    from smollm3_finetune.train.arguments import _on_one_device, arguments
 
     args = arguments(RunConfig(), "cpu", "float32", tmp_path)
     chosen = []
@@ -153,7 +145,7 @@ def test_one_device_is_used_where_no_launcher_is(tmp_path: Path, monkeypatch: py
 
 
 def test_a_resumed_run_keeps_what_decides_it(cli: Cli) -> None:
-    report_of(cli("train", "--adapter", "full", *QUICK, "--output", "part", "--json"))
+    cli("train", "--adapter", "full", *QUICK, "--output", "part", "--json").report()
     refused = cli("train", "--resume", "part", "--learning-rate", "1e-3")
     assert refused.code == 2
     assert "keeps its train.learning_rate" in refused.stderr
@@ -220,7 +212,7 @@ def test_training_loss_is_the_mean_over_supervised_tokens_across_accumulation(cl
     """The first step's loss, over rows of different length, equals the held-out mean over the same rows."""
     steps = ("--max-steps", "1", "--batch-size", str(8 // accumulation), "--dtype", "float64", "--max-length", "96")
     more = ("--set", f"train.gradient_accumulation={accumulation}", "--set", "data.limit=8")
-    report_of(cli("train", "--adapter", "full", *steps, *more, "--set", "data.held_out=0", "--output", "out", "--json"))
+    cli("train", "--adapter", "full", *steps, *more, "--set", "data.held_out=0", "--output", "out", "--json").report()
     expected = _mean_loss_of_first_rows(8, 96)
     assert abs(metrics("out")[0]["loss"] - expected) < 1e-6  # the Trainer sums micro-batches in float32
 
@@ -254,7 +246,7 @@ def test_settings_of_two_layers_are_the_later_ones() -> None:
 
 @pytest.mark.plugins
 def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
-    report = report_of(cli("train", "--json"))
+    report = cli("train", "--json").report()
     assert report["after"]["held_out_loss"] < 0.5 * report["before"]["held_out_loss"]
     assert report["after"]["sample"] != report["before"]["sample"]
     losses = [r["loss"] for r in metrics(report["run"])]
@@ -267,10 +259,10 @@ def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 def test_a_quantised_run_trains_generates_and_resumes(cli: Cli, quant: str, adapter: str) -> None:
     common = ("train", "--quant", quant, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
-    whole = report_of(cli(*common, "--output", "whole"))
+    whole = cli(*common, "--output", "whole").report()
     assert whole["after"]["held_out_loss"] < whole["before"]["held_out_loss"]
-    report_of(cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3"))
-    resumed = report_of(cli("train", "--resume", "part", "--max-steps", "6", "--json"))
+    cli(*common, "--output", "part", "--max-steps", "3", "--set", "train.save_every=3").report()
+    resumed = cli("train", "--resume", "part", "--max-steps", "6", "--json").report()
     assert resumed["after"] == whole["after"]
     prompt = whole["prompt"][-1]["content"]
     answered = cli("generate", "whole", "--prompt", prompt, "--max-new-tokens", "4", "--json")

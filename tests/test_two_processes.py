@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,49 @@ means, which is what is wrong most easily, was off by 7e-3 at the first step, si
 they learn from different numbers of tokens."""
 
 
-def in_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`smollm3 ARGUMENTS` under torchrun."""
+def in_two_processes(
+    *arguments: str, program: Sequence[str] = ("-m", "smollm3_finetune.main")
+) -> subprocess.CompletedProcess[str]:
+    """`smollm3 ARGUMENTS`, or another program, under torchrun."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return subprocess.run(
-        [*launcher, "-m", "smollm3_finetune.main", *arguments],
+        [*launcher, *program, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+SLOW_TO_LET_GO = """
+import os
+import torch.distributed as dist
+from smollm3_finetune.main import main
+
+connect = dist.init_process_group
+
+def connect_with_idle_threads(*args, **kwargs):
+    connect(*args, **kwargs)
+    dist.barrier()
+    core = {min(os.sched_getaffinity(0))}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        os.sched_setaffinity(thread, core)
+        with open(f"/proc/self/task/{thread}/comm") as name:
+            if "gloo_runloop" in name.read():
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+                open(f"idle-{thread}", "w").close()
+
+dist.init_process_group = connect_with_idle_threads
+main()
+"""
+"""`smollm3`, whose threads that talk to the other process run only when nothing else does: the last tensor is let go of
+after Python has begun to end."""
+
+
+def launched_by_accelerate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`smollm3 ARGUMENTS` under `accelerate launch`, which starts one process if it is told --cpu."""
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    quiet = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    return subprocess.run(
+        [*launcher, *quiet, "-m", "smollm3_finetune.main", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -62,6 +100,43 @@ def test_two_processes_train_as_one_does(cli: Callable[..., Any]) -> None:
     assert two["after"]["held_out_loss"] < two["before"]["held_out_loss"]
 
 
+@pytest.mark.plugins
+def test_accelerate_launch_with_lora_and_packing_gives_the_curve_of_one_process(cli: Callable[..., Any]) -> None:
+    common = ("train", "--json", "--adapter", "lora", "--device", "cpu", "--max-length", "128", "--max-steps", "5")
+    common = (*common, "--set", "data.limit=60", "--set", "train.sample_tokens=2", "--set", "train.packing=true")
+    alone = cli(*common, "--batch-size", "2", "--output", "alone")
+    assert alone.code == 0, alone.stderr
+    both = launched_by_accelerate(*common, "--batch-size", "1", "--output", "both")
+    assert both.returncode == 0, both.stderr
+    assert json.loads(Path("both/versions.json").read_text())["processes"] == 2
+    one, two = steps_of(Path("alone")), steps_of(Path("both"))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=ROUNDING)
+    assert two[-1]["loss"] < 0.9 * two[0]["loss"]
+    assert json.loads(both.stdout)["tokens"] == json.loads(alone.stdout)["tokens"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(), ("--set", "train.packing=true"), ("--set", "train.padding=always", "--set", "train.group_by_length=true")],
+    ids=["rows", "packing", "padded"],
+)
+def test_passes_that_do_not_divide_evenly_are_those_of_one_process(
+    cli: Callable[..., Any], changes: tuple[str, ...]
+) -> None:
+    """Two passes, at the end of which a process has less to do than the other, or nothing."""
+    rows = ("--set", "data.limit=29", "--set", "data.held_out=0", "--set", "train.sample_tokens=2", "--epochs", "2")
+    rows = (*rows, *changes)
+    alone = cli(*RUN, *rows, "--batch-size", "4", "--output", "alone")
+    assert alone.code == 0, alone.stderr
+    both = in_two_processes(*RUN, *rows, "--batch-size", "2", "--output", "both")
+    assert both.returncode == 0, both.stderr
+    one, two = steps_of(Path("alone")), steps_of(Path("both"))
+    assert len(one) == len(two) >= 4
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=10 * ROUNDING)
+    assert json.loads(both.stdout)["tokens"] == json.loads(alone.stdout)["tokens"]
+
+
 def test_going_on_in_the_second_pass_takes_the_rows_of_that_pass() -> None:
     """24 rows, 22 or so to train on: six steps of two times two make the first pass."""
     rows = ("--set", "data.limit=24", "--set", "train.sample_tokens=2", "--set", "train.schedule=constant")
@@ -85,3 +160,12 @@ def test_a_loss_that_is_no_number_ends_both_processes() -> None:
     assert both.returncode != 0
     assert "became" in both.stderr and "nan by step" in both.stderr
     assert not Path("out/adapter").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduling classes")
+def test_processes_let_go_of_each_other_before_they_end() -> None:
+    """Else a run whose work is done and saved ends with SIGABRT now and then."""
+    Path("slow.py").write_text(SLOW_TO_LET_GO)
+    both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--output", "out", program=("slow.py",))
+    assert len(list(Path().glob("idle-*"))) >= 2, "no thread was made idle"
+    assert both.returncode == 0, both.stderr

@@ -8,13 +8,13 @@ from smollm3_finetune.api import BuildContext
 from smollm3_finetune.config.load import Loaded
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
-from smollm3_finetune.data.render import Renderer, RenderOptions, check_template
+from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokens import tokenise
 from smollm3_finetune.kinds import OBJECTIVE
 from smollm3_finetune.plan import Choice, ModelPlan, choose
 from smollm3_finetune.registry import Registry
-from smollm3_finetune.train.plan import calibration_rows, find_rows, render_options
+from smollm3_finetune.train.plan import calibration_rows, find_rows, render_options, with_suggestions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,12 @@ class CalibrationPlan:
 
     def ids(self, model: ModelPlan) -> Calibration:
         """The token ids, made when they are asked for."""
-        config, context = self.loaded.config, model.context
+        context = model.context
 
         def make() -> list[list[int]]:
-            tokenizer = model.source.tokenizer()
-            check_template(tokenizer, model.ref, self.render.template)
-            renderer = Renderer(tokenizer, self.render)
+            chosen = [s.formatter for s in self.rows.sources] + [model.loader, model.quantizer, self.objective]
+            config = with_suggestions(self.loaded, chosen).config
+            renderer = Renderer(model.tokenizer(), self.render)
             if self.own is not None:
                 return from_rows(self.own, renderer, config.calibration)
             length = config.data.max_length

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Objective
+from smollm3_finetune.api import Objective, Progress
 from smollm3_finetune.data.tokens import Examples
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,49 @@ class Loss:
         return self.total / self.terms if self.terms else math.nan
 
     @property
-    def perplexity(self) -> float:
-        return math.exp(self.mean) if self.mean < 700 else math.inf
+    def perplexity(self) -> float | None:
+        """None where it is beyond what a float holds, which JSON has no word for."""
+        return math.exp(self.mean) if self.mean < 700 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The held-out rows of a run, and how its model is measured on them."""
+
+    examples: Sequence[Examples]
+    """One for each source."""
+    titles: Sequence[str]
+    model: nn.Module
+    objective: Objective
+    collate: Callable[[list[dict[str, Any]]], Any]
+    batch_size: int
+    args: TrainingArguments
+
+    def measure(self, progress: Progress) -> dict[str, Any]:
+        """Loss and perplexity over all supervised tokens, and the loss by source where there are several."""
+        from smollm3_finetune.train.arguments import computing
+
+        count = sum(len(e) for e in self.examples)
+        with computing(self.args), progress.task(f"measuring {count:,} held-out rows") as task:
+            losses = [
+                held_out_loss(self.model, self.objective, e, self.collate, self.batch_size, task.advance)
+                for e in self.examples
+            ]
+        whole = sum(losses, Loss())
+        if not whole.terms:
+            return {"held_out_loss": None, "perplexity": None}
+        report: dict[str, Any] = {"held_out_loss": whole.mean, "perplexity": whole.perplexity}
+        if len(losses) > 1:
+            report["by_source"] = {t: one.mean for t, one in zip(self.titles, losses, strict=True) if one.terms}
+        return report
+
+
+def named_alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured before, its sources called as they are now: a resumed run may call them by other paths."""
+    if "by_source" not in before:
+        return dict(before)
+    losses = zip(after.get("by_source", ()), before["by_source"].values(), strict=False)
+    return {**before, "by_source": dict(losses)}
 
 
 def held_out_loss(
@@ -40,6 +82,7 @@ def held_out_loss(
     examples: Examples | Sequence[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], Any],
     batch_size: int,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Loss:
     """The loss over all `examples`, in evaluation mode and without gradients. Leaves the model in its mode."""
     import torch
@@ -56,6 +99,7 @@ def held_out_loss(
             for start in range(0, len(by_length), batch_size):
                 rows = [examples[i] for i in by_length[start : start + batch_size]]
                 loss += Loss(*objective.loss_sum(model, on_device(collate(rows), model)))
+                advance(len(rows))
     finally:
         model.train(training)
     return loss

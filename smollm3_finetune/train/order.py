@@ -24,13 +24,19 @@ class Shuffled(Sampler[int]):  # type: ignore[misc]
     tensor of 4 bytes a row. The order depends on the seed and on the pass alone, so a resumed run finds it again.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, fills: int = 0) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
+        self.fills = fills
+        """How many more indices stand at the end of each pass, in their order."""
 
     def __len__(self) -> int:
-        return self.size
+        return self.size + self.fills
 
     def __iter__(self) -> Iterator[int]:
+        yield from self._permutation()
+        yield from range(self.size, self.size + self.fills)
+
+    def _permutation(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         dtype = torch.int32 if self.size < 2**31 else torch.int64
         order = torch.randperm(self.size, generator=generator, dtype=dtype)
@@ -49,11 +55,11 @@ class LengthGrouped(Shuffled):
     that does not fit into memory fails at once.
     """
 
-    def __init__(self, lengths: NDArray[np.int32], batch_size: int, seed: int) -> None:
-        super().__init__(len(lengths), seed)
+    def __init__(self, lengths: NDArray[np.int32], batch_size: int, seed: int, fills: int = 0) -> None:
+        super().__init__(len(lengths), seed, fills)
         self.lengths, self.batch_size = torch.from_numpy(lengths), batch_size
 
-    def __iter__(self) -> Iterator[int]:
+    def _permutation(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.size, generator=generator, dtype=torch.int32)
         for number, window in enumerate(order.split(WINDOW * self.batch_size)):

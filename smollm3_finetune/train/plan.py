@@ -10,13 +10,22 @@ from typing import Any
 
 from smollm3_finetune.api import BuildContext, Purpose, options_dict
 from smollm3_finetune.config.load import Loaded, Setting, assemble
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, DataConfig, RunConfig
+from smollm3_finetune.config.schema import (
+    DEFAULT_ADAPTER,
+    DEFAULT_OBJECTIVE,
+    SUGGESTIBLE,
+    ComponentConfig,
+    DataConfig,
+    RunConfig,
+    may_be_suggested,
+)
 from smollm3_finetune.context import context_of, yarn_problem
 from smollm3_finetune.data.render import RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.template import check_syntax
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.device import repeatable
+from smollm3_finetune.errors import ConfigError, PluginError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
@@ -24,6 +33,8 @@ from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.optimizer import check_optimizer
+from smollm3_finetune.train.sharding import check_sharding
+from smollm3_finetune.train.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,8 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
     check_batches(settled.config.train, model.adapter)
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
+    check_trackers(settled.config.train)
+    check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
         origins=settled.origins,
@@ -126,7 +139,7 @@ def render_options(data: DataConfig) -> RenderOptions:
     template = None
     if data.template is not None:
         try:
-            template = user_path(data.template, "data.template").read_text(encoding="utf-8")
+            template = user_path(data.template, "data.template").read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"the chat template data.template={data.template} cannot be read: {e}") from e
         check_syntax(template, data.template)
@@ -152,7 +165,17 @@ def check_length(loaded: Loaded, model: ModelPlan) -> None:
 
 
 def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
-    """The configuration again, with what the chosen components suggest beneath what the user set."""
+    """The configuration again, with what the chosen components suggest beneath what the user set.
+
+    Raises PluginError for a suggestion that would come too late: rows are read before.
+    """
+    for c in components:
+        for key in c.offer.spec.suggests:
+            if not may_be_suggested(key):
+                raise PluginError(
+                    f"{c.offer.title} suggests {key}, and components may suggest train.… and {', '.join(SUGGESTIBLE)}",
+                    hint="tell the plugin's author",
+                )
     layers = [
         [
             Setting(key=tuple(key.split(".")), value=value, origin=f"suggested by {c.offer.title}")
@@ -187,25 +210,34 @@ def _resolved(
     changes: dict[str, Any] = {
         **{kind.section: section(choice) for kind, choice in chosen.items()},
         LOADER.section: model.pinned_loader(),
+        "model": _resolved_model(config.model, model),
         "data": data,
         "calibration": calibration,
-        "device": model.context.device,
+        "device": repeatable(model.context.device),
         "dtype": model.context.dtype,
     }
     return replace(config, **changes)
 
 
+def _resolved_model(ref: str, model: ModelPlan) -> str:
+    """The model's reference, absolute where it is a path and its loader takes it so too."""
+    path, claims = user_path(ref).absolute(), getattr(model.loader.offer.spec, "claims", None)
+    return str(path) if claims is not None and path.exists() and claims(str(path)) else ref
+
+
 def _resolved_path(path: Any, rows: Rows) -> Any:
-    """`data.path` with absolute paths; of several sources each names its formatter."""
-
-    def absolute(text: str) -> str:
-        return text if any(s.source.hub == text for s in rows.sources) else str(user_path(text).absolute())
-
-    if path is None or isinstance(path, str):
-        return path and absolute(path)
-    resolved = []
-    for entry, source in zip(path, rows.sources, strict=True):
+    """`data.path` with absolute paths and commits of the Hub; of several sources each names its formatter."""
+    if path is None:
+        return None
+    alone = isinstance(path, str | Mapping)
+    resolved: list[str | dict[str, Any]] = []
+    for entry, found in zip([path] if alone else path, rows.sources, strict=True):
         about = {"path": entry} if isinstance(entry, str) else dict(entry)
-        formatter = source.formatter.offer.full_name if len(rows.sources) > 1 else None
-        resolved.append({**about, "path": absolute(about["path"]), **({"formatter": formatter} if formatter else {})})
-    return tuple(resolved)
+        if found.source.hub is None:
+            about["path"] = str(user_path(about["path"]).absolute())
+        else:
+            about["revision"] = found.source.config.revision
+        if not alone and len(rows.sources) > 1:
+            about["formatter"] = found.formatter.offer.full_name
+        resolved.append(about if len(about) > 1 or not alone else about["path"])
+    return resolved[0] if alone else tuple(resolved)

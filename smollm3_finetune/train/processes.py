@@ -6,6 +6,7 @@ writes the run and speaks.
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -38,3 +39,18 @@ def of_main_process(path: Path) -> Path:
     values = [str(path)]
     dist.broadcast_object_list(values)
     return Path(values[0])
+
+
+def leave() -> None:
+    """End what connects the processes, if anything does; for the end of a program whose processes all went well.
+
+    One that exits while a thread of the connection still holds a tensor may be aborted by it, when all work is done
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if world_size() == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a wrapped model that is garbage would keep the threads alive
+        dist.destroy_process_group()

@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
-from smollm3_finetune.data.render import Renderer, check_template
+from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokens import Tokens, tokenise
-from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.negotiation import refined
+from smollm3_finetune.progress import Silent
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.evaluate import Loss, held_out_loss
+from smollm3_finetune.train.evaluate import HeldOut, named_alike
+from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
 from smollm3_finetune.train.rundir import RunDir, file_hash
+from smollm3_finetune.train.sharding import whole_weights
+from smollm3_finetune.train.trackers import trackers
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -70,21 +74,20 @@ def train(
     read where the rows hold nothing to learn. The run directory is made once the rows are tokenised.
     """
     job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
-    if job.main:
-        if checkpoint is None:
-            job.run.create(plan.config, {**versions(plan, registry), **_identity(job.tokens)})
-        else:
-            job.run.write_config(plan.config)  # with what was changed for going on
-        display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
-    try:
+    if job.main and checkpoint is None:
+        job.run.create(plan.config, {**versions(plan, registry), **_identity(job.tokens)})
+    with contextlib.ExitStack() as stack:
+        if job.main:
+            if checkpoint is None:
+                stack.callback(job.run.discard_unstarted)  # after the lock is gone
+            stack.enter_context(job.run.held())
+            if checkpoint is not None:
+                job.run.write_config(plan.config)  # with what was changed for going on
+            display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _carried_out(job)
-    except BaseException:
-        if job.main and checkpoint is None:
-            job.run.discard_unstarted()
-        raise
-    report["seconds"] = round(time.monotonic() - job.began, 1)
-    if job.main:
-        job.run.write_json(job.run.report, report)
+        report["seconds"] = round(time.monotonic() - job.began, 1)
+        if job.main:
+            job.run.write_json(job.run.report, report)
     return report
 
 
@@ -92,15 +95,14 @@ def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | N
     """Tokenise, and find what is wrong with plugins and options; writes nothing but the cache."""
     import transformers
 
-    from smollm3_finetune.train.trainer import arguments
+    from smollm3_finetune.train.arguments import arguments
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.offer.title)
     made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
-    tokenizer = plan.model.source.tokenizer()
-    check_template(tokenizer, plan.model.ref, plan.render.template)
+    tokenizer = plan.model.tokenizer()
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
     length = plan.config.data.max_length
@@ -119,7 +121,7 @@ def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | N
     if checkpoint is None and main:
         run = run.reserved()
     run = RunDir(of_main_process(run.path))
-    args.output_dir = str(run.checkpoints)
+    args.output_dir, args.run_name = str(run.checkpoints), run.path.name
     return Job(
         plan=plan,
         run=run,
@@ -141,7 +143,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
-    from smollm3_finetune.train.trainer import computing
+    from smollm3_finetune.train.arguments import computing
 
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
@@ -162,19 +164,27 @@ def _carried_out(job: Job) -> dict[str, Any]:
 
 def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
-    from smollm3_finetune.train.trainer import RunCallback, check_weights, computing, make_trainer, trained_dtypes
+    from smollm3_finetune.train.arguments import computing
+    from smollm3_finetune.train.callback import RunCallback
+    from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
 
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
     prompt, mode = sample_prompt(job.plan, renderer)
 
-    def losses() -> dict[str, Any]:
-        with computing(job.args):
-            found = [held_out_loss(loaded.model, job.objective, e, collate, config.batch_size) for e in tokens.held_out]
-        return losses_report(found, [c.title for c in tokens.counts])
+    held_out = HeldOut(
+        examples=tokens.held_out,
+        titles=[c.title for c in tokens.counts],
+        model=loaded.model,
+        objective=job.objective,
+        collate=collate,
+        batch_size=config.batch_size,
+        args=job.args,
+    )
+    progress = job.plan.model.context.progress if job.main else Silent()
 
     def sample() -> str:
         limit = config.sample_tokens
-        with computing(job.args):
+        with computing(job.args), whole_weights(loaded.model):  # a wrapper's generate() goes round its own forward
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
@@ -182,8 +192,8 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     with _without_adapter(loaded) as alone:
         before = run.measured_before() if job.checkpoint is not None else None
         if before is None:
-            before = losses()
-            _check_finite([before["held_out_loss"] or 0.0], 0, "nothing was trained")
+            before = held_out.measure(progress)
+            check_losses([before["held_out_loss"] or 0.0], 0, "nothing was trained")
             if not alone:  # else there is time for it when training is done, and the first step comes sooner
                 before["sample"] = sample()
             if job.main:
@@ -192,26 +202,30 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     if "bfloat16" in trained_dtypes(loaded):
         job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
-    callback = RunCallback(loaded, run.metrics, job.display, job.began)
+    callback = RunCallback(loaded, run.metrics, job.display, job.began, held_out, config.eval_every)
     lengths = lengths_of(tokens.train) if config.group_by_length else None
     trainer = make_trainer(loaded, job.objective, job.items, collate, job.args, callback, lengths)
+    for tracker in trackers(config, job.display.say):
+        trainer.add_callback(tracker)
     loaded.model.train()
     if job.main and job.checkpoint is not None:
         run.forget_after(int(job.checkpoint.name.rpartition("-")[2]))
+    loaded.stop_at(renderer.end_of_turn_ids())  # checkpoints are saved with it
+    if job.plan.render.template is not None:
+        loaded.tokenizer.chat_template = job.plan.render.template
     try:
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     finally:
         job.display.end()
     step, nothing = trainer.state.global_step, f"no adapter was saved in {run.path}"
-    _check_finite([row["loss"] for row in trainer.state.log_history if "loss" in row], step, nothing)
-    check_weights(loaded, step, nothing)
-    if job.main:  # before anything else that could fail
-        loaded.stop_at(renderer.end_of_turn_ids())
-        if job.plan.render.template is not None:
-            loaded.tokenizer.chat_template = job.plan.render.template
-        loaded.save(run.adapter)
-    after = losses()
-    _check_finite([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is of no use")
+    check_losses([row["loss"] for row in trainer.state.log_history if "loss" in row], step, nothing)
+    with whole_weights(loaded.model):
+        check_weights(loaded, step, nothing)
+        if job.main:  # before anything else that could fail
+            loaded.save(run.adapter)
+    after = held_out.measure(progress)
+    check_losses([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is of no use")
+    callback.measured(after)
     after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):
@@ -227,7 +241,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),
         "enable_thinking": mode.get("enable_thinking"),
-        "before": before,
+        "before": named_alike(before, after),
         "after": after,
     }
 
@@ -262,17 +276,6 @@ def sample_prompt(plan: RunPlan, renderer: Renderer) -> tuple[Sequence[Mapping[s
     if text is None and example is not None:
         return first_question(example), mode
     return [{"role": "user", "content": text or "Hello!"}], mode
-
-
-def losses_report(losses: Sequence[Loss], titles: Sequence[str]) -> dict[str, Any]:
-    """Held-out loss and perplexity over all supervised tokens, and by source where there are several."""
-    whole = sum(losses, Loss())
-    if not whole.terms:
-        return {"held_out_loss": None, "perplexity": None}
-    report: dict[str, Any] = {"held_out_loss": whole.mean, "perplexity": whole.perplexity}
-    if len(losses) > 1:
-        report["by_source"] = {t: one.mean for t, one in zip(titles, losses, strict=True) if one.terms}
-    return report
 
 
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
@@ -324,11 +327,3 @@ def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
             except UnsupportedOp:
                 alone = False
         yield alone
-
-
-def _check_finite(losses: Sequence[float], step: int, consequence: str) -> None:
-    """Raises SmolLM3Error where the last loss is no number."""
-    from smollm3_finetune.train.trainer import TAMER
-
-    if losses and not math.isfinite(losses[-1]):
-        raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=TAMER)

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,26 @@ class RunDir:
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The run's directory for one process at a time. Raises ConfigError where another one trains in it."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".smollm3-lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as e:
+            raise ConfigError(
+                f"the run {self.path} is being trained by another process", hint="wait for it, or end it first"
+            ) from e
+        except OSError as e:
+            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # before another process can hold it
+            lock.release()
+
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError where a run is to go on with other rows, or in more or fewer processes."""
         saved = json.loads(self.versions.read_text(encoding="utf-8"))
@@ -141,7 +162,7 @@ class RunDir:
         if saved.get("rows", now["rows"]) != now["rows"]:
             raise IncompatibleError(
                 f"the rows of the run {self.path}, or how they are rendered, have changed since it began",
-                hint=f"put them back as they were, or start another run: --config {self.config}",
+                hint=f"put them back as they were, or start another run: --config {shlex.quote(str(self.config))}",
             )
 
     def measured_before(self) -> dict[str, Any] | None:
@@ -171,9 +192,8 @@ class RunDir:
             if c.name.rpartition("-")[2].isdigit() and all((c / name).exists() for name in needed)
         ]
         if not found:
-            raise ModelError(
-                f"{self.path} has no checkpoint to resume from", hint="write some with --set train.save_every=100"
-            )
+            again = f"smollm3 train --config {shlex.quote(str(self.config))} --set train.save_every=100"
+            raise ModelError(f"{self.path} has no checkpoint to resume from", hint=f"start again, with some: {again}")
         newest = max(found, key=lambda c: int(c.name.rpartition("-")[2]))
         check_checkpoint(newest, alone=len(found) == 1)
         return newest
@@ -213,7 +233,7 @@ def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
 
     Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory stands at its end.
     """
-    hint = f"rm -r {checkpoint}" + ("" if alone else ", and the checkpoint before it is used")
+    hint = f"rm -r {shlex.quote(str(checkpoint))}" + ("" if alone else ", and the checkpoint before it is used")
     state = checkpoint / "trainer_state.json"
     try:
         about = json.loads(state.read_text(encoding="utf-8"))

@@ -1,0 +1,80 @@
+"""A run's configuration in the words of transformers' Trainer, and what it says of how to compute."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from smollm3_finetune.config.schema import RunConfig
+
+
+def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> TrainingArguments:
+    """Our configuration in the words of `TrainingArguments`."""
+    t = config.train
+    kind = device.partition(":")[0]
+    schedule_kwargs = {"min_lr_rate": t.min_learning_rate} if t.schedule == "cosine_with_min_lr" else {}
+    warmup: dict[str, Any] = {"warmup_steps": t.warmup}  # a value below 1 is a fraction of the steps
+    args = TrainingArguments(
+        output_dir=str(output),
+        max_steps=t.max_steps if t.max_steps is not None else -1,
+        num_train_epochs=t.epochs,
+        per_device_train_batch_size=t.batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.schedule,
+        lr_scheduler_kwargs=schedule_kwargs,
+        **warmup,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        optim=t.optimizer,
+        **(
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+            if t.gradient_checkpointing
+            else {}
+        ),
+        **({"torch_compile": True, "tf32": False} if t.compile else {}),  # else Trainer switches TF32 on with it
+        logging_steps=t.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if t.save_every else "no",
+        save_steps=t.save_every or 500,
+        save_total_limit=t.keep_checkpoints,
+        seed=config.seed,
+        use_cpu=kind == "cpu",
+        bf16=dtype == "bfloat16",
+        fp16=kind != "cpu" and dtype == "float16",  # its gradients need a scaler, which a CPU has not
+        dataloader_pin_memory=kind == "cuda",
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    _on_one_device(args, device)
+    return args
+
+
+def _on_one_device(args: TrainingArguments, device: str) -> None:
+    """Without a launcher `device` is where the run is; the Trainer would take the first GPU, or all of them at once."""
+    import torch
+    from accelerate.utils import DistributedType
+
+    state = args.distributed_state
+    if state is None or state.distributed_type != DistributedType.NO or ":" not in device:
+        return
+    args.__dict__["_setup_devices"] = torch.device(device)  # a cached property, which `args.device` reads
+    args._n_gpu = 1
+    getattr(torch, device.partition(":")[0]).set_device(device)
+
+
+@contextlib.contextmanager
+def computing(args: TrainingArguments) -> Iterator[None]:
+    """Computes as the Trainer does in its steps: mixed precision where the run has it."""
+    import torch
+
+    if not (args.bf16 or args.fp16):
+        yield
+        return
+    with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16):
+        yield

@@ -1,0 +1,130 @@
+"""What happens between the steps of a run: the adapter's hook, measuring on the way, metrics, the display."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.progress import Silent
+from smollm3_finetune.train.finite import finite
+
+if TYPE_CHECKING:
+    from smollm3_finetune.train.display import Display
+    from smollm3_finetune.train.evaluate import HeldOut
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Calls the adapter after each optimiser step, writes metrics, and shows them."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        metrics: Path,
+        display: Display,
+        started: float,
+        held_out: HeldOut | None = None,
+        eval_every: int | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.held_out, self.eval_every = held_out, eval_every
+        self.metrics = metrics
+        self.display = display
+        self.started = started
+        """When the run began, on the monotonic clock."""
+        self.seconds_to_first_step: float | None = None
+        """To the end of the first step that this process makes."""
+        self.trainer: Any = None
+        self.last_log = 0.0
+        self.shown_tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not those of a checkpoint
+        self.trainer.tokens_before = self.shown_tokens = state.num_input_tokens_seen
+        self.last_log = time.monotonic()
+        if args.gradient_checkpointing and hasattr(self.loaded.base.model, "disable_input_require_grads"):
+            # transformers lets the embeddings' output require a gradient, which only reentrant checkpointing needs:
+            # frozen layers below the first one that is trained would be computed again for nothing
+            self.loaded.base.model.disable_input_require_grads()
+        self.display.begin(state.max_steps, state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A sampler inside what accelerate makes of it for several processes is not told which pass it is for."""
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(float(state.epoch or 0) + 1e-6))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.loaded.adapted is not None:
+            self.loaded.adapted.on_step(state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
+        if control.should_save:  # the Trainer's own callback came before this one, in all processes
+            state.num_input_tokens_seen = self.trainer.tokens_of_all()
+        due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
+        if self.held_out is not None and due:
+            began, logs = time.monotonic(), control.should_log
+            report = self.held_out.measure(Silent())
+            self.measured(report)
+            if report["held_out_loss"] is not None:
+                self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
+            control.should_log = logs  # what was logged meanwhile is not what was due
+            self.last_log += time.monotonic() - began  # so that the tokens a second leave it out
+
+    def measured(self, report: dict[str, Any]) -> None:
+        """Write down the held-out loss at the step that was reached, in a run that measures it every few steps.
+
+        After the last step the run measures, so that what was trained is saved before.
+        """
+        state = self.trainer.state
+        if self.eval_every and report["held_out_loss"] is not None:
+            self.trainer.log({"eval_loss": report["held_out_loss"]})  # the name that trackers have for it
+            if state.is_world_process_zero:
+                self.write({"step": state.global_step, **report})
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        seen = self.trainer.tokens_of_all()
+        if not math.isfinite(logs["loss"]):  # the same in all processes, so that none waits for another
+            control.should_training_stop = True
+            control.should_save = False  # so that the checkpoints before it are kept
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        tokens = seen - self.shown_tokens
+        row = {
+            "step": state.global_step,
+            "epoch": round(float(logs.get("epoch", 0.0)), 4),
+            "loss": float(logs["loss"]),
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+            "tokens_per_second": tokens / max(now - self.last_log, 1e-9),
+            "memory_gb": resident_gb(),
+        }
+        self.last_log, self.shown_tokens = now, seen
+        self.write(row)
+        self.display.step(row)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.display.end()
+
+
+def resident_gb() -> float:
+    """Memory in use: of the GPU where there is one, else the process's resident set. 1 GB = 10⁹ bytes."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 1e9
+    return float(psutil.Process().memory_info().rss) / 1e9

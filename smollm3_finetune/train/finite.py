@@ -1,0 +1,32 @@
+"""Numbers that became infinite or nan: where a run looks for them, and what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.model import LoadedModel
+
+TAMER = "a lower --learning-rate, or --dtype float32"
+
+
+def finite(value: Any) -> bool:
+    """Whether JSON has a word for it."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def check_losses(losses: Sequence[float], step: int, consequence: str) -> None:
+    """Raises SmolLM3Error where the last loss is no number."""
+    if losses and not math.isfinite(losses[-1]):
+        raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=TAMER)
+
+
+def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
+    """Raises SmolLM3Error where something that was trained is not finite."""
+    for name, parameter in loaded.model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise SmolLM3Error(
+                f"the trained weights became infinite or nan by step {step} ({name}); {consequence}", hint=TAMER
+            )
