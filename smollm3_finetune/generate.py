@@ -22,7 +22,7 @@ def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
     saved = plan.saved
     if saved is not None and (saved.path / "tokenizer_config.json").exists():
         return load_tokenizer(plan.ref, saved.path, {})
-    return plan.source.tokenizer()
+    return plan.tokenizer()
 
 
 def room_for(plan: ModelPlan, prompt_tokens: int, max_new_tokens: int, *, fixed: bool = False) -> int:

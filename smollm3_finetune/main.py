@@ -33,10 +33,7 @@ VERBS = {
     "doctor": ("smollm3_finetune.cli.doctor:doctor", "Look for what would keep a run from working here."),
 }
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
-NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What torch's RuntimeError says on a CPU."""
 MEMORY_HINT = (
     "weights in few bits, or --device cpu; to train, a smaller --batch-size or --max-length, or "
     "--set train.gradient_checkpointing=true"
@@ -98,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Tensors in huge pages, where Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _take_any_text()
     state = State()
     try:
         code = cli.main(
@@ -137,14 +135,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _of_the_machine(error: Exception) -> SmolLM3Error | None:
     """What is nobody's fault, but the machine's: a full disk, memory that does not suffice."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        return SmolLM3Error(f"nothing more can be written: {error.strerror}", hint=FULL_HINT)
+    from smollm3_finetune.machine import is_full, is_out_of_memory
+
+    if is_full(error):
+        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+        return SmolLM3Error(f"nothing more can be written: {reason}", hint=FULL_HINT)
     text = str(error).strip().partition("\n")[0]
-    if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in text:
-        return SmolLM3Error(f"nothing more can be written: {os.strerror(errno.ENOSPC)}", hint=FULL_HINT)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in text:
+    if is_out_of_memory(error):
         return SmolLM3Error(f"the memory does not suffice: {text or 'Python has no more'}", hint=MEMORY_HINT)
     return None
+
+
+def _take_any_text() -> None:
+    """What the encoding of an output cannot hold is written as `\\u2026`, which JSON reads too, instead of failing."""
+    import codecs
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        import json
+
+        assert isinstance(error, UnicodeEncodeError)
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("smollm3", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or one of another kind
+            stream.reconfigure(errors="smollm3")  # type: ignore[union-attr]
 
 
 def _drop_output() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.load import Loaded, plain
 from smollm3_finetune.data.calibration import Calibration
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.kinds import QUANTIZER
 from smollm3_finetune.merge.written import copy_rest
-from smollm3_finetune.model import blamed_on
 from smollm3_finetune.model_card import FILE as CARD
 from smollm3_finetune.model_card import beginning, facts, linked, shown_ref, with_options
 from smollm3_finetune.output import check_vacant, claimed, partial, publish
@@ -73,8 +73,8 @@ def quantize(plan: QuantizePlan) -> dict[str, Any]:
     with claimed(plan.output), partial(plan.output) as out:
         with blamed_on(model.quantizer):
             plan.quantizer.write(model.source, out, model.context)
-        model.source.tokenizer().save_pretrained(str(out))
-        copy_rest(model.source.path, out)
+        model.tokenizer().save_pretrained(str(out))
+        copy_rest(model.source.path, out, model.context.progress.say)
         report = _report(plan, out)
         (out / CARD).write_text(_card(report), encoding="utf-8")
         publish(out, plan.output)

@@ -97,6 +97,12 @@ class Result(NamedTuple):
     stdout: str
     stderr: str
 
+    def report(self) -> dict[str, Any]:
+        """What a command that went well printed with --json."""
+        assert self.code == 0, self.stderr
+        report: dict[str, Any] = json.loads(self.stdout)
+        return report
+
 
 @pytest.fixture
 def run_cli() -> Callable[..., Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,42 @@ def test_set_reaches_any_depth_and_leaves_its_neighbours(write: Write) -> None:
     file = write("quant: {name: x, deep: {a: 1, b: {c: 2}}}\n")
     assert load(file, "quant.deep.b.c=3").config.quant.options == {"deep": {"a": 1, "b": {"c": 3}}}
     assert load(file, "quant.deep.n.e.w=4").config.quant.options["deep"]["n"] == {"e": {"w": 4}}
+
+
+def test_a_mapping_and_keys_inside_it_are_put_together_in_any_order(write: Write) -> None:
+    whole, inside = "data.path={path: org/ds, limit: 3}", "data.path.split=test"
+    expected = {"path": "org/ds", "limit": 3, "split": "test"}
+    assert load(write(""), whole, inside).config.data.path == expected
+    assert load(write(""), inside, whole).config.data.path == expected
+    file = write("data: {path: {path: org/ds, split: train}}\nquant: {name: x, deep: null}\n")
+    assert load(file, inside).config.data.path == {"path": "org/ds", "split": "test"}
+    assert load(file, "data.path=rows.jsonl").config.data.path == "rows.jsonl", "a flag replaces the file's mapping"
+    assert load(file, "quant.deep.a=1").config.quant.options == {"deep": {"a": 1}}
+    assert load(file, "quant.bits=4", "quant=x").config.quant.options == {"bits": 4, "deep": None}
+
+
+def test_keys_inside_a_value_without_keys_are_an_error_not_a_loss(write: Write, cli: Any) -> None:
+    error = one_problem(write("data: {path: org/ds}\n"), "data.path.split=test_sft")
+    assert error.message == "run.yaml:1 sets data.path to 'org/ds', so --set data.path.split cannot set a key inside it"
+    hint = "instead of both: --set 'data.path={path: org/ds, split: test_sft}'"
+    assert error.hint == hint
+    result = cli("config", "show", "--data", "org/ds", "--set", "data.path.split=test_sft")
+    assert result.code == 2
+    said = "--data sets data.path to 'org/ds', so --set data.path.split cannot set a key inside it"
+    assert result.stderr == f"error: {said}\n  hint: {hint}\n"
+    for sets, typed in (
+        (("data.path.split=a", "data.path.limit=2", "data.path=o/ds"), "data.path={path: o/ds, split: a, limit: 2}"),
+        (("data.path=[a, {path: b}]", "data.path.limit=2"), "data.path=[{path: a, limit: 2}, {path: b, limit: 2}]"),
+        (("data.path=a, b", "data.path.limit=2"), "data.path={path: 'a, b', limit: 2}"),
+        (("calibration.path=a", "calibration.path.limit=2"), "calibration.path={path: a, limit: 2}"),
+        (("adapter.rank=3", "adapter.rank.q.x=4"), "adapter.rank={q: {x: 4}}"),
+        (("quant=x", "quant.name.y=4"), "quant.name={y: 4}"),
+    ):
+        hint = one_problem(write(""), *sets).hint or ""
+        (assigned,) = shlex.split(hint.removeprefix("instead of both: --set "))
+        assert assigned == typed
+        key, _, value = typed.partition("=")
+        assert isinstance(parse_value(value), dict | list), key
 
 
 @pytest.mark.parametrize("text", ["train.max_steps", "=4", ".=4", "   =4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from smollm3_finetune.api import directory_source
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+from smollm3_finetune.config.schema import DataConfig
 from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.train.plan import render_options
 
 QUICK = ("train", "--adapter", "full", "--max-steps", "2", "--set", "train.sample_tokens=4", "--output", "out")
 QUESTION = "What is 2 + 2?"
@@ -131,3 +134,30 @@ def test_an_answer_is_cut_to_what_fits(cli: Callable[..., Any], monkeypatch: pyt
     cut = cli("generate", "tiny", "--prompt", prompt, "--max-new-tokens", str(2049 - size))
     assert cut.stderr == f"--max-new-tokens: {2048 - size}, which is what fits behind a prompt of {size} tokens\n"
     assert wanted == [2048 - size, 2048 - size]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_template(
+    cli: Callable[..., Any], prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smollm3_finetune.generate.answer", lambda *a, **k: "yes")
+
+    def answered(typed: bytes) -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        return cli("generate", "tiny", "--prompt", "-", "--json")
+
+    assert answered(b"\xef\xbb\xbfHello\r\n").report() == {"prompt": "Hello", "answer": "yes"}
+    assert "the prompt is empty" in answered(b"\xef\xbb\xbf\n").stderr
+    assert "invalid start byte at byte 4" in answered(b"\xef\xbb\xbfa\xff").stderr
+    Path("marked.jinja").write_bytes(b"\xef\xbb\xbfIt is {{ strftime_now('%Y') }}.")
+    template = render_options(DataConfig(template="marked.jinja")).template
+    assert template == "It is {{ strftime_now('%Y') }}."
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--system"])
+def test_an_argument_that_is_not_utf_8_is_named(cli: Callable[..., Any], flag: str) -> None:
+    typed = {"--prompt": "Hello!", flag: "caf\udce9 au lait"}  # as Python hands on the byte 0xe9
+    result = cli("generate", "tiny", *(word for pair in typed.items() for word in pair))
+    assert (result.code, result.stdout) == (2, "")
+    message, hint = result.stderr.splitlines()
+    assert message == f"error: {flag} is not UTF-8 text: it holds another byte at character 4"
+    assert hint.startswith(f"  hint: {flag} ")

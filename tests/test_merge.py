@@ -579,6 +579,55 @@ def test_only_what_belongs_to_a_model_is_copied(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == {*kept, "own.py", "upload.py"}, "its code may import what lies beside it"
 
 
+def test_links_out_of_the_model_are_not_copied(tmp_path: Path) -> None:
+    said: list[str] = []
+    secret = tmp_path / "home" / "id_ed25519"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    out.mkdir()
+    (model / "terms.md").write_text("terms")
+    (model / "NOTICE").symlink_to("terms.md")
+    (model / "LICENSE").symlink_to(secret)
+    (model / "vocab.txt").symlink_to(Path("..") / "home" / "id_ed25519")
+    (model / "merges.txt").symlink_to("gone.txt")
+    (tmp_path / "linked").symlink_to(model)
+    copy_rest(tmp_path / "linked", out, said.append)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"NOTICE": "terms"}
+    assert not (out / "NOTICE").is_symlink()
+    assert said == [
+        f"{tmp_path / 'linked' / name} is a link out of the model's directory and is not copied"
+        for name in ("LICENSE", "vocab.txt")
+    ]
+
+
+def test_links_of_the_hubs_cache_are_copied(tmp_path: Path) -> None:
+    said: list[str] = []
+    repository, other = tmp_path / "models--org--a", tmp_path / "models--org--b"
+    snapshot, out = repository / "snapshots" / ("0" * 40), tmp_path / "out"
+    for directory in (snapshot, repository / "blobs", other / "blobs", out):
+        directory.mkdir(parents=True)
+    (repository / "blobs" / "c0ffee").write_text("x")
+    (other / "blobs" / "c0ffee").write_text("of another repository")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/c0ffee")
+    (snapshot / "LICENSE").symlink_to("../../../models--org--b/blobs/c0ffee")
+    copy_rest(snapshot, out, said.append)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"tokenizer.json": "x"}
+    assert len(said) == 1
+
+
+def test_a_link_out_of_the_model_is_told_by_the_verb(cli: Callable[..., Any], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    (tmp_path / "secret").write_text("secret")
+    (model / "LICENSE").symlink_to(tmp_path / "secret")
+    result = cli("quantize", str(model), "--quant", "rounding", "--output", "written", *FLAGS)
+    assert result.code == 0, result.stderr
+    assert f"{model / 'LICENSE'} is a link out of the model's directory" in result.stderr
+    assert not Path("written/LICENSE").exists()
+
+
 def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
     there = tmp_path / "x [1]" / "merged"
     with output.claimed(there):

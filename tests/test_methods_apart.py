@@ -24,8 +24,10 @@ from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.plan import choose
+from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.batches import batching
-from smollm3_finetune.train.trainer import RunCallback, arguments, make_trainer
+from smollm3_finetune.train.callback import RunCallback
+from smollm3_finetune.train.trainer import make_trainer
 
 pytestmark = pytest.mark.plugins
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.paths import user_path
 
@@ -61,11 +62,12 @@ def test_a_nul_byte_in_yaml(cli: Callable[..., Any], key: str) -> None:
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Iterator[Path]:
-    """A directory of mode 000, seen by a user whom that concerns."""
+    """A directory of mode 000, and beside it a file mine.py that may not be read, seen by a user whom that concerns."""
     directory = tmp_path / "closed"
     directory.mkdir()
+    (tmp_path / "mine.py").touch(mode=0o200)
     for parent in tmp_path.parents:
-        if parent.name.startswith("pytest-"):
+        if parent.name.startswith(("pytest-", "popen-")):
             parent.chmod(0o755)
     tmp_path.chmod(0o755)
     directory.chmod(0)
@@ -84,6 +86,17 @@ def test_a_closed_directory_and_what_is_in_it(closed: Path) -> None:
             user_path(path, "--output")
         assert caught.value.message.startswith(f"--output '{str(path)[:40]}")  # a long one is cut
         assert caught.value.message.endswith("' cannot be looked at: Permission denied")
+
+
+def test_a_plugin_file_that_may_not_be_read(closed: Path) -> None:
+    file = closed.with_name("mine.py")
+    for wanted in (Wanted(files=(str(file),)), Wanted(files=("mine",))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(file.parent))
+            with pytest.raises(ConfigError) as caught:
+                discover(wanted)
+        assert caught.value.message == f"the plugin file {str(file)!r} (-p) cannot be read: Permission denied"
+        assert caught.value.hint is not None
 
 
 def test_what_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

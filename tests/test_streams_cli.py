@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,91 @@ def test_a_closed_pipe_is_no_error(args: list[str]) -> None:
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (1, 141)
+
+
+QUICK = ("--adapter", "full", "--device", "cpu", "--max-steps", "1", "--set", "data.limit=20", "--set",
+         "train.sample_tokens=2")  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "koi8-r", "cp1252"])
+def test_an_output_that_is_not_utf_8_gets_every_line(encoding: str) -> None:
+    Path("rows.jsonl").write_text('{"text": "a…é→😀b"}\n' * 3)
+    args = ["data", "preview", "--data", "rows.jsonl", "--set", "data.held_out=0"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert "\\u2192\\ud83d\\ude00b" in shown
+    assert ("…é" if encoding == "cp1252" else "\\u2026é" if encoding == "latin-1" else "\\u2026\\u00e9") in shown
+
+
+def test_json_is_json_in_every_encoding() -> None:
+    args = ["config", "show", "--json", "--output", "…é→😀"]
+    environment = {**os.environ, "PYTHONIOENCODING": "koi8-r", "PYTHONUTF8": "1"}
+    done = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=environment)
+    assert json.loads(done.stdout.decode("koi8-r"))["config"]["output"] == "…é→😀"
+
+
+CHATTY = """
+print('hello from its hooks')
+from smollm3_finetune.api import ALL_OPS, AdapterSpec, FormatterSpec, QuantizerSpec, hookimpl
+
+@hookimpl
+def smollm3_quantizers():
+    return [QuantizerSpec(name='chatty', summary='q', factory='chatty_parts:Chatty', provides=ALL_OPS)]
+
+@hookimpl
+def smollm3_formatters():
+    return [FormatterSpec(name='chatty', summary='f', factory='chatty_parts:Rows', claims=lambda row: True, rank=9)]
+"""
+CHATTY_PARTS = """
+print('hello from its library')
+from smollm3_finetune.api import Base, Conversation
+
+class Rows:
+    def __init__(self, options): ...
+    def __call__(self, row):
+        print('hello from a row')
+        return Conversation(text=str(row['text']))
+
+class Chatty:
+    def __init__(self, options): ...
+    def load(self, source, ctx):
+        print('hello from load')
+        return Base(model=source.load(dtype=ctx.torch_dtype).to(ctx.device).requires_grad_(False), fingerprint='x')
+    def write(self, source, out, ctx):
+        print('hello from write')
+        source.load().save_pretrained(str(out))
+"""
+
+
+def test_what_libraries_print_while_a_verb_works_stays_out_of_its_answer(
+    cli: Callable[..., Any], fake_distribution: Any
+) -> None:
+    modules = {"chatty_hooks": CHATTY, "chatty_parts": CHATTY_PARTS}
+    fake_distribution("chatty", "1.0", modules, {"chatty": "chatty_hooks"})
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(8)))
+    rows = ("--data", "rows.jsonl", "--set", "data.held_out=0.25")
+    quant = ("--quant", "chatty")
+    tiny = str(DIRECTORY)
+    verbs: Mapping[str, tuple[tuple[str, ...], str]] = {
+        "stats": (("data", "stats", *rows), "its library"),
+        "dry": (("train", "--model", tiny, *rows, *quant, *QUICK, "--dry-run"), "a row"),
+        "train": (("train", "--model", tiny, *rows, *quant, *QUICK, "--output", "run"), "load"),
+        "generate": (("generate", "run", "--prompt", "Hello!", "--max-new-tokens", "2"), "load"),
+        "merge": (("merge", "run"), "load"),
+        "quantize": (("quantize", tiny, *quant, "--output", "written"), "write"),
+    }
+    for name, (command, where) in verbs.items():
+        result = cli(*command, "--json")
+        assert result.code == 0, (name, result.stderr)
+        assert isinstance(json.loads(result.stdout), dict), name
+        assert f"hello from {where}\n" in result.stderr, name
+    shown = cli("data", "preview", *rows)
+    assert "hello" not in shown.stdout
+    assert shown.stdout.startswith("model tiny, objective sft")
+    assert cli("config", "validate", *rows, *quant, "--adapter", "full").stdout.startswith("ok: ")
+    assert cli("generate", "run", "--prompt", "Hello!", "--max-new-tokens", "2").stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(("device", "near"), [("distributed", None), ("cudaa", "cuda"), ("gpu", "cuda"), ("jit", None),

@@ -48,10 +48,11 @@ def test_code_beside_a_model_or_an_adapter_never_runs_unasked(run_cli: Cli, fini
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("said", ["true", '"yes"', "1", '"on"'])
 @pytest.mark.parametrize("option", ["trust_remote_code", "pickle"])
-def test_a_run_that_somebody_sent_cannot_grant_itself_trust(cli: Cli, finished: Path, option: str) -> None:
+def test_a_run_that_somebody_sent_cannot_grant_itself_trust(cli: Cli, finished: Path, option: str, said: str) -> None:
     text = (finished / "run.yaml").read_text()
-    loader = f"loader:\n  name: smollm3-finetune:hf\n  {option}: true\n"
+    loader = f"loader:\n  name: smollm3-finetune:hf\n  {option}: {said}\n"
     changed = text.replace("loader:\n  name: smollm3-finetune:tiny\n", loader)
     assert changed != text
     (finished / "run.yaml").write_text(changed)

@@ -22,9 +22,9 @@ LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "opti
 
 
 SAME = (
-    "attention_within_rows", "bins", "cache", "check", "compiling", "data", "formatter_tokens", "formatters", "head",
-    "kit", "long_context", "packing", "quantizing_helpers", "render", "requirements", "resume_cli", "rows", "scaffold",
-    "stopping", "templates", "tutorials",
+    "attention_within_rows", "bins", "cache", "check", "compiling", "data", "formatter_tokens", "formatters",
+    "half_precision", "head", "kit", "long_context", "mishaps", "packing", "quantizing_helpers", "render",
+    "requirements", "resume_cli", "rows", "scaffold", "stopping", "templates", "tutorials",
 )  # fmt: skip
 """Tests of what looks at no plugin; the other session runs them."""
 

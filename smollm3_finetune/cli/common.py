@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -96,7 +97,9 @@ def run_options(f: F) -> F:
     f = click.option("--learning-rate", "--lr", "learning_rate", type=float, metavar="X", help="Peak learning rate.")(f)
     f = click.option("--batch-size", type=int, metavar="ROWS", help="Rows in one forward pass.")(f)
     f = click.option("--epochs", type=float, metavar="X", help="Passes over the rows.")(f)
-    f = click.option("--max-steps", type=int, metavar="N", help="Stop after N optimiser steps.")(f)
+    f = click.option(
+        "--max-steps", type=int, metavar="N", help="Stop after N optimiser steps, whatever --epochs says."
+    )(f)
     f = click.option("--output", metavar="DIR", help="Run directory; default: a fresh one under runs/.")(f)
     f = click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")(f)
     f = click.option("--objective-opt", multiple=True, metavar="K=V", help="An option of the objective.")(f)
@@ -139,11 +142,31 @@ def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setti
     return assemble([*layers, flag_settings(values)])
 
 
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """What plugins and libraries print meanwhile goes to standard error: the other is for the user's answer."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def answers(f: F) -> F:
+    """A verb that returns what standard output gets, or None: while it works, nothing else gets there."""
+
+    @functools.wraps(f)
+    def verb(*args: Any, **values: Any) -> None:
+        with working():
+            answer = f(*args, **values)
+        if answer is not None:
+            click.echo(answer)
+
+    return cast(F, verb)
+
+
 def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
-    """What `discover` finds; what plugins print meanwhile goes to standard error: the other is the user's answer."""
+    """What `discover` finds."""
     from smollm3_finetune.discovery import Wanted, discover
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with working():
         return discover(Wanted.of(tuple(requested), no_plugins))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, load_configuration, plugin_options, run_options
+from smollm3_finetune.cli.common import answers, find_plugins, load_configuration, plugin_options, run_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +35,8 @@ def show(as_json: bool, **values: Any) -> None:
 
 @config.command(short_help="Check a configuration without loading anything.")
 @run_options
-def validate(**values: Any) -> None:
+@answers
+def validate(**values: Any) -> str:
     """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
@@ -59,7 +60,7 @@ def validate(**values: Any) -> None:
     )
     plan = plan_run(registry, loaded, context)
     assert plan.model.adapter is not None
-    click.echo(
+    return (
         f"ok: {plan.model.ref} with {plan.model.quantizer.offer.title} and {plan.model.adapter.offer.title}, "
         f"{sum(plan.survey.train)} rows to train on, {sum(plan.survey.held_out)} held out"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, load_configuration, run_options
+from smollm3_finetune.cli.common import find_plugins, load_configuration, run_options, working
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Progress
@@ -71,16 +71,18 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     from smollm3_finetune.cli.data_show import Page, head, show_row, show_stats
     from smollm3_finetune.data.preview import refuse_if_nothing_is_learned
 
-    look = _look(values)
     page = Page()
-    chosen = look.sources(source)
-    shown = {i: look.first(i, rows) for i in chosen}
+    with working():
+        look = _look(values)
+        chosen = look.sources(source)
+        shown = {i: look.first(i, rows) for i in chosen}
     page.choose_marks(look.inspector.renderer.tokenizer, [row for some in shown.values() for row in some])
     head(page, look.about, legend=bool(rows))
     for i in chosen:
         for row in shown[i]:
             show_row(page, row, look.inspector.renderer.tokenizer, look.about.max_length, tokens=tokens)
-    counted = {i: look.count(i, sample) for i in chosen}
+    with working():
+        counted = {i: look.count(i, sample) for i in chosen}
     for i, stats in counted.items():
         show_stats(page, i, stats, total=look.total(i), max_length=look.about.max_length, bars=True)
     if source is None and all(look.total(i) == s.rows for i, s in counted.items()):
@@ -98,8 +100,9 @@ def stats(as_json: bool, **values: Any) -> None:
     from smollm3_finetune.cli.data_show import Page, head, show_stats, show_total, totals
     from smollm3_finetune.data.preview import refuse_if_nothing_is_learned
 
-    look = _look(values)
-    counted = [look.count(i) for i in look.sources(None)]
+    with working():
+        look = _look(values)
+        counted = [look.count(i) for i in look.sources(None)]
     if as_json:
         about = {"sources": [s.as_dict() for s in counted], "total": totals(counted)}
         click.echo(json.dumps({**look.about.as_dict(), **about}, ensure_ascii=False))
@@ -204,16 +207,17 @@ def _look(values: Mapping[str, Any]) -> Look:
 
     import transformers
 
+    from smollm3_finetune.blame import blamed_on
     from smollm3_finetune.data.preview import Inspector
-    from smollm3_finetune.data.render import Renderer, check_template
+    from smollm3_finetune.data.render import Renderer
     from smollm3_finetune.train.plan import with_suggestions
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     max_length = with_suggestions(loaded, chosen).config.data.max_length
-    tokenizer = source.tokenizer()
-    check_template(tokenizer, config.model, render.template)
-    inspector = Inspector(rows, survey, objective.create(), Renderer(tokenizer, render), max_length)
+    with blamed_on(loader):
+        tokenizer = source.tokenizer()
+    inspector = Inspector(rows, survey, objective, Renderer(tokenizer, render), max_length)
     about = About(
         model=config.model,
         objective=objective.offer.full_name,
@@ -229,7 +233,7 @@ def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.errors import raise_all
-    from smollm3_finetune.plan import ModelRequest, choose_loader
+    from smollm3_finetune.plan import ModelRequest, choose_loader, open_source
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.requirements import requirement_problems
 
@@ -241,7 +245,8 @@ def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
         purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=config.seed, cache=Cache.default(),
         progress=for_stream(),
     )  # fmt: skip
-    return loader, loader.create().open(config.model, context)
+    source, _ = open_source(loader, config.model, context)
+    return loader, source
 
 
 def _named(registry: Registry, loaded: Loaded) -> list[Choice]:

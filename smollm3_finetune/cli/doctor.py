@@ -70,7 +70,8 @@ def shown(report: Report) -> str:
     c = report.cache
     count = f"{c['entries']} {'entry' if c['entries'] == 1 else 'entries'}"
     lines += ["", click.style("cache", bold=True)]
-    lines += [f"  {c['root']}: {count}, {shown_size(c['bytes'])}; {shown_size(c['free'])} free on its disk"]
+    held = f"  {c['root']}: {count}, {shown_size(c['bytes'])}; {shown_size(c['free'])} free on its disk"
+    lines.append(held if c["root"] is not None else "  cannot be looked at")
     lines += ["", click.style("environment", bold=True)]
     lines += [f"  {name}={value}" for name, value in report.environment.items()] or ["  nothing is set"]
     lines += ["", click.style("checks", bold=True)]

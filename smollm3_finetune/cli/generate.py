@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import F, Number, composition_options, find_plugins, plugin_options
+from smollm3_finetune.cli.common import F, Number, answers, composition_options, find_plugins, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
@@ -38,7 +38,8 @@ def generating_options(f: F) -> F:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
-def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
+@answers
+def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     """Answer a prompt with a run's tuned model, or with any model.
 
     \b
@@ -52,6 +53,8 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.train.rundir import RunDir
 
+    _check_text("--prompt", prompt)
+    _check_text("--system", values["system"] or "")
     text = _standard_input() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty", hint="--prompt 'What is the capital of France?'")
@@ -70,7 +73,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
     import transformers
 
-    from smollm3_finetune.data.render import Renderer, check_template
+    from smollm3_finetune.data.render import Renderer
     from smollm3_finetune.generate import answer, plan_tokenizer, room_for
     from smollm3_finetune.model import build_context, compose
     from smollm3_finetune.plan import plan_model
@@ -86,10 +89,11 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
     if not values["any_base"]:
         _check_context(plan)
     tokenizer = plan_tokenizer(plan)
-    check_template(tokenizer, request.ref)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
     renderer = Renderer(tokenizer, options)
+    if not renderer.template:
+        context.progress.say("the model has no chat template: the prompt is continued as it stands")
     length = len(tokenizer(renderer.prompt(messages, **mode), add_special_tokens=False).input_ids)
     room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
     if room < values["max_new_tokens"]:
@@ -106,16 +110,30 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> None:
         template_kwargs=mode,
         renderer=renderer,
     )
-    click.echo(json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply)
+    return json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply
+
+
+def _check_text(flag: str, text: str) -> None:
+    """Raises ConfigError for an argument whose bytes are not UTF-8: Python hands them on as lone surrogates."""
+    from smollm3_finetune.errors import ConfigError
+
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ConfigError(
+            f"{flag} is not UTF-8 text: it holds another byte at character {e.start + 1}",
+            hint=f'{flag} "$(printf %s TEXT | iconv -f latin1 -t utf-8)", where it is in latin1',
+        ) from e
 
 
 def _standard_input() -> str:
     from smollm3_finetune.errors import ConfigError
 
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as e:
         raise ConfigError(f"--prompt -: standard input is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, find_plugins, plugin_flags, plugin_options
+from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_flags, plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.data.calibration import Calibration
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 @click.option("--loader-opt", multiple=True, metavar="K=V", help="An option of the loader.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-def merge(target: str, as_json: bool, **values: Any) -> None:
+@answers
+def merge(target: str, as_json: bool, **values: Any) -> str:
     """Merge a run's adapter into its base: an ordinary dense model, checked before it is kept.
 
     The merged model is reloaded from disk and its logits are compared with those of the adapter on its base. Where
@@ -114,7 +115,7 @@ def merge(target: str, as_json: bool, **values: Any) -> None:
         click.echo(f"{click.style('warning', fg='yellow')}: {warning}", err=True)
     if report["forced"]:
         click.echo(f"{click.style('warning', fg='yellow')}: kept by --force: {report['fault']}", err=True)
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"]))
+    return json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"])
 
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:

@@ -11,6 +11,7 @@ import click
 
 from smollm3_finetune.cli.common import (
     F,
+    answers,
     composition_options,
     find_plugins,
     load_configuration,
@@ -40,7 +41,8 @@ def quantizing_options(f: F) -> F:
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-def quantize(model: str, output: str, as_json: bool, **values: Any) -> None:
+@answers
+def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     """Write a quantised checkpoint of a full-precision model, with its tokenizer and a model card.
 
     For quantizers that make checkpoints; others work while a model is loaded and need none. Rows to calibrate on are
@@ -70,7 +72,7 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> None:
     config = loaded.config
     context = build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
     report = carry_out(plan_quantize(registry, loaded, context, directory))
-    click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report, values["plugin"]))
+    return json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report, values["plugin"])
 
 
 def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:

@@ -57,7 +57,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([settings])
     for name in TRUSTING:
-        if loaded.config.loader.options.get(name) is True and loader_options.get(name) is not True:
+        if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
                 f"the run {run.path} was made with loader.{name}, which lets code of the model run",
                 hint=f"--loader-opt {name}=true, if you trust it",

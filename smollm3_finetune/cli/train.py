@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, load_configuration, run_options
+from smollm3_finetune.cli.common import answers, find_plugins, load_configuration, run_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.load import Loaded
@@ -38,7 +38,8 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help, help="Show this message.")
 @click.pass_context
-def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> None:
+@answers
+def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
     """Fine-tune a model and save the adapter, with held-out loss and a sample answer before and after.
 
     With no arguments: a small embedded model on a small embedded dataset, in under a minute, with no network.
@@ -70,21 +71,20 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     if dry_run:
         from smollm3_finetune.cli.show import shown_plan
 
-        click.echo(shown_plan(plan, run, as_json=as_json))
-        return
+        return shown_plan(plan, run, as_json=as_json)
     from smollm3_finetune.train import display
-    from smollm3_finetune.train.processes import is_main_process
+    from smollm3_finetune.train.processes import is_main_process, leave
     from smollm3_finetune.train.run import train as carry_out
 
     report = carry_out(plan, registry, run, display.for_stream(), checkpoint, began)
+    leave()
     if not is_main_process():
-        return
+        return None
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
-    else:
-        from smollm3_finetune.cli.show import shown_report
+        return json.dumps(report, ensure_ascii=False)
+    from smollm3_finetune.cli.show import shown_report
 
-        click.echo(shown_report(report, named))
+    return shown_report(report, named)
 
 
 def _train_purpose() -> Any:

@@ -7,19 +7,22 @@ another component by name drops the options that an earlier layer gave for a dif
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, ComponentConfig, RunConfig
-from smollm3_finetune.config.yaml12 import parse_value, read_yaml
+from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, raise_all
 from smollm3_finetune.options import build, describe, did_you_mean, option_problems
 
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two ways to say how long a run is, of which the later layer's counts."""
+PATHS = (("data", "path"), ("calibration", "path"))
+"""Where text, alone or in a list, stands for a mapping that has nothing but a `path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +102,15 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
         for setting in layer:
             values[setting.key] = setting
     problems: list[SmolLM3Error] = []
+    for setting in list(values.values()):
+        if inside := _inside(values, setting):  # either they or its value would be lost without a word
+            problems.append(_clash(setting, inside))
+            for inner in inside:
+                del values[inner.key]
     top: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {s: {} for s in (*COMPONENT_SECTIONS, *PLAIN_SECTIONS)}
     known = [f.name for f in dataclasses.fields(RunConfig)]
-    for key, setting in values.items():
+    for key, setting in sorted(values.items(), key=lambda item: len(item[0])):  # a mapping before keys inside it
         section = key[0]
         if section not in known:
             problems.append(_unknown_key(setting, known))
@@ -131,6 +139,32 @@ def same_component(one: Any, other: Any) -> bool:
         return bool(one == other)
     (one_from, _, one_name), (other_from, _, other_name) = one.rpartition(":"), other.rpartition(":")
     return one_name == other_name and not (one_from and other_from)
+
+
+def _inside(values: Mapping[tuple[str, ...], Setting], outer: Setting) -> list[Setting]:
+    """The settings of keys inside `outer`, where it has a value that is no mapping and so has none."""
+    depth = len(outer.key)
+    if depth == 1 or outer.value is None or isinstance(outer.value, dict):
+        return []
+    return [s for k, s in values.items() if len(k) > depth and k[:depth] == outer.key]
+
+
+def _clash(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
+    """What is wrong with a value and keys inside it, with the one value that says both."""
+    keys: dict[str, Any] = {}
+    for inner in inside:
+        _assign(keys, inner.key[len(outer.key) :], inner.value)
+    whole: Any = keys
+    if outer.key in PATHS:
+        entries = outer.value if isinstance(outer.value, list) else [outer.value]
+        merged = [{**(entry if isinstance(entry, dict) else {"path": entry}), **keys} for entry in entries]
+        whole = merged if isinstance(outer.value, list) else merged[0]
+    name, origins = ".".join(outer.key), " and ".join(s.origin for s in inside)
+    assigned = shlex.quote(f"{name}={dump_yaml(whole, flow=True).strip()}")
+    return ConfigError(
+        f"{outer.origin} sets {name} to {outer.value!r}, so {origins} cannot set a key inside it",
+        hint=f"instead of both: --set {assigned}",
+    )
 
 
 def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:

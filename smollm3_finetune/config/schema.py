@@ -30,7 +30,7 @@ class ComponentConfig:
 class DataConfig:
     """Where the rows come from and how much of them is used."""
 
-    path: str | tuple[str | dict[str, Any], ...] | None = option(
+    path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None,
         "File, glob, directory or Hub id of training rows, or a list of them (as text, or as mappings with path, "
         "weight, formatter, split, subset, revision, limit); none: the small embedded chat dataset.",
@@ -54,7 +54,7 @@ class DataConfig:
 class CalibrationConfig:
     """The rows on which a quantizer calibrates, where it does."""
 
-    path: str | tuple[str | dict[str, Any], ...] | None = option(
+    path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None, "Rows of their own, given as data.path is; none: the run's training rows."
     )
     rows: int = option(128, "How many rows, chosen by the seed.", ge=1, le=1_000_000)
@@ -97,10 +97,24 @@ class TrainConfig:
         False, "Compile the model with torch.compile: slow first steps, and perhaps faster ones after them."
     )
     log_every: int = option(1, "Steps between lines of metrics.", ge=1)
+    eval_every: int | None = option(
+        None, "Steps between measurements of the held-out loss; none: it is measured before and after training.", ge=1
+    )
+    report_to: tuple[str, ...] = option(
+        (), "Trackers of transformers' Trainer that get the metrics as well, such as wandb or tensorboard."
+    )
     save_every: int | None = option(None, "Steps between checkpoints that a run can resume from.", ge=1)
     keep_checkpoints: int = option(2, "How many checkpoints stay on disk.", ge=1)
     sample_prompt: str | None = option(None, "Prompt answered before and after; none: one from the held-out rows.")
     sample_tokens: int = option(64, "Longest sample answer, in tokens.", ge=1)
+
+
+SUGGESTIBLE = ("data.max_length", "calibration.rows", "calibration.length")
+"""What a component may suggest beside the keys of `train`: nothing that decides which rows there are."""
+
+
+def may_be_suggested(key: str) -> bool:
+    return key.startswith("train.") or key in SUGGESTIBLE
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")

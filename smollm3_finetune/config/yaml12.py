@@ -80,14 +80,14 @@ def parse_value(text: str) -> Any:
     return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 
-def dump_yaml(value: Mapping[str, Any]) -> str:
-    """Plain values as YAML 1.2 text."""
+def dump_yaml(value: Any, *, flow: bool = False) -> str:
+    """Plain values as YAML 1.2 text; as `flow` on one line, with the brackets that the command line needs."""
     from ruamel.yaml import YAML
 
     stream = io.StringIO()
     writer = YAML()
-    writer.default_flow_style = False
+    writer.default_flow_style = flow
     writer.version = None
-    writer.width = 110
+    writer.width = 1 << 30 if flow else 110
     writer.dump(value, stream)
     return stream.getvalue()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource, Purpose
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.kinds import QUANTIZER
 from smollm3_finetune.merge.gate import drift, logits
 from smollm3_finetune.merge.written import copy_rest
-from smollm3_finetune.model import blamed_on, load_base
+from smollm3_finetune.model import load_base
 from smollm3_finetune.plan import Choice, choose
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
@@ -38,7 +39,7 @@ class Requantizer:
         more: Any = {} if calibration is None else {"calibration": calibration}
         with blamed_on(self.choice):
             self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
-        copy_rest(source.path, out)
+        copy_rest(source.path, out, context.progress.say)
 
     def drift(
         self, source: ModelSource, rows: Sequence[Sequence[int]], merged: Sequence[Tensor], context: BuildContext

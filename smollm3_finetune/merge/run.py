@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp, options_dict
+from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.dense import dense_copy
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
@@ -25,7 +26,7 @@ from smollm3_finetune.merge.gate import Figures, Limits, coarsest, drift, fault,
 from smollm3_finetune.merge.requantize import Calibration, Requantizer
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
 from smollm3_finetune.merge.written import FIGURES, generation_config, saved_dtype, write_model
-from smollm3_finetune.model import LoadedModel, blamed_on, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model_card import FILE as CARD
 from smollm3_finetune.model_card import shown_ref
 from smollm3_finetune.output import check_space, check_vacant, claimed, count_parameters, partial, publish

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +72,29 @@ def write_model(
         file.chmod((out / "config.json").stat().st_mode)
 
 
-def copy_rest(source: Path, out: Path) -> None:
+def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
     """Copy what belongs to the model in `source` and `out` lacks: tokenizer, template, generation config, licence.
 
-    Nothing else that lies there: it may be other weights, or rows, or somebody's secrets.
+    Nothing else that lies there: it may be other weights, or rows, or somebody's secrets. Nor what a link out of the
+    model's directory leads to, which `say` is told: a model may come with links into the home of whoever copies it.
     """
     configs = (source / name for name in ("config.json", "tokenizer_config.json"))
     has_code = any('"auto_map"' in file.read_text(encoding="utf-8") for file in configs if file.is_file())
     for file in sorted(source.iterdir()):
         belongs = BELONGS.fullmatch(file.name) and (has_code or file.suffix != ".py")
-        if file.is_file() and belongs and not (out / file.name).exists():
+        if not belongs or not file.is_file() or (out / file.name).exists():
+            continue
+        if _is_own(file, source):
             shutil.copyfile(file, out / file.name)
+        else:
+            say(f"{file} is a link out of the model's directory and is not copied")
+
+
+def _is_own(file: Path, source: Path) -> bool:
+    """Whether a file of `source`, links followed, lies in it, or in the Hub's cache among the files of its repository.
+
+    There `source` is REPOSITORY/snapshots/COMMIT, and its files are links into REPOSITORY/blobs.
+    """
+    real, home = file.resolve(), source.resolve()
+    own = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
+    return any(real.is_relative_to(directory) for directory in own)
