@@ -6,7 +6,7 @@ For each size a file of rows of varied length is written, tokenised with the emb
 cache, and read once in a shuffled order, each in a process of its own. Memory is anonymous memory only (what a memory
 map of a file occupies can be dropped at any time and is left out), summed over the process and its children, sampled
 every 50 ms; the peak counts. What the imports and an empty run need is in it too. Beside the time on the wall stands
-that on the processor, which other programs on the machine disturb less; the time a row is of the latter.
+that on the processor, which other programs on the machine disturb less; the times a row and a token are of the latter.
 """
 
 from __future__ import annotations
@@ -85,13 +85,17 @@ def work(file: Path, cache: Path) -> None:
     survey = rows.survey()
     tokens = tokenise(rows, survey, objective, Renderer(tokenizer, RenderOptions()), 512, Cache(cache), Silent())
     prepared, prepared_cpu = time.perf_counter(), time.process_time()
-    collate = SupervisedFineTuning(NoOptions()).collator(tokenizer)
+    collate = SupervisedFineTuning(NoOptions()).flat_collator(tokenizer)
     order = Shuffled(len(tokens.train), seed=0)
     loader: Any = DataLoader(tokens.train, batch_size=32, sampler=order, collate_fn=collate)  # type: ignore[arg-type]
-    seen = sum(int(batch["attention_mask"].sum()) for batch in loader)
-    read = time.perf_counter()
-    cpu = prepared_cpu - began_cpu
-    print(json.dumps({"prepare_s": prepared - began, "cpu_s": cpu, "read_s": read - prepared, "tokens": seen}))
+    seen = sum(batch["input_ids"].numel() for batch in loader)
+    seconds = {
+        "prepare_s": prepared - began,
+        "cpu_s": prepared_cpu - began_cpu,
+        "read_s": time.perf_counter() - prepared,
+        "read_cpu_s": time.process_time() - prepared_cpu,
+    }
+    print(json.dumps({**seconds, "tokens": seen}))
 
 
 def anonymous(process: psutil.Process) -> int:
@@ -134,13 +138,16 @@ def main() -> None:
         work(*args.work)
         return
     results = [measure(count) for count in args.rows]
-    print("| rows | tokens | peak anonymous memory, MB | ratio | preparing, s | CPU s | ms a 1000 rows | reading, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["rows", "tokens", "peak anonymous memory, MB", "ratio", "preparing, s", "CPU s", "ms a 1000 rows"]
+    heads += ["reading, s", "µs a token"]
+    print("| " + " | ".join(heads) + " |")
+    print("|---" * len(heads) + "|")
     for r in results:
         each = 1e6 * r["cpu_s"] / r["rows"]
         print(
             f"| {r['rows']} | {r['tokens']} | {r['peak_mb']:.0f} | {r['peak_mb'] / results[0]['peak_mb']:.2f} "
-            f"| {r['prepare_s']:.1f} | {r['cpu_s']:.1f} | {each:.0f} | {r['read_s']:.1f} |"
+            f"| {r['prepare_s']:.1f} | {r['cpu_s']:.1f} | {each:.0f} | {r['read_s']:.1f} "
+            f"| {1e6 * r['read_cpu_s'] / r['tokens']:.2f} |"
         )
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")

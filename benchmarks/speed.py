@@ -2,6 +2,7 @@
 
     nox -s speed [-- --rounds 10 --rows 16 --batch 4 --json speed.json --svg speed.svg]
     nox -s speed -- --quant bnb-4bit
+    nox -s speed -- --profile --only "smollm3 train" "trl sft, packing"
     nox -s speed -- --growth --rounds 3
 
 The job (`speed_peers/job.py`): SmolLM2-135M in float32 on a CPU, LoRA of rank 16, one pass over the first rows of
@@ -27,18 +28,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from real_model import fetch_model, rows
-from speed_peers.contestants import ALL, BARE_HUGE, DEFAULT, OURS, PACKED, PADDED, own_name
+from speed_peers.contestants import ALL, DEFAULT, PACKED, QUANTISED, ROUNDED, own_name
 from speed_peers.figures import Round, reached, table
 from speed_peers.growth import growth
 from speed_peers.job import Job, learned_rows, write
 from speed_peers.measure import run
 from speed_peers.picture import bars
+from speed_peers.profiling import profile_table
 
 SAME_LOSS = 1e-5
 """How far the losses of the first step may be apart, relative: float32 sums in another order."""
 LATER_LOSS = 1e-4
 """The same for later steps, whose weights were rounded otherwise."""
-QUANTISED = (OURS, BARE_HUGE, PADDED)
 
 
 def dense_model() -> Path | None:
@@ -58,7 +59,7 @@ def differences(rounds: Sequence[Round]) -> list[str]:
         tokens = {r.tokens for r in one.values()}
         if len(tokens) != 1:
             found.append(f"round {number}: real tokens differ: {[(n, r.tokens) for n, r in one.items()]}")
-        alike = [r.losses for n, r in one.items() if own_name(n) not in PACKED]
+        alike = [r.losses for n, r in one.items() if own_name(n) not in (*PACKED, *ROUNDED)]
         if len({len(losses) for losses in alike}) > 1:
             found.append(f"round {number}: numbers of steps differ: {[len(losses) for losses in alike]}")
         for step, losses in enumerate(zip(*alike, strict=False)):
@@ -97,9 +98,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=ALL, help="only these contestants")
     parser.add_argument("--python-trl", type=Path, help="an interpreter beside which `trl` lies; default: this one")
     parser.add_argument("--growth", action="store_true", help="over sequence length, batch, rank and vocabulary")
+    parser.add_argument("--profile", action="store_true", help="where the time of steps goes; of one round, not timed")
     parser.add_argument("--json", type=Path, help="where to write every run")
     parser.add_argument("--svg", type=Path, help="where to write the picture")
     args = parser.parse_args()
+    if args.profile and args.svg:
+        parser.error("a profile has no picture")
+    args.rounds = 1 if args.profile else args.rounds
     if args.growth:
         return growth(args.rounds, args.threads, args.json)
     file, data = fetch_model(), rows()
@@ -125,14 +130,15 @@ def main() -> int:
             turn = (args.first + number) % len(names)
             results = {}
             for name in [*names[turn:], *names[:turn]]:
-                results[name] = r = run(name, job, lengths, args.threads, python_trl)
-                print(f"round {number + 1}  {name:<24} {r.speed:7.1f} tokens/CPU-s", flush=True)
+                results[name] = r = run(name, job, lengths, args.threads, python_trl, profiled=args.profile)
+                speed = "profiled" if args.profile else f"{r.speed:7.1f} tokens/CPU-s"
+                print(f"round {number + 1}  {name:<24} {speed}", flush=True)
             rounds.append(results)
             if args.json:
-                about = {**conditions(job, args, Path(model or "")), "targets": reached(rounds)}
+                about = {**conditions(job, args, Path(model or "")), "targets": [] if args.profile else reached(rounds)}
                 about["results"] = [[asdict(r) for r in one.values()] for one in rounds]
                 args.json.write_text(json.dumps(about, indent=2) + "\n")
-    print("\n" + table(rounds, names))
+    print("\n" + (profile_table([rounds[0][n] for n in names]) if args.profile else table(rounds, names)))
     if args.svg:
         caption = f"{args.rows} chat rows, {args.batch} a step, {args.threads} thread, median of {args.rounds} rounds"
         args.svg.write_text(bars(rounds, names, caption), encoding="utf-8")

@@ -17,10 +17,12 @@ from speed_peers.contestants import (
     PADDED,
     PADDED_HUGE,
     TRL,
+    TRL_32,
     TRL_FREE,
     TRL_FREE_HUGE,
     TRL_HUGE,
     TRL_PACKED,
+    TRL_PACKED_32,
     TRL_PACKED_HUGE,
 )  # fmt: skip
 from speed_peers.measure import Result
@@ -32,17 +34,21 @@ TARGETS = (
     (OURS, FLATTENED, "speed", None, ">="),
     (OURS, FLATTENED_HUGE, "speed", None, ">="),
     (OURS, TRL, "speed", 2.2, ">="),
+    (OURS, TRL_32, "speed", 2.2, ">="),
     (OURS, TRL_HUGE, "speed", None, ">="),
     (OURS, TRL_FREE, "speed", None, ">="),
     (OURS, TRL_FREE_HUGE, "speed", None, ">="),
     (OURS, TRL_PACKED, "speed", 1.6, ">="),
     (OURS_PACKED, TRL_PACKED, "speed", 1.6, ">="),
+    (OURS, TRL_PACKED_32, "speed", 1.6, ">="),
+    (OURS_PACKED, TRL_PACKED_32, "speed", 1.6, ">="),
     (OURS_PACKED, TRL_PACKED_HUGE, "speed", None, ">="),
     (OURS, BARE, "speed", 0.97, ">="),
     (OURS, BARE_HUGE, "speed", 0.97, ">="),
     (OURS, PADDED, "memory", 0.6, "<="),
     (OURS, PADDED_HUGE, "memory", None, "<="),
     (OURS, TRL, "first_cpu", 0.5, "<="),
+    (OURS, TRL_32, "first_cpu", 0.5, "<="),
 )
 """What this project aims at: (who, beside whom, what, figure, direction); where there is no figure it is only shown."""
 WORDS = {

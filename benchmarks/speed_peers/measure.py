@@ -8,16 +8,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speed_peers.contestants import BARE, FLAT, HUGE, OURS, OURS_PACKED, PACKED, command, own_name
+from speed_peers.contestants import BARE, FLAT, FLOAT32, HUGE, PACKED, SETTINGS, command, own_name
 from speed_peers.job import Job
 
 SAMPLES = 0.05
 """Seconds between two looks at a contestant's memory."""
 GB = 1e9
+OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Result:
     """Anonymous memory when the optimiser is made: imports and weights."""
     peak_gb: float
     """The most anonymous memory, sampled, of the process and its children."""
+    profile: dict[str, float] = field(default_factory=dict)
+    """If asked for: seconds in each of torch's operations and, at `OUTSIDE`, in none, in the steps after the first and
+    before the last."""
+    profile_tokens: int = 0
+    """Real tokens of these steps."""
 
     @property
     def speed(self) -> float:
@@ -80,29 +86,33 @@ def _anonymous(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
 
 
-NOT_PASSED_ON = ("FORCE_COLOR", "SMOLLM3_TEST_DATA", "THP_MEM_ALLOC_ENABLE")
+NOT_PASSED_ON = ("FORCE_COLOR", "SPEED_PROFILE", "SMOLLM3_TEST_DATA", "THP_MEM_ALLOC_ENABLE")
 
 
 def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
-    """The same for all but huge pages: caches that are empty, no network, a fixed number of threads, the marks."""
+    """The same for all but what names say: caches that are empty, no network, a fixed number of threads, the marks."""
     here = Path(__file__).resolve().parent
     path = [str(here / "marks"), str(here.parent), os.environ.get("PYTHONPATH", "")]
     return {
         **{k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON},
         **({"THP_MEM_ALLOC_ENABLE": "1"} if name.endswith(HUGE) else {}),
+        **({"SPEED_TRAINED": "float32"} if name.endswith(FLOAT32) else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "SPEED_MARKS": str(directory / "marks.jsonl"),
         "SPEED_ROOT": str(os.getpid()),
         "SMOLLM3_CACHE": str(directory / "cache"),
         "HF_HOME": str(directory / "hf"),
+        "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
         "TQDM_DISABLE": "1",
     }
 
 
-def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path) -> Result:
-    """Raises SystemExit with the end of what the contestant printed where it failed."""
+def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path, *, profiled: bool = False) -> Result:
+    """Profiling takes time of its own, so what a profiled run says of its speed is not to be compared.
+
+    Raises SystemExit with the end of what the contestant printed where it failed."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         output = directory / "output"
@@ -110,7 +120,8 @@ def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path)
             began = time.time()
             child = subprocess.Popen(
                 command(name, job, output, python_trl),
-                env=environment(name, directory, threads), cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
+                env={**environment(name, directory, threads), **({"SPEED_PROFILE": "1"} if profiled else {})},
+                cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
             )  # fmt: skip
             sampler = Sampler(child.pid)
             sampler.start()
@@ -136,6 +147,7 @@ def _result(
     alone = own_name(name)
     tokens, losses = _own_account(alone, output, logs)
     first, last = steps[0], steps[-1]
+    profiled = [m for m in marks if m["what"] == "profile"]
     positions = sum(s["positions"] for s in steps[1:])
     real = positions if alone in FLAT else sum(lengths[job.batch :])
     if alone in FLAT and alone not in PACKED and positions != sum(lengths[job.batch :]):
@@ -155,7 +167,21 @@ def _result(
         whole_wall=took,
         floor_gb=made["anonymous"] / GB,
         peak_gb=peak / GB,
+        profile=_profile(profiled),
+        profile_tokens=sum(
+            steps[m["step"]]["positions"] if alone in FLAT else sum(lengths[m["step"] * job.batch :][: job.batch])
+            for m in profiled
+        ),
     )
+
+
+def _profile(marks: list[dict[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for mark in marks:
+        inside = sum(mark["ops"].values())
+        for operation, seconds in (*mark["ops"].items(), (OUTSIDE, mark["took"] - inside)):
+            found[operation] = found.get(operation, 0.0) + seconds
+    return found
 
 
 def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[int, list[float]]:
@@ -164,7 +190,7 @@ def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[i
         about = json.loads((output / "bare.json").read_text())
         return about["tokens"], about["losses"]
     losses = [entry["loss"] for entry in logs if "loss" in entry]
-    if name in (OURS, OURS_PACKED):
+    if name in SETTINGS:
         return json.loads((output / "report.json").read_text())["tokens"], losses
     counted = [e.get("num_tokens", e.get("num_input_tokens_seen")) for e in logs if "loss" in e]
     return round(counted[-1]), losses

@@ -8,10 +8,18 @@ starts. It imports nothing heavy and waits until the contestant imports torch an
 {"what": "log", "logs": {…}}      what transformers' Trainer logs, before any rounding
 
 `time` is on the wall; `cpu` is user and system time of the process and of those that started it, up to $SPEED_ROOT.
+
+With $SPEED_PROFILE the steps between the first and the last are profiled, from forward pass to forward pass:
+
+{"what": "profile", "step": …, "took": …, "ops": {…}}   which one, from 0; the processor's seconds; the clock's seconds
+                                                        in each of torch's operations, without those that it calls
+
+With $SPEED_TRAINED=float32 what is trained is made float32 when the first optimiser gets it.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.abc
 import json
@@ -22,7 +30,8 @@ from typing import Any
 
 FILE = os.environ.get("SPEED_MARKS")
 TICK = os.sysconf("SC_CLK_TCK")
-state = {"made": False, "positions": 0}
+PROFILED = "SPEED_PROFILE" in os.environ
+state: dict[str, Any] = {"made": False, "positions": 0, "steps": 0, "profiled": 0}
 
 
 def cpu_seconds() -> float:
@@ -57,14 +66,40 @@ def watch_optimizer(module: Any) -> None:
             state["made"] = True
             state["positions"] = 0
             mark("optimizer", anonymous=anonymous())
+            if os.environ.get("SPEED_TRAINED") == "float32":
+                for group in args[0] if args else kwargs["params"]:
+                    for parameter in group["params"]:
+                        parameter.data = parameter.data.float()
         init(self, *args, **kwargs)
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         mark("step", positions=state["positions"])
         state["positions"] = 0
+        state["steps"] += 1
 
     module.Optimizer.__init__ = first
     module.register_optimizer_step_post_hook(stepped)
+
+
+def profile_step() -> None:
+    """Before the first layer of a forward pass: write what was found since that of the step before, and begin anew."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.is_grad_enabled() or state["steps"] == state["profiled"]:
+        return
+    if "profiler" in state:
+        took = time.process_time() - state["began"]
+        state["profiler"].stop()
+        found = state["profiler"].key_averages()
+        ops = {e.key: e.self_cpu_time_total / 1e6 for e in found if e.self_cpu_time_total}
+        mark("profile", step=state["profiled"], took=took, ops=ops)
+    else:
+        atexit.register(lambda: state["profiler"].stop())
+    state["profiled"] = state["steps"]
+    state["profiler"] = profile(activities=[ProfilerActivity.CPU])
+    state["profiler"].start()
+    state["began"] = time.process_time()
 
 
 def watch_embedding(module: Any) -> None:
@@ -72,6 +107,8 @@ def watch_embedding(module: Any) -> None:
 
     @functools.wraps(forward)
     def counted(self: Any, input: Any) -> Any:
+        if PROFILED:
+            profile_step()
         state["positions"] += input.numel()
         return forward(self, input)
 

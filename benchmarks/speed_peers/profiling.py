@@ -1,0 +1,56 @@
+"""Where the time of a step goes: torch's operations, put together by what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from speed_peers.measure import OUTSIDE, Result
+
+GROUPS = (
+    ("attention", ("scaled_dot_product",)),
+    ("loss", ("softmax", "nll_loss", "cross_entropy", "logsumexp", "logprob", "aten::exp")),
+    ("4-bit weights", ("bitsandbytes",)),
+    ("products of matrices", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "mkl")),
+    ("copies and other shapes", ("copy_", "aten::cat", "index", "gather", "aten::roll", "_to_copy", "clone", "stack")),
+    ("filling with a number", ("zero_", "fill_", "aten::full", "zeros", "ones")),
+    ("optimiser", ("optimizer", "foreach", "_fused", "addcmul", "addcdiv", "lerp")),
+)
+"""What an operation is for, by parts of its name; the first that fits."""
+OTHER = "element by element, and the rest"
+NONE = "outside torch's operations"
+ORDER = ("products of matrices", "4-bit weights", "attention", "loss", "copies and other shapes",
+         "filling with a number", "optimiser", OTHER, NONE)  # fmt: skip
+
+
+def group_of(operation: str) -> str:
+    if operation == OUTSIDE:
+        return NONE
+    name = operation.lower()
+    return next((title for title, parts in GROUPS if any(p in name for p in parts)), OTHER)
+
+
+def grouped(profile: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each group."""
+    found: dict[str, float] = {}
+    for operation, seconds in profile.items():
+        group = group_of(operation)
+        found[group] = found.get(group, 0.0) + seconds
+    return found
+
+
+def profile_table(results: Sequence[Result], most: int = 12) -> str:
+    """Milliseconds a real token of each group, side by side, and of the longest operations of each run."""
+    scale = {r.name: 1e3 / r.profile_tokens for r in results}
+    groups = {r.name: grouped(r.profile) for r in results}
+    lines = ["| ms a real token | " + " | ".join(scale) + " |", "|---" * (len(results) + 1) + "|"]
+    for group in ORDER:
+        if any(group in found for found in groups.values()):
+            cells = [f"{scale[name] * found.get(group, 0.0):.2f}" for name, found in groups.items()]
+            lines.append(f"| {group} | " + " | ".join(cells) + " |")
+    whole = [f"{scale[r.name] * sum(r.profile.values()):.2f}" for r in results]
+    lines += ["| all | " + " | ".join(whole) + " |"]
+    for r in results:
+        lines += ["", f"{r.name}:"]
+        longest = sorted(r.profile.items(), key=lambda item: -item[1])[:most]
+        lines += [f"  {scale[r.name] * seconds:7.3f}  {group_of(name)}: {name}" for name, seconds in longest]
+    return "\n".join(lines)
