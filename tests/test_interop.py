@@ -44,6 +44,9 @@ for job in json.load(open(sys.argv[1])):
     config = CONFIGS[job["quant"]] if job["quant"] else None
     quantised = {"quantization_config": BitsAndBytesConfig(**config)} if config else {}
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32, **quantised)
+    for layer in model.modules():  # on a CPU with AVX512-BF16 the first evaluation would repack a 4-bit layer
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     model = PeftModel.from_pretrained(model, job["adapter"]).eval()
     with torch.no_grad():
         out[job["name"]] = model(input_ids=torch.tensor(job["ids"]), use_cache=False).logits.contiguous()
