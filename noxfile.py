@@ -43,7 +43,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Core's tests and every plugin's, a file in one process. Arguments go to pytest: `nox -s tests -- -k contract`."""
-    workers = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile")
+    workers = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

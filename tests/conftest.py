@@ -21,6 +21,15 @@ if "SMOLLM3_CORE_ALONE" in os.environ:  # in each of pytest's processes
     assert importlib.util.find_spec("peft") is None, "core is not alone"
 PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS")
 GROUP = "smollm3_finetune"
+LONGEST = ("two_processes", "merge", "compiling", "train", "tutorials", "gptqmodel", "quantising", "sharding", "check",
+           "compat_measure", "kit")  # fmt: skip
+"""The files that take longest, in this order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, one of them would keep a single process busy at the end."""
+    order = {f"test_{name}.py": at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -22,9 +22,10 @@ LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "opti
 
 
 SAME = (
-    "attention_within_rows", "bins", "cache", "check", "compiling", "data", "formatter_tokens", "formatters",
-    "half_precision", "head", "kit", "long_context", "mishaps", "packing", "quantizing_helpers", "render",
-    "requirements", "resume_cli", "rows", "scaffold", "stopping", "templates", "tutorials",
+    "attention_within_rows", "bins", "cache", "check", "compiling", "containment", "cross_entropy", "data",
+    "formatter_tokens", "formatters", "half_precision", "head", "kit", "long_context", "measuring", "mishaps",
+    "packing", "quantizing_helpers", "render", "requirements", "resume_cli", "rows", "scaffold", "stopping",
+    "streams_cli", "templates", "tutorials", "two_processes",
 )  # fmt: skip
 """Tests of what looks at no plugin; the other session runs them."""
 
@@ -59,7 +60,7 @@ def main() -> int:
         subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
         same = [f"--ignore=tests/test_{name}.py" for name in SAME]
         worker = f"popen//python={shlex.quote(sys.executable)} -S"  # as this one: site-packages are not looked at
-        several = ["--tx", f"2*{worker}", "--dist", "loadfile"]
+        several = ["--tx", f"2*{worker}", "--dist", "loadfile", "--no-loadscope-reorder"]
         command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *several, *same, *sys.argv[1:]]
         return subprocess.run(command, env=environment, cwd=ROOT).returncode
 
