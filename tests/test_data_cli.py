@@ -258,6 +258,7 @@ def smollm3_objectives():
     ("result", "said"),
     [
         ("[ids, ids]", "prepare() gave a list, and is to give a mapping or None"),
+        ("{}", "prepare() gave an empty mapping, and is to give None for a row that teaches nothing"),
         ("{'input_ids': [i / 2 for i in ids]}", "prepare() gave 'input_ids' that is no list of integers"),
         ("{'input_ids': ids, 'labels': [None] * 9}", "prepare() gave 'labels' that is no list of integers"),
         ("{'input_ids': ids, 'labels': [2**40]}", "prepare() gave 'labels' that is no list of integers"),
@@ -277,6 +278,29 @@ def test_an_objective_that_gives_no_example_is_named_with_the_row(
         assert failed.code != 0
         assert f"rows.jsonl:{2 if 'labels2' in said else 1}: objective 'odd'" in failed.stderr
         assert said in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "{'input_ids': torch.tensor(ids), 'labels': torch.tensor(ids)}",
+        "{'input_ids': np.array(ids), 'labels': [np.int64(i) for i in ids]}",
+        "dict(list({'input_ids': ids, 'labels': ids}.items())[:: 1 if self.seen % 2 else -1])",
+    ],
+    ids=["tensors", "numpy", "names in another order"],
+)
+def test_what_holds_integers_is_an_example(
+    cli: Cli, plugin_file: Any, write: Write, result: str, tmp_path: Path
+) -> None:
+    source = "import numpy as np, torch\n" + ODD.replace("RESULT", result)
+    plain = ODD.replace("RESULT", "{'input_ids': ids, 'labels': ids}").replace('"odd', '"plain')
+    file = write(talk("Hello", "Good day."), talk("a", "b"), talk("c", "d"))
+    counted = []
+    for name, text in (("odd", source), ("plain", plain)):
+        plugin = plugin_file(name, text)
+        counted.append(stats(cli, "--data", file, "-p", str(plugin), "--objective", name))
+    assert counted[0]["total"] == counted[1]["total"]
+    assert counted[0]["total"]["tokens"] > 20
 
 
 # ------------------------------------------------------------------------------------------------ stats

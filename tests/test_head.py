@@ -253,6 +253,51 @@ def test_what_a_hook_adds_to_the_output_layer_is_trained() -> None:
     assert torch.allclose(gradients[0], gradients[1], atol=1e-14)
 
 
+class TiedByReference(nn.Module):
+    """An output layer that multiplies by a weight that is none of its own."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.of = [embedding]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.of[0].weight)
+
+
+def test_a_weight_that_the_output_layer_only_refers_to_is_trained() -> None:
+    """In one piece of logits and in several: its gradient is that of all logits."""
+    model = small(SmolLM3Config(**SIZES))
+    model.requires_grad_(False)
+    weight = model.get_input_embeddings().weight.requires_grad_(True)
+    model.lm_head = TiedByReference(model.get_input_embeddings())
+    (wanted,) = torch.autograd.grad(model(input_ids=IDS, labels=LABELS).loss, weight)
+    for logit_bytes in (LOGIT_BYTES, THREE_ROWS):
+        with supervised_logits(model, logit_bytes) as on:
+            assert on
+            (found,) = torch.autograd.grad(model(input_ids=IDS, labels=LABELS).loss, weight)
+        assert (found - wanted).norm() < 1e-6 * wanted.norm()  # transformers' own loss is in float32
+
+
+@pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, THREE_ROWS])
+def test_a_second_derivative_is_refused_and_not_left_out(logit_bytes: int) -> None:
+    model = small()
+    model.get_output_embeddings().requires_grad_(False)
+    embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    with supervised_logits(model, logit_bytes):
+        loss = model(inputs_embeds=embedded, labels=LABELS).loss
+        with pytest.raises(RuntimeError, match=r"no second derivative: train\.logits=all has one"):
+            torch.autograd.grad(loss, embedded, create_graph=True)
+
+
+def test_another_label_to_ignore_is_the_models_own_affair() -> None:
+    model = small().eval()
+    labels = IDS.where(LABELS != IGNORED, 5)
+    own = model(input_ids=IDS, labels=labels, ignore_index=5)
+    with supervised_logits(model):
+        assert torch.equal(model(input_ids=IDS, labels=labels, ignore_index=5).loss, own.loss)
+        assert model(input_ids=IDS, labels=LABELS, ignore_index=IGNORED).logits is None
+
+
 def test_arguments_that_are_tensors_ask_for_the_models_own_forward() -> None:
     model = small()
     with supervised_logits(model) as on:

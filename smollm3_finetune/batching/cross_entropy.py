@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def supervised_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed over all rows, in float32 or wider. logits (N, V); targets (N,), none of them to be ignored."""
+    """Summed over all rows, in float32 or wider. logits (N, V); targets (N,), none of them to be ignored.
+
+    Its gradient has no gradient: RuntimeError for `create_graph=True`.
+    """
     if torch.is_grad_enabled() and logits.requires_grad:
         loss: Tensor = _CrossEntropy.apply(logits, targets)
         return loss
@@ -31,6 +33,12 @@ def _summed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return -log_probabilities.gather(1, targets[:, None]).sum()
 
 
+def refuse_second_derivative() -> None:
+    """For the backward pass of a gradient that was made before: one through it would silently leave out a part."""
+    if torch.is_grad_enabled():  # which it is, in a backward pass, for create_graph=True alone
+        raise RuntimeError("the loss at supervised positions has no second derivative: train.logits=all has one")
+
+
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,8 +51,9 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, wanted: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
+        (wanted,) = outer
         (gradient,) = ctx.saved_tensors
         if wanted.device.type != "cpu" or wanted.item() != 1:  # to look at it would make another device wait
             gradient = gradient * wanted

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from smollm3_finetune.batching.cross_entropy import supervised_cross_entropy
+from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, supervised_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
 from smollm3_finetune.data.render import IGNORED
@@ -106,7 +106,8 @@ class SupervisedForward:
 
         @functools.wraps(self.own)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if args or kwargs.get("labels") is None or any(_asked(kwargs.get(name)) for name in OTHER_RESULTS):
+            other = any(_asked(kwargs.get(name)) for name in OTHER_RESULTS)
+            if args or other or kwargs.get("labels") is None or kwargs.get("ignore_index", IGNORED) != IGNORED:
                 return self.own(*args, **kwargs)
             return self(**kwargs)
 
@@ -114,7 +115,13 @@ class SupervisedForward:
         return forward
 
     def __call__(
-        self, *, labels: Tensor, num_items_in_batch: Any = None, return_dict: bool | None = None, **kwargs: Any
+        self,
+        *,
+        labels: Tensor,
+        num_items_in_batch: Any = None,
+        return_dict: bool | None = None,
+        ignore_index: int = IGNORED,
+        **kwargs: Any,
     ) -> Any:
         hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
         out = self._output(hidden, labels, num_items_in_batch)
@@ -149,12 +156,9 @@ class SupervisedForward:
         return total
 
     def _learns(self, hidden: Tensor) -> bool:
-        """Whether anything in the output layer is trained, or in what hooks add to it. hidden (1, H)"""
+        """Whether the output layer trains anything: of its own, of hooks, or of what it refers to. hidden (1, H)"""
         head = self._head()
-        if any(p.requires_grad for p in head.parameters()):
-            return True
-        changed = any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in head.modules())
-        return changed and bool(head(hidden[None]).requires_grad)
+        return any(p.requires_grad for p in head.parameters()) or bool(head(hidden[None]).requires_grad)
 
     def _piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self._head()(hidden[None])[0]  # (N, V)
@@ -217,6 +221,7 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
         wide = torch.promote_types(gradient.dtype, wanted[0].dtype)  # a loss scale may be more than float16 holds
         return (gradient.to(wide) * wanted[0]).to(gradient.dtype), None, None, None

@@ -215,25 +215,26 @@ class Preparing:
         try:
             with blamed_on(self.objective, row.where):
                 example = self.made.prepare(row.conversation, self.renderer, self.max_length)
-                if example is not None:
-                    self._check(example)
-                return example
+                return None if example is None else self._checked(example)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
 
-    def _check(self, example: Any) -> None:
-        """Raises TypeError or ValueError for what is no example, or one unlike the first."""
+    def _checked(self, example: Any) -> dict[str, list[int]]:
+        """The example as plain lists; TypeError or ValueError for what is no example, or one unlike the first."""
         if not isinstance(example, Mapping):
             raise TypeError(f"prepare() gave a {type(example).__name__}, and is to give a mapping or None")
-        names = list(example)
-        self.names = self.names or names
-        if names != self.names:
-            raise ValueError(f"prepare() gave {names}, and {self.names} for another row")
-        for name, values in example.items():
+        if not example:
+            raise ValueError("prepare() gave an empty mapping, and is to give None for a row that teaches nothing")
+        self.names = self.names or list(example)
+        if sorted(example) != sorted(self.names):
+            raise ValueError(f"prepare() gave {list(example)}, and {self.names} for another row")
+        found = {}
+        for name in self.names:
             try:
-                array("i", values)
-            except (TypeError, OverflowError) as e:
+                found[name] = array("i", example[name]).tolist()  # tensors and NumPy's arrays are lists then, too
+            except (TypeError, ValueError, OverflowError) as e:
                 raise TypeError(f"prepare() gave {name!r} that is no list of integers: {e}") from e
+        return found
 
 
 class _Writer:

@@ -65,7 +65,9 @@ def _on_one_device(args: TrainingArguments, device: str) -> None:
         return
     args.__dict__["_setup_devices"] = torch.device(device)  # a cached property, which `args.device` reads
     args._n_gpu = 1
-    getattr(torch, device.partition(":")[0]).set_device(device)
+    kind = getattr(torch, device.partition(":")[0])
+    if hasattr(kind, "set_device"):  # not of devices of which there is one at most, as mps
+        kind.set_device(device)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from smollm3_finetune.model import LoadedModel
@@ -110,7 +111,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "learning_rate": float(logs["learning_rate"]),
             "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
             "tokens_per_second": tokens / max(now - self.last_log, 1e-9),
-            "memory_gb": resident_gb(),
+            "memory_gb": memory_gb(args.device),
         }
         self.last_log, self.shown_tokens = now, seen
         self.write(row)
@@ -120,11 +121,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.display.end()
 
 
-def resident_gb() -> float:
-    """Memory in use: of the GPU where there is one, else the process's resident set. 1 GB = 10⁹ bytes."""
+def memory_gb(device: torch.device) -> float:
+    """Memory in use: the most so far of the CUDA GPU that the run is on, else the process's own. 1 GB = 10⁹ bytes."""
     import psutil
-    import torch
 
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 1e9
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 1e9
     return float(psutil.Process().memory_info().rss) / 1e9

@@ -6,6 +6,7 @@ writes the run and speaks.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from smollm3_finetune.errors import ConfigError
 def world_size() -> int:
     """How many processes train together. Raises ConfigError where the launcher's variable is no number."""
     text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise ConfigError(
             f"the environment variable WORLD_SIZE must be a number, and is {text!r}", hint="unset WORLD_SIZE"
         )
@@ -53,4 +54,5 @@ def leave() -> None:
 
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # a wrapped model that is garbage would keep the threads alive
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError):  # another process may be gone: everything is written by now
+            dist.destroy_process_group()
