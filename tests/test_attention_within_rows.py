@@ -69,6 +69,12 @@ def test_a_padded_model_would_see_the_other_row_without_its_own_attention() -> N
     assert float((own - apart).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("labels", [[5, 6], [5, 6, 7, 8]])
+def test_a_label_too_few_or_too_many_is_told(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"an example has 3 input_ids and {len(labels)} labels"):
+        flatten([{"input_ids": [5, 6, 7], "labels": labels}])
+
+
 def test_a_window_holds_inside_each_row() -> None:
     """Mistral with a window of 4 tokens: rows of up to 12, against the model's own padded mask."""
     for kind in ("sdpa", "eager"):

@@ -258,7 +258,8 @@ def smollm3_objectives():
     ("result", "said"),
     [
         ("[ids, ids]", "prepare() gave a list, and is to give a mapping or None"),
-        ("{}", "prepare() gave an empty mapping, and is to give None for a row that teaches nothing"),
+        ("{}", "prepare() gave no token, and is to give None for a row that teaches nothing"),
+        ("{'input_ids': [], 'labels': []}", "prepare() gave no token, and is to give None for a row that"),
         ("{'input_ids': [i / 2 for i in ids]}", "prepare() gave 'input_ids' that is no list of integers"),
         ("{'input_ids': ids, 'labels': [None] * 9}", "prepare() gave 'labels' that is no list of integers"),
         ("{'input_ids': ids, 'labels': [2**40]}", "prepare() gave 'labels' that is no list of integers"),

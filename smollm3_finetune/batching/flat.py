@@ -18,13 +18,15 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
 
     The first label of a row is ignored: it would be learned from the last token of the row before. The borders of the
     rows go to the attention by the names that transformers has for them; the cache is off, since with one the
-    model's mask would no longer follow `position_ids`.
+    model's mask would no longer follow `position_ids`. Raises ValueError for a row with a label too few or too many.
     """
     rows = [np.array(e["input_ids"], dtype=np.int64) for e in examples]
     labels = [np.array(e["labels"], dtype=np.int64) for e in examples]
-    for row in labels:
-        row[:1] = IGNORED
     lengths = [len(row) for row in rows]
+    for length, row in zip(lengths, labels, strict=True):
+        if len(row) != length:
+            raise ValueError(f"an example has {length} input_ids and {len(row)} labels")
+        row[:1] = IGNORED
     borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))  # (rows + 1,)
     return {
         "input_ids": _one_sequence(rows),

@@ -223,8 +223,6 @@ class Preparing:
         """The example as plain lists; TypeError or ValueError for what is no example, or one unlike the first."""
         if not isinstance(example, Mapping):
             raise TypeError(f"prepare() gave a {type(example).__name__}, and is to give a mapping or None")
-        if not example:
-            raise ValueError("prepare() gave an empty mapping, and is to give None for a row that teaches nothing")
         self.names = self.names or list(example)
         if sorted(example) != sorted(self.names):
             raise ValueError(f"prepare() gave {list(example)}, and {self.names} for another row")
@@ -234,6 +232,8 @@ class Preparing:
                 found[name] = array("i", example[name]).tolist()  # tensors and NumPy's arrays are lists then, too
             except (TypeError, ValueError, OverflowError) as e:
                 raise TypeError(f"prepare() gave {name!r} that is no list of integers: {e}") from e
+        if not any(found.values()):
+            raise ValueError("prepare() gave no token, and is to give None for a row that teaches nothing")
         return found
 
 
