@@ -274,3 +274,31 @@ def test_the_command_to_try_names_the_plugin_files_that_it_needs(cli: Cli) -> No
     assert f"try it         smollm3 generate 'my run' -p {SCALE} --prompt '…'" in done.stdout
     answered = cli("generate", "my run", "-p", SCALE, "--prompt", "What is 2 + 2?", "--max-new-tokens", "3")
     assert answered.code == 0, answered.stderr
+
+
+CHATTY = """
+from smollm3_finetune.api import ObjectiveSpec, hookimpl
+from smollm3_finetune.builtin.sft import SFTTrainer, SupervisedFineTuning
+
+class ChattyTrainer(SFTTrainer):
+    def compute_loss(self, *args, **kwargs):
+        self.log({"loss": 1.0, "margin": 2.0})
+        return super().compute_loss(*args, **kwargs)
+
+class Chatty(SupervisedFineTuning):
+    def trainer_class(self):
+        return ChattyTrainer
+
+@hookimpl
+def smollm3_objectives():
+    return [ObjectiveSpec(name="chatty", summary="logs on its own", factory="chatty:Chatty")]
+"""
+
+
+def test_an_objective_may_log_what_it_likes(cli: Cli, plugin_file: Any) -> None:
+    plugin = str(plugin_file("chatty", CHATTY))
+    common = ("train", "--adapter", "full", "--max-steps", "2", "--set", "train.sample_tokens=2")
+    result = cli(*common, "--set", "data.limit=20", "-p", plugin, "--objective", "chatty", "--output", "out")
+    assert result.code == 0, result.stderr
+    rows = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "learning_rate" in row] == [1, 2]

@@ -94,7 +94,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             stream.write(json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log a part of its own
             return
         seen = self.trainer.tokens_of_all()
         if not math.isfinite(logs["loss"]):  # the same in all processes, so that none waits for another
