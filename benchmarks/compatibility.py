@@ -35,11 +35,11 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = {CORE_DISTRIBUTION, *(p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml"))}
 OPTIONS: dict[str, dict[str, Any]] = {"trainable-tokens": {"token_ids": [3, 5, 7]}}
 """Of adapters whose defaults do not fit the small model."""
-PREQUANTISED = ("gptq",)
-"""Quantizers that are measured on a checkpoint which is quantised already."""
+PREQUANTIZED = ("gptq",)
+"""Quantizers that are measured on a checkpoint which is quantized already."""
 SLACK, FLOOR = 10.0, 1e-5
 """A sampled figure may be this many times the published one, and is let through below this in any case."""
-SIZES = ("moved", "trained", "quantised")
+SIZES = ("moved", "trained", "quantized")
 """Figures that are no errors."""
 
 
@@ -61,19 +61,19 @@ def _names(cell: Cell, quantizer: str, adapter: str) -> bool:
 
 
 def pair_of(cell: Cell, work: Path) -> Pair:
-    quantised = cell.quantizer.spec.name in PREQUANTISED
+    quantized = cell.quantizer.spec.name in PREQUANTIZED
     return Pair(
         quantizer=cell.quantizer,
         adapter=cell.adapter,
         purpose=cell.purpose,
         force=cell.state is State.REFUSED,
         options=OPTIONS.get(cell.adapter.spec.name, {}),
-        model=work / "quantised" if quantised else None,
+        model=work / "quantized" if quantized else None,
     )
 
 
 def prepare(work: Path) -> None:
-    write_checkpoint(write_small_model(work / "model"), work / "quantised")
+    write_checkpoint(write_small_model(work / "model"), work / "quantized")
 
 
 def measure_all(chosen: list[Cell], limit: float, work: Path) -> None:

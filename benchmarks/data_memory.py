@@ -2,7 +2,7 @@
 
     python benchmarks/data_memory.py [--rows 10000 100000 1000000] [--json results.json]
 
-For each size a file of rows of varied length is written, tokenised with the embedded model's tokenizer into an empty
+For each size a file of rows of varied length is written, tokenized with the embedded model's tokenizer into an empty
 cache, and read once in a shuffled order, each in a process of its own. Memory is anonymous memory only (what a memory
 map of a file occupies can be dropped at any time and is left out), summed over the process and its children, sampled
 every 50 ms; the peak counts. What the imports and an empty run need is in it too. Beside the time on the wall stands
@@ -59,7 +59,7 @@ def write_rows(file: Path, count: int) -> None:
 
 
 def work(file: Path, cache: Path) -> None:
-    """What `smollm3 train` does with rows: survey, tokenise, then read every example in the Trainer's order."""
+    """What `smollm3 train` does with rows: survey, tokenize, then read every example in the Trainer's order."""
     from torch.utils.data import DataLoader
 
     from smollm3_finetune.api import NoOptions
@@ -68,7 +68,7 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.data.render import Renderer, RenderOptions
     from smollm3_finetune.data.rows import Rows, with_formatter
     from smollm3_finetune.data.sources import find_sources
-    from smollm3_finetune.data.tokens import tokenise
+    from smollm3_finetune.data.tokens import tokenize
     from smollm3_finetune.discovery import Wanted, discover
     from smollm3_finetune.kinds import LOADER, OBJECTIVE
     from smollm3_finetune.plan import choose
@@ -83,7 +83,7 @@ def work(file: Path, cache: Path) -> None:
     rows = Rows(sources=sources, seed=0, held_out=0.01)
     objective = choose(registry, OBJECTIVE, "sft", {})
     survey = rows.survey()
-    tokens = tokenise(rows, survey, objective, Renderer(tokenizer, RenderOptions()), 512, Cache(cache), Silent())
+    tokens = tokenize(rows, survey, objective, Renderer(tokenizer, RenderOptions()), 512, Cache(cache), Silent())
     prepared, prepared_cpu = time.perf_counter(), time.process_time()
     collate = SupervisedFineTuning(NoOptions()).flat_collator(tokenizer)
     order = Shuffled(len(tokens.train), seed=0)

@@ -1,4 +1,4 @@
-"""What quantising costs SmolLM2-135M in perplexity, and `smollm3 quantize` in time beside gptqmodel called directly.
+"""What quantizing costs SmolLM2-135M in perplexity, and `smollm3 quantize` in time beside gptqmodel called directly.
 
     nox -s quantizers [-- --rows 16 --length 256 --pairs 3 --json results.json]
 

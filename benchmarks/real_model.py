@@ -68,7 +68,7 @@ def run(model: Path, data: Path | None, quant: str, adapter: str, steps: int, ou
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each run")
     parser.add_argument("--quant", nargs="+", default=QUANTIZERS, help="only these quantizers")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()

@@ -6,11 +6,11 @@
     nox -s speed -- --growth --rounds 3
 
 The job (`speed_peers/job.py`): SmolLM2-135M in float32 on a CPU, LoRA of rank 16, one pass over the first rows of
-alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, a batch of rows a step, the same optimiser, rate and longest
+alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, a batch of rows a step, the same optimizer, rate and longest
 row, no gradient checkpointing. Each contestant runs in a process of its own, once a round, in rotating order, with
 empty caches; ratios are of runs of the same round. Time is that of the processor, user and system, since other
 programs may use the machine. Memory is anonymous memory, sampled every 50 ms, above what the bare loop has when its
-optimiser is made. Fails where contestants did not train on the same tokens or their losses differ.
+optimizer is made. Fails where contestants did not train on the same tokens or their losses differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from real_model import fetch_model, rows
-from speed_peers.contestants import ALL, DEFAULT, PACKED, QUANTISED, ROUNDED, own_name
+from speed_peers.contestants import ALL, DEFAULT, PACKED, QUANTIZED, ROUNDED, own_name
 from speed_peers.figures import Round, reached, table
 from speed_peers.growth import growth
 from speed_peers.job import Job, learned_rows, write
@@ -113,7 +113,7 @@ def main() -> int:
         return 0
     model = dense_model()
     python_trl = args.python_trl or Path(sys.executable)
-    names = args.only or (DEFAULT if args.quant == "none" else QUANTISED)
+    names = args.only or (DEFAULT if args.quant == "none" else QUANTIZED)
     if args.python_trl is None and importlib.util.find_spec("trl") is None:
         print("trl is not in this environment (pip install -c constraints.txt trl, or --python-trl): left out")
         names = [n for n in names if not n.startswith("trl")]

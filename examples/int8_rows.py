@@ -9,13 +9,13 @@ from smollm3_finetune.api import (
     QuantizerSpec,
     fingerprint,
     hookimpl,
-    layers_to_quantise,
-    refuse_quantised,
+    layers_to_quantize,
+    refuse_quantized,
 )
 
 
 def check(options, source):
-    refuse_quantised("int8-rows", source)
+    refuse_quantized("int8-rows", source)
 
 
 @hookimpl
@@ -65,14 +65,14 @@ class Int8Rows:
         pass
 
     def load(self, source, ctx):
-        quantised = linear_class()
+        quantized = linear_class()
         model = source.load(dtype=ctx.torch_dtype)
-        for name, layer in layers_to_quantise(model, "int8-rows", source).items():
-            model.set_submodule(name, quantised(layer))
+        for name, layer in layers_to_quantize(model, "int8-rows", source).items():
+            model.set_submodule(name, quantized(layer))
         model.requires_grad_(False)
         model.to(ctx.device)
 
         def ops_for(layer):
-            return DequantisingOps(layer, quantised.dense, ctx.torch_dtype) if isinstance(layer, quantised) else None
+            return DequantisingOps(layer, quantized.dense, ctx.torch_dtype) if isinstance(layer, quantized) else None
 
         return Base(model=model, fingerprint=fingerprint("int8-rows", source.fingerprint, ctx.dtype), ops_for=ops_for)

@@ -5,7 +5,7 @@ The files in the package come from one run on one core:
     pretrain_tiny.py --minutes 45 --threads 1 --seed 0 --steps 20000
 
 It made 4174 steps of 8 rows of 128 tokens (4.3 million tokens); the loss of answer tokens, mean of the last 50 steps,
-was 0.047. Capitals, colours, opposites, days and sounds that were asked afterwards were answered right; sums were not
+was 0.047. Capitals, colors, opposites, days and sounds that were asked afterwards were answered right; sums were not
 (3 + 4 = 8). The schedule follows the minutes, so another machine makes another number of steps.
 """
 
@@ -216,7 +216,7 @@ def main() -> None:
     """Command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--steps", type=int, default=2600, help="optimiser steps, at most")
+    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps, at most")
     parser.add_argument("--minutes", type=float, default=12, help="training time, at most")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {ROW} tokens a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="of embeddings and norms, peak")

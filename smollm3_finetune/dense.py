@@ -1,4 +1,4 @@
-"""A dense copy of a quantised base: the same model with ordinary weights, each as the quantised layer reads it."""
+"""A dense copy of a quantized base: the same model with ordinary weights, each as the quantized layer reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A new model in `dtype` (float32 unless given) whose linear weights are those of `base`, dequantised.
+    """A new model in `dtype` (float32 unless given) whose linear weights are those of `base`, dequantized.
 
     `base` is left as it is; it must not have an adapter on it. Ties are kept. Raises UnsupportedOp where a layer
     cannot be read.
@@ -37,9 +37,9 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
         state[f"{name}.weight"] = ops.read_weight().to(dtype)
         if getattr(layer, "bias", None) is not None:
             state[f"{name}.bias"] = layer.bias.detach().to(dtype)
-    quantised = tuple(inside)
+    quantized = tuple(inside)
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
-        if not (quantised and name.startswith(quantised)):
+        if not (quantized and name.startswith(quantized)):
             state[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
     dense: PreTrainedModel = type(model)._from_config(config, dtype=dtype).to(model.device)
     missing, unexpected = dense.load_state_dict(state, strict=False)

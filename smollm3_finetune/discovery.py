@@ -263,7 +263,7 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """A misspelt or undecorated hook is silent in pluggy; here it is an error."""
+    """A misspelled or undecorated hook is silent in pluggy; here it is an error."""
     hooks = [k.hook for k in KINDS]
     for name in dir(plugin):
         if manager.parse_hookimpl_opts(plugin, name) is not None:

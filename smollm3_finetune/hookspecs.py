@@ -79,7 +79,7 @@ def smollm3_formatters() -> Iterable[FormatterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def smollm3_objectives() -> Iterable[ObjectiveSpec]:  # type: ignore[empty-body]
-    """Offer what training can minimise.
+    """Offer what training can minimize.
 
     Asked when a run is planned. The objective prepares examples, collates them and supplies a Trainer subclass.
 

@@ -1,4 +1,4 @@
-"""Short stable names of things that are decided by several parts: cache keys, quantised bases."""
+"""Short stable names of things that are decided by several parts: cache keys, quantized bases."""
 
 from __future__ import annotations
 

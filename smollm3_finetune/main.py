@@ -24,12 +24,12 @@ VERBS = {
     "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
     "generate": ("smollm3_finetune.cli.generate:generate", "Answer a prompt with a run or a model."),
     "merge": ("smollm3_finetune.cli.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
-    "quantize": ("smollm3_finetune.cli.quantize:quantize", "Write a quantised checkpoint of a model."),
+    "quantize": ("smollm3_finetune.cli.quantize:quantize", "Write a quantized checkpoint of a model."),
     "data": ("smollm3_finetune.cli.data:data", "Show what training rows become: text, tokens, mask, counts."),
     "compat": ("smollm3_finetune.cli.compat:compat", "Show which quantizer works with which adapter."),
     "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show, check or start plugins."),
     "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
-    "cache": ("smollm3_finetune.cli.cache:cache", "Show or delete what was converted, quantised and tokenised."),
+    "cache": ("smollm3_finetune.cli.cache:cache", "Show or delete what was converted, quantized and tokenized."),
     "doctor": ("smollm3_finetune.cli.doctor:doctor", "Look for what would keep a run from working here."),
 }
 

@@ -131,7 +131,7 @@ def load_model(
     """Load `ref` with a quantizer and an adapter, each by the name that an installed plugin gives it.
 
     `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. No `quant` means the
-    one that recognises the checkpoint, else none. No `adapter` attaches nothing, unless `adapter_path` holds a
+    one that recognizes the checkpoint, else none. No `adapter` attaches nothing, unless `adapter_path` holds a
     saved one, which is then restored on its base; `check_base=False` puts it on another. `calibration` returns
     token ids, for quantizers that need them; `total_steps` is for adapters with a schedule of their own.
     `plugins` are files or modules, as `-p` takes them.
@@ -207,7 +207,7 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
     assert plan.saved is not None
     trained_on = plan.saved.base_fingerprint
     if trained_on is not None and trained_on != base.fingerprint:
-        again = ", quantised again from the run's calibration rows" if plan.saved.calibration is not None else ""
+        again = ", quantized again from the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
             f"{plan.quantizer.offer.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",

@@ -134,13 +134,13 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 
 
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with `q_proj,v_proj` (or one value) as a list where the option is one, and `none` as no value.
+    """The values under present names, with `q_proj,v_proj` (or one value) as a list where the option is one, and `none` as no value.
 
     Not so where the option may be a text, which could be that word.
     """
     hints = field_types(cls)
-    out = dict(values)
-    for name, value in values.items():
+    out = _current(cls, values)
+    for name, value in list(out.items()):
         kinds = get_args(hints.get(name))
         words = {word for kind in kinds for word in get_args(kind)}
         if value == "none" and type(None) in kinds and str not in kinds and value not in words:
@@ -148,6 +148,18 @@ def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
             out[name] = [p.strip() if isinstance(p, str) else p for p in parts if p != ""]
+    return out
+
+
+def _current(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the present names of their options, old spellings of values replaced too."""
+    out = dict(values)
+    for f in dataclasses.fields(cls):
+        former, renamed = f.metadata.get("former_name"), f.metadata.get("former_values", {})
+        if former in out and f.name not in out:
+            out[f.name] = out.pop(former)
+        if isinstance(value := out.get(f.name), str):
+            out[f.name] = renamed.get(value, value)
     return out
 
 

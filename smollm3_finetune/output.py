@@ -1,4 +1,4 @@
-"""The directory of a model that is written (merged, quantised): it appears whole, or not at all.
+"""The directory of a model that is written (merged, quantized): it appears whole, or not at all.
 
 DIR                     the finished model
 .DIR.smollm3-partial-*  a model being written, or what a killed process left; swept by the next into DIR

@@ -163,7 +163,7 @@ def _model_hint(ref: str, registry: Registry) -> str:
 
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
-    """The quantizers that recognise a checkpoint: by its `config.json`, or where that is silent by another file."""
+    """The quantizers that recognize a checkpoint: by its `config.json`, or where that is silent by another file."""
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
         raise ModelError(f"the quantization_config of {source.ref!r} is {type(about).__name__} and no mapping of keys")
@@ -176,7 +176,7 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
 def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSource) -> Choice:
     """The named quantizer, or the one that claims the checkpoint, or none.
 
-    Raises IncompatibleError where the checkpoint is already quantised by another method than the named one.
+    Raises IncompatibleError where the checkpoint is already quantized by another method than the named one.
     """
     named, origin = request.quant.name, request.ref
     claiming = claiming_quantizers(registry, source)
@@ -185,30 +185,30 @@ def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSou
         other = [o for o in claiming if o.full_name != choice.offer.full_name]
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
-                f"{origin!r} is already quantised by {other[0].spec.name!r}, and --quant {named} was asked for",
+                f"{origin!r} is already quantized by {other[0].spec.name!r}, and --quant {named} was asked for",
                 hint=f"leave --quant out, or --quant {other[0].spec.name}",
             )
         return choice
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
-        raise ConfigError(f"several quantizers recognise the checkpoint {origin!r}", hint=names)
+        raise ConfigError(f"several quantizers recognize the checkpoint {origin!r}", hint=names)
     name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
     return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
 
 
 def _unclaimed(config: Mapping[str, Any], quantizer: Choice, ref: str) -> IncompatibleError | None:
-    """A quantised checkpoint that would be loaded as if it were dense."""
+    """A quantized checkpoint that would be loaded as if it were dense."""
     about = config.get("quantization_config")
     if not about or quantizer.offer.spec.name != NO_QUANTIZER:
         return None
     method = about.get("quant_method")
     if method is None:
         return IncompatibleError(
-            f"{ref!r} is a quantised checkpoint, and its quantization_config does not say by which method",
+            f"{ref!r} is a quantized checkpoint, and its quantization_config does not say by which method",
             hint="--quant NAME reads it where you know which; smollm3 plugins list shows the names",
         )
     return IncompatibleError(
-        f"{ref!r} is a checkpoint quantised by {method!r}, and no installed plugin reads it",
+        f"{ref!r} is a checkpoint quantized by {method!r}, and no installed plugin reads it",
         hint="smollm3 plugins list shows what is installed",
     )
 

@@ -1,4 +1,4 @@
-"""`smollm3 quantize`: a full-precision model written as a quantised checkpoint, by any quantizer that writes them."""
+"""`smollm3 quantize`: a full-precision model written as a quantized checkpoint, by any quantizer that writes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from smollm3_finetune.train.calibration import CalibrationPlan, plan_calibration
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizePlan:
-    """A quantisation, ready to be carried out."""
+    """A quantization, ready to be carried out."""
 
     model: ModelPlan
     quantizer: CheckpointQuantizer
@@ -98,7 +98,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
 
 
 def _stated(out: Path) -> dict[str, Any]:
-    """How the checkpoint itself says that it was quantised, simple values only."""
+    """How the checkpoint itself says that it was quantized, simple values only."""
     from smollm3_finetune.source import read_json
 
     about = read_json(out / "config.json").get("quantization_config") or {}
@@ -119,6 +119,6 @@ def _card(report: Mapping[str, Any]) -> str:
     ]
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
-    title = f"{base.rpartition('/')[2]}, quantised by {report['quantizer']}"
+    title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
     head = beginning(base, report["quantizer"], title, "Written by `smollm3 quantize`.", "quantized")
     return "\n".join([*head, *facts(rows)]) + "\n"

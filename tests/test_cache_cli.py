@@ -192,7 +192,7 @@ def test_a_run_that_was_moved_is_found_under_runs_and_where_it_is_named(
     assert not mine.exists()
 
 
-def test_a_run_does_without_tokenised_rows_and_names_each_entry_once(cache: Cache, tmp_path: Path) -> None:
+def test_a_run_does_without_tokenized_rows_and_names_each_entry_once(cache: Cache, tmp_path: Path) -> None:
     make(cache, "tokens", "a")
     assert uses_of(make_run(tmp_path / "one", cache)) == []
     entry = make(cache, "gguf", "b")
@@ -210,8 +210,8 @@ def test_a_damaged_reference_is_none(cache: Cache, tmp_path: Path, text: str) ->
     assert entries(cache.root, [run])[0].runs == ()
 
 
-def test_a_training_run_names_the_base_that_it_quantised_first(run_cli: Cli, cache: Cache, isolated: Path) -> None:
-    """Through a quantizer that writes its checkpoint into the cache; the tokenised rows are not kept for it."""
+def test_a_training_run_names_the_base_that_it_quantized_first(run_cli: Cli, cache: Cache, isolated: Path) -> None:
+    """Through a quantizer that writes its checkpoint into the cache; the tokenized rows are not kept for it."""
     result = run_cli(
         "train", "-p", str(OUT_OF_TREE / "one_way_quantizer.py"), "--quant", "rows-int8", "--adapter", "scale",
         "-p", str(OUT_OF_TREE / "scale_adapter.py"), "--device", "cpu", "--max-steps", "1", "--batch-size", "2",

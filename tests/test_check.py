@@ -69,15 +69,15 @@ BROKEN = {
     ),
     "prints": (("class Mine:", "print('hello from mine')\n\n\nclass Mine:", 1), "importing them prints nothing",
                "hello from mine", "log instead"),
-    "misspelt hook": (("smollm3_quantizers", "smollm3_quantisers", 1), HOOKS, "no hook smollm3_quantisers",
+    "misspelled hook": (("smollm3_quantizers", "smollm3_quantisers", 1), HOOKS, "no hook smollm3_quantisers",
                       "did you mean smollm3_quantizers?"),
     "undecorated": (("@hookimpl\n", "", 1), HOOKS, "smollm3_quantizers has no @hookimpl", "write @hookimpl above"),
-    "second misspelt": (("class Mine:", "def smollm3_adapter():\n    return []\n\n\nclass Mine:", 1), HOOKS,
+    "second misspelled": (("class Mine:", "def smollm3_adapter():\n    return []\n\n\nclass Mine:", 1), HOOKS,
                         "smollm3_adapter", "did you mean smollm3_adapters?"),
     "syntax": (("class Mine:", "class Mine", 1), LOADS, "SyntaxError", "mine.py:"),
     "missing module": (("\nfrom", "import no_such_module_at_all\nfrom", 1), LOADS, "no_such_module_at_all",
                        "pip install no_such_module_at_all"),
-    "unknown field": (('summary="mine"', 'summary="mine", colour=1', 1), LOADS, "colour", "docs/hooks.md"),
+    "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "docs/hooks.md"),
     "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "docs/hooks.md"),
     "newer api": (('summary="mine"', 'summary="mine", api=99', 1), LOADS, "api 99", "docs/hooks.md"),
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
@@ -212,10 +212,10 @@ def test_two_distributions_with_one_name_are_both_told(cli: Cli, fake_distributi
 
 def test_a_broken_installed_plugin_is_told_and_others_are_not_blamed(cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme", "1.0", {"acme_hooks": GOOD.replace("mine:", "acme_hooks:")}, {"acme": "acme_hooks"})
-    fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no licence')\n"}, {"bad": "bad_hooks"})
+    fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     result = cli("plugins", "check", "bad")
     assert result.code == 7
-    assert "✗ it is imported and its descriptors are right: RuntimeError: no licence" in result.stdout
+    assert "✗ it is imported and its descriptors are right: RuntimeError: no license" in result.stdout
     assert result.stdout.rstrip().splitlines()[-1].endswith(" 1 wrong")
     result = cli("plugins", "check", "acme")
     assert (result.code, "✓ quantizer 'mine': every option has help" in result.stdout) == (0, True)

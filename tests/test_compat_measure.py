@@ -129,8 +129,8 @@ def test_every_result_that_core_ships_can_be_read_and_is_that_of_a_bundled_pair(
     assert len({r.key for r in results}) == len(results) > 300
     assert {r.quantizer.partition(":")[0] for r in results} <= benchmark.BUNDLED
     assert {r.adapter.partition(":")[0] for r in results} <= benchmark.BUNDLED
-    quantised = [r for r in results if r.purpose == "train" and r.holds and not r.quantizer.endswith(":none")]
-    assert all(r.figures["moved"] > 1e-4 for r in quantised if not r.adapter.endswith(":full"))
+    quantized = [r for r in results if r.purpose == "train" and r.holds and not r.quantizer.endswith(":none")]
+    assert all(r.figures["moved"] > 1e-4 for r in quantized if not r.adapter.endswith(":full"))
 
 
 def test_a_sampled_figure_is_held_against_the_published_one(benchmark: Any) -> None:

@@ -138,7 +138,7 @@ def test_choosing_another_component_drops_the_options_of_the_one_before(write: W
     assert load(file, "quant=gptq").config.quant.options == {"bits": 4}  # the same one keeps them
 
 
-def test_set_reaches_any_depth_and_leaves_its_neighbours(write: Write) -> None:
+def test_set_reaches_any_depth_and_leaves_its_neighbors(write: Write) -> None:
     file = write("quant: {name: x, deep: {a: 1, b: {c: 2}}}\n")
     assert load(file, "quant.deep.b.c=3").config.quant.options == {"deep": {"a": 1, "b": {"c": 3}}}
     assert load(file, "quant.deep.n.e.w=4").config.quant.options["deep"]["n"] == {"e": {"w": 4}}

@@ -26,8 +26,8 @@ BROKEN = {
     "import-error": "import no_such_module_at_all\n",
     "system-exit": "raise SystemExit(3)\n",
     "wrong-signature": HEAD + "@hookimpl\ndef smollm3_quantizers(model):\n    return []\n",
-    "misspelt-hook": HEAD + "@hookimpl\ndef smollm3_quantizer():\n    return []\n",
-    "hook-raises": HEAD + "@hookimpl\ndef smollm3_quantizers():\n    raise RuntimeError('no licence')\n",
+    "misspelled-hook": HEAD + "@hookimpl\ndef smollm3_quantizer():\n    return []\n",
+    "hook-raises": HEAD + "@hookimpl\ndef smollm3_quantizers():\n    raise RuntimeError('no license')\n",
     "late-generator": HEAD
     + "@hookimpl\ndef smollm3_quantizers():\n"
     + "    yield QuantizerSpec(name='acme', summary='q', factory='acme_hooks:Made')\n    raise RuntimeError('late')\n",
@@ -189,7 +189,7 @@ def fail(text):
 RAISED = {
     "ZeroDivisionError('division by zero')": "ZeroDivisionError: division by zero",
     "RecursionError('too deep')": "RecursionError: too deep",
-    "RuntimeError('no licence\\nand more')": "RuntimeError: no licence",
+    "RuntimeError('no license\\nand more')": "RuntimeError: no license",
     "KeyError('gone')": "KeyError: 'gone'",
     "TypeError('of that kind')": "TypeError: of that kind",
 }

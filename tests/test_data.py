@@ -1,4 +1,4 @@
-"""Rows: read with file and line, recognised, formatted, and split by content."""
+"""Rows: read with file and line, recognized, formatted, and split by content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters import AlpacaFormatter, MessagesFormatter
-from smollm3_finetune.data.formatting import formatted, recognise
+from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.reading import Row
 from smollm3_finetune.data.rows import source_rows
 from smollm3_finetune.data.sources import find_sources
@@ -245,7 +245,7 @@ def test_several_wrong_rows_are_named_together_and_the_rest_counted() -> None:
     assert lines[3:] == ["… and 2 more rows"]
 
 
-# ---------------------------------------------------------------------------------------------- recognise
+# ---------------------------------------------------------------------------------------------- recognize
 
 
 @pytest.fixture
@@ -255,18 +255,18 @@ def registry() -> Registry:
 
 def test_the_first_row_decides_the_formatter(registry: Registry) -> None:
     for row, name in ((messages(("user", "u")), "messages"), ({"instruction": "", "output": ""}, "alpaca")):
-        assert recognise(registry, Row(row, "x")).spec.name == name
+        assert recognize(registry, Row(row, "x")).spec.name == name
 
 
-def test_columns_that_nobody_recognises_are_listed(registry: Registry) -> None:
-    with pytest.raises(DataError, match=r"^r:1: no formatter recognises a row with the columns 'q', 'a'\n") as caught:
-        recognise(registry, Row({"q": 1, "a": 2}, "r:1"))
+def test_columns_that_nobody_recognizes_are_listed(registry: Registry) -> None:
+    with pytest.raises(DataError, match=r"^r:1: no formatter recognizes a row with the columns 'q', 'a'\n") as caught:
+        recognize(registry, Row({"q": 1, "a": 2}, "r:1"))
     assert caught.value.hint is not None and "alpaca (instruction, optional input, output)" in caught.value.hint
 
 
 def test_a_row_that_two_formatters_claim_is_decided_by_the_user(registry: Registry) -> None:
-    with pytest.raises(ConfigError, match="several formatters recognise the rows of r:1") as caught:
-        recognise(registry, Row({"messages": [], "instruction": "", "output": ""}, "r:1"))
+    with pytest.raises(ConfigError, match="several formatters recognize the rows of r:1") as caught:
+        recognize(registry, Row({"messages": [], "instruction": "", "output": ""}, "r:1"))
     assert caught.value.hint == "--formatter smollm3-finetune:alpaca or --formatter smollm3-finetune:messages"
 
 

@@ -93,7 +93,7 @@ def test_other_marks_are_taken_where_a_row_holds_the_usual_ones(cli: Cli, write:
     assert "│ ⟦«Salut»<|im_end|>⟧\n" in out
 
 
-def test_a_terminal_gets_colour_and_no_marks(cli: Cli, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_color_and_no_marks(cli: Cli, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -474,7 +474,7 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.data.render import Renderer
-    from smollm3_finetune.data.tokens import tokenise
+    from smollm3_finetune.data.tokens import tokenize
     from smollm3_finetune.discovery import Wanted, discover
     from smollm3_finetune.model import build_context
     from smollm3_finetune.train.plan import plan_run
@@ -485,7 +485,7 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     context = build_context(Purpose.TRAIN, "cpu", "float32", 0)
     plan = plan_run(discover(Wanted.of(())), loaded, context)
     renderer = Renderer(plan.model.source.tokenizer(), plan.render)
-    made = tokenise(plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress)
+    made = tokenize(plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress)
     examples = [e[i] for e in (made.train, *made.held_out) for i in range(len(e))]
     tokens = sum(len(e["input_ids"]) for e in examples)
     learned = sum(label != -100 for e in examples for label in e["labels"][1:])
@@ -571,7 +571,7 @@ def learned(result: Any) -> int:
     return int(json.loads(result.stdout)["total"]["tokens_learned"])
 
 
-def test_options_reach_the_formatter_that_recognises_the_rows(cli: Cli, write: Write) -> None:
+def test_options_reach_the_formatter_that_recognizes_the_rows(cli: Cli, write: Write) -> None:
     file = write(*({**HISTORY, "output": f"{n}."} for n in range(8)))
     common = ("data", "stats", "--data", file, "--json")
     with_history, without = learned(cli(*common)), learned(cli(*common, "--set", "formatter.learn_history=false"))

@@ -35,10 +35,10 @@ BROKEN = {
     "import-error": ("import no_such_module_at_all\n", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
     "syntax-error": ("def (:\n", "SyntaxError"),
     "system-exit": ("raise SystemExit(3)\n", "SystemExit: 3"),
-    "misspelt-hook": (hook("return []", "quantizer"), "did you mean 'smollm3_quantizers'?"),
+    "misspelled-hook": (hook("return []", "quantizer"), "did you mean 'smollm3_quantizers'?"),
     "undecorated-hook": ("def smollm3_adapters():\n    return []\n", "'smollm3_adapters' is not decorated"),
     "wrong-signature": (f"{HEAD}@hookimpl\ndef smollm3_adapters(model):\n    return []\n", "model"),
-    "raising-hook": (hook("raise RuntimeError('no licence')"), "RuntimeError: no licence"),
+    "raising-hook": (hook("raise RuntimeError('no license')"), "RuntimeError: no license"),
     "exiting-hook": (hook("raise SystemExit('bye')"), "SystemExit: bye"),
     "late-generator": (
         hook("yield QuantizerSpec(name='q', summary='s', factory='a:B'); raise ValueError('late')"),
@@ -56,7 +56,7 @@ BROKEN = {
         hook("return [AdapterSpec(name='a', summary='s', factory='a:B')]"),
         "smollm3_quantizers must return QuantizerSpec objects",
     ),
-    "unknown-field": (quantizer("name='q', summary='s', factory='a:B', colour=1"), "colour"),
+    "unknown-field": (quantizer("name='q', summary='s', factory='a:B', color=1"), "color"),
     "unknown-op": (quantizer("name='q', summary='s', factory='a:B', provides={'fly'}"), "'fly'"),
     "bad-name": (quantizer("name='My_Quant', summary='s', factory='a:B'"), "'My_Quant' must be lower-case"),
     "bad-alias": (quantizer("name='q', aliases=('Q 4',), summary='s', factory='a:B'"), "'Q 4' must be lower-case"),
@@ -126,11 +126,11 @@ def test_a_distribution_without_metadata_is_found_and_harms_nobody(fake_distribu
 
 
 def test_strict_makes_any_broken_plugin_an_error(fake_distribution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_distribution("acme", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"acme": "acme_bad"})
+    fake_distribution("acme", "2.1", {"acme_bad": "raise RuntimeError('no license')\n"}, {"acme": "acme_bad"})
     monkeypatch.setenv("SMOLLM3_STRICT_PLUGINS", "0")
     discover()
     monkeypatch.setenv("SMOLLM3_STRICT_PLUGINS", "1")
-    with pytest.raises(PluginError, match=r"plugin 'acme' \(acme 2\.1, entry point\) is broken.*no licence") as caught:
+    with pytest.raises(PluginError, match=r"plugin 'acme' \(acme 2\.1, entry point\) is broken.*no license") as caught:
         discover()
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert caught.value.hint is not None and "-p no:acme" in caught.value.hint
@@ -231,9 +231,9 @@ def test_a_directory_or_another_file_named_as_a_plugin_is_an_error(tmp_path: Pat
 def test_a_named_plugin_that_is_broken_is_an_error(
     plugin_file: Callable[[str, str], Path], fake_distribution: Any
 ) -> None:
-    mine = plugin_file("mine", "raise RuntimeError('no licence')\n")
+    mine = plugin_file("mine", "raise RuntimeError('no license')\n")
     fake_distribution("acme", "1", {"acme": "raise RuntimeError('no package')\n", "acme.hooks": GOOD})
-    with pytest.raises(PluginError, match=r"plugin 'mine' .* is broken: RuntimeError: no licence") as caught:
+    with pytest.raises(PluginError, match=r"plugin 'mine' .* is broken: RuntimeError: no license") as caught:
         discover(Wanted.of([str(mine)]))
     assert caught.value.hint is not None and "no:mine" not in caught.value.hint
     assert "mine" not in sys.modules

@@ -127,7 +127,7 @@ def test_the_whole_report(run_cli: Cli, fake_distribution: Any) -> None:
     record(lib, "acme_lib")
     requires(lib, "acme-base>=3")
     requires(fake_distribution("acme", "1.0", {"acme_hooks": PLUGIN}, {"acme": "acme_hooks"}), "acme-lib")
-    fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no licence')\n"}, {"bad": "bad_hooks"})
+    fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     result = run_cli("doctor", "--json", "--device", "cpu", HF_TOKEN="hf_secret", OMP_NUM_THREADS="2",
                      SMOLLM3_DISABLE_PLUGINS=others)  # fmt: skip
     assert result.code == 0, result.stderr
@@ -144,7 +144,7 @@ def test_the_whole_report(run_cli: Cli, fake_distribution: Any) -> None:
     wrong = {f["check"]: f for f in report["findings"] if not f["ok"]}
     assert "signal SIGABRT" in wrong["acme-lib 1.0 can be imported"]["found"]
     assert "acme-lib 1.0 requires acme-base>=3" in wrong["its requirements are met"]["found"]
-    assert "no licence" in wrong["the plugin bad (bad 1.0) works"]["found"]
+    assert "no license" in wrong["the plugin bad (bad 1.0) works"]["found"]
     assert wrong["the plugin bad (bad 1.0) works"]["fix"] == "smollm3 plugins check bad"
     unusable = [f["found"] for f in report["findings"] if f["check"] == "adapter 'acme' can be used on cpu"]
     assert {part for text in unusable for part in ("acme-lib>=2", "acme-gone", "cuda only") if part in text} == {

@@ -196,8 +196,8 @@ def test_a_missing_model(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_a_hub_model_that_cannot_be_had(fails: Fails) -> None:
-    failure = fails(6, model="no-such-organisation/no-such-model")
-    assert "'no-such-organisation/no-such-model'" in failure.message
+    failure = fails(6, model="no-such-organization/no-such-model")
+    assert "'no-such-organization/no-such-model'" in failure.message
 
 
 def test_directories_that_hold_no_model(fails: Fails, tmp_path: Path, model_directory: Path) -> None:
@@ -212,10 +212,10 @@ def test_directories_that_hold_no_model(fails: Fails, tmp_path: Path, model_dire
     assert "cannot be read as JSON" in fails(6).message
 
 
-def test_a_quantised_checkpoint_that_nobody_reads(fails: Fails, model_directory: Path) -> None:
+def test_a_quantized_checkpoint_that_nobody_reads(fails: Fails, model_directory: Path) -> None:
     config = {"model_type": "smollm3", "quantization_config": {"quant_method": "nobodys"}}
     (model_directory / "config.json").write_text(json.dumps(config))
-    assert "quantised by 'nobodys', and no installed plugin reads it" in fails(3).message
+    assert "quantized by 'nobodys', and no installed plugin reads it" in fails(3).message
 
 
 def test_missing_data(fails: Fails) -> None:
@@ -234,7 +234,7 @@ def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
     assert fails(5).message == f"{rows_file}:2: there is no assistant message to learn from"
     rows_file.write_text('{"question": "x", "answer": "y"}\n')
     failure = fails(5)
-    assert failure.message == f"{rows_file}:1: no formatter recognises a row with the columns 'question', 'answer'"
+    assert failure.message == f"{rows_file}:1: no formatter recognizes a row with the columns 'question', 'answer'"
 
 
 def test_empty_data(fails: Fails, rows_file: Path) -> None:
@@ -272,28 +272,28 @@ def test_an_output_that_is_not_empty_or_is_a_file(fails: Fails, isolated: Path) 
 def test_a_broken_plugin_that_is_not_needed_is_one_line(
     cli: Callable[..., Any], fake_distribution: Any, model_directory: Path, rows_file: Path
 ) -> None:
-    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no license')\n"}, {"bad": "acme_bad"})
     result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)
     assert result.code == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if "'bad'" in line]
-    assert warnings == ["warning: plugin 'bad' (acme-bad 2.1) is broken and left out: RuntimeError: no licence"]
+    assert warnings == ["warning: plugin 'bad' (acme-bad 2.1) is broken and left out: RuntimeError: no license"]
     assert result.stdout.startswith("ok: ")
     row = next(line for line in cli("plugins", "list").stdout.splitlines() if line.startswith("bad "))
-    assert row.split()[1:] == ["broken", "acme-bad", "2.1", "RuntimeError:", "no", "licence"]
+    assert row.split()[1:] == ["broken", "acme-bad", "2.1", "RuntimeError:", "no", "license"]
 
 
 def test_a_broken_plugin_that_is_needed(fails: Fails, fake_distribution: Any) -> None:
-    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no license')\n"}, {"bad": "acme_bad"})
     failure = fails(7, "--quant", "acme-bad:int4")
-    assert failure.message == "plugin 'bad' (acme-bad 2.1, entry point) is broken: RuntimeError: no licence"
+    assert failure.message == "plugin 'bad' (acme-bad 2.1, entry point) is broken: RuntimeError: no license"
     assert "broken plugins that may offer it: bad" in fails(2, "--quant", "rotated").message
 
 
 def test_a_broken_plugin_shows_its_own_traceback_with_debug(cli: Callable[..., Any], fake_distribution: Any) -> None:
-    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no licence')\n"}, {"bad": "acme_bad"})
+    fake_distribution("acme-bad", "2.1", {"acme_bad": "raise RuntimeError('no license')\n"}, {"bad": "acme_bad"})
     result = cli("train", "--debug", "--adapter", "full", "--quant", "acme-bad:int4")
     assert result.code == 7
-    assert "acme_bad.py" in result.stderr and "RuntimeError: no licence" in result.stderr
+    assert "acme_bad.py" in result.stderr and "RuntimeError: no license" in result.stderr
 
 
 def test_a_plugin_file_that_is_broken_or_missing(fails: Fails, plugin_file: Callable[[str, str], Path]) -> None:

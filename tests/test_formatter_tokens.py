@@ -2,7 +2,7 @@
 
 Expectations come in two notations. ⟦…⟧ holds what is learned in both. `spelled` lists the tokens themselves, as the
 embedded tokenizer's vocabulary has them (Ġ is a space, Ċ a line break, other letters may be bytes), so that no
-tokenizer can hide a fault. `written` is text, each piece of which is tokenised on its own.
+tokenizer can hide a fault. `written` is text, each piece of which is tokenized on its own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_rows(*rows: Row, name: str = "rows.jsonl") -> str:
 def learn(registry: Registry) -> Learn:
     """One row through file, formatter, objective `sft` and renderer; None where nothing in it is learned.
 
-    The formatter is the one that recognises the row, which must be the one named, unless it is given `options`.
+    The formatter is the one that recognizes the row, which must be the one named, unless it is given `options`.
     """
 
     def through(
@@ -544,7 +544,7 @@ def test_turns_in_a_csv_file_are_json_text(learn: Learn) -> None:
 
 @pytest.mark.parametrize("text", ["[{'role': 'user'}]", "[" * 100_000, "Hi", "", '{"role": "user"}'])
 def test_text_that_is_no_json_list_holds_no_turns(text: str, learn: Learn) -> None:
-    with pytest.raises(DataError, match=r"no formatter recognises a row with the columns 'messages'"):
+    with pytest.raises(DataError, match=r"no formatter recognizes a row with the columns 'messages'"):
         learn("messages", {"messages": text})
     reason = "messages is not (valid|usable) JSON: " if text.startswith("[") else "'messages' must be a list"
     with pytest.raises(DataError, match=rf"^rows\.jsonl:1: {reason}"):

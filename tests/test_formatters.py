@@ -1,4 +1,4 @@
-"""The bundled formatters: which rows each recognises, and exactly what conversation it makes of them."""
+"""The bundled formatters: which rows each recognizes, and exactly what conversation it makes of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Format:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    def recognised(self, row: dict[str, Any]) -> list[str]:
+    def recognized(self, row: dict[str, Any]) -> list[str]:
         return [o.spec.name for o in self.registry.claiming(FORMATTER, row)]
 
 
@@ -136,12 +136,12 @@ def test_every_bundled_formatter_is_offered_with_a_summary_and_a_claim(registry:
     ],
 )  # fmt: skip
 def test_a_row_that_is_two_things_goes_to_the_richer_one(row: dict[str, Any], name: str, fmt: Format) -> None:
-    assert fmt.recognised(row) == [name]
+    assert fmt.recognized(row) == [name]
 
 
 @pytest.mark.parametrize("row", [{}, {"text": None}, {"text": 3}, {"messages": "m"}, {"prompt": "p"}, {"output": "o"}])
 def test_rows_of_no_known_shape_are_claimed_by_nobody(row: dict[str, Any], fmt: Format) -> None:
-    assert fmt.recognised(row) == []
+    assert fmt.recognized(row) == []
 
 
 def test_looking_at_claims_imports_no_formatter() -> None:
@@ -687,7 +687,7 @@ def test_a_wrong_pair_names_the_column(row: dict[str, Any], message: str, fmt: F
     ("file", "name", "count"),
     [("v1_sft_demo.jsonl", "messages", 500), ("alpaca_en_demo.json", "alpaca", 999), ("c4_demo.jsonl", "text", 300)],
 )
-def test_every_row_of_the_real_files_is_recognised_and_formatted(
+def test_every_row_of_the_real_files_is_recognized_and_formatted(
     file: str, name: str, count: int, fmt: Format, registry: Registry
 ) -> None:
     text = Path(str(TEST_DATA), file).read_text(encoding="utf-8")
@@ -696,7 +696,7 @@ def test_every_row_of_the_real_files_is_recognised_and_formatted(
     offer = registry.find(FORMATTER, name)
     formatter = offer.create(build(offer.options_class(), {}, "formatter"))
     for row in rows:
-        assert fmt.recognised(row) == [name]
+        assert fmt.recognized(row) == [name]
         conversation = formatter(row)
         assert conversation.learn is None and conversation.rejected is None
         if name == "text":

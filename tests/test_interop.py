@@ -42,8 +42,8 @@ CONFIGS = {
 out = {}
 for job in json.load(open(sys.argv[1])):
     config = CONFIGS[job["quant"]] if job["quant"] else None
-    quantised = {"quantization_config": BitsAndBytesConfig(**config)} if config else {}
-    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32, **quantised)
+    quantized = {"quantization_config": BitsAndBytesConfig(**config)} if config else {}
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32, **quantized)
     for layer in model.modules():  # on a CPU with AVX512-BF16 the first evaluation would repack a 4-bit layer
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False

@@ -33,7 +33,7 @@ QUANTIZERS: dict[str, set[str]] = {
     "gives-a-view": {"test_output_may_be_added_to_in_place"},
     "head-too": {"test_the_head_stays_tied_to_the_embeddings", GRADIENTS},
     "views-all": {"test_ordinary_layers_have_no_view"},
-    "undequantised": {"test_read_weight_has_shape_and_format", SAME},
+    "undequantized": {"test_read_weight_has_shape_and_format", SAME},
     "dropped-bias": {"test_forward_is_near_the_dense_model", GRADIENTS},  # the dense copy has a place for the bias
     "unseeded": {"test_loading_twice_gives_the_same"},
     "one-name": {"test_fingerprint_follows_the_weights"},

@@ -95,7 +95,7 @@ BASES = {
         str(GPTQ),
         "--max-length",
         "512",
-    ),  # a checkpoint that auto-gptq wrote: its quantizer recognises it
+    ),  # a checkpoint that auto-gptq wrote: its quantizer recognizes it
 }
 """What is trained on, as a user would type it."""
 

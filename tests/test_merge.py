@@ -659,11 +659,11 @@ def test_a_directory_that_fills_meanwhile_is_not_touched(tmp_path: Path) -> None
     assert (there / "mine.txt").read_text() == "mine"
 
 
-# ---------------------------------------------------------------------------------------------------- quantised again
+# ---------------------------------------------------------------------------------------------------- quantized again
 
 
 @pytest.mark.parametrize("quantizer", ["rounding", "rows-int8"])
-def test_the_merged_model_is_quantised_again_by_whoever_writes_checkpoints(
+def test_the_merged_model_is_quantized_again_by_whoever_writes_checkpoints(
     quantizer: str, cli: Callable[..., Any]
 ) -> None:
     right, moved = trained("delta", "rows-int8", push=0.2)
@@ -675,14 +675,14 @@ def test_the_merged_model_is_quantised_again_by_whoever_writes_checkpoints(
     assert relative(dense, right) <= EXACT
     assert not json.loads(Path("dense/config.json").read_text()).get("quantization_config")
     loaded = load_model("eight", plugins=FILES)
-    assert loaded.plan.quantizer.offer.spec.name == quantizer, "the checkpoint is recognised"
+    assert loaded.plan.quantizer.offer.spec.name == quantizer, "the checkpoint is recognized"
     measured = relative(logits(loaded.model), dense)
     assert 1e-5 < measured < 0.2 * moved
     assert report["requantized"]["drift"] == pytest.approx(measured, rel=0.5)
     assert report["output"] == "eight" and report["dense"] == "dense"
     text = Path("eight/README.md").read_text(encoding="utf-8")
-    assert f"| the quantised checkpoint, with the merged model | {report['requantized']['drift']:.2g} |" in text
-    assert "quantised checkpoint" not in Path("dense/README.md").read_text(encoding="utf-8")
+    assert f"| the quantized checkpoint, with the merged model | {report['requantized']['drift']:.2g} |" in text
+    assert "quantized checkpoint" not in Path("dense/README.md").read_text(encoding="utf-8")
     assert json.loads(Path("eight/merge.json").read_text())["requantized"] == report["requantized"]
     reply = cli("generate", "eight", "--prompt", "What is 2?", "--max-new-tokens", "8", *FLAGS)
     assert reply.code == 0, reply.stderr

@@ -71,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Gradients(TrainerCallback):  # type: ignore[misc]
-    """What the optimiser sees."""
+    """What the optimizer sees."""
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
@@ -95,7 +95,7 @@ def tiny(dtype: torch.dtype) -> Any:
 
 def composed(method: str) -> LoadedModel:
     """A tiny model with an adapter that has been moved from where it starts."""
-    dtype = "float32" if method == "psoft" else "float64"  # PEFT does not initialise it in float64
+    dtype = "float32" if method == "psoft" else "float64"  # PEFT does not initialize it in float64
     base = Base(model=tiny(getattr(torch, dtype)), fingerprint="tiny")
     none: Any = None
     context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype=dtype, seed=3, cache=none, progress=none)

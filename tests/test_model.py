@@ -80,18 +80,18 @@ def test_out_of_tree_loader_quantizer_and_adapter_compose(
     assert torch.equal(logits(again.model), logits(loaded.model))
 
 
-def test_a_prequantised_checkpoint_is_claimed_and_never_loaded_dense(tmp_path: Path) -> None:
+def test_a_prequantized_checkpoint_is_claimed_and_never_loaded_dense(tmp_path: Path) -> None:
     cache = Path(load_model("tiny", quant="rows-int8", plugins=FILES).plan.context.cache.root)
     checkpoint = next(p for p in (cache / "rows-int8").iterdir() if p.is_dir())
     loaded = load_model(checkpoint, plugins=FILES)
     assert loaded.plan.quantizer.offer.spec.name == "rows-int8"
-    with pytest.raises(IncompatibleError, match="already quantised by 'rows-int8'"):
+    with pytest.raises(IncompatibleError, match="already quantized by 'rows-int8'"):
         load_model(checkpoint, quant="none", plugins=FILES)
     with pytest.raises(IncompatibleError, match="no installed plugin reads it"):
         load_model(checkpoint)
 
 
-def test_the_dense_copy_computes_what_the_quantised_base_computes() -> None:
+def test_the_dense_copy_computes_what_the_quantized_base_computes() -> None:
     loaded = load_model("tiny", quant="rows-int8", dtype="float64", purpose="train", plugins=FILES)
     dense = dense_copy(loaded.base, torch.float64)
     # one matrix product instead of a product by hand: float64 rounding through eight layers

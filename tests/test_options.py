@@ -22,7 +22,7 @@ class Options:
     bits: int = option(4, "Bits of a weight.", ge=2, le=8)
     group: int = option(128, "Input channels in a group.", multiple_of=32)
     kind: Literal["nf4", "fp4"] = option("nf4", "Number format.")
-    double: bool = option(False, "Quantise the scales too.")
+    double: bool = option(False, "Quantize the scales too.")
     rate: float | None = option(None, "A rate.", gt=0, lt=1)
     modules: tuple[str, ...] = option((), "Names.")
 
@@ -167,3 +167,20 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_wanted() -> None:
 
 def test_letters_in_the_wrong_order_are_the_likeliest_slip() -> None:
     assert did_you_mean("lroa", ["road", "lora", "vera"]) == "lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    train_on_user: bool = option(False, "Train on user turns.", former_name="learn_user")
+    kernel: Literal["dequantize", "fast"] = option("dequantize", "Kernel.", former_values={"dequantise": "dequantize"})
+
+
+def test_former_names_and_values_still_hold() -> None:
+    assert build(Renamed, {"learn_user": "true", "kernel": "dequantise"}, "quant") == Renamed(train_on_user=True)
+    assert [i.name for i in describe(Renamed)] == ["train_on_user", "kernel"]
+    assert "dequantise" not in str(json_schema(Renamed))
+
+
+def test_a_former_name_beside_the_present_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="quant has no option 'learn_user'"):
+        build(Renamed, {"learn_user": True, "train_on_user": True}, "quant")

@@ -125,7 +125,7 @@ class Quiet:
 
 
 class Kept(TrainerCallback):  # type: ignore[misc]
-    """The loss of every forward pass, and the gradients of every optimiser step as they were before it."""
+    """The loss of every forward pass, and the gradients of every optimizer step as they were before it."""
 
     def __init__(self) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
@@ -170,7 +170,7 @@ def run_trainer(
 def by_hand(
     model: Any, batches: Sequence[Sequence[Sequence[Row]]], rate: float
 ) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
-    """Padded rows, all logits, cross-entropy written out; one optimiser step for each entry of `batches`."""
+    """Padded rows, all logits, cross-entropy written out; one optimizer step for each entry of `batches`."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     losses, gradients = [], []

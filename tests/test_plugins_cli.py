@@ -57,17 +57,17 @@ def install(fake_distribution: Any) -> None:
 
 def test_requirements_are_listed_with_what_is_missing(cli: Cli, fake_distribution: Any) -> None:
     install(fake_distribution)
-    fake_distribution("bad", "2.0", {"bad_hooks": "raise RuntimeError('no licence')\n"}, {"bad": "bad_hooks"})
+    fake_distribution("bad", "2.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     shown = " ".join(cli("plugins", "list", "--requirements", "--device", "cpu").stdout.split())
     assert "quantizer four: click>=999, acme-gone, cuda (it requires click>=999, but click" in shown
     assert "it requires acme-gone, but it is not installed" in shown
     assert "it runs on cuda only, and this run is on cpu" in shown
     assert "adapter slim: click>=8 (met)" in shown
-    assert "bad broken bad 2.0 RuntimeError: no licence" in shown
+    assert "bad broken bad 2.0 RuntimeError: no license" in shown
     records = {r["name"]: r for r in json.loads(cli("plugins", "list", "--requirements", "--json").stdout)}
     (slim,) = (n for n in records["acme"]["requirements"] if n["components"] == ["adapter slim"])
     assert slim == {"components": ["adapter slim"], "distributions": ["click>=8"], "accelerators": [], "unmet": []}
-    assert records["bad"]["error"] == "RuntimeError: no licence"
+    assert records["bad"]["error"] == "RuntimeError: no license"
     assert "requirements" not in json.loads(cli("plugins", "list", "--json").stdout)[0]
 
 

@@ -16,8 +16,8 @@ from smollm3_finetune.api import (
     Op,
     architecture_of,
     group_size_error,
-    layers_to_quantise,
-    refuse_quantised,
+    layers_to_quantize,
+    refuse_quantized,
     rounding_dtype,
 )
 
@@ -46,10 +46,10 @@ def test_there_is_no_architecture_of_custom_code() -> None:
     assert architecture_of(source(model_type="nobodys", hidden_size=16)) is None
 
 
-def test_all_linear_layers_but_the_head_are_quantised() -> None:
+def test_all_linear_layers_but_the_head_are_quantized() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
-    found = layers_to_quantise(model, "mine", source())
+    found = layers_to_quantize(model, "mine", source())
     assert {name.rsplit(".", 1)[-1] for name in found} == PROJECTIONS
     assert len(found) == 14
     assert all(model.get_submodule(name) is layer for name, layer in found.items())
@@ -62,33 +62,33 @@ def test_all_linear_layers_but_the_head_are_quantised() -> None:
 def test_what_is_skipped_is_named_by_whole_parts(skip: tuple[str, ...], left: int) -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
-    assert len(layers_to_quantise(model, "mine", source(), skip)) == left
+    assert len(layers_to_quantize(model, "mine", source(), skip)) == left
 
 
 def test_a_name_that_no_layer_has_is_told_with_those_that_there_are() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
     with pytest.raises(ConfigError, match="mine: skip_modules names 'proj', which is no linear layer") as caught:
-        layers_to_quantise(model, "mine", source(), ("proj",))
+        layers_to_quantize(model, "mine", source(), ("proj",))
     assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
 
 
-def test_nothing_left_to_quantise_is_refused() -> None:
+def test_nothing_left_to_quantize_is_refused() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
-    with pytest.raises(IncompatibleError, match="mine finds no linear layer to quantise in 'some-model'"):
-        layers_to_quantise(model, "mine", source(), ("layers",))
+    with pytest.raises(IncompatibleError, match="mine finds no linear layer to quantize in 'some-model'"):
+        layers_to_quantize(model, "mine", source(), ("layers",))
 
 
 # -------------------------------------------------------------------------------------------- what is refused
 
 
-def test_a_quantised_checkpoint_is_refused_by_the_method_it_has() -> None:
-    refuse_quantised("mine", source())
-    with pytest.raises(IncompatibleError, match=r"mine cannot load 'some-model': .* already quantised by awq"):
-        refuse_quantised("mine", source(quantization_config={"quant_method": "awq"}))
-    with pytest.raises(IncompatibleError, match="already quantised by another method"):
-        refuse_quantised("mine", source(quantization_config={}))
+def test_a_quantized_checkpoint_is_refused_by_the_method_it_has() -> None:
+    refuse_quantized("mine", source())
+    with pytest.raises(IncompatibleError, match=r"mine cannot load 'some-model': .* already quantized by awq"):
+        refuse_quantized("mine", source(quantization_config={"quant_method": "awq"}))
+    with pytest.raises(IncompatibleError, match="already quantized by another method"):
+        refuse_quantized("mine", source(quantization_config={}))
 
 
 def test_a_group_size_that_fits_is_proposed() -> None:

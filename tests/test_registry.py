@@ -127,18 +127,18 @@ def test_every_install_hint_leads_to_a_project_of_that_name() -> None:
 
 
 def _broken(distribution: str) -> PluginRecord:
-    error = PluginError(f"plugin {distribution!r} is broken: RuntimeError: no licence")
+    error = PluginError(f"plugin {distribution!r} is broken: RuntimeError: no license")
     return PluginRecord(
         name=distribution, distribution=distribution, version="1", origin="entry point", status="broken",
-        error="RuntimeError: no licence", exceptions=[error],
+        error="RuntimeError: no license", exceptions=[error],
     )  # fmt: skip
 
 
 def test_a_name_that_a_broken_plugin_would_offer_raises_that_plugins_error() -> None:
     registry = Registry(offers=(offer("rows"),), plugins=(_broken("smollm3-peft"), _broken("acme-bad")))
-    with pytest.raises(PluginError, match=r"smollm3-peft.*no licence"):
+    with pytest.raises(PluginError, match=r"smollm3-peft.*no license"):
         registry.find(ADAPTER, "lora")
-    with pytest.raises(PluginError, match=r"acme-bad.*no licence"):
+    with pytest.raises(PluginError, match=r"acme-bad.*no license"):
         registry.find(ADAPTER, "acme-bad:whatever")
     with pytest.raises(UnknownComponentError, match=r"broken plugins that may offer it: smollm3-peft, acme-bad"):
         registry.find(ADAPTER, "fancy")
@@ -169,7 +169,7 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
             "acme.lost": "import acme.not_there\n",
             "acme.exits": "raise SystemExit(1)\n",
             "acme.fine": (
-                "class Refuses:\n    def __init__(self, options): raise RuntimeError('no licence')\n"
+                "class Refuses:\n    def __init__(self, options): raise RuntimeError('no license')\n"
                 "class Takes:\n    def __init__(self, options): self.options = options\n"
                 "    def load(self, source, ctx): ...\n"
             ),
@@ -181,7 +181,7 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
     for module in ("acme.wrong", "acme.lost", "acme.exits", "acme.absent", "acme.fine"):
         with pytest.raises(PluginError, match=rf"quantizer 'q' \(acme 1\.0\), {module}:X, cannot be imported"):
             offer("q", factory=f"{module}:X").create(NoOptions())
-    with pytest.raises(PluginError, match=r"quantizer 'q' \(acme 1\.0\).*RuntimeError: no licence"):
+    with pytest.raises(PluginError, match=r"quantizer 'q' \(acme 1\.0\).*RuntimeError: no license"):
         offer("q", factory="acme.fine:Refuses").create(NoOptions())
     options = NoOptions()
     assert offer("q", factory="acme.fine:Takes").create(options).options is options

@@ -1,4 +1,4 @@
-"""Sources of every kind, streamed, split, weighted, tokenised into the cache."""
+"""Sources of every kind, streamed, split, weighted, tokenized into the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.data.tokens import BATCH, Tokens, copies, tokenise
+from smollm3_finetune.data.tokens import BATCH, Tokens, copies, tokenize
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.kinds import OBJECTIVE
@@ -290,7 +290,7 @@ def make(registry: Registry, tmp_path: Path) -> Make:
         rows = Rows(sources=sources, seed=seed, held_out=held_out)
         renderer = Renderer(tokenizer, RenderOptions(**render))
         objective = choose(registry, OBJECTIVE, "sft", {})
-        return tokenise(rows, rows.survey(), objective, renderer, max_length, cache, Telling())
+        return tokenize(rows, rows.survey(), objective, renderer, max_length, cache, Telling())
 
     made.built = built  # type: ignore[attr-defined]
     return made

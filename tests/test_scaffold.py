@@ -164,7 +164,7 @@ def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isol
     assert json.loads(result.stdout)["steps"] == 2
     assert (isolated / "run" / "adapter" / "scales.safetensors").exists()
     config = (isolated / "run" / "run.yaml").read_text()
-    for section in ("quant", "adapter", "objective", "formatter"):  # the formatter was recognised
+    for section in ("quant", "adapter", "objective", "formatter"):  # the formatter was recognized
         kind = {"quant": "quantizer"}.get(section, section)
         assert f"{section}:\n  name: acme_{kind}:acme\n" in config
 
@@ -235,7 +235,7 @@ def test_an_output_below_a_file_is_an_error_and_leaves_nothing(cli: Cli, isolate
 
 
 def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
-    result = cli("plugins", "new", "quantiser", "acme")
+    result = cli("plugins", "new", "quantizer", "acme")
     assert (result.code, "quantizer" in result.stderr) == (2, True)
 
 

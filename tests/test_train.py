@@ -257,7 +257,7 @@ def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
 @pytest.mark.plugins
 @pytest.mark.parametrize("quant", ["bnb-4bit", "bnb-8bit"])
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
-def test_a_quantised_run_trains_generates_and_resumes(cli: Cli, quant: str, adapter: str) -> None:
+def test_a_quantized_run_trains_generates_and_resumes(cli: Cli, quant: str, adapter: str) -> None:
     common = ("train", "--quant", quant, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
     whole = cli(*common, "--output", "whole").report()
     assert whole["after"]["held_out_loss"] < whole["before"]["held_out_loss"]

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from speed_peers.job import Job, learned_rows, of_command_line, quantisation
+from speed_peers.job import Job, learned_rows, of_command_line, quantization
 
 LOGIT_BYTES = 2**26
 
@@ -56,7 +56,7 @@ def backward(head: Any, hidden: Any, targets: Any) -> float:
 def main(job: Job) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows = learned_rows(job, tokenizer)
-    about = quantisation(job)
+    about = quantization(job)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, attn_implementation="bare", **about)
     torch.manual_seed(0)
     config = LoraConfig(

@@ -107,8 +107,8 @@ def learned_rows(job: Job, tokenizer: Any) -> list[Row]:
     return found
 
 
-def quantisation(job: Job) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: NF4 with quantised scales, as in QLoRA, or none."""
+def quantization(job: Job) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: NF4 with quantized scales, as in QLoRA, or none."""
     if job.quant == "none":
         return {}
     import torch

@@ -43,7 +43,7 @@ class Result:
     whole_cpu: float
     whole_wall: float
     floor_gb: float
-    """Anonymous memory when the optimiser is made: imports and weights."""
+    """Anonymous memory when the optimizer is made: imports and weights."""
     peak_gb: float
     """The most anonymous memory, sampled, of the process and its children."""
     profile: dict[str, float] = field(default_factory=dict)

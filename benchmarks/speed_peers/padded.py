@@ -8,14 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from speed_peers.job import Job, learned_rows, of_command_line, quantisation
+from speed_peers.job import Job, learned_rows, of_command_line, quantization
 
 
 def main(job: Job, collator: Any = None) -> None:
     """`collator` instead of one that pads, where given."""
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows: Any = [{"input_ids": r.ids, "labels": r.labels} for r in learned_rows(job, tokenizer)]
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **quantisation(job))
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **quantization(job))
     torch.manual_seed(0)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=job.rank, lora_alpha=2 * job.rank, lora_dropout=0.0, target_modules=list(job.modules)

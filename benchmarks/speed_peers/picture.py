@@ -34,10 +34,10 @@ def bars(rounds: Sequence[Round], names: Sequence[str], caption: str) -> str:
         y += TOP
         for name, found in medians.items():
             length = max((WIDTH - LEFT - 60) * found / max(medians.values()), 1)
-            colour = OWN if name.startswith(OURS) else OTHER
+            color = OWN if name.startswith(OURS) else OTHER
             parts += [
                 f'<text x="{LEFT - 8}" y="{y + 13}" fill="{INK}" text-anchor="end">{escape(name)}</text>',
-                f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>',
+                f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{color}"/>',
                 f'<text x="{LEFT + length + 6:.1f}" y="{y + 13}" fill="{INK}">{found:{form}}</text>',
             ]
             y += ROW

@@ -13,13 +13,13 @@ GROUPS = (
     ("products of matrices", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "mkl")),
     ("copies and other shapes", ("copy_", "aten::cat", "index", "gather", "aten::roll", "_to_copy", "clone", "stack")),
     ("filling with a number", ("zero_", "fill_", "aten::full", "zeros", "ones")),
-    ("optimiser", ("optimizer", "foreach", "_fused", "addcmul", "addcdiv", "lerp")),
+    ("optimizer", ("optimizer", "foreach", "_fused", "addcmul", "addcdiv", "lerp")),
 )
 """What an operation is for, by parts of its name; the first that fits."""
 OTHER = "element by element, and the rest"
 NONE = "outside torch's operations"
 ORDER = ("products of matrices", "4-bit weights", "attention", "loss", "copies and other shapes",
-         "filling with a number", "optimiser", OTHER, NONE)  # fmt: skip
+         "filling with a number", "optimizer", OTHER, NONE)  # fmt: skip
 
 
 def group_of(operation: str) -> str:

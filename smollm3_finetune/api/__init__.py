@@ -65,8 +65,8 @@ from smollm3_finetune.api.quantizing import (
     DequantisingOps,
     architecture_of,
     group_size_error,
-    layers_to_quantise,
-    refuse_quantised,
+    layers_to_quantize,
+    refuse_quantized,
     rounding_dtype,
 )
 from smollm3_finetune.errors import (
@@ -127,9 +127,9 @@ __all__ = [
     "group_size_error",
     "hookimpl",
     "is_of_the_machine",
-    "layers_to_quantise",
+    "layers_to_quantize",
     "option",
     "options_dict",
-    "refuse_quantised",
+    "refuse_quantized",
     "rounding_dtype",
 ]

@@ -83,7 +83,7 @@ class QuantizerSpec(ComponentSpec):
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a `config.json` is that of a checkpoint which this quantizer wrote."""
     marker_files: tuple[str, ...] = ()
-    """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantisation."""
+    """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantization."""
     needs_calibration: bool = False
     """Whether it asks for `BuildContext.calibration()`."""
     check: Callable[[Any, ModelSource], None] | None = None
@@ -133,7 +133,7 @@ class FormatterSpec(ComponentSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec(ComponentSpec):
-    """Offers an `Objective`: what training minimises."""
+    """Offers an `Objective`: what training minimizes."""
 
 
 def option(
@@ -145,16 +145,26 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     multiple_of: int | None = None,
+    former_name: str | None = None,
+    former_values: Mapping[str, Any] | None = None,
 ) -> Any:
     """One field of an options dataclass: its default, one line of help with the unit, and its range.
 
     The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`);
     use `tuple` for lists, since options are frozen.
 
+    A renamed option keeps the configurations and runs of earlier versions valid: `former_name` is its old key,
+    `former_values` maps old values to new ones. Help shows neither.
+
         @dataclass(frozen=True, kw_only=True)
         class ScaleOptions:
             init: float = option(1.0, "Initial factor.", gt=0)
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
-    metadata = {"help": help, "limits": {k: v for k, v in limits.items() if v is not None}}
+    metadata = {
+        "help": help,
+        "limits": {k: v for k, v in limits.items() if v is not None},
+        "former_name": former_name,
+        "former_values": dict(former_values or {}),
+    }
     return dataclasses.field(default=default, metadata=metadata)

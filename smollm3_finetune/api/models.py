@@ -53,7 +53,7 @@ class BuildContext:
     device: str
     """A torch device: `cpu`, `cuda:0`, …"""
     dtype: str
-    """`float32`, `bfloat16`, `float16` or `float64`: of weights that are not quantised, and of the computation."""
+    """`float32`, `bfloat16`, `float16` or `float64`: of weights that are not quantized, and of the computation."""
     seed: int
     """For generators of the component's own; torch's is seeded with it around `attach` alone."""
     cache: Cache
@@ -141,7 +141,7 @@ class Loader(Protocol):
 
 
 class LinearOps(Protocol):
-    """A view of one quantised layer, made by `Base.ops_for`; not a module, holds no state of its own."""
+    """A view of one quantized layer, made by `Base.ops_for`; not a module, holds no state of its own."""
 
     @property
     def ops(self) -> frozenset[Op]: ...
@@ -150,7 +150,7 @@ class LinearOps(Protocol):
     def forward_rtol(self) -> float:
         """How far the forward is from `x @ read_weight().T`, relative, beyond float rounding.
 
-        0 for kernels that dequantise and multiply; 0.1 or so, a bound on the worst layer, where activations are
+        0 for kernels that dequantize and multiply; 0.1 or so, a bound on the worst layer, where activations are
         rounded to 8 bits too.
         """
         ...
@@ -161,7 +161,7 @@ class LinearOps(Protocol):
         ...
 
     def read_weight(self) -> Tensor:
-        """The base weight as the forward pass sees it, dequantised.
+        """The base weight as the forward pass sees it, dequantized.
 
         Returns a new tensor (out_features, in_features), float32 or wider, on the layer's device, without grad;
         valid before and after any forward. Raises UnsupportedOp where READ_WEIGHT is not among `ops`.
@@ -175,9 +175,9 @@ class Base:
 
     model: PreTrainedModel
     fingerprint: str
-    """Identifies the weights as quantised."""
+    """Identifies the weights as quantized."""
     ops_for: Callable[[nn.Module], LinearOps | None] = lambda layer: None
-    """The operations of a quantised layer; None for an ordinary one, which has them all."""
+    """The operations of a quantized layer; None for an ordinary one, which has them all."""
 
 
 class Quantizer(Protocol):
@@ -191,7 +191,7 @@ class CheckpointQuantizer(Quantizer, Protocol):
     """A quantizer that turns one checkpoint into another."""
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the quantised checkpoint, config and all, into the empty directory `out`."""
+        """Write the quantized checkpoint, config and all, into the empty directory `out`."""
         ...
 
 
@@ -225,5 +225,5 @@ class Adapter(Protocol):
         ...
 
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
-        """Fold a saved adapter into `dense` (its base with every weight dequantised) and return the plain model."""
+        """Fold a saved adapter into `dense` (its base with every weight dequantized) and return the plain model."""
         ...

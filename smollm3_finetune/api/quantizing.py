@@ -1,4 +1,4 @@
-"""For quantizers: which layers of a model to quantise, what to refuse, and a view of a layer that dequantises.
+"""For quantizers: which layers of a model to quantize, what to refuse, and a view of a layer that dequantizes.
 
 All of it can be had from `smollm3_finetune.api`. torch and transformers are imported when a function is called.
 """
@@ -34,12 +34,12 @@ READABLE = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 @dataclass(frozen=True)
 class DequantisingOps:
-    """The `LinearOps` of a frozen layer that multiplies by its dequantised weight, forward and backward."""
+    """The `LinearOps` of a frozen layer that multiplies by its dequantized weight, forward and backward."""
 
     layer: Any
     """With `out_features` and `in_features`."""
     read: Callable[[Any], Tensor]
-    """The layer's dequantised weight (out, in), as a new tensor."""
+    """The layer's dequantized weight (out, in), as a new tensor."""
     compute: torch.dtype
     """To which the forward rounds that weight: the dtype in which the model computes."""
 
@@ -49,7 +49,7 @@ class DequantisingOps:
 
     @property
     def forward_rtol(self) -> float:
-        """0: the layer dequantises and multiplies."""
+        """0: the layer dequantizes and multiplies."""
         return 0.0
 
     @property
@@ -82,7 +82,7 @@ def architecture_of(source: ModelSource) -> PreTrainedModel | None:
     return model
 
 
-def layers_to_quantise(
+def layers_to_quantize(
     model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str] = ()
 ) -> dict[str, nn.Linear]:
     """Name to layer, of the linear layers of `model` but its output head and what `skip_modules` names.
@@ -102,7 +102,7 @@ def layers_to_quantise(
             )
     found = {n: m for n, m in linears.items() if not any(_within(key, n) for key in skip_modules)}
     if not found:
-        raise IncompatibleError(f"{quantizer} finds no linear layer to quantise in {source.ref!r}", hint="--quant none")
+        raise IncompatibleError(f"{quantizer} finds no linear layer to quantize in {source.ref!r}", hint="--quant none")
     return found
 
 
@@ -110,13 +110,13 @@ def _within(key: str, name: str) -> bool:
     return f".{key}." in f".{name}."
 
 
-def refuse_quantised(quantizer: str, source: ModelSource, hint: str = "name the full-precision checkpoint") -> None:
-    """Raises IncompatibleError for a source whose `config.json` says that it is quantised already. Light."""
+def refuse_quantized(quantizer: str, source: ModelSource, hint: str = "name the full-precision checkpoint") -> None:
+    """Raises IncompatibleError for a source whose `config.json` says that it is quantized already. Light."""
     stored = source.config.get("quantization_config")
     if stored is not None:
         method = stored.get("quant_method") if isinstance(stored, Mapping) else None
         raise IncompatibleError(
-            f"{quantizer} cannot load {source.ref!r}: its weights are already quantised by "
+            f"{quantizer} cannot load {source.ref!r}: its weights are already quantized by "
             f"{method or 'another method'}",
             hint=hint,
         )
@@ -135,7 +135,7 @@ def group_size_error(
 
 
 def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:
-    """The run's dtype where it rounds the checkpoint's values before they are quantised, else None.
+    """The run's dtype where it rounds the checkpoint's values before they are quantized, else None.
 
     `seen_in` is the dtype to which the method itself casts them first, where it does (`float32`): a run in that dtype
     or a wider one then decides nothing. A part of `Base.fingerprint`: an adapter trained in bfloat16 finds the same

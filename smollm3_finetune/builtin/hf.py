@@ -100,7 +100,7 @@ class HubSource:
             return call()
         except GatedRepoError as e:
             raise ModelError(
-                f"the Hub model {self.ref!r} is gated: its licence must be accepted on its page", hint="hf auth login"
+                f"the Hub model {self.ref!r} is gated: its license must be accepted on its page", hint="hf auth login"
             ) from e
         except RevisionNotFoundError as e:
             raise ModelError(f"the Hub model {self.ref!r} has no revision {self.revision!r}") from e

@@ -1,8 +1,8 @@
 """Which runs depend on which entries of the cache, so that `smollm3 cache clean` does not take a run's base away.
 
-A run that loads its base through the cache (a converted file, a base that was quantised first) names these entries in
+A run that loads its base through the cache (a converted file, a base that was quantized first) names these entries in
 `cache.json` in its directory, and each entry's `.runs` file names the run's directory. The run's own word decides:
-a directory that is gone, or that no longer names the entry, keeps nothing. Tokenised rows are not among them, because
+a directory that is gone, or that no longer names the entry, keeps nothing. Tokenized rows are not among them, because
 they are made again from the rows in seconds.
 """
 

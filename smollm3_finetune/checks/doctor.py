@@ -47,7 +47,7 @@ SINGLE = (
 )
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|_KEY$|CREDENTIAL")
 LOW_DISK = 5e9
-"""Bytes: a converted or quantised model of three billion weights takes about this."""
+"""Bytes: a converted or quantized model of three billion weights takes about this."""
 DEVICES = """
 import torch
 answer = {"torch": torch.__version__, "threads": torch.get_num_threads(), "devices": []}

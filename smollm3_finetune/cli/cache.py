@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
-    """Show what was converted, quantised and tokenised, or delete what no run needs."""
+    """Show what was converted, quantized and tokenized, or delete what no run needs."""
 
 
 def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
@@ -123,7 +123,7 @@ def clean(
 ) -> None:  # fmt: skip
     """Delete entries of the cache that no run depends on, and what killed builds left.
 
-    A run depends on the entries that its base was made of: a converted file, weights that were quantised first.
+    A run depends on the entries that its base was made of: a converted file, weights that were quantized first.
     What is deleted is made again when it is needed, if what it was made from is still there.
     """
     from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away

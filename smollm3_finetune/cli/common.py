@@ -84,7 +84,7 @@ def composition_options(f: F, quant: str = "Quantizer; default: what wrote the c
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
     f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
     f = click.option("--quant", metavar="NAME", help=quant)(f)
-    return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognises the model.")(f)
+    return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognizes the model.")(f)
 
 
 def run_options(f: F) -> F:
@@ -98,12 +98,12 @@ def run_options(f: F) -> F:
     f = click.option("--batch-size", type=int, metavar="ROWS", help="Rows in one forward pass.")(f)
     f = click.option("--epochs", type=float, metavar="X", help="Passes over the rows.")(f)
     f = click.option(
-        "--max-steps", type=int, metavar="N", help="Stop after N optimiser steps, whatever --epochs says."
+        "--max-steps", type=int, metavar="N", help="Stop after N optimizer steps, whatever --epochs says."
     )(f)
     f = click.option("--output", metavar="DIR", help="Run directory; default: a fresh one under runs/.")(f)
-    f = click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")(f)
+    f = click.option("--formatter", metavar="NAME", help="How rows are read; default: recognized.")(f)
     f = click.option("--objective-opt", multiple=True, metavar="K=V", help="An option of the objective.")(f)
-    f = click.option("--objective", metavar="NAME", help="What training minimises; default: sft.")(f)
+    f = click.option("--objective", metavar="NAME", help="What training minimizes; default: sft.")(f)
     f = click.option("--adapter-opt", multiple=True, metavar="K=V", help="An option of the adapter.")(f)
     f = click.option("--adapter", metavar="NAME", help="What is trained on the model; default: lora.")(f)
     f = composition_options(f)

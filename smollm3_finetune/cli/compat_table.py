@@ -60,7 +60,7 @@ def shown_table(cells: Sequence[Cell]) -> str:
     for first, last in _blocks(columns, width - NARROWEST):
         lines += [*_block(rows, list(quantizers.values()), columns, first, last, width, cells[0].device), ""]
     used = {s for signs in groups for s in signs}
-    lines += [f"{click.style(s, fg=colour)} {text}" for s, (text, colour) in LEGEND.items() if s in used]
+    lines += [f"{click.style(s, fg=color)} {text}" for s, (text, color) in LEGEND.items() if s in used]
     notes = _notes(cells, quantizers, adapters, width)
     return "\n".join([*lines, *([""] if notes else []), *notes, "", _hint()])
 
@@ -92,14 +92,13 @@ def _block(
     for signs, adapters in rows:
         wrapped = textwrap.wrap(", ".join(adapters), left - 2, subsequent_indent="  ", break_on_hyphens=False)
         marks = "".join(
-            "  " + _coloured(signs[2 * i]) + "     " + _coloured(signs[2 * i + 1]) + " " * (columns[i] - 9)
-            for i in shown
+            "  " + _colored(signs[2 * i]) + "     " + _colored(signs[2 * i + 1]) + " " * (columns[i] - 9) for i in shown
         )
         lines += [wrapped[0].ljust(left) + marks.rstrip(), *wrapped[1:]]
     return [line.rstrip() for line in lines]
 
 
-def _coloured(sign: str) -> str:
+def _colored(sign: str) -> str:
     return click.style(sign, fg=LEGEND[sign][1])
 
 

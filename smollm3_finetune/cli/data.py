@@ -58,7 +58,7 @@ def data() -> None:
 def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: Any) -> None:
     """Show the first rows as they are trained on, then how long rows are and what was cut or left out.
 
-    What is learned is in colour on a terminal. Elsewhere it stands between « and », or between ⟦ and ⟧ where a row
+    What is learned is in color on a terminal. Elsewhere it stands between « and », or between ⟦ and ⟧ where a row
     itself holds one of those; the legend says which. The first token of a row is never learned: nothing comes
     before it that could predict it.
 

@@ -1,4 +1,4 @@
-"""How rows, their tokens and their counts look: in colour on a terminal, with plain marks elsewhere."""
+"""How rows, their tokens and their counts look: in color on a terminal, with plain marks elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.cli.data import About
 
 MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
-"""What stands around learned text where there is no colour: the first pair that no shown row holds."""
+"""What stands around learned text where there is no color: the first pair that no shown row holds."""
 LEARNED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
 BAR = 40
 """Characters of the longest bar."""
@@ -29,7 +29,7 @@ Part = str | tuple[str, str]
 
 
 class Page:
-    """Standard output, through rich where it is a terminal with colours."""
+    """Standard output, through rich where it is a terminal with colors."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -52,7 +52,7 @@ class Page:
             self.console.print(Text.assemble(*pairs), soft_wrap=True)
 
     def text(self, pieces: Iterable[tuple[str, bool]]) -> None:
-        """A row's text, each line behind a bar; what is learned in colour or between marks."""
+        """A row's text, each line behind a bar; what is learned in color or between marks."""
         lines: list[list[tuple[str, str]]] = [[]]
         for text, learned in pieces:
             if learned and self.console is None:

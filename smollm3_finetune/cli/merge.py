@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     help="How far the merge may move the logits, relative; default: by number format.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Keep the merged model even where it is further off than that.")
-@click.option("--requantize", default=None, metavar="NAME", help="Write a checkpoint quantised by this quantizer.")
+@click.option("--requantize", default=None, metavar="NAME", help="Write a checkpoint quantized by this quantizer.")
 @click.option("--requantize-opt", multiple=True, metavar="K=V", help="An option of that quantizer.")
 @click.option("--keep-dense", default=None, metavar="DIR", help="With --requantize: keep the merged model here.")
-@click.option("--loader", metavar="NAME", help="Loader of MODEL; default: the one that recognises it.")
+@click.option("--loader", metavar="NAME", help="Loader of MODEL; default: the one that recognizes it.")
 @click.option("--quant", metavar="NAME", help="Quantizer of MODEL; default: what the adapter was trained on.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")
 @click.option("--compute-dtype", metavar="NAME", help="Of the computation on the base; default: the run's, else auto.")
@@ -119,7 +119,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
 
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
-    """The rows to calibrate on: those on which the run's base was quantised, else such as a run would take."""
+    """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
     from smollm3_finetune.cli.resume import saved_configuration
     from smollm3_finetune.cli.target import options_of
     from smollm3_finetune.data.calibration import Calibration
@@ -165,7 +165,7 @@ def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"{number(figures['base'])} off; the merge adds {number(figures['excess'])}, at most {limits['excess']:.1e}",
     ]
     if again is not None:
-        lines.append(f"quantised      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
+        lines.append(f"quantized      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
     flags = plugin_flags(plugins) if again is not None else ""

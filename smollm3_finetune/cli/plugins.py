@@ -57,12 +57,12 @@ def list_plugins(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("plugin", "status", "distribution", "requires" if requirements else "offers"):
         table.add_column(column, overflow="fold", no_wrap=column == "plugin")
-    colours = {"active": "green", "disabled": "yellow", "broken": "red"}
+    colors = {"active": "green", "disabled": "yellow", "broken": "red"}
     for record in records:
         says = _shown_needs(needs[record.name, record.distribution]) if requirements else _by_kind(record.components)
         table.add_row(
             record.name,
-            Text(record.status, style=colours[record.status]),
+            Text(record.status, style=colors[record.status]),
             f"{record.distribution} {record.version}",
             Text(record.error if record.error else says),
         )
@@ -225,7 +225,7 @@ def _shown(about: dict[str, Any]) -> str:
         rows += [("", f"not {op}: {reason}") for op, reason in about["absent"].items()]
     if about.get("claims") or about.get("marker_files"):
         files = ", ".join(("config.json", *about["marker_files"]) if about["claims"] else about["marker_files"])
-        rows.append(("recognises", f"checkpoints that it wrote, by {files}"))
+        rows.append(("recognizes", f"checkpoints that it wrote, by {files}"))
     if about.get("needs_calibration"):
         rows.append(("calibrates", "on the run's training rows, or those of calibration.path"))
     if about.get("rank"):

@@ -34,7 +34,7 @@ def quantizing_options(f: F) -> F:
     metavar="PATH",
     help="Rows to calibrate on, as train takes them; default: the embedded chat rows.",
 )
-@click.option("--formatter", metavar="NAME", help="How rows are read; default: recognised.")
+@click.option("--formatter", metavar="NAME", help="How rows are read; default: recognized.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
 @click.option("--seed", type=int, metavar="N", help="Decides which rows are calibrated on.")
 @click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")
@@ -43,10 +43,10 @@ def quantizing_options(f: F) -> F:
 @plugin_options
 @answers
 def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
-    """Write a quantised checkpoint of a full-precision model, with its tokenizer and a model card.
+    """Write a quantized checkpoint of a full-precision model, with its tokenizer and a model card.
 
     For quantizers that make checkpoints; others work while a model is loaded and need none. Rows to calibrate on are
-    chosen as `train` chooses them, so a run with the same rows and options makes the same weights, by quantising again;
+    chosen as `train` chooses them, so a run with the same rows and options makes the same weights, by quantizing again;
     `train --model DIR` takes the checkpoint as it is.
 
     \b
@@ -76,7 +76,7 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
 
 
 def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a quantisation, for a person; `plugins` are the values of `-p` with which it was made."""
+    """The end of a quantization, for a person; `plugins` are the values of `-p` with which it was made."""
     lines = ["", f"quantizer      {report['quantizer']}"]
     if report["calibration_rows"] is not None:
         lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")

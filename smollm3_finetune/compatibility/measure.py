@@ -47,7 +47,7 @@ class Measured:
     """What came out of one pair for one purpose."""
 
     figures: Mapping[str, float]
-    """Relative errors, but for `moved` and for counts: `trained` parameters, `quantised` layers."""
+    """Relative errors, but for `moved` and for counts: `trained` parameters, `quantized` layers."""
     fault: str | None
     """Why it does not hold, in one sentence."""
 
@@ -83,7 +83,7 @@ def comparable(plan: ModelPlan, *, force: bool) -> ModelPlan:
     """The plan with its components made so that two models can be compared.
 
     What an adapter draws at each forward is drawn alike in both, and logits of a learned prompt are left out. With
-    `force` the quantised layers claim every operation, so that nothing but the pair itself can fail.
+    `force` the quantized layers claim every operation, so that nothing but the pair itself can fail.
     """
     quantizer, adapter = plan.quantizer, plan.adapter
     assert adapter is not None
@@ -170,7 +170,7 @@ def measure_train(plan: ModelPlan) -> Measured:
     assert plan.adapter is not None
     with _quiet():
         found = check_composition(plan)
-        layers = _quantised(plan)
+        layers = _quantized(plan)
     figures = {
         "moved": found.moved,
         "gradients": max(found.gradients.values()),
@@ -179,7 +179,7 @@ def measure_train(plan: ModelPlan) -> Measured:
         "restored": found.restored,
         "identity": found.identity,
         "trained": len(found.trained),
-        "quantised": len(layers),
+        "quantized": len(layers),
     }
     bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
     names = ["gradients", "logits", "restored"]
@@ -195,8 +195,8 @@ def measure_train(plan: ModelPlan) -> Measured:
     return Measured(figures=figures, fault=None)
 
 
-def _quantised(plan: ModelPlan) -> list[LinearOps]:
-    """The views of the base's quantised layers."""
+def _quantized(plan: ModelPlan) -> list[LinearOps]:
+    """The views of the base's quantized layers."""
     base = load_base(plan.quantizer, plan.quantizer.create(), plan.source, plan.context)
     return [ops for layer in base.model.modules() if (ops := base.ops_for(layer)) is not None]
 

@@ -1,7 +1,7 @@
 """The model that pairs are measured on: a random SmolLM3 of two layers, written without torch.
 
 What is measured is whether a pair computes what it should, which does not depend on what weights have learned. They
-are wider than usual initialisations, at which every layer is nearly linear and errors hide.
+are wider than usual initializations, at which every layer is nearly linear and errors hide.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class CalibrationConfig:
 class TrainConfig:
     """The training loop."""
 
-    max_steps: int | None = option(None, "Stop after this many optimiser steps; none: after `epochs`.", ge=1)
+    max_steps: int | None = option(None, "Stop after this many optimizer steps; none: after `epochs`.", ge=1)
     epochs: float = option(1.0, "Passes over the rows.", gt=0)
     batch_size: int = option(8, "Rows in one forward pass, per device; with packing, sequences.", ge=1, le=1_000_000)
     padding: Literal["auto", "never", "always"] = option(
@@ -82,8 +82,8 @@ class TrainConfig:
     logits: Literal["supervised", "all"] = option(
         "supervised", "Where the output layer is computed in training and measuring: for learned tokens, or for all."
     )
-    gradient_accumulation: int = option(1, "Forward passes per optimiser step, of each process.", ge=1)
-    learning_rate: float = option(2e-4, "Peak learning rate, per optimiser step.", gt=0)
+    gradient_accumulation: int = option(1, "Forward passes per optimizer step, of each process.", ge=1)
+    learning_rate: float = option(2e-4, "Peak learning rate, per optimizer step.", gt=0)
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine_with_min_lr", "How the learning rate falls."
     )
@@ -91,7 +91,7 @@ class TrainConfig:
     warmup: float = option(0.03, "Fraction of the steps in which the learning rate rises.", ge=0, lt=1)
     weight_decay: float = option(0.0, "Decoupled weight decay.", ge=0)
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", gt=0)
-    optimizer: str = option("adamw_torch", "An optimiser name of transformers' Trainer.")
+    optimizer: str = option("adamw_torch", "An optimizer name of transformers' Trainer.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, slower.")
     compile: bool = option(
         False, "Compile the model with torch.compile: slow first steps, and perhaps faster ones after them."
@@ -128,7 +128,7 @@ class RunConfig:
     loader: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How the model is opened."})
     quant: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How its weights are loaded."})
     adapter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What is trained on it."})
-    objective: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What training minimises."})
+    objective: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "What training minimizes."})
     formatter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "How rows are read."})
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The rows."})
     calibration: CalibrationConfig = field(
@@ -138,7 +138,7 @@ class RunConfig:
     output: str | None = option(None, "Directory of the run; none: a fresh one under runs/.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(
-        "auto", "Of unquantised weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU that has it."
+        "auto", "Of unquantized weights and of the computation; auto: float32 on a CPU, bfloat16 on a GPU that has it."
     )
     seed: int = option(0, "Decides the split, the order of rows, dropout and initial values.", ge=0, le=2**32 - 1)
     plugins: tuple[str, ...] = option((), "Plugin files or modules (as -p), or no:NAME to leave one out.")

@@ -1,7 +1,7 @@
 """The rows on which a quantizer calibrates: token ids of the run's own training rows, or of a file of their own.
 
 They are chosen by the seed, made when the quantizer first asks for them, and kept with the run, because a base that
-was quantised on them can be made again only from them (`saved.SavedAdapter.calibration`).
+was quantized on them can be made again only from them (`saved.SavedAdapter.calibration`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
-    """The same of rows that are not tokenised: those whose content and the seed put them first."""
+    """The same of rows that are not tokenized: those whose content and the seed put them first."""
     first = heapq.nsmallest(config.rows, enumerate(rows.placed()), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]

@@ -1,4 +1,4 @@
-"""Rows as conversations, through the formatter that recognises them or the one that was named."""
+"""Rows as conversations, through the formatter that recognizes them or the one that was named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smollm3_finetune.registry import Offer, Registry
 SHOWN = 3
 
 
-def recognise(registry: Registry, first: Row) -> Offer:
+def recognize(registry: Registry, first: Row) -> Offer:
     """The formatter that claims the first row of a source.
 
     Raises DataError where none does, ConfigError where several do.
@@ -23,11 +23,11 @@ def recognise(registry: Registry, first: Row) -> Offer:
     best = registry.claiming(FORMATTER, first.value)
     if len(best) > 1:
         names = " or ".join(f"--formatter {o.full_name}" for o in best)
-        raise ConfigError(f"several formatters recognise the rows of {first.where}", hint=names)
+        raise ConfigError(f"several formatters recognize the rows of {first.where}", hint=names)
     if not best:
         columns = ", ".join(map(repr, first.value)) or "none"
         known = "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
-        raise DataError(f"{first.where}: no formatter recognises a row with the columns {columns}", hint=known)
+        raise DataError(f"{first.where}: no formatter recognizes a row with the columns {columns}", hint=known)
     return best[0]
 
 

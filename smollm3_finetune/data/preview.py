@@ -87,7 +87,7 @@ class _Recorder(Renderer):
 
 
 class Inspector:
-    """Prepares rows one by one as `data.tokens.tokenise` does, and keeps what that throws away."""
+    """Prepares rows one by one as `data.tokens.tokenize` does, and keeps what that throws away."""
 
     def __init__(self, rows: Rows, survey: Survey, objective: Choice, renderer: Renderer, max_length: int) -> None:
         self.rows, self.border, self.max_length = rows, survey.border, max_length

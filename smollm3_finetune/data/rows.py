@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Conversation, Progress, options_dict
-from smollm3_finetune.data.formatting import formatted, recognise
+from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.reading import Row, read_file
 from smollm3_finetune.data.sources import Source
@@ -57,13 +57,13 @@ class FormattedSource:
 
 
 def with_formatter(registry: Registry, source: Source, named: Choice | None, limit: int | None) -> FormattedSource:
-    """A source with its own formatter, else the named one, else the one that recognises its first row.
+    """A source with its own formatter, else the named one, else the one that recognizes its first row.
 
     A source's own formatter has the options of the named one where they are the same, else none.
     """
     own = source.config.formatter
     if own is None and named is None:
-        own = recognise(registry, next(source_rows(source, 1))).full_name
+        own = recognize(registry, next(source_rows(source, 1))).full_name
     if own is not None:
         choice = choose(registry, FORMATTER, own, {})
         if named is None or named.offer.full_name != choice.offer.full_name:

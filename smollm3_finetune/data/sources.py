@@ -29,7 +29,7 @@ class SourceConfig:
     weight: float = option(
         1.0, "How often each row is seen in a pass: 0.5 takes half of them, 2 each twice.", gt=0, le=1000
     )
-    formatter: str | None = option(None, "Formatter of these rows; none: recognised.")
+    formatter: str | None = option(None, "Formatter of these rows; none: recognized.")
     split: str = option("train", "Split of a Hub dataset.")
     subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
     revision: str | None = option(None, "Revision of a Hub dataset.")

@@ -36,7 +36,7 @@ BATCH = 1000
 
 
 class Examples:
-    """Tokenised rows in an Arrow file; a map-style dataset whose items are mappings of lists of integers."""
+    """Tokenized rows in an Arrow file; a map-style dataset whose items are mappings of lists of integers."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -107,7 +107,7 @@ class Tokens:
     """Of the rows and of all that turned them into tokens, but for the versions of what did."""
 
 
-def tokenise(
+def tokenize(
     rows: Rows,
     survey: Survey,
     objective: Choice,
@@ -137,7 +137,7 @@ def tokenise(
     total = sum(survey.train) + sum(survey.held_out)
 
     def build(out: Path) -> None:
-        with progress.task("tokenising", total) as task:
+        with progress.task("tokenizing", total) as task:
             writer = _Writer(out, rows, survey.border, objective, renderer, max_length)
             for row in rows.placed():
                 writer.add(row)

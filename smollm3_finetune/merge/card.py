@@ -11,7 +11,7 @@ from smollm3_finetune.model_card import beginning, facts, linked, with_options
 def card(about: Mapping[str, Any]) -> str:
     """The text of `README.md`, from what `merge.json` holds."""
     base, figures, again = about["model"], about["figures"], about["requantized"]
-    how = "as it is" if about["quantizer"] == "none" else f"quantised by `{about['quantizer']}`"
+    how = "as it is" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
     verb = "trained on" if about["own_base"] else "put on"
     rows = [
         ("base", linked(base)),
@@ -19,7 +19,7 @@ def card(about: Mapping[str, Any]) -> str:
         ("weights", f"{about['parameters']:,} parameters in {about['dtype']}"),
     ]
     if again is not None:
-        rows.append(("quantised by", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
+        rows.append(("quantized by", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
     lines = [
         *beginning(
             base, "merged", about["title"], "An adapter merged into the weights of its base by `smollm3 merge`."
@@ -35,7 +35,7 @@ def card(about: Mapping[str, Any]) -> str:
         f"| the base's dense copy in {about['dtype']}, with the base | {_number(figures['base'])} |",
     ]  # fmt: skip
     if again is not None:
-        lines.append(f"| the quantised checkpoint, with the merged model | {_number(again['drift'])} |")
+        lines.append(f"| the quantized checkpoint, with the merged model | {_number(again['drift'])} |")
     if about["forced"]:
         lines += ["", f"**Kept by `--force` although the check refused it:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]

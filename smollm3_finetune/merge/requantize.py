@@ -1,4 +1,4 @@
-"""A quantised checkpoint of the merged model, by any quantizer that writes checkpoints."""
+"""A quantized checkpoint of the merged model, by any quantizer that writes checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Requantizer:
     quantizer: CheckpointQuantizer
 
     def write(self, source: ModelSource, out: Path, context: BuildContext, calibration: Calibration | None) -> None:
-        """Write the quantised checkpoint of `source`, a merged model, into the empty directory `out`.
+        """Write the quantized checkpoint of `source`, a merged model, into the empty directory `out`.
 
         `context.dtype` is that of the weights which stay as they are.
         """

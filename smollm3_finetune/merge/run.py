@@ -1,6 +1,6 @@
 """The procedure of a merge: load, copy densely, restore, fold in, save beside, reload, compare, and only then keep.
 
-Merging goes through a dense copy of the base, never into a quantised layer: that would round the sum again and lose
+Merging goes through a dense copy of the base, never into a quantized layer: that would round the sum again and lose
 what was trained. Whatever quantizer the base has, what is saved is an ordinary dense model.
 """
 
@@ -84,7 +84,7 @@ def merge(
 ) -> dict[str, Any]:
     """Merge the plan's saved adapter into a dense copy of its base and write it to `settings.output`.
 
-    `plan` was made for `Purpose.MERGE`. With a `requantizer`, the output is the quantised checkpoint that it makes of
+    `plan` was made for `Purpose.MERGE`. With a `requantizer`, the output is the quantized checkpoint that it makes of
     the merged model; `calibration` gives it rows of token ids. Returns the report, whose content is also in
     `merge.json` of the output.
 
@@ -243,7 +243,7 @@ def _requantized(
     calibration: Calibration | None,
     held: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """Make the quantised checkpoint of a merged model and put it in its place; returns what is said about it."""
+    """Make the quantized checkpoint of a merged model and put it in its place; returns what is said about it."""
     path = merged.path
     if settings.keep_dense is not None:
         path = settings.keep_dense
@@ -251,7 +251,7 @@ def _requantized(
     context = replace(plan.context, dtype=dtype)
     out = held.enter_context(partial(settings.output))
     title = requantizer.choice.offer.title
-    with context.progress.task(f"quantising the merged model with {title}"):
+    with context.progress.task(f"quantizing the merged model with {title}"):
         requantizer.write(plan.source.at(path), out, context, calibration)
     with context.progress.task("reloading the checkpoint and comparing"):
         there = plan.source.at(out)

@@ -73,7 +73,7 @@ def write_model(
 
 
 def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
-    """Copy what belongs to the model in `source` and `out` lacks: tokenizer, template, generation config, licence.
+    """Copy what belongs to the model in `source` and `out` lacks: tokenizer, template, generation config, license.
 
     Nothing else that lies there: it may be other weights, or rows, or somebody's secrets. Nor what a link out of the
     model's directory leads to, which `say` is told: a model may come with links into the home of whoever copies it.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TOTAL_STEPS = 20
 """What adapters with a schedule of their own are told."""
 DIFFERENCE = 2e-4
-"""How much a step along the gradients changes the loss. The loss is known to 1e-7 (normalisation is computed in
+"""How much a step along the gradients changes the loss. The loss is known to 1e-7 (normalization is computed in
 float32 in any dtype), so the change to 1e-3 of itself; a central difference leaves the third derivative alone."""
 MOVED = 1e-4
 """How far noise in what is trained must move the logits, so that the comparisons can fail."""
@@ -130,7 +130,7 @@ class AdapterConformance(Conformance):
         demand(
             error <= self.rounding,
             f"identity_at_start is declared, and the fresh adapter moves the logits by {error:.2g}, where at most "
-            f"{self.rounding:.2g} is allowed in {self.dtype}: initialise it so that it adds nothing, or declare "
+            f"{self.rounding:.2g} is allowed in {self.dtype}: initialize it so that it adds nothing, or declare "
             "identity_at_start=False",
         )
 
@@ -188,7 +188,7 @@ class AdapterConformance(Conformance):
             error = relative_error(self.gradients(adapted, ids), self.gradients(right, ids))
             demand(
                 error <= self.rounding,
-                f"the adapter's gradients on a quantised layer are {error:.2g} from those on the dense copy "
+                f"the adapter's gradients on a quantized layer are {error:.2g} from those on the dense copy "
                 f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
             )
             for one in (adapted, right):
@@ -196,7 +196,7 @@ class AdapterConformance(Conformance):
             error = apart(self.logits(adapted), self.logits(right))
             demand(
                 error <= self.rounding,
-                f"the adapter's logits on a quantised layer are {error:.2g} from those on the dense copy "
+                f"the adapter's logits on a quantized layer are {error:.2g} from those on the dense copy "
                 f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
             )
             if point == "after an evaluation":

@@ -1,6 +1,6 @@
 """A quantizer with an adapter, taken through a training run's sequence and compared with the dense copy.
 
-The dense copy is the same model with every quantised layer replaced by `nn.Linear(read_weight())`. Put on it, the
+The dense copy is the same model with every quantized layer replaced by `nn.Linear(read_weight())`. Put on it, the
 same adapter must compute the same gradients: whatever a kernel does on the way (repack itself, detach, round), the
 sequence shows it, where a single call would not.
 """
@@ -38,7 +38,7 @@ class Comparison:
     logits: dict[str, float] = field(default_factory=dict)
     """At each point of the sequence, the logits against those on the dense copy."""
     weights: dict[str, float] = field(default_factory=dict)
-    """At each point of the sequence, `read_weight()` of every quantised layer against what it was at first."""
+    """At each point of the sequence, `read_weight()` of every quantized layer against what it was at first."""
     restored: float = 0.0
     """Logits after save and restore on a freshly loaded base, against those before."""
     trained: list[str] = field(default_factory=list)

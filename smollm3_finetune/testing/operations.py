@@ -38,7 +38,7 @@ class OperationTests(QuantizerCase):
             ordinary = type(module) is nn.Linear and type(module.weight.data) is Tensor
             demand(
                 not ordinary or not module.weight.is_floating_point() or base.ops_for(module) is None,
-                f"{name} is an ordinary nn.Linear, and ops_for() gives a view of it, as if it were quantised: test "
+                f"{name} is an ordinary nn.Linear, and ops_for() gives a view of it, as if it were quantized: test "
                 "for the class of your layers",
             )
 
@@ -114,7 +114,7 @@ class OperationTests(QuantizerCase):
             demand(
                 type(weight) is Tensor,
                 f"read_weight() of {layer.name} gives a {type(weight).__name__}, and must give a plain tensor: "
-                "dequantise it",
+                "dequantize it",
             )
             wide = weight.is_floating_point() and weight.element_size() >= 4
             demand(wide, f"read_weight() of {layer.name} gives {weight.dtype}, and must give float32 or wider")
@@ -253,7 +253,7 @@ def _is_ordinary(layer: Layer) -> bool:
 
 
 def _readable_shape(layer: Layer) -> bool:
-    """Whether a quantised layer's weight can be read and fits into an ordinary layer."""
+    """Whether a quantized layer's weight can be read and fits into an ordinary layer."""
     assert layer.view is not None
     shape = (layer.module.out_features, layer.module.in_features)
     return Op.READ_WEIGHT in layer.view.ops and tuple(layer.view.read_weight().shape) == shape

@@ -63,7 +63,7 @@ class QuantizerCase(Conformance):
         return small_source(biases=self.biases)
 
     def source(self, tmp_path: Path) -> ModelSource:
-        """What the quantizer loads; overridden where that is a checkpoint quantised already."""
+        """What the quantizer loads; overridden where that is a checkpoint quantized already."""
         return self.dense_source(tmp_path)
 
     def other_source(self, tmp_path: Path) -> ModelSource | None:
@@ -105,7 +105,7 @@ class QuantizerCase(Conformance):
         return found
 
     def viewed(self, tmp_path: Path) -> tuple[Base, list[Layer]]:
-        """A fresh base and its quantised layers; skips where all layers are ordinary."""
+        """A fresh base and its quantized layers; skips where all layers are ordinary."""
         base = self.load(tmp_path)
         found = [layer for layer in self.layers(base, self.dense(tmp_path)) if layer.view is not None]
         if not found:

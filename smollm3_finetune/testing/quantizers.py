@@ -57,7 +57,7 @@ class QuantizerConformance(OperationTests):
         demand(
             getattr(model.get_submodule(head), "weight", None) is model.get_input_embeddings().weight,
             f"the output head {head} shares its weight with the embeddings in the dense model, and no longer in what "
-            "load() gives: leave the head out of what is quantised",
+            "load() gives: leave the head out of what is quantized",
         )
 
     def test_forward_is_near_the_dense_model(self, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STD = 0.08
-"""Of weights. At the usual initialisation (0.02) every layer is nearly linear and errors hide."""
+"""Of weights. At the usual initialization (0.02) every layer is nearly linear and errors hide."""
 BIAS_STD = 0.5
 """Of biases: as large as what a weight adds, so that a dropped one is no rounding error."""
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "tiny"

@@ -26,7 +26,7 @@ BITS = 8
 
 
 class StubLinear(nn.Module):  # type: ignore[misc]  # torch is not checked
-    """A quantised linear layer."""
+    """A quantized linear layer."""
 
     codes: Tensor
     scale: Tensor
@@ -49,7 +49,7 @@ class StubLinear(nn.Module):  # type: ignore[misc]  # torch is not checked
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                "a quantised layer has no `.weight`: declare Op.DENSE among the adapter's needs, or declare "
+                "a quantized layer has no `.weight`: declare Op.DENSE among the adapter's needs, or declare "
                 "Op.READ_WEIGHT and use base.ops_for(layer).read_weight()"
             )
         return super().__getattr__(name)
@@ -94,9 +94,9 @@ def stub_dense(dtype: str = "float64") -> PreTrainedModel:
 
 
 def stub_base(needs: Iterable[Op], dtype: str = "float64") -> Base:
-    """The small model, quantised, with layers that offer `needs` exactly.
+    """The small model, quantized, with layers that offer `needs` exactly.
 
-    Where `needs` has DENSE or GRAD_WEIGHT, no quantised layer offers that, so the layers are ordinary ones.
+    Where `needs` has DENSE or GRAD_WEIGHT, no quantized layer offers that, so the layers are ordinary ones.
     """
     ops = frozenset(needs)
     if ops & {Op.DENSE, Op.GRAD_WEIGHT}:

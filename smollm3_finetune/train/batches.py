@@ -178,7 +178,7 @@ def _passes_on(forward: Callable[..., Any]) -> bool:
 def _tolerances(loaded: LoadedModel) -> tuple[float, float]:
     """How far logits may move by rounding, in other shapes, and in equal ones with another row beside them.
 
-    The first is the arithmetic's rounding, and ten times what quantised layers round. The second is next to nothing,
+    The first is the arithmetic's rounding, and ten times what quantized layers round. The second is next to nothing,
     but for layers that round activations, which may do so by the whole batch. Rows that see each other are further.
     """
     base = loaded.base

@@ -1,4 +1,4 @@
-"""The calibration rows of a configuration, for verbs that quantise without training."""
+"""The calibration rows of a configuration, for verbs that quantize without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey
-from smollm3_finetune.data.tokens import tokenise
+from smollm3_finetune.data.tokens import tokenize
 from smollm3_finetune.kinds import OBJECTIVE
 from smollm3_finetune.plan import Choice, ModelPlan, choose
 from smollm3_finetune.registry import Registry
@@ -40,7 +40,7 @@ class CalibrationPlan:
             if self.own is not None:
                 return from_rows(self.own, renderer, config.calibration)
             length = config.data.max_length
-            tokens = tokenise(self.rows, self.survey, self.objective, renderer, length, context.cache, context.progress)
+            tokens = tokenize(self.rows, self.survey, self.objective, renderer, length, context.cache, context.progress)
             return from_examples(tokens.train, config.calibration, config.seed)
 
         return Calibration(make)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Calls the adapter after each optimiser step, writes metrics, and shows them."""
+    """Calls the adapter after each optimizer step, writes metrics, and shows them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The optimiser that a run names: whether transformers' Trainer knows it."""
+"""The optimizer that a run names: whether transformers' Trainer knows it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def check_optimizer(train: TrainConfig) -> None:
     if train.optimizer not in names:
         near = did_you_mean(train.optimizer, names)
         raise ConfigError(
-            f"train.optimizer: transformers' Trainer has no optimiser {train.optimizer!r}",
+            f"train.optimizer: transformers' Trainer has no optimizer {train.optimizer!r}",
             hint=f"did you mean {near!r}?" if near else "train.optimizer=adamw_torch",
         )

@@ -127,7 +127,7 @@ def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str])
 
 
 def calibration_rows(registry: Registry, config: RunConfig) -> Rows | None:
-    """The rows of `calibration.path`, each source with the formatter that recognises it; None where there is none."""
+    """The rows of `calibration.path`, each source with the formatter that recognizes it; None where there is none."""
     if config.calibration.path is None:
         return None
     sources = [with_formatter(registry, s, None, None) for s in find_sources(config.calibration.path)]

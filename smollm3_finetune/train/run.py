@@ -15,7 +15,7 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import first_question
-from smollm3_finetune.data.tokens import Tokens, tokenise
+from smollm3_finetune.data.tokens import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
@@ -71,7 +71,7 @@ def train(
     """Train, and return the report that is also written to `report.json`.
 
     Times in it count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are
-    read where the rows hold nothing to learn. The run directory is made once the rows are tokenised.
+    read where the rows hold nothing to learn. The run directory is made once the rows are tokenized.
     """
     job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     if job.main and checkpoint is None:
@@ -92,7 +92,7 @@ def train(
 
 
 def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | None, began: float) -> Job:
-    """Tokenise, and find what is wrong with plugins and options; writes nothing but the cache."""
+    """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
     import transformers
 
     from smollm3_finetune.train.arguments import arguments
@@ -106,7 +106,7 @@ def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | N
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
     length = plan.config.data.max_length
-    tokens = tokenise(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
@@ -260,7 +260,7 @@ def run_calibration(plan: RunPlan, tokens: Tokens, renderer: Renderer) -> Calibr
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:
-    """Optimiser steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
+    """Optimizer steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
     t = plan.config.train
     if t.max_steps is not None:
         return t.max_steps

@@ -126,7 +126,7 @@ def _blamed_on_checkpoint(checkpoint: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _accepted_as_trainable(model: Any) -> Iterator[None]:
-    """Trainer refuses a quantised model that carries no PEFT adapter.
+    """Trainer refuses a quantized model that carries no PEFT adapter.
 
     Here negotiation has decided already that this adapter trains on this base, and any adapter may come, so the
     flag that Trainer looks at is set while it looks.

@@ -41,7 +41,7 @@ VARIANTS = {
     "gives-a-view": ("GivesAView", TRAINS, None),
     "head-too": ("HeadToo", TRAINS, None),
     "views-all": ("ViewsAll", TRAINS, None),
-    "undequantised": ("Undequantised", TRAINS, None),
+    "undequantized": ("Undequantized", TRAINS, None),
     "dropped-bias": ("DroppedBias", TRAINS, None),
     "unseeded": ("Unseeded", TRAINS, None),
     "one-name": ("OneName", TRAINS, None),
@@ -196,8 +196,8 @@ class Rows:
     def left_out(self, model):
         return model.get_output_embeddings()
 
-    def made(self, linear, quantised):
-        return quantised
+    def made(self, linear, quantized):
+        return quantized
 
 
 class Sealed(Rows):
@@ -302,9 +302,9 @@ class HalfSealed(Rows):
 class HalfDense(Rows):
     """Keeps the weight that it was made from, which the forward no longer uses."""
 
-    def made(self, linear, quantised):
-        quantised.weight = linear.weight
-        return quantised
+    def made(self, linear, quantized):
+        quantized.weight = linear.weight
+        return quantized
 
 
 class HeadToo(Rows):
@@ -313,7 +313,7 @@ class HeadToo(Rows):
 
 
 class ViewsAll(Rows):
-    """Gives a view of every linear layer, quantised or not."""
+    """Gives a view of every linear layer, quantized or not."""
 
     def ops_for(self, layer):
         from torch import nn
@@ -324,7 +324,7 @@ class ViewsAll(Rows):
         return super().ops_for(layer)
 
 
-class Undequantised(Rows):
+class Undequantized(Rows):
     """Gives its weight in a class of its own."""
 
     def read(self, layer):

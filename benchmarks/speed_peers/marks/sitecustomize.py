@@ -1,10 +1,10 @@
-"""Notes of a contestant's process at each optimiser step, one JSON object a line in the file $SPEED_MARKS.
+"""Notes of a contestant's process at each optimizer step, one JSON object a line in the file $SPEED_MARKS.
 
 Python imports this module by itself at start-up where its folder is on PYTHONPATH, in every process that a contestant
 starts. It imports nothing heavy and waits until the contestant imports torch and transformers:
 
-{"what": "optimizer", …}          when the first optimiser is made: imports are done and weights are there
-{"what": "step", "positions": …}  after each optimiser step; how many token positions went through the embedding
+{"what": "optimizer", …}          when the first optimizer is made: imports are done and weights are there
+{"what": "step", "positions": …}  after each optimizer step; how many token positions went through the embedding
 {"what": "log", "logs": {…}}      what transformers' Trainer logs, before any rounding
 
 `time` is on the wall; `cpu` is user and system time of the process and of those that started it, up to $SPEED_ROOT.
@@ -14,7 +14,7 @@ With $SPEED_PROFILE the steps between the first and the last are profiled, from 
 {"what": "profile", "step": …, "took": …, "ops": {…}}   which one, from 0; the processor's seconds; the clock's seconds
                                                         in each of torch's operations, without those that it calls
 
-With $SPEED_TRAINED=float32 what is trained is made float32 when the first optimiser gets it.
+With $SPEED_TRAINED=float32 what is trained is made float32 when the first optimizer gets it.
 """
 
 from __future__ import annotations

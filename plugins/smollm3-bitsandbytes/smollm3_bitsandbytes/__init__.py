@@ -68,7 +68,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
         QuantizerSpec(
             name="bnb-4bit",
             aliases=("bnb", "bitsandbytes"),
-            summary="bitsandbytes NF4 or FP4 (QLoRA): 4-bit weights in blocks of 64, quantised while loading",
+            summary="bitsandbytes NF4 or FP4 (QLoRA): 4-bit weights in blocks of 64, quantized while loading",
             factory="smollm3_bitsandbytes.four_bit:Bnb4bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb4bitOptions",
             requires=REQUIRES,
@@ -79,7 +79,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
         ),
         QuantizerSpec(
             name="bnb-8bit",
-            summary="bitsandbytes LLM.int8: 8-bit weights, one scale a row, quantised while loading",
+            summary="bitsandbytes LLM.int8: 8-bit weights, one scale a row, quantized while loading",
             factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb8bitOptions",
             requires=REQUIRES,

@@ -16,11 +16,11 @@ from smollm3_finetune.api import (
 )
 
 ALWAYS_SKIPPED = ("lm_head",)
-"""Left unquantised where the architecture cannot be built without weights to find its output head."""
+"""Left unquantized where the architecture cannot be built without weights to find its output head."""
 
 
 def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a checkpoint that is quantised already; None for a full-precision one.
+    """The `quantization_config` of a checkpoint that is quantized already; None for a full-precision one.
 
     Raises IncompatibleError where another method wrote it, or bitsandbytes with another number of bits.
     """
@@ -30,13 +30,13 @@ def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] 
     method = stored.get("quant_method", "bitsandbytes")
     if method != "bitsandbytes":
         raise IncompatibleError(
-            f"bnb-{bits}bit cannot load {source.ref!r}: its weights are already quantised by {method}",
+            f"bnb-{bits}bit cannot load {source.ref!r}: its weights are already quantized by {method}",
             hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
         )
     other = 12 - bits
     if stored.get(f"load_in_{other}bit") or not stored.get(f"load_in_{bits}bit"):
         raise IncompatibleError(
-            f"bnb-{bits}bit cannot load {source.ref!r}: bitsandbytes quantised its weights to {other} bits",
+            f"bnb-{bits}bit cannot load {source.ref!r}: bitsandbytes quantized its weights to {other} bits",
             hint=f"use --quant bnb-{other}bit",
         )
     if stored.get("llm_int8_has_fp16_weight"):
@@ -49,9 +49,9 @@ def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] 
 
 
 def refuse_contradictions(name: str, source: ModelSource, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raise ConfigError where an option that was given says other than the quantised checkpoint does.
+    """Raise ConfigError where an option that was given says other than the quantized checkpoint does.
 
-    None and an empty tuple in `asked` mean that the option was not given. Of layers left unquantised the checkpoint
+    None and an empty tuple in `asked` mean that the option was not given. Of layers left unquantized the checkpoint
     may have more: the output head is always among them.
     """
     wrong = [
@@ -62,7 +62,7 @@ def refuse_contradictions(name: str, source: ModelSource, asked: Mapping[str, An
     ]
     if wrong:
         raise ConfigError(
-            f"{name}: {source.ref!r} is already quantised and cannot be quantised otherwise: {'; '.join(wrong)}",
+            f"{name}: {source.ref!r} is already quantized and cannot be quantized otherwise: {'; '.join(wrong)}",
             hint="leave the option out, or name a full-precision checkpoint",
         )
 
@@ -76,7 +76,7 @@ def _shown(value: Any) -> str:
 def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> list[str] | None:
     """`skip_modules` and the output head, for transformers, which forgets the head once a list is given.
 
-    A quantised head would lose its tie to the embeddings. None leaves the choice to transformers. The names are
+    A quantized head would lose its tie to the embeddings. None leaves the choice to transformers. The names are
     checked against the architecture built without weights; raises ConfigError for one that matches no linear layer.
     """
     asked = list(skip_modules)
@@ -101,9 +101,9 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
 
 
 def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **decides: Any) -> str:
-    """Identifies the quantised weights: the source's, the method, and the options that alter a weight.
+    """Identifies the quantized weights: the source's, the method, and the options that alter a weight.
 
-    The run's dtype counts only where it rounds the checkpoint before it is quantised, so that an adapter trained
+    The run's dtype counts only where it rounds the checkpoint before it is quantized, so that an adapter trained
     in bfloat16 finds the same base in float32 when the checkpoint is in bfloat16.
     """
     return fingerprint(source.fingerprint, name, rounding_dtype(source, ctx), decides)

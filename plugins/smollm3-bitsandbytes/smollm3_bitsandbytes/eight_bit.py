@@ -1,4 +1,4 @@
-"""`bnb-8bit`: LLM.int8 weights, one scale a row, quantised by bitsandbytes while they are loaded.
+"""`bnb-8bit`: LLM.int8 weights, one scale a row, quantized by bitsandbytes while they are loaded.
 
 Source: LLM.int8(), arXiv:2208.07339, section 2.
 """
@@ -27,8 +27,8 @@ from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
 
 NAME = "bnb-8bit"
 OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
-DEQUANTISING = ("cpu", "xpu")
-"""Device types on which bitsandbytes has a route that dequantises and multiplies."""
+DEQUANTIZING = ("cpu", "xpu")
+"""Device types on which bitsandbytes has a route that dequantizes and multiplies."""
 FORWARD_RTOL = 0.1
 """How far rounding the activations to 8 bits moves a layer's output on the other devices, at the default threshold.
 
@@ -40,7 +40,7 @@ On a pretrained model of 135 M parameters the median layer is off by 0.02 and th
 class DequantisingState(bnb.MatmulLtState):  # type: ignore[misc]  # bitsandbytes has no types
     """The state of a layer that takes the training route in eval mode too.
 
-    On a CPU bitsandbytes multiplies by the dequantised weight in training, and in eval mode rounds the activations
+    On a CPU bitsandbytes multiplies by the dequantized weight in training, and in eval mode rounds the activations
     to 8 bits first, which there is no faster: evaluation and generation would compute another function than the
     one that is trained. `Linear8bitLt.forward` writes its mode into `is_training`, which chooses the route.
     """
@@ -65,8 +65,8 @@ class Bnb8bitOps:
 
     @property
     def forward_rtol(self) -> float:
-        """0 where the weight is dequantised and multiplied by; elsewhere activations are rounded to 8 bits."""
-        return 0.0 if self.layer.weight.device.type in DEQUANTISING else FORWARD_RTOL
+        """0 where the weight is dequantized and multiplied by; elsewhere activations are rounded to 8 bits."""
+        return 0.0 if self.layer.weight.device.type in DEQUANTIZING else FORWARD_RTOL
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,10 +112,10 @@ class Bnb8bitQuantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
 
         Raises ConfigError for options that contradict a checkpoint already in 8 bits or name a layer that is not
-        there, IncompatibleError for one quantised otherwise; both before weights are read.
+        there, IncompatibleError for one quantized otherwise; both before weights are read.
         """
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_FILTER)  # twice is once
         stored = stored_quantization(source, bits=8)

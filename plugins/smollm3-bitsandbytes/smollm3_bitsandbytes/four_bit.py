@@ -1,6 +1,6 @@
-"""`bnb-4bit`: NF4 and FP4 weights in blocks of 64, quantised by bitsandbytes while they are loaded.
+"""`bnb-4bit`: NF4 and FP4 weights in blocks of 64, quantized by bitsandbytes while they are loaded.
 
-Source: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantisation).
+Source: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantization).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_weight(layer: Any) -> Tensor:
 def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
     """The codes and a state of bitsandbytes' plain layout, from the AVX512-BF16 one; arguments are left as they are.
 
-    bitsandbytes' own inverse loses the scales of a layer without double quantisation (it leaves them transposed)
+    bitsandbytes' own inverse loses the scales of a layer without double quantization (it leaves them transposed)
     and rounds the others once more, so only the codes are taken from it.
     """
     state = copy.copy(state)
@@ -72,10 +72,10 @@ class Bnb4bitQuantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
 
         Raises ConfigError for options that contradict a checkpoint already in 4 bits or name a layer that is not
-        there, IncompatibleError for one quantised otherwise; both before weights are read.
+        there, IncompatibleError for one quantized otherwise; both before weights are read.
         """
         stored = stored_quantization(source, bits=4)
         plan = self._plan(source, stored)
@@ -89,7 +89,7 @@ class Bnb4bitQuantizer:
                 bnb_4bit_compute_dtype=compute,
                 llm_int8_skip_modules=all_skipped(NAME, source, self.options.skip_modules),
             )
-        # bitsandbytes quantises no float64, and for a float64 input its CPU kernel returns uninitialised memory.
+        # bitsandbytes quantizes no float64, and for a float64 input its CPU kernel returns uninitialized memory.
         dtype = torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
         model = source.load(dtype=dtype, device_map={"": ctx.device}, **kwargs)
         for layer in model.modules():
@@ -133,7 +133,7 @@ class Bnb4bitQuantizer:
 def settle(layer: Any, compute: torch.dtype) -> None:
     """Make forward, backward and `read_weight` of a `Linear4bit` use one and the same weight, for good.
 
-    * bitsandbytes dequantises to the input's dtype in the forward but to `quant_state.dtype`, that of the
+    * bitsandbytes dequantizes to the input's dtype in the forward but to `quant_state.dtype`, that of the
       checkpoint, in the backward; both become `compute`. It also takes the compute dtype from the first input
       unless told that it is settled.
     * On a CPU with AVX512-BF16 the first forward in eval mode repacks the layer for a kernel that rounds the block
@@ -147,7 +147,7 @@ def settle(layer: Any, compute: torch.dtype) -> None:
 
 
 def _widen(model: nn.Module) -> None:
-    """Every parameter that is not quantised, to float64; a 4-bit layer casts its input and its output."""
+    """Every parameter that is not quantized, to float64; a 4-bit layer casts its input and its output."""
     for module in model.modules():
         if not isinstance(module, bnb.nn.Linear4bit):
             for parameter in module.parameters(recurse=False):

@@ -13,16 +13,16 @@ class Bnb4bitOptions:
     """Options of `bnb-4bit`. An option left at None takes the value of a checkpoint that is already in 4 bits."""
 
     quant_type: Literal["nf4", "fp4"] | None = option(
-        None, "Code table: nf4 (normal-float, the default) or fp4; a quantised checkpoint keeps its own."
+        None, "Code table: nf4 (normal-float, the default) or fp4; a quantized checkpoint keeps its own."
     )
     double_quant: bool | None = option(
-        None, "Quantise the block scales too: 4.13 instead of 4.5 bits a weight (default true, as in QLoRA)."
+        None, "Quantize the block scales too: 4.13 instead of 4.5 bits a weight (default true, as in QLoRA)."
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "What weights are dequantised to and multiplied in; auto: the run's dtype (float32 for float64)."
+        "auto", "What weights are dequantized to and multiplied in; auto: the run's dtype (float32 for float64)."
     )
     skip_modules: tuple[str, ...] = option(
-        (), "Names of linear layers to leave unquantised, beside the output head (which always is)."
+        (), "Names of linear layers to leave unquantized, beside the output head (which always is)."
     )
 
 
@@ -36,5 +36,5 @@ class Bnb8bitOptions:
         ge=0,
     )
     skip_modules: tuple[str, ...] = option(
-        (), "Names of linear layers to leave unquantised, beside the output head (which always is)."
+        (), "Names of linear layers to leave unquantized, beside the output head (which always is)."
     )

@@ -56,7 +56,7 @@ def dense() -> PreTrainedModel:
         tie_word_embeddings=True,
     )
     model: PreTrainedModel = SmolLM3ForCausalLM(config)
-    # At the usual initialisation (0.02) every layer is nearly linear and errors hide.
+    # At the usual initialization (0.02) every layer is nearly linear and errors hide.
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.08)

@@ -1,4 +1,4 @@
-"""Checkpoints that are quantised already, options that contradict them, layers left out, fingerprints."""
+"""Checkpoints that are quantized already, options that contradict them, layers left out, fingerprints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(base):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("quantizer", "options", "defaults"), CASES)
-def test_a_saved_quantised_checkpoint_is_claimed_and_loads_back_equal(
+def test_a_saved_quantized_checkpoint_is_claimed_and_loads_back_equal(
     source, context, ids, tmp_path, quantizer, options, defaults, dtype
 ):
     base = quantizer(options).load(source, context(dtype))
@@ -94,8 +94,8 @@ GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 @pytest.mark.parametrize(
     ("quantizer", "config", "error", "text"),
     [
-        (Bnb4bitQuantizer(Bnb4bitOptions()), GPTQ, IncompatibleError, "already quantised by gptq"),
-        (Bnb8bitQuantizer(Bnb8bitOptions()), GPTQ, IncompatibleError, "already quantised by gptq"),
+        (Bnb4bitQuantizer(Bnb4bitOptions()), GPTQ, IncompatibleError, "already quantized by gptq"),
+        (Bnb8bitQuantizer(Bnb8bitOptions()), GPTQ, IncompatibleError, "already quantized by gptq"),
         (Bnb4bitQuantizer(Bnb4bitOptions()), EIGHT, IncompatibleError, "use --quant bnb-8bit"),
         (Bnb8bitQuantizer(Bnb8bitOptions()), FOUR, IncompatibleError, "use --quant bnb-4bit"),
         (
@@ -130,7 +130,7 @@ def test_what_contradicts_the_checkpoint_is_refused_before_weights(context, quan
     assert text in str(caught.value)
 
 
-def test_a_misspelt_skip_module_is_refused_before_weights(source, context):
+def test_a_misspelled_skip_module_is_refused_before_weights(source, context):
     unreadable = Unreadable(source.config)
     with pytest.raises(ConfigError, match="'k_porj', which matches no linear layer") as caught:
         Bnb4bitQuantizer(Bnb4bitOptions(skip_modules=("k_porj",))).load(unreadable, context())
@@ -146,9 +146,9 @@ def test_a_misspelt_skip_module_is_refused_before_weights(source, context):
 )
 def test_skipped_layers_and_the_head_stay_dense(source, context, dense, quantizer):
     base = quantizer.load(source, context())
-    quantised = {n for n, m in base.model.named_modules() if base.ops_for(m)}
-    assert len(quantised) == 3 * 6
-    assert not any(n.endswith("k_proj") for n in quantised)
+    quantized = {n for n, m in base.model.named_modules() if base.ops_for(m)}
+    assert len(quantized) == 3 * 6
+    assert not any(n.endswith("k_proj") for n in quantized)
     assert base.model.lm_head.weight is base.model.get_input_embeddings().weight
     assert torch.equal(
         base.model.model.layers[1].self_attn.k_proj.weight, dense.model.layers[1].self_attn.k_proj.weight
@@ -174,7 +174,7 @@ def test_the_fingerprint_follows_the_weights(source, context, tmp_path):
         mark(Bnb4bitQuantizer(Bnb4bitOptions(quant_type="fp4"))),
         mark(Bnb4bitQuantizer(Bnb4bitOptions(double_quant=False))),
         mark(Bnb4bitQuantizer(Bnb4bitOptions(skip_modules=("k_proj",)))),
-        mark(Bnb4bitQuantizer(Bnb4bitOptions()), "bfloat16"),  # rounds a float32 checkpoint before it is quantised
+        mark(Bnb4bitQuantizer(Bnb4bitOptions()), "bfloat16"),  # rounds a float32 checkpoint before it is quantized
         mark(Bnb8bitQuantizer(Bnb8bitOptions())),
         mark(Bnb4bitQuantizer(Bnb4bitOptions()), of=replace(source, known_fingerprint="another")),
     ]

@@ -1,4 +1,4 @@
-"""`read_weight` against dequantisations written in NumPy from the formats' definitions."""
+"""`read_weight` against dequantizations written in NumPy from the formats' definitions."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def relative(a, b):
 
 
 def dense_copy(base):
-    """The base with every quantised layer replaced by `nn.Linear(read_weight())`."""
+    """The base with every quantized layer replaced by `nn.Linear(read_weight())`."""
     model = copy.deepcopy(base.model)
     for name, layer in list(base.model.named_modules()):
         if (ops := base.ops_for(layer)) is not None:

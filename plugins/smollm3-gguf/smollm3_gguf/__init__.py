@@ -18,7 +18,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
     return [
         LoaderSpec(
             name="gguf",
-            summary="a GGUF file, PATH.gguf or org/repo/FILE.gguf on the Hub, dequantised once into the cache",
+            summary="a GGUF file, PATH.gguf or org/repo/FILE.gguf on the Hub, dequantized once into the cache",
             factory="smollm3_gguf.loader:GgufLoader",
             options="smollm3_gguf.options:GgufOptions",
             requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),

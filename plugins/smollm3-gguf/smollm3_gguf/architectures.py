@@ -39,7 +39,7 @@ def implied_config(header: Header, dtype: str) -> dict[str, Any]:
     """What the header tells of the `config.json` that the conversion will write.
 
     `model_type`, the sizes (`hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
-    `num_key_value_heads`, `head_dim`, `vocab_size`, `max_position_embeddings`), the RoPE base, the normalisation's
+    `num_key_value_heads`, `head_dim`, `vocab_size`, `max_position_embeddings`), the RoPE base, the normalization's
     epsilon and the token ids, each where the header states it; `tie_word_embeddings` and `dtype`. No
     `quantization_config`, since the converted model is dense.
     """

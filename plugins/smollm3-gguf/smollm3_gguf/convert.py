@@ -18,12 +18,12 @@ CHAT_END = "<|im_end|>"
 
 
 def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress: Progress) -> None:
-    """Dequantise `file`, which holds so many `tensors`, into the empty directory `out`.
+    """Dequantize `file`, which holds so many `tensors`, into the empty directory `out`.
 
     Needs memory for the whole model in `dtype`. Raises ModelError where transformers cannot read the file; a full disk
     and too little memory are raised as they are.
     """
-    with progress.task(f"dequantising {file.name}", total=tensors + 2) as task, _reporting(task):
+    with progress.task(f"dequantizing {file.name}", total=tensors + 2) as task, _reporting(task):
         try:
             model = _load_model(ref, file, getattr(torch, dtype))
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -39,7 +39,7 @@ def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress:
                 raise
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(
-                f"{ref} could not be dequantised by transformers: {reason}",
+                f"{ref} could not be dequantized by transformers: {reason}",
                 hint="the file may be damaged; --debug shows the whole error",
             ) from e
 
@@ -48,7 +48,7 @@ def _load_model(ref: str, file: Path, dtype: torch.dtype) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"gguf_file": file.name, "dtype": dtype}
     try:
         from transformers import GgufConfig
-    except ImportError:  # older transformers dequantise whatever they read
+    except ImportError:  # older transformers dequantize whatever they read
         pass
     else:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)

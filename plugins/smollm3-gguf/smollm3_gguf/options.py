@@ -13,6 +13,6 @@ class GgufOptions:
     """Options of `gguf`."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "What the dequantised copy is stored in: float32 keeps every value; the others halve the disk."
+        "float32", "What the dequantized copy is stored in: float32 keeps every value; the others halve the disk."
     )
     revision: str | None = option(None, "Branch, tag or commit of the Hub repository (default: its main branch).")

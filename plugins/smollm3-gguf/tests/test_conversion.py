@@ -54,7 +54,7 @@ def test_nothing_is_converted_before_it_is_needed_and_then_once(tiny_gguf, conte
     assert not ctx.progress.tasks
     source.load()
     source.tokenizer()
-    assert ctx.progress.tasks == ["dequantising tiny.gguf"]
+    assert ctx.progress.tasks == ["dequantizing tiny.gguf"]
     assert ctx.progress.steps == ctx.progress.total
     late = dict(source.config)
     assert {k: v for k, v in early.items() if k not in ("rope_theta", "rms_norm_eps")}.items() <= late.items()

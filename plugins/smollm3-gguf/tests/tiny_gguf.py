@@ -80,7 +80,7 @@ def write(
     leave_out: str = "",
     extra: dict[str, int | str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Write the file; returns what it holds, dequantised by `gguf.quants`, by transformers' names."""
+    """Write the file; returns what it holds, dequantized by `gguf.quants`, by transformers' names."""
     w = gguf.GGUFWriter(path, architecture)
     w.add_context_length(128)
     w.add_embedding_length(HIDDEN)
@@ -121,13 +121,13 @@ def write(
         else:
             packed = quants.quantize(stored, kind)
             w.add_tensor(gguf_name, packed, raw_dtype=kind)
-            dequantised = quants.dequantize(packed, kind)
+            dequantized = quants.dequantize(packed, kind)
             if heads:  # a permutation of whole rows, undone by the inverse order
                 order = permuted(np.arange(value.shape[0], dtype=np.float32)[:, None], heads)[:, 0].astype(int)
-                back = np.empty_like(dequantised)
-                back[order] = dequantised
-                dequantised = back
-            held[name] = dequantised
+                back = np.empty_like(dequantized)
+                back[order] = dequantized
+                dequantized = back
+            held[name] = dequantized
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

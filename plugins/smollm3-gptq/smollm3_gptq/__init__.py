@@ -13,7 +13,7 @@ from smollm3_finetune.api import Env, ModelSource, Op, QuantizerSpec, hookimpl
 PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 PACKED = "weights are stored as codes of few bits with scales"
 ONE_WAY = (
-    "kernel=gptqmodel repacks its weights for inference at the first evaluation, for good; kernel=dequantise keeps them"
+    "kernel=gptqmodel repacks its weights for inference at the first evaluation, for good; kernel=dequantize keeps them"
 )
 
 
@@ -34,7 +34,7 @@ def refine(options: Any, env: Env) -> Mapping[Op, str]:
 
 
 def check(options: Any, source: ModelSource) -> None:
-    """Refuse a source that is quantised otherwise, or is none of a format that can be read; reads no weights."""
+    """Refuse a source that is quantized otherwise, or is none of a format that can be read; reads no weights."""
     from smollm3_gptq.checkpoint import described, refuse_contradictions
 
     stored = described(source)

@@ -32,7 +32,7 @@ PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 @dataclass(frozen=True)
 class Layer:
-    """One quantised layer of a checkpoint."""
+    """One quantized layer of a checkpoint."""
 
     in_features: int
     out_features: int
@@ -51,26 +51,26 @@ class Checkpoint:
     files: tuple[Path, ...]
 
     def layers(self) -> dict[str, Layer]:
-        """The quantised layers by name, from the headers of the files. Raises ModelError where one is not whole."""
+        """The quantized layers by name, from the headers of the files. Raises ModelError where one is not whole."""
         shapes: dict[str, list[int]] = {}
         biased: set[str] = set()
         for file in self.files:
             with _opened(file) as tensors:
                 names = list(tensors.keys())
-                quantised = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
+                quantized = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
                 for name in names:
                     layer, _, part = name.rpartition(".")
                     if part in PARTS:
                         shapes[name] = tensors.get_slice(name).get_shape()
-                    elif part == "bias" and layer in quantised and bool(tensors.get_tensor(name).any()):
+                    elif part == "bias" and layer in quantized and bool(tensors.get_tensor(name).any()):
                         biased.add(layer)
         found = {}
         for layer in sorted(n.removesuffix(".qweight") for n in shapes if n.endswith(".qweight")):
             missing = [p for p in PARTS[:3] if f"{layer}.{p}" not in shapes]
             if missing:
-                raise ModelError(f"{self.directory}: the quantised layer {layer} has no {', '.join(missing)}")
+                raise ModelError(f"{self.directory}: the quantized layer {layer} has no {', '.join(missing)}")
             if any(len(shapes[f"{layer}.{p}"]) != 2 for p in PARTS[:3]):
-                raise ModelError(f"{self.directory}: the quantised layer {layer} holds tensors that are no matrices")
+                raise ModelError(f"{self.directory}: the quantized layer {layer} holds tensors that are no matrices")
             words, out_features = shapes[f"{layer}.qweight"]
             bits = int(self.description["bits"])
             in_features = shapes[f"{layer}.g_idx"][0] if f"{layer}.g_idx" in shapes else words * WORD // bits
@@ -85,7 +85,7 @@ class Checkpoint:
                     )
             found[layer] = Layer(in_features, out_features, width, layer in biased)
         if not found:
-            raise ModelError(f"{self.directory} says that it is a GPTQ checkpoint, and holds no quantised layer")
+            raise ModelError(f"{self.directory} says that it is a GPTQ checkpoint, and holds no quantized layer")
         return found
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -112,9 +112,9 @@ class Checkpoint:
 
 
 def described(source: ModelSource) -> Mapping[str, Any] | None:
-    """How a checkpoint says that it was quantised; None for a full-precision one. Reads no weights.
+    """How a checkpoint says that it was quantized; None for a full-precision one. Reads no weights.
 
-    Raises IncompatibleError for one that another method quantised or that is packed for one kernel.
+    Raises IncompatibleError for one that another method quantized or that is packed for one kernel.
     """
     stored = source.config.get("quantization_config")
     if stored is None and source.has_file(DESCRIPTION):
@@ -127,7 +127,7 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
     method = stored.get("quant_method", "gptq") if isinstance(stored, Mapping) else None
     if not isinstance(stored, Mapping) or method != "gptq":
         raise IncompatibleError(
-            f"gptq cannot load {source.ref!r}: its weights are already quantised by {method}",
+            f"gptq cannot load {source.ref!r}: its weights are already quantized by {method}",
             hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
         )
     layout = _layout(stored)
@@ -163,7 +163,7 @@ def _layout(stored: Mapping[str, Any]) -> str:
 
 
 def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
-    """Raise ConfigError where an option that was given says other than the quantised checkpoint does."""
+    """Raise ConfigError where an option that was given says other than the quantized checkpoint does."""
     defaults = {"desc_act": False, "sym": True}
     wrong = []
     for key in ("bits", "group_size", "desc_act", "sym"):
@@ -172,7 +172,7 @@ def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], option
             wrong.append(f"{key} is {json.dumps(asked)}, but the checkpoint has {json.dumps(has)}")
     if wrong:
         raise ConfigError(
-            f"gptq: {source.ref!r} is already quantised and cannot be quantised otherwise: {'; '.join(wrong)}",
+            f"gptq: {source.ref!r} is already quantized and cannot be quantized otherwise: {'; '.join(wrong)}",
             hint="leave the option out, or name a full-precision checkpoint",
         )
 

@@ -30,9 +30,9 @@ class ForwardOnly:
         return int(self.layer.out_features), int(self.layer.in_features)
 
     def read_weight(self) -> Tensor:
-        raise UnsupportedOp("gptqmodel's kernels give no weight back", hint="--quant-opt kernel=dequantise")
+        raise UnsupportedOp("gptqmodel's kernels give no weight back", hint="--quant-opt kernel=dequantize")
 
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
-    """The operations of a quantised layer; None for any other."""
+    """The operations of a quantized layer; None for any other."""
     return ForwardOnly(layer) if hasattr(layer, "in_features") and hasattr(layer, "qweight") else None

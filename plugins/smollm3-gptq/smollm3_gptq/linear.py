@@ -1,8 +1,8 @@
-"""A linear layer whose weight is held as GPTQ codes and dequantised where it is needed, in forward and backward alike.
+"""A linear layer whose weight is held as GPTQ codes and dequantized where it is needed, in forward and backward alike.
 
 gptqmodel's own kernels are not used here. Its CPU kernel repacks itself at the first evaluation and loses its
-gradient for good; its PyTorch kernel lets autograd keep every dequantised weight until the backward pass, which
-takes as much memory as the dense model. Here the backward pass dequantises once more and keeps nothing.
+gradient for good; its PyTorch kernel lets autograd keep every dequantized weight until the backward pass, which
+takes as much memory as the dense model. Here the backward pass dequantizes once more and keeps nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
         weight.sub_(self.zeros[..., None]).mul_(self.scales[..., None])
         return weight.view(self.out_features, self.in_features).to(dtype)
 
-    def dequantised(self, dtype: torch.dtype) -> Tensor:
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as a new tensor, in the order of the input features."""
         weight = self.sorted_weight(dtype)
         return weight if self.place is None else weight[:, self.place]
@@ -89,7 +89,7 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
 
 
 class _Multiply(torch.autograd.Function):  # type: ignore[misc]
-    """x Wᵀ for a frozen W that is dequantised in each direction and never kept."""
+    """x Wᵀ for a frozen W that is dequantized in each direction and never kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: GPTQLinear) -> Tensor:
@@ -107,6 +107,6 @@ def ops_in(compute: torch.dtype) -> Any:
     def ops_for(layer: nn.Module) -> LinearOps | None:
         if not isinstance(layer, GPTQLinear):
             return None
-        return DequantisingOps(layer, lambda one: one.dequantised(torch.float32), compute)
+        return DequantisingOps(layer, lambda one: one.dequantized(torch.float32), compute)
 
     return ops_for

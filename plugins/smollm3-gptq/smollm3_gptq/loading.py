@@ -47,7 +47,7 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
         for name, about in self.quantization_config.layers.items():
             layer = modules.get(name)
             if layer is None:
-                raise ModelError(f"the checkpoint has a quantised layer {name!r}, which the architecture has not")
+                raise ModelError(f"the checkpoint has a quantized layer {name!r}, which the architecture has not")
             shape, wanted = (about["out_features"], about["in_features"]), tuple(layer.weight.shape)
             if sorted(shape) != sorted(wanted):  # a Conv1D has its weight the other way round
                 raise ModelError(f"the checkpoint's {name!r} is {shape}, where the architecture has {wanted}")
@@ -73,7 +73,7 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
 
 
 def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildContext) -> PreTrainedModel:
-    """The frozen model on `ctx.device`; whatever is not quantised is in `ctx.dtype`.
+    """The frozen model on `ctx.device`; whatever is not quantized is in `ctx.dtype`.
 
     Raises ModelError where the checkpoint's layers are not those of its architecture.
     """
@@ -84,11 +84,11 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     for name, parts in checkpoint.tensors():
         linear = model.get_submodule(name)
         if not torch.equal(parts["g_idx"].unique().long(), torch.arange(len(parts["scales"]))):
-            raise ModelError(f"{source.ref!r}: the groups of the quantised layer {name} are not those of its scales")
+            raise ModelError(f"{source.ref!r}: the groups of the quantized layer {name} are not those of its scales")
         if not bool(parts["scales"].isfinite().all()):
             raise ModelError(
-                f"{source.ref!r}: the quantised layer {name} holds scales that are not finite numbers",
-                hint="copy or download it again, or quantise again with a larger --quant-opt damp_percent",
+                f"{source.ref!r}: the quantized layer {name} holds scales that are not finite numbers",
+                hint="copy or download it again, or quantize again with a larger --quant-opt damp_percent",
             )
         on_device = {part: tensor.to(ctx.device) for part, tensor in parts.items()}
         linear.fill(**on_device, zeros_less_one=checkpoint.zeros_less_one)

@@ -10,10 +10,10 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQOptions:
-    """Options of `gptq`. One left at None takes the value of a checkpoint that is quantised already."""
+    """Options of `gptq`. One left at None takes the value of a checkpoint that is quantized already."""
 
     bits: Literal[2, 3, 4, 8] | None = option(
-        None, "Bits of a weight (default 4); a quantised checkpoint keeps its own."
+        None, "Bits of a weight (default 4); a quantized checkpoint keeps its own."
     )
     group_size: int | None = option(
         None,
@@ -22,12 +22,13 @@ class GPTQOptions:
         ge=-1,
     )
     desc_act: bool | None = option(
-        None, "Quantise input features in the order of their activations (act-order; default false)."
+        None, "Quantize input features in the order of their activations (act-order; default false)."
     )
     sym: bool | None = option(None, "Symmetric: the zero point stands in the middle of the codes (default true).")
     damp_percent: float = option(0.05, "Added to the diagonal of the Hessian, as a fraction of its mean.", gt=0, lt=1)
-    kernel: Literal["dequantise", "gptqmodel"] = option(
-        "dequantise",
-        "What multiplies: dequantise (in PyTorch; trains, on any device), or gptqmodel (its fastest for the device, "
+    kernel: Literal["dequantize", "gptqmodel"] = option(
+        "dequantize",
+        "What multiplies: dequantize (in PyTorch; trains, on any device), or gptqmodel (its fastest for the device, "
         "for generating alone: its kernels have no gradient).",
+        former_values={"dequantise": "dequantize"},
     )

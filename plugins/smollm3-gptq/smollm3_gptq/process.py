@@ -1,4 +1,4 @@
-"""Running the worker that quantises, and showing what it does."""
+"""Running the worker that quantizes, and showing what it does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class QuantisingFailed(SmolLM3Error):
     """gptqmodel ended with an error."""
 
 
-def quantise(
+def quantize(
     source: Path,
     out: Path,
     options: Mapping[str, Any],
@@ -30,7 +30,7 @@ def quantise(
     title: str,
     progress: Progress,
 ) -> None:
-    """Quantise the checkpoint in `source` into the empty directory `out`, shown layer by layer.
+    """Quantize the checkpoint in `source` into the empty directory `out`, shown layer by layer.
 
     `options` are those of gptqmodel's `QuantizeConfig`, `calibration` token ids. Raises QuantisingFailed with
     gptqmodel's own words, and keeps what it printed in a file that the hint names.
@@ -73,7 +73,7 @@ def quantise(
         if error is not None or code != 0:
             kept = _kept(log)
             why = error or f"its process ended with code {code}, without a word (out of memory?)"
-            raise QuantisingFailed(f"gptqmodel could not quantise {title}: {why}", hint=f"what it printed: {kept}")
+            raise QuantisingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"what it printed: {kept}")
     _tidy(out)
 
 
@@ -85,7 +85,7 @@ def _shown(events: Any, title: str, progress: Progress) -> str | None:
         for line in events:
             event = json.loads(line)
             if "layers" in event:
-                task = shown.enter_context(progress.task(f"quantising {title}", event["layers"]))
+                task = shown.enter_context(progress.task(f"quantizing {title}", event["layers"]))
             elif "layer" in event and task is not None:
                 task.advance()
             elif "rounded" in event:

@@ -1,4 +1,4 @@
-"""Quantizer `gptq`: a checkpoint that is quantised already, or one that is quantised first, into the cache."""
+"""Quantizer `gptq`: a checkpoint that is quantized already, or one that is quantized first, into the cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GPTQQuantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model with its layers as GPTQ codes; a full-precision source is quantised first.
+        """The frozen model with its layers as GPTQ codes; a full-precision source is quantized first.
 
         Raises ModelError for a checkpoint that is not whole; options that contradict one were refused by `check`.
         """
@@ -55,7 +55,7 @@ class GPTQQuantizer:
             checkpoint = open_checkpoint(source.path, stored)
             identity = _digest(source.path)
         else:
-            directory = self._quantised(source, ctx)
+            directory = self._quantized(source, ctx)
             checkpoint = open_checkpoint(directory, _description(directory))
             identity = (directory / DIGEST).read_text(encoding="utf-8")
         base = fingerprint(KIND, identity, _rope_scaling(source.config))
@@ -70,17 +70,17 @@ class GPTQQuantizer:
         return Base(model=model, fingerprint=base, ops_for=ops_in(ctx.torch_dtype))
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the quantised checkpoint of a full-precision source into the empty directory `out`.
+        """Write the quantized checkpoint of a full-precision source into the empty directory `out`.
 
-        Raises ConfigError where the source is quantised already, DataError where no calibration row is long enough.
+        Raises ConfigError where the source is quantized already, DataError where no calibration row is long enough.
         """
         if described(source) is not None:
             raise ConfigError(
-                f"{source.ref!r} is quantised already", hint="name the full-precision checkpoint it was made from"
+                f"{source.ref!r} is quantized already", hint="name the full-precision checkpoint it was made from"
             )
         self._write(source, out, ctx, _calibration(ctx, source))
 
-    def _quantised(self, source: ModelSource, ctx: BuildContext) -> Path:
+    def _quantized(self, source: ModelSource, ctx: BuildContext) -> Path:
         """The cache's entry for this source, these options and these calibration rows."""
         rows = _calibration(ctx, source)
         key = {
@@ -115,12 +115,12 @@ class GPTQQuantizer:
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:
-        from smollm3_gptq.process import quantise
+        from smollm3_gptq.process import quantize
 
         _check_gptqmodel()
         options = self._decisive(source)
         title = f"{Path(source.ref).name} to {options['bits']} bits"
-        quantise(source.path, out, options, rows, device=ctx.device, seed=ctx.seed, title=title, progress=ctx.progress)
+        quantize(source.path, out, options, rows, device=ctx.device, seed=ctx.seed, title=title, progress=ctx.progress)
 
 
 def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
@@ -190,7 +190,7 @@ def _check_gptqmodel() -> None:
     if found is None or not Version(low) <= Version(found) < Version(high):
         what = "which is not installed" if found is None else f"and {found} is installed"
         raise MissingRequirementError(
-            f"quantising with gptq needs gptqmodel>={low},<{high}, {what}",
+            f"quantizing with gptq needs gptqmodel>={low},<{high}, {what}",
             hint=f"pip install 'gptqmodel>={low},<{high}' optimum requests",
         )
     for name in ("optimum", "requests"):
@@ -208,6 +208,6 @@ def _with_gptqmodel(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     with view(checkpoint, about) as directory:
         model = source.at(directory).load(dtype=ctx.torch_dtype, device_map={"": ctx.device})
     if not any("Linear" in type(m).__name__ and hasattr(m, "qweight") for m in model.modules()):
-        raise ModelError(f"gptqmodel put no quantised layer into {source.ref!r}")
+        raise ModelError(f"gptqmodel put no quantized layer into {source.ref!r}")
     model.requires_grad_(False)
     return model

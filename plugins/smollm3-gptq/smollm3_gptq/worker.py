@@ -1,4 +1,4 @@
-"""Quantising with gptqmodel, in a process of its own: `python -m smollm3_gptq.worker SPEC`.
+"""Quantizing with gptqmodel, in a process of its own: `python -m smollm3_gptq.worker SPEC`.
 
 gptqmodel prints, patches transformers, safetensors and the environment and writes logs into the working directory.
 None of this reaches the process that trains. SPEC is a JSON file with what `Job` holds. Events go to the file
@@ -29,7 +29,7 @@ def main(spec: Path) -> int:
 
     threading.Thread(target=_end_with_parent, args=[spec.parent], daemon=True).start()
     try:
-        _quantise(job, tell)
+        _quantize(job, tell)
     except BaseException as e:
         lines = str(e).strip().splitlines()
         tell(error=f"{type(e).__name__}: {lines[0] if lines else ''}".rstrip(": "))
@@ -45,7 +45,7 @@ def _end_with_parent(scratch: Path) -> None:
     os._exit(1)
 
 
-def _quantise(job: dict[str, Any], tell: Any) -> None:
+def _quantize(job: dict[str, Any], tell: Any) -> None:
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 

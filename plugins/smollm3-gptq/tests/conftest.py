@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 TOKENIZER = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 STD = 0.08
-"""Of weights. At the usual initialisation (0.02) every layer is nearly linear and errors hide."""
+"""Of weights. At the usual initialization (0.02) every layer is nearly linear and errors hide."""
 
 
 # ------------------------------------------------------------------------------- the format, in NumPy
@@ -70,7 +70,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(as_bytes).view("<i4").T.copy()
 
 
-def dequantised(parts: Mapping[str, np.ndarray], bits: int, *, less_one: bool, group_size: int) -> np.ndarray:
+def dequantized(parts: Mapping[str, np.ndarray], bits: int, *, less_one: bool, group_size: int) -> np.ndarray:
     """The weight (out, in) in float32 of one layer's tensors.
 
     Source: the class `QuantLinear` of AutoGPTQ 0.7.1; v1 holds each zero point less one, in as many bits.
@@ -90,7 +90,7 @@ def dequantised(parts: Mapping[str, np.ndarray], bits: int, *, less_one: bool, g
 
 
 def weights_in(directory: Path) -> dict[str, np.ndarray]:
-    """The dequantised weight of each quantised layer of a checkpoint, read from its files alone."""
+    """The dequantized weight of each quantized layer of a checkpoint, read from its files alone."""
     about = json.loads((directory / "config.json").read_text()).get("quantization_config") or json.loads(
         (directory / "quantize_config.json").read_text()
     )
@@ -105,7 +105,7 @@ def weights_in(directory: Path) -> dict[str, np.ndarray]:
             layer = name.removesuffix(".qweight")
             kinds = ("qweight", "qzeros", "scales", "g_idx")
             parts = {k: tensors[f"{layer}.{k}"] for k in kinds if f"{layer}.{k}" in tensors}
-            found[layer] = dequantised(parts, about["bits"], less_one=less_one, group_size=about["group_size"])
+            found[layer] = dequantized(parts, about["bits"], less_one=less_one, group_size=about["group_size"])
     return found
 
 
@@ -389,7 +389,7 @@ def manual_seed(seed): ...
 def device(name): return name
 """
 FAKE_GPTQMODEL = '''
-"""Stands in for gptqmodel: "quantises" by copying a finished checkpoint, marked by the calibration rows."""
+"""Stands in for gptqmodel: "quantizes" by copying a finished checkpoint, marked by the calibration rows."""
 import json, os, shutil, time
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Checkpoints that are quantised already: how they are recognised, what is refused before weights, what loads."""
+"""Checkpoints that are quantized already: how they are recognized, what is refused before weights, what loads."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def assert_right(directory, numpy_gptq, dtype="float32", **more):
     return loaded
 
 
-# ------------------------------------------------------------------------------------------ recognised
+# ------------------------------------------------------------------------------------------ recognized
 
 
 def test_claims_is_of_configs_that_say_gptq():
@@ -92,7 +92,7 @@ def test_claims_is_of_configs_that_say_gptq():
 
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_checkpoint_is_recognised_and_computes_what_its_weights_say(numpy_gptq, tmp_path, layout, dtype):
+def test_a_checkpoint_is_recognized_and_computes_what_its_weights_say(numpy_gptq, tmp_path, layout, dtype):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", layout=layout, sym=layout == "gptq", layers=2)
     assert_right(made, numpy_gptq, dtype)
 
@@ -108,7 +108,7 @@ def test_the_format_is_found_under_both_of_its_names(numpy_gptq, tmp_path, key):
         np.testing.assert_array_equal(loaded.base.ops_for(layer).read_weight().numpy(), weight)
 
 
-def test_a_checkpoint_described_only_in_quantize_config_is_recognised(numpy_gptq, tmp_path):
+def test_a_checkpoint_described_only_in_quantize_config_is_recognized(numpy_gptq, tmp_path):
     made = only_described_beside(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2))
     assert_right(made, numpy_gptq)
 
@@ -119,9 +119,9 @@ def test_a_checkpoint_described_only_in_quantize_config_is_recognised(numpy_gptq
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_auto_gptqs_own_checkpoint_computes_what_its_weights_say(autogptq, numpy_gptq, dtype):
     loaded = assert_right(autogptq, numpy_gptq, dtype)
-    quantised = [m for m in loaded.model.modules() if loaded.base.ops_for(m)]
-    assert len(quantised) == 3 * 7
-    assert all(layer.bias is None for layer in quantised)  # AutoGPTQ writes zeros where the model has none
+    quantized = [m for m in loaded.model.modules() if loaded.base.ops_for(m)]
+    assert len(quantized) == 3 * 7
+    assert all(layer.bias is None for layer in quantized)  # AutoGPTQ writes zeros where the model has none
 
 
 def test_auto_gptqs_own_checkpoint_without_the_description_in_its_config(autogptq, numpy_gptq, copied):
@@ -224,7 +224,7 @@ def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
         ({"checkpoint_format": "marlin"}, IncompatibleError, "its weights are packed as marlin, for one kernel"),
         ({"format": "bitblas"}, IncompatibleError, "its weights are packed as bitblas, for one kernel"),
         ({"pack_dtype": "int64"}, IncompatibleError, "packed in int64, not in int32"),
-        ({"quant_method": "awq"}, IncompatibleError, "already quantised by awq"),
+        ({"quant_method": "awq"}, IncompatibleError, "already quantized by awq"),
         ({"checkpoint_format": ["gptq"]}, IncompatibleError, "packed as ['gptq'], for one kernel"),
         ({"format": 2}, IncompatibleError, "packed as 2, for one kernel"),
         ({"bits": 5}, ModelError, "bits is 5, not 2, 3, 4 or 8, in its quantization config"),
@@ -250,8 +250,8 @@ def test_a_description_that_names_no_method_is_read_where_the_user_does(numpy_gp
     assert_right(made, numpy_gptq, quant="gptq")
 
 
-def test_a_quantised_checkpoint_is_not_quantised_again(autogptq, context, tmp_path):
-    with pytest.raises(ConfigError, match="is quantised already") as caught:
+def test_a_quantized_checkpoint_is_not_quantized_again(autogptq, context, tmp_path):
+    with pytest.raises(ConfigError, match="is quantized already") as caught:
         GPTQQuantizer(GPTQOptions()).write(directory_source(autogptq, ref="m"), tmp_path, context())
     assert "full-precision checkpoint it was made from" in caught.value.hint
 
@@ -259,7 +259,7 @@ def test_a_quantised_checkpoint_is_not_quantised_again(autogptq, context, tmp_pa
 @pytest.mark.parametrize("move", [lambda d: d, only_described_beside], ids=["config", "quantize_config"])
 def test_quant_none_on_a_gptq_checkpoint_says_what_to_do(numpy_gptq, tmp_path, move):
     made = move(numpy_gptq.make_checkpoint(tmp_path / "made"))
-    with pytest.raises(IncompatibleError, match="already quantised by 'gptq'") as caught:
+    with pytest.raises(IncompatibleError, match="already quantized by 'gptq'") as caught:
         load_model(made, quant="none", device="cpu")
     assert "leave --quant out, or --quant gptq" in caught.value.hint
 
@@ -280,7 +280,7 @@ def test_layers_that_the_architecture_has_not_are_one_sentence(numpy_gptq, tmp_p
     made = numpy_gptq.make_checkpoint(tmp_path / "made", layers=2)
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    assert "a quantised layer 'model.layers.1." in refused(made)
+    assert "a quantized layer 'model.layers.1." in refused(made)
 
 
 def test_layers_of_other_shapes_than_the_architectures_are_one_sentence(numpy_gptq, tmp_path):
@@ -339,11 +339,11 @@ def test_a_layer_that_lacks_a_part_is_one_sentence(numpy_gptq, tmp_path):
     assert "model.layers.0.mlp.up_proj has no scales" in refused(made)
 
 
-def test_a_checkpoint_without_quantised_layers_is_one_sentence(numpy_gptq, tmp_path):
+def test_a_checkpoint_without_quantized_layers_is_one_sentence(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     tensors = {n: t for n, t in load_file(made / "model.safetensors").items() if n.endswith(".weight")}
     save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    assert "holds no quantised layer" in refused(made)
+    assert "holds no quantized layer" in refused(made)
 
 
 def test_parts_that_do_not_fit_each_other_are_one_sentence(numpy_gptq, tmp_path):

@@ -43,10 +43,10 @@ def rounded_checkpoint(out: Path, dense: Path, numpy_gptq: SimpleNamespace, bits
     return out
 
 
-class Prequantised(QuantizerConformance):
+class Prequantized(QuantizerConformance):
     component = "gptq"
     group_size = GROUP
-    writes = False  # gptqmodel takes minutes; test_quantising.py runs it
+    writes = False  # gptqmodel takes minutes; test_quantizing.py runs it
 
     @pytest.fixture(autouse=True)
     def codes(self, numpy_gptq: SimpleNamespace) -> None:
@@ -62,9 +62,9 @@ class Prequantised(QuantizerConformance):
         return self.source(tmp_path, seed=1)
 
 
-class TestFourBits(Prequantised):
+class TestFourBits(Prequantized):
     bits = 4
 
 
-class TestEightBits(Prequantised):
+class TestEightBits(Prequantized):
     bits = 8

@@ -1,4 +1,4 @@
-"""Against gptqmodel itself: the checkpoints that it writes, its dequantisation, its kernels.
+"""Against gptqmodel itself: the checkpoints that it writes, its dequantization, its kernels.
 
 One file, so that tests which run on several cores have gptqmodel make these checkpoints once.
 """
@@ -52,7 +52,7 @@ def test_checkpoints_of_gptqmodel_read_as_numpy_unpacks_them(real, numpy_gptq, c
             assert np.linalg.norm(weight - was) / np.linalg.norm(was) < bounds[case], (case, name)
 
 
-def test_checkpoints_of_gptqmodel_read_as_gptqmodel_dequantises_them(real, own, context):
+def test_checkpoints_of_gptqmodel_read_as_gptqmodel_dequantizes_them(real, own, context):
     """Its products are rounded to the scales' half precision, 2^-11 of their value; ours are not rounded."""
     for case, directory in real.items():
         weights = weights_of(base_of(directory, context()))

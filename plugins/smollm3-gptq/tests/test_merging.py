@@ -35,7 +35,7 @@ def off(found, right):
 
 
 @pytest.fixture
-def tokenised(dense):
+def tokenized(dense):
     """Puts a tokenizer beside a checkpoint; its vocabulary is larger than the model's, so prompts are drawn ids."""
 
     def put(directory):
@@ -62,8 +62,8 @@ def trained(checkpoint, adapter, path):
 
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_merged_model_computes_what_the_adapter_does_on_the_codes(numpy_gptq, tokenised, cli, case, adapter):
-    made = tokenised(numpy_gptq.make_checkpoint(Path("made").absolute(), **CASES[case]))
+def test_the_merged_model_computes_what_the_adapter_does_on_the_codes(numpy_gptq, tokenized, cli, case, adapter):
+    made = tokenized(numpy_gptq.make_checkpoint(Path("made").absolute(), **CASES[case]))
     right, alone = trained(made, adapter, Path("adapter"))
     assert off(right, alone) > 0.05, "an adapter that moves nothing shows nothing"
     done = cli("merge", made, "--adapter-path", "adapter", "--output", "merged", "--dtype", "float32", "--json")
@@ -76,7 +76,7 @@ def test_the_merged_model_computes_what_the_adapter_does_on_the_codes(numpy_gptq
     assert figures["excess"] <= BOUND
 
 
-def test_a_tuned_model_is_quantised_again_on_the_rows_of_its_run(dense, cli, fake):
+def test_a_tuned_model_is_quantized_again_on_the_rows_of_its_run(dense, cli, fake):
     run = (
         "train", "--model", dense, "--quant", "gptq", "--quant-opt", "group_size=32", "--adapter", "lora",
         "--set", "calibration.rows=8", "--set", "calibration.length=48", "--set", "data.limit=40", "--max-length", "64",

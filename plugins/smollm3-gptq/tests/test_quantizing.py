@@ -1,4 +1,4 @@
-"""Quantising a full-precision model: into the cache once, in a process whose ways stay inside it, whatever ends it."""
+"""Quantizing a full-precision model: into the cache once, in a process whose ways stay inside it, whatever ends it."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def entries(cache):
 
 
 def copies(finished, log=None):
-    """A `quantise` that copies a finished checkpoint."""
+    """A `quantize` that copies a finished checkpoint."""
 
-    def quantise(source, out, options, calibration, **more):
+    def quantize(source, out, options, calibration, **more):
         if log is not None:
             log.append(options)
         shutil.copytree(finished, out, dirs_exist_ok=True)
 
-    return quantise
+    return quantize
 
 
 # ------------------------------------------------------------------------------------- one real run
@@ -117,10 +117,10 @@ def assert_learned(report):
 
 
 @pytest.mark.plugins
-def test_one_command_quantises_and_trains(tuned):
+def test_one_command_quantizes_and_trains(tuned):
     assert tuned.about["code"] == 0, tuned.done.stderr
     assert_learned(tuned.report())
-    assert "quantising small to 4 bits" in tuned.done.stderr
+    assert "quantizing small to 4 bits" in tuned.done.stderr
 
 
 @pytest.mark.plugins
@@ -158,17 +158,17 @@ def test_the_run_keeps_its_calibration(tuned):
 
 
 @pytest.mark.plugins
-def test_another_run_does_not_quantise_again(tuned, dense, cli, monkeypatch):
+def test_another_run_does_not_quantize_again(tuned, dense, cli, monkeypatch):
     def never(*args, **kwargs):
-        raise AssertionError("quantised again")
+        raise AssertionError("quantized again")
 
     monkeypatch.setenv("SMOLLM3_CACHE", str(tuned.cache))
-    monkeypatch.setattr(process, "quantise", never)
+    monkeypatch.setattr(process, "quantize", never)
     monkeypatch.chdir(tuned.work)
     done = cli("train", "--model", dense, *SMALL, "--adapter", "dora", "--max-steps", "15", "--lr", "1e-2",
                "--output", "second")  # fmt: skip
     assert done.code == 0, done.stderr
-    assert "quantising" not in done.stderr
+    assert "quantizing" not in done.stderr
     assert_learned(tuned.report("second"))
     assert tuned.report("second")["before"] == tuned.report()["before"]
 
@@ -191,12 +191,12 @@ def test_a_run_whose_cache_is_gone_makes_the_same_weights_again(tuned, cli, monk
     assert not list(Path.cwd().iterdir())
 
 
-# ------------------------------------------------------------------- what asks for quantising anew
+# ------------------------------------------------------------------- what asks for quantizing anew
 
 
 def test_the_cache_is_asked_by_weights_options_and_calibration(dense, finished, context, rows, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(process, "quantise", copies(finished, made))
+    monkeypatch.setattr(process, "quantize", copies(finished, made))
     cache = tmp_path / "cache"
 
     def builds(source=dense, options=OPTIONS, rows=rows, **how):
@@ -232,7 +232,7 @@ def test_the_cache_is_asked_by_weights_options_and_calibration(dense, finished, 
 )
 def test_gptqmodel_is_told_the_options(dense, finished, context, rows, monkeypatch, option, wanted):
     made = []
-    monkeypatch.setattr(process, "quantise", copies(finished, made))
+    monkeypatch.setattr(process, "quantize", copies(finished, made))
     load(dense, context(rows=rows), GPTQOptions(**option))
     assert wanted.items() <= made[0].items()
 
@@ -327,7 +327,7 @@ def test_a_run_is_resumed_on_the_calibration_that_it_kept(quick, cli, fake, tmp_
 
 
 @pytest.mark.plugins
-def test_quantising_alone_makes_the_weights_of_a_run_with_the_same_rows(quick, dense, cli, fake, context, tmp_path):
+def test_quantizing_alone_makes_the_weights_of_a_run_with_the_same_rows(quick, dense, cli, fake, context, tmp_path):
     done = cli("quantize", dense, *HOW, "--output", "made")
     assert done.code == 0, done.stderr
     assert "offload_to_disk_path" not in Path("made/config.json").read_text()
@@ -367,7 +367,7 @@ def test_an_error_of_gptqmodel_is_one_sentence_and_what_it_printed_is_kept(dense
     cache = tmp_path / "cache"
     with pytest.raises(QuantisingFailed) as caught:
         load(dense, context(rows=rows, cache=cache))
-    assert caught.value.message == "gptqmodel could not quantise small to 4 bits: ValueError: no luck"
+    assert caught.value.message == "gptqmodel could not quantize small to 4 bits: ValueError: no luck"
     kept = Path(caught.value.hint.removeprefix("what it printed: "))
     printed = kept.read_text()
     kept.unlink()
@@ -402,7 +402,7 @@ def test_an_error_of_gptqmodel_leaves_no_run(dense, cli, fake):
     fake.set(error="no luck")
     done = cli("train", "--model", dense, *SMALL, "--max-steps", "1", "--output", "run")
     assert done.code == 1
-    assert "gptqmodel could not quantise small to 4 bits: ValueError: no luck" in done.stderr
+    assert "gptqmodel could not quantize small to 4 bits: ValueError: no luck" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("run").exists()
     Path(done.stderr.partition("what it printed: ")[2].strip()).unlink()
@@ -446,7 +446,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks i
 
 
 @linux
-def test_of_two_processes_one_quantises(dense, context, rows, fake, tmp_path):
+def test_of_two_processes_one_quantizes(dense, context, rows, fake, tmp_path):
     fake.set(pause=0.1)
     both = [forked(lambda: load(dense, context(rows=rows, cache=tmp_path / "cache"))) for _ in range(2)]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in both] == [0, 0]

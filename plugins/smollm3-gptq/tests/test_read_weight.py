@@ -1,4 +1,4 @@
-"""`read_weight` against dequantisations written in NumPy from the format's definition, bit by bit.
+"""`read_weight` against dequantizations written in NumPy from the format's definition, bit by bit.
 
 Products of a code's difference (at most nine bits) and a half-precision scale are exact in float32, so the comparison
 is exact.
@@ -109,7 +109,7 @@ def test_the_rest_of_the_checkpoint_is_read_too(numpy_gptq, context, tmp_path):
     assert not any(b.is_meta for b in base.model.buffers())
 
 
-def test_a_quantised_head_is_a_layer_like_others(numpy_gptq, context, tmp_path):
+def test_a_quantized_head_is_a_layer_like_others(numpy_gptq, context, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", head=True)
     base = base_of(made, context())
     right = numpy_gptq.weights_in(made)
@@ -118,7 +118,7 @@ def test_a_quantised_head_is_a_layer_like_others(numpy_gptq, context, tmp_path):
     assert base.model(torch.tensor([[5, 6]])).logits.shape == (1, 2, 128)
 
 
-def test_read_weight_returns_a_new_tensor_and_ops_are_only_of_quantised_layers(numpy_gptq, context, tmp_path):
+def test_read_weight_returns_a_new_tensor_and_ops_are_only_of_quantized_layers(numpy_gptq, context, tmp_path):
     base = base_of(numpy_gptq.make_checkpoint(tmp_path / "made", act_order=True), context())
     layer = base.model.model.layers[0].mlp.down_proj
     ops = base.ops_for(layer)

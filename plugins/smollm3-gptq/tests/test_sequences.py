@@ -143,7 +143,7 @@ def saved_shapes(run):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_backward_pass_keeps_no_dequantised_weight(made, context, dtype):
+def test_the_backward_pass_keeps_no_dequantized_weight(made, context, dtype):
     base = base_of(made["4-bit-act-order"], context(dtype))
     twin = dense_copy(base, base.model.dtype)
     embeddings = base.model.get_input_embeddings()(IDS).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Quantizer `hqq`: half-quadratic quantisation, made by the library hqq while a model is loaded.
+"""Quantizer `hqq`: half-quadratic quantization, made by the library hqq while a model is loaded.
 
 Only the descriptor is here; torch, transformers and hqq are imported when a run names it.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantised
+from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantized
 
 PACKED = "weights are stored as codes of few bits with scales"
 
 
 def check(options: Any, source: ModelSource) -> None:
-    """Refuse a source that is quantised already, or a group size that its hidden size is no multiple of.
+    """Refuse a source that is quantized already, or a group size that its hidden size is no multiple of.
 
     From `config.json` alone. Raises IncompatibleError and ConfigError. The other sizes of the layers are looked at
     when the model is loaded, still before its weights are read.
     """
-    refuse_quantised(
+    refuse_quantized(
         "hqq", source, "name the full-precision checkpoint; those that hqq itself saved are not read either"
     )
     hidden = source.config.get("hidden_size")
@@ -31,7 +31,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="hqq",
-            summary="half-quadratic quantisation (HQQ) to 8, 4, 3 or 2 bits while loading, without calibration",
+            summary="half-quadratic quantization (HQQ) to 8, 4, 3 or 2 bits while loading, without calibration",
             factory="smollm3_hqq.quantizer:HQQQuantizer",
             options="smollm3_hqq.options:HQQOptions",
             requires=Requires(distributions=("hqq>=0.2.8,<0.3",)),

@@ -1,11 +1,11 @@
-"""Which layers are quantised, and whether hqq can do it: decided on the architecture, before weights are read."""
+"""Which layers are quantized, and whether hqq can do it: decided on the architecture, before weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import IncompatibleError, ModelSource, group_size_error, layers_to_quantise
+from smollm3_finetune.api import IncompatibleError, ModelSource, group_size_error, layers_to_quantize
 from smollm3_hqq.options import HQQOptions
 
 if TYPE_CHECKING:
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def chosen(model: PreTrainedModel, source: ModelSource, options: HQQOptions) -> dict[str, nn.Linear]:
-    """Name to layer, of those that are to be quantised: linear, not the output head, not skipped.
+    """Name to layer, of those that are to be quantized: linear, not the output head, not skipped.
 
     Raises ConfigError for a name in `skip_modules` that no layer has and for a group size that does not divide one,
     IncompatibleError where no layer is left or hqq cannot pack one.
     """
-    found = layers_to_quantise(model, "hqq", source, options.skip_modules)
+    found = layers_to_quantize(model, "hqq", source, options.skip_modules)
     _check_groups(found, options)
     return found
 

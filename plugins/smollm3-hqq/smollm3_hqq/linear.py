@@ -18,7 +18,7 @@ from smollm3_hqq.options import HQQOptions
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
-    """y = x Wᵀ + b, with W (out, in) dequantised from hqq's codes in the forward, and again in the backward.
+    """y = x Wᵀ + b, with W (out, in) dequantized from hqq's codes in the forward, and again in the backward.
 
     What differs from hqq's own layer:
 
@@ -33,7 +33,7 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
     """
 
     def __init__(self, linear: nn.Linear, options: HQQOptions, device: str) -> None:
-        """Quantises `linear`, whose weight is taken from it, on `device`."""
+        """Quantizes `linear`, whose weight is taken from it, on `device`."""
         bias, linear.bias = linear.bias, None
         config = BaseQuantizeConfig(nbits=options.bits, group_size=options.group_size, axis=options.axis)
         super().__init__(linear, quant_config=config, compute_dtype=torch.float32, device=device)

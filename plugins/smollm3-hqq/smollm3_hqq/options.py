@@ -19,5 +19,5 @@ class HQQOptions:
     )  # fmt: skip
     axis: Literal[1, 0] = option(1, "1: groups lie along the inputs of a layer; 0: along its outputs.")
     skip_modules: tuple[str, ...] = option(
-        (), "Names of layers, or of modules that hold some, to leave unquantised, beside the output head."
+        (), "Names of layers, or of modules that hold some, to leave unquantized, beside the output head."
     )

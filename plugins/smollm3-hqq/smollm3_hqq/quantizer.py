@@ -1,4 +1,4 @@
-"""Quantizer `hqq`: a full-precision model whose linear layers are quantised one by one."""
+"""Quantizer `hqq`: a full-precision model whose linear layers are quantized one by one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class HQQQuantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
 
         Needs memory for the model in `ctx.dtype`. Raises, before weights are read, IncompatibleError for a source
-        that is quantised already or has a layer that hqq cannot pack, ConfigError for options that do not fit it.
+        that is quantized already or has a layer that hqq cannot pack, ConfigError for options that do not fit it.
         """
         check(self.options, source)
         bare = architecture_of(source)
@@ -38,7 +38,7 @@ class HQQQuantizer:
             chosen(bare, source, self.options)
         model = source.load(dtype=ctx.torch_dtype)
         layers = chosen(model, source, self.options)
-        title = f"quantising {Path(source.ref).name} to {self.options.bits} bits"
+        title = f"quantizing {Path(source.ref).name} to {self.options.bits} bits"
         with ctx.progress.task(title, total=len(layers)) as task:
             for name in list(layers):
                 model.set_submodule(name, Linear(layers.pop(name), self.options, ctx.device))

@@ -73,9 +73,9 @@ def test_a_group_size_that_does_not_fit_is_said_by_a_dry_run(cli, small_model):
 
 
 @pytest.mark.parametrize("about", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "hqq"}, {}])
-def test_a_source_that_is_quantised_already_is_refused(about):
+def test_a_source_that_is_quantized_already_is_refused(about):
     source = SimpleNamespace(ref="org/model", config={"quantization_config": about})
-    with pytest.raises(IncompatibleError, match="already quantised by") as caught:
+    with pytest.raises(IncompatibleError, match="already quantized by") as caught:
         check(HQQOptions(), source)
     assert caught.value.hint
 

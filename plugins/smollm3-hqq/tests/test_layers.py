@@ -1,4 +1,4 @@
-"""Layers against a dequantisation in NumPy; hqq's own behaviour that they are held from; what is left dense."""
+"""Layers against a dequantization in NumPy; hqq's own behavior that they are held from; what is left dense."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Unreadable:
     [
         (HQQOptions(skip_modules=("k_porj",)), ConfigError, "'k_porj'", "k_proj"),
         (HQQOptions(axis=0), ConfigError, "the 32 out_features of model.layers.0.self_attn.k_proj", "group_size=32"),
-        (HQQOptions(skip_modules=("layers",)), IncompatibleError, "no linear layer to quantise", "--quant none"),
+        (HQQOptions(skip_modules=("layers",)), IncompatibleError, "no linear layer to quantize", "--quant none"),
     ],
 )
 def test_what_does_not_fit_the_architecture_is_refused_before_weights(tmp_path, options, error, says, hint):
@@ -195,9 +195,9 @@ def test_rows_that_cannot_be_packed_are_refused_where_hqq_fails_at_the_first_for
 def test_skipped_layers_and_the_head_stay_dense(tmp_path):
     options = HQQOptions(skip_modules=("k_proj", "layers.0"))
     base = HQQQuantizer(options).load(small_source(), context(tmp_path))
-    quantised = {n for n, m in base.model.named_modules() if base.ops_for(m)}
-    assert len(quantised) == 6
-    assert all(n.startswith("model.layers.1.") and not n.endswith("k_proj") for n in quantised)
+    quantized = {n for n, m in base.model.named_modules() if base.ops_for(m)}
+    assert len(quantized) == 6
+    assert all(n.startswith("model.layers.1.") and not n.endswith("k_proj") for n in quantized)
     assert base.model.lm_head.weight is base.model.get_input_embeddings().weight
 
 

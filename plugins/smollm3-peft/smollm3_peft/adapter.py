@@ -98,7 +98,7 @@ class PeftAdapter:
 
         Raises:
             ConfigError: for options that do not fit the model.
-            UnsupportedOp: when the method needs more than the quantised layers offer.
+            UnsupportedOp: when the method needs more than the quantized layers offer.
             IncompatibleError: when the adapted model does not start as the base although the method should.
         """
         self.check_operations(base)
@@ -171,13 +171,13 @@ class PeftAdapter:
         return merged
 
     def check_operations(self, base: Base) -> None:
-        """Raises UnsupportedOp when a quantised layer has not all operations that the method needs."""
+        """Raises UnsupportedOp when a quantized layer has not all operations that the method needs."""
         for name, layer in base.model.named_modules():
             ops = base.ops_for(layer)
             missing = () if ops is None else sorted(set(self.spec.needs) - ops.ops)
             if missing:
                 raise UnsupportedOp(
-                    f"adapter {self.method!r} needs {', '.join(missing)}, and the quantised {name!r} does not offer it",
+                    f"adapter {self.method!r} needs {', '.join(missing)}, and the quantized {name!r} does not offer it",
                     hint="--adapter lora" if self.method != "lora" else "--adapter-opt init=default",
                 )
 
@@ -303,7 +303,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _tolerance(model: nn.Module, ctx: BuildContext) -> float:
-    """How far the logits may be from the base's: rounding, and ten times what the quantised forward rounds itself."""
+    """How far the logits may be from the base's: rounding, and ten times what the quantized forward rounds itself."""
     rounding = 1e-3 if ctx.dtype in ("float32", "float64") else 5e-2
     views = [module for module in model.modules() if isinstance(module, LinearView)]
     return rounding + 10 * max((view.ops.forward_rtol for view in views), default=0.0)

@@ -38,7 +38,7 @@ def seeded(ctx: BuildContext) -> Iterator[None]:
 
 @contextmanager
 def only_plain_backends() -> Iterator[None]:
-    """PEFT's quantisation backends off: no layer needs one, and asking for one imports its library.
+    """PEFT's quantization backends off: no layer needs one, and asking for one imports its library.
 
     An optional library of the wrong version raises there, although nothing that is loaded uses it.
     """
@@ -126,7 +126,7 @@ def probe(model: Any, vocabulary: int) -> torch.Tensor:
 def check_identity(before: torch.Tensor, after: torch.Tensor, tolerance: float, method: str) -> None:
     """Raises IncompatibleError when a fresh adapter changes what the model computes.
 
-    A method whose forward goes past the quantised layer can train on a model that is not there, and its loss falls.
+    A method whose forward goes past the quantized layer can train on a model that is not there, and its loss falls.
     """
     scale = before.norm().clamp_min(torch.finfo(before.dtype).tiny)
     distance = float((after - before).norm() / scale)

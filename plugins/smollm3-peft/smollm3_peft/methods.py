@@ -1,6 +1,6 @@
 """Every PEFT method that is offered, with what it needs and what it is; light.
 
-What stands here was measured, not copied from papers: needs by counting the reads of a quantised weight, the traits by
+What stands here was measured, not copied from papers: needs by counting the reads of a quantized weight, the traits by
 `tests/test_methods.py`.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from smollm3_finetune.api import AdapterSpec, Op, Requires
 
-# PEFT's plain classes serve quantised layers through views (views.py), which rely on how PEFT reads a base layer, and
+# PEFT's plain classes serve quantized layers through views (views.py), which rely on how PEFT reads a base layer, and
 # `LoraConfig._register_custom_module` is private: another minor version of PEFT has to be tried before it is allowed.
 PEFT = "peft>=0.21,<0.22"
 
@@ -80,7 +80,7 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec("hira", "HiRA: the weight times a low-rank matrix, elementwise", "weight_options:HiraOptions", READS),
     _spec("hra", "HRA: a chain of Householder reflections", "weight_options:HraOptions", READS),
     _spec("ia3", "IA³: learned factors of keys, values and hidden units", "weight_options:Ia3Options"),
-    _spec("ln-tuning", "trains the normalisation layers alone", "weight_options:LnTuningOptions"),
+    _spec("ln-tuning", "trains the normalization layers alone", "weight_options:LnTuningOptions"),
     _spec("loha", "LoHa: the elementwise product of two low-rank matrices", "weight_options:LohaOptions"),
     _spec("lokr", "LoKr: the Kronecker product of two small matrices", "weight_options:LokrOptions"),
     _spec("miss", "MiSS: one matrix shared by the shards of a weight", "weight_options:MissOptions"),

@@ -75,7 +75,7 @@ class LoraOptions(_LoraFamily):
 
 @dataclass(frozen=True, kw_only=True)
 class RsLoraOptions(_LoraFamily):
-    """Rank-stabilised LoRA: scaled by alpha / √rank."""
+    """Rank-stabilized LoRA: scaled by alpha / √rank."""
 
     method: ClassVar[str] = "rslora"
     alpha: float = option(8.0, "The update is scaled by alpha / sqrt(rank).", gt=0)
@@ -109,11 +109,11 @@ class AdaLoraOptions(LayerOptions):
     initial_rank: int = option(12, "Rank of every layer at the start; at least `rank`.", ge=1)
     alpha: float = option(32.0, "The update is scaled by alpha / rank.", gt=0)
     dropout: float = option(0.0, "Probability that an input of A is dropped in training.", ge=0, lt=1)
-    warmup_steps: int | None = option(None, "Optimiser steps before ranks are cut; none: a tenth of the run.", ge=0)
+    warmup_steps: int | None = option(None, "Optimizer steps before ranks are cut; none: a tenth of the run.", ge=0)
     final_steps: int | None = option(
-        None, "Optimiser steps at the end with ranks fixed; none: a fifth of the run.", ge=0
+        None, "Optimizer steps at the end with ranks fixed; none: a fifth of the run.", ge=0
     )
-    interval: int = option(1, "Optimiser steps between two cuts.", ge=1)
+    interval: int = option(1, "Optimizer steps between two cuts.", ge=1)
     orthogonality: float = option(0.5, "Weight of the loss term that keeps A and B orthogonal.", ge=0)
 
     peft_names: ClassVar[Mapping[str, str]] = {

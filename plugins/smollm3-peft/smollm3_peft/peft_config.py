@@ -78,8 +78,8 @@ def _modules(options: MethodOptions, base: Base) -> dict[str, Any]:
 def serve_plain_layers(config: PeftConfig) -> PeftConfig:
     """Let a LoRA config build PEFT's plain layers only.
 
-    PEFT asks every optional quantisation library about every layer; one of the wrong version raises ImportError even
-    where nothing is quantised. No layer needs them here: a quantised one is a `LinearView`.
+    PEFT asks every optional quantization library about every layer; one of the wrong version raises ImportError even
+    where nothing is quantized. No layer needs them here: a quantized one is a `LinearView`.
     """
     if config.peft_type == PeftType.LORA:
         config._register_custom_module({nn.Module: _plain_layer})

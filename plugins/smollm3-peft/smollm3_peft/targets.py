@@ -19,10 +19,10 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
 
 
 def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> list[str]:
-    """The full names of all linear layers, quantised or not, but the head, which shares its weight with the input."""
+    """The full names of all linear layers, quantized or not, but the head, which shares its weight with the input."""
     head = model.get_output_embeddings()
     names: list[str] = []
-    inside: tuple[str, ...] = ()  # a quantised layer may hold linear layers of its own
+    inside: tuple[str, ...] = ()  # a quantized layer may hold linear layers of its own
     for name, module in model.named_modules():
         if module is head or name.startswith(inside or ("\0",)):
             continue
@@ -35,7 +35,7 @@ def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> list[str]:
 
 
 def norm_names(model: nn.Module) -> list[str]:
-    """The full names of all normalisation layers, by the names of their classes."""
+    """The full names of all normalization layers, by the names of their classes."""
     return [name for name, module in model.named_modules() if name and "norm" in type(module).__name__.lower()]
 
 
@@ -94,13 +94,13 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
 
 
 def check_modules_to_save(model: PreTrainedModel, ops_for: OpsFor, wanted: Sequence[str]) -> None:
-    """Raises when a module that is to be trained in full does not exist or is quantised."""
+    """Raises when a module that is to be trained in full does not exist or is quantized."""
     for name in wanted:
         check_exists(model, ops_for, name, "modules_to_save")
         for full, module in model.named_modules():
             if matches(full, name) and any(ops_for(child) is not None for child in module.modules()):
                 raise IncompatibleError(
-                    f"modules_to_save names {name!r}, and {full!r} is quantised, so it cannot be trained in full",
+                    f"modules_to_save names {name!r}, and {full!r} is quantized, so it cannot be trained in full",
                     hint=f"--adapter-opt target_modules={name}",
                 )
 

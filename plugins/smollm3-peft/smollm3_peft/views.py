@@ -1,6 +1,6 @@
-"""Quantised linear layers as PEFT sees them: ordinary `nn.Linear`s whose weight is read through `LinearOps`.
+"""Quantized linear layers as PEFT sees them: ordinary `nn.Linear`s whose weight is read through `LinearOps`.
 
-PEFT has one class per method and per quantisation library. A `LinearView` stands where a quantised layer stood, owns
+PEFT has one class per method and per quantization library. A `LinearView` stands where a quantized layer stood, owns
 it, and calls it in its forward, so that PEFT's plain `nn.Linear` class serves every method on every quantizer, and no
 library is named here. What it cannot do is be written to: every in-place change of its weight raises.
 """
@@ -23,9 +23,9 @@ MERGE_HINT = "save it, and merge into the dense base: PeftModel.from_pretrained(
 
 
 class LazyWeight(torch.Tensor):  # type: ignore[misc]
-    """A weight (out, in) that knows its shape, dtype and device, and is dequantised by the operation that uses it.
+    """A weight (out, in) that knows its shape, dtype and device, and is dequantized by the operation that uses it.
 
-    PEFT asks most weights for their dtype and device only; on a base of several GB, dequantising for that would cost
+    PEFT asks most weights for their dtype and device only; on a base of several GB, dequantizing for that would cost
     more than training does. An autograd graph that holds one holds no dense copy: its backward reads it again.
     """
 
@@ -67,7 +67,7 @@ class LazyWeight(torch.Tensor):  # type: ignore[misc]
 
 
 class LinearView(nn.Linear):  # type: ignore[misc]
-    """Stands for one quantised layer, and owns it."""
+    """Stands for one quantized layer, and owns it."""
 
     def __init__(self, layer: nn.Module, ops: LinearOps, name: str, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
@@ -91,7 +91,7 @@ class LinearView(nn.Linear):  # type: ignore[misc]
         return LazyWeight(self, self.dtype, device)
 
     def read_weight(self) -> Tensor:
-        """The dequantised weight (out, in), new, without grad. Raises UnsupportedOp where it cannot be read."""
+        """The dequantized weight (out, in), new, without grad. Raises UnsupportedOp where it cannot be read."""
         if Op.READ_WEIGHT not in self.ops.ops:
             raise UnsupportedOp(
                 f"the adapter needs the weight of `{self.name}`, and its quantizer offers no {Op.READ_WEIGHT}",
@@ -111,9 +111,9 @@ def _drop_second_bias(view: LinearView, state: dict[str, Any], prefix: str, meta
 
 
 def refusal(view: LinearView) -> UnsupportedOp:
-    """The error for a change of a quantised weight."""
+    """The error for a change of a quantized weight."""
     return UnsupportedOp(
-        f"`{view.name}` is quantised, and changing its weight in place would round it again and damage the model",
+        f"`{view.name}` is quantized, and changing its weight in place would round it again and damage the model",
         hint=MERGE_HINT,
     )
 
@@ -121,7 +121,7 @@ def refusal(view: LinearView) -> UnsupportedOp:
 def install_views(
     model: nn.Module, ops_for: Callable[[nn.Module], LinearOps | None], dtype: torch.dtype
 ) -> list[LinearView]:
-    """Put a view in the place of every quantised layer of `model`, and return the views."""
+    """Put a view in the place of every quantized layer of `model`, and return the views."""
     found = [(name, layer, ops) for name, layer in model.named_modules() if name and (ops := ops_for(layer))]
     views = []
     for name, layer, ops in found:
@@ -165,6 +165,6 @@ class _RefuseMerge:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         raise UnsupportedOp(
-            f"`{self.name}` is quantised, and merging the adapter into it in place would damage the model",
+            f"`{self.name}` is quantized, and merging the adapter into it in place would damage the model",
             hint=MERGE_HINT,
         )

@@ -160,11 +160,11 @@ class Ia3Options(TargetOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LnTuningOptions(TargetOptions):
-    """Trains the normalisation layers alone."""
+    """Trains the normalization layers alone."""
 
     method: ClassVar[str] = "ln-tuning"
     target_modules: tuple[str, ...] = option(
-        ("all-norm",), "Modules that are trained, by the end of their names; `all-norm`: every normalisation layer."
+        ("all-norm",), "Modules that are trained, by the end of their names; `all-norm`: every normalization layer."
     )
 
 

@@ -46,7 +46,7 @@ LEARNING_RATE = {"unilora": 0.5}
 
 
 class StubLinear(nn.Module):
-    """A quantised layer of nobody's: int8 weight and one scale for each output."""
+    """A quantized layer of nobody's: int8 weight and one scale for each output."""
 
     reads = 0
 
@@ -140,7 +140,7 @@ def dense_copy(model: nn.Module) -> Any:
 
 
 def make_base(kind: str, dtype: torch.dtype = torch.float64, model: Any = None) -> Base:
-    """`none`: ordinary layers; `stub`: every linear layer but the head quantised."""
+    """`none`: ordinary layers; `stub`: every linear layer but the head quantized."""
     model = tiny(dtype) if model is None else model
     if kind == "none":
         return Base(model=model, fingerprint="none")

@@ -69,8 +69,8 @@ def test_a_mistyped_module_to_save_gets_a_suggestion(lab: Any) -> None:
     assert e.value.hint == "did you mean 'lm_head'?"
 
 
-def test_a_quantised_module_cannot_be_trained_in_full(lab: Any) -> None:
-    with pytest.raises(IncompatibleError, match="is quantised, so it cannot be trained in full"):
+def test_a_quantized_module_cannot_be_trained_in_full(lab: Any) -> None:
+    with pytest.raises(IncompatibleError, match="is quantized, so it cannot be trained in full"):
         attach(lab, "lora", "stub", modules_to_save=("down_proj",))
 
 

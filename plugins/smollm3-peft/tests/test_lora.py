@@ -1,4 +1,4 @@
-"""The LoRA family beyond what every method is tested for: initialisations, biases, ties, saved modules, libraries."""
+"""The LoRA family beyond what every method is tested for: initializations, biases, ties, saved modules, libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trained(lab: Any, adapted: Any, steps: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal", "mica", "pissa", "olora"])
-def test_every_initialisation_restores_and_merges(lab: Any, tmp_path: Path, init: str) -> None:
+def test_every_initialization_restores_and_merges(lab: Any, tmp_path: Path, init: str) -> None:
     dtype = torch.float32
     base = lab.make_base("none", dtype)
     before = lab.logits(base.model)
@@ -54,7 +54,7 @@ def test_every_initialisation_restores_and_merges(lab: Any, tmp_path: Path, init
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_initialisations_that_alter_the_base_are_refused_on_a_quantised_one(lab: Any, init: str) -> None:
+def test_initializations_that_alter_the_base_are_refused_on_a_quantized_one(lab: Any, init: str) -> None:
     spec = refined("lora", LoraOptions(init=init))
     assert {Op.READ_WEIGHT, Op.DENSE} <= spec.needs
     assert not spec.disables
@@ -230,7 +230,7 @@ def test_saving_asks_nothing_of_the_network(lab: Any, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "vera", "oft", "adalora"])
-def test_broken_quantisation_libraries_do_not_matter(lab: Any, monkeypatch: Any, method: str) -> None:
+def test_broken_quantization_libraries_do_not_matter(lab: Any, monkeypatch: Any, method: str) -> None:
     def broken(*args: Any, **kwargs: Any) -> bool:
         raise ImportError("Found an incompatible version of torchao")
 

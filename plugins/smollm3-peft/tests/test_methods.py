@@ -12,7 +12,7 @@ from smollm3_peft.methods import METHODS
 from smollm3_finetune.api import Op, UnsupportedOp
 
 FLOAT32_ONLY = {"psoft"}
-"""PEFT refuses to initialise these in float64."""
+"""PEFT refuses to initialize these in float64."""
 
 FLOAT32_INSIDE = {"deft", "frod"}
 """PEFT keeps some fixed matrices of these in float32, whatever the model's dtype."""
@@ -91,9 +91,9 @@ def test_merging_into_the_dense_copy_equals_the_adapter(case: Any, lab: Any) -> 
     assert lab.distance(lab.logits(merged), case.after) <= max(case.exact, 2e-6)
 
 
-def test_merging_in_place_is_refused_on_a_quantised_base(case: Any) -> None:
+def test_merging_in_place_is_refused_on_a_quantized_base(case: Any) -> None:
     if case.kind == "none" or not case.spec.merges or case.method in ("ln-tuning", "trainable-tokens"):
-        pytest.skip("nothing quantised is touched")
+        pytest.skip("nothing quantized is touched")
     for merge in (case.adapted.model.merge_and_unload, case.adapted.model.merge_adapter):
         with pytest.raises(UnsupportedOp, match="would damage the model"):
             merge()

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantised
+from smollm3_finetune.api import ModelSource, Op, QuantizerSpec, Requires, group_size_error, hookimpl, refuse_quantized
 
 HIDDEN = "`.weight` is a tensor of torchao's own class with 8-bit codes inside"
 
 
 def check(options: Any, source: ModelSource) -> None:
-    """Refuse a source that is quantised already, or a group size that its hidden size is no multiple of.
+    """Refuse a source that is quantized already, or a group size that its hidden size is no multiple of.
 
     From `config.json` alone. Raises IncompatibleError and ConfigError. The other sizes of the layers are looked at
     when the model is loaded, still before its weights are read.
     """
-    refuse_quantised(
+    refuse_quantized(
         "torchao-int8",
         source,
-        "name the full-precision checkpoint; those that torchao itself quantised are not read either",
+        "name the full-precision checkpoint; those that torchao itself quantized are not read either",
     )
     hidden = source.config.get("hidden_size")
     if isinstance(hidden, int) and not options.skip_modules and options.group_size and hidden % options.group_size:

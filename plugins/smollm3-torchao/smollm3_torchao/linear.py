@@ -1,4 +1,4 @@
-"""A linear layer with torchao's 8-bit weight, which dequantises and multiplies, and what can be done with it.
+"""A linear layer with torchao's 8-bit weight, which dequantizes and multiplies, and what can be done with it.
 
 Source: torchao 0.18 `quantization.quantize_.workflows.int8.int8_tensor`.
 """
@@ -17,10 +17,10 @@ from smollm3_torchao.library import Int8Tensor, Int8WeightOnlyConfig, PerGroup, 
 
 
 class _Multiply(torch.autograd.Function):  # type: ignore[misc]
-    """x (…, in) to (…, out) with W dequantised, and once more in the backward.
+    """x (…, in) to (…, out) with W dequantized, and once more in the backward.
 
     torchao's own multiplication multiplies by the codes first and by the scales of rows last, which is another
-    rounding than that of the weight it gives back dequantised; and autograd keeps, for each layer until its backward,
+    rounding than that of the weight it gives back dequantized; and autograd keeps, for each layer until its backward,
     the codes as a dense matrix in the dtype of x.
     """
 
@@ -43,8 +43,8 @@ class Int8Linear(nn.Linear):  # type: ignore[misc]
         return y if self.bias is None else y + self.bias
 
 
-def quantise(layer: nn.Linear, group_size: int | None, device: str) -> None:
-    """Make `layer` an `Int8Linear` on `device`, its weight quantised.
+def quantize(layer: nn.Linear, group_size: int | None, device: str) -> None:
+    """Make `layer` an `Int8Linear` on `device`, its weight quantized.
 
     torchao rounds the float32 values whatever the model's dtype, so that the codes do not depend on it; it takes no
     float64.

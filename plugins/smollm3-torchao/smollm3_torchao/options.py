@@ -13,5 +13,5 @@ class TorchaoInt8Options:
 
     group_size: int | None = option(None, "Inputs that share a scale; none: a whole row.", ge=8, multiple_of=8)
     skip_modules: tuple[str, ...] = option(
-        (), "Names of layers, or of modules that hold some, to leave unquantised, beside the output head."
+        (), "Names of layers, or of modules that hold some, to leave unquantized, beside the output head."
     )

@@ -1,4 +1,4 @@
-"""Quantizer `torchao-int8`: a full-precision model whose linear layers are quantised one by one."""
+"""Quantizer `torchao-int8`: a full-precision model whose linear layers are quantized one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from smollm3_finetune.api import Base, BuildContext, ModelSource, architecture_of, fingerprint, rounding_dtype
 from smollm3_torchao import check
 from smollm3_torchao.layers import chosen
-from smollm3_torchao.linear import ops_in, quantise
+from smollm3_torchao.linear import ops_in, quantize
 from smollm3_torchao.options import TorchaoInt8Options
 
 
@@ -16,10 +16,10 @@ class TorchaoInt8Quantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantised (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
 
         Needs memory for the model in `ctx.dtype`. Raises, before weights are read, IncompatibleError for a source
-        that is quantised already, ConfigError for options that do not fit it.
+        that is quantized already, ConfigError for options that do not fit it.
         """
         check(self.options, source)
         bare = architecture_of(source)
@@ -27,9 +27,9 @@ class TorchaoInt8Quantizer:
             chosen(bare, source, self.options)
         model = source.load(dtype=ctx.torch_dtype)
         layers = chosen(model, source, self.options)
-        with ctx.progress.task(f"quantising {Path(source.ref).name} to 8 bits", total=len(layers)) as task:
+        with ctx.progress.task(f"quantizing {Path(source.ref).name} to 8 bits", total=len(layers)) as task:
             for layer in layers.values():
-                quantise(layer, self.options.group_size, ctx.device)
+                quantize(layer, self.options.group_size, ctx.device)
                 task.advance()
         model.requires_grad_(False)
         model.to(ctx.device)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from smollm3_torchao.library import Int8Tensor, Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
-from smollm3_torchao.linear import Int8Linear, ops_in, quantise
+from smollm3_torchao.linear import Int8Linear, ops_in, quantize
 from smollm3_torchao.options import TorchaoInt8Options
 from smollm3_torchao.quantizer import TorchaoInt8Quantizer
 from torch import nn
@@ -40,7 +40,7 @@ def stock(linear, group_size=None):
 
 def ours(linear, group_size=None):
     layer = copy.deepcopy(linear)
-    quantise(layer, group_size, "cpu")
+    quantize(layer, group_size, "cpu")
     return layer
 
 
@@ -173,7 +173,7 @@ class Unreadable:
         (
             TorchaoInt8Options(skip_modules=("layers",)),
             IncompatibleError,
-            "no linear layer to quantise",
+            "no linear layer to quantize",
             "--quant none",
         ),
         (
@@ -194,9 +194,9 @@ def test_what_does_not_fit_the_architecture_is_refused_before_weights(tmp_path, 
 def test_skipped_layers_and_the_head_stay_dense(tmp_path):
     options = TorchaoInt8Options(skip_modules=("k_proj", "layers.0"))
     base = TorchaoInt8Quantizer(options).load(small_source(), context(tmp_path))
-    quantised = {n for n, m in base.model.named_modules() if base.ops_for(m)}
-    assert len(quantised) == 6
-    assert all(n.startswith("model.layers.1.") and not n.endswith("k_proj") for n in quantised)
+    quantized = {n for n, m in base.model.named_modules() if base.ops_for(m)}
+    assert len(quantized) == 6
+    assert all(n.startswith("model.layers.1.") and not n.endswith("k_proj") for n in quantized)
     assert base.model.lm_head.weight is base.model.get_input_embeddings().weight
 
 
