@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import hookimpl

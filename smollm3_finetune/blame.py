@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.errors import PluginError, SmolLM3Error
-from smollm3_finetune.hf_calls import first_line
-from smollm3_finetune.machine import is_of_the_machine
+from smollm3_finetune.errors import PluginError, SmolLM3Error, first_line, is_of_the_machine
 
 if TYPE_CHECKING:
     from smollm3_finetune.plan import Choice

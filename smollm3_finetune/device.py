@@ -7,8 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from smollm3_finetune.errors import ConfigError, IncompatibleError
-from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.errors import ConfigError, IncompatibleError, did_you_mean
 
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
 KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")

@@ -18,7 +18,11 @@ Library code raises these and never click's exceptions; `smollm3_finetune.main` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class SmolLM3Error(Exception):
@@ -106,3 +110,77 @@ def raise_all(problems: Sequence[SmolLM3Error]) -> None:
         raise problems[0]
     if problems:
         raise Problems(problems)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to a mistyped one, or None."""
+    import difflib  # when something is mistyped: help stays light
+
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
+    swapped = [n for n in near if sorted(n) == sorted(name)]  # letters in the wrong order are the likeliest slip
+    return next(iter((*swapped, *near)), None)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""What torch says in a RuntimeError, where it has no exception of its own for that."""
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an exception tells of a full disk or of too little memory: no fault of a plugin, a file or the network.
+
+    Let such an exception pass unchanged: `smollm3` tells it in a sentence.
+    """
+    return is_full(error) or is_out_of_memory(error)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return _has_number(error, FULL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the computer or of its accelerator does not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # Python's, torch's
+        return True
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return said or _has_number(error, (errno.ENOMEM,))
+
+
+def _has_number(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    """Whether it is an OSError of one of these numbers, or what a library in Rust makes of one: that has it as text."""
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    return any(f"(os error {number})" in str(error) for number in numbers)
+
+
+class Collector:
+    """Runs checks and keeps their errors, so that independent ones are reported together."""
+
+    def __init__(self) -> None:
+        self.problems: list[SmolLM3Error] = []
+
+    def run(self, check: Callable[[], T]) -> T | None:
+        """The value of `check`, or None with its error kept."""
+        try:
+            return check()
+        except Problems as several:
+            self.problems += several.problems
+        except SmolLM3Error as one:
+            self.problems.append(one)
+        return None
+
+    def finish(self) -> None:
+        raise_all(self.problems)

@@ -9,19 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.errors import MissingWeightsError, ModelError
-from smollm3_finetune.machine import is_of_the_machine
+from smollm3_finetune.errors import MissingWeightsError, ModelError, first_line, is_of_the_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_KWARGS = ("trust_remote_code", "revision")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:

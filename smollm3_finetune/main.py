@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from smollm3_finetune import __version__
 from smollm3_finetune.errors import Problems, SmolLM3Error
+from smollm3_finetune.version import __version__
 
 VERBS = {
     "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _of_the_machine(error: Exception) -> SmolLM3Error | None:
     """What is nobody's fault, but the machine's: a full disk, memory that does not suffice."""
-    from smollm3_finetune.machine import is_full, is_out_of_memory
+    from smollm3_finetune.errors import is_full, is_out_of_memory
 
     if is_full(error):
         reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)

@@ -8,24 +8,16 @@ values are validated.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
+from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error, did_you_mean
 
 T = TypeVar("T")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to a mistyped one, or None."""
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
-    swapped = [n for n in near if sorted(n) == sorted(name)]  # letters in the wrong order are the likeliest slip
-    return next(iter((*swapped, *near)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +126,9 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 
 
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under present names, with `q_proj,v_proj` (or one value) as a list where the option is one, and `none` as no value.
+    """The values under present names: `q_proj,v_proj` (or one value) as a list if the option is one, `none` as None.
 
-    Not so where the option may be a text, which could be that word.
+    `none` stays text if the option may be text, which could be that word.
     """
     hints = field_types(cls)
     out = _current(cls, values)

@@ -5,10 +5,10 @@ Names and options come first, then pairing, packages and hardware; independent p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
 from smollm3_finetune.blame import blamed_on
@@ -16,13 +16,12 @@ from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import (
+    Collector,
     ConfigError,
     IncompatibleError,
     ModelError,
     PluginError,
-    Problems,
     SmolLM3Error,
-    raise_all,
 )
 from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
 from smollm3_finetune.negotiation import Chosen, environment, pair_problem
@@ -35,7 +34,6 @@ from smollm3_finetune.saved import SavedAdapter, read_calibration
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
 NO_QUANTIZER = "none"
 OWN_NO_QUANTIZER = f"{CORE_DISTRIBUTION}:{NO_QUANTIZER}"
 """What a run gets that names none: a plugin which takes the name does not get it."""
@@ -93,26 +91,6 @@ class ModelPlan:
         """The model's own, a new one each time. Raises PluginError where the loader fails over it."""
         with blamed_on(self.loader):
             return self.source.tokenizer()
-
-
-class Collector:
-    """Runs checks and keeps their errors, so that independent ones are reported together."""
-
-    def __init__(self) -> None:
-        self.problems: list[SmolLM3Error] = []
-
-    def run(self, check: Callable[[], T]) -> T | None:
-        """The value of `check`, or None with its error kept."""
-        try:
-            return check()
-        except Problems as several:
-            self.problems += several.problems
-        except SmolLM3Error as one:
-            self.problems.append(one)
-        return None
-
-    def finish(self) -> None:
-        raise_all(self.problems)
 
 
 def choose(

@@ -16,9 +16,9 @@ from smollm3_finetune.errors import (
     PluginError,
     SmolLM3Error,
     UnknownComponentError,
+    did_you_mean,
 )
 from smollm3_finetune.kinds import Kind
-from smollm3_finetune.options import did_you_mean
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from smollm3_finetune import __version__
 from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.discovery import NAME
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.version import __version__
 
 TEMPLATES = Path(__file__).with_name("templates")
 HOST = f"smollm3-finetune>={__version__}"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from smollm3_finetune.api import NoOptions, option
-from smollm3_finetune.errors import ConfigError, PluginError, Problems
-from smollm3_finetune.options import build, describe, did_you_mean, json_schema
+from smollm3_finetune.errors import ConfigError, PluginError, Problems, did_you_mean
+from smollm3_finetune.options import build, describe, json_schema
 
 
 @dataclass(frozen=True, kw_only=True)

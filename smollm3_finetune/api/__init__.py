@@ -77,9 +77,9 @@ from smollm3_finetune.errors import (
     ModelError,
     SmolLM3Error,
     UnsupportedOp,
+    is_of_the_machine,
 )
 from smollm3_finetune.identity import fingerprint
-from smollm3_finetune.machine import is_of_the_machine
 
 __all__ = [
     "ALL_OPS",

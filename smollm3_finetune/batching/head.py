@@ -22,7 +22,7 @@ from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, su
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
 from smollm3_finetune.data.render import IGNORED
-from smollm3_finetune.machine import is_of_the_machine
+from smollm3_finetune.errors import is_of_the_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

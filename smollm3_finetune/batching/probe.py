@@ -10,7 +10,7 @@ import torch
 
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.batching.flat import flatten
-from smollm3_finetune.machine import is_of_the_machine
+from smollm3_finetune.errors import is_of_the_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

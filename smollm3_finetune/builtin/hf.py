@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source, is_of_the_machine
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
-from smollm3_finetune.hf_calls import first_line
+from smollm3_finetune.errors import first_line
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.source import read_json
 

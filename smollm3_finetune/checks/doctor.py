@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune import __version__
 from smollm3_finetune.cache.entries import entries, leftovers, shown_size
 from smollm3_finetune.cache.store import default_root
 from smollm3_finetune.checks.findings import Finding, wrong
@@ -30,6 +29,7 @@ from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
+from smollm3_finetune.version import __version__
 
 KNOWN = Path(__file__).with_name("known_problems.json")
 ESSENTIAL = ("torch", "transformers", "accelerate", "safetensors", "datasets")

@@ -22,9 +22,8 @@ from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.light import SLOW, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
 from smollm3_finetune.discovery import GROUP, Wanted, discover
-from smollm3_finetune.errors import ConfigError, PluginError
+from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.kinds import KINDS
-from smollm3_finetune.options import did_you_mean
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, PluginRecord, Registry
 

@@ -24,8 +24,7 @@ def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """The cache's root and the runs that are asked. Raises ConfigError for a folder or a kind that is not there."""
     from smollm3_finetune.cache.store import default_root
     from smollm3_finetune.cache.use import runs_below
-    from smollm3_finetune.errors import ConfigError
-    from smollm3_finetune.options import did_you_mean
+    from smollm3_finetune.errors import ConfigError, did_you_mean
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.train.rundir import RUNS
 

@@ -183,8 +183,9 @@ class Look:
 def _look(values: Mapping[str, Any]) -> Look:
     """Everything that `train` would settle about the rows. Raises every independent problem together."""
     from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
+    from smollm3_finetune.errors import Collector
     from smollm3_finetune.kinds import OBJECTIVE
-    from smollm3_finetune.plan import Collector, choose
+    from smollm3_finetune.plan import choose
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.train.plan import find_rows, render_options
 

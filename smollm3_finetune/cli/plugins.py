@@ -138,9 +138,8 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
 
 def _find_all(registry: Registry, name: str) -> list[Offer]:
     """The components of any kind with this name. Raises UnknownComponentError with a suggestion."""
-    from smollm3_finetune.errors import UnknownComponentError
+    from smollm3_finetune.errors import UnknownComponentError, did_you_mean
     from smollm3_finetune.kinds import KINDS
-    from smollm3_finetune.options import did_you_mean
     from smollm3_finetune.registry import known_components
 
     distribution, _, bare = name.rpartition(":")

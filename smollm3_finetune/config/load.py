@@ -15,8 +15,8 @@ from typing import Any
 
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
-from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, raise_all
-from smollm3_finetune.options import build, describe, did_you_mean, option_problems
+from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
+from smollm3_finetune.options import build, describe, option_problems
 
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune import __version__
 from smollm3_finetune.api import Objective, Progress, options_dict
 from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.cache.store import Cache
@@ -27,6 +26,7 @@ from smollm3_finetune.errors import DataError
 from smollm3_finetune.identity import fingerprint
 from smollm3_finetune.plan import Choice
 from smollm3_finetune.requirements import installed_version
+from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow

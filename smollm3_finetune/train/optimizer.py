@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.errors import ConfigError, did_you_mean
 
 
 def check_optimizer(train: TrainConfig) -> None:

@@ -25,10 +25,10 @@ from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.template import check_syntax
 from smollm3_finetune.device import repeatable
-from smollm3_finetune.errors import ConfigError, PluginError
+from smollm3_finetune.errors import Collector, ConfigError, PluginError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.plan import Choice, Collector, ModelPlan, ModelRequest, choose, plan_model
+from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error
-from smollm3_finetune.hf_calls import first_line
-from smollm3_finetune.options import did_you_mean
+from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error, did_you_mean, first_line
 
 START = "on_train_begin"
 

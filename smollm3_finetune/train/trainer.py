@@ -12,9 +12,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from smollm3_finetune.api import Objective
 from smollm3_finetune.data.render import IGNORED
-from smollm3_finetune.errors import ConfigError, ModelError, PluginError
-from smollm3_finetune.hf_calls import first_line
-from smollm3_finetune.machine import is_of_the_machine
+from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_of_the_machine
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import settle_compiler
