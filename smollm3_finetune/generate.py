@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.context import context_of, yarn_problem
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.hf_calls import load_tokenizer
+from smollm3_finetune.model_files.context_length import context_of, yarn_problem
+from smollm3_finetune.model_files.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn

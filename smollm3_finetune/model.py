@@ -28,7 +28,7 @@ from smollm3_finetune.api import (
 from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
-from smollm3_finetune.hf_calls import load_tokenizer
+from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 

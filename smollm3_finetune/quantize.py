@@ -14,10 +14,10 @@ from smollm3_finetune.config.load import Loaded, plain
 from smollm3_finetune.data.calibration import Calibration
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.kinds import QUANTIZER
-from smollm3_finetune.merge.written import copy_rest
-from smollm3_finetune.model_card import FILE as CARD
-from smollm3_finetune.model_card import beginning, facts, linked, shown_ref, with_options
-from smollm3_finetune.output import check_vacant, claimed, partial, publish
+from smollm3_finetune.model_files.model_card import FILE as CARD
+from smollm3_finetune.model_files.model_card import beginning, facts, linked, shown_ref, with_options
+from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
+from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.train.calibration import CalibrationPlan, plan_calibration
@@ -99,7 +99,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
 
 def _stated(out: Path) -> dict[str, Any]:
     """How the checkpoint itself says that it was quantized, simple values only."""
-    from smollm3_finetune.source import read_json
+    from smollm3_finetune.model_files.json_files import read_json
 
     about = read_json(out / "config.json").get("quantization_config") or {}
     return {k: v for k, v in about.items() if isinstance(v, int | float | str)}

@@ -121,7 +121,7 @@ def test_the_tokens_stand_beside_with_index_id_and_mask(cli: Cli, write: Write) 
     assert all(parsed)
     rows = [m.groups() for m in parsed if m]
     assert [int(r[0]) for r in rows] == list(range(len(rows)))
-    from smollm3_finetune.hf_calls import load_tokenizer
+    from smollm3_finetune.model_files.loading import load_tokenizer
 
     tiny = Path(__file__).parents[1] / "smollm3_finetune" / "builtin" / "tiny"
     text = load_tokenizer("tiny", tiny, {}).decode([int(r[1]) for r in rows])

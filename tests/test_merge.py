@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import smollm3_finetune
-from smollm3_finetune import load_model, output
+from smollm3_finetune import load_model
 from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import SmolLM3Error
@@ -27,8 +27,9 @@ from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge
-from smollm3_finetune.merge.written import copy_rest
 from smollm3_finetune.model import build_context
+from smollm3_finetune.model_files import output
+from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.negotiation import Chosen, needed, pair_problem
 from smollm3_finetune.plan import ModelRequest, choose, plan_model
 
@@ -637,7 +638,7 @@ def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
             pass
         assert live.exists(), "what is under way is not swept"
         code = (
-            "from pathlib import Path; from smollm3_finetune.output import claimed\n"
+            "from pathlib import Path; from smollm3_finetune.model_files.output import claimed\n"
             f"with claimed(Path({str(there)!r})): pass"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -267,7 +267,7 @@ def test_a_run_keeps_the_commit_of_a_hub_model(tmp_path: Path) -> None:
 
 
 def test_what_pins_a_source_is_in_the_run_and_beside_the_adapter(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smollm3_finetune.source import DirectorySource
+    from smollm3_finetune.model_files.source import DirectorySource
 
     monkeypatch.setattr(DirectorySource, "pins", {"revision": "0123abcd"}, raising=False)
     directory = Path("model")

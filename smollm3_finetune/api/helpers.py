@@ -35,6 +35,6 @@ def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **
     `fingerprint` saves hashing the files where the identity is known; `kwargs` are added to every
     `from_pretrained`.
     """
-    from smollm3_finetune.source import DirectorySource
+    from smollm3_finetune.model_files.source import DirectorySource
 
     return DirectorySource(ref=ref, directory=path, known_fingerprint=fingerprint, load_kwargs=kwargs)

@@ -11,8 +11,8 @@ from smollm3_finetune.api import BuildContext, ModelError, ModelSource, director
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
+from smollm3_finetune.model_files.json_files import read_json
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.source import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

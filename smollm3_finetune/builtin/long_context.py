@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, ModelSource, fingerprint
-from smollm3_finetune.context import context_of, rope_type, yarn_problem
 from smollm3_finetune.errors import IncompatibleError, ModelError
+from smollm3_finetune.model_files.context_length import context_of, rope_type, yarn_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

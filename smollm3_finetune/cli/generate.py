@@ -191,8 +191,8 @@ def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
 
 def _check_context(plan: ModelPlan) -> None:
     """Raises ModelError where an adapter was trained with another context than the model is opened with."""
-    from smollm3_finetune.context import context_of, rope_type
     from smollm3_finetune.errors import ModelError
+    from smollm3_finetune.model_files.context_length import context_of, rope_type
 
     saved, config = plan.saved, plan.source.config
     if saved is None or saved.loader is None:

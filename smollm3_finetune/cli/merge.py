@@ -58,7 +58,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.target import model_request, options_of, run_request
     from smollm3_finetune.errors import ConfigError
-    from smollm3_finetune.output import check_vacant
+    from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.train.rundir import RunDir
 
@@ -84,8 +84,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.merge.requantize import choose_requantizer
     from smollm3_finetune.merge.run import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
-    from smollm3_finetune.merge.written import check_dtype
     from smollm3_finetune.model import build_context
+    from smollm3_finetune.model_files.writing import check_dtype
     from smollm3_finetune.plan import plan_model
     from smollm3_finetune.progress import for_stream
 

@@ -15,8 +15,9 @@ from smollm3_finetune.cli.common import flag_settings
 from smollm3_finetune.config.load import Loaded, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.model_files.json_files import file_hash
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.train.rundir import RunDir, file_hash
+from smollm3_finetune.train.rundir import RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.registry import Registry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.model_card import beginning, facts, linked, with_options
+from smollm3_finetune.model_files.model_card import beginning, facts, linked, with_options
 
 
 def card(about: Mapping[str, Any]) -> str:

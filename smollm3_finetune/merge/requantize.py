@@ -12,8 +12,8 @@ from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.kinds import QUANTIZER
 from smollm3_finetune.merge.gate import drift, logits
-from smollm3_finetune.merge.written import copy_rest
 from smollm3_finetune.model import load_base
+from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.plan import Choice, choose
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems

@@ -25,11 +25,11 @@ from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, drift, fault, finest, fixed_rows, logits
 from smollm3_finetune.merge.requantize import Calibration, Requantizer
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
-from smollm3_finetune.merge.written import FIGURES, generation_config, saved_dtype, write_model
 from smollm3_finetune.model import LoadedModel, check_fingerprint, load_base, parts, restored
-from smollm3_finetune.model_card import FILE as CARD
-from smollm3_finetune.model_card import shown_ref
-from smollm3_finetune.output import check_space, check_vacant, claimed, count_parameters, partial, publish
+from smollm3_finetune.model_files.model_card import FILE as CARD
+from smollm3_finetune.model_files.model_card import shown_ref
+from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
+from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
 from smollm3_finetune.plan import Choice, ModelPlan
 from smollm3_finetune.requirements import installed_version
 from smollm3_finetune.train.rundir import RunDir

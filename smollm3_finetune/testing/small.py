@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import ModelSource
-from smollm3_finetune.source import DirectorySource
+from smollm3_finetune.model_files.source import DirectorySource
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,6 @@ from smollm3_finetune.config.schema import (
     RunConfig,
     may_be_suggested,
 )
-from smollm3_finetune.context import context_of, yarn_problem
 from smollm3_finetune.data.render import RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
@@ -27,6 +26,7 @@ from smollm3_finetune.data.template import check_syntax
 from smollm3_finetune.device import repeatable
 from smollm3_finetune.errors import Collector, ConfigError, PluginError
 from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
 from smollm3_finetune.registry import Registry

@@ -19,6 +19,7 @@ from smollm3_finetune.data.tokens import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
+from smollm3_finetune.model_files.json_files import file_hash
 from smollm3_finetune.negotiation import refined
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.registry import Registry
@@ -29,7 +30,7 @@ from smollm3_finetune.train.evaluate import HeldOut, named_alike
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
-from smollm3_finetune.train.rundir import RunDir, file_hash
+from smollm3_finetune.train.rundir import RunDir
 from smollm3_finetune.train.sharding import whole_weights
 from smollm3_finetune.train.trackers import trackers
 

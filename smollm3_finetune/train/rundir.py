@@ -13,7 +13,6 @@ cache.json      the entries of the cache that its base was made of, which `smoll
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import re
@@ -244,7 +243,3 @@ def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
     for file in sorted((*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth"))):
         if not zipfile.is_zipfile(file):
             raise ModelError(f"{file} is damaged: it was cut short or is no file of torch", hint=hint)
-
-
-def file_hash(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
-from smollm3_finetune.output import SIZES
+from smollm3_finetune.model_files.output import SIZES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

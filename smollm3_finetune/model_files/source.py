@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,25 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.errors import ModelError
+from smollm3_finetune.model_files.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise ModelError(f"{path} does not exist") from e
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{path} cannot be read as JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a {type(value).__name__} where a JSON object was expected")
-    return value
 
 
 def content_fingerprint(directory: Path) -> str:
@@ -74,12 +60,12 @@ class DirectorySource:
         return (self.directory / name).is_file()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from smollm3_finetune.hf_calls import load_tokenizer
+        from smollm3_finetune.model_files.loading import load_tokenizer
 
         return load_tokenizer(self.ref, self.directory, self.load_kwargs)
 
     def load(self, **kwargs: Any) -> PreTrainedModel:
-        from smollm3_finetune.hf_calls import load_causal_lm
+        from smollm3_finetune.model_files.loading import load_causal_lm
 
         return load_causal_lm(self.ref, self.directory, {**self.load_kwargs, **kwargs})
 

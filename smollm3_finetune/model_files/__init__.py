@@ -1,0 +1,1 @@
+"""A model directory: read, loaded, written, and published whole or not at all."""

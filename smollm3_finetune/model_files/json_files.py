@@ -1,0 +1,27 @@
+"""JSON files of a model or a run, and the hash of any file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.errors import ModelError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ModelError(f"{path} does not exist") from e
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path} cannot be read as JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__} where a JSON object was expected")
+    return value
+
+
+def file_hash(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
