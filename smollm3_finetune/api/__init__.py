@@ -69,6 +69,7 @@ from smollm3_finetune.api.quantizing import (
     refuse_quantized,
     rounding_dtype,
 )
+from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
     ConfigError,
     DataError,
@@ -79,7 +80,6 @@ from smollm3_finetune.errors import (
     UnsupportedOp,
     is_of_the_machine,
 )
-from smollm3_finetune.identity import fingerprint
 
 __all__ = [
     "ALL_OPS",

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
-from smollm3_finetune.identity import fingerprint
 from smollm3_finetune.paths import user_path
 
 HINT = "set SMOLLM3_CACHE=DIR to a directory that can be written"
