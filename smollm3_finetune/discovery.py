@@ -24,8 +24,7 @@ from typing import Any
 
 import pluggy
 
-from smollm3_finetune import hookspecs
-from smollm3_finetune.api import API_VERSION, ComponentSpec
+from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.kinds import KINDS, Kind
 from smollm3_finetune.paths import user_path

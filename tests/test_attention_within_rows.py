@@ -18,11 +18,11 @@ from transformers import (
     SmolLM3Config,
 )
 
+from smollm3_finetune.api.batches import flatten
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching import attention
 from smollm3_finetune.batching.attention import PREFIX, RowsNotApart, attention_within_rows
-from smollm3_finetune.batching.flat import flatten
 from smollm3_finetune.batching.probe import RowProbe
-from smollm3_finetune.data.render import IGNORED
 
 VOCABULARY = 96
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

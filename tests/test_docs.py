@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
-from smollm3_finetune import api, errors, hookspecs
+from smollm3_finetune import api, errors
+from smollm3_finetune.api import hookspecs
 from smollm3_finetune.config import schema
 from smollm3_finetune.kinds import KINDS
 from smollm3_finetune.options import describe

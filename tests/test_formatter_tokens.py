@@ -18,7 +18,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
-from smollm3_finetune.data.render import IGNORED, Renderer, RenderOptions
+from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.discovery import Wanted, discover

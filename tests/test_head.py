@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.api.batches import has_supervised_logits
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching import head
-from smollm3_finetune.batching.head import LOGIT_BYTES, SupervisedForward, has_supervised_logits, supervised_logits
+from smollm3_finetune.batching.head import LOGIT_BYTES, SupervisedForward, supervised_logits
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
-from smollm3_finetune.data.render import IGNORED
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.plan import choose

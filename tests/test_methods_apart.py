@@ -15,10 +15,10 @@ import torch
 from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
-from smollm3_finetune.batching.head import has_supervised_logits
+from smollm3_finetune.api.batches import has_supervised_logits
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
-from smollm3_finetune.data.render import IGNORED
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.kinds import ADAPTER

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching.packing import Packed
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
-from smollm3_finetune.data.render import IGNORED
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.kinds import ADAPTER

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.data.render import IGNORED, Encoded, Renderer, RenderOptions
+from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.data.render import Encoded, Renderer, RenderOptions
 from smollm3_finetune.errors import DataError, ModelError
 
 TEMPLATE = """\

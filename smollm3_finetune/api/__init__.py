@@ -61,7 +61,7 @@ from smollm3_finetune.api.models import (
     Quantizer,
     Task,
 )
-from smollm3_finetune.api.quantizing import (
+from smollm3_finetune.api.quantizers import (
     DequantisingOps,
     architecture_of,
     group_size_error,

@@ -107,3 +107,7 @@ class FlatObjective(Objective, Protocol):
     def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """As `collator`, and its batches are those of `flatten_rows`, perhaps with more in them."""
         ...
+
+
+IGNORED = -100
+"""The label of a token that no loss looks at (torch.nn.functional.cross_entropy's default)."""

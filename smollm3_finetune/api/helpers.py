@@ -24,7 +24,7 @@ def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, A
     of the examples are left out. The first label of each row is ignored: it would be learned from the last token of
     the row before.
     """
-    from smollm3_finetune.batching.flat import flatten
+    from smollm3_finetune.api.batches import flatten
 
     return flatten(examples)
 

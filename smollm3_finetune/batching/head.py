@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, supervised_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
-from smollm3_finetune.data.render import IGNORED
 from smollm3_finetune.errors import is_of_the_machine
 
 if TYPE_CHECKING:
@@ -74,23 +74,9 @@ def supervised_logits(model: PreTrainedModel, logit_bytes: int | None = None) ->
             model.forward = had
 
 
-def has_supervised_logits(model: nn.Module) -> bool:
-    """Whether the model, or one that it wraps, is inside `supervised_logits`."""
-    return any(_is_supervised(module.__dict__.get("forward")) for module in model.modules())
-
-
 def _asked(value: Any) -> bool:
     """Whether an argument asks for anything; a tensor does."""
     return isinstance(value, torch.Tensor) or bool(value)
-
-
-def _is_supervised(forward: Any) -> bool:
-    """Whether it is what `in_place_of_own` gave, or wraps it: accelerate wraps forwards for mixed precision."""
-    while forward is not None:
-        if hasattr(forward, "supervised"):
-            return True
-        forward = getattr(forward, "__wrapped__", None)
-    return False
 
 
 class SupervisedForward:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from smollm3_finetune.api.batches import flatten
 from smollm3_finetune.batching.attention import RowsNotApart
-from smollm3_finetune.batching.flat import flatten
 from smollm3_finetune.errors import is_of_the_machine
 
 if TYPE_CHECKING:

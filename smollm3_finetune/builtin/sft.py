@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from smollm3_finetune.api import Conversation, NoOptions, Renderer, flatten_rows
-from smollm3_finetune.batching.flat import Collate
-from smollm3_finetune.batching.head import has_supervised_logits
-from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.api.batches import Collate, has_supervised_logits
+from smollm3_finetune.api.data import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

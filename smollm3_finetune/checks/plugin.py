@@ -185,7 +185,7 @@ def check(target: Target) -> list[Finding]:
             check="it is imported and its descriptors are right",
             ok=bool(count),
             found=f"{count} component{'' if count == 1 else 's'}" if count else "its hooks offer nothing",
-            fix="" if count else "return a descriptor from a hook: smollm3_finetune.hookspecs shows them",
+            fix="" if count else "return a descriptor from a hook: smollm3_finetune.api.hookspecs shows them",
         )
     )
     found += _shared_name(target)

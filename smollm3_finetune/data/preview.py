@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollm3_finetune.data.render import IGNORED, Encoded, Renderer
+from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.data.render import Encoded, Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.data.split import position
 from smollm3_finetune.data.tokens import Preparing, copies

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api import Conversation
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.data.complete import check_complete
 from smollm3_finetune.data.dates import with_fixed_date
 from smollm3_finetune.data.guard import INSTRUCTING, MARK, flags, guarded, guarded_text
@@ -27,8 +28,6 @@ from smollm3_finetune.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-"""The label of a token that no loss looks at (torch.nn.functional.cross_entropy's default)."""
 FIXED_DATE = "2026-01-01"
 PROBE = "zq?qz"
 """A user's message that stands for any."""

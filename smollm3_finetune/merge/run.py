@@ -26,13 +26,13 @@ from smollm3_finetune.merge.gate import Figures, Limits, coarsest, drift, fault,
 from smollm3_finetune.merge.requantize import Calibration, Requantizer
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
 from smollm3_finetune.model import LoadedModel, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import shown_ref
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
 from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
 from smollm3_finetune.plan import Choice, ModelPlan
 from smollm3_finetune.requirements import installed_version
-from smollm3_finetune.train.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,7 +267,7 @@ def _requantized(
 def _finish(about: Mapping[str, Any], path: Path, directory: Path) -> None:
     """Write the card and the figures into a directory that is else complete, and give it its name."""
     (path / CARD).write_text(card(about), encoding="utf-8")
-    RunDir.write_json(path / FIGURES, about)
+    write_json(path / FIGURES, about)
     publish(path, directory)
 
 

@@ -25,3 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def file_hash(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON. Raises ValueError for a number that is not finite."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smollm3_finetune.api import Objective
-    from smollm3_finetune.batching.flat import Collate
+    from smollm3_finetune.api.batches import Collate
     from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.model import LoadedModel

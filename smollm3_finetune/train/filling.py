@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching.packing import unpacked
-from smollm3_finetune.data.render import IGNORED
 
 FILL = "fill"
 """The key of an item that fills up; its value is an example of which nothing is learned."""

@@ -19,7 +19,7 @@ from smollm3_finetune.data.tokens import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
-from smollm3_finetune.model_files.json_files import file_hash
+from smollm3_finetune.model_files.json_files import file_hash, write_json
 from smollm3_finetune.negotiation import refined
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.registry import Registry
@@ -88,7 +88,7 @@ def train(
         report = _carried_out(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
         if job.main:
-            job.run.write_json(job.run.report, report)
+            write_json(job.run.report, report)
     return report
 
 
@@ -198,7 +198,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
             if not alone:  # else there is time for it when training is done, and the first step comes sooner
                 before["sample"] = sample()
             if job.main:
-                run.write_json(run.before, before)
+                write_json(run.before, before)
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     if "bfloat16" in trained_dtypes(loaded):

@@ -29,6 +29,7 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.saved import CALIBRATION
 from smollm3_finetune.train.processes import is_main_process
@@ -115,7 +116,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.config.open("x", encoding="utf-8") as stream:  # of two runs only one gets the directory
                 stream.write(_again(config))
-            self.write_json(self.versions, versions)
+            write_json(self.versions, versions)
         except FileExistsError as e:
             raise ConfigError(f"{self.path} holds a run already", hint="another --output") from e
         except OSError as e:
@@ -209,10 +210,6 @@ class RunDir:
         partial = self.metrics.with_suffix(".partial")
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(self.metrics)
-
-    @staticmethod
-    def write_json(path: Path, value: Any) -> None:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _numbered(path: Path) -> Iterator[Path]:

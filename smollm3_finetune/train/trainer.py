@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, TrainingArguments
 
 from smollm3_finetune.api import Objective
-from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_of_the_machine
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.train.callback import RunCallback

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from smollm3_finetune.data.render import IGNORED
+from smollm3_finetune.api.data import IGNORED
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -42,3 +45,17 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
 
 def _one_sequence(rows: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(rows)[None])  # (1, T)
+
+
+def has_supervised_logits(model: nn.Module) -> bool:
+    """Whether the model, or one that it wraps, is inside `supervised_logits`."""
+    return any(_is_supervised(module.__dict__.get("forward")) for module in model.modules())
+
+
+def _is_supervised(forward: Any) -> bool:
+    """Whether it is what `in_place_of_own` gave, or wraps it: accelerate wraps forwards for mixed precision."""
+    while forward is not None:
+        if hasattr(forward, "supervised"):
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
