@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
-from smollm3_finetune.options import build
 from smollm3_finetune.registry import Registry
 from smollm3_finetune.requirements import requirement_problems
 

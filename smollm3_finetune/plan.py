@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
 from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.config.load import same_component
+from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import (
@@ -25,7 +26,6 @@ from smollm3_finetune.errors import (
 )
 from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
 from smollm3_finetune.negotiation import Chosen, environment, pair_problem
-from smollm3_finetune.options import build
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems

@@ -38,8 +38,8 @@ import pytest
 from smollm3_finetune import api, errors
 from smollm3_finetune.api import hookspecs
 from smollm3_finetune.config import schema
+from smollm3_finetune.config.options import describe
 from smollm3_finetune.kinds import KINDS
-from smollm3_finetune.options import describe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import Conversation
+from smollm3_finetune.config.options import build
 from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.kinds import FORMATTER
-from smollm3_finetune.options import build
 from smollm3_finetune.registry import Registry
 
 TEST_DATA = os.environ.get("SMOLLM3_TEST_DATA")

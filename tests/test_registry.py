@@ -189,7 +189,7 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
 
 def test_options_that_are_no_dataclass_are_the_plugins_fault(fake_distribution: Any) -> None:
     fake_distribution("acme", "1.0", {"acme_options": "number = 3\nclass Plain: pass\n"})
-    from smollm3_finetune.options import build
+    from smollm3_finetune.config.options import build
 
     with pytest.raises(PluginError, match="acme_options:number"):
         offer("q", options="acme_options:number").options_class()

@@ -115,8 +115,8 @@ def _measure(
     from smollm3_finetune.compatibility.matrix import State
     from smollm3_finetune.compatibility.sweep import Pair, Sweep
     from smollm3_finetune.config.load import assignment, plain
+    from smollm3_finetune.config.options import build
     from smollm3_finetune.errors import ConfigError, IncompatibleError
-    from smollm3_finetune.options import build
     from smollm3_finetune.paths import user_path
 
     file = user_path(str(file), "--measure")

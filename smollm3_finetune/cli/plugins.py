@@ -13,7 +13,7 @@ from smollm3_finetune.cli.plugins_new import new
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
-    from smollm3_finetune.options import OptionInfo
+    from smollm3_finetune.config.options import OptionInfo
     from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 
@@ -166,8 +166,8 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
 
     from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
     from smollm3_finetune.cli.component_help import option_lines
+    from smollm3_finetune.config.options import build, describe
     from smollm3_finetune.negotiation import Chosen, environment, provided, refined
-    from smollm3_finetune.options import build, describe
     from smollm3_finetune.requirements import requirement_problems
 
     spec = offer.spec

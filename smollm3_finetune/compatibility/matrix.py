@@ -13,10 +13,10 @@ from enum import StrEnum
 from smollm3_finetune.api import Env, Purpose
 from smollm3_finetune.compatibility.evidence import PURPOSES
 from smollm3_finetune.compatibility.sources import Collected, Evidence
+from smollm3_finetune.config.options import build
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.negotiation import Chosen, environment, needed, pair_problem, provided, refusal
-from smollm3_finetune.options import build
 from smollm3_finetune.registry import Offer, Registry
 from smollm3_finetune.requirements import requirement_problems
 

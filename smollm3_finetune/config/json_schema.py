@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from smollm3_finetune.config.options import json_schema
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, RunConfig
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.kinds import KINDS, Kind
-from smollm3_finetune.options import json_schema
 from smollm3_finetune.registry import Registry
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.config.options import build, describe, option_problems
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
-from smollm3_finetune.options import build, describe, option_problems
 
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
@@ -214,7 +214,7 @@ def _checked(
 
 def _plain_fields() -> Any:
     """The top-level keys that are single values, as an options dataclass of their own."""
-    from smollm3_finetune.options import field_types
+    from smollm3_finetune.config.options import field_types
 
     types = field_types(RunConfig)
     rest = [f for f in dataclasses.fields(RunConfig) if f.name not in (*COMPONENT_SECTIONS, *PLAIN_SECTIONS)]

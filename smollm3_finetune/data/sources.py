@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import option
+from smollm3_finetune.config.options import build
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.data.reading import SUFFIXES
 from smollm3_finetune.errors import ConfigError, DataError
-from smollm3_finetune.options import build
 from smollm3_finetune.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
