@@ -27,9 +27,9 @@ from smollm3_finetune.compatibility.matrix import Cell, State, table
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.compatibility.sources import OWN_FILE, collect
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
-from smollm3_finetune.discovery import CORE_DISTRIBUTION, discover
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.registry import Registry
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, discover
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = {CORE_DISTRIBUTION, *(p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml"))}

@@ -144,8 +144,8 @@ def _processor_seconds() -> float:
 def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[list[int]], str]:
     """The token ids that `smollm3 quantize` will calibrate on, and the directory of the dense checkpoint."""
     from smollm3_finetune.api import Purpose
+    from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.load import Setting, assemble
-    from smollm3_finetune.discovery import Wanted, discover
     from smollm3_finetune.model import build_context
     from smollm3_finetune.quantize import plan_quantize
 

@@ -25,11 +25,11 @@ from smollm3_finetune.api import (
     Quantizer,
     options_dict,
 )
-from smollm3_finetune.blame import blamed_on
+from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
 from smollm3_finetune.model_files.loading import load_tokenizer
-from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.components.registry import Registry
 
 
 ADAPTED = ("disabled", "on_step", "save")
@@ -142,7 +142,7 @@ def load_model(
         loaded = load_model("HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter="lora", purpose="train")
         loaded.model, loaded.tokenizer
     """
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
 
     registry = registry or discover(Wanted.of(plugins))
     context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
-from smollm3_finetune.blame import blamed_on
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
+from smollm3_finetune.components.negotiation import environment, pair_problem
+from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.requirements import requirement_problems
+from smollm3_finetune.components.selection import Choice, blamed_on, choose
 from smollm3_finetune.config.load import same_component
-from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import (
     Collector,
     ConfigError,
@@ -24,11 +27,7 @@ from smollm3_finetune.errors import (
     PluginError,
     SmolLM3Error,
 )
-from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER, Kind
-from smollm3_finetune.negotiation import Chosen, environment, pair_problem
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.registry import Offer, Registry
-from smollm3_finetune.requirements import requirement_problems
 from smollm3_finetune.saved import SavedAdapter, read_calibration
 
 if TYPE_CHECKING:
@@ -37,21 +36,6 @@ if TYPE_CHECKING:
 NO_QUANTIZER = "none"
 OWN_NO_QUANTIZER = f"{CORE_DISTRIBUTION}:{NO_QUANTIZER}"
 """What a run gets that names none: a plugin which takes the name does not get it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A component and the validated options it will be made with."""
-
-    offer: Offer
-    options: Any
-
-    @property
-    def chosen(self) -> Chosen:
-        return Chosen(spec=self.offer.spec, options=self.options)
-
-    def create(self) -> Any:
-        return self.offer.create(self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +77,6 @@ class ModelPlan:
             return self.source.tokenizer()
 
 
-def choose(
-    registry: Registry, kind: Kind, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
-) -> Choice:
-    """A named component with its options validated. Raises what `Registry.find` and `options.build` raise."""
-    offer = registry.find(kind, name)
-    prefix = f"{kind.section}."
-    where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
-    return Choice(offer=offer, options=build(offer.options_class(), options, kind.section, where))
-
-
 def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
     """The named loader, or the one that claims the reference; a tie must be decided by the user."""
     config = request.loader
@@ -131,7 +105,7 @@ def open_source(loader: Choice, ref: str, context: BuildContext) -> tuple[ModelS
 
 
 def _model_hint(ref: str, registry: Registry) -> str:
-    from smollm3_finetune.registry import known_components
+    from smollm3_finetune.components.registry import known_components
 
     extension = ref.rpartition(".")[2].lower()
     install = known_components()["loader"].get(extension)
@@ -212,7 +186,7 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
             collect.problems += requirement_problems(title, requires, context.device)
     env = environment(context.device, context.purpose)
     if early is not None and adapter is not None:
-        problem = pair_problem(registry, early.chosen, adapter.chosen, env)
+        problem = pair_problem(registry, early, adapter, env)
         if problem is not None:
             collect.problems.append(problem)
     opened = collect.run(lambda: open_source(loader, request.ref, context)) if loader is not None else None
@@ -228,7 +202,7 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
         offer = quantizer.offer
         collect.problems += requirement_problems(offer.title, offer.spec.requires, context.device)
         if adapter is not None:
-            problem = pair_problem(registry, quantizer.chosen, adapter.chosen, env)
+            problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
     collect.finish()
     _check_source(quantizer, source)

@@ -16,9 +16,9 @@ from pathlib import Path
 from string import Template
 
 from smollm3_finetune.api import API_VERSION
-from smollm3_finetune.discovery import NAME
+from smollm3_finetune.components.discovery import NAME
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
 

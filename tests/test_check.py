@@ -224,7 +224,7 @@ def test_a_broken_installed_plugin_is_told_and_others_are_not_blamed(cli: Cli, f
 EVERYTHING = """
 import json
 from smollm3_finetune.checks.plugin import check, targets
-from smollm3_finetune.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 found = [t for t in (*targets("builtin", ()), *targets(None, ())) if t.distribution.startswith("smollm3-")]
 print(json.dumps({t.name: [f.as_dict() for f in check(t)] for t in found}))
 """

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import ALL_OPS, AdapterSpec, Env, NoOptions, Op, Purpose, QuantizerSpec, Requires, option
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.negotiation import environment, missing_ops, pair_problem, provided, refined
+from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.errors import PluginError
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.negotiation import Chosen, environment, missing_ops, pair_problem, provided, refined
-from smollm3_finetune.registry import Offer, Registry
 
 CPU = Env(device="cpu")
 LINEAR = {Op.FORWARD, Op.GRAD_INPUT}
@@ -41,8 +42,10 @@ def adapter(name: str = "scale", needs: Any = LINEAR, **fields: Any) -> AdapterS
     return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, **fields)
 
 
-def chosen(spec: Any, options: Any = None) -> Chosen:
-    return Chosen(spec=spec, options=options or NoOptions())
+def chosen(spec: Any, options: Any = None) -> Choice:
+    kind = QUANTIZER if isinstance(spec, QuantizerSpec) else ADAPTER
+    offer = Offer(kind=kind, spec=spec, distribution="acme", version="1.0", plugin="acme")
+    return Choice(offer=offer, options=options or NoOptions())
 
 
 def registry(*specs: Any) -> Registry:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import __version__
-from smollm3_finetune.requirements import installed_version
+from smollm3_finetune.components.requirements import installed_version
 
 HOOKS = """
 from smollm3_finetune.api import AdapterSpec, Op, QuantizerSpec, Requires, hookimpl
@@ -267,7 +267,7 @@ def test_of_several_results_a_fresh_one_counts_before_a_newer_stale_one(cli: Any
 def test_a_plugin_file_carries_its_results_beside_it_and_its_version_is_its_content(cli: Any, plugin_file: Any) -> None:
     source = HOOKS.replace("acme.work", "mine")
     file: Path = plugin_file("mine", source)
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
 
     version = next(r.version for r in discover(Wanted.of((str(file),))).plugins if r.name == "mine")
     own = result(quantizer="mine:packed", adapter="mine:shift", versions={"mine": version})

@@ -17,8 +17,8 @@ from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
 from smollm3_finetune.compatibility.evidence import read
 from smollm3_finetune.compatibility.sources import OWN_FILE
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.registry import Offer
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.registry import Offer
 
 ROOT = Path(__file__).parents[1]
 OUT_OF_TREE = Path(__file__).parent / "out_of_tree"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.config.json_schema import run_schema
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.json_schema import run_schema
 from smollm3_finetune.config.load import Loaded, Setting, as_dict, assemble, assignment, file_settings
 from smollm3_finetune.config.schema import ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
-from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError, Problems
 
 Write = Callable[[str], Path]

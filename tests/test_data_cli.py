@@ -472,10 +472,10 @@ def test_help_imports_nothing_heavy_and_hides_what_does_not_matter(args: list[st
 def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any], int, int]:
     """(counts, tokens, learned tokens) of the examples that training would read, of one source."""
     from smollm3_finetune.api import Purpose
+    from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.data.render import Renderer
     from smollm3_finetune.data.tokens import tokenize
-    from smollm3_finetune.discovery import Wanted, discover
     from smollm3_finetune.model import build_context
     from smollm3_finetune.train.plan import plan_run
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.registry import PluginRecord, Registry
 from smollm3_finetune.errors import ConfigError, PluginError
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.registry import PluginRecord, Registry
 
 HEAD = "from smollm3_finetune.api import *\n"
 GOOD = HEAD + (

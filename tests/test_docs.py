@@ -37,9 +37,9 @@ import pytest
 
 from smollm3_finetune import api, errors
 from smollm3_finetune.api import hookspecs
+from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.config import schema
 from smollm3_finetune.config.options import describe
-from smollm3_finetune.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

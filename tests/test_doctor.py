@@ -14,8 +14,8 @@ import pytest
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.checks import doctor
 from smollm3_finetune.checks.probe import Probe, run_pieces
-from smollm3_finetune.discovery import discover
-from smollm3_finetune.distributions import conflicts, modules_of
+from smollm3_finetune.components.discovery import discover
+from smollm3_finetune.components.requirements import conflicts, modules_of
 
 Cli = Callable[..., Any]
 PLUGIN = """

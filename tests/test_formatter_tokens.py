@@ -19,14 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
 from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import choose
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import with_formatter
 from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import DataError
-from smollm3_finetune.kinds import FORMATTER, OBJECTIVE
-from smollm3_finetune.plan import choose
-from smollm3_finetune.registry import Registry
 
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 TOOLS = Path(__file__).parent / "templates" / "smollm3_like_tools.jinja"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import Conversation
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import FORMATTER
+from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.options import build
-from smollm3_finetune.discovery import Wanted, discover
-from smollm3_finetune.kinds import FORMATTER
-from smollm3_finetune.registry import Registry
 
 TEST_DATA = os.environ.get("SMOLLM3_TEST_DATA")
 NAMES = ["alpaca", "messages", "preference", "prompt-completion", "sharegpt", "text"]

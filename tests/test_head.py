@@ -28,9 +28,9 @@ from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.batching import head
 from smollm3_finetune.batching.head import LOGIT_BYTES, SupervisedForward, supervised_logits
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
-from smollm3_finetune.discovery import Wanted, discover
-from smollm3_finetune.kinds import ADAPTER
-from smollm3_finetune.plan import choose
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import ADAPTER
+from smollm3_finetune.components.selection import choose
 
 VOCABULARY = 96
 SIZES: dict[str, Any] = {

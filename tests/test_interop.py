@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import smollm3_finetune
-from smollm3_finetune.discovery import discover
-from smollm3_finetune.registry import known_components
+from smollm3_finetune.components.discovery import discover
+from smollm3_finetune.components.registry import known_components
 from smollm3_finetune.testing import dense_copy, plan, relative_error
 
 pytestmark = pytest.mark.plugins

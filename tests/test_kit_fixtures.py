@@ -17,8 +17,8 @@ import sys
 
 import pytest
 
-from smollm3_finetune.discovery import Wanted, discover
-from smollm3_finetune.kinds import QUANTIZER
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import QUANTIZER
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import torch
 import smollm3_finetune
 from smollm3_finetune import load_model
 from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
-from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.negotiation import needed, pair_problem
+from smollm3_finetune.components.selection import choose
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.requantize import choose_requantizer
@@ -30,8 +33,7 @@ from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.model import build_context
 from smollm3_finetune.model_files import output
 from smollm3_finetune.model_files.writing import copy_rest
-from smollm3_finetune.negotiation import Chosen, needed, pair_problem
-from smollm3_finetune.plan import ModelRequest, choose, plan_model
+from smollm3_finetune.plan import ModelRequest, plan_model
 
 HERE = Path(__file__).parent / "out_of_tree"
 NAMES = ("faulty_merges", "one_way_quantizer", "rounding_quantizer", "scale_adapter")
@@ -373,14 +375,15 @@ def test_what_cannot_be_merged_is_refused_before_weights_are_read(
 
 def test_merging_needs_reading_and_training_does_not() -> None:
     registry = discover(Wanted.of(FILES))
-    adapter = choose(registry, ADAPTER, "delta", {}).chosen
-    sealed = choose(registry, QUANTIZER, "sealed", {}).chosen
+    adapter = choose(registry, ADAPTER, "delta", {})
+    sealed = choose(registry, QUANTIZER, "sealed", {})
     assert Op.READ_WEIGHT not in needed(adapter, Purpose.TRAIN)
     assert needed(adapter, Purpose.MERGE) == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
     assert pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.TRAIN)) is None
     problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
     assert isinstance(problem, IncompatibleError)
-    kept = Chosen(spec=AdapterSpec(name="kept", summary="", factory="x:Y", merges=False), options=None)
+    spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False)
+    kept = replace(adapter, offer=replace(adapter.offer, spec=spec))
     assert pair_problem(registry, sealed, kept, Env(device="cpu", purpose=Purpose.INFER)) is None
 
 
@@ -469,11 +472,12 @@ MOMENTS = (".merged.smollm3-lock", PARTIAL, *(f"{PARTIAL}/{part}" for part in PA
 
 MERGER = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # what has started threads cannot be forked
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.model import build_context
 from smollm3_finetune.plan import ModelRequest, plan_model

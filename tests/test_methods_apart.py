@@ -18,12 +18,12 @@ from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
 from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import ADAPTER
+from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
-from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import UnsupportedOp
-from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.model import LoadedModel
-from smollm3_finetune.plan import choose
 from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.batches import batching
 from smollm3_finetune.train.callback import RunCallback

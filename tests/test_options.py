@@ -137,7 +137,8 @@ def test_the_json_schema_has_limits_help_and_no_other_keys() -> None:
 
 def test_describing_options_needs_no_pydantic() -> None:
     code = (
-        "import sys; from smollm3_finetune.config.options import describe; from smollm3_finetune.config.schema import *; "
+        "import sys; from smollm3_finetune.config.options import describe; "
+        "from smollm3_finetune.config.schema import *; "
         "assert len(describe(TrainConfig)) > 10; assert 'pydantic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

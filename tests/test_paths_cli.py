@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.paths import user_path
 

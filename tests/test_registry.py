@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
-from smollm3_finetune.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
+from smollm3_finetune.components.registry import KNOWN_FILE, Offer, PluginRecord, Registry, known_components
 from smollm3_finetune.errors import (
     MissingRequirementError,
     PluginConflictError,
@@ -17,8 +19,6 @@ from smollm3_finetune.errors import (
     SmolLM3Error,
     UnknownComponentError,
 )
-from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
-from smollm3_finetune.registry import KNOWN_FILE, Offer, PluginRecord, Registry, known_components
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import Requires
+from smollm3_finetune.components.requirements import installed_version, requirement_problems, unmet_distributions
 from smollm3_finetune.errors import PluginError
-from smollm3_finetune.requirements import installed_version, requirement_problems, unmet_distributions
 
 
 def test_what_is_installed_in_a_fitting_version_is_met_without_importing_it(fake_distribution: Any) -> None:

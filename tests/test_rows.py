@@ -17,16 +17,16 @@ import pytest
 from smollm3_finetune.api import NoOptions
 from smollm3_finetune.builtin.tiny_loader import TinyLoader
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import OBJECTIVE
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import choose
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.tokens import BATCH, Tokens, copies, tokenize
-from smollm3_finetune.discovery import Wanted, discover
 from smollm3_finetune.errors import ConfigError, DataError
-from smollm3_finetune.kinds import OBJECTIVE
-from smollm3_finetune.plan import choose
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.registry import Registry
 from smollm3_finetune.testing import context
 from smollm3_finetune.train.order import PIECE, Shuffled
 

@@ -13,14 +13,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from smollm3_finetune import api
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec, options_dict
 from smollm3_finetune.checks.findings import Finding
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.requirements import unmet_distributions
+from smollm3_finetune.components.suggestions import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.config.load import Setting, assemble, plain
 from smollm3_finetune.config.options import build, describe, field_types
-from smollm3_finetune.config.schema import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.device import KINDS as DEVICES
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
-from smollm3_finetune.registry import Offer, Registry
-from smollm3_finetune.requirements import unmet_distributions
 
 PROTOCOLS: Mapping[Any, Any] = {
     LOADER: api.Loader, QUANTIZER: api.Quantizer, ADAPTER: api.Adapter, FORMATTER: api.Formatter,

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
+from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
+from smollm3_finetune.components.registry import Offer
 from smollm3_finetune.errors import MissingRequirementError
-from smollm3_finetune.kinds import ADAPTER, LOADER, QUANTIZER
-from smollm3_finetune.registry import Offer
 
 CLASSES = {QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance"}
 """Of the kit; a loader's needs a reference to open, which only its author can make."""

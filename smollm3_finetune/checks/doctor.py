@@ -22,13 +22,18 @@ from smollm3_finetune.cache.entries import entries, leftovers, shown_size
 from smollm3_finetune.cache.store import default_root
 from smollm3_finetune.checks.findings import Finding, wrong
 from smollm3_finetune.checks.probe import SECONDS, Probe, run_pieces
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.components.kinds import ADAPTER
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.requirements import (
+    conflicts,
+    modules_of,
+    requirement_problems,
+    requirements,
+    version_of,
+)
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
-from smollm3_finetune.discovery import CORE_DISTRIBUTION
-from smollm3_finetune.distributions import conflicts, modules_of, requirements, version_of
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER
-from smollm3_finetune.registry import Registry
-from smollm3_finetune.requirements import requirement_problems
 from smollm3_finetune.version import __version__
 
 KNOWN = Path(__file__).with_name("known_problems.json")

@@ -81,7 +81,7 @@ def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
 
 def main(plugin: str, requested: Sequence[str]) -> None:
     """Discover, and import the options of what `plugin` offers; print what was asked for as JSON."""
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
 
     poison = _Poison()
     sys.meta_path.insert(0, poison)

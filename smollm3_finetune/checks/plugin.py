@@ -21,11 +21,11 @@ from smollm3_finetune.checks.component import component_findings
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.light import SLOW, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
-from smollm3_finetune.discovery import GROUP, Wanted, discover
+from smollm3_finetune.components.discovery import GROUP, Wanted, discover
+from smollm3_finetune.components.kinds import KINDS
+from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
-from smollm3_finetune.kinds import KINDS
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 SECONDS = 60.0
 """For the import of one plugin, before it is taken to hang."""
@@ -72,7 +72,7 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     """
     files = [r for r in requested if not r.startswith("no:")]
     files += [name] if name is not None and (name.endswith(".py") or os.sep in name) else []
-    code = "from smollm3_finetune.discovery import Wanted, discover\ndiscover(Wanted.of(({!r},), True))"
+    code = "from smollm3_finetune.components.discovery import Wanted, discover\ndiscover(Wanted.of(({!r},), True))"
     pieces = {file: code.format(os.path.abspath(file) if file.endswith(".py") else file) for file in files}
     distributions = {file: Path(file).stem for file in files}
     wanted = Wanted.of(tuple(requested), no_plugins)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
+    from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.config.load import Loaded, Setting
-    from smollm3_finetune.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -164,7 +164,7 @@ def answers(f: F) -> F:
 
 def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
     """What `discover` finds."""
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
 
     with working():
         return discover(Wanted.of(tuple(requested), no_plugins))

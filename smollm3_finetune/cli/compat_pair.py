@@ -10,7 +10,7 @@ import click
 
 from smollm3_finetune.compatibility.matrix import Cell, State, Terms
 from smollm3_finetune.compatibility.sources import Collected, Evidence
-from smollm3_finetune.registry import Offer
+from smollm3_finetune.components.registry import Offer
 
 LABEL = 12
 COLOURS = {State.MEASURED: "green", State.DECLARED: "cyan", State.REFUSED: "red", State.UNKNOWN: "yellow"}

@@ -10,8 +10,8 @@ import click
 
 from smollm3_finetune.compatibility.evidence import PURPOSES
 from smollm3_finetune.compatibility.matrix import Cell, State
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
-from smollm3_finetune.registry import Offer
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
+from smollm3_finetune.components.registry import Offer
 
 LEGEND = {
     "●": ("measured, and holds", "green"),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.common import find_plugins
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
 
 if TYPE_CHECKING:
-    from smollm3_finetune.registry import Offer
+    from smollm3_finetune.components.registry import Offer
 
 NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER}
 

@@ -70,6 +70,6 @@ def validate(**values: Any) -> str:
 @plugin_options
 def schema(plugin: tuple[str, ...], no_plugins: bool) -> None:
     """Print the JSON schema of run.yaml, with the options of every installed component, for editors."""
-    from smollm3_finetune.config.json_schema import run_schema
+    from smollm3_finetune.components.json_schema import run_schema
 
     click.echo(json.dumps(run_schema(find_plugins(plugin, no_plugins)), indent=2))

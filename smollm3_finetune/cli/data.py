@@ -14,10 +14,10 @@ from smollm3_finetune.cli.common import find_plugins, load_configuration, run_op
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Progress
+    from smollm3_finetune.components.registry import Registry
+    from smollm3_finetune.components.selection import Choice
     from smollm3_finetune.config.load import Loaded
     from smollm3_finetune.data.preview import Inspector, SourceStats
-    from smollm3_finetune.plan import Choice
-    from smollm3_finetune.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -182,10 +182,10 @@ class Look:
 
 def _look(values: Mapping[str, Any]) -> Look:
     """Everything that `train` would settle about the rows. Raises every independent problem together."""
+    from smollm3_finetune.components.kinds import OBJECTIVE
+    from smollm3_finetune.components.selection import choose
     from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
     from smollm3_finetune.errors import Collector
-    from smollm3_finetune.kinds import OBJECTIVE
-    from smollm3_finetune.plan import choose
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.train.plan import find_rows, render_options
 
@@ -208,10 +208,10 @@ def _look(values: Mapping[str, Any]) -> Look:
 
     import transformers
 
-    from smollm3_finetune.blame import blamed_on
+    from smollm3_finetune.components.selection import blamed_on
+    from smollm3_finetune.components.suggestions import with_suggestions
     from smollm3_finetune.data.preview import Inspector
     from smollm3_finetune.data.render import Renderer
-    from smollm3_finetune.train.plan import with_suggestions
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -233,10 +233,10 @@ def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
     """The loader and the opened model, for its tokenizer. The packages of a quantizer or an adapter are not needed."""
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
+    from smollm3_finetune.components.requirements import requirement_problems
     from smollm3_finetune.errors import raise_all
     from smollm3_finetune.plan import ModelRequest, choose_loader, open_source
     from smollm3_finetune.progress import for_stream
-    from smollm3_finetune.requirements import requirement_problems
 
     config = loaded.config
     request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
@@ -252,10 +252,10 @@ def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
 
 def _named(registry: Registry, loaded: Loaded) -> list[Choice]:
     """The adapter and the quantizer, for the values they suggest; of the default adapter only where it is there."""
+    from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+    from smollm3_finetune.components.selection import choose
     from smollm3_finetune.config.schema import DEFAULT_ADAPTER
     from smollm3_finetune.errors import SmolLM3Error
-    from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-    from smollm3_finetune.plan import choose
 
     config = loaded.config
     found = []

@@ -13,9 +13,9 @@ import click
 from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_flags, plugin_options
 
 if TYPE_CHECKING:
+    from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.data.calibration import Calibration
     from smollm3_finetune.plan import ModelPlan
-    from smollm3_finetune.registry import Registry
     from smollm3_finetune.train.rundir import RunDir
 
 

@@ -13,8 +13,8 @@ from smollm3_finetune.cli.plugins_new import new
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
+    from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
     from smollm3_finetune.config.options import OptionInfo
-    from smollm3_finetune.registry import Offer, PluginRecord, Registry
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,7 +75,7 @@ ORIGINS = {"built in": 0, "entry point": 2}
 
 def _requirements(registry: Registry, record: PluginRecord, device: str) -> list[dict[str, Any]]:
     """What the components of a plugin require; those that require the same together."""
-    from smollm3_finetune.requirements import requirement_problems
+    from smollm3_finetune.components.requirements import requirement_problems
 
     found: list[dict[str, Any]] = []
     for offer in registry.offers:
@@ -138,9 +138,9 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
 
 def _find_all(registry: Registry, name: str) -> list[Offer]:
     """The components of any kind with this name. Raises UnknownComponentError with a suggestion."""
+    from smollm3_finetune.components.kinds import KINDS
+    from smollm3_finetune.components.registry import known_components
     from smollm3_finetune.errors import UnknownComponentError, did_you_mean
-    from smollm3_finetune.kinds import KINDS
-    from smollm3_finetune.registry import known_components
 
     distribution, _, bare = name.rpartition(":")
     found = [
@@ -166,9 +166,10 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
 
     from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
     from smollm3_finetune.cli.component_help import option_lines
+    from smollm3_finetune.components.negotiation import environment, provided, refined
+    from smollm3_finetune.components.requirements import requirement_problems
+    from smollm3_finetune.components.selection import Choice
     from smollm3_finetune.config.options import build, describe
-    from smollm3_finetune.negotiation import Chosen, environment, provided, refined
-    from smollm3_finetune.requirements import requirement_problems
 
     spec = offer.spec
     about: dict[str, Any] = {
@@ -193,7 +194,7 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
         defaults: Any = build(offer.options_class(), {}, offer.kind.section)
     except ConfigError:  # an option that must be given: what depends on options is as the descriptor says
         defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
-    chosen = Chosen(spec=spec, options=defaults)
+    chosen = Choice(offer=replace(offer, spec=spec), options=defaults)
     if isinstance(spec, LoaderSpec | FormatterSpec):
         about["rank"] = spec.rank
     if isinstance(spec, QuantizerSpec):

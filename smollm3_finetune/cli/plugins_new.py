@@ -30,8 +30,8 @@ def new(kind: str, name: str, output: str | None, single: bool) -> None:
 
     KIND is loader, quantizer, adapter, formatter or objective; NAME is what users will type.
     """
+    from smollm3_finetune.components.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.errors import ConfigError
-    from smollm3_finetune.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.scaffold import plan_scaffold
 
     scaffold = plan_scaffold(kind, name, output, single=single)

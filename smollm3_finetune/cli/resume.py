@@ -20,7 +20,7 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.train.rundir import RunDir
 
 if TYPE_CHECKING:
-    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.train.plan import RunPlan
 
 MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),

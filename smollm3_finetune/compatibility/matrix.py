@@ -13,12 +13,13 @@ from enum import StrEnum
 from smollm3_finetune.api import Env, Purpose
 from smollm3_finetune.compatibility.evidence import PURPOSES
 from smollm3_finetune.compatibility.sources import Collected, Evidence
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.negotiation import environment, needed, pair_problem, provided, refusal
+from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.requirements import requirement_problems
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.config.options import build
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.negotiation import Chosen, environment, needed, pair_problem, provided, refusal
-from smollm3_finetune.registry import Offer, Registry
-from smollm3_finetune.requirements import requirement_problems
 
 
 class State(StrEnum):
@@ -80,7 +81,7 @@ class _Side:
     """A component with its default options, or what is wrong with it."""
 
     offer: Offer
-    chosen: Chosen | None
+    chosen: Choice | None
     unknown: str | None
     unmet: str | None
 
@@ -88,7 +89,7 @@ class _Side:
     def of(cls, offer: Offer, device: str) -> _Side:
         chosen = unknown = unmet = None
         try:
-            chosen = Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+            chosen = Choice(offer=offer, options=build(offer.options_class(), {}, offer.kind.section))
             unmet = "; ".join(p.message for p in requirement_problems(offer.title, offer.spec.requires, device)) or None
         except SmolLM3Error as e:
             unknown = e.message

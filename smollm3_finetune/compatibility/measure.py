@@ -23,12 +23,13 @@ from smollm3_finetune.api import (
     Quantizer,
 )
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.kinds import ADAPTER
+from smollm3_finetune.components.negotiation import refined
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.kinds import ADAPTER
 from smollm3_finetune.model import LoadedModel, build_context, load_base
-from smollm3_finetune.negotiation import refined
-from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
-from smollm3_finetune.registry import Registry
+from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.saved import SavedAdapter
 
 NOISE = 0.02
@@ -183,14 +184,14 @@ def measure_train(plan: ModelPlan) -> Measured:
     }
     bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
     names = ["gradients", "logits", "restored"]
-    if refined(plan.adapter.chosen).identity_at_start:
+    if refined(plan.adapter).identity_at_start:
         names.append("identity")
     for name in names:
         if not figures[name] <= bound:
             return Measured(figures=figures, fault=f"{name} {figures[name]:.1e} off, at most {bound:.1e}")
     if figures["weights"]:
         return Measured(figures=figures, fault="the base's weights changed on the way")
-    if not figures["moved"] > MOVED and refined(plan.adapter.chosen).disables:
+    if not figures["moved"] > MOVED and refined(plan.adapter).disables:
         return Measured(figures=figures, fault=f"it moves the logits by {figures['moved']:.1e} only, so nothing shows")
     return Measured(figures=figures, fault=None)
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smollm3_finetune.compatibility.evidence import Result, read
-from smollm3_finetune.discovery import CORE_DISTRIBUTION, GROUP
-from smollm3_finetune.registry import PluginRecord, Registry
-from smollm3_finetune.requirements import installed_version
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, GROUP
+from smollm3_finetune.components.registry import PluginRecord, Registry
+from smollm3_finetune.components.requirements import installed_version
 
 FILE = "compat.json"
 OWN_FILE = Path(__file__).with_name("measured.json")

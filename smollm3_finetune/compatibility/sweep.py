@@ -20,8 +20,8 @@ from typing import Any
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.compatibility.evidence import Result
 from smollm3_finetune.compatibility.small_model import write_small_model
-from smollm3_finetune.discovery import CORE_DISTRIBUTION
-from smollm3_finetune.registry import Offer
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.components.registry import Offer
 from smollm3_finetune.version import __version__
 
 LIMIT = 120.0

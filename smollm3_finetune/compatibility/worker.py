@@ -28,7 +28,7 @@ def main() -> None:
 
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.errors import SmolLM3Error
 
     transformers.logging.set_verbosity_error()

@@ -109,14 +109,6 @@ class TrainConfig:
     sample_tokens: int = option(64, "Longest sample answer, in tokens.", ge=1)
 
 
-SUGGESTIBLE = ("data.max_length", "calibration.rows", "calibration.length")
-"""What a component may suggest beside the keys of `train`: nothing that decides which rows there are."""
-
-
-def may_be_suggested(key: str) -> bool:
-    return key.startswith("train.") or key in SUGGESTIBLE
-
-
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 

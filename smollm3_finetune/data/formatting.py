@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
-from smollm3_finetune.blame import blamed_on
+from smollm3_finetune.components.kinds import FORMATTER
+from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.data.reading import Row
 from smollm3_finetune.errors import ConfigError, DataError
-from smollm3_finetune.kinds import FORMATTER
-from smollm3_finetune.plan import Choice
-from smollm3_finetune.registry import Offer, Registry
 
 SHOWN = 3
 

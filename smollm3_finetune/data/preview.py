@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.data.render import Encoded, Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.data.split import position
 from smollm3_finetune.data.tokens import Preparing, copies
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
-from smollm3_finetune.plan import Choice
 
 PLACES = 5
 """How many places of left-out rows are kept."""

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Conversation, Progress, options_dict
+from smollm3_finetune.components.kinds import FORMATTER
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.reading import Row, read_file
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import Border, position
 from smollm3_finetune.errors import DataError
-from smollm3_finetune.kinds import FORMATTER
-from smollm3_finetune.plan import Choice, choose
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.registry import Registry
 
 
 def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Objective, Progress, options_dict
-from smollm3_finetune.blame import blamed_on
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.requirements import installed_version
+from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.errors import DataError
-from smollm3_finetune.plan import Choice
-from smollm3_finetune.requirements import installed_version
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:

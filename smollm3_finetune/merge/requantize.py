@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource, Purpose
-from smollm3_finetune.blame import blamed_on
+from smollm3_finetune.components.kinds import QUANTIZER
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.requirements import requirement_problems
+from smollm3_finetune.components.selection import Choice, blamed_on, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
-from smollm3_finetune.kinds import QUANTIZER
 from smollm3_finetune.merge.gate import drift, logits
 from smollm3_finetune.model import load_base
 from smollm3_finetune.model_files.writing import copy_rest
-from smollm3_finetune.plan import Choice, choose
-from smollm3_finetune.registry import Registry
-from smollm3_finetune.requirements import requirement_problems
 
 if TYPE_CHECKING:
     from torch import Tensor

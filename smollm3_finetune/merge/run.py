@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp, options_dict
-from smollm3_finetune.blame import blamed_on
+from smollm3_finetune.components.requirements import installed_version
+from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.dense import dense_copy
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
@@ -31,8 +32,7 @@ from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import shown_ref
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
 from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
-from smollm3_finetune.plan import Choice, ModelPlan
-from smollm3_finetune.requirements import installed_version
+from smollm3_finetune.plan import ModelPlan
 
 if TYPE_CHECKING:
     from torch import Tensor

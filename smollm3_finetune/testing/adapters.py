@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, UnsupportedOp, directory_source
-from smollm3_finetune.kinds import ADAPTER
-from smollm3_finetune.negotiation import refined
+from smollm3_finetune.components.kinds import ADAPTER
+from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
 from smollm3_finetune.testing.measure import apart, cross_entropy, descend, gradients, logits, push, relative_error
@@ -51,7 +51,7 @@ class AdapterConformance(Conformance):
 
     def declared(self) -> AdapterSpec:
         """The descriptor as it holds with these options."""
-        return refined(self.choose().chosen)
+        return refined(self.choose())
 
     def create(self) -> Any:
         return self.choose().create()

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from smollm3_finetune.api import BuildContext, Purpose
+from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.errors import SmolLM3Error, UnknownComponentError
-from smollm3_finetune.kinds import Kind
 from smollm3_finetune.testing.measure import ROUNDING
 from smollm3_finetune.testing.parts import context
 
 if TYPE_CHECKING:
-    from smollm3_finetune.plan import Choice
-    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.components.registry import Registry
+    from smollm3_finetune.components.selection import Choice
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def beside(case: type, plugin: str | Path) -> Path:
 
 @cache
 def _registry(plugins: tuple[str, ...]) -> Registry:
-    from smollm3_finetune.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import Wanted, discover
 
     return discover(Wanted(files=plugins))
 
@@ -80,7 +80,7 @@ class Conformance:
 
     def choose(self, **options: Any) -> Choice:
         """The component with its options, those of the class and these; what is wrong with them fails the test."""
-        from smollm3_finetune.plan import choose
+        from smollm3_finetune.components.selection import choose
 
         def chosen() -> Choice:
             registry = _registry(tuple(str(beside(type(self), p)) for p in self.plugins))

@@ -20,7 +20,7 @@ import pytest
 from smollm3_finetune.testing.small import EMBEDDED, small_model_directory
 
 if TYPE_CHECKING:
-    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.components.registry import Registry
 
 GROUP = "smollm3_finetune"
 
@@ -36,7 +36,7 @@ class Result(NamedTuple):
 @pytest.fixture
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A registry with nothing in it; meanwhile no installed plugin is found by anything that looks."""
-    from smollm3_finetune.registry import Registry
+    from smollm3_finetune.components.registry import Registry
 
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "1")
     return Registry(offers=())

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 
 from smollm3_finetune.api import ModelError, ModelSource
-from smollm3_finetune.kinds import LOADER
+from smollm3_finetune.components.kinds import LOADER
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
 from smollm3_finetune.testing.measure import apart, logits
 from smollm3_finetune.testing.small import token_ids, write_small_model
@@ -46,8 +46,8 @@ READERS = (
 """What makes or reads weights in the libraries beneath."""
 LIGHT = """
 import json, sys
-from smollm3_finetune.discovery import Wanted, discover
-from smollm3_finetune.kinds import LOADER
+from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.kinds import LOADER
 files, name, ref = json.loads(sys.argv[1])
 discover(Wanted(files=tuple(files))).find(LOADER, name).spec.claims(ref)
 print(json.dumps(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "transformers", "numpy", "safetensors"})))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import BuildContext, Purpose
 
 if TYPE_CHECKING:
+    from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.plan import ModelPlan
-    from smollm3_finetune.registry import Registry
 
 
 def context(
@@ -46,8 +46,8 @@ def plan(
     plugins: tuple[str, ...] = (),
 ) -> ModelPlan:
     """What `load_model` would do for training, as a plan that the checks carry out themselves."""
+    from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.schema import ComponentConfig
-    from smollm3_finetune.discovery import Wanted, discover
     from smollm3_finetune.model import build_context
     from smollm3_finetune.plan import ModelRequest, plan_model
 

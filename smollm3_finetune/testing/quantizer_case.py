@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import Base, LinearOps, ModelSource, Op, Purpose
-from smollm3_finetune.kinds import QUANTIZER
-from smollm3_finetune.negotiation import environment, provided
+from smollm3_finetune.components.kinds import QUANTIZER
+from smollm3_finetune.components.negotiation import environment, provided
 from smollm3_finetune.testing.conformance import Conformance, demand, skip
 from smollm3_finetune.testing.measure import input_gradient, logits
 from smollm3_finetune.testing.small import small_source, token_ids
@@ -88,7 +88,7 @@ class QuantizerCase(Conformance):
 
     def declared(self) -> frozenset[Op]:
         """The operations that the descriptor declares, with these options on this device."""
-        return provided(self.choose().chosen, environment(self.device, Purpose.TRAIN))[0]
+        return provided(self.choose(), environment(self.device, Purpose.TRAIN))[0]
 
     def layers(self, base: Base, dense: PreTrainedModel) -> list[Layer]:
         """Every layer that is linear in the dense model, but the output head."""

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.data.tokens import Examples
 from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
-from smollm3_finetune.negotiation import refined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from smollm3_finetune.api import Objective
     from smollm3_finetune.api.batches import Collate
     from smollm3_finetune.batching.packing import Ints
+    from smollm3_finetune.components.selection import Choice
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.model import LoadedModel
-    from smollm3_finetune.plan import Choice
 
 
 ROUNDED_AT_MOST = 0.3
@@ -35,7 +35,7 @@ def check_batches(train: TrainConfig, adapter: Choice) -> None:
     if train.packing and train.group_by_length:
         raise ConfigError("train.packing=true decides the batches, so train.group_by_length=true cannot")
     wanted = _wanted(train)
-    if wanted is not None and not refined(adapter.chosen).packs:
+    if wanted is not None and not refined(adapter).packs:
         raise IncompatibleError(
             f"{wanted} puts rows into one sequence, in which {adapter.offer.title} would mix them",
             hint=_otherwise(train),
@@ -119,7 +119,7 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
 
     adapter = loaded.plan.adapter
     assert adapter is not None
-    if not refined(adapter.chosen).packs:
+    if not refined(adapter).packs:
         raise RowsNotApart(f"{adapter.offer.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smollm3_finetune.api import BuildContext
+from smollm3_finetune.components.kinds import OBJECTIVE
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import Loaded
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokens import tokenize
-from smollm3_finetune.kinds import OBJECTIVE
-from smollm3_finetune.plan import Choice, ModelPlan, choose
-from smollm3_finetune.registry import Registry
-from smollm3_finetune.train.plan import calibration_rows, find_rows, render_options, with_suggestions
+from smollm3_finetune.plan import ModelPlan
+from smollm3_finetune.train.plan import calibration_rows, find_rows, render_options
 
 
 @dataclass(frozen=True, kw_only=True)

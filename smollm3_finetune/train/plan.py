@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, Purpose, options_dict
-from smollm3_finetune.config.load import Loaded, Setting, assemble
-from smollm3_finetune.config.schema import (
-    DEFAULT_ADAPTER,
-    DEFAULT_OBJECTIVE,
-    SUGGESTIBLE,
-    ComponentConfig,
-    DataConfig,
-    RunConfig,
-    may_be_suggested,
-)
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.suggestions import with_suggestions
+from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, DataConfig, RunConfig
 from smollm3_finetune.data.render import RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.template import check_syntax
 from smollm3_finetune.device import repeatable
-from smollm3_finetune.errors import Collector, ConfigError, PluginError
-from smollm3_finetune.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.plan import Choice, ModelPlan, ModelRequest, choose, plan_model
-from smollm3_finetune.registry import Registry
+from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.optimizer import check_optimizer
@@ -162,28 +156,6 @@ def check_length(loaded: Loaded, model: ModelPlan) -> None:
         f"data.max_length={wanted}{default} is more than the {room} tokens that {model.ref!r} takes",
         hint=f"--loader-opt context={wanted} (YaRN), or --max-length {room}" if stretch else f"--max-length {room}",
     )
-
-
-def with_suggestions(loaded: Loaded, components: Sequence[Choice]) -> Loaded:
-    """The configuration again, with what the chosen components suggest beneath what the user set.
-
-    Raises PluginError for a suggestion that would come too late: rows are read before.
-    """
-    for c in components:
-        for key in c.offer.spec.suggests:
-            if not may_be_suggested(key):
-                raise PluginError(
-                    f"{c.offer.title} suggests {key}, and components may suggest train.… and {', '.join(SUGGESTIBLE)}",
-                    hint="tell the plugin's author",
-                )
-    layers = [
-        [
-            Setting(key=tuple(key.split(".")), value=value, origin=f"suggested by {c.offer.title}")
-            for key, value in c.offer.spec.suggests.items()
-        ]
-        for c in components
-    ]
-    return assemble([*layers, loaded.settings])
 
 
 def _resolved(

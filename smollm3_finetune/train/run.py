@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
 from smollm3_finetune.cache.use import record_uses
+from smollm3_finetune.components.negotiation import refined
+from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
 from smollm3_finetune.data.render import Renderer
 from smollm3_finetune.data.rows import first_question
@@ -20,9 +22,7 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model import LoadedModel, compose, parts
 from smollm3_finetune.model_files.json_files import file_hash, write_json
-from smollm3_finetune.negotiation import refined
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.registry import Registry
 from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
@@ -306,7 +306,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
 
 def versions(plan: RunPlan, registry: Registry) -> Mapping[str, Any]:
     """The distributions behind a run, for reproducing it and for comparing when it is resumed."""
-    from smollm3_finetune.requirements import installed_version
+    from smollm3_finetune.components.requirements import installed_version
 
     formatters = [s.formatter for s in plan.rows.sources]
     choices = (plan.model.loader, plan.model.quantizer, plan.model.adapter, plan.objective, *formatters)
@@ -321,7 +321,7 @@ def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
     """The base alone where the adapter can step aside, else the model as it is; gives which of the two it is."""
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
-        alone = refined(loaded.plan.adapter.chosen).disables
+        alone = refined(loaded.plan.adapter).disables
         if alone:
             try:
                 stack.enter_context(loaded.disabled())

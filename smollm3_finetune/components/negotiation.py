@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.requirements import requirement_problems
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
-from smollm3_finetune.kinds import ADAPTER, QUANTIZER, Kind
-from smollm3_finetune.registry import Registry
-from smollm3_finetune.requirements import requirement_problems
 
 T = TypeVar("T")
 NO_CHANGE = "it is no change of the model's weights"
@@ -30,15 +30,7 @@ def environment(device: str, purpose: Purpose) -> Env:
     return Env(device=device.partition(":")[0], purpose=purpose, tools=tools)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """A descriptor with the options it will be used with."""
-
-    spec: Any
-    options: Any
-
-
-def provided(quantizer: Chosen, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
+def provided(quantizer: Choice, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
     """The operations of a quantizer here and with these options, and the reasons for those that are absent."""
     spec: QuantizerSpec = quantizer.spec
     absent = dict(spec.absent)
@@ -47,7 +39,7 @@ def provided(quantizer: Chosen, env: Env) -> tuple[frozenset[Op], Mapping[Op, st
     return frozenset(spec.provides) - absent.keys(), absent
 
 
-def refined(adapter: Chosen) -> AdapterSpec:
+def refined(adapter: Choice) -> AdapterSpec:
     """An adapter's descriptor as it holds with these options."""
     spec: AdapterSpec = adapter.spec
     if spec.refine is None:
@@ -68,20 +60,20 @@ def _asked(spec: Any, question: Callable[[Any], T]) -> T:
         raise PluginError(f"the refine() of {spec.name!r} raised {type(e).__name__}: {e}") from e
 
 
-def needed(adapter: Chosen, purpose: Purpose) -> frozenset[Op]:
+def needed(adapter: Choice, purpose: Purpose) -> frozenset[Op]:
     """What the base's layers must be able to do: what the adapter needs, and for a merge the dense copy's reading."""
     needs = frozenset(refined(adapter).needs)
     return needs | {Op.READ_WEIGHT} if purpose is Purpose.MERGE else needs
 
 
-def missing_ops(quantizer: Chosen, adapter: Chosen, env: Env) -> dict[Op, str]:
+def missing_ops(quantizer: Choice, adapter: Choice, env: Env) -> dict[Op, str]:
     """What is needed with the adapter and the quantizer does not provide, each with the reason."""
     ops, absent = provided(quantizer, env)
     lacking = sorted(needed(adapter, env.purpose) - ops)
     return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
 
 
-def refusal(quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
+def refusal(quantizer: Choice, adapter: Choice, env: Env) -> str | None:
     """Why a pair cannot work, in a few words and without their names; None where it can."""
     if env.purpose is Purpose.MERGE and not refined(adapter).merges:
         return NO_CHANGE
@@ -91,7 +83,7 @@ def refusal(quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
     return "; ".join(f"no {', '.join(ops)}: {reason}" for reason, ops in by_reason.items()) or None
 
 
-def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> IncompatibleError | None:
+def pair_problem(registry: Registry, quantizer: Choice, adapter: Choice, env: Env) -> IncompatibleError | None:
     """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
     adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
     quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
@@ -113,16 +105,16 @@ def pair_problem(registry: Registry, quantizer: Chosen, adapter: Chosen, env: En
     )
 
 
-def _nearest(registry: Registry, quantizer: Chosen, adapter: Chosen, env: Env) -> str | None:
+def _nearest(registry: Registry, quantizer: Choice, adapter: Choice, env: Env) -> str | None:
     """A working pair that keeps one of the two: the quantizer first, since it decides the memory."""
 
-    def defaults(kind: Kind) -> list[Chosen]:
+    def defaults(kind: Kind) -> list[Choice]:
         found = []
         for offer in registry.of(kind):
             with contextlib.suppress(SmolLM3Error):  # one that is broken or cannot run here is not suggested
                 if requirement_problems(offer.title, offer.spec.requires, env.device):
                     continue
-                chosen = Chosen(spec=offer.spec, options=build(offer.options_class(), {}, offer.kind.section))
+                chosen = Choice(offer=offer, options=build(offer.options_class(), {}, offer.kind.section))
                 missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
                 found.append(chosen)
         return found

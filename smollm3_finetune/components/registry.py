@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import ComponentSpec
+from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.errors import (
     MissingRequirementError,
     PluginConflictError,
@@ -18,7 +19,6 @@ from smollm3_finetune.errors import (
     UnknownComponentError,
     did_you_mean,
 )
-from smollm3_finetune.kinds import Kind
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from smollm3_finetune.components.kinds import KINDS, Kind
+from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.options import json_schema
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, RunConfig
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.kinds import KINDS, Kind
-from smollm3_finetune.registry import Registry
 
 
 def run_schema(registry: Registry) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from typing import Any
 import pluggy
 
 from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
+from smollm3_finetune.components.kinds import KINDS, Kind
+from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
-from smollm3_finetune.kinds import KINDS, Kind
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.registry import Offer, PluginRecord, Registry
 from smollm3_finetune.version import __version__
 
 GROUP = "smollm3_finetune"

@@ -1,0 +1,1 @@
+"""What plugins offer: found, registered, selected by name, checked against this machine and each other."""
