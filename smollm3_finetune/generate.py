@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
-from smollm3_finetune.model_files.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.plan import ModelPlan
-
-
-def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
-    """The tokenizer that a plan's model will have: the one saved with its adapter, else the model's."""
-    saved = plan.saved
-    if saved is not None and (saved.path / "tokenizer_config.json").exists():
-        return load_tokenizer(plan.ref, saved.path, {})
-    return plan.tokenizer()
+    from smollm3_finetune.model.plan import ModelPlan
 
 
 def room_for(plan: ModelPlan, prompt_tokens: int, max_new_tokens: int, *, fixed: bool = False) -> int:

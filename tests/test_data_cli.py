@@ -476,7 +476,7 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.data.render import Renderer
     from smollm3_finetune.data.tokens import tokenize
-    from smollm3_finetune.model import build_context
+    from smollm3_finetune.model.load import build_context
     from smollm3_finetune.train.plan import plan_run
 
     values: dict[tuple[str, ...], Any] = {("data", "path"): str(rows), ("adapter", "name"): "full"}

@@ -112,7 +112,7 @@ def length(prompt: str) -> int:
 def test_a_prompt_that_does_not_fit_is_an_error_before_weights(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smollm3_finetune.model.compose", lambda *a, **k: pytest.fail("weights were read"))
+    monkeypatch.setattr("smollm3_finetune.model.load.compose", lambda *a, **k: pytest.fail("weights were read"))
     prompt = "one two three " * 2000
     refused = cli("generate", "tiny", "--prompt", prompt)
     assert (refused.code, refused.stdout) == (2, "")

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from smollm3_finetune import load_model
-from smollm3_finetune.device import repeatable
+from smollm3_finetune.model.device import repeatable
 
 QUICK = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_tokens=4", "--adapter", "full")
 

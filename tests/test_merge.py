@@ -30,10 +30,11 @@ from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge
-from smollm3_finetune.model import build_context
+from smollm3_finetune.model import compare
+from smollm3_finetune.model.load import build_context
+from smollm3_finetune.model.plan import ModelRequest, plan_model
 from smollm3_finetune.model_files import output
 from smollm3_finetune.model_files.writing import copy_rest
-from smollm3_finetune.plan import ModelRequest, plan_model
 
 HERE = Path(__file__).parent / "out_of_tree"
 NAMES = ("faulty_merges", "one_way_quantizer", "rounding_quantizer", "scale_adapter")
@@ -479,8 +480,9 @@ torch.set_num_threads(1)  # what has started threads cannot be forked
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.merge.run import MergeSettings, merge
-from smollm3_finetune.model import build_context
-from smollm3_finetune.plan import ModelRequest, plan_model
+from smollm3_finetune.model import compare
+from smollm3_finetune.model.load import build_context
+from smollm3_finetune.model.plan import ModelRequest, plan_model
 request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
 context = build_context(Purpose.MERGE, "cpu", "float32", 0)
 plan = plan_model(discover(Wanted.of(tuple(sys.argv[1:]))), request, context)
@@ -756,8 +758,8 @@ def test_a_figure_that_is_no_number_is_a_fault() -> None:
     less = gate.Figures(**{**good, "base": 0.4, "drift": 0.3})
     assert less.excess == 0.0
     same = [torch.ones(2, 3)]
-    assert gate.drift(same, same) == 0.0
-    assert gate.drift([torch.ones(2, 3) * 1.5], same) == pytest.approx(0.5)
+    assert compare.drift(same, same) == 0.0
+    assert compare.drift([torch.ones(2, 3) * 1.5], same) == pytest.approx(0.5)
 
 
 def test_a_card_links_to_a_base_of_the_hub_only() -> None:

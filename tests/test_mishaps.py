@@ -234,8 +234,8 @@ def test_a_prompt_from_standard_input_ends_where_it_ends(run_cli: Callable[..., 
 
 
 def test_options_are_added_to_those_of_a_saved_quantizer(tmp_path: Path) -> None:
-    from smollm3_finetune.plan import ModelRequest, _with_saved
-    from smollm3_finetune.saved import SavedAdapter
+    from smollm3_finetune.model.plan import ModelRequest, _with_saved
+    from smollm3_finetune.model.saved_adapter import SavedAdapter
 
     saved = SavedAdapter(
         path=tmp_path,

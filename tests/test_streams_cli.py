@@ -15,8 +15,8 @@ import pytest
 
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 from smollm3_finetune.data.template import check_syntax
-from smollm3_finetune.device import KINDS, check_device, resolve_device
 from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.model.device import KINDS, check_device, resolve_device
 
 COMMAND = [sys.executable, "-m", "smollm3_finetune.main"]
 WRITING = (["--help"], ["config", "show"], ["config", "schema"], ["plugins", "list"])

@@ -19,8 +19,8 @@ from smollm3_finetune.components.requirements import unmet_distributions
 from smollm3_finetune.components.suggestions import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.config.load import Setting, assemble, plain
 from smollm3_finetune.config.options import build, describe, field_types
-from smollm3_finetune.device import KINDS as DEVICES
 from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.model.device import KINDS as DEVICES
 
 PROTOCOLS: Mapping[Any, Any] = {
     LOADER: api.Loader, QUANTIZER: api.Quantizer, ADAPTER: api.Adapter, FORMATTER: api.Formatter,

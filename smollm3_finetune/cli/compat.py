@@ -47,8 +47,8 @@ def compat(
     from smollm3_finetune.compatibility.matrix import table, terms
     from smollm3_finetune.compatibility.sources import collect
     from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
-    from smollm3_finetune.device import check_device
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.model.device import check_device
 
     if device == "auto":
         raise ConfigError("smollm3 compat looks at no hardware, so the device must be named", hint="--device cuda")

@@ -40,7 +40,7 @@ def validate(**values: Any) -> str:
     """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.device import check_device, guess_device
+    from smollm3_finetune.model.device import check_device, guess_device
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.train.plan import plan_run
     from smollm3_finetune.train.rundir import RunDir

@@ -235,7 +235,7 @@ def _open(registry: Registry, loaded: Loaded) -> tuple[Choice, Any]:
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.components.requirements import requirement_problems
     from smollm3_finetune.errors import raise_all
-    from smollm3_finetune.plan import ModelRequest, choose_loader, open_source
+    from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
     from smollm3_finetune.progress import for_stream
 
     config = loaded.config

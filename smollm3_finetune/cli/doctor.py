@@ -29,8 +29,8 @@ def doctor(
     with 0 where a run is possible.
     """
     from smollm3_finetune.checks.doctor import examine
-    from smollm3_finetune.device import check_device
     from smollm3_finetune.errors import PluginError, SmolLM3Error
+    from smollm3_finetune.model.device import check_device
 
     if device is not None:
         check_device(device)

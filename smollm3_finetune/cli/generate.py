@@ -14,7 +14,7 @@ from smollm3_finetune.cli.common import F, Number, answers, composition_options,
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.render import RenderOptions
-    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.model.plan import ModelPlan
     from smollm3_finetune.train.rundir import RunDir
 
 
@@ -74,9 +74,9 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     import transformers
 
     from smollm3_finetune.data.render import Renderer
-    from smollm3_finetune.generate import answer, plan_tokenizer, room_for
-    from smollm3_finetune.model import build_context, compose
-    from smollm3_finetune.plan import plan_model
+    from smollm3_finetune.generate import answer, room_for
+    from smollm3_finetune.model.load import build_context, compose
+    from smollm3_finetune.model.plan import plan_model, plan_tokenizer
     from smollm3_finetune.progress import for_stream
 
     transformers.logging.set_verbosity_error()
@@ -142,7 +142,7 @@ def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:
         return str(values["dtype"])
     if run is None:
         return "auto"
-    from smollm3_finetune.device import resolve_device
+    from smollm3_finetune.model.device import resolve_device
 
     config = _config(run)
     here = resolve_device(values["device"] or "auto").partition(":")[0]

@@ -15,7 +15,7 @@ from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_fl
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.data.calibration import Calibration
-    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.model.plan import ModelPlan
     from smollm3_finetune.train.rundir import RunDir
 
 
@@ -84,9 +84,9 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.merge.requantize import choose_requantizer
     from smollm3_finetune.merge.run import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
-    from smollm3_finetune.model import build_context
+    from smollm3_finetune.model.load import build_context
+    from smollm3_finetune.model.plan import plan_model
     from smollm3_finetune.model_files.writing import check_dtype
-    from smollm3_finetune.plan import plan_model
     from smollm3_finetune.progress import for_stream
 
     for flag in ("dtype", "compute_dtype"):
@@ -123,7 +123,7 @@ def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mappi
     from smollm3_finetune.cli.resume import saved_configuration
     from smollm3_finetune.cli.target import options_of
     from smollm3_finetune.data.calibration import Calibration
-    from smollm3_finetune.saved import read_calibration
+    from smollm3_finetune.model.saved_adapter import read_calibration
     from smollm3_finetune.train.calibration import plan_calibration
 
     assert plan.saved is not None

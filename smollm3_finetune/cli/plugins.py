@@ -35,7 +35,7 @@ def list_plugins(
     plugin: tuple[str, ...], no_plugins: bool, requirements: bool, device: str | None, as_json: bool
 ) -> None:
     """List every plugin: active, disabled or broken, with what it offers or what is wrong with it."""
-    from smollm3_finetune.device import check_device, guess_device
+    from smollm3_finetune.model.device import check_device, guess_device
 
     device = device or guess_device()
     check_device(device)
@@ -120,7 +120,7 @@ def _by_kind(components: tuple[str, ...]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | None, as_json: bool) -> None:
     """Show a component: its options, what it needs or provides, and whether its requirements are met."""
-    from smollm3_finetune.device import check_device, guess_device
+    from smollm3_finetune.model.device import check_device, guess_device
 
     device = device or guess_device()
     check_device(device)

@@ -62,7 +62,7 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     import transformers
 
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.model import build_context
+    from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.quantize import plan_quantize
     from smollm3_finetune.quantize import quantize as carry_out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Purpose
 
 if TYPE_CHECKING:
-    from smollm3_finetune.plan import ModelRequest
+    from smollm3_finetune.model.plan import ModelRequest
     from smollm3_finetune.train.rundir import RunDir
 
 OF_A_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
@@ -26,8 +26,8 @@ def options_of(values: Mapping[str, Any], name: str, section: str) -> dict[str, 
 def model_request(ref: str, values: Mapping[str, Any], purpose: Purpose) -> ModelRequest:
     """A model with the components that the command line names."""
     from smollm3_finetune.config.schema import ComponentConfig
+    from smollm3_finetune.model.plan import ModelRequest
     from smollm3_finetune.paths import user_path
-    from smollm3_finetune.plan import ModelRequest
 
     adapter, path = values["adapter"], values["adapter_path"]
     return ModelRequest(
@@ -47,8 +47,8 @@ def run_request(run: RunDir, values: Mapping[str, Any], verb: str, purpose: Purp
     """
     from smollm3_finetune.cli.resume import TRUSTING, saved_configuration
     from smollm3_finetune.errors import ConfigError, ModelError
-    from smollm3_finetune.plan import ModelRequest
-    from smollm3_finetune.saved import FILE as DESCRIPTION
+    from smollm3_finetune.model.plan import ModelRequest
+    from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 
     def decided(flag: str) -> ConfigError:
         return ConfigError(

@@ -54,7 +54,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     registry = find_plugins(named, values["no_plugins"])
     if run is None:
         run = RunDir.fresh(loaded.config.output, f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}")
-    from smollm3_finetune.model import build_context
+    from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
 
     context = build_context(

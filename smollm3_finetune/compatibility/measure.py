@@ -28,9 +28,9 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.model import LoadedModel, build_context, load_base
-from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
-from smollm3_finetune.saved import SavedAdapter
+from smollm3_finetune.model.load import LoadedModel, build_context, load_base
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.saved_adapter import SavedAdapter
 
 NOISE = 0.02
 """Standard deviation of what is added to a fresh adapter, so that there is something to merge."""

@@ -21,12 +21,11 @@ of its own: subtracting it would otherwise hide a quantizer that reads other wei
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 ROW = 64
@@ -71,35 +70,6 @@ def fixed_rows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[list
         if known := [i for i in ids if i < vocabulary]:
             rows.append(known)
     return rows
-
-
-def logits(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """For each row of T ids the logits (T, V), in evaluation mode, on the CPU, float32 or wider."""
-    import torch
-
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    found = []
-    try:
-        with torch.no_grad():
-            for row in rows:
-                out: Any = model(input_ids=torch.tensor([row], device=device), use_cache=False)  # (1, T)
-                one = out.logits[0].cpu()  # (T, V)
-                found.append(one if one.dtype == torch.float64 else one.float())
-    finally:
-        model.train(training)
-    return found
-
-
-def drift(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """‖found − right‖ / ‖right‖ over all rows together, summed in float64; not a number where a logit is none."""
-    difference = size = 0.0
-    for one, exact in zip(found, right, strict=True):
-        wide = exact.double()
-        difference += float((one.double() - wide).square().sum())
-        size += float(wide.square().sum())
-    return math.sqrt(difference / size) if size else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

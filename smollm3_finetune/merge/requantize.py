@@ -13,8 +13,8 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import Choice, blamed_on, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
-from smollm3_finetune.merge.gate import drift, logits
-from smollm3_finetune.model import load_base
+from smollm3_finetune.model.compare import drift, logits_of_rows
+from smollm3_finetune.model.load import load_base
 from smollm3_finetune.model_files.writing import copy_rest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Requantizer:
     ) -> float:
         """How far the checkpoint in `source`, loaded from disk, is from the merged model's logits (T, V) of `rows`."""
         base = load_base(self.choice, self.quantizer, source, replace(context, purpose=Purpose.INFER))
-        return drift(logits(base.model, rows), merged)
+        return drift(logits_of_rows(base.model, rows), merged)
 
 
 def choose_requantizer(

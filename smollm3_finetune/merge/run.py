@@ -20,19 +20,20 @@ from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, Unsuppor
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.config.load import plain
-from smollm3_finetune.dense import dense_copy
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
 from smollm3_finetune.merge.card import card
-from smollm3_finetune.merge.gate import Figures, Limits, coarsest, drift, fault, finest, fixed_rows, logits
+from smollm3_finetune.merge.gate import Figures, Limits, coarsest, fault, finest, fixed_rows
 from smollm3_finetune.merge.requantize import Calibration, Requantizer
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
-from smollm3_finetune.model import LoadedModel, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model.compare import drift, logits_of_rows
+from smollm3_finetune.model.dense_copy import dense_copy
+from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import shown_ref
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
 from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
-from smollm3_finetune.plan import ModelPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,18 +166,18 @@ def _merged(
     generation = generation_config(base.model, plan.saved.path)
     with task("measuring the base and its dense copy"):
         rows = fixed_rows(tokenizer, _vocabulary(base.model))
-        alone = logits(base.model, rows)
+        alone = logits_of_rows(base.model, rows)
         rounded_drift = None
         if coarsest(exact, dtype) != exact:
             rounded: Any = dense_copy(base, getattr(torch, dtype)).to(getattr(torch, computed))
-            rounded_drift = drift(logits(rounded, rows), alone)
+            rounded_drift = drift(logits_of_rows(rounded, rows), alone)
             del rounded
         dense = dense_copy(base, getattr(torch, exact))
-        dense_drift = drift(logits(dense, rows), alone)
+        dense_drift = drift(logits_of_rows(dense, rows), alone)
         limits = Limits.of(context.dtype, dtype, _forward_rtol(base), settings.max_drift)
     with task(f"measuring {plan.adapter.offer.title} on the base"):
         adapted = restored(plan, adapter, base)
-        right = logits(adapted.model, rows)
+        right = logits_of_rows(adapted.model, rows)
         del adapted, base
         _free()
     with task("merging and saving"):
@@ -186,7 +187,7 @@ def _merged(
                 raise TypeError(f"merge() returned {type(model).__name__}, not a model")
         check_finite(model)
         keep_tied(model, tied)
-        merged_drift = drift(logits(model, rows), right)
+        merged_drift = drift(logits_of_rows(model, rows), right)
         write_model(model, tokenizer, generation, dtype, out)
         wanted = digests(model, getattr(torch, dtype))
         architecture, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
@@ -195,7 +196,7 @@ def _merged(
     with task("reloading it from disk and comparing"):
         again = _loaded_again(plan, plan.source.at(out), computed)
         check_reloaded(architecture, wanted, digests(again, getattr(torch, dtype)))
-        found = logits(again, rows)
+        found = logits_of_rows(again, rows)
         del again
         _free()
     figures = Figures(

@@ -20,9 +20,9 @@ from torch import Tensor
 from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, UnsupportedOp, directory_source
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import refined
+from smollm3_finetune.model.compare import apart, cross_entropy, descend, gradients, logits, push, relative_error
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
-from smollm3_finetune.testing.measure import apart, cross_entropy, descend, gradients, logits, push, relative_error
 from smollm3_finetune.testing.small import token_ids
 from smollm3_finetune.testing.stub import stub_base, stub_dense
 

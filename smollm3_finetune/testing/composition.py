@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import Adapted, Adapter, Base, Purpose, UnsupportedOp
-from smollm3_finetune.dense import dense_copy
-from smollm3_finetune.testing.measure import apart, descend, gradients, logits, push, relative_error
+from smollm3_finetune.model.compare import apart, descend, gradients, logits, push, relative_error
+from smollm3_finetune.model.dense_copy import dense_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.model.plan import ModelPlan
 
 TOTAL_STEPS = 20
 """What adapters with a schedule of their own are told."""

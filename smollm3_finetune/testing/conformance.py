@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.errors import SmolLM3Error, UnknownComponentError
-from smollm3_finetune.testing.measure import ROUNDING
+from smollm3_finetune.model.compare import ROUNDING
 from smollm3_finetune.testing.parts import context
 
 if TYPE_CHECKING:

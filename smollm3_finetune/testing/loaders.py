@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 
 from smollm3_finetune.api import ModelError, ModelSource
 from smollm3_finetune.components.kinds import LOADER
+from smollm3_finetune.model.compare import apart, logits
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
-from smollm3_finetune.testing.measure import apart, logits
 from smollm3_finetune.testing.small import token_ids, write_small_model
 
 NONSENSE = ("", "no such model", "nobody://nothing:", "::", "a\nb", "\0")

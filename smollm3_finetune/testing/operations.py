@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import Base, Op, UnsupportedOp
-from smollm3_finetune.dense import dense_copy
+from smollm3_finetune.model.compare import apart, input_gradient
+from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
-from smollm3_finetune.testing.measure import apart, input_gradient
 from smollm3_finetune.testing.quantizer_case import Layer, QuantizerCase
 
 

@@ -10,7 +10,7 @@ from smollm3_finetune.api import BuildContext, Purpose
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.plan import ModelPlan
+    from smollm3_finetune.model.plan import ModelPlan
 
 
 def context(
@@ -18,7 +18,7 @@ def context(
 ) -> BuildContext:
     """A context with a cache of its own in the directory `cache` and random rows to calibrate on, showing nothing."""
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.model import build_context
+    from smollm3_finetune.model.load import build_context
 
     return build_context(purpose, device, dtype, seed, calibration_rows, cache=Cache(cache))
 
@@ -48,8 +48,8 @@ def plan(
     """What `load_model` would do for training, as a plan that the checks carry out themselves."""
     from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.schema import ComponentConfig
-    from smollm3_finetune.model import build_context
-    from smollm3_finetune.plan import ModelRequest, plan_model
+    from smollm3_finetune.model.load import build_context
+    from smollm3_finetune.model.plan import ModelRequest, plan_model
 
     request = ModelRequest(
         ref=ref,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from smollm3_finetune.api import Base, LinearOps, ModelSource, Op, Purpose
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.negotiation import environment, provided
+from smollm3_finetune.model.compare import input_gradient, logits
 from smollm3_finetune.testing.conformance import Conformance, demand, skip
-from smollm3_finetune.testing.measure import input_gradient, logits
 from smollm3_finetune.testing.small import small_source, token_ids
 
 if TYPE_CHECKING:

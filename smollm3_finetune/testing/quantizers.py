@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from smollm3_finetune.api import CheckpointQuantizer, Purpose, directory_source
+from smollm3_finetune.model.compare import apart, logits, rounded
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.files import check_saved_files
-from smollm3_finetune.testing.measure import apart, logits, rounded
 from smollm3_finetune.testing.operations import OperationTests
 from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import Base, Op, UnsupportedOp, fingerprint
-from smollm3_finetune.testing.measure import rounded
+from smollm3_finetune.model.compare import rounded
 from smollm3_finetune.testing.small import small_model
 
 if TYPE_CHECKING:

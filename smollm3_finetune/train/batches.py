@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.components.selection import Choice
     from smollm3_finetune.config.schema import RunConfig
-    from smollm3_finetune.model import LoadedModel
+    from smollm3_finetune.model.load import LoadedModel
 
 
 ROUNDED_AT_MOST = 0.3

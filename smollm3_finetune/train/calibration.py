@@ -15,7 +15,7 @@ from smollm3_finetune.data.calibration import Calibration, from_examples, from_r
 from smollm3_finetune.data.render import Renderer, RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokens import tokenize
-from smollm3_finetune.plan import ModelPlan
+from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.train.plan import calibration_rows, find_rows, render_options
 
 

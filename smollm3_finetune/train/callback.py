@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.model.load import LoadedModel
 
 TAMER = "a lower --learning-rate, or --dtype float32"
 

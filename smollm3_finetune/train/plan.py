@@ -19,11 +19,11 @@ from smollm3_finetune.data.render import RenderOptions
 from smollm3_finetune.data.rows import Rows, Survey, with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.template import check_syntax
-from smollm3_finetune.device import repeatable
 from smollm3_finetune.errors import Collector, ConfigError
+from smollm3_finetune.model.device import repeatable
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.optimizer import check_optimizer

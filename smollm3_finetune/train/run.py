@@ -20,10 +20,10 @@ from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokens import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
-from smollm3_finetune.model import LoadedModel, compose, parts
+from smollm3_finetune.model.load import LoadedModel, compose, parts
+from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.model_files.json_files import file_hash, write_json
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.saved import write_calibration
 from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.evaluate import HeldOut, named_alike

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainingArguments
 from smollm3_finetune.api import Objective
 from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_of_the_machine
-from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import settle_compiler
 from smollm3_finetune.train.filling import FILL_TOKENS, Filled, filled

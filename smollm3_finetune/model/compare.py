@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import Adapted
@@ -25,12 +26,22 @@ def relative_error(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> 
     """The norm of the difference over the norm of `right`, over all tensors together, in float64."""
     if set(found) != set(right):
         raise AssertionError(f"different parameters: {sorted(set(found) ^ set(right))[:4]}")
+    return _relative_norm((found[name].detach().cpu(), tensor.detach().cpu()) for name, tensor in right.items())
+
+
+def drift(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """`relative_error` of two lists of tensors, pair by pair; not a number if a value is not."""
+    return _relative_norm(zip(found, right, strict=True))
+
+
+def _relative_norm(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """‖found − right‖ / ‖right‖ over all pairs together, summed in float64; not a number if `right` is all zeros."""
     difference = size = 0.0
-    for name, tensor in right.items():
-        exact = tensor.detach().cpu().double()
-        difference += float((found[name].detach().cpu().double() - exact).square().sum())
-        size += float(exact.square().sum())
-    return float((difference / size) ** 0.5)
+    for one, exact in pairs:
+        wide = exact.double()
+        difference += float((one.double() - wide).square().sum())
+        size += float(wide.square().sum())
+    return math.sqrt(difference / size) if size else math.nan
 
 
 def apart(found: Tensor, right: Tensor) -> float:
@@ -66,6 +77,15 @@ def logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Tensor:
     finally:
         model.train(training)
     return found
+
+
+def logits_of_rows(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """For each row of T ids, a batch of its own, the logits (T, V) on the CPU, in float32 or wider."""
+    import torch
+
+    device = next(model.parameters()).device
+    found = [logits(model, torch.tensor([row], device=device))[0].cpu() for row in rows]  # (1, T) -> (T, V)
+    return [one if one.dtype == torch.float64 else one.float() for one in found]
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:

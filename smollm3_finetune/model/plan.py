@@ -27,8 +27,9 @@ from smollm3_finetune.errors import (
     PluginError,
     SmolLM3Error,
 )
+from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
+from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.saved import SavedAdapter, read_calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -261,3 +262,11 @@ def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelReque
     if own is not None and (asked.name is None or same_component(asked.name, own.name)):
         request = replace(request, quant=replace(own, options={**own.options, **asked.options}))
     return request
+
+
+def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
+    """The tokenizer that a plan's model will have: the one saved with its adapter, else the model's."""
+    saved = plan.saved
+    if saved is not None and (saved.path / "tokenizer_config.json").exists():
+        return load_tokenizer(plan.ref, saved.path, {})
+    return plan.tokenizer()

@@ -28,9 +28,9 @@ from smollm3_finetune.api import (
 from smollm3_finetune.components.selection import Choice, blamed_on
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.loading import load_tokenizer
-from smollm3_finetune.plan import ModelPlan, ModelRequest, plan_model
-from smollm3_finetune.saved import SavedAdapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -249,7 +249,7 @@ def build_context(
 ) -> BuildContext:
     """The context of a run on this machine; imports torch to look at the device."""
     from smollm3_finetune.cache.store import Cache as CacheClass
-    from smollm3_finetune.device import resolve_device, resolve_dtype
+    from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
     where = resolve_device(device)
