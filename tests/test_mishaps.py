@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from smollm3_finetune import load_model
 from smollm3_finetune.api import ModelError, is_of_the_machine
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.train.rundir import RunDir
+from smollm3_finetune.runs.rundir import RunDir
 
 Cli = Callable[..., Any]
 QUICK = ("--max-steps", "1", "--set", "data.limit=20", "--set", "train.sample_tokens=2", "--output", "run")

@@ -122,7 +122,7 @@ def test_a_resumed_run_logs_and_saves_as_it_is_told_now(cli: Cli) -> None:
 
 
 def test_runs_that_start_in_one_second_get_directories_of_their_own(isolated: Path) -> None:
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.rundir import RunDir
 
     both = [RunDir.fresh(None, "tiny-lora") for _ in range(2)]  # neither is made yet
     first, second = (run.reserved().path for run in both)

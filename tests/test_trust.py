@@ -117,7 +117,7 @@ def test_a_start_that_fails_leaves_the_output_free(cli: Cli, wrong: tuple[str, s
 
 def test_of_two_runs_only_one_gets_a_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when both looked before either wrote."""
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.rundir import RunDir
 
     assert cli("train", *QUICK, "--output", "out").code == 0
     before = sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file())

@@ -26,7 +26,7 @@ def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
     from smollm3_finetune.cache.use import runs_below
     from smollm3_finetune.errors import ConfigError, did_you_mean
     from smollm3_finetune.paths import user_path
-    from smollm3_finetune.train.rundir import RUNS
+    from smollm3_finetune.runs.rundir import RUNS
 
     folders = [user_path(text, "--runs") for text in runs]
     for folder in folders:

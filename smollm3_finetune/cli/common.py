@@ -142,6 +142,11 @@ def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setti
     return assemble([*layers, flag_settings(values)])
 
 
+def say_warning(text: str) -> None:
+    """A warning on standard error."""
+    click.echo(f"{click.style('warning', fg='yellow')}: {text}", err=True)
+
+
 @contextlib.contextmanager
 def working() -> Iterator[None]:
     """What plugins and libraries print meanwhile goes to standard error: the other is for the user's answer."""
@@ -174,12 +179,10 @@ def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
     """Discover, and say one line for each plugin that is broken."""
     registry = discovered(requested, no_plugins)
     for record in registry.broken():
-        click.echo(
-            f"{click.style('warning', fg='yellow')}: plugin {record.name!r} ({record.distribution} {record.version}) "
-            f"is broken and left out: {record.error}",
-            err=True,
+        say_warning(
+            f"plugin {record.name!r} ({record.distribution} {record.version}) is broken and left out: {record.error}"
         )
     for name, records in registry.shared_names().items():
         who = " and ".join(f"{r.distribution} {r.version}" for r in records)
-        click.echo(f"{click.style('warning', fg='yellow')}: the plugin name {name!r} is used by {who}", err=True)
+        say_warning(f"the plugin name {name!r} is used by {who}")
     return registry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, plugin_options
+from smollm3_finetune.cli.common import find_plugins, plugin_options, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.compatibility.matrix import Cell, Terms
@@ -64,7 +64,7 @@ def compat(
         return
     collected = collect(registry)
     for problem in collected.problems:
-        click.echo(f"{click.style('warning', fg='yellow')}: {problem}", err=True)
+        say_warning(problem)
     cells = table(registry, collected, device, quantizers, adapters)
     about = terms(registry, quantizers[0], adapters[0], device) if quant and adapter else None
     if as_json:

@@ -42,8 +42,8 @@ def validate(**values: Any) -> str:
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.model.device import check_device, guess_device
     from smollm3_finetune.progress import Silent
+    from smollm3_finetune.runs.rundir import RunDir
     from smollm3_finetune.train.plan import plan_run
-    from smollm3_finetune.train.rundir import RunDir
 
     loaded = load_configuration(values)
     run = loaded.config

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.render import RenderOptions
     from smollm3_finetune.model.plan import ModelPlan
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.rundir import RunDir
 
 
 def generating_options(f: F) -> F:
@@ -48,10 +48,11 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
       smollm3 generate HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --prompt 'Hello!' --temperature 0.6
     """
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.target import model_request, run_request
+    from smollm3_finetune.cli.target import given, model_request, options_of
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.paths import user_path
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.reopen import run_request
+    from smollm3_finetune.runs.rundir import RunDir
 
     _check_text("--prompt", prompt)
     _check_text("--system", values["system"] or "")
@@ -61,12 +62,14 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
     if is_run:
-        from smollm3_finetune.cli.resume import check_plugin_files
+        from smollm3_finetune.runs.reopen import check_plugin_files
 
         check_plugin_files(run, values["plugin"])
     registry = find_plugins(values["plugin"], values["no_plugins"])
     if is_run:
-        request, _ = run_request(run, values, "generate", Purpose.INFER)
+        request, _ = run_request(
+            run, given(values), options_of(values, "loader_opt", "loader"), "generate", Purpose.INFER
+        )
     else:
         request = model_request(target, values, Purpose.INFER)
     own = run if is_run else None

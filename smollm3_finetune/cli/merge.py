@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_flags, plugin_options
+from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_flags, plugin_options, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.data.calibration import Calibration
     from smollm3_finetune.model.plan import ModelPlan
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.rundir import RunDir
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,11 +56,12 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
       smollm3 merge runs/20261122-101500-tiny-lora --requantize gptq
     """
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.target import model_request, options_of, run_request
+    from smollm3_finetune.cli.target import given, model_request, options_of
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.runs.reopen import run_request
+    from smollm3_finetune.runs.rundir import RunDir
 
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
@@ -70,10 +71,12 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     output = _output(run if is_run else None, values)
     check_vacant("--output", output)
     if is_run:
-        from smollm3_finetune.cli.resume import check_plugin_files
+        from smollm3_finetune.runs.reopen import check_plugin_files
 
         check_plugin_files(run, values["plugin"])
-        request, own_dtype = run_request(run, values, "merge", Purpose.MERGE)
+        request, own_dtype = run_request(
+            run, given(values), options_of(values, "loader_opt", "loader"), "merge", Purpose.MERGE
+        )
     else:
         if not values["adapter_path"]:
             raise ConfigError(
@@ -112,18 +115,18 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     )
     report = carry_out(plan, settings, requantizer, calibration)
     for warning in report["warnings"]:
-        click.echo(f"{click.style('warning', fg='yellow')}: {warning}", err=True)
+        say_warning(warning)
     if report["forced"]:
-        click.echo(f"{click.style('warning', fg='yellow')}: kept by --force: {report['fault']}", err=True)
+        say_warning(f"kept by --force: {report['fault']}")
     return json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"])
 
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
     """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
-    from smollm3_finetune.cli.resume import saved_configuration
     from smollm3_finetune.cli.target import options_of
     from smollm3_finetune.data.calibration import Calibration
     from smollm3_finetune.model.saved_adapter import read_calibration
+    from smollm3_finetune.runs.reopen import saved_configuration
     from smollm3_finetune.train.calibration import plan_calibration
 
     assert plan.saved is not None

@@ -13,8 +13,8 @@ from smollm3_finetune.config.yaml12 import dump_yaml
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
+    from smollm3_finetune.runs.rundir import RunDir
     from smollm3_finetune.train.plan import RunPlan
-    from smollm3_finetune.train.rundir import RunDir
 
 
 def with_origins(config: RunConfig, origins: Mapping[str, str]) -> str:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import answers, find_plugins, load_configuration, run_options
+from smollm3_finetune.cli.common import (
+    answers,
+    find_plugins,
+    flag_settings,
+    load_configuration,
+    run_options,
+    say_warning,
+)
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.load import Loaded
@@ -45,15 +52,20 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     With no arguments: a small embedded model on a small embedded dataset, in under a minute, with no network.
     """
     began = time.monotonic()
-    from smollm3_finetune.cli.resume import resumed_configuration
-    from smollm3_finetune.train.rundir import RunDir
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.runs.resume import resumed_configuration
+    from smollm3_finetune.runs.rundir import RunDir
+    from smollm3_finetune.train.processes import is_main_process, leave
 
     run = RunDir.existing(resume) if resume is not None else None
-    loaded = resumed_configuration(run, values) if run else load_configuration(values)
+    if run is not None and values["config_file"] is not None:
+        raise ConfigError("--resume takes its configuration from the run, so --config cannot be given")
+    loaded = resumed_configuration(run, flag_settings(values), values["plugin"]) if run else load_configuration(values)
     named = [*_saved_plugins(loaded, run is not None), *values["plugin"]]
     registry = find_plugins(named, values["no_plugins"])
     if run is None:
-        run = RunDir.fresh(loaded.config.output, f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}")
+        title = f"{loaded.config.model.rpartition('/')[2]}-{_title(loaded)}"
+        run = RunDir.fresh(loaded.config.output, title, must_be_empty=is_main_process())
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
 
@@ -65,15 +77,15 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     checkpoint = run.last_checkpoint() if resume is not None else None
     plan = plan_run(registry, loaded, context, checkpoint)
     if resume is not None:
-        from smollm3_finetune.cli.resume import compare_versions
+        from smollm3_finetune.runs.resume import compare_versions
 
-        compare_versions(run, plan, registry)
+        for warning in compare_versions(run, plan.components(), registry):
+            say_warning(warning)
     if dry_run:
         from smollm3_finetune.cli.show import shown_plan
 
         return shown_plan(plan, run, as_json=as_json)
     from smollm3_finetune.train import display
-    from smollm3_finetune.train.processes import is_main_process, leave
     from smollm3_finetune.train.run import train as carry_out
 
     report = carry_out(plan, registry, run, display.for_stream(), checkpoint, began)

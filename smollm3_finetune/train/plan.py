@@ -46,6 +46,12 @@ class RunPlan:
     calibration: Rows | None
     """Rows of their own to calibrate on; None: the training rows."""
 
+    def components(self) -> list[Choice]:
+        """Every component of the run."""
+        formatters = [s.formatter for s in self.rows.sources]
+        selected = (self.model.loader, self.model.quantizer, self.model.adapter, self.objective, *formatters)
+        return [c for c in selected if c is not None]
+
 
 def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoint: Path | None = None) -> RunPlan:
     """Check a run and read its rows. Raises every independent problem together, or a DataError for the rows."""

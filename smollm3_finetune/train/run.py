@@ -22,15 +22,16 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model.load import LoadedModel, compose, parts
 from smollm3_finetune.model.saved_adapter import write_calibration
-from smollm3_finetune.model_files.json_files import file_hash, write_json
+from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.progress import Silent
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.evaluate import HeldOut, named_alike
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
-from smollm3_finetune.train.rundir import RunDir
 from smollm3_finetune.train.sharding import whole_weights
 from smollm3_finetune.train.trackers import trackers
 
@@ -76,7 +77,7 @@ def train(
     """
     job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     if job.main and checkpoint is None:
-        job.run.create(plan.config, {**versions(plan, registry), **_identity(job.tokens)})
+        job.run.create(plan.config, {**versions(plan.components(), registry), **_identity(job.tokens)})
     with contextlib.ExitStack() as stack:
         if job.main:
             if checkpoint is None:
@@ -302,18 +303,6 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
             f"run      {run.path}",
         )
     )
-
-
-def versions(plan: RunPlan, registry: Registry) -> Mapping[str, Any]:
-    """The distributions behind a run, for reproducing it and for comparing when it is resumed."""
-    from smollm3_finetune.components.requirements import installed_version
-
-    formatters = [s.formatter for s in plan.rows.sources]
-    choices = (plan.model.loader, plan.model.quantizer, plan.model.adapter, plan.objective, *formatters)
-    used = {c.offer.distribution: c.offer.version for c in choices if c is not None}
-    libraries = ("torch", "transformers", "accelerate", "safetensors")
-    files = {p.origin: file_hash(p.origin) for p in registry.plugins if p.origin.endswith(".py")}
-    return {"plugins": used, "libraries": {n: installed_version(n) for n in libraries}, "plugin_files": files}
 
 
 @contextlib.contextmanager

@@ -32,7 +32,6 @@ from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.train.processes import is_main_process
 
 RUNS = Path("runs")
 
@@ -72,16 +71,17 @@ class RunDir:
         return self.path / "checkpoints"
 
     @classmethod
-    def fresh(cls, output: str | None, title: str) -> RunDir:
+    def fresh(cls, output: str | None, title: str, *, must_be_empty: bool = True) -> RunDir:
         """The directory of a new run; nothing is made yet.
 
-        Raises ConfigError where `output` holds anything already: nothing of a user's is overwritten.
+        Raises ConfigError if `output` holds anything already: nothing of a user's is overwritten. Of several
+        processes only the main one needs it empty (`must_be_empty`).
         """
         if output is not None:
             path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
-            if is_main_process() and path.is_dir() and any(path.iterdir()):
+            if must_be_empty and path.is_dir() and any(path.iterdir()):
                 what = "holds a run already" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(f"--output {output} {what}", hint="another --output, or none for a fresh directory")
             return cls(path)

@@ -1,50 +1,28 @@
-"""Going on with a run that is on disk: its configuration, its plugin files, its versions."""
+"""A run on disk, opened again: its configuration, its plugin files, its versions."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from smollm3_finetune.cli.common import flag_settings
+from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import Loaded, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.model_files.json_files import file_hash
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.train.rundir import RunDir
+from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.train.plan import RunPlan
+    from smollm3_finetune.model.plan import ModelRequest
 
-MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
-              ("train", "log_every"), ("device",)}  # fmt: skip
-"""Keys that do not change what the steps already taken mean."""
+
 TRUSTING = ("trust_remote_code", "pickle")
 """Loader options that are never taken from a file that somebody may have sent."""
-
-
-def resumed_configuration(run: RunDir, values: Mapping[str, Any]) -> Loaded:
-    """The saved configuration with the few changes that a resumed run allows. Raises ConfigError for others."""
-    check_plugin_files(run, values["plugin"])
-    if values.get("config_file") is not None:
-        raise ConfigError("--resume takes its configuration from the run, so --config cannot be given")
-    changes = flag_settings(values)
-    saved = saved_configuration(run, {s.key[1]: s.value for s in changes if s.key[0] == "loader"})
-    changes = [s for s in changes if s.key[0] != "loader" or s.value != saved.config.loader.options.get(s.key[1])]
-    for setting in changes:
-        if setting.key not in MAY_CHANGE:
-            allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
-            raise ConfigError(
-                f"{setting.origin}: a resumed run keeps its {'.'.join(setting.key)}", hint=f"may change: {allowed}"
-            )
-    return assemble([saved.settings, changes])
 
 
 def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loaded:
@@ -99,19 +77,45 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             )
 
 
-def compare_versions(run: RunDir, plan: RunPlan, registry: Registry) -> None:
-    """One line for each plugin whose version is not the run's. Raises IncompatibleError for another major version."""
-    from smollm3_finetune.train.run import versions
+OF_A_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
+"""Options that a run has decided already."""
 
-    before, now = saved_versions(run)["plugins"], versions(plan, registry)["plugins"]
-    for name, version in now.items():
-        old = before.get(name)
-        if old == version:
-            continue
-        if old is not None and old.partition(".")[0] != version.partition(".")[0]:
-            raise IncompatibleError(
-                f"the run was made with {name} {old}, and {version} is installed", hint=f"pip install '{name}=={old}'"
-            )
-        click.echo(
-            f"{click.style('warning', fg='yellow')}: the run was made with {name} {old}, now {version}", err=True
+
+def run_request(
+    run: RunDir, given: Collection[str], loader_options: Mapping[str, Any], command: str, purpose: Purpose
+) -> tuple[ModelRequest, str]:
+    """The model of a run with its adapter, everything as the run resolved it, and the run's number format.
+
+    `given` are the names of the command-line options that were given. Raises ConfigError for one that the run has
+    decided, ModelError where it has not finished.
+    """
+    from smollm3_finetune.errors import ConfigError, ModelError
+    from smollm3_finetune.model.plan import ModelRequest
+    from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
+
+    def decided(flag: str) -> ConfigError:
+        return ConfigError(
+            f"{flag}: {run.path} is a run, whose model is composed as it was trained",
+            hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
         )
+
+    for name in OF_A_RUN:
+        if name in given:
+            raise decided(f"--{name.replace('_', '-')}")
+    if not (run.adapter / DESCRIPTION).exists():  # written last
+        resumable = any(run.checkpoints.glob("checkpoint-*"))
+        again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
+        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
+    config = saved_configuration(run, loader_options).config
+    for key, value in loader_options.items():
+        if key not in TRUSTING and config.loader.options.get(key) != value:
+            raise decided(f"--loader-opt {key}")
+    request = ModelRequest(
+        ref=config.model,
+        loader=config.loader,
+        quant=config.quant,
+        adapter=config.adapter,
+        adapter_path=run.adapter,
+        purpose=purpose,
+    )
+    return request, config.dtype

@@ -1,0 +1,54 @@
+"""Going on with a run that is on disk: its configuration, its plugin files, its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from smollm3_finetune.config.load import Loaded, Setting, assemble
+from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.runs.reopen import check_plugin_files, saved_configuration, saved_versions
+from smollm3_finetune.runs.rundir import RunDir
+
+if TYPE_CHECKING:
+    from smollm3_finetune.components.registry import Registry
+    from smollm3_finetune.components.selection import Choice
+
+MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
+              ("train", "log_every"), ("device",)}  # fmt: skip
+"""Keys that do not change what the steps already taken mean."""
+
+
+def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> Loaded:
+    """The saved configuration with the few changes that a resumed run allows. Raises ConfigError for others.
+
+    `plugins` are the plugin files named on the command line.
+    """
+    check_plugin_files(run, plugins)
+    saved = saved_configuration(run, {s.key[1]: s.value for s in changes if s.key[0] == "loader"})
+    changes = [s for s in changes if s.key[0] != "loader" or s.value != saved.config.loader.options.get(s.key[1])]
+    for setting in changes:
+        if setting.key not in MAY_CHANGE:
+            allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
+            raise ConfigError(
+                f"{setting.origin}: a resumed run keeps its {'.'.join(setting.key)}", hint=f"may change: {allowed}"
+            )
+    return assemble([saved.settings, changes])
+
+
+def compare_versions(run: RunDir, selected: Iterable[Choice], registry: Registry) -> list[str]:
+    """A warning for each plugin whose version is not the run's. Raises IncompatibleError for another major version."""
+    from smollm3_finetune.runs.versions import versions
+
+    before, now = saved_versions(run)["plugins"], versions(selected, registry)["plugins"]
+    warnings = []
+    for name, version in now.items():
+        old = before.get(name)
+        if old == version:
+            continue
+        if old is not None and old.partition(".")[0] != version.partition(".")[0]:
+            raise IncompatibleError(
+                f"the run was made with {name} {old}, and {version} is installed", hint=f"pip install '{name}=={old}'"
+            )
+        warnings.append(f"the run was made with {name} {old}, now {version}")
+    return warnings
