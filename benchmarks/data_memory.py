@@ -68,10 +68,10 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.components.kinds import LOADER, OBJECTIVE
     from smollm3_finetune.components.selection import choose
-    from smollm3_finetune.data.render import Renderer, RenderOptions
+    from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
     from smollm3_finetune.data.rows import Rows, with_formatter
     from smollm3_finetune.data.sources import find_sources
-    from smollm3_finetune.data.tokens import tokenize
+    from smollm3_finetune.data.tokenization import tokenize
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.testing import context
     from smollm3_finetune.train.order import Shuffled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 

@@ -13,14 +13,13 @@ from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import blamed_on
 from smollm3_finetune.config.load import Loaded, plain
-from smollm3_finetune.data.calibration import Calibration
+from smollm3_finetune.data.calibration import Calibration, CalibrationPlan, plan_calibration
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import beginning, facts, linked, shown_ref, with_options
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.model_files.writing import copy_rest
-from smollm3_finetune.train.calibration import CalibrationPlan, plan_calibration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters import AlpacaFormatter, MessagesFormatter
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.data.files import Row
 from smollm3_finetune.data.formatting import formatted, recognize
-from smollm3_finetune.data.reading import Row
 from smollm3_finetune.data.rows import source_rows
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.data.split import Border, position

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.data.preview import Quantiles, histogram, sampled
+from smollm3_finetune.data.preview import sampled
+from smollm3_finetune.data.stats import Quantiles, histogram
 
 REAL = os.environ.get("SMOLLM3_TEST_DATA")
 HEAVY = ("torch", "transformers", "numpy", "datasets", "rich")
@@ -474,8 +475,8 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.load import Setting, assemble
-    from smollm3_finetune.data.render import Renderer
-    from smollm3_finetune.data.tokens import tokenize
+    from smollm3_finetune.data.chat_template.renderer import Renderer
+    from smollm3_finetune.data.tokenization import tokenize
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.train.plan import plan_run
 

@@ -23,7 +23,7 @@ from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import choose
-from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.rows import with_formatter
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.errors import DataError

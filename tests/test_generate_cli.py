@@ -14,8 +14,8 @@ import pytest
 from smollm3_finetune.api import directory_source
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 from smollm3_finetune.config.schema import DataConfig
-from smollm3_finetune.data.render import Renderer, RenderOptions
-from smollm3_finetune.train.plan import render_options
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
+from smollm3_finetune.data.plan import render_options
 
 QUICK = ("train", "--adapter", "full", "--max-steps", "2", "--set", "train.sample_tokens=4", "--output", "out")
 QUESTION = "What is 2 + 2?"

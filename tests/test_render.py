@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.api.data import IGNORED
-from smollm3_finetune.data.render import Encoded, Renderer, RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer, RenderOptions
 from smollm3_finetune.errors import DataError, ModelError
 
 TEMPLATE = """\

@@ -21,10 +21,11 @@ from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import choose
-from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
+from smollm3_finetune.data.examples import BATCH
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.data.tokens import BATCH, Tokens, copies, tokenize
+from smollm3_finetune.data.tokenization import Tokens, copies, tokenize
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import context
@@ -366,7 +367,7 @@ def test_a_full_disk_is_not_tried_twice(make: Make, monkeypatch: pytest.MonkeyPa
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("smollm3_finetune.data.tokens._ArrowFile.flush", full)
+    monkeypatch.setattr("smollm3_finetune.data.examples._ArrowFile.flush", full)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         make(write("a.jsonl", ROWS))
     assert len(make.built) == 1  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
-from smollm3_finetune.data.template import check_syntax
+from smollm3_finetune.data.chat_template.syntax import check_syntax
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.model.device import KINDS, check_device, resolve_device
 

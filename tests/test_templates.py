@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import smollm3_finetune
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.api.data import IGNORED
-from smollm3_finetune.data.render import Renderer, RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import DataError
 
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.components.selection import Choice
     from smollm3_finetune.config.load import Loaded
-    from smollm3_finetune.data.preview import Inspector, SourceStats
+    from smollm3_finetune.data.preview import Inspector
+    from smollm3_finetune.data.stats import SourceStats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,7 +70,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
       smollm3 data preview --data a.jsonl --data b.jsonl --source 1 --max-length 2048
     """
     from smollm3_finetune.cli.data_show import Page, head, show_row, show_stats
-    from smollm3_finetune.data.preview import refuse_if_nothing_is_learned
+    from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
 
     page = Page()
     with working():
@@ -98,7 +99,7 @@ def stats(as_json: bool, **values: Any) -> None:
     Ends with exit code 5 where nothing would be left to train on or to measure with.
     """
     from smollm3_finetune.cli.data_show import Page, head, show_stats, show_total, totals
-    from smollm3_finetune.data.preview import refuse_if_nothing_is_learned
+    from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
 
     with working():
         look = _look(values)
@@ -165,7 +166,8 @@ class Look:
 
     def count(self, source: int, sample: int | None = None) -> SourceStats:
         """The counts of a source, over about `sample` evenly spaced rows or over all."""
-        from smollm3_finetune.data.preview import SourceStats, sampled
+        from smollm3_finetune.data.preview import sampled
+        from smollm3_finetune.data.stats import SourceStats
 
         about = self.inspector.rows.sources[source]
         total = self.total(source)
@@ -185,9 +187,9 @@ def _look(values: Mapping[str, Any]) -> Look:
     from smollm3_finetune.components.kinds import OBJECTIVE
     from smollm3_finetune.components.selection import choose
     from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
+    from smollm3_finetune.data.plan import find_rows, render_options
     from smollm3_finetune.errors import Collector
     from smollm3_finetune.progress import for_stream
-    from smollm3_finetune.train.plan import find_rows, render_options
 
     loaded = load_configuration(values)
     config = loaded.config
@@ -210,8 +212,8 @@ def _look(values: Mapping[str, Any]) -> Look:
 
     from smollm3_finetune.components.selection import blamed_on
     from smollm3_finetune.components.suggestions import with_suggestions
+    from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.data.preview import Inspector
-    from smollm3_finetune.data.render import Renderer
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

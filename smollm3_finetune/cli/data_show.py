@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.data.preview import Prepared, Quantiles, SourceStats, TokenSequence, histogram
+from smollm3_finetune.data.preview import Prepared, TokenSequence
+from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from smollm3_finetune.cli.common import F, Number, answers, composition_options,
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
-    from smollm3_finetune.data.render import RenderOptions
+    from smollm3_finetune.data.chat_template.renderer import RenderOptions
     from smollm3_finetune.model.plan import ModelPlan
     from smollm3_finetune.runs.rundir import RunDir
 
@@ -76,7 +76,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
     import transformers
 
-    from smollm3_finetune.data.render import Renderer
+    from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer
@@ -162,7 +162,7 @@ def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
     """The run's history and date, else the template's own and today; `date` wins. Its template is the tokenizer's."""
     import datetime
 
-    from smollm3_finetune.data.render import RenderOptions
+    from smollm3_finetune.data.chat_template.renderer import RenderOptions
     from smollm3_finetune.errors import ConfigError
 
     if date is not None and date != "today":

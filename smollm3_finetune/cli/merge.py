@@ -124,10 +124,9 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
     """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
     from smollm3_finetune.cli.target import options_of
-    from smollm3_finetune.data.calibration import Calibration
+    from smollm3_finetune.data.calibration import Calibration, plan_calibration
     from smollm3_finetune.model.saved_adapter import read_calibration
     from smollm3_finetune.runs.reopen import saved_configuration
-    from smollm3_finetune.train.calibration import plan_calibration
 
     assert plan.saved is not None
     if (kept := plan.saved.calibration) is not None:

@@ -8,7 +8,7 @@ from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Offer, Registry
 from smollm3_finetune.components.selection import Choice, blamed_on
-from smollm3_finetune.data.reading import Row
+from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
 
 SHOWN = 3

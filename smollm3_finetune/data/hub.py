@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from smollm3_finetune.data.reading import Row, without_fillers
+from smollm3_finetune.data.files import Row, without_fillers
 from smollm3_finetune.errors import DataError
-
-if TYPE_CHECKING:
-    from smollm3_finetune.data.sources import Source, SourceConfig
 
 
 def commit_of(name: str, revision: str | None) -> str:
@@ -22,27 +19,24 @@ def commit_of(name: str, revision: str | None) -> str:
         raise _unread(name, e, "check the network and the name; a dataset that is not public needs HF_TOKEN") from e
 
 
-def part_of(config: SourceConfig) -> str:
-    """Which part of a dataset is read: its split, behind the subset where one is named."""
-    return config.split if config.subset is None else f"{config.subset}/{config.split}"
+def part_of(subset: str | None, split: str) -> str:
+    """Which part of a dataset is read: its split, behind the subset if one is named."""
+    return split if subset is None else f"{subset}/{split}"
 
 
-def hub_rows(source: Source) -> Iterator[Row]:
+def hub_rows(name: str, subset: str | None, split: str, revision: str | None) -> Iterator[Row]:
     """The rows of one split. Raises DataError where the Hub or the split cannot be had, or holds no rows."""
     import datasets
 
-    config = source.config
-    title = f"{source.hub}[{part_of(config)}]"
-    hint = f"--set 'data.path={{path: {source.hub}, split: SPLIT, subset: SUBSET}}'"
+    title = f"{name}[{part_of(subset, split)}]"
+    hint = f"--set 'data.path={{path: {name}, split: SPLIT, subset: SUBSET}}'"
     number = 0
     try:
-        rows: Any = datasets.load_dataset(
-            source.hub, config.subset, split=config.split, revision=config.revision, streaming=True
-        )
+        rows: Any = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
         for number, value in enumerate(rows, start=1):
             yield Row(without_fillers(value), f"{title} row {number}")
     except (OSError, ValueError, RuntimeError) as e:
-        raise _unread(str(source.hub), e, hint) from e
+        raise _unread(name, e, hint) from e
     if not number:
         raise DataError(f"{title} holds no rows", hint=hint)
 

@@ -6,21 +6,17 @@ are read.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.api.data import IGNORED
 from smollm3_finetune.components.selection import Choice
-from smollm3_finetune.data.render import Encoded, Renderer
+from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.data.split import position
-from smollm3_finetune.data.tokens import Preparing, copies
-from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
+from smollm3_finetune.data.tokenization import Preparing, copies
 
-PLACES = 5
-"""How many places of left-out rows are kept."""
 REASONS = {
     "turn rewritten by the template": "the template rewrites its answers, so that no prompt leads to them",
     "earlier reasoning stripped": "answers whose reasoning is stripped are not learned (data.history=strip)",
@@ -160,163 +156,3 @@ def sampled(total: int, wanted: int) -> Iterator[bool]:
     """For each of `total` rows, whether it is among about `wanted` evenly spaced ones: exactly min(wanted, total)."""
     wanted = min(wanted, total)
     return ((i + 1) * wanted // total > i * wanted // total for i in range(total))
-
-
-@dataclass(kw_only=True)
-class SourceStats:
-    """Counts over the rows of one source. `rows == train + held_out + empty`."""
-
-    title: str
-    formatter: str
-    weight: float = 1.0
-    rows: int = 0
-    train: int = 0
-    held_out: int = 0
-    empty: int = 0
-    """Rows left out because nothing in them is learned."""
-    rows_per_pass: int = 0
-    """Training rows seen in one pass: `train`, multiplied by the weight."""
-    cut: int = 0
-    """Rows longer than the longest length."""
-    tokens: int = 0
-    """In the rows that are kept, after cutting."""
-    tokens_learned: int = 0
-    tokens_cut: int = 0
-    """Lost by cutting, in all rows."""
-    notes: Counter[str] = field(default_factory=Counter)
-    """Rows by note, `cut` apart."""
-    lengths: Counter[int] = field(default_factory=Counter)
-    """Rows by length in tokens before cutting."""
-    longest: int = -1
-    longest_row: str | None = None
-    empty_rows: list[tuple[str, str]] = field(default_factory=list)
-    """(place, why) of the first rows that were left out."""
-    first_empty: dict[bool, Prepared] = field(default_factory=dict)
-    """The first row that was left out of those to train on (False) and of those held out (True)."""
-
-    def add(self, row: Prepared) -> None:
-        self.rows += 1
-        self.train += row.side == "train"
-        self.held_out += row.side == "held out"
-        self.rows_per_pass += row.copies
-        if row.side == "left out":
-            self.empty += 1
-            self.first_empty.setdefault(row.held_out, row)
-            if len(self.empty_rows) < PLACES:
-                self.empty_rows.append((row.where, row.why))
-        else:
-            self.tokens += row.tokens
-            self.tokens_learned += row.learned
-        self.cut += "cut" in row.notes
-        self.tokens_cut += max(row.uncut - row.tokens, 0)
-        self.notes.update(n for n in row.notes if n != "cut")
-        if row.length > self.longest:
-            self.longest, self.longest_row = row.length, row.where
-        self.lengths[row.length] += 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`; lengths are in tokens before cutting."""
-        quantiles = Quantiles(self.lengths)
-        return {
-            "title": self.title,
-            "formatter": self.formatter,
-            "weight": self.weight,
-            "rows": self.rows,
-            "train": self.train,
-            "held_out": self.held_out,
-            "empty": self.empty,
-            "empty_rows": [{"where": where, "why": why} for where, why in self.empty_rows],
-            "rows_per_pass": self.rows_per_pass,
-            "cut": self.cut,
-            "notes": dict(sorted(self.notes.items())),
-            "tokens": self.tokens,
-            "tokens_learned": self.tokens_learned,
-            "tokens_cut": self.tokens_cut,
-            "length": quantiles.as_dict() if self.rows else None,
-            "longest_row": self.longest_row,
-        }
-
-
-class Quantiles:
-    """Order statistics of integers that are given as counts."""
-
-    def __init__(self, counts: Counter[int]) -> None:
-        self.values = sorted(counts.items())
-        self.count = sum(counts.values())
-
-    def at(self, rank: int) -> int:
-        """The value at a rank, counted from 1."""
-        for value, times in self.values:
-            rank -= times
-            if rank <= 0:
-                return value
-        return self.values[-1][0]
-
-    def median(self) -> float:
-        """The middle value, or the mean of the two."""
-        return (self.at((self.count + 1) // 2) + self.at(self.count // 2 + 1)) / 2
-
-    def p95(self) -> int:
-        """The smallest value that 95 % of them do not exceed."""
-        return self.at(-(-self.count * 95 // 100))
-
-    def mean(self) -> float:
-        return sum(v * times for v, times in self.values) / self.count
-
-    def as_dict(self) -> dict[str, float]:
-        return {
-            "min": self.at(1),
-            "median": self.median(),
-            "mean": round(self.mean(), 2),
-            "p95": self.p95(),
-            "max": self.at(self.count),
-        }
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Rows of low ≤ length ≤ high."""
-
-    low: int
-    high: int
-    rows: int
-
-
-def histogram(lengths: Counter[int], bars: int = 10) -> list[Bar]:
-    """About `bars` bars of one round width, and one more for the long tail where there is one."""
-    if not lengths:
-        return []
-    low, top = min(lengths), max(lengths)
-    p95 = Quantiles(lengths).p95()
-    high = top if top <= 2 * p95 else p95
-    least = max(-(-(high - low) // bars), 1)
-    scale = 10 ** (len(str(least)) - 1)
-    width = next(n * scale for n in (1, 2, 5, 10) if n * scale >= least)
-    edges = list(range(low // width * width, high + 1, width))
-    made = []
-    for i, edge in enumerate(edges):
-        end = edge + width - 1 if i + 1 < len(edges) or top < edge + width else top
-        made.append(Bar(edge, end, sum(n for value, n in lengths.items() if edge <= value <= end)))
-    return made
-
-
-def refuse_if_nothing_is_learned(stats: Sequence[SourceStats], survey: Survey) -> None:
-    """Raises DataErrors where all rows to train on, or all held-out ones, were left out: a run would be refused too.
-
-    `stats` are those of every row that the survey counted.
-    """
-    sides = (
-        ("training", False, sum(survey.train), sum(s.train for s in stats)),
-        ("held-out", True, sum(survey.held_out), sum(s.held_out for s in stats)),
-    )
-    problems: list[SmolLM3Error] = []
-    for name, held_out, before, left in sides:
-        if not before or left:
-            continue
-        row = next(s.first_empty[held_out] for s in stats if held_out in s.first_empty)
-        several = f"none of the {before} {name} rows has anything to learn; the first is"
-        what = several if before > 1 else f"the only {name} row has nothing to learn:"
-        hint = "--set data.held_out=0" if held_out else "smollm3 data preview"
-        hint = f"--max-length {row.enough}" if row.enough is not None else hint
-        problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))
-    raise_all(problems)

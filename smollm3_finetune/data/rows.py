@@ -17,9 +17,9 @@ from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.data.files import Row, read_file
 from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
-from smollm3_finetune.data.reading import Row, read_file
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import Border, position
 from smollm3_finetune.errors import DataError
@@ -29,7 +29,12 @@ from smollm3_finetune.progress import Silent
 def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:
     """The rows of a source, at most its own limit and `limit`."""
     limits = [n for n in (limit, source.config.limit) if n is not None]
-    rows = hub_rows(source) if source.hub else chain.from_iterable(read_file(f) for f in source.files)
+    about = source.config
+    rows = (
+        hub_rows(source.hub, about.subset, about.split, about.revision)
+        if source.hub
+        else chain.from_iterable(read_file(f) for f in source.files)
+    )
     return islice(rows, min(limits, default=None))
 
 

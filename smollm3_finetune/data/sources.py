@@ -11,8 +11,8 @@ from typing import Any
 
 from smollm3_finetune.api import option
 from smollm3_finetune.config.options import build
+from smollm3_finetune.data.files import SUFFIXES
 from smollm3_finetune.data.hub import commit_of, part_of
-from smollm3_finetune.data.reading import SUFFIXES
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.paths import user_path
 
@@ -103,7 +103,7 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
         return Source(title=title, config=config, files=tuple(_known(f) for f in matching))
     if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES:
         config = replace(config, revision=commit_of(text, config.revision))
-        part = part_of(config)
+        part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
     hint = f"in {path.parent} there are: {', '.join(near)}" if near else "--data FILE.jsonl"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.data.tokens import Examples
+from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
 
 if TYPE_CHECKING:

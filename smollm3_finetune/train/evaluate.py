@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Objective, Progress
-from smollm3_finetune.data.tokens import Examples
+from smollm3_finetune.data.examples import Examples
 
 if TYPE_CHECKING:
     from torch import nn

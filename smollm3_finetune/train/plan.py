@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import Loaded
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, DataConfig, RunConfig
-from smollm3_finetune.data.render import RenderOptions
-from smollm3_finetune.data.rows import Rows, Survey, with_formatter
-from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.data.template import check_syntax
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, RunConfig
+from smollm3_finetune.data.chat_template.renderer import RenderOptions
+from smollm3_finetune.data.plan import calibration_rows, find_rows, render_options
+from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
@@ -104,51 +102,6 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         render=render_options(settled.config.data),
         calibration=calibration,
     )
-
-
-def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str]) -> Rows:
-    """The sources of a configuration, each with its formatter. Reads the first row of those that name none.
-
-    Raises ConfigError where there are options for a formatter and the sources have several.
-    """
-    found, limit = find_sources(config.data.path), config.data.limit
-    name, options = config.formatter.name, config.formatter.options
-    if name is None and options:
-        names = sorted({with_formatter(registry, s, None, limit).formatter.offer.full_name for s in found})
-        if len(names) > 1:
-            raise ConfigError(
-                f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
-                hint=f"say whose option it is: --formatter {names[0].rpartition(':')[2]}",
-            )
-        (name,) = names
-    named = choose(registry, FORMATTER, name, options, origins) if name is not None else None
-    sources = [with_formatter(registry, s, named, limit) for s in found]
-    return Rows(sources=tuple(sources), seed=config.seed, held_out=config.data.held_out)
-
-
-def calibration_rows(registry: Registry, config: RunConfig) -> Rows | None:
-    """The rows of `calibration.path`, each source with the formatter that recognizes it; None where there is none."""
-    if config.calibration.path is None:
-        return None
-    sources = [with_formatter(registry, s, None, None) for s in find_sources(config.calibration.path)]
-    return Rows(sources=tuple(sources), seed=config.seed, held_out=0.0)
-
-
-def render_options(data: DataConfig) -> RenderOptions:
-    """How the configuration asks for conversations to be rendered. Raises ConfigError for a template or a date."""
-    template = None
-    if data.template is not None:
-        try:
-            template = user_path(data.template, "data.template").read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"the chat template data.template={data.template} cannot be read: {e}") from e
-        check_syntax(template, data.template)
-    if data.date is not None:
-        try:
-            datetime.date.fromisoformat(data.date)
-        except ValueError as e:
-            raise ConfigError(f"data.date: expected YYYY-MM-DD, got {data.date!r}") from e
-    return RenderOptions(template=template, enable_thinking=data.enable_thinking, history=data.history, date=data.date)
 
 
 def check_length(loaded: Loaded, model: ModelPlan) -> None:

@@ -15,9 +15,9 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
-from smollm3_finetune.data.render import Renderer
+from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
-from smollm3_finetune.data.tokens import Tokens, tokenize
+from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.generate import answer
 from smollm3_finetune.model.load import LoadedModel, compose, parts

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.data.reasoning import BLOCKS
+from smollm3_finetune.data.chat_template.reasoning import BLOCKS
 
 MARK = "\U0010ffff"
 """A Unicode noncharacter, reserved for uses like this one; put in before rendering and taken out after."""

@@ -11,9 +11,8 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,62 +21,14 @@ from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import Choice, blamed_on
-from smollm3_finetune.data.render import Renderer
+from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
-    import pyarrow
-
-BATCH = 1000
-"""Rows held in memory before they are written together; every record batch but the last has as many."""
-
-
-class Examples:
-    """Tokenized rows in an Arrow file; a map-style dataset whose items are mappings of lists of integers."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    @cached_property
-    def _batches(self) -> pyarrow.RecordBatchFileReader:
-        import pyarrow
-
-        return pyarrow.ipc.open_file(pyarrow.memory_map(str(self.file)))
-
-    @cached_property
-    def _length(self) -> int:
-        last = self._batches.num_record_batches - 1
-        return last * BATCH + int(self._batches.get_batch(last).num_rows) if last >= 0 else 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file}  # a worker process opens the file itself
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        batch, place = divmod(range(self._length)[index], BATCH)  # all batches but the last are full
-        columns = self._batches.get_batch(batch)
-        return {
-            name: column[place].values.to_numpy().tolist()  # by way of NumPy: to_pylist makes an object of each number
-            for name, column in zip(columns.schema.names, columns.columns, strict=True)
-        }
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int]]]:
-        return [self[i] for i in indices]
-
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return list(self.each_length())
-
-    def each_length(self) -> Iterator[int]:
-        """Tokens of each example, of which few are in memory at a time."""
-        import pyarrow.compute
-
-        for i in range(self._batches.num_record_batches):
-            yield from pyarrow.compute.list_value_length(self._batches.get_batch(i).column(0)).to_pylist()
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,38 +227,3 @@ def copies(weight: float, position: float) -> int:
     """How often a row is seen in a pass: the weight, rounded up for a share of rows chosen by their position."""
     whole = math.floor(weight)
     return whole + (math.modf(position * 1e6)[0] < weight - whole)  # other digits than those that split
-
-
-class _ArrowFile:
-    """Rows of lists of integers, written in batches."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.names: list[str] | None = None
-        self.rows: list[Mapping[str, Sequence[int]]] = []
-        self.writer: Any = None
-        self.sink: Any = None
-
-    def add(self, row: Mapping[str, Sequence[int]]) -> None:
-        self.rows.append(row)
-        if len(self.rows) >= BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        import pyarrow
-
-        if self.writer is None:
-            self.names = list(self.rows[0]) if self.rows else ["input_ids"]
-            schema = pyarrow.schema([(n, pyarrow.list_(pyarrow.int32())) for n in self.names])
-            self.sink = pyarrow.OSFile(str(self.file), "wb")
-            self.writer = pyarrow.ipc.new_file(self.sink, schema)
-        if self.rows:
-            kind = pyarrow.list_(pyarrow.int32())
-            columns = [pyarrow.array([row[name] for row in self.rows], kind) for name in self.names or ()]
-            self.writer.write_batch(pyarrow.record_batch(columns, names=self.names))
-            self.rows.clear()
-
-    def close(self) -> None:
-        self.flush()
-        self.writer.close()
-        self.sink.close()

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.api.data import IGNORED
-from smollm3_finetune.data.complete import check_complete
-from smollm3_finetune.data.dates import with_fixed_date
-from smollm3_finetune.data.guard import INSTRUCTING, MARK, flags, guarded, guarded_text
-from smollm3_finetune.data.reasoning import answer, has_trace, traces, with_one_trace, without_trace
+from smollm3_finetune.data.chat_template.completeness import check_complete
+from smollm3_finetune.data.chat_template.escaping import INSTRUCTING, MARK, flags, guarded, guarded_text
+from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
+from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
 from smollm3_finetune.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.data.guard import INSTRUCTING
-from smollm3_finetune.data.reasoning import answer
+from smollm3_finetune.data.chat_template.escaping import INSTRUCTING
+from smollm3_finetune.data.chat_template.reasoning import answer
 from smollm3_finetune.errors import DataError
 
 Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str]

@@ -1,0 +1,1 @@
+"""A chat template applied to conversations: tokens, loss mask, reasoning, dates."""
