@@ -63,6 +63,7 @@ def work(file: Path, cache: Path) -> None:
     from torch.utils.data import DataLoader
 
     from smollm3_finetune.api import NoOptions
+    from smollm3_finetune.batching.order import Shuffled
     from smollm3_finetune.builtin.sft import SupervisedFineTuning
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.components.discovery import Wanted, discover
@@ -74,7 +75,6 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.data.tokenization import tokenize
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.testing import context
-    from smollm3_finetune.train.order import Shuffled
 
     registry = discover(Wanted.of([], no_plugins=True))
     tokenizer = choose(registry, LOADER, "tiny", {}).create().open("tiny", context(cache)).tokenizer()

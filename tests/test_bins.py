@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from smollm3_finetune.batching.attention import PREFIX
+from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.batching.packing import Packed, best_fit
+from smollm3_finetune.batching.strategy import check_objective
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import IncompatibleError
-from smollm3_finetune.train.batches import check_objective
-from smollm3_finetune.train.order import LengthGrouped, Shuffled
 
 # --------------------------------------------------------------------------------------------- what is refused
 

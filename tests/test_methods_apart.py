@@ -17,6 +17,7 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
 from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import ADAPTER
@@ -25,7 +26,6 @@ from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.train.arguments import arguments
-from smollm3_finetune.train.batches import batching
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.trainer import make_trainer
 

@@ -24,7 +24,9 @@ from transformers import (
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.batching.order import Shuffled
 from smollm3_finetune.batching.packing import Packed
+from smollm3_finetune.batching.strategy import _tolerances, batching
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import ADAPTER
@@ -33,10 +35,8 @@ from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.train.arguments import arguments
-from smollm3_finetune.train.batches import _tolerances, batching
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.evaluate import held_out_loss
-from smollm3_finetune.train.order import Shuffled
 from smollm3_finetune.train.trainer import make_trainer
 
 VOCABULARY = 96

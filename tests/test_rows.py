@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import NoOptions
+from smollm3_finetune.batching.order import PIECE, Shuffled
 from smollm3_finetune.builtin.tiny_loader import TinyLoader
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.discovery import Wanted, discover
@@ -29,7 +30,6 @@ from smollm3_finetune.data.tokenization import Tokens, copies, tokenize
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import context
-from smollm3_finetune.train.order import PIECE, Shuffled
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}: “été”, 你好."} for n in range(40)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, Purpose, options_dict
+from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
@@ -22,7 +23,6 @@ from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.train.batches import check_batches
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.optimizer import check_optimizer
 from smollm3_finetune.train.sharding import check_sharding

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
+from smollm3_finetune.batching.strategy import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
@@ -26,7 +27,6 @@ from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
-from smollm3_finetune.train.batches import Batches, batching, check_objective, lengths_of, training_items
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.evaluate import HeldOut, named_alike
 from smollm3_finetune.train.finite import check_losses, check_weights

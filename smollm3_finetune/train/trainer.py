@@ -12,13 +12,13 @@ from transformers import PrinterCallback, TrainingArguments
 
 from smollm3_finetune.api import Objective
 from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
+from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_of_the_machine
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import settle_compiler
-from smollm3_finetune.train.filling import FILL_TOKENS, Filled, filled
 from smollm3_finetune.train.finite import check_weights
-from smollm3_finetune.train.order import LengthGrouped, Shuffled
 from smollm3_finetune.train.sharding import whole_weights
 
 if TYPE_CHECKING:

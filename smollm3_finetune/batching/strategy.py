@@ -78,7 +78,7 @@ class Batches:
     """`supervised` or `all`: where the output layer is computed."""
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        from smollm3_finetune.train.filling import without_fills
+        from smollm3_finetune.batching.filler import without_fills
 
         return self.collate(without_fills(items))
 
