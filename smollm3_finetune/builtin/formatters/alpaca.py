@@ -8,8 +8,8 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import found, optional_text, required_text
+from smollm3_finetune.builtin.formatters.supervised_turns import learned
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
-from smollm3_finetune.builtin.formatters.weights import learned
 from smollm3_finetune.builtin.options import AlpacaOptions
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.claims import turn_list
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.supervised_turns import learned
 from smollm3_finetune.builtin.formatters.turns import read_turns
-from smollm3_finetune.builtin.formatters.weights import learned
 from smollm3_finetune.builtin.options import TurnsOptions
 
 

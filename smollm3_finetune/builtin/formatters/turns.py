@@ -10,7 +10,6 @@ from smollm3_finetune.builtin.formatters.claims import looks_like_list
 from smollm3_finetune.builtin.formatters.content import content_text, found, optional_text
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
-from smollm3_finetune.builtin.formatters.weights import weight_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """The names that datasets give to the reasoning beside an answer; templates know the first."""
@@ -93,3 +92,25 @@ def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _reasoning(message: Mapping[str, Any], where: str) -> str | None:
     texts = (optional_text(message.get(key), f"{where}.{key}") for key in REASONING)
     return next((text for text in texts if text is not None), None)
+
+
+WEIGHTS = ("loss_weight", "weight", "train", "loss")
+"""Where datasets say whether a message is learned: the first two as numbers, the others as true or false."""
+
+
+def weight_of(message: Mapping[str, Any], where: str) -> int | None:
+    """0 or 1, or None where the message says nothing.
+
+    Raises ValueError for a weight between or beyond, which would be lost silently, and where two of the keys disagree.
+    """
+    said: dict[str, int] = {}
+    for key in WEIGHTS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{where}.{key} must be 0 or 1 (a turn is learned or not), found {value!r}")
+        said[key] = int(value)
+    if len(set(said.values())) > 1:
+        raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in said)} disagree")
+    return next(iter(said.values()), None)

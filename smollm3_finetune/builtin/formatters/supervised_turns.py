@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smollm3_finetune.builtin.formatters.turns import Turn
 
-WEIGHTS = ("loss_weight", "weight", "train", "loss")
-"""Where datasets say whether a message is learned: the first two as numbers, the others as true or false."""
 SHOWN = 3
-
-
-def weight_of(message: Mapping[str, Any], where: str) -> int | None:
-    """0 or 1, or None where the message says nothing.
-
-    Raises ValueError for a weight between or beyond, which would be lost silently, and where two of the keys disagree.
-    """
-    said: dict[str, int] = {}
-    for key in WEIGHTS:
-        value = message.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise ValueError(f"{where}.{key} must be 0 or 1 (a turn is learned or not), found {value!r}")
-        said[key] = int(value)
-    if len(set(said.values())) > 1:
-        raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in said)} disagree")
-    return next(iter(said.values()), None)
 
 
 def learned(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) -> tuple[int, ...] | None:
