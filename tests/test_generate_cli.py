@@ -126,7 +126,9 @@ def test_a_prompt_that_does_not_fit_is_an_error_before_weights(
 
 def test_an_answer_is_cut_to_what_fits(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted: list[int] = []
-    monkeypatch.setattr("smollm3_finetune.generate.answer", lambda *a, **k: wanted.append(k["max_new_tokens"]) or "yes")
+    monkeypatch.setattr(
+        "smollm3_finetune.inference.generate.answer", lambda *a, **k: wanted.append(k["max_new_tokens"]) or "yes"
+    )
     prompt = "one " * 1000
     size = length(prompt)
     assert 100 < size < 2000
@@ -139,7 +141,7 @@ def test_an_answer_is_cut_to_what_fits(cli: Callable[..., Any], monkeypatch: pyt
 def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_template(
     cli: Callable[..., Any], prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smollm3_finetune.generate.answer", lambda *a, **k: "yes")
+    monkeypatch.setattr("smollm3_finetune.inference.generate.answer", lambda *a, **k: "yes")
 
     def answered(typed: bytes) -> Any:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))

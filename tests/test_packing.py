@@ -33,10 +33,10 @@ from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
+from smollm3_finetune.inference.held_out_loss import held_out_loss
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.callback import RunCallback
-from smollm3_finetune.train.evaluate import held_out_loss
 from smollm3_finetune.train.trainer import make_trainer
 
 VOCABULARY = 96

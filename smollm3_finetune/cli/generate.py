@@ -77,7 +77,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     import transformers
 
     from smollm3_finetune.data.chat_template.renderer import Renderer
-    from smollm3_finetune.generate import answer, room_for
+    from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer
     from smollm3_finetune.progress import for_stream

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +66,3 @@ def _on_one_device(args: TrainingArguments, device: str) -> None:
     kind = getattr(torch, device.partition(":")[0])
     if hasattr(kind, "set_device"):  # not of devices of which there is one at most, as mps
         kind.set_device(device)
-
-
-@contextlib.contextmanager
-def computing(args: TrainingArguments) -> Iterator[None]:
-    """Computes as the Trainer does in its steps: mixed precision where the run has it."""
-    import torch
-
-    if not (args.bf16 or args.fp16):
-        yield
-        return
-    with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16):
-        yield

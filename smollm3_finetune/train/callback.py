@@ -16,8 +16,8 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
 
 if TYPE_CHECKING:
+    from smollm3_finetune.inference.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
-    from smollm3_finetune.train.evaluate import HeldOut
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]

@@ -20,7 +20,8 @@ from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.generate import answer
+from smollm3_finetune.inference.generate import answer
+from smollm3_finetune.inference.held_out_loss import HeldOut, named_alike
 from smollm3_finetune.model.load import LoadedModel, compose, parts
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.model_files.json_files import write_json
@@ -28,7 +29,6 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.evaluate import HeldOut, named_alike
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
@@ -145,7 +145,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
-    from smollm3_finetune.train.arguments import computing
+    from smollm3_finetune.inference.precision import computing
 
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
@@ -166,7 +166,7 @@ def _carried_out(job: Job) -> dict[str, Any]:
 
 def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
-    from smollm3_finetune.train.arguments import computing
+    from smollm3_finetune.inference.precision import computing
     from smollm3_finetune.train.callback import RunCallback
     from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
 

@@ -51,7 +51,7 @@ class HeldOut:
 
     def measure(self, progress: Progress) -> dict[str, Any]:
         """Loss and perplexity over all supervised tokens, and the loss by source where there are several."""
-        from smollm3_finetune.train.arguments import computing
+        from smollm3_finetune.inference.precision import computing
 
         count = sum(len(e) for e in self.examples)
         with computing(self.args), progress.task(f"measuring {count:,} held-out rows") as task:

@@ -1,0 +1,1 @@
+"""Answers of a loaded model and its loss on held-out rows."""
