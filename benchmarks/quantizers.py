@@ -147,7 +147,7 @@ def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[li
     from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.model.load import build_context
-    from smollm3_finetune.quantize import plan_quantize
+    from smollm3_finetune.quantize.run import plan_quantize
 
     values: dict[tuple[str, ...], Any] = {
         ("model",): str(model),

@@ -28,13 +28,13 @@ from smollm3_finetune.components.selection import choose
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
-from smollm3_finetune.merge.requantize import choose_requantizer
 from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model
 from smollm3_finetune.model_files import output
 from smollm3_finetune.model_files.writing import copy_rest
+from smollm3_finetune.quantize.requantize import choose_requantizer
 
 HERE = Path(__file__).parent / "out_of_tree"
 NAMES = ("faulty_merges", "one_way_quantizer", "rounding_quantizer", "scale_adapter")

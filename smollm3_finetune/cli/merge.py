@@ -84,13 +84,13 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
             )
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
-    from smollm3_finetune.merge.requantize import choose_requantizer
     from smollm3_finetune.merge.run import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.model.plan import plan_model
     from smollm3_finetune.model_files.writing import check_dtype
     from smollm3_finetune.progress import for_stream
+    from smollm3_finetune.quantize.requantize import choose_requantizer
 
     for flag in ("dtype", "compute_dtype"):
         check_dtype(f"--{flag.replace('_', '-')}", values[flag])

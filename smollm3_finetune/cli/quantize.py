@@ -64,8 +64,8 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
-    from smollm3_finetune.quantize import plan_quantize
-    from smollm3_finetune.quantize import quantize as carry_out
+    from smollm3_finetune.quantize.run import plan_quantize
+    from smollm3_finetune.quantize.run import quantize as carry_out
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -23,7 +23,6 @@ from smollm3_finetune.config.load import plain
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, fault, finest, fixed_rows
-from smollm3_finetune.merge.requantize import Calibration, Requantizer
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
@@ -34,6 +33,7 @@ from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import shown_ref
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
 from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
+from smollm3_finetune.quantize.requantize import Calibration, Requantizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""Quantized checkpoints: of a full-precision model, and of a merged one."""
