@@ -28,7 +28,8 @@ from smollm3_finetune.components.selection import choose
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.merge import gate
 from smollm3_finetune.merge.card import card
-from smollm3_finetune.merge.run import MergeSettings, merge
+from smollm3_finetune.merge.report import MergeSettings
+from smollm3_finetune.merge.run import merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model

@@ -84,7 +84,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
             )
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
-    from smollm3_finetune.merge.run import MergeSettings
+    from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.model.plan import plan_model

@@ -207,7 +207,8 @@ def measure_merge(bench: Bench, plan: ModelPlan, merging: Callable[[Path], Model
 
     `plan` is for training, `merging(path)` gives the plan for the merge of the adapter saved in `path`.
     """
-    from smollm3_finetune.merge.run import MergeSettings, merge
+    from smollm3_finetune.merge.report import MergeSettings
+    from smollm3_finetune.merge.run import merge
 
     assert plan.adapter is not None
     with tempfile.TemporaryDirectory(dir=bench.work) as directory, _quiet():

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Objective, Progress
 from smollm3_finetune.data.examples import Examples
+from smollm3_finetune.inference.precision import autocast
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class HeldOut:
     objective: Objective
     collate: Callable[[list[dict[str, Any]]], Any]
     batch_size: int
-    args: TrainingArguments
+    device: str
+    dtype: str
+    """The run's; decides the precision of the measurement."""
 
     def measure(self, progress: Progress) -> dict[str, Any]:
         """Loss and perplexity over all supervised tokens, and the loss by source where there are several."""
-        from smollm3_finetune.inference.precision import computing
-
         count = sum(len(e) for e in self.examples)
-        with computing(self.args), progress.task(f"measuring {count:,} held-out rows") as task:
+        with autocast(self.device, self.dtype), progress.task(f"measuring {count:,} held-out rows") as task:
             losses = [
                 held_out_loss(self.model, self.objective, e, self.collate, self.batch_size, task.advance)
                 for e in self.examples

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from transformers import TrainingArguments
-
 
 @contextlib.contextmanager
-def computing(args: TrainingArguments) -> Iterator[None]:
-    """Computes as the Trainer does in its steps: mixed precision where the run has it."""
+def autocast(device: str, dtype: str) -> Iterator[None]:
+    """Computes as training steps do: in mixed precision if `dtype` is half as wide as float32.
+
+    float16 on a CPU is computed in float32, since its gradients need a scaler, which a CPU does not have.
+    """
     import torch
 
-    if not (args.bf16 or args.fp16):
+    kind = device.partition(":")[0]
+    if dtype not in ("bfloat16", "float16") or (kind == "cpu" and dtype == "float16"):
         yield
         return
-    with torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16):
+    with torch.autocast(kind, getattr(torch, dtype)):
         yield

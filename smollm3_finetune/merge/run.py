@@ -7,74 +7,36 @@ what was trained. Whatever quantizer the base has, what is saved is an ordinary 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp, options_dict
-from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.components.selection import Choice, blamed_on
-from smollm3_finetune.config.load import plain
+from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp
+from smollm3_finetune.components.selection import blamed_on
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
-from smollm3_finetune.merge.card import card
-from smollm3_finetune.merge.gate import Figures, Limits, coarsest, fault, finest, fixed_rows
+from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
+from smollm3_finetune.merge.report import (
+    Merged,
+    MergeSettings,
+    finite_or_none,
+    given_options,
+    merge_report,
+    publish_merge,
+)
 from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
-from smollm3_finetune.model_files.json_files import write_json
-from smollm3_finetune.model_files.model_card import FILE as CARD
-from smollm3_finetune.model_files.model_card import shown_ref
-from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial, publish
-from smollm3_finetune.model_files.writing import FIGURES, generation_config, saved_dtype, write_model
+from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial
+from smollm3_finetune.model_files.writing import generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
-
-LIBRARIES = ("torch", "transformers", "safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeSettings:
-    """What is asked of a merge, besides which adapter on which base."""
-
-    output: Path
-    """Where the result will lie: empty or not there yet."""
-    dtype: str | None = None
-    """The number format to save in; None: the one that the base was published in."""
-    max_drift: float | None = None
-    """The bound on what the merge adds to the relative difference of the logits; None: by number format."""
-    force: bool = False
-    """Keep a merge that is over the bound."""
-    check_base: bool = True
-    """Refuse an adapter that was trained on other weights."""
-    keep_dense: Path | None = None
-    """With a requantizer: where the merged model itself will lie; None: it is not kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Merged:
-    """A merged model that is on disk, in `path`, and was reloaded from there."""
-
-    path: Path
-    own_base: bool | None
-    """Whether the adapter was trained on these weights; None where its directory does not say."""
-    figures: Figures
-    limits: Limits
-    computed: str
-    """The number format in which the reloaded model was evaluated."""
-    parameters: int
-    rows: Sequence[Sequence[int]]
-    logits: Sequence[Tensor]
-    """Of the reloaded model, (T, V) for each row of T ids."""
 
 
 def merge(
@@ -125,14 +87,14 @@ def merge(
             held.enter_context(claimed(directory))
         dense_home = settings.keep_dense or settings.output
         merged = _merged(plan, settings, dtype, quantizer, adapter, held.enter_context(partial(dense_home)))
-        about = _about(plan, dtype, merged, settings)
+        about = merge_report(plan, dtype, merged, settings)
         if about["fault"] is not None and not settings.force:
             raise ModelError(
                 f"the merge was refused, and nothing was kept: {about['fault']}",
                 hint="--dtype float32 rounds less, --max-drift X allows more, --force keeps it whatever it is",
             )
         if requantizer is None:
-            _finish(about, merged.path, settings.output)
+            publish_merge(about, merged.path, settings.output)
         else:
             about = _requantized(plan, settings, dtype, merged, about, requantizer, calibration, held)
     return {
@@ -146,7 +108,7 @@ def merge(
 
 def _merged(
     plan: ModelPlan, settings: MergeSettings, dtype: str, quantizer: Quantizer, adapter: Adapter, out: Path
-) -> _Merged:
+) -> Merged:
     """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time."""
     import torch
 
@@ -207,7 +169,7 @@ def _merged(
         base=dense_drift if rounded_drift is None else rounded_drift,
         drift=drift(found, right),
     )
-    return _Merged(
+    return Merged(
         path=out,
         own_base=own_base,
         figures=figures,
@@ -238,7 +200,7 @@ def _requantized(
     plan: ModelPlan,
     settings: MergeSettings,
     dtype: str,
-    merged: _Merged,
+    merged: Merged,
     about: dict[str, Any],
     requantizer: Requantizer,
     calibration: Calibration | None,
@@ -248,7 +210,7 @@ def _requantized(
     path = merged.path
     if settings.keep_dense is not None:
         path = settings.keep_dense
-        _finish(about, merged.path, path)
+        publish_merge(about, merged.path, path)
     context = replace(plan.context, dtype=dtype)
     out = held.enter_context(partial(settings.output))
     title = requantizer.choice.offer.title
@@ -258,65 +220,11 @@ def _requantized(
         there = plan.source.at(out)
         measured = requantizer.drift(there, merged.rows, merged.logits, replace(context, dtype=merged.computed))
     choice = requantizer.choice
-    again = {"quantizer": choice.offer.spec.name, "options": _given(choice), "drift": _finite(measured)}
+    again = {"quantizer": choice.offer.spec.name, "options": given_options(choice), "drift": finite_or_none(measured)}
     versions = {**about["versions"], choice.offer.distribution: choice.offer.version}
     about = {**about, "requantized": again, "versions": versions}
-    _finish(about, out, settings.output)
+    publish_merge(about, out, settings.output)
     return about
-
-
-def _finish(about: Mapping[str, Any], path: Path, directory: Path) -> None:
-    """Write the card and the figures into a directory that is else complete, and give it its name."""
-    (path / CARD).write_text(card(about), encoding="utf-8")
-    write_json(path / FIGURES, about)
-    publish(path, directory)
-
-
-def _about(plan: ModelPlan, dtype: str, merged: _Merged, settings: MergeSettings) -> dict[str, Any]:
-    """What `merge.json` holds: no path of this machine, since it goes with the model."""
-    assert plan.adapter is not None
-    figures, limits = merged.figures, merged.limits
-    wrong = fault(figures, limits, plan.quantizer.offer.title)
-    warnings = []
-    if figures.moved == 0.0:
-        warnings.append("the adapter moves nothing: with it the logits are those of the base alone")
-    if merged.own_base is False:
-        warnings.append("the adapter was trained on other weights than those of this base")
-    chosen = [plan.loader, plan.quantizer, plan.adapter]
-    versions = {c.offer.distribution: c.offer.version for c in chosen}
-    versions |= {name: installed_version(name) or "" for name in LIBRARIES}
-    numbers = {**dataclasses.asdict(figures), "merged_excess": figures.merged_excess, "excess": figures.excess}
-    ref = shown_ref(plan.ref)
-    return {
-        "title": f"{ref.rpartition('/')[2]}, {plan.adapter.offer.spec.name}, merged",
-        "model": ref,
-        "own_base": merged.own_base,
-        "quantizer": plan.quantizer.offer.spec.name,
-        "quantizer_options": _given(plan.quantizer),
-        "adapter": plan.adapter.offer.spec.name,
-        "adapter_options": _given(plan.adapter),
-        "dtype": dtype,
-        "computed_in": merged.computed,
-        "parameters": merged.parameters,
-        "figures": {name: _finite(value) for name, value in numbers.items()},
-        "limits": dataclasses.asdict(limits),
-        "fault": wrong,
-        "forced": wrong is not None and settings.force,
-        "warnings": warnings,
-        "requantized": None,
-        "versions": versions,
-    }
-
-
-def _given(choice: Choice) -> dict[str, Any]:
-    """The options of a component that are not its defaults."""
-    usual = options_dict(choice.offer.options_class()())
-    chosen = options_dict(choice.options)
-    return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _vocabulary(model: Any) -> int:

@@ -22,6 +22,7 @@ from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, named_alike
+from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.load import LoadedModel, compose, parts
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.model_files.json_files import write_json
@@ -145,8 +146,6 @@ def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
-    from smollm3_finetune.inference.precision import computing
-
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
         calibration = run_calibration(job.plan, job.tokens, job.renderer)
@@ -158,7 +157,9 @@ def _carried_out(job: Job) -> dict[str, Any]:
             write_calibration(calibration.used, job.run.path)
         record_uses(job.run.path, model.context.cache)
     with contextlib.ExitStack() as stack:
-        with computing(job.args):  # what is measured here is to be as it will be in training
+        with autocast(
+            model.context.device, model.context.dtype
+        ):  # what is measured here is to be as it will be in training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
         return _trained(job, loaded, collate)
@@ -166,11 +167,11 @@ def _carried_out(job: Job) -> dict[str, Any]:
 
 def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, measure again and save; returns the report."""
-    from smollm3_finetune.inference.precision import computing
     from smollm3_finetune.train.callback import RunCallback
     from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
 
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
+    context = job.plan.model.context
     prompt, mode = sample_prompt(job.plan, renderer)
 
     held_out = HeldOut(
@@ -180,13 +181,17 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         objective=job.objective,
         collate=collate,
         batch_size=config.batch_size,
-        args=job.args,
+        device=context.device,
+        dtype=context.dtype,
     )
-    progress = job.plan.model.context.progress if job.main else Silent()
+    progress = context.progress if job.main else Silent()
 
     def sample() -> str:
         limit = config.sample_tokens
-        with computing(job.args), whole_weights(loaded.model):  # a wrapper's generate() goes round its own forward
+        with (
+            autocast(context.device, context.dtype),
+            whole_weights(loaded.model),
+        ):  # a wrapper's generate() goes round its own forward
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )

@@ -1,0 +1,118 @@
+"""What a merge reports, and the files that say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import options_dict
+from smollm3_finetune.components.requirements import installed_version
+from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.config.load import plain
+from smollm3_finetune.merge.card import card
+from smollm3_finetune.merge.gate import Figures, Limits, fault
+from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.model_files.json_files import write_json
+from smollm3_finetune.model_files.model_card import FILE as CARD
+from smollm3_finetune.model_files.model_card import shown_ref
+from smollm3_finetune.model_files.output import publish
+from smollm3_finetune.model_files.writing import FIGURES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LIBRARIES = ("torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """What is asked of a merge, besides which adapter on which base."""
+
+    output: Path
+    """Where the result will lie: empty or not there yet."""
+    dtype: str | None = None
+    """The number format to save in; None: the one that the base was published in."""
+    max_drift: float | None = None
+    """The bound on what the merge adds to the relative difference of the logits; None: by number format."""
+    force: bool = False
+    """Keep a merge that is over the bound."""
+    check_base: bool = True
+    """Refuse an adapter that was trained on other weights."""
+    keep_dense: Path | None = None
+    """With a requantizer: where the merged model itself will lie; None: it is not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A merged model that is on disk, in `path`, and was reloaded from there."""
+
+    path: Path
+    own_base: bool | None
+    """Whether the adapter was trained on these weights; None where its directory does not say."""
+    figures: Figures
+    limits: Limits
+    computed: str
+    """The number format in which the reloaded model was evaluated."""
+    parameters: int
+    rows: Sequence[Sequence[int]]
+    logits: Sequence[Tensor]
+    """Of the reloaded model, (T, V) for each row of T ids."""
+
+
+def publish_merge(about: Mapping[str, Any], path: Path, directory: Path) -> None:
+    """Write the card and the figures into a directory that is else complete, and give it its name."""
+    (path / CARD).write_text(card(about), encoding="utf-8")
+    write_json(path / FIGURES, about)
+    publish(path, directory)
+
+
+def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSettings) -> dict[str, Any]:
+    """What `merge.json` holds: no path of this machine, since it goes with the model."""
+    assert plan.adapter is not None
+    figures, limits = merged.figures, merged.limits
+    wrong = fault(figures, limits, plan.quantizer.offer.title)
+    warnings = []
+    if figures.moved == 0.0:
+        warnings.append("the adapter moves nothing: with it the logits are those of the base alone")
+    if merged.own_base is False:
+        warnings.append("the adapter was trained on other weights than those of this base")
+    chosen = [plan.loader, plan.quantizer, plan.adapter]
+    versions = {c.offer.distribution: c.offer.version for c in chosen}
+    versions |= {name: installed_version(name) or "" for name in LIBRARIES}
+    numbers = {**dataclasses.asdict(figures), "merged_excess": figures.merged_excess, "excess": figures.excess}
+    ref = shown_ref(plan.ref)
+    return {
+        "title": f"{ref.rpartition('/')[2]}, {plan.adapter.offer.spec.name}, merged",
+        "model": ref,
+        "own_base": merged.own_base,
+        "quantizer": plan.quantizer.offer.spec.name,
+        "quantizer_options": given_options(plan.quantizer),
+        "adapter": plan.adapter.offer.spec.name,
+        "adapter_options": given_options(plan.adapter),
+        "dtype": dtype,
+        "computed_in": merged.computed,
+        "parameters": merged.parameters,
+        "figures": {name: finite_or_none(value) for name, value in numbers.items()},
+        "limits": dataclasses.asdict(limits),
+        "fault": wrong,
+        "forced": wrong is not None and settings.force,
+        "warnings": warnings,
+        "requantized": None,
+        "versions": versions,
+    }
+
+
+def given_options(choice: Choice) -> dict[str, Any]:
+    """The options of a component that are not its defaults."""
+    usual = options_dict(choice.offer.options_class()())
+    chosen = options_dict(choice.options)
+    return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
