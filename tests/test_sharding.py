@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor
 
 from smollm3_finetune import load_model
 from smollm3_finetune.batching.head import supervised_logits
-from smollm3_finetune.train.processes import leave
-from smollm3_finetune.train.sharding import whole_weights
+from smollm3_finetune.train.distributed.processes import leave
+from smollm3_finetune.train.distributed.sharding import whole_weights
 from smollm3_finetune.train.finite import check_weights
 
 dist.init_process_group("gloo")
@@ -127,7 +127,7 @@ def test_what_cannot_be_shared_is_refused_before_weights(
 
 
 def test_without_processes_nothing_is_touched() -> None:
-    from smollm3_finetune.train.sharding import whole_weights
+    from smollm3_finetune.train.distributed.sharding import whole_weights
 
     model = torch.nn.Linear(2, 2)
     before = dict(model.named_parameters())

@@ -55,7 +55,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.runs.resume import resumed_configuration
     from smollm3_finetune.runs.rundir import RunDir
-    from smollm3_finetune.train.processes import is_main_process, leave
+    from smollm3_finetune.train.distributed.processes import is_main_process, leave
 
     run = RunDir.existing(resume) if resume is not None else None
     if run is not None and values["config_file"] is not None:

@@ -16,7 +16,7 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import Loaded
-from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, CalibrationConfig
+from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, CalibrationConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.data.plan import calibration_rows, find_rows, render_options
@@ -77,11 +77,12 @@ class CalibrationPlan:
             chosen = [s.formatter for s in self.rows.sources] + [model.loader, model.quantizer, self.objective]
             config = with_suggestions(self.loaded, chosen).config
             renderer = Renderer(model.tokenizer(), self.render)
-            if self.own is not None:
-                return from_rows(self.own, renderer, config.calibration)
-            length = config.data.max_length
-            tokens = tokenize(self.rows, self.survey, self.objective, renderer, length, context.cache, context.progress)
-            return from_examples(tokens.train, config.calibration, config.seed)
+
+            def examples() -> Examples:
+                length, cache, progress = config.data.max_length, context.cache, context.progress
+                return tokenize(self.rows, self.survey, self.objective, renderer, length, cache, progress).train
+
+            return calibration_ids(config, self.own, renderer, examples)
 
         return Calibration(make)
 
@@ -98,3 +99,10 @@ def plan_calibration(registry: Registry, loaded: Loaded, context: BuildContext) 
         render=render_options(config.data),
         loaded=loaded,
     )
+
+
+def calibration_ids(config: RunConfig, own: Rows | None, renderer: Renderer, examples: Callable[[], Examples]) -> Ids:
+    """Token ids of `own` rows if the configuration names some, else of the training `examples`."""
+    if own is not None:
+        return from_rows(own, renderer, config.calibration)
+    return from_examples(examples(), config.calibration, config.seed)

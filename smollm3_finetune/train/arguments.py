@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainingArguments
+from smollm3_finetune.config.schema import RunConfig, TrainConfig
+from smollm3_finetune.errors import ConfigError, did_you_mean
 
-from smollm3_finetune.config.schema import RunConfig
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> TrainingArguments:
     """Our configuration in the words of `TrainingArguments`."""
+    from transformers import TrainingArguments
+
     t = config.train
     kind = device.partition(":")[0]
     schedule_kwargs = {"min_lr_rate": t.min_learning_rate} if t.schedule == "cosine_with_min_lr" else {}
@@ -66,3 +70,18 @@ def _on_one_device(args: TrainingArguments, device: str) -> None:
     kind = getattr(torch, device.partition(":")[0])
     if hasattr(kind, "set_device"):  # not of devices of which there is one at most, as mps
         kind.set_device(device)
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Raises ConfigError for a name that is none. Imports transformers only for one that is not the default."""
+    if train.optimizer == TrainConfig().optimizer:
+        return
+    from transformers.training_args import OptimizerNames
+
+    names = [str(o.value) for o in OptimizerNames]
+    if train.optimizer not in names:
+        near = did_you_mean(train.optimizer, names)
+        raise ConfigError(
+            f"train.optimizer: transformers' Trainer has no optimizer {train.optimizer!r}",
+            hint=f"did you mean {near!r}?" if near else "train.optimizer=adamw_torch",
+        )

@@ -23,9 +23,9 @@ from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
-from smollm3_finetune.train.optimizer import check_optimizer
-from smollm3_finetune.train.sharding import check_sharding
+from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.trackers import check_trackers
 
 

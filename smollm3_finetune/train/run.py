@@ -3,64 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Objective, Quantizer, UnsupportedOp
-from smollm3_finetune.batching.strategy import Batches, batching, check_objective, lengths_of, training_items
+from smollm3_finetune.api import UnsupportedOp
+from smollm3_finetune.batching.strategy import Batches, batching, lengths_of
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.data.calibration import Calibration, from_examples, from_rows
-from smollm3_finetune.data.chat_template.renderer import Renderer
-from smollm3_finetune.data.rows import first_question
-from smollm3_finetune.data.tokenization import Tokens, tokenize
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, named_alike
 from smollm3_finetune.inference.precision import autocast
-from smollm3_finetune.model.load import LoadedModel, compose, parts
+from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
-from smollm3_finetune.train.display import Display, NoDisplay
+from smollm3_finetune.train.display import Display
+from smollm3_finetune.train.distributed.sharding import whole_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
-from smollm3_finetune.train.processes import is_main_process, of_main_process, world_size
-from smollm3_finetune.train.sharding import whole_weights
+from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
+from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import trackers
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is known before any weights are read."""
-
-    plan: RunPlan
-    run: RunDir
-    display: Display
-    checkpoint: Path | None
-    """Where a resumed run goes on."""
-    objective: Objective
-    parts: tuple[Quantizer, Adapter | None]
-    renderer: Renderer
-    tokens: Tokens
-    items: Any
-    """What the Trainer draws from."""
-    steps: int
-    args: TrainingArguments
-    began: float
-    """On the monotonic clock."""
-    main: bool
-    """Whether this is the process that speaks and writes."""
+    pass
 
 
 def train(
@@ -76,9 +49,9 @@ def train(
     Times in it count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are
     read where the rows hold nothing to learn. The run directory is made once the rows are tokenized.
     """
-    job = _prepared(plan, run, display, checkpoint, time.monotonic() if began is None else began)
+    job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     if job.main and checkpoint is None:
-        job.run.create(plan.config, {**versions(plan.components(), registry), **_identity(job.tokens)})
+        job.run.create(plan.config, {**versions(plan.components(), registry), **row_identity(job.tokens)})
     with contextlib.ExitStack() as stack:
         if job.main:
             if checkpoint is None:
@@ -94,61 +67,16 @@ def train(
     return report
 
 
-def _prepared(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | None, began: float) -> Job:
-    """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
-    import transformers
-
-    from smollm3_finetune.train.arguments import arguments
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    objective: Objective = plan.objective.create()
-    check_objective(plan.config.train, objective, plan.objective.offer.title)
-    made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
-    tokenizer = plan.model.tokenizer()
-    renderer = Renderer(tokenizer, plan.render)
-    context = plan.model.context
-    length = plan.config.data.max_length
-    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
-    items = training_items(plan.config, tokens.train)
-    steps = total_steps(plan, len(items))
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
-    if checkpoint is not None:
-        run.check_identity(_identity(tokens))
-    if done >= steps:
-        raise ConfigError(f"the run {run.path} has finished its {done} steps", hint=f"--max-steps {2 * done} goes on")
-    prompt, mode = sample_prompt(plan, renderer)
-    renderer.prompt(prompt, **mode)  # one that the template refuses is found now
-    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
-    main = is_main_process()
-    if checkpoint is None and main:
-        run = run.reserved()
-    run = RunDir(of_main_process(run.path))
-    args.output_dir, args.run_name = str(run.checkpoints), run.path.name
-    return Job(
-        plan=plan,
-        run=run,
-        display=display if main else NoDisplay(),
-        checkpoint=checkpoint,
-        objective=objective,
-        parts=made,
-        renderer=renderer,
-        tokens=tokens,
-        items=items,
-        steps=steps,
-        args=args,
-        began=began,
-        main=main,
-    )
-
-
 def _carried_out(job: Job) -> dict[str, Any]:
     """Compose, measure, train, measure again and save; returns the report."""
     import transformers
 
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
-        calibration = run_calibration(job.plan, job.tokens, job.renderer)
+        plan, tokens, renderer = job.plan, job.tokens, job.renderer
+        calibration = Calibration(
+            lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
+        )
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
     loaded = compose(model, made=job.parts, total_steps=job.steps)
@@ -251,63 +179,6 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         "before": named_alike(before, after),
         "after": after,
     }
-
-
-def _identity(tokens: Tokens) -> dict[str, Any]:
-    """What a resumed run must find as it was: the rows as tokens, and how many processes share a batch."""
-    return {"rows": tokens.identity, "processes": world_size()}
-
-
-def run_calibration(plan: RunPlan, tokens: Tokens, renderer: Renderer) -> Calibration:
-    """Calibration rows for the quantizer, should it ask."""
-    config, own = plan.config.calibration, plan.calibration
-    if own is not None:
-        return Calibration(lambda: from_rows(own, renderer, config))
-    return Calibration(lambda: from_examples(tokens.train, config, plan.config.seed))
-
-
-def total_steps(plan: RunPlan, rows: int) -> int:
-    """Optimizer steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
-    t = plan.config.train
-    if t.max_steps is not None:
-        return t.max_steps
-    batches = math.ceil(rows / (t.batch_size * world_size()))
-    return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
-
-
-def sample_prompt(plan: RunPlan, renderer: Renderer) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
-    """The messages that the sample answers, before and after, reply to, and the reasoning mode that is trained."""
-    text, example = plan.config.train.sample_prompt, plan.survey.example
-    trained = renderer.mode(example) if example is not None else None
-    mode = {} if trained is None else {"enable_thinking": trained}
-    if text is None and example is not None:
-        return first_question(example), mode
-    return [{"role": "user", "content": text or "Hello!"}], mode
-
-
-def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
-    """What is about to happen, in a few lines."""
-    model = plan.model
-    assert model.adapter is not None
-    rate = plan.config.train.learning_rate
-    data = []
-    for c in tokens.counts:
-        left_out = f", {c.empty} left out (nothing to learn in them within data.max_length)" if c.empty else ""
-        notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
-        data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
-    if plan.config.train.packing:
-        room = plan.config.data.max_length
-        full = int(lengths_of(tokens.train).sum()) / (items * room)
-        data.append(f"packing  {len(tokens.train)} rows in {items} sequences of at most {room} tokens, {full:.0%} full")
-    return "\n".join(
-        (
-            f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
-            f"compose  {model.quantizer.offer.title} + {model.adapter.offer.title}",
-            *data,
-            f"train    {plan.objective.offer.spec.name}, {steps} steps, learning rate {rate:g}",
-            f"run      {run.path}",
-        )
-    )
 
 
 @contextlib.contextmanager

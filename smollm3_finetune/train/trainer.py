@@ -18,8 +18,8 @@ from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import settle_compiler
+from smollm3_finetune.train.distributed.sharding import whole_weights
 from smollm3_finetune.train.finite import check_weights
-from smollm3_finetune.train.sharding import whole_weights
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -1,0 +1,119 @@
+"""Everything about a run that is known before weights are read: tokens, steps, arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import Adapter, Objective, Quantizer
+from smollm3_finetune.batching.strategy import check_objective, training_items
+from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.rows import first_question
+from smollm3_finetune.data.tokenization import Tokens, tokenize
+from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.model.load import parts
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.train.display import Display, NoDisplay
+from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
+from smollm3_finetune.train.plan import RunPlan
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known before any weights are read."""
+
+    plan: RunPlan
+    run: RunDir
+    display: Display
+    checkpoint: Path | None
+    """Where a resumed run goes on."""
+    objective: Objective
+    parts: tuple[Quantizer, Adapter | None]
+    renderer: Renderer
+    tokens: Tokens
+    items: Any
+    """What the Trainer draws from."""
+    steps: int
+    args: TrainingArguments
+    began: float
+    """On the monotonic clock."""
+    main: bool
+    """Whether this is the process that speaks and writes."""
+
+
+def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | None, began: float) -> Job:
+    """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
+    import transformers
+
+    from smollm3_finetune.train.arguments import arguments
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    objective: Objective = plan.objective.create()
+    check_objective(plan.config.train, objective, plan.objective.offer.title)
+    made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
+    tokenizer = plan.model.tokenizer()
+    renderer = Renderer(tokenizer, plan.render)
+    context = plan.model.context
+    length = plan.config.data.max_length
+    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    items = training_items(plan.config, tokens.train)
+    steps = total_steps(plan, len(items))
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+    if checkpoint is not None:
+        run.check_identity(row_identity(tokens))
+    if done >= steps:
+        raise ConfigError(f"the run {run.path} has finished its {done} steps", hint=f"--max-steps {2 * done} goes on")
+    prompt, mode = sample_prompt(plan, renderer)
+    renderer.prompt(prompt, **mode)  # one that the template refuses is found now
+    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
+    main = is_main_process()
+    if checkpoint is None and main:
+        run = run.reserved()
+    run = RunDir(of_main_process(run.path))
+    args.output_dir, args.run_name = str(run.checkpoints), run.path.name
+    return Job(
+        plan=plan,
+        run=run,
+        display=display if main else NoDisplay(),
+        checkpoint=checkpoint,
+        objective=objective,
+        parts=made,
+        renderer=renderer,
+        tokens=tokens,
+        items=items,
+        steps=steps,
+        args=args,
+        began=began,
+        main=main,
+    )
+
+
+def row_identity(tokens: Tokens) -> dict[str, Any]:
+    """What a resumed run must find as it was: the rows as tokens, and how many processes share a batch."""
+    return {"rows": tokens.identity, "processes": world_size()}
+
+
+def total_steps(plan: RunPlan, rows: int) -> int:
+    """Optimizer steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
+    t = plan.config.train
+    if t.max_steps is not None:
+        return t.max_steps
+    batches = math.ceil(rows / (t.batch_size * world_size()))
+    return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
+
+
+def sample_prompt(plan: RunPlan, renderer: Renderer) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
+    """The messages that the sample answers, before and after, reply to, and the reasoning mode that is trained."""
+    text, example = plan.config.train.sample_prompt, plan.survey.example
+    trained = renderer.mode(example) if example is not None else None
+    mode = {} if trained is None else {"enable_thinking": trained}
+    if text is None and example is not None:
+        return first_question(example), mode
+    return [{"role": "user", "content": text or "Hello!"}], mode

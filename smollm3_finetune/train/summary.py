@@ -1,0 +1,33 @@
+"""What is about to be trained, in a few lines."""
+
+from __future__ import annotations
+
+from smollm3_finetune.batching.strategy import lengths_of
+from smollm3_finetune.data.tokenization import Tokens
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.train.plan import RunPlan
+
+
+def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
+    """What is about to happen, in a few lines."""
+    model = plan.model
+    assert model.adapter is not None
+    rate = plan.config.train.learning_rate
+    data = []
+    for c in tokens.counts:
+        left_out = f", {c.empty} left out (nothing to learn in them within data.max_length)" if c.empty else ""
+        notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
+        data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
+    if plan.config.train.packing:
+        room = plan.config.data.max_length
+        full = int(lengths_of(tokens.train).sum()) / (items * room)
+        data.append(f"packing  {len(tokens.train)} rows in {items} sequences of at most {room} tokens, {full:.0%} full")
+    return "\n".join(
+        (
+            f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
+            f"compose  {model.quantizer.offer.title} + {model.adapter.offer.title}",
+            *data,
+            f"train    {plan.objective.offer.spec.name}, {steps} steps, learning rate {rate:g}",
+            f"run      {run.path}",
+        )
+    )
