@@ -23,7 +23,7 @@ from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.cli.plugins_new import KINDS as OFFERED
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import KINDS
-from smollm3_finetune.scaffold import SAMPLES, TEMPLATES
+from smollm3_finetune.scaffold.write import SAMPLES, TEMPLATES
 
 NAMES = tuple(k.name for k in KINDS)
 TEMPLATE_NAMES = {"hooks", "options", "implementation", "single", "test"}

@@ -32,7 +32,7 @@ def new(kind: str, name: str, output: str | None, single: bool) -> None:
     """
     from smollm3_finetune.components.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.errors import ConfigError
-    from smollm3_finetune.scaffold import plan_scaffold
+    from smollm3_finetune.scaffold.write import plan_scaffold
 
     scaffold = plan_scaffold(kind, name, output, single=single)
     offers = discovered(()).of(next(k for k in EVERY_KIND if k.name == kind))

@@ -1,0 +1,1 @@
+"""New plugins: `smollm3 plugins new`."""
