@@ -22,10 +22,10 @@ from typing import Any
 from compatibility_page import write_page
 from gptq_checkpoint import write_checkpoint
 
-from smollm3_finetune.compatibility.evidence import Result, read, write
+from smollm3_finetune.compatibility.collect import OWN_FILE, collect
 from smollm3_finetune.compatibility.matrix import Cell, State, table
+from smollm3_finetune.compatibility.results import Result, read, write
 from smollm3_finetune.compatibility.small_model import write_small_model
-from smollm3_finetune.compatibility.sources import OWN_FILE, collect
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, discover
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER

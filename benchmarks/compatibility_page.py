@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.compatibility.evidence import PURPOSES, Result
 from smollm3_finetune.compatibility.matrix import Cell, State
+from smollm3_finetune.compatibility.results import PURPOSES, Result
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 BEGIN, END = "<!-- measured from here: nox -s compat -->\n", "<!-- measured to here -->\n"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
-from smollm3_finetune.compatibility.evidence import read
-from smollm3_finetune.compatibility.sources import OWN_FILE
+from smollm3_finetune.compatibility.collect import OWN_FILE
+from smollm3_finetune.compatibility.results import read
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import Offer

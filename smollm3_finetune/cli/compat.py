@@ -44,8 +44,8 @@ def compat(
       smollm3 compat --device cuda --json
       smollm3 compat -p my_quantizer.py --quant mine --measure my_quantizer.compat.json
     """
+    from smollm3_finetune.compatibility.collect import collect
     from smollm3_finetune.compatibility.matrix import table, terms
-    from smollm3_finetune.compatibility.sources import collect
     from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model.device import check_device
@@ -111,8 +111,8 @@ def _measure(
     import tempfile
 
     from smollm3_finetune.api import options_dict
-    from smollm3_finetune.compatibility.evidence import read, write
     from smollm3_finetune.compatibility.matrix import State
+    from smollm3_finetune.compatibility.results import read, write
     from smollm3_finetune.compatibility.sweep import Pair, Sweep
     from smollm3_finetune.config.load import assignment, plain
     from smollm3_finetune.config.options import build

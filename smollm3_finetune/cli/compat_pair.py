@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import click
 
+from smollm3_finetune.compatibility.collect import Collected, Evidence
 from smollm3_finetune.compatibility.matrix import Cell, State, Terms
-from smollm3_finetune.compatibility.sources import Collected, Evidence
 from smollm3_finetune.components.registry import Offer
 
 LABEL = 12

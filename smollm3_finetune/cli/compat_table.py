@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from smollm3_finetune.compatibility.evidence import PURPOSES
 from smollm3_finetune.compatibility.matrix import Cell, State
+from smollm3_finetune.compatibility.results import PURPOSES
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Offer
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from smollm3_finetune.api import Env, Purpose
-from smollm3_finetune.compatibility.evidence import PURPOSES
-from smollm3_finetune.compatibility.sources import Collected, Evidence
+from smollm3_finetune.compatibility.collect import Collected, Evidence
+from smollm3_finetune.compatibility.results import PURPOSES
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, needed, pair_problem, provided, refusal
 from smollm3_finetune.components.registry import Offer, Registry

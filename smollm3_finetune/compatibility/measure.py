@@ -166,7 +166,7 @@ class _Everything:
 
 def measure_train(plan: ModelPlan) -> Measured:
     """The pair through evaluate, train, evaluate, save, train, restore, beside the same on the dense copy."""
-    from smollm3_finetune.testing import check_composition
+    from smollm3_finetune.compatibility.composition import check_composition
 
     assert plan.adapter is not None
     with _quiet():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.compatibility.evidence import Result
+from smollm3_finetune.compatibility.results import Result
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.registry import Offer

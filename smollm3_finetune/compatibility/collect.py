@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smollm3_finetune.compatibility.evidence import Result, read
+from smollm3_finetune.compatibility.results import Result, read
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, GROUP
 from smollm3_finetune.components.registry import PluginRecord, Registry
 from smollm3_finetune.components.requirements import installed_version
