@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,28 +16,14 @@ from typing import Any
 
 import click
 
+from smollm3_finetune.cli import cli
 from smollm3_finetune.errors import Problems, SmolLM3Error
-from smollm3_finetune.version import __version__
-
-VERBS = {
-    "train": ("smollm3_finetune.cli.train:train", "Fine-tune a model."),
-    "generate": ("smollm3_finetune.cli.generate:generate", "Answer a prompt with a run or a model."),
-    "merge": ("smollm3_finetune.cli.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
-    "quantize": ("smollm3_finetune.cli.quantize:quantize", "Write a quantized checkpoint of a model."),
-    "data": ("smollm3_finetune.cli.data:data", "Show what training rows become: text, tokens, mask, counts."),
-    "compat": ("smollm3_finetune.cli.compat:compat", "Show which quantizer works with which adapter."),
-    "plugins": ("smollm3_finetune.cli.plugins:plugins", "Show, check or start plugins."),
-    "config": ("smollm3_finetune.cli.config:config", "Show, check or describe a run's configuration."),
-    "cache": ("smollm3_finetune.cli.cache:cache", "Show or delete what was converted, quantized and tokenized."),
-    "doctor": ("smollm3_finetune.cli.doctor:doctor", "Look for what would keep a run from working here."),
-}
 
 FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
 MEMORY_HINT = (
     "weights in few bits, or --device cpu; to train, a smaller --batch-size or --max-length, or "
     "--set train.gradient_checkpointing=true"
 )
-EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
 
 
 @dataclass
@@ -46,45 +31,6 @@ class State:
     """What every verb shares."""
 
     debug: bool = False
-
-
-class LazyGroup(click.Group):
-    """A group whose verbs are imported when they are used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        _quiet_libraries()
-        module, _, name = VERBS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, help_text) for name, (_, help_text) in VERBS.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name not in VERBS and not name.startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(name, VERBS, n=1)
-            hint = f"did you mean 'smollm3 {near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
-            raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(
-    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
-@click.version_option(__version__, prog_name="smollm3")
-def cli() -> None:
-    """Fine-tune SmolLM3 and other causal language models. Every method is a plugin."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,18 +112,6 @@ def _drop_output() -> None:
     """What still waits to be written to standard output goes nowhere, so that Python does not fail over it again."""
     with contextlib.suppress(OSError, ValueError):  # it has no file descriptor, or is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _quiet_libraries() -> None:
-    """What libraries merely note is not for users: of others only errors are shown, of this project warnings too.
-
-    torchao, where it is installed, has torch say two lines through this logger whenever transformers looks for it.
-    """
-    import logging
-
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    logging.getLogger("smollm3_finetune").setLevel(logging.WARNING)
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def _say(text: str) -> None:

@@ -283,7 +283,7 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str
 
 
 def test_every_verb_has_its_help_in_the_docs() -> None:
-    from smollm3_finetune.main import cli
+    from smollm3_finetune.cli import cli
 
     for verb in commands(cli):
         assert has_region("cli.md", "help", verb), verb
@@ -349,7 +349,7 @@ def _smollm3_calls(line: str) -> Iterator[str]:
 
 def parse(line: str) -> None:
     """Let click parse a command line without carrying it out. Raises click.ClickException where it is wrong."""
-    from smollm3_finetune.main import cli
+    from smollm3_finetune.cli import cli
 
     words = shlex.split(line, comments=True)[1:]
     command: click.Command = cli

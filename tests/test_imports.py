@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.main import VERBS
+from smollm3_finetune.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "smollm3_finetune"

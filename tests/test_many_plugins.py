@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smollm3_finetune.main import VERBS
+from smollm3_finetune.cli import VERBS
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "numpy", "datasets", "accelerate", "tokenizers", "gguf"}
 

@@ -779,5 +779,5 @@ def test_a_card_links_to_a_base_of_the_hub_only() -> None:
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
-    code = "import smollm3_finetune.cli.merge, smollm3_finetune.cli.target, sys; assert 'torch' not in sys.modules"
+    code = "import smollm3_finetune.cli.commands.merge, smollm3_finetune.cli.target, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})

@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from smollm3_finetune.api import API_VERSION
-from smollm3_finetune.cli.plugins_new import KINDS as OFFERED
+from smollm3_finetune.cli.commands.plugins_new import KINDS as OFFERED
 from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.scaffold.write import SAMPLES, TEMPLATES
@@ -47,7 +47,7 @@ def install(directory: Path) -> None:
 
 def parse(line: str) -> None:
     """Let click parse a command without carrying it out."""
-    from smollm3_finetune.main import cli
+    from smollm3_finetune.cli import cli
 
     words, command, context = shlex.split(line)[1:], cli, click.Context(cli, info_name="smollm3")
     while isinstance(command, click.Group):

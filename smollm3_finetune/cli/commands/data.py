@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, load_configuration, run_options, working
+from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.session import find_plugins, load_configuration, working
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Progress
@@ -69,7 +70,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
       smollm3 data preview --data rows.jsonl --rows 1 --tokens
       smollm3 data preview --data a.jsonl --data b.jsonl --source 1 --max-length 2048
     """
-    from smollm3_finetune.cli.data_show import Page, head, show_row, show_stats
+    from smollm3_finetune.cli.output.rows import Page, head, show_row, show_stats
     from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
 
     page = Page()
@@ -98,7 +99,7 @@ def stats(as_json: bool, **values: Any) -> None:
 
     Ends with exit code 5 where nothing would be left to train on or to measure with.
     """
-    from smollm3_finetune.cli.data_show import Page, head, show_stats, show_total, totals
+    from smollm3_finetune.cli.output.rows import Page, head, show_stats, show_total, totals
     from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
 
     with working():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins, plugin_options, say_warning
+from smollm3_finetune.cli.options import plugin_options
+from smollm3_finetune.cli.session import find_plugins, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.compatibility.matrix import Cell, Terms
@@ -70,11 +71,11 @@ def compat(
     if as_json:
         click.echo(json.dumps(_json(cells, about, device), indent=2, ensure_ascii=False))
     elif quant and adapter:
-        from smollm3_finetune.cli.compat_pair import shown_pair
+        from smollm3_finetune.cli.output.compat_pair import shown_pair
 
         click.echo(shown_pair(cells, about, collected))
     else:
-        from smollm3_finetune.cli.compat_table import shown_table
+        from smollm3_finetune.cli.output.compat_table import shown_table
 
         click.echo(shown_table(cells))
 

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import shlex
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.config.load import Loaded, Setting
+    pass
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-FLAGS: Mapping[str, tuple[str, ...]] = {
-    "model": ("model",),
-    "loader": ("loader", "name"),
-    "quant": ("quant", "name"),
-    "adapter": ("adapter", "name"),
-    "objective": ("objective", "name"),
-    "formatter": ("formatter", "name"),
-    "data": ("data", "path"),
-    "output": ("output",),
-    "max_steps": ("train", "max_steps"),
-    "epochs": ("train", "epochs"),
-    "batch_size": ("train", "batch_size"),
-    "learning_rate": ("train", "learning_rate"),
-    "max_length": ("data", "max_length"),
-    "device": ("device",),
-    "dtype": ("dtype",),
-    "seed": ("seed",),
-}
-"""Which configuration key each flag sets."""
-
-OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective"}
 
 
 class Number(click.FloatRange):
@@ -112,77 +86,3 @@ def run_options(f: F) -> F:
         help="Rows: file, glob, directory or Hub id; may be given again; default: the embedded chat dataset.",
     )(f)  # fmt: skip
     return click.option("--model", metavar="REF", help="Hub id, directory or file; default: tiny (embedded).")(f)
-
-
-def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
-    """The settings that the command line makes: `--set` first, then `…-opt`, then the plain flags."""
-    from smollm3_finetune.config.load import Setting, assignment
-
-    settings = [assignment(text, "--set") for text in values.get("assign", ())]
-    for name, section in OPTION_FLAGS.items():
-        flag = f"--{name.replace('_', '-')}"
-        settings += [assignment(text, flag, section) for text in values.get(name, ())]
-    for name, key in FLAGS.items():
-        value = values.get(name)
-        if isinstance(value, tuple):  # an option that may be given again
-            value = (list(value) if len(value) > 1 else value[0]) if value else None
-        if value is not None:
-            settings.append(Setting(key=key, value=value, origin=f"--{name.replace('_', '-')}"))
-    return settings
-
-
-def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> Loaded:
-    """The configuration of a verb: layers given first, then `--config`, then the command line."""
-    from smollm3_finetune.config.load import assemble, file_settings
-    from smollm3_finetune.paths import user_path
-
-    layers = [list(layer) for layer in first]
-    if values.get("config_file") is not None:
-        layers.append(file_settings(user_path(values["config_file"], "--config")))
-    return assemble([*layers, flag_settings(values)])
-
-
-def say_warning(text: str) -> None:
-    """A warning on standard error."""
-    click.echo(f"{click.style('warning', fg='yellow')}: {text}", err=True)
-
-
-@contextlib.contextmanager
-def working() -> Iterator[None]:
-    """What plugins and libraries print meanwhile goes to standard error: the other is for the user's answer."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
-
-
-def answers(f: F) -> F:
-    """A verb that returns what standard output gets, or None: while it works, nothing else gets there."""
-
-    @functools.wraps(f)
-    def verb(*args: Any, **values: Any) -> None:
-        with working():
-            answer = f(*args, **values)
-        if answer is not None:
-            click.echo(answer)
-
-    return cast(F, verb)
-
-
-def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
-    """What `discover` finds."""
-    from smollm3_finetune.components.discovery import Wanted, discover
-
-    with working():
-        return discover(Wanted.of(tuple(requested), no_plugins))
-
-
-def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
-    """Discover, and say one line for each plugin that is broken."""
-    registry = discovered(requested, no_plugins)
-    for record in registry.broken():
-        say_warning(
-            f"plugin {record.name!r} ({record.distribution} {record.version}) is broken and left out: {record.error}"
-        )
-    for name, records in registry.shared_names().items():
-        who = " and ".join(f"{r.distribution} {r.version}" for r in records)
-        say_warning(f"the plugin name {name!r} is used by {who}")
-    return registry

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import F, Number, answers, composition_options, find_plugins, plugin_options
+from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
+from smollm3_finetune.cli.session import answers, find_plugins
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
@@ -48,7 +49,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
       smollm3 generate HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --prompt 'Hello!' --temperature 0.6
     """
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.target import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, model_request, options_of
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.reopen import run_request

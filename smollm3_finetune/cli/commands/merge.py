@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, answers, find_plugins, plugin_flags, plugin_options, say_warning
+from smollm3_finetune.cli.options import Number, plugin_options
+from smollm3_finetune.cli.output.merge import shown_merge
+from smollm3_finetune.cli.session import answers, find_plugins, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
@@ -56,7 +57,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
       smollm3 merge runs/20261122-101500-tiny-lora --requantize gptq
     """
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.target import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, model_request, options_of
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
@@ -123,7 +124,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
     """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
-    from smollm3_finetune.cli.target import options_of
+    from smollm3_finetune.cli.session import options_of
     from smollm3_finetune.data.calibration import Calibration, plan_calibration
     from smollm3_finetune.model.saved_adapter import read_calibration
     from smollm3_finetune.runs.reopen import saved_configuration
@@ -147,35 +148,3 @@ def _output(run: Any, values: Mapping[str, Any]) -> Path:
     again = values["requantize"]
     path: Path = run.path / (f"merged-{again.rpartition(':')[2]}" if again else "merged")
     return path
-
-
-def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a merge, for a person; `plugins` are the values of `-p` with which it was made."""
-    figures, limits, again = report["figures"], report["limits"], report["requantized"]
-
-    def number(value: float | None) -> str:
-        return "not a number" if value is None else f"{value:.1e}"
-
-    lines = [
-        "",
-        f"adapter        {report['adapter']} moves the logits of {report['model']} by {number(figures['moved'])}, "
-        f"over {figures['positions']} positions",
-        f"merged         {number(figures['merged'])} off the adapter on its base, the base's dense copy "
-        f"{number(figures['dense'])} off; the merge adds {number(figures['merged_excess'])}, "
-        f"at most {limits['merged']:.1e}",
-        f"reloaded       in {report['dtype']} {number(figures['drift'])} off, the base's dense copy "
-        f"{number(figures['base'])} off; the merge adds {number(figures['excess'])}, at most {limits['excess']:.1e}",
-    ]
-    if again is not None:
-        lines.append(f"quantized      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
-        if report["dense"]:
-            lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
-    flags = plugin_flags(plugins) if again is not None else ""
-    shape = f"{report['parameters']:,} parameters, {again['quantizer'] if again else report['dtype']}"
-    lines += [
-        f"model          {report['output']} ({shape})",
-        f"took           {report['seconds']} s",
-        "",
-        f"try it         smollm3 generate {shlex.quote(report['output'])}{flags} --prompt '…'",
-    ]
-    return "\n".join(lines)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.common import answers, find_plugins, load_configuration, plugin_options, run_options
+from smollm3_finetune.cli.options import plugin_options, run_options
+from smollm3_finetune.cli.session import answers, find_plugins, load_configuration
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,7 +24,7 @@ def show(as_json: bool, **values: Any) -> None:
 
     Nothing is looked up: `smollm3 train --dry-run` shows the components, and what they suggest, too.
     """
-    from smollm3_finetune.cli.show import with_origins
+    from smollm3_finetune.cli.output.run import with_origins
     from smollm3_finetune.config.load import as_dict
 
     loaded = load_configuration(values)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import Number, debug_option
+from smollm3_finetune.cli.options import Number, debug_option
 
 if TYPE_CHECKING:
     from smollm3_finetune.cache.entries import Entry

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import (
-    answers,
-    find_plugins,
-    flag_settings,
-    load_configuration,
-    run_options,
-    say_warning,
-)
+from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.session import answers, find_plugins, flag_settings, load_configuration, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.load import Loaded
@@ -32,7 +26,7 @@ Examples:
 def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Help after all other options are known, so that the chosen components' options can be shown."""
     if value:
-        from smollm3_finetune.cli.component_help import component_help
+        from smollm3_finetune.cli.output.component_help import component_help
 
         click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
         ctx.exit()
@@ -82,7 +76,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
         for warning in compare_versions(run, plan.components(), registry):
             say_warning(warning)
     if dry_run:
-        from smollm3_finetune.cli.show import shown_plan
+        from smollm3_finetune.cli.output.run import shown_plan
 
         return shown_plan(plan, run, as_json=as_json)
     from smollm3_finetune.train import display
@@ -94,7 +88,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
         return None
     if as_json:
         return json.dumps(report, ensure_ascii=False)
-    from smollm3_finetune.cli.show import shown_report
+    from smollm3_finetune.cli.output.run import shown_report
 
     return shown_report(report, named)
 

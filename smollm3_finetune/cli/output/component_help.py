@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import find_plugins
+from smollm3_finetune.cli.session import find_plugins
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error

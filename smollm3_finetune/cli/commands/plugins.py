@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.common import discovered, plugin_options
-from smollm3_finetune.cli.plugins_check import check
-from smollm3_finetune.cli.plugins_new import new
+from smollm3_finetune.cli.commands.plugins_check import check
+from smollm3_finetune.cli.commands.plugins_new import new
+from smollm3_finetune.cli.options import plugin_options
+from smollm3_finetune.cli.session import discovered
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
     from dataclasses import replace
 
     from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
-    from smollm3_finetune.cli.component_help import option_lines
+    from smollm3_finetune.cli.output.component_help import option_lines
     from smollm3_finetune.components.negotiation import environment, provided, refined
     from smollm3_finetune.components.requirements import requirement_problems
     from smollm3_finetune.components.selection import Choice

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smollm3_finetune.cli.common import plugin_options
+from smollm3_finetune.cli.options import plugin_options
 
 if TYPE_CHECKING:
     from smollm3_finetune.checks.findings import Finding

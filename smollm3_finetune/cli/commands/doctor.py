@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smollm3_finetune.cli.common import Number, discovered, plugin_options
+from smollm3_finetune.cli.options import Number, plugin_options
+from smollm3_finetune.cli.session import discovered
 
 if TYPE_CHECKING:
     from smollm3_finetune.checks.doctor import Report
@@ -59,7 +60,7 @@ def shown(report: Report) -> str:
     import platform
 
     from smollm3_finetune.cache.entries import shown_size
-    from smollm3_finetune.cli.plugins_check import shown as shown_finding
+    from smollm3_finetune.cli.commands.plugins_check import shown as shown_finding
 
     lines = [click.style("versions", bold=True), f"  python {platform.python_version()}, {platform.platform()}"]
     lines += [f"  {name} {version or 'is not installed'}" for name, version in report.versions.items()]

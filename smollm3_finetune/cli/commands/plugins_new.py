@@ -6,7 +6,8 @@ import shlex
 
 import click
 
-from smollm3_finetune.cli.common import debug_option, discovered
+from smollm3_finetune.cli.options import debug_option
+from smollm3_finetune.cli.session import discovered
 
 KINDS = ("loader", "quantizer", "adapter", "formatter", "objective")
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.cli.common import plugin_flags
+from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.yaml12 import dump_yaml
 

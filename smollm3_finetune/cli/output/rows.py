@@ -16,7 +16,7 @@ from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.cli.data import About
+    from smollm3_finetune.cli.commands.data import About
 
 MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
 """What stands around learned text where there is no color: the first pair that no shown row holds."""

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 
-from smollm3_finetune.cli.common import (
-    F,
-    answers,
-    composition_options,
-    find_plugins,
-    load_configuration,
-    plugin_flags,
-    plugin_options,
-)
+from smollm3_finetune.cli.options import F, composition_options, plugin_options
+from smollm3_finetune.cli.output.quantize import shown_quantized
+from smollm3_finetune.cli.session import answers, find_plugins, load_configuration
 
 
 def quantizing_options(f: F) -> F:
@@ -73,18 +65,3 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     context = build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
     report = carry_out(plan_quantize(registry, loaded, context, directory))
     return json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report, values["plugin"])
-
-
-def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a quantization, for a person; `plugins` are the values of `-p` with which it was made."""
-    lines = ["", f"quantizer      {report['quantizer']}"]
-    if report["calibration_rows"] is not None:
-        lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")
-    lines += [
-        f"weights        {report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB",
-        f"checkpoint     {report['output']}",
-        f"took           {report['seconds']} s",
-        "",
-        f"try it         smollm3 generate {shlex.quote(report['output'])}{plugin_flags(plugins)} --prompt '…'",
-    ]
-    return "\n".join(lines)

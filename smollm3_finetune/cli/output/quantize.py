@@ -1,0 +1,24 @@
+"""The end of a quantization, in a few lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from smollm3_finetune.cli.options import plugin_flags
+
+
+def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
+    """The end of a quantization, for a person; `plugins` are the values of `-p` with which it was made."""
+    lines = ["", f"quantizer      {report['quantizer']}"]
+    if report["calibration_rows"] is not None:
+        lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")
+    lines += [
+        f"weights        {report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB",
+        f"checkpoint     {report['output']}",
+        f"took           {report['seconds']} s",
+        "",
+        f"try it         smollm3 generate {shlex.quote(report['output'])}{plugin_flags(plugins)} --prompt '…'",
+    ]
+    return "\n".join(lines)
