@@ -4,7 +4,7 @@ from functools import cache
 
 from smollm3_finetune.api import (
     Base,
-    DequantisingOps,
+    DequantizingOps,
     Op,
     QuantizerSpec,
     fingerprint,
@@ -73,6 +73,6 @@ class Int8Rows:
         model.to(ctx.device)
 
         def ops_for(layer):
-            return DequantisingOps(layer, quantized.dense, ctx.torch_dtype) if isinstance(layer, quantized) else None
+            return DequantizingOps(layer, quantized.dense, ctx.torch_dtype) if isinstance(layer, quantized) else None
 
         return Base(model=model, fingerprint=fingerprint("int8-rows", source.fingerprint, ctx.dtype), ops_for=ops_for)

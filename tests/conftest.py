@@ -22,7 +22,7 @@ if "SMOLLM3_CORE_ALONE" in os.environ:  # in each of pytest's processes
 PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS")
 GROUP = "smollm3_finetune"
 LONGEST = ("two_processes", "merge", "compiling", "train", "tutorials", "gptqmodel", "quantizing", "sharding", "check",
-           "compat_measure", "kit")  # fmt: skip
+           "measure", "kit")  # fmt: skip
 """The files that take longest, in this order."""
 
 

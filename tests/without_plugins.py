@@ -22,10 +22,12 @@ LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "opti
 
 
 SAME = (
-    "attention_within_rows", "bins", "cache", "check", "compiling", "containment", "cross_entropy", "data",
-    "formatter_tokens", "formatters", "half_precision", "head", "kit", "long_context", "measuring", "mishaps",
-    "packing", "quantizing_helpers", "render", "requirements", "resume_cli", "rows", "scaffold", "stopping",
-    "streams_cli", "templates", "tutorials", "two_processes",
+    "api/quantizer_helpers", "batching/attention_within_rows", "batching/bins", "batching/cross_entropy",
+    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/streams", "components/containment",
+    "components/requirements", "data/data", "data/formatter_tokens", "data/formatters", "data/render",
+    "data/rows", "data/templates", "docs/tutorials", "inference/stopping", "kit/kit", "model/long_context",
+    "runs/resume", "scaffold/scaffold", "train/compiling", "train/half_precision", "train/measuring",
+    "train/mishaps", "train/two_processes",
 )  # fmt: skip
 """Tests of what looks at no plugin; the other session runs them."""
 
@@ -58,7 +60,7 @@ def main() -> int:
         environment |= {"OMP_NUM_THREADS": "1"}  # as in the other session
         check = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('peft', 'smollm3_peft'))"
         subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
-        same = [f"--ignore=tests/test_{name}.py" for name in SAME]
+        same = [f"--ignore=tests/{'/test_'.join(name.split('/'))}.py" for name in SAME]
         worker = f"popen//python={shlex.quote(sys.executable)} -S"  # as this one: site-packages are not looked at
         several = ["--tx", f"2*{worker}", "--dist", "loadfile", "--no-loadscope-reorder"]
         command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *several, *same, *sys.argv[1:]]

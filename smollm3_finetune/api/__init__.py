@@ -62,7 +62,7 @@ from smollm3_finetune.api.models import (
     Task,
 )
 from smollm3_finetune.api.quantizers import (
-    DequantisingOps,
+    DequantizingOps,
     architecture_of,
     group_size_error,
     layers_to_quantize,
@@ -94,7 +94,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "DataError",
-    "DequantisingOps",
+    "DequantizingOps",
     "Encoded",
     "Env",
     "FlatObjective",

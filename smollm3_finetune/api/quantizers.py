@@ -33,7 +33,7 @@ READABLE = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 
 @dataclass(frozen=True)
-class DequantisingOps:
+class DequantizingOps:
     """The `LinearOps` of a frozen layer that multiplies by its dequantized weight, forward and backward."""
 
     layer: Any

@@ -23,7 +23,7 @@ from smollm3_bitsandbytes.checkpoint import (
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, DequantisingOps, LinearOps, ModelSource
+from smollm3_finetune.api import Base, BuildContext, DequantizingOps, LinearOps, ModelSource
 
 NAME = "bnb-4bit"
 
@@ -62,7 +62,7 @@ def ops_for(layer: nn.Module) -> LinearOps | None:
     """The operations of a 4-bit layer; None for any other."""
     if not isinstance(layer, bnb.nn.Linear4bit):
         return None
-    return DequantisingOps(layer, read_weight, layer.compute_dtype or torch.float32)
+    return DequantizingOps(layer, read_weight, layer.compute_dtype or torch.float32)
 
 
 class Bnb4bitQuantizer:

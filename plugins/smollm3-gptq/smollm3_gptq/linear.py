@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smollm3_finetune.api import DequantisingOps, LinearOps
+from smollm3_finetune.api import DequantizingOps, LinearOps
 from smollm3_gptq.packing import HELD_BITS, pack_bytes, unpack_bytes, unpack_words
 
 
@@ -107,6 +107,6 @@ def ops_in(compute: torch.dtype) -> Any:
     def ops_for(layer: nn.Module) -> LinearOps | None:
         if not isinstance(layer, GPTQLinear):
             return None
-        return DequantisingOps(layer, lambda one: one.dequantized(torch.float32), compute)
+        return DequantizingOps(layer, lambda one: one.dequantized(torch.float32), compute)
 
     return ops_for

@@ -24,7 +24,7 @@ from smollm3_finetune.api import (
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
 from smollm3_gptq.options import GPTQOptions
-from smollm3_gptq.worker import TOO_SHORT
+from smollm3_gptq.quantize_worker import TOO_SHORT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ class GPTQQuantizer:
             identity = (directory / DIGEST).read_text(encoding="utf-8")
         base = fingerprint(KIND, identity, _rope_scaling(source.config))
         if self.options.kernel == "gptqmodel":
-            from smollm3_gptq.forward_only import ops_for
+            from smollm3_gptq.gptqmodel_kernels import ops_for
 
             return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base, ops_for=ops_for)
         from smollm3_gptq.linear import ops_in
@@ -115,7 +115,7 @@ class GPTQQuantizer:
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:
-        from smollm3_gptq.process import quantize
+        from smollm3_gptq.quantize_process import quantize
 
         _check_gptqmodel()
         options = self._decisive(source)

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from smollm3_gptq import process
+from smollm3_gptq import quantize_process as process
 from smollm3_gptq.options import GPTQOptions
-from smollm3_gptq.process import QuantisingFailed
+from smollm3_gptq.quantize_process import QuantizingFailed
 from smollm3_gptq.quantizer import DIGEST, GPTQQuantizer
 
 from smollm3_finetune.api import DataError, Purpose, directory_source
@@ -365,7 +365,7 @@ def test_a_run_without_its_calibration_says_what_is_missing(quick, cli):
 def test_an_error_of_gptqmodel_is_one_sentence_and_what_it_printed_is_kept(dense, context, rows, fake, tmp_path):
     fake.set(error="no luck\nand more")
     cache = tmp_path / "cache"
-    with pytest.raises(QuantisingFailed) as caught:
+    with pytest.raises(QuantizingFailed) as caught:
         load(dense, context(rows=rows, cache=cache))
     assert caught.value.message == "gptqmodel could not quantize small to 4 bits: ValueError: no luck"
     kept = Path(caught.value.hint.removeprefix("what it printed: "))
@@ -378,7 +378,7 @@ def test_an_error_of_gptqmodel_is_one_sentence_and_what_it_printed_is_kept(dense
 
 def test_a_worker_that_dies_is_one_sentence(dense, context, rows, fake):
     fake.set(exit=9)
-    with pytest.raises(QuantisingFailed, match="its process ended with code 9, without a word") as caught:
+    with pytest.raises(QuantizingFailed, match="its process ended with code 9, without a word") as caught:
         load(dense, context(rows=rows))
     Path(caught.value.hint.removeprefix("what it printed: ")).unlink()
 

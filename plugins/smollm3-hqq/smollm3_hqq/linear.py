@@ -13,7 +13,7 @@ import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, HQQMatmulNoCacheMul
 from torch import Tensor, nn
 
-from smollm3_finetune.api import DequantisingOps, LinearOps
+from smollm3_finetune.api import DequantizingOps, LinearOps
 from smollm3_hqq.options import HQQOptions
 
 
@@ -63,4 +63,4 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
 
 def ops_in(dtype: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
     """`Base.ops_for` of a model that computes in `dtype`."""
-    return lambda layer: DequantisingOps(layer, Linear.dequantize, dtype) if isinstance(layer, Linear) else None
+    return lambda layer: DequantizingOps(layer, Linear.dequantize, dtype) if isinstance(layer, Linear) else None

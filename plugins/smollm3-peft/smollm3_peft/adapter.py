@@ -25,11 +25,11 @@ from smollm3_finetune.api import (
     Purpose,
     UnsupportedOp,
 )
-from smollm3_peft import guard, peft_config
-from smollm3_peft.card import write_card
+from smollm3_peft import peft_config, peft_patches
+from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
+from smollm3_peft.model_card import write_card
 from smollm3_peft.options import MethodOptions
-from smollm3_peft.views import LinearView, views_in
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ class PeftAdapted:
             )
         trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         try:
-            with guard.quiet(), self._base_biases(), self.model.disable_adapter():
+            with peft_patches.quiet(), self._base_biases(), self.model.disable_adapter():
                 yield
         finally:
             for parameter, requires_grad in trained:
@@ -105,18 +105,18 @@ class PeftAdapter:
         config = peft_config.build(self.options, base, **self.schedule(total_steps))
         config.base_model_name_or_path = base.model.name_or_path
         biases = _bias_copies(base.model, config)
-        before = guard.probe(base.model, _vocabulary(base.model)) if self.spec.identity_at_start else None
+        before = peft_patches.probe(base.model, _vocabulary(base.model)) if self.spec.identity_at_start else None
         with (
-            guard.seeded(ctx),
+            peft_patches.seeded(ctx),
             self._injecting(base, ctx),
-            guard.explained(f"adapter {self.method!r} cannot be attached"),
+            peft_patches.explained(f"adapter {self.method!r} cannot be attached"),
         ):
             model = get_peft_model(base.model, config)
         config.base_model_name_or_path = base.model.name_or_path
         if before is not None:
-            after = guard.probe(model, _vocabulary(base.model))
-            guard.check_identity(before, after, _tolerance(model, ctx), self.method)
-        guard.widen_trained(model, ctx.trained_dtype)
+            after = peft_patches.probe(model, _vocabulary(base.model))
+            peft_patches.check_identity(before, after, _tolerance(model, ctx), self.method)
+        peft_patches.widen_trained(model, ctx.trained_dtype)
         return self.adapted(model, base, biases)
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> PeftAdapted:
@@ -130,15 +130,15 @@ class PeftAdapter:
         biases = _bias_copies(base.model, config)
         trainable = ctx.purpose is Purpose.TRAIN
         with (
-            guard.seeded(ctx),
+            peft_patches.seeded(ctx),
             self._injecting(base, ctx),
-            guard.explained(f"the adapter in {path} does not fit this model", ModelError),
+            peft_patches.explained(f"the adapter in {path} does not fit this model", ModelError),
         ):
             model = self.load(base.model, path, config, trainable)
         config.base_model_name_or_path = base.model.name_or_path
         if not trainable:
             model.requires_grad_(False)
-        elif guard.widen_trained(model, ctx.trained_dtype):  # which were rounded when they were loaded
+        elif peft_patches.widen_trained(model, ctx.trained_dtype):  # which were rounded when they were loaded
             set_peft_model_state_dict(model, load_file(str(path / WEIGHTS_FILE)))
         return self.adapted(model, base, biases)
 
@@ -156,8 +156,11 @@ class PeftAdapter:
         config = self.read_config(path)
         base = Base(model=dense, fingerprint="")
         tied = bool(getattr(dense.config, "tie_word_embeddings", False))
-        with guard.quiet(), guard.explained(f"the adapter in {path} cannot be merged into this model", ModelError):
-            with guard.only_plain_backends(), guard.new_tensors_in(dense, dense.dtype):
+        with (
+            peft_patches.quiet(),
+            peft_patches.explained(f"the adapter in {path} cannot be merged into this model", ModelError),
+        ):
+            with peft_patches.only_plain_backends(), peft_patches.new_tensors_in(dense, dense.dtype):
                 model = self.load(base.model, path, config, trainable=False)
             _merge_tied_once(model.get_base_model())
             merged: PreTrainedModel = model.merge_and_unload()
@@ -191,7 +194,7 @@ class PeftAdapter:
 
     def load(self, model: nn.Module, path: Path, config: PeftConfig, trainable: bool) -> PeftModel:
         """PEFT's own loading, which must find every tensor it wants."""
-        with guard.quiet():
+        with peft_patches.quiet():
             loaded = PeftModel.from_pretrained(
                 model, str(path), config=config, is_trainable=trainable, torch_device=str(_device(model))
             )
@@ -216,7 +219,7 @@ class PeftAdapter:
                 f"the adapter in {path} is of PEFT's type {found}, and {self.method!r} was asked for",
                 hint=f"--adapter {component(str(found))}",
             )
-        with guard.quiet(), guard.explained(f"{path / CONFIG_FILE} cannot be read", ModelError):
+        with peft_patches.quiet(), peft_patches.explained(f"{path / CONFIG_FILE} cannot be read", ModelError):
             config = PeftConfig.from_pretrained(str(path))
         return peft_config.serve_plain_layers(config)
 
@@ -224,9 +227,9 @@ class PeftAdapter:
     def _injecting(self, base: Base, ctx: BuildContext) -> Iterator[None]:
         """Everything that PEFT must not see otherwise, while it changes the model."""
         with (
-            guard.quiet(),
-            guard.only_plain_backends(),
-            guard.new_tensors_in(base.model, ctx.torch_dtype),
+            peft_patches.quiet(),
+            peft_patches.only_plain_backends(),
+            peft_patches.new_tensors_in(base.model, ctx.torch_dtype),
             views_in(base.model, base.ops_for, ctx.torch_dtype),
         ):
             yield
@@ -246,7 +249,7 @@ class _Saver:
         path = Path(save_directory)
         self.before()
         try:
-            with guard.quiet():
+            with peft_patches.quiet():
                 type(self.model).save_pretrained(self.model, str(path), **kwargs)
         finally:
             self.after(path)

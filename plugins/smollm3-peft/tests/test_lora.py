@@ -14,9 +14,9 @@ from typing import Any
 import peft.import_utils
 import pytest
 import torch
+from smollm3_peft.linear_view import LinearView
 from smollm3_peft.methods import refined
 from smollm3_peft.options import LoraOptions
-from smollm3_peft.views import LinearView
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

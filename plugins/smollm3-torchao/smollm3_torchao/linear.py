@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smollm3_finetune.api import DequantisingOps, LinearOps
+from smollm3_finetune.api import DequantizingOps, LinearOps
 from smollm3_torchao.library import Int8Tensor, Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
 
 
@@ -66,6 +66,6 @@ def ops_in(dtype: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
 
     def ops_for(layer: nn.Module) -> LinearOps | None:
         mine = isinstance(getattr(layer, "weight", None), Int8Tensor)
-        return DequantisingOps(layer, weight_of, dtype) if mine else None
+        return DequantizingOps(layer, weight_of, dtype) if mine else None
 
     return ops_for

@@ -11,7 +11,7 @@ from torch import nn
 
 from smollm3_finetune.api import (
     ConfigError,
-    DequantisingOps,
+    DequantizingOps,
     IncompatibleError,
     Op,
     architecture_of,
@@ -133,7 +133,7 @@ def test_a_method_that_looks_at_float32_values_is_not_decided_by_wider_ones(
 def test_the_view_gives_the_weight_as_the_forward_rounds_it(compute: torch.dtype) -> None:
     layer = nn.Linear(3, 2)
     held = layer.weight
-    view = DequantisingOps(layer, lambda one: one.weight * 1, compute)
+    view = DequantizingOps(layer, lambda one: one.weight * 1, compute)
     assert view.ops == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
     assert view.shape == (2, 3)
     assert view.forward_rtol == 0
@@ -147,6 +147,6 @@ def test_the_view_gives_the_weight_as_the_forward_rounds_it(compute: torch.dtype
 
 def test_a_weight_in_float64_stays_in_it() -> None:
     layer = nn.Linear(3, 2, dtype=torch.float64)
-    weight = DequantisingOps(layer, lambda one: one.weight * 1, torch.float64).read_weight()
+    weight = DequantizingOps(layer, lambda one: one.weight * 1, torch.float64).read_weight()
     assert weight.dtype == torch.float64
     assert torch.equal(weight, layer.weight)

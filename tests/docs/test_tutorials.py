@@ -8,7 +8,8 @@ A page is read from top to bottom, and carried out in an empty directory and a n
 
 A block of any other kind makes the test fail, and so does a command that fails without an `error:` or `FAILED` among
 the lines that are printed, or that does not fail with them. What a machine makes different is compared by `RULES`,
-line by line; the rest must be equal. `SMOLLM3_UPDATE_DOCS=1 pytest tests/test_tutorials.py` writes what differs anew.
+line by line; the rest must be equal. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_tutorials.py` writes what differs
+anew.
 
 The environment is a new venv without a copy of torch: its site-packages hold links to what smollm3-finetune and pytest
 are made of, and no plugin. What an author builds is really built and installed there, by pip; only the build backend
@@ -33,7 +34,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 UPDATE = os.environ.get("SMOLLM3_UPDATE_DOCS", "") not in ("", "0")
 SCRIPTS = ("smollm3", "pytest", "pip")

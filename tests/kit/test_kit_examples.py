@@ -17,7 +17,7 @@ from smollm3_finetune.testing import AdapterConformance, plan, stub_base
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 GPTQ = ROOT / "plugins" / "smollm3-gptq" / "tests" / "autogptq-0.7.1-4bit-32g"
 

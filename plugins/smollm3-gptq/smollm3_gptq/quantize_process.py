@@ -15,7 +15,7 @@ from typing import Any
 from smollm3_finetune.api import Progress, SmolLM3Error
 
 
-class QuantisingFailed(SmolLM3Error):
+class QuantizingFailed(SmolLM3Error):
     """gptqmodel ended with an error."""
 
 
@@ -32,7 +32,7 @@ def quantize(
 ) -> None:
     """Quantize the checkpoint in `source` into the empty directory `out`, shown layer by layer.
 
-    `options` are those of gptqmodel's `QuantizeConfig`, `calibration` token ids. Raises QuantisingFailed with
+    `options` are those of gptqmodel's `QuantizeConfig`, `calibration` token ids. Raises QuantizingFailed with
     gptqmodel's own words, and keeps what it printed in a file that the hint names.
     """
     with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name, ExitStack() as open_ends:
@@ -53,7 +53,7 @@ def quantize(
         log = scratch / "output.txt"
         with log.open("wb") as printed:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "smollm3_gptq.worker", str(spec)],
+                [sys.executable, "-m", "smollm3_gptq.quantize_worker", str(spec)],
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -73,7 +73,7 @@ def quantize(
         if error is not None or code != 0:
             kept = _kept(log)
             why = error or f"its process ended with code {code}, without a word (out of memory?)"
-            raise QuantisingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"what it printed: {kept}")
+            raise QuantizingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"what it printed: {kept}")
     _tidy(out)
 
 

@@ -19,7 +19,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.cache.use import USES, record_uses, runs_file, uses_of
 
 Cli = Callable[..., Any]
-OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
+OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
 KEY = "0123456789abcdef" * 2
 
 

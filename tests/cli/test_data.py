@@ -124,7 +124,7 @@ def test_the_tokens_stand_beside_with_index_id_and_mask(cli: Cli, write: Write) 
     assert [int(r[0]) for r in rows] == list(range(len(rows)))
     from smollm3_finetune.model_files.loading import load_tokenizer
 
-    tiny = Path(__file__).parents[1] / "smollm3_finetune" / "builtin" / "tiny"
+    tiny = Path(__file__).parents[2] / "smollm3_finetune" / "builtin" / "tiny"
     text = load_tokenizer("tiny", tiny, {}).decode([int(r[1]) for r in rows])
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\nGood é.<|im_end|>\n")
     assert rows[0][2:] == ("context", '"<|im_start|>"')

@@ -13,7 +13,7 @@ Whatever can be read off the code is a region of a page, between `<!-- KIND: ARG
     options: SECTION    the keys of a part of the configuration, with defaults
     exit-codes: -       the errors and their exit codes
 
-Each is compared with the code. `SMOLLM3_UPDATE_DOCS=1 pytest tests/test_docs.py` writes them anew.
+Each is compared with the code. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_docs.py` writes them anew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.config import schema
 from smollm3_finetune.config.options import describe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 OURS = [*(ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md")), *sorted(DOCS.glob("*.md"))]
 PAGES = [*OURS, *sorted((ROOT / "plugins").glob("*/README.md"))]
@@ -428,7 +428,7 @@ def messages() -> list[str]:
 def test_every_documented_message_exists(message: str) -> None:
     """Its fixed parts stand in core's or a plugin's code, or in a test that expects them."""
     files = [*(ROOT / "smollm3_finetune").rglob("*.py"), *(ROOT / "plugins").glob("*/smollm3_*/*.py"),
-             *(f for f in (ROOT / "tests").glob("*.py") if f != Path(__file__))]  # fmt: skip
+             *(f for f in (ROOT / "tests").rglob("*.py") if f != Path(__file__))]  # fmt: skip
     sources = [re.sub(r'"\s*\n\s*f?"', "", text_of(f)) for f in files]  # text over several lines, joined
     parts = [p.strip() for p in message.split("…") if len(p.strip()) > 3]
     assert parts
@@ -491,7 +491,7 @@ def test_the_example_configuration_is_right(run_cli: Any, examples: Path) -> Non
                                   "tests/out_of_tree/one_way_quantizer.py"])  # fmt: skip
 def test_the_files_that_the_how_to_pages_show_are_run_by_other_tests(file: str) -> None:
     stem = Path(file).stem
-    assert any(stem in text_of(f) for f in (ROOT / "tests").glob("*.py") if f != Path(__file__))
+    assert any(stem in text_of(f) for f in (ROOT / "tests").rglob("*.py") if f != Path(__file__))
 
 
 @pytest.mark.plugins

@@ -18,7 +18,7 @@ from smollm3_finetune.testing import (
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
-OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
+OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
 
 
 def test_the_small_model_is_written_once_and_loads(small_model: Path) -> None:

@@ -20,7 +20,7 @@ from smollm3_finetune.errors import (
     UnknownComponentError,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def offer(

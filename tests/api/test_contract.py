@@ -13,7 +13,7 @@ import pytest
 
 from smollm3_finetune.testing import Comparison, check_composition, plan
 
-HERE = Path(__file__).parent / "out_of_tree"
+HERE = Path(__file__).parents[1] / "out_of_tree"
 FILES = tuple(str(HERE / f"{name}.py") for name in ("one_way_quantizer", "scale_adapter"))
 POINTS = ["train", "train after save", "train after restore"]
 FLOAT64, FLOAT32 = 1e-9, 1e-5

@@ -20,8 +20,8 @@ from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import Offer
 
-ROOT = Path(__file__).parents[1]
-OUT_OF_TREE = Path(__file__).parent / "out_of_tree"
+ROOT = Path(__file__).parents[2]
+OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
 
 CRASHING = """
 from smollm3_finetune.api import AdapterSpec, Op, hookimpl

@@ -15,7 +15,7 @@ from smollm3_finetune import load_model
 from smollm3_finetune.errors import IncompatibleError, ModelError, UnsupportedOp
 from smollm3_finetune.testing import dense_copy
 
-HERE = Path(__file__).parent / "out_of_tree"
+HERE = Path(__file__).parents[1] / "out_of_tree"
 NAMES = ("one_way_quantizer", "scale_adapter", "vault_loader")
 FILES = tuple(str(HERE / f"{name}.py") for name in NAMES)
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"

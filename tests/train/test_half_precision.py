@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from smollm3_finetune import load_model
 
-SCALE = str(Path(__file__).parent / "out_of_tree" / "scale_adapter.py")
+SCALE = str(Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py")
 QUICK = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_tokens=2", "--dtype", "bfloat16")
 LITTLE = ("--learning-rate", "1e-6", "--set", "train.warmup=0", "--set", "train.schedule=constant")
 

@@ -1,6 +1,6 @@
 """A conformance class for each plugin of this folder, and for the examples, which are right.
 
-`tests/test_kit.py` runs them, and says which tests must fail.
+`tests/kit/test_kit.py` runs them, and says which tests must fail.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Quantizing with gptqmodel, in a process of its own: `python -m smollm3_gptq.worker SPEC`.
+"""Quantizing with gptqmodel, in a process of its own: `python -m smollm3_gptq.quantize_worker SPEC`.
 
 gptqmodel prints, patches transformers, safetensors and the environment and writes logs into the working directory.
 None of this reaches the process that trains. SPEC is a JSON file with what `Job` holds. Events go to the file

@@ -138,7 +138,7 @@ def test_what_is_written_is_formatted_and_passes_the_rules_of_this_project(
     single.mkdir()
     for kind in NAMES:
         assert cli("plugins", "new", kind, "zeta", "--file", "--output", f"single/zeta_{kind}.py").code == 0
-    rules = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    rules = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     select = ["check", "--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
     for directory in (single, *packages.values()):
         for words in (select, ["format", "--check"]):

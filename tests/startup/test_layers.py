@@ -1,0 +1,159 @@
+"""Each package imports only from layers below it: the import graph, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).parents[2] / "smollm3_finetune"
+NAME = "smollm3_finetune"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("version", "errors"),
+    ("paths",),
+    ("model_files",),
+    ("cache",),
+    ("api",),
+    ("progress",),
+    ("config",),
+    ("builtin",),
+    ("components",),
+    ("model",),
+    ("runs",),
+    ("data",),
+    ("batching",),
+    ("inference",),
+    ("quantize",),
+    ("merge",),
+    ("train",),
+    ("compatibility",),
+    ("testing",),
+    ("checks",),
+    ("scaffold",),
+    ("cli",),
+    ("main",),
+)
+"""Packages and modules of core, bottom to top; those of one layer know nothing of each other."""
+
+BUILTIN_MAY_IMPORT = {"api", "model_files", "errors", "paths"}
+"""What the built-in plugin imports: the contract, and the few modules beneath it."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for file in sorted(CORE.rglob("*.py")):
+        parts = file.relative_to(CORE).with_suffix("").parts
+        yield ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts))), file
+
+
+def imports_of(tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """The modules of core that a module imports, wherever the import is: at the top, in a function, for types."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == NAME)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == NAME:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else node.module
+
+
+def graph() -> dict[str, set[str]]:
+    found = dict(modules())
+    return {m: set(imports_of(ast.parse(f.read_text(encoding="utf-8")), set(found))) - {m} for m, f in found.items()}
+
+
+def package_of(module: str) -> str:
+    """`model` for `smollm3_finetune.model.load`; an empty string for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+GRAPH = graph()
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def test_every_package_has_a_layer_and_every_layer_exists() -> None:
+    assert {package_of(m) for m in GRAPH} - {""} == set(LEVEL)
+
+
+def arrows(layers: dict[str, int], imports: dict[str, set[str]]) -> list[str]:
+    """Imports that do not go down."""
+    return [
+        f"{module} imports {target}"
+        for module, targets in imports.items()
+        for target in targets
+        if package_of(module)
+        and package_of(target)
+        and package_of(module) != package_of(target)
+        and layers[package_of(target)] >= layers[package_of(module)]
+    ]
+
+
+def test_imports_run_down_the_layers_only() -> None:
+    assert arrows(LEVEL, GRAPH) == []
+
+
+def test_nothing_below_imports_the_package_itself() -> None:
+    """Its public names are resolved from above: whoever is inside takes them from where they are defined."""
+    assert [m for m, targets in GRAPH.items() if NAME in targets] == []
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan, SIAM J. Comput. 1(2), 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for target in sorted(imports.get(module, ())):
+            if target not in index:
+                visit(target)
+                low[module] = min(low[module], low[target])
+            elif target in stack:
+                low[module] = min(low[module], index[target])
+        if low[module] == index[module]:
+            at = stack.index(module)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for module in sorted(imports):
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A package and its own lazy `__getattr__` do not count: they are one thing."""
+    own = {
+        m: {t for t in targets if not (t.startswith(f"{m}.") or m.startswith(f"{t}."))} for m, targets in GRAPH.items()
+    }
+    assert circles(own) == []
+
+
+def test_the_built_in_plugin_imports_the_contract_and_little_else() -> None:
+    found = {package_of(t) for m, targets in GRAPH.items() if package_of(m) == "builtin" for t in targets}
+    assert found - {"builtin"} <= BUILTIN_MAY_IMPORT
+
+
+@pytest.mark.parametrize(
+    ("source", "imports"),
+    [
+        ("from smollm3_finetune.api import Op", {"smollm3_finetune.api"}),
+        ("def f():\n    from smollm3_finetune.model import load", {"smollm3_finetune.model.load"}),
+        ("import smollm3_finetune.errors as e", {"smollm3_finetune.errors"}),
+        ("if TYPE_CHECKING:\n    from smollm3_finetune import paths", {"smollm3_finetune.paths"}),
+    ],
+)
+def test_an_import_is_found_wherever_it_is(source: str, imports: set[str]) -> None:
+    assert set(imports_of(ast.parse(source), set(GRAPH))) == imports
+
+
+def test_a_wrong_arrow_and_a_circle_are_found() -> None:
+    graph = {"smollm3_finetune.low.a": {"smollm3_finetune.high.b"}, "smollm3_finetune.high.b": set()}
+    assert arrows({"low": 0, "high": 1}, graph) == ["smollm3_finetune.low.a imports smollm3_finetune.high.b"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
