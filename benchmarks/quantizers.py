@@ -159,7 +159,7 @@ def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[li
     }
     loaded = assemble([[Setting(key=k, value=v, origin="here") for k, v in values.items()]])
     context = build_context(Purpose.QUANTIZE, "cpu", "auto", 0)
-    plan = plan_quantize(discover(Wanted.of(())), loaded, context, data.parent / "nowhere")
+    plan = plan_quantize(discover(Wanted.of(())), loaded, lambda: context, data.parent / "nowhere")
     return [list(row) for row in plan.model.context.calibration()], str(plan.model.source.path)
 
 

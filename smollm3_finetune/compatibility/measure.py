@@ -29,7 +29,7 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.model.load import LoadedModel, build_context, load_base
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 
 NOISE = 0.02
@@ -75,7 +75,7 @@ class Bench:
     ) -> ModelPlan:
         """The pair's plan whether it is refused or not: it is planned without the adapter, which is then added."""
         request = ModelRequest(ref=str(self.model), quant=ComponentConfig(name=quantizer), purpose=purpose)
-        plan = plan_model(self.registry, request, self.context(purpose))
+        plan = plan_model(self.registry, select_model(self.registry, request), self.context(purpose))
         chosen = choose(self.registry, ADAPTER, adapter, options)
         return dataclasses.replace(plan, adapter=chosen, saved=SavedAdapter.read(saved) if saved else None)
 

@@ -96,7 +96,9 @@ def discover(wanted: Wanted = Wanted()) -> Registry:
     records: list[PluginRecord] = []
     offers: list[Offer] = []
     seen: list[Any] = []
-    for candidate in _candidates(wanted):
+    candidates = _candidates(wanted)
+    _check_blocked(wanted, candidates)
+    for candidate in candidates:
         if {candidate.name, candidate.distribution} & wanted.blocked and candidate.origin != "built in":
             records.append(candidate.record("disabled"))
             continue
@@ -128,15 +130,19 @@ def discover(wanted: Wanted = Wanted()) -> Registry:
         if trace:
             took = (time.perf_counter() - began) * 1000
             print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
+    return Registry(offers=tuple(offers), plugins=tuple(records))
+
+
+def _check_blocked(wanted: Wanted, candidates: Sequence[_Candidate]) -> None:
+    """Raises ConfigError for a `-p no:NAME` that leaves nothing out, before any plugin is imported."""
     if wanted.blocked & {"builtin", CORE_DISTRIBUTION}:
         raise ConfigError("the built-in components cannot be left out", hint="-p no:NAME takes an installed plugin")
-    known = {n for r in records for n in (r.name, r.distribution)}
+    known = {n for c in candidates for n in (c.name, c.distribution)}
     for name in sorted(wanted.blocked - known) if wanted.entry_points else ():
-        installed = sorted({r.name for r in records if r.origin == "entry point"})
+        installed = sorted({c.name for c in candidates if c.origin == "entry point"})
         near = did_you_mean(name, installed)
         hint = f"did you mean no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
         raise ConfigError(f"there is no plugin {name!r} to leave out", hint=hint)
-    return Registry(offers=tuple(offers), plugins=tuple(records))
 
 
 def _candidates(wanted: Wanted) -> list[_Candidate]:

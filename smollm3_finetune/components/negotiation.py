@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
-from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
+from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
 
 T = TypeVar("T")
 NO_CHANGE = "it is no change of the model's weights"
@@ -35,7 +35,8 @@ def provided(quantizer: Choice, env: Env) -> tuple[frozenset[Op], Mapping[Op, st
     spec: QuantizerSpec = quantizer.spec
     absent = dict(spec.absent)
     if spec.refine is not None:
-        absent |= _asked(spec, lambda refine: refine(quantizer.options, env))
+        with attributed_to(quantizer.offer, "refine()"):
+            absent |= spec.refine(quantizer.options, env)
     return frozenset(spec.provides) - absent.keys(), absent
 
 
@@ -44,20 +45,11 @@ def refined(adapter: Choice) -> AdapterSpec:
     spec: AdapterSpec = adapter.spec
     if spec.refine is None:
         return spec
-    answer = _asked(spec, lambda refine: refine(spec, adapter.options))
-    if not isinstance(answer, AdapterSpec):
-        raise PluginError(f"the refine() of {spec.name!r} returned {answer!r}, not an AdapterSpec")
+    with attributed_to(adapter.offer, "refine()"):
+        answer = spec.refine(spec, adapter.options)
+        if not isinstance(answer, AdapterSpec):
+            raise TypeError(f"it returned {answer!r}, not an AdapterSpec")
     return answer
-
-
-def _asked(spec: Any, question: Callable[[Any], T]) -> T:
-    """What a descriptor's `refine` answers. Raises PluginError where it fails."""
-    try:
-        return question(spec.refine)
-    except SmolLM3Error:
-        raise
-    except Exception as e:
-        raise PluginError(f"the refine() of {spec.name!r} raised {type(e).__name__}: {e}") from e
 
 
 def needed(adapter: Choice, purpose: Purpose) -> frozenset[Op]:

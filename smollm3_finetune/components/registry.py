@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ from smollm3_finetune.errors import (
     SmolLM3Error,
     UnknownComponentError,
     did_you_mean,
+    first_line,
+    is_of_the_machine,
 )
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
@@ -53,15 +56,8 @@ class Offer:
     def create(self, options: Any) -> Any:
         """The component, from its validated options. Raises PluginError where its factory does not do that."""
         factory = self._import("factory")
-        try:
+        with attributed_to(self, "its factory"):
             made = factory(options)
-        except SmolLM3Error:
-            raise
-        except Exception as e:
-            raise PluginError(
-                f"{self.title} ({self.distribution} {self.version}) cannot be made: {type(e).__name__}: {e}",
-                hint="--debug shows where",
-            ) from e
         methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
         self.check_methods(made, methods, f"what {self.spec.factory} makes")
         return made
@@ -94,6 +90,27 @@ class Offer:
                 f"{type(e).__name__}: {e}",
                 hint=f"smollm3 plugins info {self.spec.name}",
             ) from e
+
+
+@contextlib.contextmanager
+def attributed_to(offer: Offer, doing: str = "", where: str = "") -> Iterator[None]:
+    """An exception that a component did not raise on purpose becomes a PluginError that names it.
+
+    `doing` is the function of the plugin that is called, `where` the place of the row that it is given. A full disk and
+    a lack of memory are not attributed to anybody.
+    """
+    try:
+        yield
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        if is_of_the_machine(e):
+            raise
+        raise PluginError(
+            f"{where}{': ' if where else ''}{offer.title} ({offer.distribution} {offer.version}) failed"
+            f"{' in ' if doing else ''}{doing}: {type(e).__name__}: {first_line(e)}",
+            hint="the same command with --debug shows where",
+        ) from e
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,15 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from smollm3_finetune.api import BuildContext
-from smollm3_finetune.components.kinds import OBJECTIVE
+from smollm3_finetune.api import Progress
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import Loaded
-from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, CalibrationConfig, RunConfig
+from smollm3_finetune.config.schema import CalibrationConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.examples import Examples
-from smollm3_finetune.data.plan import calibration_rows, find_rows, render_options
+from smollm3_finetune.data.plan import SelectedRows
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokenization import tokenize
 from smollm3_finetune.model.plan import ModelPlan
@@ -87,16 +86,15 @@ class CalibrationPlan:
         return Calibration(make)
 
 
-def plan_calibration(registry: Registry, loaded: Loaded, context: BuildContext) -> CalibrationPlan:
-    """Check a configuration's rows. Raises DataError or ConfigError for what is wrong with them."""
-    config = loaded.config
-    rows = find_rows(registry, config, loaded.origins)
+def plan_calibration(registry: Registry, selected: SelectedRows, loaded: Loaded, progress: Progress) -> CalibrationPlan:
+    """Read the rows that a configuration selects. Raises DataError for what is wrong with them."""
+    rows = selected.rows(registry)
     return CalibrationPlan(
         rows=rows,
-        survey=rows.survey(context.progress),
-        own=calibration_rows(registry, config),
-        objective=choose(registry, OBJECTIVE, config.objective.name or DEFAULT_OBJECTIVE, config.objective.options),
-        render=render_options(config.data),
+        survey=rows.survey(progress),
+        own=selected.calibration_rows(registry),
+        objective=selected.objective,
+        render=selected.render,
         loaded=loaded,
     )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.components.kinds import FORMATTER
-from smollm3_finetune.components.registry import Offer, Registry
-from smollm3_finetune.components.selection import Choice, blamed_on
+from smollm3_finetune.components.registry import Offer, Registry, attributed_to
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
 
@@ -52,7 +52,7 @@ def formatted(
         except Exception:
             if made_from is None:
                 raise
-            with blamed_on(made_from, row.where):
+            with attributed_to(made_from.offer, where=row.where):
                 raise
         if not count:
             yield row.where, conversation

@@ -1,48 +1,85 @@
-"""From a configuration to the rows that it names, each source with its formatter."""
+"""From a configuration to its rows: what it names, checked before any row is read, then the rows themselves."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from smollm3_finetune.components.kinds import FORMATTER
+from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import choose
-from smollm3_finetune.config.schema import DataConfig, RunConfig
+from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, DataConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.chat_template.syntax import check_syntax
 from smollm3_finetune.data.rows import Rows, with_formatter
-from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.data.sources import Source, find_sources, pinned
+from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.paths import user_path
 
 
-def find_rows(registry: Registry, config: RunConfig, origins: Mapping[str, str]) -> Rows:
-    """The sources of a configuration, each with its formatter. Reads the first row of those that name none.
+@dataclass(frozen=True, kw_only=True)
+class SelectedRows:
+    """What a configuration says about its rows: places, objective, formatter, rendering. No row was read."""
 
-    Raises ConfigError where there are options for a formatter and the sources have several.
+    config: RunConfig
+    objective: Choice
+    formatter: Choice | None
+    """None: the one that recognizes a source's first row."""
+    sources: Sequence[Source]
+    calibration: Sequence[Source] | None
+    """Rows of their own to calibrate on; None: the training rows."""
+    render: RenderOptions
+
+    def rows(self, registry: Registry) -> Rows:
+        """The training rows, each source with its formatter. Reads the first row of those that name none.
+
+        Raises ConfigError if there are options for a formatter and the sources have several.
+        """
+        formatter, limit = self.formatter, self.config.data.limit
+        sources, options = [pinned(s) for s in self.sources], self.config.formatter.options
+        if formatter is None and options:
+            names = sorted({with_formatter(registry, s, None, limit).formatter.offer.full_name for s in sources})
+            if len(names) > 1:
+                raise ConfigError(
+                    f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
+                    hint=f"say whose option it is: --formatter {names[0].rpartition(':')[2]}",
+                )
+            formatter = choose(registry, FORMATTER, names[0], options)
+        read = tuple(with_formatter(registry, s, formatter, limit) for s in sources)
+        return Rows(sources=read, seed=self.config.seed, held_out=self.config.data.held_out)
+
+    def calibration_rows(self, registry: Registry) -> Rows | None:
+        """The rows of `calibration.path`, each source with the formatter that recognizes it; None if it is unset."""
+        if self.calibration is None:
+            return None
+        read = tuple(with_formatter(registry, pinned(s), None, None) for s in self.calibration)
+        return Rows(sources=read, seed=self.config.seed, held_out=0.0)
+
+
+def select_rows(registry: Registry, loaded: Loaded) -> SelectedRows:
+    """Look up the objective and the formatter and the places of the rows. Imports no torch and reads no row.
+
+    Raises every independent problem together.
     """
-    found, limit = find_sources(config.data.path), config.data.limit
-    name, options = config.formatter.name, config.formatter.options
-    if name is None and options:
-        names = sorted({with_formatter(registry, s, None, limit).formatter.offer.full_name for s in found})
-        if len(names) > 1:
-            raise ConfigError(
-                f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
-                hint=f"say whose option it is: --formatter {names[0].rpartition(':')[2]}",
-            )
-        (name,) = names
-    named = choose(registry, FORMATTER, name, options, origins) if name is not None else None
-    sources = [with_formatter(registry, s, named, limit) for s in found]
-    return Rows(sources=tuple(sources), seed=config.seed, held_out=config.data.held_out)
-
-
-def calibration_rows(registry: Registry, config: RunConfig) -> Rows | None:
-    """The rows of `calibration.path`, each source with the formatter that recognizes it; None where there is none."""
-    if config.calibration.path is None:
-        return None
-    sources = [with_formatter(registry, s, None, None) for s in find_sources(config.calibration.path)]
-    return Rows(sources=tuple(sources), seed=config.seed, held_out=0.0)
+    config, origins = loaded.config, loaded.origins
+    collect = Collector()
+    objective_name, named = config.objective.name or DEFAULT_OBJECTIVE, config.formatter.name
+    objective = collect.run(lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, origins))
+    formatter = None
+    if named is not None:
+        formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter.options, origins))
+    sources = collect.run(lambda: find_sources(config.data.path))
+    own = None
+    if config.calibration.path is not None:
+        own = collect.run(lambda: find_sources(config.calibration.path))
+    render = collect.run(lambda: render_options(config.data))
+    collect.finish()
+    assert objective is not None and sources is not None and render is not None
+    return SelectedRows(
+        config=config, objective=objective, formatter=formatter, sources=sources, calibration=own, render=render
+    )
 
 
 def render_options(data: DataConfig) -> RenderOptions:

@@ -6,16 +6,31 @@ are read.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.api.data import IGNORED
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
+from smollm3_finetune.components.registry import Registry, attributed_to
+from smollm3_finetune.components.requirements import requirement_problems
+from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.suggestions import with_suggestions
+from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
+from smollm3_finetune.data.plan import select_rows
+from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.rows import Placed, Rows, Survey
 from smollm3_finetune.data.split import position
+from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import Preparing, copies
+from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
+from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 
 REASONS = {
     "turn rewritten by the template": "the template rewrites its answers, so that no prompt leads to them",
@@ -25,49 +40,6 @@ REASONS = {
 """What a note means where nothing in a row is learned."""
 NO_LIMIT = 1 << 30
 """A longest length, in tokens, that cuts nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenSequence:
-    """One sequence of tokens that a row became."""
-
-    name: str
-    """`""` where there is one, else what the objective calls it: `chosen`, `rejected`."""
-    ids: Sequence[int]
-    learned: Sequence[bool]
-    """Whether the loss looks at each token. The first never counts: nothing comes before it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A row as a run would train on it."""
-
-    where: str
-    side: str
-    """`train`, `held out` or `left out`."""
-    held_out: bool
-    """The side it falls on, also where it was left out."""
-    why: str
-    """Why it was left out, else empty."""
-    enough: int | None
-    """The longest length, in tokens, with which a row that was left out would not have been."""
-    copies: int
-    """How often it is seen in one pass; 0 for a row that its source's weight skips."""
-    sequences: tuple[TokenSequence, ...]
-    length: int
-    """Tokens before anything was cut; of its longest sequence, where there are several."""
-    uncut: int
-    """Tokens before anything was cut, of all its sequences."""
-    notes: tuple[str, ...]
-    """What was changed on the way: `cut`, `trace stripped`, …"""
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(s.ids) for s in self.sequences)
-
-    @property
-    def learned(self) -> int:
-        return sum(sum(s.learned) for s in self.sequences)
 
 
 class _Recorder(Renderer):
@@ -156,3 +128,120 @@ def sampled(total: int, wanted: int) -> Iterator[bool]:
     """For each of `total` rows, whether it is among about `wanted` evenly spaced ones: exactly min(wanted, total)."""
     wanted = min(wanted, total)
     return ((i + 1) * wanted // total > i * wanted // total for i in range(total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What decides the tokens."""
+
+    model: str
+    objective: str
+    max_length: int
+    held_out: float
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Rows, ready to be shown and counted."""
+
+    about: About
+    inspector: Inspector
+    survey: Survey
+    progress: Progress
+
+    def sources(self, wanted: int | None) -> list[int]:
+        """The indices to show. Raises ConfigError for one that is not there."""
+        titles = [s.source.title for s in self.inspector.rows.sources]
+        if wanted is None:
+            return list(range(len(titles)))
+        if wanted >= len(titles):
+            known = ", ".join(f"{i} ({title})" for i, title in enumerate(titles))
+            raise ConfigError(f"--source {wanted}: there is no such source", hint=f"sources: {known}")
+        return [wanted]
+
+    def total(self, source: int) -> int:
+        return int(self.survey.train[source] + self.survey.held_out[source])
+
+    def first(self, source: int, rows: int) -> list[Prepared]:
+        total = self.total(source)
+        placed = self.inspector.placed(source, sampled(total, total))
+        return [self.inspector.prepare(row) for row in islice(placed, rows)]
+
+    def count(self, source: int, sample: int | None = None) -> SourceStats:
+        """The counts of a source, over about `sample` evenly spaced rows or over all."""
+        from smollm3_finetune.data.preview import sampled
+        from smollm3_finetune.data.stats import SourceStats
+
+        about = self.inspector.rows.sources[source]
+        total = self.total(source)
+        stats = SourceStats(
+            title=about.source.title, formatter=about.formatter.offer.full_name, weight=about.source.config.weight
+        )
+        wanted = total if sample is None else min(sample, total)
+        with self.progress.task(f"counting {about.source.title}", wanted) as task:
+            for row in self.inspector.placed(source, sampled(total, wanted)):
+                stats.add(self.inspector.prepare(row))
+                task.advance()
+        return stats
+
+
+def plan_preview(registry: Registry, loaded: Loaded, progress: Progress) -> Preview:
+    """Everything that `train` would settle about the rows: names first, then the model's tokenizer, then the rows.
+
+    No weights are read, and the packages of a quantizer or an adapter are not needed. Raises the independent problems
+    of each step together.
+    """
+    config = loaded.config
+    request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
+    collect = Collector()
+    about_rows = collect.run(lambda: select_rows(registry, loaded))
+    loader = collect.run(lambda: choose_loader(registry, request))
+    suggesting = collect.run(lambda: _suggesting(registry, loaded))
+    collect.finish()
+    assert about_rows is not None and loader is not None and suggesting is not None
+    raise_all(requirement_problems(loader.offer.title, loader.offer.spec.requires, "cpu"))
+    context = BuildContext(
+        purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=config.seed, cache=Cache.default(), progress=progress
+    )
+    source, _ = open_source(loader, config.model, context)
+    rows = about_rows.rows(registry)
+    selected = [about_rows.objective, *(s.formatter for s in rows.sources), *suggesting, loader]
+    max_length = with_suggestions(loaded, selected).config.data.max_length
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with attributed_to(loader.offer):
+        tokenizer = source.tokenizer()
+    survey = rows.survey(progress)
+    return Preview(
+        about=About(
+            model=config.model,
+            objective=about_rows.objective.offer.full_name,
+            max_length=max_length,
+            held_out=config.data.held_out,
+            seed=config.seed,
+        ),
+        inspector=Inspector(rows, survey, about_rows.objective, Renderer(tokenizer, about_rows.render), max_length),
+        survey=survey,
+        progress=progress,
+    )
+
+
+def _suggesting(registry: Registry, loaded: Loaded) -> list[Choice]:
+    """The adapter and the quantizer, for the values they suggest; of the default adapter only if it is installed."""
+    config = loaded.config
+    found = []
+    if config.adapter.name is not None:
+        found.append(choose(registry, ADAPTER, config.adapter.name, config.adapter.options, loaded.origins))
+    else:
+        with contextlib.suppress(SmolLM3Error):
+            found.append(choose(registry, ADAPTER, DEFAULT_ADAPTER, config.adapter.options, loaded.origins))
+    if config.quant.name is not None:
+        found.append(choose(registry, QUANTIZER, config.quant.name, config.quant.options, loaded.origins))
+    return found

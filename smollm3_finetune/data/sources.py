@@ -45,13 +45,13 @@ class Source:
     config: SourceConfig
     files: tuple[Path, ...] = ()
     hub: str | None = None
-    """The id of a Hub dataset, where there are no files; `config.revision` is then a commit."""
+    """The id of a Hub dataset, if there are no files; once `pinned`, `config.revision` is a commit."""
 
 
 def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
-    """The sources that `data.path` names. Raises DataError or ConfigError for one that is not there.
+    """The sources that `data.path` names. Reads no row and asks no network; `pinned` does.
 
-    Asks the Hub for the commit of a dataset, so that all that is read later is of one state.
+    Raises DataError or ConfigError for one that does not exist.
     """
     if path is None:
         return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
@@ -61,6 +61,16 @@ def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any
     if not entries:
         raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
     return _told_apart([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
+
+
+def pinned(source: Source) -> Source:
+    """The source at a commit, if it is a dataset on the Hub: everything that is read later is of one state.
+
+    Raises DataError if the Hub does not tell.
+    """
+    if source.hub is None:
+        return source
+    return replace(source, config=replace(source.config, revision=commit_of(source.hub, source.config.revision)))
 
 
 def _told_apart(sources: Sequence[Source]) -> list[Source]:
@@ -102,7 +112,6 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
         return Source(title=title, config=config, files=tuple(_known(f) for f in matching))
     if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES:
-        config = replace(config, revision=commit_of(text, config.revision))
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollm3_finetune.data.preview import Prepared
+from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import Survey
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 

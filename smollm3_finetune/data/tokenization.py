@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Objective, Progress, options_dict
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.components.selection import Choice, blamed_on
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import Placed, Rows, Survey
@@ -163,7 +164,7 @@ class Preparing:
         """
         self.renderer.counts.clear()
         try:
-            with blamed_on(self.objective, row.where):
+            with attributed_to(self.objective.offer, where=row.where):
                 example = self.made.prepare(row.conversation, self.renderer, self.max_length)
                 return None if example is None else self._checked(example)
         except DataError as e:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp
-from smollm3_finetune.components.selection import blamed_on
+from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
 from smollm3_finetune.merge.report import (
@@ -143,7 +143,7 @@ def _merged(
         del adapted, base
         _free()
     with task("merging and saving"):
-        with blamed_on(plan.adapter):
+        with attributed_to(plan.adapter.offer):
             model = adapter.merge(dense, plan.saved.path)
             if not hasattr(model, "save_pretrained"):
                 raise TypeError(f"merge() returned {type(model).__name__}, not a model")
@@ -185,7 +185,7 @@ def _loaded_again(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTraine
     """The model that was saved, through the run's own loader; its tokenizer is tried too."""
     import torch
 
-    with blamed_on(plan.loader):
+    with attributed_to(plan.loader.offer):
         source.tokenizer()
         try:
             model = source.load(dtype=getattr(torch, dtype))

@@ -25,10 +25,10 @@ from smollm3_finetune.api import (
     Quantizer,
     options_dict,
 )
-from smollm3_finetune.components.selection import Choice, blamed_on
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.loading import load_tokenizer
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.components.registry import Registry
+    from smollm3_finetune.components.registry import Registry, attributed_to
 
 
 ADAPTED = ("disabled", "on_step", "save")
@@ -145,7 +145,6 @@ def load_model(
     from smollm3_finetune.components.discovery import Wanted, discover
 
     registry = registry or discover(Wanted.of(plugins))
-    context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)
     request = ModelRequest(
         ref=str(ref),
         loader=ComponentConfig(name=loader, options=loader_options or {}),
@@ -154,7 +153,9 @@ def load_model(
         adapter_path=Path(adapter_path) if adapter_path else None,
         purpose=Purpose(purpose),
     )
-    return compose(plan_model(registry, request, context), total_steps=total_steps, check_base=check_base)
+    selected = select_model(registry, request)
+    context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)
+    return compose(plan_model(registry, selected, context), total_steps=total_steps, check_base=check_base)
 
 
 def parts(plan: ModelPlan) -> tuple[Quantizer, Adapter | None]:
@@ -181,7 +182,7 @@ def compose(
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        with blamed_on(plan.adapter), _seeded(plan.context):
+        with attributed_to(plan.adapter.offer), _seeded(plan.context):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.offer.check_methods(adapted, ADAPTED, "what attach() returns")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
@@ -195,7 +196,7 @@ def load_base(choice: Choice, quantizer: Quantizer, source: ModelSource, context
 
     Where it fails on purpose, with a SmolLM3Error, that one is raised.
     """
-    with blamed_on(choice):
+    with attributed_to(choice.offer):
         base = quantizer.load(source, context)
         if not isinstance(base, Base):
             raise TypeError(f"load() returned {type(base).__name__}, not a Base")
@@ -220,7 +221,7 @@ def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
     """The plan's saved adapter on `base`, whose fingerprint is not looked at."""
     assert plan.adapter is not None
     assert plan.saved is not None
-    with blamed_on(plan.adapter):
+    with attributed_to(plan.adapter.offer):
         adapted = adapter.restore(base, plan.saved.path, plan.context)
         plan.adapter.offer.check_methods(adapted, ADAPTED, "what restore() returns")
     return adapted

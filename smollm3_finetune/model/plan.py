@@ -1,6 +1,7 @@
 """From names to a plan: which loader, quantizer and adapter with which options, checked before any weights are read.
 
-Names and options come first, then pairing, packages and hardware; independent problems are reported together.
+`select_model` looks at names and options alone. `plan_model` then checks packages, pairing and the device, and opens
+the source. Each reports independent problems together.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dic
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
-from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.registry import Offer, Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice, blamed_on, choose
+from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import (
@@ -24,8 +25,6 @@ from smollm3_finetune.errors import (
     ConfigError,
     IncompatibleError,
     ModelError,
-    PluginError,
-    SmolLM3Error,
 )
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model_files.loading import load_tokenizer
@@ -74,7 +73,7 @@ class ModelPlan:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own, a new one each time. Raises PluginError where the loader fails over it."""
-        with blamed_on(self.loader):
+        with attributed_to(self.loader.offer):
             return self.source.tokenizer()
 
 
@@ -97,7 +96,7 @@ def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
 def open_source(loader: Choice, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
     """What the loader makes of a reference, and its `config.json`. Raises PluginError where the loader fails."""
     made = loader.create()
-    with blamed_on(loader):
+    with attributed_to(loader.offer):
         source: ModelSource = made.open(ref, context)
         config = source.config
         if not isinstance(config, Mapping):
@@ -126,25 +125,24 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
     return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
 
 
-def choose_quantizer(registry: Registry, request: ModelRequest, source: ModelSource) -> Choice:
-    """The named quantizer, or the one that claims the checkpoint, or none.
+def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> Choice:
+    """The selected quantizer, or the one that claims the checkpoint, or none.
 
-    Raises IncompatibleError where the checkpoint is already quantized by another method than the named one.
+    Raises IncompatibleError if the checkpoint is already quantized by another method than the selected one.
     """
-    named, origin = request.quant.name, request.ref
+    request, choice = selected.request, selected.quantizer
     claiming = claiming_quantizers(registry, source)
-    if named is not None:
-        choice = choose(registry, QUANTIZER, named, request.quant.options, request.origins)
+    if choice is not None:
         other = [o for o in claiming if o.full_name != choice.offer.full_name]
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
-                f"{origin!r} is already quantized by {other[0].spec.name!r}, and --quant {named} was asked for",
+                f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
                 hint=f"leave --quant out, or --quant {other[0].spec.name}",
             )
         return choice
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
-        raise ConfigError(f"several quantizers recognize the checkpoint {origin!r}", hint=names)
+        raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
     name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
     return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
 
@@ -166,10 +164,23 @@ def _unclaimed(config: Mapping[str, Any], quantizer: Choice, ref: str) -> Incomp
     )
 
 
-def plan_model(registry: Registry, request: ModelRequest, context: BuildContext) -> ModelPlan:
-    """Everything `load_model` needs, or every problem that stands in its way.
+@dataclass(frozen=True, kw_only=True)
+class SelectedModel:
+    """The components that a request names, with validated options; nothing was opened yet."""
 
-    Reads `config.json` and the description of a saved adapter; no weights, and nothing is written.
+    request: ModelRequest
+    """With what a saved adapter states about itself and its base."""
+    saved: SavedAdapter | None
+    loader: Choice
+    quantizer: Choice | None
+    """None: the request names none, and the checkpoint decides."""
+    adapter: Choice | None
+
+
+def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
+    """Look up every name and validate every option. Imports no torch and opens no model.
+
+    Reads the description of a saved adapter. Raises every independent problem together.
     """
     collect = Collector()
     path = request.adapter_path
@@ -177,36 +188,48 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
     request = _with_saved(request, saved)
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
-    early: Choice | None = None
-    if request.quant.name is not None:  # its name and options can be checked without the source
+    quantizer: Choice | None = None
+    if request.quant.name is not None:
         name, options = request.quant.name, request.quant.options
-        early = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
-    for choice in (loader, adapter, early):
+        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
+    collect.finish()
+    assert loader is not None
+    return SelectedModel(request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter)
+
+
+def plan_model(registry: Registry, selected: SelectedModel, context: BuildContext) -> ModelPlan:
+    """Everything `load_model` needs, or every problem that prevents it: packages, pairing, device, then the source.
+
+    Reads `config.json`; no weights, and nothing is written.
+    """
+    collect = Collector()
+    request, saved, adapter = selected.request, selected.saved, selected.adapter
+    for choice in (selected.loader, adapter, selected.quantizer):
         if choice is not None:
             title, requires = choice.offer.title, choice.offer.spec.requires
             collect.problems += requirement_problems(title, requires, context.device)
     env = environment(context.device, context.purpose)
-    if early is not None and adapter is not None:
-        problem = pair_problem(registry, early, adapter, env)
-        if problem is not None:
-            collect.problems.append(problem)
-    opened = collect.run(lambda: open_source(loader, request.ref, context)) if loader is not None else None
+    if selected.quantizer is not None and adapter is not None:
+        problem = pair_problem(registry, selected.quantizer, adapter, env)
+        collect.problems += [problem] if problem is not None else []
+    opened = collect.run(lambda: open_source(selected.loader, request.ref, context))
     collect.finish()
-    assert loader is not None
     assert opened is not None
     source, config = opened
-    quantizer = choose_quantizer(registry, request, source)
+    quantizer = choose_quantizer(registry, selected, source)
     unread = _unclaimed(config, quantizer, request.ref)
     if unread is not None:
         raise unread
-    if early is None:
+    if selected.quantizer is None:
         offer = quantizer.offer
         collect.problems += requirement_problems(offer.title, offer.spec.requires, context.device)
         if adapter is not None:
             problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
     collect.finish()
-    _check_source(quantizer, source)
+    if (check := getattr(quantizer.spec, "check", None)) is not None:
+        with attributed_to(quantizer.offer, "check()"):
+            check(quantizer.options, source)
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.offer.spec.aliases:
@@ -216,29 +239,12 @@ def plan_model(registry: Registry, request: ModelRequest, context: BuildContext)
     return ModelPlan(
         ref=request.ref,
         source=source,
-        loader=loader,
+        loader=selected.loader,
         quantizer=quantizer,
         adapter=adapter,
         saved=saved,
         context=context,
     )
-
-
-def _check_source(quantizer: Choice, source: ModelSource) -> None:
-    """Raises what the quantizer's descriptor has against this source, PluginError where its `check` fails."""
-    offer = quantizer.offer
-    check = getattr(offer.spec, "check", None)
-    if check is None:
-        return
-    try:
-        check(quantizer.options, source)
-    except SmolLM3Error:
-        raise
-    except Exception as e:
-        raise PluginError(
-            f"the check() of {offer.title} ({offer.distribution} {offer.version}) raised {type(e).__name__}: {e}",
-            hint="the same command with --debug shows where",
-        ) from e
 
 
 def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> Choice | None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource, Purpose
 from smollm3_finetune.components.kinds import QUANTIZER
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice, blamed_on, choose
+from smollm3_finetune.components.selection import Choice, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.load import load_base
@@ -36,7 +36,7 @@ class Requantizer:
         `context.dtype` is that of the weights which stay as they are.
         """
         more: Any = {} if calibration is None else {"calibration": calibration}
-        with blamed_on(self.choice):
+        with attributed_to(self.choice.offer):
             self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
         copy_rest(source.path, out, context.progress.say)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict
 from smollm3_finetune.components.kinds import QUANTIZER
-from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import blamed_on
+from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.config.load import Loaded, plain
-from smollm3_finetune.data.calibration import Calibration, CalibrationPlan, plan_calibration
+from smollm3_finetune.data.calibration import Calibration, plan_calibration
+from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import beginning, facts, linked, shown_ref, with_options
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
@@ -31,7 +31,9 @@ class QuantizePlan:
     output: Path
 
 
-def plan_quantize(registry: Registry, loaded: Loaded, context: BuildContext, output: Path) -> QuantizePlan:
+def plan_quantize(
+    registry: Registry, loaded: Loaded, make_context: Callable[[], BuildContext], output: Path
+) -> QuantizePlan:
     """Everything that can be wrong is found here, before weights are read and before anything is written."""
     config = loaded.config
     if config.quant.name is None:
@@ -45,19 +47,21 @@ def plan_quantize(registry: Registry, loaded: Loaded, context: BuildContext, out
         origins=loaded.origins,
     )
     collect = Collector()
-    model = collect.run(lambda: plan_model(registry, request, context))
-    calibration: CalibrationPlan | None = None
-    if model is None or getattr(model.quantizer.offer.spec, "needs_calibration", False):
-        calibration = collect.run(lambda: plan_calibration(registry, loaded, context))
+    about_model = collect.run(lambda: select_model(registry, request))
+    about_rows: SelectedRows | None = None
+    if about_model is None or getattr(about_model.quantizer and about_model.quantizer.spec, "needs_calibration", False):
+        about_rows = collect.run(lambda: select_rows(registry, loaded))
     collect.finish()
-    assert model is not None
+    assert about_model is not None
+    model = plan_model(registry, about_model, make_context())
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"{QUANTIZER.flag} {config.quant.name} writes no checkpoints, it works while a model is loaded",
             hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
         )
-    if calibration is not None:
+    if about_rows is not None:
+        calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)
         model = replace(model, context=replace(model.context, calibration=calibration.ids(model)))
     return QuantizePlan(model=model, quantizer=made, output=output)
 
@@ -70,7 +74,7 @@ def quantize(plan: QuantizePlan) -> dict[str, Any]:
     began = time.monotonic()
     model = plan.model
     with claimed(plan.output), partial(plan.output) as out:
-        with blamed_on(model.quantizer):
+        with attributed_to(model.quantizer.offer):
             plan.quantizer.write(model.source, out, model.context)
         model.tokenizer().save_pretrained(str(out))
         copy_rest(model.source.path, out, model.context.progress.say)

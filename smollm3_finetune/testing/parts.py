@@ -49,7 +49,7 @@ def plan(
     from smollm3_finetune.components.discovery import Wanted, discover
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.model.load import build_context
-    from smollm3_finetune.model.plan import ModelRequest, plan_model
+    from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 
     request = ModelRequest(
         ref=ref,
@@ -59,4 +59,5 @@ def plan(
         purpose=Purpose.TRAIN,
     )
     ctx = build_context(Purpose.TRAIN, device, dtype, 0, calibration_rows)
-    return plan_model(registry or discover(Wanted.of(plugins)), request, ctx)
+    found = registry or discover(Wanted.of(plugins))
+    return plan_model(found, select_model(found, request), ctx)

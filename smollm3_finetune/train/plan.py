@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from smollm3_finetune.api import BuildContext, Purpose, options_dict
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import Loaded
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_OBJECTIVE, ComponentConfig, RunConfig
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, ComponentConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
-from smollm3_finetune.data.plan import calibration_rows, find_rows, render_options
+from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model.device import repeatable
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.train.arguments import check_optimizer
@@ -51,12 +51,16 @@ class RunPlan:
         return [c for c in selected if c is not None]
 
 
-def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoint: Path | None = None) -> RunPlan:
-    """Check a run and read its rows. Raises every independent problem together, or a DataError for the rows."""
+def plan_run(
+    registry: Registry, loaded: Loaded, make_context: Callable[[], BuildContext], checkpoint: Path | None = None
+) -> RunPlan:
+    """Check a run in one direction: names and options; packages, pairing, device; the model's config; then the rows.
+
+    `make_context` is called once all names are known: it looks at the device, for which torch is imported. Raises the
+    independent problems of each step together, and DataError for the rows.
+    """
     config = loaded.config
-    adapter = config.adapter
-    if adapter.name is None:
-        adapter = replace(adapter, name=DEFAULT_ADAPTER)
+    adapter = config.adapter if config.adapter.name is not None else replace(config.adapter, name=DEFAULT_ADAPTER)
     request = ModelRequest(
         ref=config.model,
         loader=config.loader,
@@ -67,26 +71,19 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         origins=loaded.origins,
     )
     collect = Collector()
-    objective_name = config.objective.name or DEFAULT_OBJECTIVE
-    objective = collect.run(
-        lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, loaded.origins)
-    )
-    collect.run(lambda: render_options(config.data))
-    rows = collect.run(lambda: find_rows(registry, config, loaded.origins))
-    calibration = collect.run(lambda: calibration_rows(registry, config))
-    survey = collect.run(lambda: rows.survey(context.progress)) if rows is not None else None
-    model = collect.run(lambda: plan_model(registry, request, context))
+    about_rows = collect.run(lambda: select_rows(registry, loaded))
+    about_model = collect.run(lambda: select_model(registry, request))
     collect.finish()
-    assert objective is not None
-    assert rows is not None
-    assert survey is not None
-    assert model is not None
-    formatters = [s.formatter for s in rows.sources]
-    components = [c for c in (*formatters, model.loader, model.quantizer, model.adapter, objective) if c is not None]
+    assert about_rows is not None and about_model is not None
+    context = make_context()
+    model = plan_model(registry, about_model, context)
+    assert model.adapter is not None
+    rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
+    objective = about_rows.objective
+    components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
     settled = with_suggestions(loaded, components)
     if checkpoint is None:  # a resumed run keeps its data.max_length
         check_length(settled, model)
-    assert model.adapter is not None
     check_batches(settled.config.train, model.adapter)
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
@@ -98,8 +95,8 @@ def plan_run(registry: Registry, loaded: Loaded, context: BuildContext, checkpoi
         model=model,
         objective=objective,
         rows=rows,
-        survey=survey,
-        render=render_options(settled.config.data),
+        survey=rows.survey(context.progress),
+        render=about_rows.render,
         calibration=calibration,
     )
 

@@ -100,16 +100,16 @@ class AdaptedTrainer:
         """Nothing: a resumed run was composed with the checkpoint's adapter already."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _blamed_on_checkpoint(checkpoint):
+        with _attributed_to_checkpoint(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _blamed_on_checkpoint(checkpoint):
+        with _attributed_to_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _blamed_on_checkpoint(checkpoint: str | None) -> Iterator[None]:
+def _attributed_to_checkpoint(checkpoint: str | None) -> Iterator[None]:
     """What goes wrong while a checkpoint is read becomes a ModelError that names it."""
     try:
         yield

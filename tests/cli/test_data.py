@@ -484,7 +484,7 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     values |= {("data", key): value for key, value in {"max_length": max_length, **data}.items()}
     loaded = assemble([[Setting(key=k, value=v, origin="test") for k, v in values.items()]])
     context = build_context(Purpose.TRAIN, "cpu", "float32", 0)
-    plan = plan_run(discover(Wanted.of(())), loaded, context)
+    plan = plan_run(discover(Wanted.of(())), loaded, lambda: context)
     renderer = Renderer(plan.model.source.tokenizer(), plan.render)
     made = tokenize(plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress)
     examples = [e[i] for e in (made.train, *made.held_out) for i in range(len(e))]

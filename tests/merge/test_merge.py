@@ -32,7 +32,7 @@ from smollm3_finetune.merge.report import MergeSettings
 from smollm3_finetune.merge.run import merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
-from smollm3_finetune.model.plan import ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files import output
 from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.quantize.requantize import choose_requantizer
@@ -444,7 +444,9 @@ def test_a_disk_that_is_too_small_is_noticed_before_weights_are_read(
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     Path("adapter").mkdir()
     request = ModelRequest(ref=str(model), adapter_path=Path("adapter"), adapter=_named("delta"))
-    plan = plan_model(discover(Wanted.of(FILES)), request, build_context(Purpose.MERGE, "cpu", "auto", 0))
+    registry = discover(Wanted.of(FILES))
+    context = build_context(Purpose.MERGE, "cpu", "auto", 0)
+    plan = plan_model(registry, select_model(registry, request), context)
     with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, and .* GB left"):
         merge(plan, MergeSettings(output=tmp_path / "deep" / "merged"))
     assert not (tmp_path / "deep").exists()
@@ -483,10 +485,11 @@ from smollm3_finetune.components.discovery import Wanted, discover
 from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
-from smollm3_finetune.model.plan import ModelRequest, plan_model
+from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
 context = build_context(Purpose.MERGE, "cpu", "float32", 0)
-plan = plan_model(discover(Wanted.of(tuple(sys.argv[1:]))), request, context)
+registry = discover(Wanted.of(tuple(sys.argv[1:])))
+plan = plan_model(registry, select_model(registry, request), context)
 for _ in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -716,7 +719,7 @@ def test_calibration_rows_reach_the_quantizer_that_asks_for_them(tmp_path: Path,
         choose_requantizer(registry, "rounding-rows", {}, "cpu", None)
     requantizer = choose_requantizer(registry, "rounding-rows", {"bits": 4}, "cpu", calibration)
     context = build_context(Purpose.MERGE, "cpu", "auto", 0)
-    plan = plan_model(registry, ModelRequest(ref="tiny", adapter_path=saved["delta"]), context)
+    plan = plan_model(registry, select_model(registry, ModelRequest(ref="tiny", adapter_path=saved["delta"])), context)
     report = merge(plan, MergeSettings(output=tmp_path / "four"), requantizer, calibration)
     assert asked == [1]
     about = json.loads((tmp_path / "four" / "config.json").read_text())["quantization_config"]

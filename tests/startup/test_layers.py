@@ -30,11 +30,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("merge",),
     ("train",),
     ("compatibility",),
-    ("testing",),
     ("checks",),
     ("scaffold",),
     ("cli",),
     ("main",),
+    ("testing",),
 )
 """Packages and modules of core, bottom to top; those of one layer know nothing of each other."""
 

@@ -59,7 +59,7 @@ def validate(**values: Any) -> str:
         cache=Cache.default(),
         progress=Silent(),
     )
-    plan = plan_run(registry, loaded, context)
+    plan = plan_run(registry, loaded, lambda: context)
     assert plan.model.adapter is not None
     return (
         f"ok: {plan.model.ref} with {plan.model.quantizer.offer.title} and {plan.model.adapter.offer.title}, "

@@ -80,16 +80,17 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
-    from smollm3_finetune.model.plan import plan_model, plan_tokenizer
+    from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
     from smollm3_finetune.progress import for_stream
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    selected = select_model(registry, request)
     context = build_context(
         request.purpose, values["device"] or "auto", _dtype(own, values), values["seed"],
         progress=for_stream(),
     )  # fmt: skip
-    plan = plan_model(registry, request, context)
+    plan = plan_model(registry, selected, context)
     if not values["any_base"]:
         _check_context(plan)
     tokenizer = plan_tokenizer(plan)

@@ -88,18 +88,18 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
     from smollm3_finetune.model.load import build_context
-    from smollm3_finetune.model.plan import plan_model
+    from smollm3_finetune.model.plan import plan_model, select_model
     from smollm3_finetune.model_files.writing import check_dtype
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.quantize.requantize import choose_requantizer
 
     for flag in ("dtype", "compute_dtype"):
         check_dtype(f"--{flag.replace('_', '-')}", values[flag])
-    progress = for_stream()
+    selected, progress = select_model(registry, request), for_stream()
     context = build_context(
         Purpose.MERGE, values["device"] or "auto", values["compute_dtype"] or own_dtype, 0, progress=progress
     )
-    plan = plan_model(registry, request, context)
+    plan = plan_model(registry, selected, context)
     requantizer = calibration = None
     if values["requantize"]:
         if is_run:
@@ -126,6 +126,7 @@ def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mappi
     """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
     from smollm3_finetune.cli.session import options_of
     from smollm3_finetune.data.calibration import Calibration, plan_calibration
+    from smollm3_finetune.data.plan import select_rows
     from smollm3_finetune.model.saved_adapter import read_calibration
     from smollm3_finetune.runs.reopen import saved_configuration
 
@@ -133,7 +134,8 @@ def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mappi
     if (kept := plan.saved.calibration) is not None:
         return Calibration(lambda: read_calibration(kept))
     loaded = saved_configuration(run, options_of(values, "loader_opt", "loader"))
-    return plan_calibration(registry, loaded, plan.context).ids(plan)
+    rows = select_rows(registry, loaded)
+    return plan_calibration(registry, rows, loaded, plan.context.progress).ids(plan)
 
 
 def _output(run: Any, values: Mapping[str, Any]) -> Path:

@@ -53,7 +53,7 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
     import transformers
 
-    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.quantize.run import plan_quantize
@@ -62,6 +62,9 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config = loaded.config
-    context = build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
-    report = carry_out(plan_quantize(registry, loaded, context, directory))
+
+    def make_context() -> BuildContext:
+        return build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
+
+    report = carry_out(plan_quantize(registry, loaded, make_context, directory))
     return json.dumps(report, ensure_ascii=False) if as_json else shown_quantized(report, values["plugin"])

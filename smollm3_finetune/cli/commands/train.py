@@ -12,6 +12,7 @@ from smollm3_finetune.cli.options import run_options
 from smollm3_finetune.cli.session import answers, find_plugins, flag_settings, load_configuration, say_warning
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api import BuildContext
     from smollm3_finetune.config.load import Loaded
 
 EXAMPLES = """\b
@@ -63,13 +64,15 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
 
-    context = build_context(
-        _train_purpose(), loaded.config.device, loaded.config.dtype, loaded.config.seed, progress=for_stream()
-    )
+    asked = loaded.config
+
+    def make_context() -> BuildContext:
+        return build_context(_train_purpose(), asked.device, asked.dtype, asked.seed, progress=for_stream())
+
     from smollm3_finetune.train.plan import plan_run
 
     checkpoint = run.last_checkpoint() if resume is not None else None
-    plan = plan_run(registry, loaded, context, checkpoint)
+    plan = plan_run(registry, loaded, make_context, checkpoint)
     if resume is not None:
         from smollm3_finetune.runs.resume import compare_versions
 

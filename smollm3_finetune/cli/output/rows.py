@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.data.preview import Prepared, TokenSequence
+from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.cli.commands.data import About
+    from smollm3_finetune.data.preview import About
 
 MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
 """What stands around learned text where there is no color: the first pair that no shown row holds."""
