@@ -1,4 +1,4 @@
-"""An in-house adapter in one file: a small network of its own after chosen layers, y + up(gelu(down(y)))."""
+"""An in-house adapter in one file: a small network after chosen layers, y + up(gelu(down(y)))."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ FILE = "bottleneck.safetensors"
 @dataclass(frozen=True, kw_only=True)
 class BottleneckOptions:
     size: int = option(16, "Width of the bottleneck.", ge=1)
-    after: tuple[str, ...] = option(("o_proj", "down_proj"), "Linear layers, by the end of their names.")
+    after: tuple[str, ...] = option(("o_proj", "down_proj"), "Endings of the names of linear layers to extend.")
 
 
 @hookimpl
@@ -22,9 +22,9 @@ def smollm3_adapters():
             summary="a small network after chosen layers",
             factory="bottleneck_adapter:BottleneckAdapter",
             options="bottleneck_adapter:BottleneckOptions",
-            needs={Op.FORWARD, Op.GRAD_INPUT},  # so any quantizer will do through which gradients flow
-            packs=True,  # each token by itself: rows that share a sequence do not meet
-            merges=False,  # what is not linear has no place in a weight
+            needs={Op.FORWARD, Op.GRAD_INPUT},  # works with every quantizer that passes gradients through
+            packs=True,  # processes each token alone: packed rows do not influence each other
+            merges=False,  # a nonlinear network cannot be folded into a weight
             suggests={"train.learning_rate": 0.003},
         )
     ]
@@ -35,7 +35,7 @@ class BottleneckAdapter:
         self.options = options
 
     def attach(self, base, ctx, total_steps):
-        from torch import nn  # here, because this file is imported whenever plugins are listed
+        from torch import nn  # not at the top: this file is imported whenever plugins are listed
 
         networks = {}
         for name, layer in list(base.model.named_modules()):
@@ -45,7 +45,7 @@ class BottleneckAdapter:
                 network = nn.Sequential(
                     nn.Linear(width, self.options.size), nn.GELU(), nn.Linear(self.options.size, width)
                 )
-                nn.init.zeros_(network[2].weight)  # so that it adds nothing at first
+                nn.init.zeros_(network[2].weight)  # a fresh adapter adds nothing
                 nn.init.zeros_(network[2].bias)
                 layer.bottleneck = networks[name] = network.to(ctx.device, ctx.trained_dtype)
         if not networks:
@@ -60,7 +60,7 @@ class BottleneckAdapter:
         adapted, saved = self.attach(base, ctx, None), load_file(str(path / FILE))
         own = adapted.parameters()
         if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in saved.items()}:
-            raise ModelError(f"{path} holds bottlenecks of other layers, or of another size")
+            raise ModelError(f"the bottlenecks in {path} are for other layers, or have another size")
         for name, parameter in own.items():
             parameter.data.copy_(saved[name])
             parameter.requires_grad_(ctx.purpose is Purpose.TRAIN)
@@ -76,7 +76,7 @@ class WithBottlenecks:
     def add(self, layer, args, out):
         if not self.active:
             return out
-        kept = layer.bottleneck[0].weight.dtype  # float32 where the run computes in half precision
+        kept = layer.bottleneck[0].weight.dtype  # float32 if the run computes in half precision
         return out + layer.bottleneck(out.to(kept)).to(out.dtype)
 
     def parameters(self):

@@ -1,4 +1,4 @@
-"""An in-house quantizer in one file: linear layers as 8-bit integers with one scale a row, made while loading."""
+"""An in-house quantizer in one file: rounds linear layers to 8-bit integers with one scale per row, while loading."""
 
 from functools import cache
 
@@ -37,7 +37,7 @@ def smollm3_quantizers():
 
 @cache
 def linear_class():
-    """Made when a model is loaded, because the module that holds the hooks must not import torch."""
+    """The layer class, defined in a function because the module with the hooks must not import torch."""
     import torch
     from torch import nn
 

@@ -25,6 +25,7 @@ from smollm3_finetune.api import (
     Quantizer,
     options_dict,
 )
+from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import Choice
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.components.registry import Registry, attributed_to
+    from smollm3_finetune.components.registry import Registry
 
 
 ADAPTED = ("disabled", "on_step", "save")

@@ -1,6 +1,6 @@
-"""Adapters whose merge is wrong, each in one way, beside the one that is right; and quantizers that cannot be merged.
+"""Adapters with faulty merges, one fault each, and one correct adapter; also quantizers that cannot be merged.
 
-Every adapter here adds a learned matrix to the key projections (`delta`), except those that say otherwise.
+Every adapter here adds a learned matrix (`delta`) to the key projections, unless its docstring says otherwise.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def smollm3_quantizers():
     return [
         QuantizerSpec(
             name="stale",
-            summary="reads its weights with a scale that the forward uses no longer",
+            summary="reads its weights with a scale that the forward no longer uses",
             factory="faulty_merges:StaleQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
         ),
@@ -130,7 +130,7 @@ class WithDelta:
 
 
 class TransposedAdapter(DeltaAdapter):
-    """Right in every shape: the key projections of the embedded model are square."""
+    """Merges the transpose. The shapes are right, because the key projections of the embedded model are square."""
 
     def fold(self, layer, delta):
         layer.weight.data = (layer.weight.data + delta.to(layer.weight)).T.contiguous()
@@ -151,7 +151,7 @@ class UntiedAdapter(DeltaAdapter):
 
 
 class BareAdapter(DeltaAdapter):
-    """Merges into new layers and forgets that the old ones had biases."""
+    """Merges into new layers and drops the biases of the old ones."""
 
     def merge(self, dense, path):
         import torch
@@ -171,7 +171,7 @@ class InfiniteAdapter(DeltaAdapter):
 
 
 class WrappedAdapter(DeltaAdapter):
-    """Hands back a model that still has the adapter's own tensors in it."""
+    """Returns a model that still contains the adapter's own tensors."""
 
     def fold(self, layer, delta):
         import torch
@@ -191,7 +191,7 @@ class BrokenAdapter(DeltaAdapter):
 
 
 class BiasAdapter(DeltaAdapter):
-    """Trains a bias for each key projection, which merges exactly in memory, and for which SmolLM3 has no place."""
+    """Trains a bias for each key projection. It merges exactly in memory, but a saved SmolLM3 cannot hold it."""
 
     def shape(self, layer):
         return (layer.out_features,)
@@ -207,7 +207,7 @@ def _scaled_class():
     from torch.nn import functional as F
 
     class Scaled(torch.nn.Module):
-        """y = x (scale · weight)ᵀ; `scale` was adjusted once after `first`, which nobody told the view of."""
+        """y = x (scale · weight)ᵀ. `scale` was adjusted after `first`; the view still uses `first`."""
 
         def __init__(self, linear):
             super().__init__()

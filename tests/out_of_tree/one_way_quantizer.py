@@ -1,8 +1,8 @@
-"""An out-of-tree quantizer that meets the contract's hard case, in one file.
+"""An out-of-tree quantizer with a kernel that repacks itself, in one file.
 
-It goes from checkpoint to checkpoint (rows rounded to 8 bits), and its layer has a one-way kernel: at its first
-forward in evaluation mode without gradients it repacks itself, computes without gradients from then on, and says
-nothing. `rows-int8` pins the layer when the purpose is training; its twin `rows-int8-unpinned` does not.
+It converts a checkpoint into one with rows rounded to 8 bits. Its layer has a one-way kernel: at the first forward in
+evaluation mode without gradients it repacks itself, and from then on it silently computes without gradients.
+`rows-int8` pins the layer if the purpose is training. Its twin `rows-int8-unpinned` does not.
 """
 
 import json
@@ -40,7 +40,7 @@ def smollm3_quantizers():
     return [
         QuantizerSpec(
             name=METHOD,
-            summary="rows rounded to a few bits, with a one-way kernel that is pinned for training",
+            summary="rows rounded to 2 to 8 bits, with a one-way kernel that is pinned for training",
             factory="one_way_quantizer:RowsQuantizer",
             options="one_way_quantizer:RowsOptions",
             provides=provides,
@@ -49,7 +49,7 @@ def smollm3_quantizers():
         ),
         QuantizerSpec(
             name=f"{METHOD}-unpinned",
-            summary="the same, with nothing pinned: wrong on purpose",
+            summary="the same without the pin: wrong on purpose",
             factory="one_way_quantizer:UnpinnedQuantizer",
             options="one_way_quantizer:RowsOptions",
             provides=provides,
@@ -78,7 +78,7 @@ def _linear_class():
 
         def forward(self, x):
             if not self.pinned and not self.training and not torch.is_grad_enabled() and self.packed is None:
-                self.packed = self.dense().T.contiguous()  # and never back
+                self.packed = self.dense().T.contiguous()  # permanently
             if self.packed is not None:
                 with torch.no_grad():
                     y = x @ self.packed
@@ -90,7 +90,7 @@ def _linear_class():
 
 
 def exact(weight):
-    """A copy in float32, or float64 where it is that."""
+    """A copy in float32, or in float64 if the weight is float64."""
     return weight.detach().clone() if weight.element_size() == 8 else weight.detach().float().clone()
 
 
@@ -106,7 +106,7 @@ class RowOps:
         return self.layer.out_features, self.layer.in_features
 
     def read_weight(self):
-        if self.layer.packed is not None:  # still readable, so that nothing but the gradient tells
+        if self.layer.packed is not None:  # still readable: only the gradient reveals the repacking
             return exact(self.layer.packed.T)
         return exact(self.layer.dense())
 
@@ -118,7 +118,7 @@ class RowsQuantizer:
         self.options = options
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """The linear layers of the decoder as integers and scales, all else as it is."""
+        """Write the linear layers of the decoder as integers and scales, and all other tensors unchanged."""
         import torch
         from safetensors.torch import save_file
 

@@ -1,7 +1,8 @@
-"""An out-of-tree quantizer that writes checkpoints with calibration rows: rows rounded to the nearest int8.
+"""An out-of-tree quantizer that writes checkpoints: each row of a weight is rounded to the nearest int8.
 
-Its checkpoint holds integers and one scale a row; loaded, the layers are ordinary ones again. The smallest clip of the
-rows that the calibration is supposed to choose is left out: it only counts the calibration tokens, into the config.
+The checkpoint holds integers and one scale per row. Loading turns the layers into ordinary ones again. A real method
+would use the calibration to choose how to clip the rows; this one only writes the number of calibration tokens to the
+config.
 """
 
 import json

@@ -53,7 +53,7 @@ class ScaleAdapter:
         adapted = self.attach(base, ctx, None)
         saved = load_file(str(path / "scale.safetensors"))
         if set(saved) != set(adapted.scales):
-            raise ModelError(f"{path} holds scales of other layers")
+            raise ModelError(f"the scales in {path} are for other layers")
         for name, scale in adapted.scales.items():
             scale.data.copy_(saved[name])
             scale.requires_grad_(ctx.purpose is Purpose.TRAIN)

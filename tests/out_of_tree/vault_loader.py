@@ -1,4 +1,4 @@
-"""An out-of-tree loader, in one file: `vault://NAME` is a directory under $VAULT."""
+"""An out-of-tree loader, in one file: opens `vault://NAME`, a directory under $VAULT."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def smollm3_loaders():
     return [
         LoaderSpec(
             name="vault",
-            summary="models of a vault",
+            summary="models in a vault",
             factory="vault_loader:VaultLoader",
             claims=lambda ref: ref.startswith(PREFIX),
         )
