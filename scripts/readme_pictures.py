@@ -98,7 +98,7 @@ def curve(metrics: list[dict[str, Any]], before: float, after: float) -> str:
     highest = int(max(*losses, before)) + 1
 
     def x(step: float) -> float:
-        return left + (width - left - right) * step / steps[-1]
+        return left + (width - left - right) * step / int(steps[-1])
 
     def y(loss: float) -> float:
         return top + (height - top - bottom) * (1 - loss / highest)
@@ -107,11 +107,11 @@ def curve(metrics: list[dict[str, Any]], before: float, after: float) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="13" fill="{GRAY}" role="img"><title>Loss of each step, and held-out loss</title>'
     ]
-    for loss in range(highest + 1):
+    for tick in range(highest + 1):
         parts.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y(loss):.1f}" y2="{y(loss):.1f}" stroke="{GRAY}" '
-            f'stroke-opacity="{0.8 if loss == 0 else 0.25}"/>'
-            f'<text x="{left - 10}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss}</text>'
+            f'<line x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{GRAY}" '
+            f'stroke-opacity="{0.8 if tick == 0 else 0.25}"/>'
+            f'<text x="{left - 10}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>'
         )
     for step in range(0, steps[-1] + 1, max(steps[-1] // 6, 1)):
         parts.append(f'<text x="{x(step):.1f}" y="{height - bottom + 20}" text-anchor="middle">{step}</text>')
