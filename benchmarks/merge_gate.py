@@ -1,4 +1,4 @@
-"""What a merge adds to the logits, for each bundled quantizer with LoRA and DoRA: the table in docs/merging.md.
+"""What a merge adds to the logits, for each bundled quantizer with LoRA and DoRA: the table in docs/measurements.md.
 
     python benchmarks/merge_gate.py [STEPS [QUANTIZER …]]
 

@@ -3,6 +3,7 @@
 Whatever can be read off the code is a region of a page, between `<!-- KIND: ARGUMENT -->` and `<!-- end -->`:
 
     file: PATH          a file of this repository, verbatim
+    excerpt: PATH A B.C the functions, classes and methods of these names from a Python file
     help: VERB …        the text of `smollm3 VERB … --help`, 100 columns wide
     run: COMMAND        what `smollm3 COMMAND` prints, without any plugin in the way
     run-plugins: …      the same with the plugins under plugins/ installed
@@ -43,7 +44,7 @@ from smollm3_finetune.config.options import describe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-OURS = [*(ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md")), *sorted(DOCS.glob("*.md"))]
+OURS = [*(ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md")), *sorted(DOCS.rglob("*.md"))]
 PAGES = [*OURS, *sorted((ROOT / "plugins").glob("*/README.md"))]
 EXAMPLES = ROOT / "examples"
 UPDATE = os.environ.get("SMOLLM3_UPDATE_DOCS", "") not in ("", "0")
@@ -95,6 +96,31 @@ def fenced(language: str, text: str) -> str:
 def file_region(path: str) -> str:
     language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}[Path(path).suffix]
     return fenced(language, text_of(ROOT / path))
+
+
+def excerpt_region(argument: str) -> str:
+    """Top-level definitions by name, and methods as CLASS.METHOD below the line of their class."""
+    path, *names = argument.split()
+    source = text_of(ROOT / path)
+    parts = []
+    for name in names:
+        outer, _, inner = name.partition(".")
+        node: Any = _named(ast.parse(source), outer)
+        if inner:
+            parts.append(f"{source.splitlines()[node.lineno - 1]}\n{_lines(source, _named(node, inner))}")
+        else:
+            parts.append(_lines(source, node))
+    return fenced("python", "\n\n\n".join(parts))
+
+
+def _named(node: Any, name: str) -> Any:
+    (found,) = (child for child in node.body if getattr(child, "name", None) == name)
+    return found
+
+
+def _lines(source: str, node: Any) -> str:
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
 
 
 def help_region(verb: str) -> str:
@@ -212,6 +238,7 @@ def exit_codes_region(_: str) -> str:
 
 KINDS_OF_REGION: dict[str, Callable[[str], str]] = {
     "file": file_region,
+    "excerpt": excerpt_region,
     "help": help_region,
     "run": run_region,
     "run-plugins": run_region,
@@ -413,6 +440,9 @@ def test_every_page_is_reached_from_the_index() -> None:
     index = text_of(DOCS / "index.md")
     for page in DOCS.glob("*.md"):
         assert page.name == "index.md" or f"]({page.name}" in index, page.name
+    decisions = text_of(DOCS / "design-notes.md")
+    for page in (DOCS / "decisions").glob("*.md"):
+        assert f"](decisions/{page.name}" in decisions, page.name
 
 
 # ------------------------------------------------------------------------------------------------------- errors
