@@ -46,7 +46,9 @@ SIZES = ("moved", "trained", "quantized")
 def cells(only: list[str]) -> list[Cell]:
     """The cells of bundled components, or of those named."""
     registry = discover()
-    registry = Registry(offers=tuple(o for o in registry.offers if o.distribution in BUNDLED), plugins=registry.plugins)
+    registry = Registry(
+        components=tuple(o for o in registry.components if o.distribution in BUNDLED), plugins=registry.plugins
+    )
     wanted = [text.partition("/")[::2] for text in only]
     for kind, names in ((QUANTIZER, {q for q, _ in wanted}), (ADAPTER, {a for _, a in wanted})):
         for name in names - {"*"}:
@@ -57,7 +59,7 @@ def cells(only: list[str]) -> list[Cell]:
 
 def _names(cell: Cell, quantizer: str, adapter: str) -> bool:
     sides = ((quantizer, cell.quantizer), (adapter, cell.adapter))
-    return all(name in ("*", offer.spec.name, offer.full_name) for name, offer in sides)
+    return all(name in ("*", component.spec.name, component.full_name) for name, component in sides)
 
 
 def pair_of(cell: Cell, work: Path) -> Pair:

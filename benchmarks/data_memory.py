@@ -66,7 +66,7 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.batching.order import Shuffled
     from smollm3_finetune.builtin.sft import SupervisedFineTuning
     from smollm3_finetune.cache.store import Cache
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.components.kinds import LOADER, OBJECTIVE
     from smollm3_finetune.components.selection import choose
     from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
@@ -76,7 +76,7 @@ def work(file: Path, cache: Path) -> None:
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.testing import context
 
-    registry = discover(Wanted.of([], no_plugins=True))
+    registry = discover(PluginSelection.of([], no_plugins=True))
     tokenizer = choose(registry, LOADER, "tiny", {}).create().open("tiny", context(cache)).tokenizer()
     began, began_cpu = time.perf_counter(), time.process_time()
     sources = tuple(with_formatter(registry, s, None, None) for s in find_sources(str(file)))

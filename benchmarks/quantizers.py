@@ -144,7 +144,7 @@ def _processor_seconds() -> float:
 def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[list[int]], str]:
     """The token ids that `smollm3 quantize` will calibrate on, and the directory of the dense checkpoint."""
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.quantize.run import plan_quantize
@@ -159,7 +159,7 @@ def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[li
     }
     loaded = assemble([[Setting(key=k, value=v, origin="here") for k, v in values.items()]])
     context = build_context(Purpose.QUANTIZE, "cpu", "auto", 0)
-    plan = plan_quantize(discover(Wanted.of(())), loaded, lambda: context, data.parent / "nowhere")
+    plan = plan_quantize(discover(PluginSelection.of(())), loaded, lambda: context, data.parent / "nowhere")
     return [list(row) for row in plan.model.context.calibration()], str(plan.model.source.path)
 
 

@@ -138,7 +138,7 @@ NO_MEMORY = (
 """What torch says in a RuntimeError, where it has no exception of its own for that."""
 
 
-def is_of_the_machine(error: BaseException) -> bool:
+def is_resource_error(error: BaseException) -> bool:
     """Whether an exception tells of a full disk or of too little memory: no fault of a plugin, a file or the network.
 
     Let such an exception pass unchanged: `smollm3` tells it in a sentence.

@@ -67,8 +67,8 @@ def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
     (directory / "rows").mkdir(parents=True)
     (directory / "rows" / "train.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED), dtype=torch.int32).tolist()
-    placed = [row for _, row in sorted(zip(drawn, rows, strict=True), key=lambda pair: pair[0])]
-    (directory / "smollm3.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in placed))
+    positioned = [row for _, row in sorted(zip(drawn, rows, strict=True), key=lambda pair: pair[0])]
+    (directory / "smollm3.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in positioned))
     (directory / UNCUT).write_text("max_length: null\n", encoding="utf-8")
     own = (Path(job.model) / "chat_template.jinja").read_text(encoding="utf-8")
     if (place := "{{" + MESSAGE + "}}") not in own:

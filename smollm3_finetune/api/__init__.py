@@ -78,7 +78,7 @@ from smollm3_finetune.errors import (
     ModelError,
     SmolLM3Error,
     UnsupportedOp,
-    is_of_the_machine,
+    is_resource_error,
 )
 
 __all__ = [
@@ -126,7 +126,7 @@ __all__ = [
     "flatten_rows",
     "group_size_error",
     "hookimpl",
-    "is_of_the_machine",
+    "is_resource_error",
     "layers_to_quantize",
     "option",
     "options_dict",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
     for length, row in zip(lengths, labels, strict=True):
         if len(row) != length:
             raise ValueError(f"an example has {length} input_ids and {len(row)} labels")
-        row[:1] = IGNORED
+        row[:1] = IGNORE_INDEX
     borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))  # (rows + 1,)
     return {
         "input_ids": _one_sequence(rows),

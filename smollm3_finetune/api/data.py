@@ -23,17 +23,17 @@ class Conversation:
     """JSON schemas of functions, as `{"type": "function", "function": {…}}`."""
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The row's own `chat_template_kwargs`."""
-    learn: tuple[int, ...] | None = None
+    supervised: tuple[int, ...] | None = None
     """The indices of the messages to learn from; None: every assistant message."""
     rejected: tuple[Mapping[str, Any], ...] | None = None
     """For objectives that compare: the messages of the worse conversation, beside `messages`, the better one."""
     text: str | None = None
     """Raw text to learn as it is, instead of messages."""
 
-    def learned_messages(self) -> list[int]:
+    def supervised_messages(self) -> list[int]:
         """The indices of the messages to learn from."""
-        if self.learn is not None:
-            return list(self.learn)
+        if self.supervised is not None:
+            return list(self.supervised)
         return [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
 
 
@@ -109,5 +109,5 @@ class FlatObjective(Objective, Protocol):
         ...
 
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that no loss looks at (torch.nn.functional.cross_entropy's default)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.packing import unpacked
 
 FILL = "fill"
@@ -23,7 +23,7 @@ class Filled:
 
     def __init__(self, items: Any, share: int, ids: Sequence[int]) -> None:
         self.items, self.fills = items, -len(items) % share
-        self.fill = {FILL: {"input_ids": list(ids), "labels": [IGNORED] * len(ids)}}
+        self.fill = {FILL: {"input_ids": list(ids), "labels": [IGNORE_INDEX] * len(ids)}}
 
     def __len__(self) -> int:
         return len(self.items) + self.fills

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, supervised_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
-from smollm3_finetune.errors import is_of_the_machine
+from smollm3_finetune.errors import is_resource_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,7 +93,12 @@ class SupervisedForward:
         @functools.wraps(self.own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             other = any(_asked(kwargs.get(name)) for name in OTHER_RESULTS)
-            if args or other or kwargs.get("labels") is None or kwargs.get("ignore_index", IGNORED) != IGNORED:
+            if (
+                args
+                or other
+                or kwargs.get("labels") is None
+                or kwargs.get("ignore_index", IGNORE_INDEX) != IGNORE_INDEX
+            ):
                 return self.own(*args, **kwargs)
             return self(**kwargs)
 
@@ -106,7 +111,7 @@ class SupervisedForward:
         labels: Tensor,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
-        ignore_index: int = IGNORED,
+        ignore_index: int = IGNORE_INDEX,
         **kwargs: Any,
     ) -> Any:
         hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
@@ -117,7 +122,7 @@ class SupervisedForward:
     def _output(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Any) -> SupervisedOutput:
         """hidden (B, T, H), labels (B, T)"""
         targets = labels[:, 1:].to(hidden.device)  # (B, T - 1): position t predicts token t + 1
-        where = targets != IGNORED
+        where = targets != IGNORE_INDEX
         loss_sum = self._loss_sum(hidden[:, :-1][where], targets[where])
         terms = int(where.sum())
         count = num_items_in_batch if num_items_in_batch is not None else terms
@@ -129,19 +134,19 @@ class SupervisedForward:
         size = self._rows_at_once(hidden.dtype)
         if len(targets) <= size:
             return self._piece(hidden, targets)
-        learns = torch.is_grad_enabled() and self._learns(hidden[:1].detach())
-        if torch.is_grad_enabled() and hidden.requires_grad and not learns:
+        is_trained = torch.is_grad_enabled() and self._is_trained(hidden[:1].detach())
+        if torch.is_grad_enabled() and hidden.requires_grad and not is_trained:
             total: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
             return total
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for piece, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            if learns:  # its logits are made again in the backward pass
+            if is_trained:  # its logits are made again in the backward pass
                 total = total + checkpoint(self._piece, piece, wanted, use_reentrant=False)
             else:
                 total = total + self._piece(piece, wanted)
         return total
 
-    def _learns(self, hidden: Tensor) -> bool:
+    def _is_trained(self, hidden: Tensor) -> bool:
         """Whether the output layer trains anything: of its own, of hooks, or of what it refers to. hidden (1, H)"""
         head = self._head()
         return any(p.requires_grad for p in head.parameters()) or bool(head(hidden[None]).requires_grad)
@@ -170,14 +175,14 @@ class SupervisedForward:
             return False
         device = next(self.model.parameters()).device
         ids = torch.arange(12, device=device)[None] % config.vocab_size  # (1, T)
-        labels = torch.where(ids % 3 == 0, IGNORED, ids)
+        labels = torch.where(ids % 3 == 0, IGNORE_INDEX, ids)
         try:
             with measuring(self.model):
                 own = self.own(input_ids=ids, labels=labels, use_cache=False)
                 logits = self._head()(self.model.base_model(input_ids=ids, use_cache=False)[0])
                 ours = self(input_ids=ids, labels=labels, use_cache=False)
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as e:
-            if is_of_the_machine(e):
+            if is_resource_error(e):
                 raise
             return False
         close = abs(float(own.loss) - float(ours.loss)) <= SAME_LOSS * abs(float(own.loss))

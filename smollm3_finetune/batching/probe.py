@@ -10,7 +10,7 @@ import torch
 
 from smollm3_finetune.api.batches import flatten
 from smollm3_finetune.batching.attention import RowsNotApart
-from smollm3_finetune.errors import is_of_the_machine
+from smollm3_finetune.errors import is_resource_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +63,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise RowsNotApart(str(e)) from e
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.api import Objective
     from smollm3_finetune.api.batches import Collate
     from smollm3_finetune.batching.packing import Ints
-    from smollm3_finetune.components.selection import Choice
+    from smollm3_finetune.components.selection import SelectedComponent
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.model.load import LoadedModel
 
@@ -28,7 +28,7 @@ ROUNDED_AT_MOST = 0.3
 """How far layers that round activations may move logits, relative; rows that see each other do so by 1 or so."""
 
 
-def check_batches(train: TrainConfig, adapter: Choice) -> None:
+def check_batches(train: TrainConfig, adapter: SelectedComponent) -> None:
     """Raises ConfigError for options that exclude each other, IncompatibleError for an adapter that mixes rows."""
     if train.packing and train.padding == "always":
         raise ConfigError("train.packing=true leaves nothing to pad, and train.padding=always was asked for")
@@ -37,7 +37,7 @@ def check_batches(train: TrainConfig, adapter: Choice) -> None:
     wanted = _wanted(train)
     if wanted is not None and not refined(adapter).packs:
         raise IncompatibleError(
-            f"{wanted} puts rows into one sequence, in which {adapter.offer.title} would mix them",
+            f"{wanted} puts rows into one sequence, in which {adapter.component.title} would mix them",
             hint=_otherwise(train),
         )
 
@@ -120,7 +120,7 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
     adapter = loaded.plan.adapter
     assert adapter is not None
     if not refined(adapter).packs:
-        raise RowsNotApart(f"{adapter.offer.title} would mix rows that share a sequence")
+        raise RowsNotApart(f"{adapter.component.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")
     if not _passes_on(loaded.model.forward):

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp, is_of_the_machine
+from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp, is_resource_error
 from smollm3_finetune.builtin.options import FullOptions
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def _load_weights(model: PreTrainedModel, path: Path) -> None:
         try:
             state |= load_file(str(file))
         except SafetensorError as e:
-            if is_of_the_machine(e):
+            if is_resource_error(e):
                 raise
             raise ModelError(f"{file} is damaged: {e}") from e
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as e:  # another shape
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise ModelError(f"the weights in {path} are of another model: {str(e).splitlines()[-1].strip()}") from e
     tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}

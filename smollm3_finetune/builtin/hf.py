@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source, is_of_the_machine
+from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source, is_resource_error
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
@@ -109,7 +109,7 @@ class HubSource:
                 f"there is no directory and no Hub model {self.ref!r}", hint="for a private one: hf auth login"
             ) from e
         except (HfHubHTTPError, OSError, ValueError) as e:
-            if is_of_the_machine(e):
+            if is_resource_error(e):
                 raise
             raise ModelError(
                 f"{self.ref!r} is no directory here, and the Hub cannot be asked for it: {first_line(e)}",

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from smollm3_finetune.api import Conversation, NoOptions, Renderer, flatten_rows
 from smollm3_finetune.api.batches import Collate, has_supervised_logits
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     logits = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B·(T-1), V): position t predicts token t + 1
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(wide, labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]
 
     @staticmethod
     def _token_mean(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORED).sum()
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORE_INDEX).sum()
         return summed_cross_entropy(outputs.logits, labels) / count
 
 
@@ -52,7 +52,7 @@ class SupervisedFineTuning:
         encoded = renderer.encode(conversation, max_length)
         if conversation.rejected is not None:
             renderer.note("rejected answer not compared")
-        if all(label == IGNORED for label in encoded.labels[1:]):
+        if all(label == IGNORE_INDEX for label in encoded.labels[1:]):
             return None
         return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
@@ -70,7 +70,7 @@ class SupervisedFineTuning:
 
             return {  # each (B, T)
                 "input_ids": torch.tensor([padded(e["input_ids"], pad) for e in examples]),
-                "labels": torch.tensor([padded([IGNORED, *e["labels"][1:]], IGNORED) for e in examples]),
+                "labels": torch.tensor([padded([IGNORE_INDEX, *e["labels"][1:]], IGNORE_INDEX) for e in examples]),
                 "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
             }
 
@@ -82,11 +82,11 @@ class SupervisedFineTuning:
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
         inputs = {**batch, "use_cache": False}
         if has_supervised_logits(model):
-            inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORED)
+            inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORE_INDEX)
             out = model(**inputs)  # without the first label, which a learned prompt before the row could predict
             if getattr(out, "loss_sum", None) is not None:
                 return float(out.loss_sum), out.terms
         del inputs["labels"]
         logits = model(**inputs).logits  # (B, T, V)
-        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         return float(summed_cross_entropy(logits, batch["labels"])), count

@@ -14,7 +14,7 @@ from smollm3_finetune import api
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec, options_dict
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
-from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import unmet_distributions
 from smollm3_finetune.components.suggestions import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.config.load import Setting, assemble, plain
@@ -36,20 +36,20 @@ CLAIMED: Mapping[Any, tuple[Any, ...]] = {
 """Plain input on which `claims` must not raise. No formatter claims the empty row, no quantizer any of these."""
 
 
-def component_findings(offer: Offer, registry: Registry) -> list[Finding]:
+def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
     """Every check of one component."""
     checks = (_options, _factory, _requirements, _api, _names, _suggests, _claims, _refine)
     found = []
     for check in checks:
         try:
-            found += list(check(offer, registry))
+            found += list(check(component, registry))
         except SmolLM3Error as e:
-            found.append(_finding(offer, "it can be looked at", False, e.message, e.hint or ""))
+            found.append(_finding(component, "it can be looked at", False, e.message, e.hint or ""))
     return found
 
 
-def _finding(offer: Offer, check: str, ok: bool, found: str = "", fix: str = "") -> Finding:
-    return Finding(subject=offer.title, check=check, ok=ok, found=" ".join(found.split()), fix="" if ok else fix)
+def _finding(component: RegisteredComponent, check: str, ok: bool, found: str = "", fix: str = "") -> Finding:
+    return Finding(subject=component.title, check=check, ok=ok, found=" ".join(found.split()), fix="" if ok else fix)
 
 
 def _problem(raises: Callable[[], Any]) -> str:
@@ -66,29 +66,29 @@ def _problem(raises: Callable[[], Any]) -> str:
 # ------------------------------------------------------------------------------------------------ options
 
 
-def _options(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    dotted = offer.spec.options
+def _options(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    dotted = component.spec.options
     try:
-        cls = offer.options_class()
+        cls = component.options_class()
         describe(cls)
     except SmolLM3Error as e:
-        yield _finding(offer, f"options {dotted} is a dataclass", False, e.message, e.hint or "")
+        yield _finding(component, f"options {dotted} is a dataclass", False, e.message, e.hint or "")
         return
     frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    yield _finding(offer, f"options {dotted} is a frozen dataclass", frozen, "" if frozen else "it can be changed",
+    yield _finding(component, f"options {dotted} is a frozen dataclass", frozen, "" if frozen else "it can be changed",
                    "@dataclass(frozen=True, kw_only=True)")  # fmt: skip
     kinds = {n: t for n, t in field_types(cls).items() if n in {f.name for f in dataclasses.fields(cls)}}
     odd = [f"{n}: {getattr(t, '__name__', t)}" for n, t in kinds.items() if not _supported(t)]
-    yield _finding(offer, "its options are of types that users can write", not odd, ", ".join(odd),
+    yield _finding(component, "its options are of types that users can write", not odd, ", ".join(odd),
                    "int, float, bool, str, Literal[…], X | None or tuple[X, …]")  # fmt: skip
     silent = [i.name for i in describe(cls) if not i.help]
     yield _finding(
-        offer, "every option has help", not silent, ", ".join(silent), 'option(default, "One line of help.")'
+        component, "every option has help", not silent, ", ".join(silent), 'option(default, "One line of help.")'
     )
     if odd:
         return
-    trip = _problem(lambda: _round_trip(cls, offer.kind.section))
-    yield _finding(offer, "its defaults pass their own checks and survive run.yaml", not trip, trip,
+    trip = _problem(lambda: _round_trip(cls, component.kind.section))
+    yield _finding(component, "its defaults pass their own checks and survive run.yaml", not trip, trip,
                    "a default must be within its range and equal after being written and read")  # fmt: skip
 
 
@@ -118,24 +118,24 @@ def _round_trip(cls: type, section: str) -> None:
 # ----------------------------------------------------------------------------------------- implementation
 
 
-def _factory(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    dotted, kind = offer.spec.factory, offer.kind
+def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    dotted, kind = component.spec.factory, component.kind
     title = f"factory {dotted} makes what a run needs"
-    unmet = unmet_distributions(offer.spec.requires)
+    unmet = unmet_distributions(component.spec.requires)
     try:
-        made = offer.create(build(offer.options_class(), {}, kind.section))
+        made = component.create(build(component.options_class(), {}, kind.section))
     except SmolLM3Error as e:
         aside = f" (unmet: {', '.join(text for text, _ in unmet)})" if unmet else ""
         cause = e.__cause__
         where = f"{type(cause).__name__} in {_last_file(cause)}" if cause is not None else ""
-        yield _finding(offer, title, False, e.message + aside, where or e.hint or "")
+        yield _finding(component, title, False, e.message + aside, where or e.hint or "")
         return
-    yield _finding(offer, title, True, type(made).__name__)
-    methods = [*kind.methods, *(["merge"] if getattr(offer.spec, "merges", False) else [])]
+    yield _finding(component, title, True, type(made).__name__)
+    methods = [*kind.methods, *(["merge"] if getattr(component.spec, "merges", False) else [])]
     misfits = [p for name in methods if (p := _misfit(made, name, PROTOCOLS[kind]))]
     if kind is QUANTIZER and callable(getattr(made, "write", None)):
         misfits += [p] if (p := _misfit(made, "write", api.CheckpointQuantizer)) else []
-    yield _finding(offer, "its methods take what they are given", not misfits, "; ".join(misfits),
+    yield _finding(component, "its methods take what they are given", not misfits, "; ".join(misfits),
                    "smollm3_finetune.api holds the protocol")  # fmt: skip
 
 
@@ -161,98 +161,101 @@ def _misfit(made: Any, name: str, protocol: Any) -> str:
 # ------------------------------------------------------------------------------------ requirements, names
 
 
-def _requirements(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    requires = offer.spec.requires
+def _requirements(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    requires = component.spec.requires
     try:
         unmet = unmet_distributions(requires)
     except SmolLM3Error as e:
-        yield _finding(offer, "its requirements can be read", False, e.message, "PEP 508, such as 'torch>=2.6'")
+        yield _finding(component, "its requirements can be read", False, e.message, "PEP 508, such as 'torch>=2.6'")
         return
     found = "; ".join(f"{text}: {why}" for text, why in unmet)
     named = ", ".join(requires.distributions) or "none"
-    yield _finding(offer, f"its requirements are met ({named})", not unmet, found,
+    yield _finding(component, f"its requirements are met ({named})", not unmet, found,
                    "pip install " + " ".join(f"'{text}'" for text, _ in unmet))  # fmt: skip
     odd = [a for a in requires.accelerators if a not in DEVICES]
     if requires.accelerators:
-        yield _finding(offer, "its accelerators are devices of torch", not odd, ", ".join(odd), ", ".join(DEVICES))
+        yield _finding(component, "its accelerators are devices of torch", not odd, ", ".join(odd), ", ".join(DEVICES))
 
 
-def _api(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    yield _finding(offer, f"it was written for api {offer.spec.api}, and this is api {api.API_VERSION}",
-                   1 <= offer.spec.api <= api.API_VERSION, "", f"write api={api.API_VERSION}")  # fmt: skip
+def _api(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    yield _finding(component, f"it was written for api {component.spec.api}, and this is api {api.API_VERSION}",
+                   1 <= component.spec.api <= api.API_VERSION, "", f"write api={api.API_VERSION}")  # fmt: skip
 
 
-def _names(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    mine = (offer.spec.name, *offer.spec.aliases)
+def _names(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    mine = (component.spec.name, *component.spec.aliases)
     taken = [
         f"{name!r} by {o.distribution} {o.version}"
-        for o in registry.of(offer.kind)
-        if o is not offer
+        for o in registry.of(component.kind)
+        if o is not component
         for name in mine
         if name in (o.spec.name, *o.spec.aliases)
     ]
-    fix = f"another name, or users must type {offer.kind.flag} {offer.full_name}"
-    yield _finding(offer, "nobody else offers its name or an alias", not taken, ", ".join(taken), fix)
-    again = [a for a in offer.spec.aliases if mine.count(a) > 1]
-    if offer.spec.aliases:
-        yield _finding(offer, "its aliases are other names", not again, ", ".join(again), "name each once")
+    fix = f"another name, or users must type {component.kind.flag} {component.full_name}"
+    yield _finding(component, "nobody else offers its name or an alias", not taken, ", ".join(taken), fix)
+    again = [a for a in component.spec.aliases if mine.count(a) > 1]
+    if component.spec.aliases:
+        yield _finding(component, "its aliases are other names", not again, ", ".join(again), "name each once")
 
 
-def _suggests(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    suggests = offer.spec.suggests
+def _suggests(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    suggests = component.spec.suggests
     if not suggests:
         return
     settings = [Setting(key=tuple(str(k).split(".")), value=v, origin="suggests") for k, v in suggests.items()]
     problem = _problem(lambda: assemble([settings]))
-    yield _finding(offer, f"what it suggests is in the configuration ({', '.join(suggests)})", not problem, problem,
+    yield _finding(component, f"what it suggests is in the configuration ({', '.join(suggests)})", not problem, problem,
                    "smollm3 config show prints every key")  # fmt: skip
     late = [str(key) for key in suggests if not may_be_suggested(str(key))]
     if late and not problem:
-        yield _finding(offer, "what it suggests decides no row", False, f"{', '.join(late)} would come too late",
+        yield _finding(component, "what it suggests decides no row", False, f"{', '.join(late)} would come too late",
                        f"keys of train, or {', '.join(SUGGESTIBLE)}")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- negotiation
 
 
-def _claims(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    claims: Any = getattr(offer.spec, "claims", None)
+def _claims(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    claims: Any = getattr(component.spec, "claims", None)
     if claims is None:
         return
     if not callable(claims):
-        yield _finding(offer, "claims can be asked", False, f"it is {claims!r}", "a function")
+        yield _finding(component, "claims can be asked", False, f"it is {claims!r}", "a function")
         return
     problems = []
-    for n, subject in enumerate(CLAIMED[offer.kind]):
+    for n, subject in enumerate(CLAIMED[component.kind]):
         answers: list[Any] = []
         problem = _problem(lambda s=subject, a=answers: a.append(claims(s)))  # type: ignore[misc]
         if problem:
             problems.append(f"claims({subject!r}) raises {problem}")
-        elif answers[0] and ((n == 0 and offer.kind is FORMATTER) or offer.kind is QUANTIZER):
+        elif answers[0] and ((n == 0 and component.kind is FORMATTER) or component.kind is QUANTIZER):
             problems.append(f"claims({subject!r}) is {answers[0]!r}, so runs that never named it would get it")
-    yield _finding(offer, "claims answers for anything and claims not everything", not problems, "; ".join(problems),
+    text = "; ".join(problems)
+    yield _finding(component, "claims answers for anything and claims not everything", not problems, text,
                    "use .get() and check types")  # fmt: skip
-    rank: Any = getattr(offer.spec, "rank", 0)
+    rank: Any = getattr(component.spec, "rank", 0)
     if not isinstance(rank, int):
-        yield _finding(offer, "rank is a number", False, repr(rank), "rank=0")
+        yield _finding(component, "rank is a number", False, repr(rank), "rank=0")
 
 
-def _refine(offer: Offer, registry: Registry) -> Iterator[Finding]:
-    refine: Any = getattr(offer.spec, "refine", None)
+def _refine(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    refine: Any = getattr(component.spec, "refine", None)
     if refine is None:
         return
-    defaults = build(offer.options_class(), {}, offer.kind.section)
-    problems = [p for arguments, kind in _questions(offer, defaults) if (p := _refine_problem(refine, arguments, kind))]
-    yield _finding(offer, "refine answers on every device and for every purpose", not problems,
+    defaults = build(component.options_class(), {}, component.kind.section)
+    problems = [
+        p for arguments, kind in _questions(component, defaults) if (p := _refine_problem(refine, arguments, kind))
+    ]
+    yield _finding(component, "refine answers on every device and for every purpose", not problems,
                    "; ".join(dict.fromkeys(problems)),
                    "return a mapping of operations to reasons, or an AdapterSpec")  # fmt: skip
 
 
-def _questions(offer: Offer, defaults: Any) -> Iterator[tuple[tuple[Any, ...], type]]:
+def _questions(component: RegisteredComponent, defaults: Any) -> Iterator[tuple[tuple[Any, ...], type]]:
     """The arguments of each call of `refine`, and what it must return."""
-    if isinstance(offer.spec, AdapterSpec):
-        yield (offer.spec, defaults), AdapterSpec
-    if isinstance(offer.spec, QuantizerSpec):
+    if isinstance(component.spec, AdapterSpec):
+        yield (component.spec, defaults), AdapterSpec
+    if isinstance(component.spec, QuantizerSpec):
         for device in ("cpu", "cuda", "mps"):
             for purpose in Purpose:
                 for tools in (frozenset[str](), frozenset({"c++"})):

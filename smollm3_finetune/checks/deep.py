@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
-from smollm3_finetune.components.registry import Offer
+from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
 
 CLASSES = {QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance"}
@@ -40,47 +40,48 @@ def require_kit() -> None:
 
 def deep_findings(target: Target) -> list[Finding]:
     """One finding for each component of a kind that the kit can be run on, with the tests that failed."""
-    tried = [o for o in target.offers if o.kind in CLASSES]
+    tried = [o for o in target.components if o.kind in CLASSES]
     found = _run(tried, target) if tried else []
-    return [*found, *(_not_run(o) for o in target.offers if o.kind is LOADER)]
+    return [*found, *(_not_run(o) for o in target.components if o.kind is LOADER)]
 
 
-def _not_run(offer: Offer) -> Finding:
-    return Finding(subject=offer.title, check=CHECK, ok=False, serious=False,
+def _not_run(component: RegisteredComponent) -> Finding:
+    return Finding(subject=component.title, check=CHECK, ok=False, serious=False,
                    found="not run: the kit cannot make a reference that it opens",
                    fix="LoaderConformance in your own tests, as in those of smollm3 plugins new loader")  # fmt: skip
 
 
-def _run(offers: Sequence[Offer], target: Target) -> list[Finding]:
+def _run(components: Sequence[RegisteredComponent], target: Target) -> list[Finding]:
     """All in one process, a class for each."""
     files = tuple(str(Path(r).resolve()) if r.endswith(".py") else r for r in target.requested if r[:3] != "no:")
     with tempfile.TemporaryDirectory(prefix="smollm3-check-") as directory:
         test, results = Path(directory) / "test_conformance.py", Path(directory) / "results.xml"
-        names = ", ".join(sorted({CLASSES[o.kind] for o in offers}))
+        names = ", ".join(sorted({CLASSES[o.kind] for o in components}))
         classes = [
             TEST.format(number=n, cls=CLASSES[o.kind], component=o.full_name, plugins=files)
-            for n, o in enumerate(offers)
+            for n, o in enumerate(components)
         ]
         test.write_text(f"from smollm3_finetune.testing import {names}\n" + "".join(classes), encoding="utf-8")
         command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory,
                    "-c", os.devnull, f"--junitxml={results}", str(test)]  # fmt: skip
         environment = {**os.environ, "SMOLLM3_CACHE": f"{directory}/cache"}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * len(offers), check=False,
+            limit = SECONDS * len(components)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False,
                                   env=environment)  # fmt: skip
         except subprocess.TimeoutExpired:
-            return [_finding(o, False, f"it was not done after {SECONDS * len(offers)} s") for o in offers]
+            return [_finding(o, False, f"it was not done after {SECONDS * len(components)} s") for o in components]
         if not results.exists():
             last = next(iter(reversed((done.stderr or done.stdout).strip().splitlines())), "it said nothing")
-            return [_finding(o, False, f"pytest ended with {done.returncode}: {last}") for o in offers]
+            return [_finding(o, False, f"pytest ended with {done.returncode}: {last}") for o in components]
         cases = list(ElementTree.parse(results).iter("testcase"))
     return [
         _judged(o, [c for c in cases if c.get("classname", "").endswith(f"TestComponent{n}")])
-        for n, o in enumerate(offers)
+        for n, o in enumerate(components)
     ]
 
 
-def _judged(offer: Offer, cases: Sequence[ElementTree.Element]) -> Finding:
+def _judged(component: RegisteredComponent, cases: Sequence[ElementTree.Element]) -> Finding:
     bad: list[str] = []
     skipped = 0
     for case in cases:
@@ -91,12 +92,12 @@ def _judged(offer: Offer, cases: Sequence[ElementTree.Element]) -> Finding:
                 bad.append(f"{case.get('name')}: {' '.join((wrong.get('message') or '').split())[:400]}")
     passed = len(cases) - skipped - len(bad)
     if not cases:
-        return _finding(offer, False, "none of its tests was run")
+        return _finding(component, False, "none of its tests was run")
     if bad:
-        return _finding(offer, False, "; ".join(bad))
-    return _finding(offer, True, f"{passed} tests passed, {skipped} do not apply")
+        return _finding(component, False, "; ".join(bad))
+    return _finding(component, True, f"{passed} tests passed, {skipped} do not apply")
 
 
-def _finding(offer: Offer, ok: bool, found: str) -> Finding:
+def _finding(component: RegisteredComponent, ok: bool, found: str) -> Finding:
     fix = "" if ok else "the same tests in a class of your own show where: smollm3 plugins new writes such tests"
-    return Finding(subject=offer.title, check=CHECK, ok=ok, found=found, fix=fix)
+    return Finding(subject=component.title, check=CHECK, ok=ok, found=found, fix=fix)

@@ -130,8 +130,8 @@ def _distributions(registry: Registry) -> list[str]:
     names = [*ESSENTIAL, *(r for r in roots if version_of(r) is not None)]
     for root in roots:
         names += [w.name for w in requirements(root)]
-    for offer in registry.offers:
-        names += [re.split(r"[^A-Za-z0-9._-]", text.strip())[0] for text in offer.spec.requires.distributions]
+    for component in registry.components:
+        names += [re.split(r"[^A-Za-z0-9._-]", text.strip())[0] for text in component.spec.requires.distributions]
     unique: dict[str, str] = {}
     for name in names:
         unique.setdefault(name.lower().replace("_", "-"), name)
@@ -233,14 +233,15 @@ def _plugins(registry: Registry) -> list[Finding]:
 def _requirements(registry: Registry, device: str) -> list[Finding]:
     """Of every component, whether it could be used on `device`."""
     found, usable = [], 0
-    for offer in registry.offers:
+    for component in registry.components:
         try:
-            problems = requirement_problems(offer.title, offer.spec.requires, device)
+            problems = requirement_problems(component.title, component.spec.requires, device)
             texts = [(p.message, p.hint or "") for p in problems]
         except SmolLM3Error as e:
             texts = [(e.message, e.hint or "")]
         usable += not texts
-        found += [_finding(offer.title, f"{offer.title} can be used on {device}", False, message, hint, serious=False)
+        title = f"{component.title} can be used on {device}"
+        found += [_finding(component.title, title, False, message, hint, serious=False)
                   for message, hint in texts]  # fmt: skip
     return [_finding("plugins", f"{usable} components can be used on {device}", bool(usable)), *found]
 

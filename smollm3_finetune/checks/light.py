@@ -81,17 +81,17 @@ def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
 
 def main(plugin: str, requested: Sequence[str]) -> None:
     """Discover, and import the options of what `plugin` offers; print what was asked for as JSON."""
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
 
     poison = _Poison()
     sys.meta_path.insert(0, poison)
     printed, began = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(printed):
         with contextlib.suppress(Exception):  # what is broken is told by discovery in the other Python
-            for offer in discover(Wanted.of(tuple(requested))).offers:
-                if offer.plugin == plugin:
+            for component in discover(PluginSelection.of(tuple(requested))).components:
+                if component.plugin == plugin:
                     with contextlib.suppress(Exception):
-                        importlib.import_module(offer.spec.options.partition(":")[0])
+                        importlib.import_module(component.spec.options.partition(":")[0])
         seconds = time.perf_counter() - began
     print(json.dumps({"heavy": poison.asked, "seconds": seconds, "printed": printed.getvalue()[:200]}))
 

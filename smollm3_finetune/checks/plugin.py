@@ -21,9 +21,9 @@ from smollm3_finetune.checks.component import component_findings
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.light import SLOW, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
-from smollm3_finetune.components.discovery import GROUP, Wanted, discover
+from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover
 from smollm3_finetune.components.kinds import KINDS
-from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
+from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.paths import user_path
 
@@ -44,7 +44,7 @@ class Target:
     record: PluginRecord | None
     """None for a file that discovery refuses."""
     error: PluginError | None
-    offers: tuple[Offer, ...]
+    components: tuple[RegisteredComponent, ...]
     registry: Registry
 
     @property
@@ -72,10 +72,13 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     """
     files = [r for r in requested if not r.startswith("no:")]
     files += [name] if name is not None and (name.endswith(".py") or os.sep in name) else []
-    code = "from smollm3_finetune.components.discovery import Wanted, discover\ndiscover(Wanted.of(({!r},), True))"
+    code = (
+        "from smollm3_finetune.components.discovery import PluginSelection, discover\n"
+        "discover(PluginSelection.of(({!r},), True))"
+    )
     pieces = {file: code.format(os.path.abspath(file) if file.endswith(".py") else file) for file in files}
     distributions = {file: Path(file).stem for file in files}
-    wanted = Wanted.of(tuple(requested), no_plugins)
+    wanted = PluginSelection.of(tuple(requested), no_plugins)
     for point in importlib.metadata.entry_points(group=GROUP) if wanted.entry_points else ():
         distribution = point.dist.name if point.dist is not None else ""
         if not {point.name, distribution} & wanted.blocked:
@@ -101,16 +104,16 @@ def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False
     requested = tuple(requested)
     if name is not None and (name.endswith(".py") or os.sep in name):
         return [_file_target(name, requested, no_plugins)]
-    registry = discover(Wanted.of(requested, no_plugins))
+    registry = discover(PluginSelection.of(requested, no_plugins))
     if name is None:
         chosen = [r for r in registry.plugins if r.origin != BUILT_IN and r.status != "disabled"]
     else:
-        offering = {(o.plugin, o.distribution) for o in registry.offers if name in (o.spec.name, *o.spec.aliases)}
+        offering = {(o.plugin, o.distribution) for o in registry.components if name in (o.spec.name, *o.spec.aliases)}
         exact = [r for r in registry.plugins if name in (r.name, r.distribution)]
         chosen = exact or [r for r in registry.plugins if (r.name, r.distribution) in offering]
         if not chosen:
             known = [n for r in registry.plugins for n in (r.name, r.distribution)]
-            near = did_you_mean(name, [*known, *(o.spec.name for o in registry.offers)])
+            near = did_you_mean(name, [*known, *(o.spec.name for o in registry.components)])
             hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
             raise ConfigError(f"no installed plugin is called {name!r}, and none offers it", hint=hint)
         if told:  # of a distribution, the plugins that can be imported
@@ -129,8 +132,8 @@ def _target(record: PluginRecord, registry: Registry, requested: tuple[str, ...]
         requested=requested,
         record=record,
         error=record.exceptions[0] if record.exceptions else None,
-        offers=tuple(
-            o for o in registry.offers if (o.plugin, o.distribution) == (record.name, record.distribution)
+        components=tuple(
+            o for o in registry.components if (o.plugin, o.distribution) == (record.name, record.distribution)
         ),
         registry=registry,
     )  # fmt: skip
@@ -140,12 +143,12 @@ def _file_target(file: str, requested: tuple[str, ...], no_plugins: bool) -> Tar
     """A `-p` file; one that is broken is a target too, where discovery raises."""
     wanted = (*requested, file)
     try:
-        registry = discover(Wanted.of(wanted, no_plugins))
+        registry = discover(PluginSelection.of(wanted, no_plugins))
     except PluginError as e:
-        rest = discover(Wanted.of(requested, no_plugins))
+        rest = discover(PluginSelection.of(requested, no_plugins))
         stem = Path(file).stem
         return Target(
-            name=stem, distribution=stem, requested=wanted, record=None, error=e, offers=(), registry=rest
+            name=stem, distribution=stem, requested=wanted, record=None, error=e, components=(), registry=rest
         )  # fmt: skip
     return _target(_record_of(file, registry), registry, wanted)
 
@@ -178,7 +181,7 @@ def check(target: Target) -> list[Finding]:
             )
         )
         return found
-    count = len(target.offers)
+    count = len(target.components)
     found.append(
         Finding(
             subject=target.name,
@@ -189,8 +192,8 @@ def check(target: Target) -> list[Finding]:
         )
     )
     found += _shared_name(target)
-    for offer in target.offers:
-        found += component_findings(offer, target.registry)
+    for component in target.components:
+        found += component_findings(component, target.registry)
     return found
 
 

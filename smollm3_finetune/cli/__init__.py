@@ -8,7 +8,7 @@ import click
 
 from smollm3_finetune.version import __version__
 
-VERBS = {
+COMMANDS = {
     "train": ("smollm3_finetune.cli.commands.train:train", "Fine-tune a model."),
     "generate": ("smollm3_finetune.cli.commands.generate:generate", "Answer a prompt with a run or a model."),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
@@ -32,29 +32,29 @@ class LazyGroup(click.Group):
     """A group whose verbs are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in COMMANDS:
             return None
         _quiet_libraries()
-        module, _, name = VERBS[cmd_name][0].partition(":")
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, help_text) for name, (_, help_text) in VERBS.items()])
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
-        if name not in VERBS and not name.startswith("-"):
+        if name not in COMMANDS and not name.startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(name, VERBS, n=1)
-            hint = f"did you mean 'smollm3 {near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean 'smollm3 {near[0]}'?" if near else f"verbs: {', '.join(COMMANDS)}"
             raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -15,7 +15,7 @@ from smollm3_finetune.cli.options import F
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.config.load import Loaded, Setting
+    from smollm3_finetune.config.load import LoadedConfig, Setting
     from smollm3_finetune.model.plan import ModelRequest
 
 
@@ -60,7 +60,7 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
     return settings
 
 
-def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> Loaded:
+def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> LoadedConfig:
     """The configuration of a verb: layers given first, then `--config`, then the command line."""
     from smollm3_finetune.config.load import assemble, file_settings
     from smollm3_finetune.paths import user_path
@@ -87,21 +87,21 @@ def answers(f: F) -> F:
     """A verb that returns what standard output gets, or None: while it works, nothing else gets there."""
 
     @functools.wraps(f)
-    def verb(*args: Any, **values: Any) -> None:
+    def command(*args: Any, **values: Any) -> None:
         with working():
             answer = f(*args, **values)
         if answer is not None:
             click.echo(answer)
 
-    return cast(F, verb)
+    return cast(F, command)
 
 
 def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
     """What `discover` finds."""
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
 
     with working():
-        return discover(Wanted.of(tuple(requested), no_plugins))
+        return discover(PluginSelection.of(tuple(requested), no_plugins))
 
 
 def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:

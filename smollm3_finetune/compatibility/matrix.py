@@ -15,9 +15,9 @@ from smollm3_finetune.compatibility.collect import Collected, Evidence
 from smollm3_finetune.compatibility.results import PURPOSES
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, needed, pair_problem, provided, refusal
-from smollm3_finetune.components.registry import Offer, Registry
+from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.options import build
 from smollm3_finetune.errors import SmolLM3Error
 
@@ -37,8 +37,8 @@ class State(StrEnum):
 class Cell:
     """A pair for one purpose on one kind of device."""
 
-    quantizer: Offer
-    adapter: Offer
+    quantizer: RegisteredComponent
+    adapter: RegisteredComponent
     purpose: Purpose
     device: str
     state: State
@@ -62,13 +62,13 @@ def table(
     registry: Registry,
     evidence: Collected,
     device: str,
-    quantizers: Sequence[Offer] | None = None,
-    adapters: Sequence[Offer] | None = None,
+    quantizers: Sequence[RegisteredComponent] | None = None,
+    adapters: Sequence[RegisteredComponent] | None = None,
 ) -> list[Cell]:
     """Every cell: for each adapter each quantizer, and for these first training, then merging."""
     env = {purpose: environment(device, purpose) for purpose in PURPOSES}
     sides = {
-        kind: [_Side.of(offer, device) for offer in (registry.of(kind) if chosen is None else chosen)]
+        kind: [_Side.of(component, device) for component in (registry.of(kind) if chosen is None else chosen)]
         for kind, chosen in ((QUANTIZER, quantizers), (ADAPTER, adapters))
     }
     return [
@@ -80,24 +80,29 @@ def table(
 class _Side:
     """A component with its default options, or what is wrong with it."""
 
-    offer: Offer
-    chosen: Choice | None
+    component: RegisteredComponent
+    chosen: SelectedComponent | None
     unknown: str | None
     unmet: str | None
 
     @classmethod
-    def of(cls, offer: Offer, device: str) -> _Side:
+    def of(cls, component: RegisteredComponent, device: str) -> _Side:
         chosen = unknown = unmet = None
         try:
-            chosen = Choice(offer=offer, options=build(offer.options_class(), {}, offer.kind.section))
-            unmet = "; ".join(p.message for p in requirement_problems(offer.title, offer.spec.requires, device)) or None
+            chosen = SelectedComponent(
+                component=component, options=build(component.options_class(), {}, component.kind.section)
+            )
+            unmet = (
+                "; ".join(p.message for p in requirement_problems(component.title, component.spec.requires, device))
+                or None
+            )
         except SmolLM3Error as e:
             unknown = e.message
-        return cls(offer=offer, chosen=chosen, unknown=unknown, unmet=unmet)
+        return cls(component=component, chosen=chosen, unknown=unknown, unmet=unmet)
 
 
 def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Cell:
-    names = (quantizer.offer.full_name, adapter.offer.full_name)
+    names = (quantizer.component.full_name, adapter.component.full_name)
     found = evidence.of(*names, env.purpose.value, env.device)
     state, reason = State.MEASURED if found else State.DECLARED, None
     unknown, unmet = quantizer.unknown or adapter.unknown, quantizer.unmet or adapter.unmet
@@ -112,8 +117,8 @@ def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Ce
         except SmolLM3Error as e:
             state, reason = State.UNKNOWN, e.message
     return Cell(
-        quantizer=quantizer.offer,
-        adapter=adapter.offer,
+        quantizer=quantizer.component,
+        adapter=adapter.component,
         purpose=env.purpose,
         device=env.device,
         state=state,
@@ -134,7 +139,9 @@ class Terms:
     """The nearest pair that works, where this one is refused for training."""
 
 
-def terms(registry: Registry, quantizer: Offer, adapter: Offer, device: str) -> Terms | None:
+def terms(
+    registry: Registry, quantizer: RegisteredComponent, adapter: RegisteredComponent, device: str
+) -> Terms | None:
     """The operations of a pair; None where a descriptor does not say them."""
     train = environment(device, Purpose.TRAIN)
     q, a = _Side.of(quantizer, device).chosen, _Side.of(adapter, device).chosen

@@ -26,7 +26,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.model.load import LoadedModel, build_context, load_base
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
@@ -88,15 +88,15 @@ def comparable(plan: ModelPlan, *, force: bool) -> ModelPlan:
     """
     quantizer, adapter = plan.quantizer, plan.adapter
     assert adapter is not None
-    steady = _Steady(offer=adapter.offer, options=adapter.options)
+    steady = _Steady(component=adapter.component, options=adapter.options)
     if not force:
         return dataclasses.replace(plan, adapter=steady)
     return dataclasses.replace(
-        plan, adapter=steady, quantizer=_Forced(offer=quantizer.offer, options=quantizer.options)
+        plan, adapter=steady, quantizer=_Forced(component=quantizer.component, options=quantizer.options)
     )
 
 
-class _Steady(Choice):
+class _Steady(SelectedComponent):
     def create(self) -> Any:
         return _SteadyAdapter(super().create())
 
@@ -131,7 +131,7 @@ def _steady(adapted: Adapted) -> Adapted:
     return adapted
 
 
-class _Forced(Choice):
+class _Forced(SelectedComponent):
     def create(self) -> Any:
         return _ForcedQuantizer(super().create())
 

@@ -21,7 +21,7 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.compatibility.results import Result
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
-from smollm3_finetune.components.registry import Offer
+from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.version import __version__
 
 LIMIT = 120.0
@@ -34,8 +34,8 @@ BENEATH = ("torch", "transformers")
 class Pair:
     """What is to be measured."""
 
-    quantizer: Offer
-    adapter: Offer
+    quantizer: RegisteredComponent
+    adapter: RegisteredComponent
     purpose: Purpose
     force: bool = False
     """Negotiation refuses it; it is run all the same."""
@@ -180,11 +180,11 @@ def versions(pair: Pair) -> dict[str, str]:
 
     found = {CORE_DISTRIBUTION: __version__}
     wanted = set(BENEATH)
-    for offer in (pair.quantizer, pair.adapter):
-        found[offer.distribution] = offer.version
-        if offer.distribution != CORE_DISTRIBUTION:
-            wanted |= _required(offer.distribution)
-        wanted |= _names(offer.spec.requires.distributions)
+    for component in (pair.quantizer, pair.adapter):
+        found[component.distribution] = component.version
+        if component.distribution != CORE_DISTRIBUTION:
+            wanted |= _required(component.distribution)
+        wanted |= _names(component.spec.requires.distributions)
     for name in sorted(wanted):
         if name in BENEATH or "torch" in _required(name):
             try:

@@ -28,12 +28,12 @@ def main() -> None:
 
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.errors import SmolLM3Error
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    registry = discover(Wanted.of(tuple(job["plugins"]), job["no_plugins"]))
+    registry = discover(PluginSelection.of(tuple(job["plugins"]), job["no_plugins"]))
     work = Path(job["work"])
     for index, pair in enumerate(job["pairs"]):
         say(begins=index)

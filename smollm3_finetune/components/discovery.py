@@ -26,7 +26,7 @@ import pluggy
 
 from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
 from smollm3_finetune.components.kinds import KINDS, Kind
-from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
+from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
@@ -38,7 +38,7 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PluginSelection:
     """Which plugins a user asked for, beside those that are installed."""
 
     files: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Wanted:
     """False for `--no-plugins`."""
 
     @classmethod
-    def of(cls, requested: Sequence[str], no_plugins: bool = False) -> Wanted:
+    def of(cls, requested: Sequence[str], no_plugins: bool = False) -> PluginSelection:
         """From the values of `-p`, the flag `--no-plugins` and `SMOLLM3_DISABLE_PLUGINS`."""
         blocked = {r[3:] for r in requested if r.startswith("no:")}
         disabled = os.environ.get("SMOLLM3_DISABLE_PLUGINS", "")
@@ -83,7 +83,7 @@ class _Candidate:
         )
 
 
-def discover(wanted: Wanted = Wanted()) -> Registry:
+def discover(wanted: PluginSelection = PluginSelection()) -> Registry:
     """Import every wanted plugin's light module and collect what it offers.
 
     Raises ConfigError for a `-p` that is not there, PluginError for one that is broken (it was named, so the run
@@ -94,7 +94,7 @@ def discover(wanted: Wanted = Wanted()) -> Registry:
     trace = os.environ.get("SMOLLM3_TRACE_PLUGINS", "") not in ("", "0")
     strict = os.environ.get("SMOLLM3_STRICT_PLUGINS", "") not in ("", "0")
     records: list[PluginRecord] = []
-    offers: list[Offer] = []
+    components: list[RegisteredComponent] = []
     seen: list[Any] = []
     candidates = _candidates(wanted)
     _check_blocked(wanted, candidates)
@@ -125,15 +125,15 @@ def discover(wanted: Wanted = Wanted()) -> Registry:
             records[-1].exceptions.append(error)
         else:
             seen.append(plugin)
-            offers += found
+            components += found
             records.append(candidate.record("active", [f"{o.kind.name} {o.spec.name}" for o in found]))
         if trace:
             took = (time.perf_counter() - began) * 1000
             print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
-    return Registry(offers=tuple(offers), plugins=tuple(records))
+    return Registry(components=tuple(components), plugins=tuple(records))
 
 
-def _check_blocked(wanted: Wanted, candidates: Sequence[_Candidate]) -> None:
+def _check_blocked(wanted: PluginSelection, candidates: Sequence[_Candidate]) -> None:
     """Raises ConfigError for a `-p no:NAME` that leaves nothing out, before any plugin is imported."""
     if wanted.blocked & {"builtin", CORE_DISTRIBUTION}:
         raise ConfigError("the built-in components cannot be left out", hint="-p no:NAME takes an installed plugin")
@@ -145,7 +145,7 @@ def _check_blocked(wanted: Wanted, candidates: Sequence[_Candidate]) -> None:
         raise ConfigError(f"there is no plugin {name!r} to leave out", hint=hint)
 
 
-def _candidates(wanted: Wanted) -> list[_Candidate]:
+def _candidates(wanted: PluginSelection) -> list[_Candidate]:
     """Every plugin to look at, in order; nothing is imported yet."""
     builtin = _Candidate(
         name="builtin",
@@ -240,7 +240,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[Offer]:
+def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[RegisteredComponent]:
     """Ask each hook of an imported plugin, alone. Raises whatever is wrong with it."""
     _check_hook_names(manager, plugin)
     if not any(manager.parse_hookimpl_opts(plugin, name) is not None for name in dir(plugin)):
@@ -248,8 +248,8 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
     unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
     try:
         manager.register(plugin, name=unique)
-        offers = [
-            Offer(
+        components = [
+            RegisteredComponent(
                 kind=kind,
                 spec=_checked(spec, kind),
                 distribution=candidate.distribution,
@@ -259,8 +259,8 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
             for kind in KINDS
             for spec in _ask(manager, plugin, kind)
         ]
-        _check_twice(offers)
-        return offers
+        _check_twice(components)
+        return components
     except BaseException:
         if manager.has_plugin(unique):  # a failed register() leaves it half active
             manager.unregister(name=unique)
@@ -297,14 +297,14 @@ def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
     return found
 
 
-def _check_twice(offers: Iterable[Offer]) -> None:
+def _check_twice(components: Iterable[RegisteredComponent]) -> None:
     """One plugin may give a name to one component of a kind only: `dist:name` could not tell them apart."""
     taken = set()
-    for offer in offers:
-        for name in {offer.spec.name, *offer.spec.aliases}:
-            if (offer.kind, name) in taken:
-                raise ValueError(f"it offers the {offer.kind.name} {name!r} twice")
-            taken.add((offer.kind, name))
+    for component in components:
+        for name in {component.spec.name, *component.spec.aliases}:
+            if (component.kind, name) in taken:
+                raise ValueError(f"it offers the {component.kind.name} {name!r} twice")
+            taken.add((component.kind, name))
 
 
 def _checked(spec: Any, kind: Kind) -> ComponentSpec:

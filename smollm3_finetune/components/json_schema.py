@@ -26,10 +26,10 @@ def run_schema(registry: Registry) -> dict[str, Any]:
 def _section(registry: Registry, kind: Kind) -> dict[str, Any]:
     names: list[str] = []
     variants: list[dict[str, Any]] = []
-    for offer in registry.of(kind):
-        mine = [offer.spec.name, *offer.spec.aliases, offer.full_name]
+    for component in registry.of(kind):
+        mine = [component.spec.name, *component.spec.aliases, component.full_name]
         try:
-            options = json_schema(offer.options_class())
+            options = json_schema(component.options_class())
         except SmolLM3Error:  # a component whose options cannot be imported is shown by `plugins list`
             continue
         names += mine
@@ -37,7 +37,7 @@ def _section(registry: Registry, kind: Kind) -> dict[str, Any]:
         variants.append(
             {
                 "type": "object",
-                "description": offer.spec.summary,
+                "description": component.spec.summary,
                 "properties": properties,
                 "required": ["name"],
                 "additionalProperties": False,

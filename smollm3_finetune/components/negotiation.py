@@ -14,7 +14,7 @@ from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
@@ -30,42 +30,42 @@ def environment(device: str, purpose: Purpose) -> Env:
     return Env(device=device.partition(":")[0], purpose=purpose, tools=tools)
 
 
-def provided(quantizer: Choice, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
+def provided(quantizer: SelectedComponent, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
     """The operations of a quantizer here and with these options, and the reasons for those that are absent."""
     spec: QuantizerSpec = quantizer.spec
     absent = dict(spec.absent)
     if spec.refine is not None:
-        with attributed_to(quantizer.offer, "refine()"):
+        with attributed_to(quantizer.component, "refine()"):
             absent |= spec.refine(quantizer.options, env)
     return frozenset(spec.provides) - absent.keys(), absent
 
 
-def refined(adapter: Choice) -> AdapterSpec:
+def refined(adapter: SelectedComponent) -> AdapterSpec:
     """An adapter's descriptor as it holds with these options."""
     spec: AdapterSpec = adapter.spec
     if spec.refine is None:
         return spec
-    with attributed_to(adapter.offer, "refine()"):
+    with attributed_to(adapter.component, "refine()"):
         answer = spec.refine(spec, adapter.options)
         if not isinstance(answer, AdapterSpec):
             raise TypeError(f"it returned {answer!r}, not an AdapterSpec")
     return answer
 
 
-def needed(adapter: Choice, purpose: Purpose) -> frozenset[Op]:
+def needed(adapter: SelectedComponent, purpose: Purpose) -> frozenset[Op]:
     """What the base's layers must be able to do: what the adapter needs, and for a merge the dense copy's reading."""
     needs = frozenset(refined(adapter).needs)
     return needs | {Op.READ_WEIGHT} if purpose is Purpose.MERGE else needs
 
 
-def missing_ops(quantizer: Choice, adapter: Choice, env: Env) -> dict[Op, str]:
+def missing_ops(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> dict[Op, str]:
     """What is needed with the adapter and the quantizer does not provide, each with the reason."""
     ops, absent = provided(quantizer, env)
     lacking = sorted(needed(adapter, env.purpose) - ops)
     return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
 
 
-def refusal(quantizer: Choice, adapter: Choice, env: Env) -> str | None:
+def refusal(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
     """Why a pair cannot work, in a few words and without their names; None where it can."""
     if env.purpose is Purpose.MERGE and not refined(adapter).merges:
         return NO_CHANGE
@@ -75,7 +75,9 @@ def refusal(quantizer: Choice, adapter: Choice, env: Env) -> str | None:
     return "; ".join(f"no {', '.join(ops)}: {reason}" for reason, ops in by_reason.items()) or None
 
 
-def pair_problem(registry: Registry, quantizer: Choice, adapter: Choice, env: Env) -> IncompatibleError | None:
+def pair_problem(
+    registry: Registry, quantizer: SelectedComponent, adapter: SelectedComponent, env: Env
+) -> IncompatibleError | None:
     """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
     adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
     quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
@@ -97,16 +99,18 @@ def pair_problem(registry: Registry, quantizer: Choice, adapter: Choice, env: En
     )
 
 
-def _nearest(registry: Registry, quantizer: Choice, adapter: Choice, env: Env) -> str | None:
+def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
     """A working pair that keeps one of the two: the quantizer first, since it decides the memory."""
 
-    def defaults(kind: Kind) -> list[Choice]:
+    def defaults(kind: Kind) -> list[SelectedComponent]:
         found = []
-        for offer in registry.of(kind):
+        for component in registry.of(kind):
             with contextlib.suppress(SmolLM3Error):  # one that is broken or cannot run here is not suggested
-                if requirement_problems(offer.title, offer.spec.requires, env.device):
+                if requirement_problems(component.title, component.spec.requires, env.device):
                     continue
-                chosen = Choice(offer=offer, options=build(offer.options_class(), {}, offer.kind.section))
+                chosen = SelectedComponent(
+                    component=component, options=build(component.options_class(), {}, component.kind.section)
+                )
                 missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
                 found.append(chosen)
         return found

@@ -20,14 +20,14 @@ from smollm3_finetune.errors import (
     UnknownComponentError,
     did_you_mean,
     first_line,
-    is_of_the_machine,
+    is_resource_error,
 )
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class RegisteredComponent:
     """A component and who offers it."""
 
     kind: Kind
@@ -93,7 +93,7 @@ class Offer:
 
 
 @contextlib.contextmanager
-def attributed_to(offer: Offer, doing: str = "", where: str = "") -> Iterator[None]:
+def attributed_to(component: RegisteredComponent, doing: str = "", where: str = "") -> Iterator[None]:
     """An exception that a component did not raise on purpose becomes a PluginError that names it.
 
     `doing` is the function of the plugin that is called, `where` the place of the row that it is given. A full disk and
@@ -104,10 +104,10 @@ def attributed_to(offer: Offer, doing: str = "", where: str = "") -> Iterator[No
     except SmolLM3Error:
         raise
     except Exception as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise PluginError(
-            f"{where}{': ' if where else ''}{offer.title} ({offer.distribution} {offer.version}) failed"
+            f"{where}{': ' if where else ''}{component.title} ({component.distribution} {component.version}) failed"
             f"{' in ' if doing else ''}{doing}: {type(e).__name__}: {first_line(e)}",
             hint="the same command with --debug shows where",
         ) from e
@@ -129,8 +129,8 @@ class PluginRecord:
     """For a broken one: the error to raise when a run needs it."""
 
 
-def _claims(offer: Offer, subject: Any) -> bool:
-    claims = getattr(offer.spec, "claims", None)
+def _claims(component: RegisteredComponent, subject: Any) -> bool:
+    claims = getattr(component.spec, "claims", None)
     try:
         return claims is not None and bool(claims(subject))
     except Exception as e:
@@ -138,7 +138,7 @@ def _claims(offer: Offer, subject: Any) -> bool:
 
         logging.getLogger("smollm3_finetune").warning(
             "warning: %s (%s %s) is left out, its claims() raised %s: %s",
-            offer.title, offer.distribution, offer.version, type(e).__name__, e,
+            component.title, component.distribution, component.version, type(e).__name__, e,
         )  # fmt: skip
         return False
 
@@ -153,14 +153,14 @@ def known_components() -> dict[str, dict[str, str]]:
 class Registry:
     """Everything that can be named in a run."""
 
-    offers: tuple[Offer, ...]
+    components: tuple[RegisteredComponent, ...]
     plugins: tuple[PluginRecord, ...] = ()
 
-    def of(self, kind: Kind) -> list[Offer]:
+    def of(self, kind: Kind) -> list[RegisteredComponent]:
         """The components of a kind, sorted by name and distribution."""
-        return sorted((o for o in self.offers if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
+        return sorted((o for o in self.components if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
 
-    def claiming(self, kind: Kind, subject: Any) -> list[Offer]:
+    def claiming(self, kind: Kind, subject: Any) -> list[RegisteredComponent]:
         """The components of a kind that claim `subject`; of several, those of the highest rank.
 
         One whose `claims` raises does not claim, and a line says so: it must not stop runs that never named it.
@@ -179,21 +179,21 @@ class Registry:
             by_name.setdefault(record.name, []).append(record)
         return {name: records for name, records in by_name.items() if len(records) > 1}
 
-    def find(self, kind: Kind, name: str) -> Offer:
+    def find(self, kind: Kind, name: str) -> RegisteredComponent:
         """The component that a user calls `name`: a name, an alias, or `distribution:name`.
 
         Raises PluginConflictError where a bare name is offered twice, PluginError where the plugin that would offer
         it is broken, UnknownComponentError with a suggestion where nobody does.
         """
         distribution, colon, bare = name.rpartition(":")
-        offers = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
+        components = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
         if colon:
-            offers = [o for o in offers if o.distribution == distribution]
-        if len(offers) == 1:
-            return offers[0]
-        if offers:
-            who = " and ".join(f"{o.distribution} {o.version}" for o in offers)
-            choices = " or ".join(f"{kind.flag} {o.full_name}" for o in offers)
+            components = [o for o in components if o.distribution == distribution]
+        if len(components) == 1:
+            return components[0]
+        if components:
+            who = " and ".join(f"{o.distribution} {o.version}" for o in components)
+            choices = " or ".join(f"{kind.flag} {o.full_name}" for o in components)
             raise PluginConflictError(f"the {kind.name} {name!r} is offered by {who}", hint=choices)
         raise self._unknown(kind, name, bare)
 

@@ -35,7 +35,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedConfig:
     """A checked configuration and the origin of every value that is not a default."""
 
     config: RunConfig
@@ -82,7 +82,7 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
     return Setting(key=path, value=parse_value(value), origin=f"{flag} {key.strip()}")
 
 
-def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
+def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
     """The configuration that the layers give, checked but for the options that plugins describe.
 
     Raises ConfigError or Problems with the origin of each wrong key.
@@ -130,7 +130,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> Loaded:
     config = _checked(top, sections, origins, problems)
     raise_all(problems)
     assert config is not None
-    return Loaded(config=config, origins=origins, settings=tuple(values.values()))
+    return LoadedConfig(config=config, origins=origins, settings=tuple(values.values()))
 
 
 def same_component(one: Any, other: Any) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import CalibrationConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.examples import Examples
@@ -51,7 +51,7 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
     """The same of rows that are not tokenized: those whose content and the seed put them first."""
-    first = heapq.nsmallest(config.rows, enumerate(rows.placed()), key=lambda r: (r[1].position, r[0]))
+    first = heapq.nsmallest(config.rows, enumerate(rows.positioned()), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]
 
@@ -64,9 +64,9 @@ class CalibrationPlan:
     survey: Survey
     own: Rows | None
     """Rows of their own instead."""
-    objective: Choice
+    objective: SelectedComponent
     render: RenderOptions
-    loaded: Loaded
+    loaded: LoadedConfig
 
     def ids(self, model: ModelPlan) -> Calibration:
         """The token ids, made when they are asked for."""
@@ -86,7 +86,9 @@ class CalibrationPlan:
         return Calibration(make)
 
 
-def plan_calibration(registry: Registry, selected: SelectedRows, loaded: Loaded, progress: Progress) -> CalibrationPlan:
+def plan_calibration(
+    registry: Registry, selected: SelectedRows, loaded: LoadedConfig, progress: Progress
+) -> CalibrationPlan:
     """Read the rows that a configuration selects. Raises DataError for what is wrong with them."""
     rows = selected.rows(registry)
     return CalibrationPlan(

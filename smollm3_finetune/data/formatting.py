@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.components.kinds import FORMATTER
-from smollm3_finetune.components.registry import Offer, Registry, attributed_to
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
 
 SHOWN = 3
 
 
-def recognize(registry: Registry, first: Row) -> Offer:
+def recognize(registry: Registry, first: Row) -> RegisteredComponent:
     """The formatter that claims the first row of a source.
 
     Raises DataError where none does, ConfigError where several do.
@@ -31,7 +31,7 @@ def recognize(registry: Registry, first: Row) -> Offer:
 
 
 def formatted(
-    formatter: Formatter, rows: Iterable[Row], made_from: Choice | None = None
+    formatter: Formatter, rows: Iterable[Row], made_from: SelectedComponent | None = None
 ) -> Iterator[tuple[str, Conversation]]:
     """(where, conversation) of every row. Raises DataError, after the last row, that names the first wrong ones.
 
@@ -52,7 +52,7 @@ def formatted(
         except Exception:
             if made_from is None:
                 raise
-            with attributed_to(made_from.offer, where=row.where):
+            with attributed_to(made_from.component, where=row.where):
                 raise
         if not count:
             yield row.where, conversation

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice, choose
-from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, DataConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.chat_template.syntax import check_syntax
@@ -24,8 +24,8 @@ class SelectedRows:
     """What a configuration says about its rows: places, objective, formatter, rendering. No row was read."""
 
     config: RunConfig
-    objective: Choice
-    formatter: Choice | None
+    objective: SelectedComponent
+    formatter: SelectedComponent | None
     """None: the one that recognizes a source's first row."""
     sources: Sequence[Source]
     calibration: Sequence[Source] | None
@@ -40,7 +40,7 @@ class SelectedRows:
         formatter, limit = self.formatter, self.config.data.limit
         sources, options = [pinned(s) for s in self.sources], self.config.formatter.options
         if formatter is None and options:
-            names = sorted({with_formatter(registry, s, None, limit).formatter.offer.full_name for s in sources})
+            names = sorted({with_formatter(registry, s, None, limit).formatter.component.full_name for s in sources})
             if len(names) > 1:
                 raise ConfigError(
                     f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
@@ -58,7 +58,7 @@ class SelectedRows:
         return Rows(sources=read, seed=self.config.seed, held_out=0.0)
 
 
-def select_rows(registry: Registry, loaded: Loaded) -> SelectedRows:
+def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
     """Look up the objective and the formatter and the places of the rows. Imports no torch and reads no row.
 
     Raises every independent problem together.

@@ -13,7 +13,7 @@ class TokenSequence:
     name: str
     """`""` where there is one, else what the objective calls it: `chosen`, `rejected`."""
     ids: Sequence[int]
-    learned: Sequence[bool]
+    supervised: Sequence[bool]
     """Whether the loss looks at each token. The first never counts: nothing comes before it."""
 
 
@@ -45,5 +45,5 @@ class Prepared:
         return sum(len(s.ids) for s in self.sequences)
 
     @property
-    def learned(self) -> int:
-        return sum(sum(s.learned) for s in self.sequences)
+    def supervised(self) -> int:
+        return sum(sum(s.supervised) for s in self.sequences)

@@ -13,22 +13,22 @@ from itertools import islice
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, Progress, Purpose
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
-from smollm3_finetune.data.rows import Placed, Rows, Survey
+from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.split import position
 from smollm3_finetune.data.stats import SourceStats
-from smollm3_finetune.data.tokenization import Preparing, copies
+from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 
@@ -58,25 +58,27 @@ class _Recorder(Renderer):
 class Inspector:
     """Prepares rows one by one as `data.tokens.tokenize` does, and keeps what that throws away."""
 
-    def __init__(self, rows: Rows, survey: Survey, objective: Choice, renderer: Renderer, max_length: int) -> None:
-        self.rows, self.border, self.max_length = rows, survey.border, max_length
+    def __init__(
+        self, rows: Rows, survey: Survey, objective: SelectedComponent, renderer: Renderer, max_length: int
+    ) -> None:
+        self.rows, self.threshold, self.max_length = rows, survey.threshold, max_length
         self.renderer = _Recorder(renderer)
-        self.example = Preparing(objective, self.renderer, max_length)
+        self.example = ExampleBuilder(objective, self.renderer, max_length)
 
-    def placed(self, source: int, wanted: Iterator[bool]) -> Iterator[Placed]:
+    def positioned(self, source: int, wanted: Iterator[bool]) -> Iterator[PositionedRow]:
         """The rows of one source for which `wanted`, which says so for each, is true."""
         conversations = self.rows.sources[source].conversations()
         for (where, conversation), taken in zip(conversations, wanted, strict=True):
             if taken:
-                yield Placed(source, where, position(conversation, self.rows.seed), conversation)
+                yield PositionedRow(source, where, position(conversation, self.rows.seed), conversation)
 
-    def prepare(self, row: Placed) -> Prepared:
+    def prepare(self, row: PositionedRow) -> Prepared:
         """Raises DataError or PluginError with the row's place, as a run would."""
         self.renderer.made.clear()
         example = self.example(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
         sequences = _sequences(example, made)
-        held_out = row.position < self.border
+        held_out = row.position < self.threshold
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
         why, enough = self._why(row, notes) if example is None else ("", None)
@@ -93,13 +95,13 @@ class Inspector:
             notes=notes,
         )
 
-    def _why(self, row: Placed, notes: Sequence[str]) -> tuple[str, int | None]:
+    def _why(self, row: PositionedRow, notes: Sequence[str]) -> tuple[str, int | None]:
         """Why nothing in a row is learned, and the longest length that would do, where that is why."""
         conversation = row.conversation
-        if conversation.text is None and not conversation.learned_messages():
+        if conversation.text is None and not conversation.supervised_messages():
             return "none of its messages is to be learned from", None
         whole = self.renderer.encode(conversation, NO_LIMIT)
-        first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORED), None)
+        first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORE_INDEX), None)
         if first is not None and first >= self.max_length:
             return f"what is learned begins at token {first}, past data.max_length={self.max_length}", first + 1
         reasons = [why for note, why in REASONS.items() if note in notes]
@@ -121,7 +123,9 @@ def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encod
 
 
 def _sequence(name: str, ids: Sequence[int], labels: Sequence[int]) -> TokenSequence:
-    return TokenSequence(name=name, ids=ids, learned=[t > 0 and label != IGNORED for t, label in enumerate(labels)])
+    return TokenSequence(
+        name=name, ids=ids, supervised=[t > 0 and label != IGNORE_INDEX for t, label in enumerate(labels)]
+    )
 
 
 def sampled(total: int, wanted: int) -> Iterator[bool]:
@@ -168,8 +172,8 @@ class Preview:
 
     def first(self, source: int, rows: int) -> list[Prepared]:
         total = self.total(source)
-        placed = self.inspector.placed(source, sampled(total, total))
-        return [self.inspector.prepare(row) for row in islice(placed, rows)]
+        positioned = self.inspector.positioned(source, sampled(total, total))
+        return [self.inspector.prepare(row) for row in islice(positioned, rows)]
 
     def count(self, source: int, sample: int | None = None) -> SourceStats:
         """The counts of a source, over about `sample` evenly spaced rows or over all."""
@@ -179,17 +183,17 @@ class Preview:
         about = self.inspector.rows.sources[source]
         total = self.total(source)
         stats = SourceStats(
-            title=about.source.title, formatter=about.formatter.offer.full_name, weight=about.source.config.weight
+            title=about.source.title, formatter=about.formatter.component.full_name, weight=about.source.config.weight
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:
-            for row in self.inspector.placed(source, sampled(total, wanted)):
+            for row in self.inspector.positioned(source, sampled(total, wanted)):
                 stats.add(self.inspector.prepare(row))
                 task.advance()
         return stats
 
 
-def plan_preview(registry: Registry, loaded: Loaded, progress: Progress) -> Preview:
+def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -> Preview:
     """Everything that `train` would settle about the rows: names first, then the model's tokenizer, then the rows.
 
     No weights are read, and the packages of a quantizer or an adapter are not needed. Raises the independent problems
@@ -203,7 +207,7 @@ def plan_preview(registry: Registry, loaded: Loaded, progress: Progress) -> Prev
     suggesting = collect.run(lambda: _suggesting(registry, loaded))
     collect.finish()
     assert about_rows is not None and loader is not None and suggesting is not None
-    raise_all(requirement_problems(loader.offer.title, loader.offer.spec.requires, "cpu"))
+    raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
     context = BuildContext(
         purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=config.seed, cache=Cache.default(), progress=progress
     )
@@ -216,13 +220,13 @@ def plan_preview(registry: Registry, loaded: Loaded, progress: Progress) -> Prev
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with attributed_to(loader.offer):
+    with attributed_to(loader.component):
         tokenizer = source.tokenizer()
     survey = rows.survey(progress)
     return Preview(
         about=About(
             model=config.model,
-            objective=about_rows.objective.offer.full_name,
+            objective=about_rows.objective.component.full_name,
             max_length=max_length,
             held_out=config.data.held_out,
             seed=config.seed,
@@ -233,7 +237,7 @@ def plan_preview(registry: Registry, loaded: Loaded, progress: Progress) -> Prev
     )
 
 
-def _suggesting(registry: Registry, loaded: Loaded) -> list[Choice]:
+def _suggesting(registry: Registry, loaded: LoadedConfig) -> list[SelectedComponent]:
     """The adapter and the quantizer, for the values they suggest; of the default adapter only if it is installed."""
     config = loaded.config
     found = []

@@ -16,12 +16,12 @@ from typing import Any
 from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.data.files import Row, read_file
 from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.sources import Source
-from smollm3_finetune.data.split import Border, position
+from smollm3_finetune.data.split import SplitThreshold, position
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.progress import Silent
 
@@ -43,7 +43,7 @@ class FormattedSource:
     """A source and what reads its rows."""
 
     source: Source
-    formatter: Choice
+    formatter: SelectedComponent
     limit: int | None = None
 
     def conversations(self) -> Iterator[tuple[str, Conversation]]:
@@ -52,16 +52,18 @@ class FormattedSource:
 
     def identity(self) -> list[Any]:
         """What decides the conversations: the rows' contents, the formatter and the limits."""
-        source, offer = self.source, self.formatter.offer
+        source, component = self.source, self.formatter.component
         config = source.config
         content = [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
         if source.hub is None:
             content = [file_digest(f) for f in source.files]
         options = options_dict(self.formatter.options)
-        return [content, offer.full_name, offer.version, options, self.limit, config.limit, config.weight]
+        return [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
 
 
-def with_formatter(registry: Registry, source: Source, named: Choice | None, limit: int | None) -> FormattedSource:
+def with_formatter(
+    registry: Registry, source: Source, named: SelectedComponent | None, limit: int | None
+) -> FormattedSource:
     """A source with its own formatter, else the named one, else the one that recognizes its first row.
 
     A source's own formatter has the options of the named one where they are the same, else none.
@@ -71,14 +73,14 @@ def with_formatter(registry: Registry, source: Source, named: Choice | None, lim
         own = recognize(registry, next(source_rows(source, 1))).full_name
     if own is not None:
         choice = choose(registry, FORMATTER, own, {})
-        if named is None or named.offer.full_name != choice.offer.full_name:
+        if named is None or named.component.full_name != choice.component.full_name:
             return FormattedSource(source=source, formatter=choice, limit=limit)
     assert named is not None
     return FormattedSource(source=source, formatter=named, limit=limit)
 
 
 @dataclass(frozen=True)
-class Placed:
+class PositionedRow:
     """A conversation, the index of its source, where it stands in it, and its position in [0, 1) for the split."""
 
     source: int
@@ -91,7 +93,7 @@ class Placed:
 class Survey:
     """What the first pass found; lists run parallel to the sources."""
 
-    border: float
+    threshold: float
     """Rows whose position is below it are held out."""
     train: list[int]
     held_out: list[int]
@@ -108,7 +110,7 @@ class Rows:
     held_out: float
     """Fraction of rows."""
 
-    def placed(self) -> Iterator[Placed]:
+    def positioned(self) -> Iterator[PositionedRow]:
         """Every row, in order."""
         for index, source in enumerate(self.sources):
             for where, conversation in source.conversations():
@@ -116,30 +118,30 @@ class Rows:
                     place = position(conversation, self.seed)
                 except UnicodeEncodeError as e:
                     raise DataError(f"{where}: the text holds half a character (a lone surrogate)") from e
-                yield Placed(index, where, place, conversation)
+                yield PositionedRow(index, where, place, conversation)
 
     def survey(self, progress: Progress | None = None) -> Survey:
         """Read every row once. Raises DataError for rows that are wrong, or too few to split."""
-        border = Border(self.held_out)
+        threshold = SplitThreshold(self.held_out)
         counts, below = _Counts(len(self.sources)), _Counts(len(self.sources))
         shortest = _Shortest()
         with (progress or Silent()).task("reading rows") as task:
-            for row in self.placed():
-                border.see(row.position)
+            for row in self.positioned():
+                threshold.observe(row.position)
                 counts.add(row.source)
                 if row.position < self.held_out:
                     below.add(row.source)
-                shortest.see(row.conversation, held_out=row.position < self.held_out)
+                shortest.observe(row.conversation, held_out=row.position < self.held_out)
                 task.advance()
-        value = border.value()
+        value = threshold.value()
         if value != self.held_out:  # few rows: the border moved so that both sides have one
             below, shortest = _Counts(len(self.sources)), _Shortest()
-            for row in self.placed():
+            for row in self.positioned():
                 if row.position < value:
                     below.add(row.source)
-                shortest.see(row.conversation, held_out=row.position < value)
+                shortest.observe(row.conversation, held_out=row.position < value)
         train = [c - b for c, b in zip(counts.by_source, below.by_source, strict=True)]
-        return Survey(border=value, train=train, held_out=below.by_source, example=shortest.conversation())
+        return Survey(threshold=value, train=train, held_out=below.by_source, example=shortest.conversation())
 
     def identity(self) -> list[Any]:
         """What decides the rows and their split, for the key of what is made from them."""
@@ -160,7 +162,7 @@ class _Shortest:
 
     found: dict[bool, Conversation] = field(default_factory=dict)
 
-    def see(self, conversation: Conversation, *, held_out: bool) -> None:
+    def observe(self, conversation: Conversation, *, held_out: bool) -> None:
         question = first_question(conversation)
         if question and (held_out not in self.found or _size(question) < _size(first_question(self.found[held_out]))):
             self.found[held_out] = conversation

@@ -60,7 +60,7 @@ def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any
     entries = list(path)
     if not entries:
         raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
-    return _told_apart([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
+    return _with_unique_titles([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
 
 
 def pinned(source: Source) -> Source:
@@ -73,7 +73,7 @@ def pinned(source: Source) -> Source:
     return replace(source, config=replace(source.config, revision=commit_of(source.hub, source.config.revision)))
 
 
-def _told_apart(sources: Sequence[Source]) -> list[Source]:
+def _with_unique_titles(sources: Sequence[Source]) -> list[Source]:
     """The sources, a title that was there before with a number: `rows.jsonl`, `rows.jsonl (2)`."""
     titles: dict[str, Source] = {}
     for source in sources:

@@ -23,7 +23,7 @@ def position(conversation: Conversation, seed: int) -> float:
 
 
 @dataclass
-class Border:
+class SplitThreshold:
     """The position below which rows are held out, found while rows stream past.
 
     With a fraction above 0 and two or more distinct rows, both sides get at least one; equal rows fall on the same
@@ -35,7 +35,7 @@ class Border:
     second: float = 2.0
     highest: float = -1.0
 
-    def see(self, place: float) -> None:
+    def observe(self, place: float) -> None:
         if place < self.lowest:
             self.lowest, self.second = place, self.lowest
         elif self.lowest < place < self.second:

@@ -33,7 +33,7 @@ class SourceStats:
     """Rows longer than the longest length."""
     tokens: int = 0
     """In the rows that are kept, after cutting."""
-    tokens_learned: int = 0
+    tokens_supervised: int = 0
     tokens_cut: int = 0
     """Lost by cutting, in all rows."""
     notes: Counter[str] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class SourceStats:
                 self.empty_rows.append((row.where, row.why))
         else:
             self.tokens += row.tokens
-            self.tokens_learned += row.learned
+            self.tokens_supervised += row.supervised
         self.cut += "cut" in row.notes
         self.tokens_cut += max(row.uncut - row.tokens, 0)
         self.notes.update(n for n in row.notes if n != "cut")
@@ -83,7 +83,7 @@ class SourceStats:
             "cut": self.cut,
             "notes": dict(sorted(self.notes.items())),
             "tokens": self.tokens,
-            "tokens_learned": self.tokens_learned,
+            "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,
             "length": quantiles.as_dict() if self.rows else None,
             "longest_row": self.longest_row,
@@ -153,7 +153,7 @@ def histogram(lengths: Counter[int], bars: int = 10) -> list[Bar]:
     return made
 
 
-def refuse_if_nothing_is_learned(stats: Sequence[SourceStats], survey: Survey) -> None:
+def refuse_if_nothing_is_supervised(stats: Sequence[SourceStats], survey: Survey) -> None:
     """Raises DataErrors where all rows to train on, or all held-out ones, were left out: a run would be refused too.
 
     `stats` are those of every row that the survey counted.

@@ -21,10 +21,10 @@ from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
-from smollm3_finetune.data.rows import Placed, Rows, Survey
+from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.version import __version__
 
@@ -61,7 +61,7 @@ class Tokens:
 def tokenize(
     rows: Rows,
     survey: Survey,
-    objective: Choice,
+    objective: SelectedComponent,
     renderer: Renderer,
     max_length: int,
     cache: Cache,
@@ -73,8 +73,8 @@ def tokenize(
     """
     decides = {
         "rows": rows.identity(),
-        "border": survey.border,
-        "objective": [objective.offer.full_name, objective.offer.version, options_dict(objective.options)],
+        "border": survey.threshold,
+        "objective": [objective.component.full_name, objective.component.version, options_dict(objective.options)],
         "tokenizer": tokenizer_identity(renderer.tokenizer),
         "render": asdict(renderer.options),
         "max_length": max_length,
@@ -89,8 +89,8 @@ def tokenize(
 
     def build(out: Path) -> None:
         with progress.task("tokenizing", total) as task:
-            writer = _Writer(out, rows, survey.border, objective, renderer, max_length)
-            for row in rows.placed():
+            writer = _Writer(out, rows, survey.threshold, objective, renderer, max_length)
+            for row in rows.positioned():
                 writer.add(row)
                 task.advance()
             writer.close()
@@ -149,22 +149,22 @@ def _check_weights(counts: Sequence[Mapping[str, Any]], in_a_pass: int) -> None:
         raise DataError(f"the weights of the sources leave none of {rows} training rows", hint="a larger weight")
 
 
-class Preparing:
+class ExampleBuilder:
     """An objective at work: rows become examples, with the notes on each in the renderer's `counts`."""
 
-    def __init__(self, objective: Choice, renderer: Renderer, max_length: int) -> None:
+    def __init__(self, objective: SelectedComponent, renderer: Renderer, max_length: int) -> None:
         self.objective, self.renderer, self.max_length = objective, renderer, max_length
         self.made: Objective = objective.create()
         self.names: list[str] | None = None
 
-    def __call__(self, row: Placed) -> Mapping[str, Sequence[int]] | None:
+    def __call__(self, row: PositionedRow) -> Mapping[str, Sequence[int]] | None:
         """Raises DataError with the row's place where the template refuses it, PluginError where `prepare` fails.
 
         It fails, too, where it gives what the contract does not allow.
         """
         self.renderer.counts.clear()
         try:
-            with attributed_to(self.objective.offer, where=row.where):
+            with attributed_to(self.objective.component, where=row.where):
                 example = self.made.prepare(row.conversation, self.renderer, self.max_length)
                 return None if example is None else self._checked(example)
         except DataError as e:
@@ -192,20 +192,20 @@ class _Writer:
     """Sorts rows into Arrow files: one to train on, one of held-out rows for each source."""
 
     def __init__(
-        self, out: Path, rows: Rows, border: float, objective: Choice, renderer: Renderer, max_length: int
+        self, out: Path, rows: Rows, threshold: float, objective: SelectedComponent, renderer: Renderer, max_length: int
     ) -> None:
-        self.out, self.rows, self.border = out, rows, border
-        self.prepare, self.renderer = Preparing(objective, renderer, max_length), renderer
+        self.out, self.rows, self.threshold = out, rows, threshold
+        self.prepare, self.renderer = ExampleBuilder(objective, renderer, max_length), renderer
         self.train, self.in_a_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
         self.counts: list[dict[str, Any]] = [{"train": 0, "held_out": 0, "empty": 0, "notes": {}} for _ in rows.sources]
 
-    def add(self, row: Placed) -> None:
+    def add(self, row: PositionedRow) -> None:
         counts = self.counts[row.source]
         example = self.prepare(row)
         for note, times in self.renderer.counts.items():
             counts["notes"][note] = counts["notes"].get(note, 0) + times
-        held = row.position < self.border
+        held = row.position < self.threshold
         if example is None:
             counts["empty"] += 1
         elif held:

@@ -68,7 +68,7 @@ class HeldOut:
         return report
 
 
-def named_alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_titles(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured before, its sources called as they are now: a resumed run may call them by other paths."""
     if "by_source" not in before:
         return dict(before)

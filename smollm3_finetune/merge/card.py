@@ -12,10 +12,10 @@ def card(about: Mapping[str, Any]) -> str:
     """The text of `README.md`, from what `merge.json` holds."""
     base, figures, again = about["model"], about["figures"], about["requantized"]
     how = "as it is" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
-    verb = "trained on" if about["own_base"] else "put on"
+    command = "trained on" if about["own_base"] else "put on"
     rows = [
         ("base", linked(base)),
-        ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {verb} the base {how}"),
+        ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {command} the base {how}"),
         ("weights", f"{about['parameters']:,} parameters in {about['dtype']}"),
     ]
     if again is not None:

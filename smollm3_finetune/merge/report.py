@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import options_dict
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
@@ -75,24 +75,24 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
     """What `merge.json` holds: no path of this machine, since it goes with the model."""
     assert plan.adapter is not None
     figures, limits = merged.figures, merged.limits
-    wrong = fault(figures, limits, plan.quantizer.offer.title)
+    wrong = fault(figures, limits, plan.quantizer.component.title)
     warnings = []
     if figures.moved == 0.0:
         warnings.append("the adapter moves nothing: with it the logits are those of the base alone")
     if merged.own_base is False:
         warnings.append("the adapter was trained on other weights than those of this base")
     chosen = [plan.loader, plan.quantizer, plan.adapter]
-    versions = {c.offer.distribution: c.offer.version for c in chosen}
+    versions = {c.component.distribution: c.component.version for c in chosen}
     versions |= {name: installed_version(name) or "" for name in LIBRARIES}
     numbers = {**dataclasses.asdict(figures), "merged_excess": figures.merged_excess, "excess": figures.excess}
     ref = shown_ref(plan.ref)
     return {
-        "title": f"{ref.rpartition('/')[2]}, {plan.adapter.offer.spec.name}, merged",
+        "title": f"{ref.rpartition('/')[2]}, {plan.adapter.component.spec.name}, merged",
         "model": ref,
         "own_base": merged.own_base,
-        "quantizer": plan.quantizer.offer.spec.name,
+        "quantizer": plan.quantizer.component.spec.name,
         "quantizer_options": given_options(plan.quantizer),
-        "adapter": plan.adapter.offer.spec.name,
+        "adapter": plan.adapter.component.spec.name,
         "adapter_options": given_options(plan.adapter),
         "dtype": dtype,
         "computed_in": merged.computed,
@@ -107,9 +107,9 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
     }
 
 
-def given_options(choice: Choice) -> dict[str, Any]:
+def given_options(choice: SelectedComponent) -> dict[str, Any]:
     """The options of a component that are not its defaults."""
-    usual = options_dict(choice.offer.options_class()())
+    usual = options_dict(choice.component.options_class()())
     chosen = options_dict(choice.options)
     return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
 

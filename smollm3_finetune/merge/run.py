@@ -117,7 +117,7 @@ def _merged(
     context, task = plan.context, plan.context.progress.task
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
     computed = finest(context.dtype, dtype)
-    with task(f"loading {plan.ref} with {plan.quantizer.offer.title}"):
+    with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
         base = load_base(plan.quantizer, quantizer, plan.source, context)
     if settings.check_base:
         check_fingerprint(plan, base)
@@ -137,13 +137,13 @@ def _merged(
         dense = dense_copy(base, getattr(torch, exact))
         dense_drift = drift(logits_of_rows(dense, rows), alone)
         limits = Limits.of(context.dtype, dtype, _forward_rtol(base), settings.max_drift)
-    with task(f"measuring {plan.adapter.offer.title} on the base"):
+    with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
         right = logits_of_rows(adapted.model, rows)
         del adapted, base
         _free()
     with task("merging and saving"):
-        with attributed_to(plan.adapter.offer):
+        with attributed_to(plan.adapter.component):
             model = adapter.merge(dense, plan.saved.path)
             if not hasattr(model, "save_pretrained"):
                 raise TypeError(f"merge() returned {type(model).__name__}, not a model")
@@ -185,7 +185,7 @@ def _loaded_again(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTraine
     """The model that was saved, through the run's own loader; its tokenizer is tried too."""
     import torch
 
-    with attributed_to(plan.loader.offer):
+    with attributed_to(plan.loader.component):
         source.tokenizer()
         try:
             model = source.load(dtype=getattr(torch, dtype))
@@ -213,15 +213,19 @@ def _requantized(
         publish_merge(about, merged.path, path)
     context = replace(plan.context, dtype=dtype)
     out = held.enter_context(partial(settings.output))
-    title = requantizer.choice.offer.title
+    title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
         requantizer.write(plan.source.at(path), out, context, calibration)
     with context.progress.task("reloading the checkpoint and comparing"):
         there = plan.source.at(out)
         measured = requantizer.drift(there, merged.rows, merged.logits, replace(context, dtype=merged.computed))
     choice = requantizer.choice
-    again = {"quantizer": choice.offer.spec.name, "options": given_options(choice), "drift": finite_or_none(measured)}
-    versions = {**about["versions"], choice.offer.distribution: choice.offer.version}
+    again = {
+        "quantizer": choice.component.spec.name,
+        "options": given_options(choice),
+        "drift": finite_or_none(measured),
+    }
+    versions = {**about["versions"], choice.component.distribution: choice.component.version}
     about = {**about, "requantized": again, "versions": versions}
     publish_merge(about, out, settings.output)
     return about

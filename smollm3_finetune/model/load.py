@@ -26,7 +26,7 @@ from smollm3_finetune.api import (
     options_dict,
 )
 from smollm3_finetune.components.registry import attributed_to
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError, UnsupportedOp
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
@@ -100,11 +100,11 @@ class LoadedModel:
             quant=_saved_choice(plan.quantizer),
             adapter=_saved_choice(plan.adapter) if plan.adapter else None,
             base_fingerprint=self.base.fingerprint,
-        ).write({c.offer.distribution: c.offer.version for c in choices})
+        ).write({c.component.distribution: c.component.version for c in choices})
 
 
-def _saved_choice(choice: Choice) -> ComponentConfig:
-    return ComponentConfig(name=choice.offer.full_name, options=options_dict(choice.options))
+def _saved_choice(choice: SelectedComponent) -> ComponentConfig:
+    return ComponentConfig(name=choice.component.full_name, options=options_dict(choice.options))
 
 
 def load_model(
@@ -143,9 +143,9 @@ def load_model(
         loaded = load_model("HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter="lora", purpose="train")
         loaded.model, loaded.tokenizer
     """
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
 
-    registry = registry or discover(Wanted.of(plugins))
+    registry = registry or discover(PluginSelection.of(plugins))
     request = ModelRequest(
         ref=str(ref),
         loader=ComponentConfig(name=loader, options=loader_options or {}),
@@ -183,21 +183,21 @@ def compose(
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        with attributed_to(plan.adapter.offer), _seeded(plan.context):
+        with attributed_to(plan.adapter.component), _seeded(plan.context):
             adapted = adapter.attach(base, plan.context, total_steps)
-            plan.adapter.offer.check_methods(adapted, ADAPTED, "what attach() returns")
+            plan.adapter.component.check_methods(adapted, ADAPTED, "what attach() returns")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
     if check_base:
         check_fingerprint(plan, base)
     return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base))
 
 
-def load_base(choice: Choice, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:
+def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:
     """The weights of `source`, loaded by `quantizer`, which was made from `choice`. Raises PluginError for its faults.
 
     Where it fails on purpose, with a SmolLM3Error, that one is raised.
     """
-    with attributed_to(choice.offer):
+    with attributed_to(choice.component):
         base = quantizer.load(source, context)
         if not isinstance(base, Base):
             raise TypeError(f"load() returned {type(base).__name__}, not a Base")
@@ -212,7 +212,7 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
         again = ", quantized again from the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
-            f"{plan.quantizer.offer.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",
+            f"{plan.quantizer.component.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",
             hint=f"it was trained on {plan.saved.model!r}"
             + ("" if plan.context.purpose is Purpose.TRAIN else "; --any-base uses it all the same"),
         )
@@ -222,9 +222,9 @@ def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
     """The plan's saved adapter on `base`, whose fingerprint is not looked at."""
     assert plan.adapter is not None
     assert plan.saved is not None
-    with attributed_to(plan.adapter.offer):
+    with attributed_to(plan.adapter.component):
         adapted = adapter.restore(base, plan.saved.path, plan.context)
-        plan.adapter.offer.check_methods(adapted, ADAPTED, "what restore() returns")
+        plan.adapter.component.check_methods(adapted, ADAPTED, "what restore() returns")
     return adapted
 
 

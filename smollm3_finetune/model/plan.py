@@ -15,9 +15,9 @@ from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dic
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
-from smollm3_finetune.components.registry import Offer, Registry, attributed_to
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import (
@@ -60,24 +60,26 @@ class ModelPlan:
 
     ref: str
     source: ModelSource
-    loader: Choice
-    quantizer: Choice
-    adapter: Choice | None
+    loader: SelectedComponent
+    quantizer: SelectedComponent
+    adapter: SelectedComponent | None
     saved: SavedAdapter | None
     context: BuildContext
 
     def pinned_loader(self) -> ComponentConfig:
         """The loader with the options under which it opens exactly these weights again."""
         pins = getattr(self.source, "pins", {})
-        return ComponentConfig(name=self.loader.offer.full_name, options={**options_dict(self.loader.options), **pins})
+        return ComponentConfig(
+            name=self.loader.component.full_name, options={**options_dict(self.loader.options), **pins}
+        )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's own, a new one each time. Raises PluginError where the loader fails over it."""
-        with attributed_to(self.loader.offer):
+        with attributed_to(self.loader.component):
             return self.source.tokenizer()
 
 
-def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
+def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponent:
     """The named loader, or the one that claims the reference; a tie must be decided by the user."""
     config = request.loader
     if "\0" in request.ref:
@@ -93,10 +95,10 @@ def choose_loader(registry: Registry, request: ModelRequest) -> Choice:
     return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
 
 
-def open_source(loader: Choice, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
+def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
     """What the loader makes of a reference, and its `config.json`. Raises PluginError where the loader fails."""
     made = loader.create()
-    with attributed_to(loader.offer):
+    with attributed_to(loader.component):
         source: ModelSource = made.open(ref, context)
         config = source.config
         if not isinstance(config, Mapping):
@@ -114,7 +116,7 @@ def _model_hint(ref: str, registry: Registry) -> str:
     return "--model tiny (embedded), --model HuggingFaceTB/SmolLM3-3B (a Hub id), or --model DIRECTORY"
 
 
-def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
+def claiming_quantizers(registry: Registry, source: ModelSource) -> list[RegisteredComponent]:
     """The quantizers that recognize a checkpoint: by its `config.json`, or where that is silent by another file."""
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
@@ -125,7 +127,7 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Offer]:
     return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
 
 
-def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> Choice:
+def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> SelectedComponent:
     """The selected quantizer, or the one that claims the checkpoint, or none.
 
     Raises IncompatibleError if the checkpoint is already quantized by another method than the selected one.
@@ -133,7 +135,7 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
     request, choice = selected.request, selected.quantizer
     claiming = claiming_quantizers(registry, source)
     if choice is not None:
-        other = [o for o in claiming if o.full_name != choice.offer.full_name]
+        other = [o for o in claiming if o.full_name != choice.component.full_name]
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
                 f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
@@ -147,10 +149,10 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
     return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
 
 
-def _unclaimed(config: Mapping[str, Any], quantizer: Choice, ref: str) -> IncompatibleError | None:
+def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
     """A quantized checkpoint that would be loaded as if it were dense."""
     about = config.get("quantization_config")
-    if not about or quantizer.offer.spec.name != NO_QUANTIZER:
+    if not about or quantizer.component.spec.name != NO_QUANTIZER:
         return None
     method = about.get("quant_method")
     if method is None:
@@ -171,10 +173,10 @@ class SelectedModel:
     request: ModelRequest
     """With what a saved adapter states about itself and its base."""
     saved: SavedAdapter | None
-    loader: Choice
-    quantizer: Choice | None
+    loader: SelectedComponent
+    quantizer: SelectedComponent | None
     """None: the request names none, and the checkpoint decides."""
-    adapter: Choice | None
+    adapter: SelectedComponent | None
 
 
 def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
@@ -188,7 +190,7 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     request = _with_saved(request, saved)
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
-    quantizer: Choice | None = None
+    quantizer: SelectedComponent | None = None
     if request.quant.name is not None:
         name, options = request.quant.name, request.quant.options
         quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
@@ -206,7 +208,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     request, saved, adapter = selected.request, selected.saved, selected.adapter
     for choice in (selected.loader, adapter, selected.quantizer):
         if choice is not None:
-            title, requires = choice.offer.title, choice.offer.spec.requires
+            title, requires = choice.component.title, choice.component.spec.requires
             collect.problems += requirement_problems(title, requires, context.device)
     env = environment(context.device, context.purpose)
     if selected.quantizer is not None and adapter is not None:
@@ -221,19 +223,21 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     if unread is not None:
         raise unread
     if selected.quantizer is None:
-        offer = quantizer.offer
-        collect.problems += requirement_problems(offer.title, offer.spec.requires, context.device)
+        component = quantizer.component
+        collect.problems += requirement_problems(component.title, component.spec.requires, context.device)
         if adapter is not None:
             problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
     collect.finish()
     if (check := getattr(quantizer.spec, "check", None)) is not None:
-        with attributed_to(quantizer.offer, "check()"):
+        with attributed_to(quantizer.component, "check()"):
             check(quantizer.options, source)
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
-        if choice is not None and bare in choice.offer.spec.aliases:
-            context.progress.say(f"{choice.offer.kind.flag} {bare} is another name of {choice.offer.spec.name!r}")
+        if choice is not None and bare in choice.component.spec.aliases:
+            context.progress.say(
+                f"{choice.component.kind.flag} {bare} is another name of {choice.component.spec.name!r}"
+            )
     if saved is not None and (calibrated := saved.calibration) is not None:
         context = replace(context, calibration=lambda: read_calibration(calibrated))
     return ModelPlan(
@@ -247,7 +251,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     )
 
 
-def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> Choice | None:
+def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> SelectedComponent | None:
     config = request.adapter
     if config is None or config.name is None:
         if request.adapter_path is not None and saved is not None and saved.adapter is None:

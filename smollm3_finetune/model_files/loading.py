@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.errors import MissingWeightsError, ModelError, first_line, is_of_the_machine
+from smollm3_finetune.errors import MissingWeightsError, ModelError, first_line, is_resource_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **wanted)
     except Exception as e:  # the tokenizers library raises nothing more special for a file that it cannot read
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise ModelError(
             f"the tokenizer of {ref!r} does not load: {first_line(e)}",
@@ -49,11 +49,11 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
             str(directory), **{"trust_remote_code": False, **kwargs, "output_loading_info": True}
         )
     except SafetensorError as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise ModelError(f"a weight file of {ref!r} is damaged: {first_line(e)}", hint="fetch or copy it again") from e
     except (OSError, ValueError, KeyError) as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",

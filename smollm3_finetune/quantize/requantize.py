@@ -11,7 +11,7 @@ from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource,
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import Choice, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.load import load_base
@@ -27,7 +27,7 @@ Calibration = Callable[[], Sequence[Sequence[int]]]
 class Requantizer:
     """A chosen quantizer that can write checkpoints, made and not used yet."""
 
-    choice: Choice
+    choice: SelectedComponent
     quantizer: CheckpointQuantizer
 
     def write(self, source: ModelSource, out: Path, context: BuildContext, calibration: Calibration | None) -> None:
@@ -36,7 +36,7 @@ class Requantizer:
         `context.dtype` is that of the weights which stay as they are.
         """
         more: Any = {} if calibration is None else {"calibration": calibration}
-        with attributed_to(self.choice.offer):
+        with attributed_to(self.choice.component):
             self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
         copy_rest(source.path, out, context.progress.say)
 
@@ -58,15 +58,15 @@ def choose_requantizer(
     """
     origins = {f"{QUANTIZER.section}.{key}": f"--requantize-opt {key}" for key in options}
     choice = choose(registry, QUANTIZER, name, options, origins)
-    offer = choice.offer
-    raise_all(requirement_problems(offer.title, offer.spec.requires, device))
+    component = choice.component
+    raise_all(requirement_problems(component.title, component.spec.requires, device))
     made = choice.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"--requantize {name}: this quantizer writes no checkpoints, it works while a model is loaded",
             hint=f"merge without it, and load the merged model with {QUANTIZER.flag} {name}",
         )
-    if getattr(offer.spec, "needs_calibration", False) and calibration is None:
+    if getattr(component.spec, "needs_calibration", False) and calibration is None:
         raise ConfigError(
             f"--requantize {name} needs calibration rows, and there are none",
             hint=f"merge a run, whose rows are taken; or merge, then smollm3 quantize DIR {QUANTIZER.flag} {name}",

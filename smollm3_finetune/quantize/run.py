@@ -11,7 +11,7 @@ from typing import Any
 from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
-from smollm3_finetune.config.load import Loaded, plain
+from smollm3_finetune.config.load import LoadedConfig, plain
 from smollm3_finetune.data.calibration import Calibration, plan_calibration
 from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
@@ -32,7 +32,7 @@ class QuantizePlan:
 
 
 def plan_quantize(
-    registry: Registry, loaded: Loaded, make_context: Callable[[], BuildContext], output: Path
+    registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], output: Path
 ) -> QuantizePlan:
     """Everything that can be wrong is found here, before weights are read and before anything is written."""
     config = loaded.config
@@ -74,7 +74,7 @@ def quantize(plan: QuantizePlan) -> dict[str, Any]:
     began = time.monotonic()
     model = plan.model
     with claimed(plan.output), partial(plan.output) as out:
-        with attributed_to(model.quantizer.offer):
+        with attributed_to(model.quantizer.component):
             plan.quantizer.write(model.source, out, model.context)
         model.tokenizer().save_pretrained(str(out))
         copy_rest(model.source.path, out, model.context.progress.say)
@@ -90,13 +90,13 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     used = calibration.used if isinstance(calibration, Calibration) else None
     return {
         "model": shown_ref(model.ref),
-        "quantizer": model.quantizer.offer.spec.name,
+        "quantizer": model.quantizer.component.spec.name,
         "options": _stated(out) or plain(options_dict(model.quantizer.options)),
         "bytes_before": _weights(model.source.path),
         "bytes": _weights(out),
         "calibration_rows": None if used is None else len(used),
         "calibration_tokens": None if used is None else sum(map(len, used)),
-        "versions": {c.offer.distribution: c.offer.version for c in (model.loader, model.quantizer)},
+        "versions": {c.component.distribution: c.component.version for c in (model.loader, model.quantizer)},
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.config.load import Loaded, assemble, file_settings
+from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.model_files.json_files import file_hash
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
 
 
-TRUSTING = ("trust_remote_code", "pickle")
+CODE_EXECUTION_OPTIONS = ("trust_remote_code", "pickle")
 """Loader options that are never taken from a file that somebody may have sent."""
 
 
-def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loaded:
+def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> LoadedConfig:
     """What a run resolved. Options that let foreign code run hold only where they are given again.
 
     Raises ModelError where run.yaml is not complete, ConfigError with what to type for such an option.
@@ -35,7 +35,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([settings])
-    for name in TRUSTING:
+    for name in CODE_EXECUTION_OPTIONS:
         if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
                 f"the run {run.path} was made with loader.{name}, which lets code of the model run",
@@ -77,7 +77,7 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             )
 
 
-OF_A_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
+FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Options that a run has decided already."""
 
 
@@ -99,7 +99,7 @@ def run_request(
             hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
         )
 
-    for name in OF_A_RUN:
+    for name in FIXED_BY_RUN:
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
@@ -108,7 +108,7 @@ def run_request(
         raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():
-        if key not in TRUSTING and config.loader.options.get(key) != value:
+        if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:
             raise decided(f"--loader-opt {key}")
     request = ModelRequest(
         ref=config.model,

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.config.load import Loaded, Setting, assemble
+from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.runs.reopen import check_plugin_files, saved_configuration, saved_versions
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.components.selection import Choice
+    from smollm3_finetune.components.selection import SelectedComponent
 
 MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
               ("train", "log_every"), ("device",)}  # fmt: skip
 """Keys that do not change what the steps already taken mean."""
 
 
-def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> Loaded:
+def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> LoadedConfig:
     """The saved configuration with the few changes that a resumed run allows. Raises ConfigError for others.
 
     `plugins` are the plugin files named on the command line.
@@ -36,7 +36,7 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
     return assemble([saved.settings, changes])
 
 
-def compare_versions(run: RunDir, selected: Iterable[Choice], registry: Registry) -> list[str]:
+def compare_versions(run: RunDir, selected: Iterable[SelectedComponent], registry: Registry) -> list[str]:
     """A warning for each plugin whose version is not the run's. Raises IncompatibleError for another major version."""
     from smollm3_finetune.runs.versions import versions
 

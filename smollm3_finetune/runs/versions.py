@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.model_files.json_files import file_hash
 
 
-def versions(selected: Iterable[Choice], registry: Registry) -> Mapping[str, Any]:
+def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mapping[str, Any]:
     """The distributions of the selected components, for reproducing a run and for comparing when it is resumed."""
     from smollm3_finetune.components.requirements import installed_version
 
-    used = {c.offer.distribution: c.offer.version for c in selected}
+    used = {c.component.distribution: c.component.version for c in selected}
     libraries = ("torch", "transformers", "accelerate", "safetensors")
     files = {p.origin: file_hash(p.origin) for p in registry.plugins if p.origin.endswith(".py")}
     return {"plugins": used, "libraries": {n: installed_version(n) for n in libraries}, "plugin_files": files}

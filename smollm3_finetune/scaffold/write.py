@@ -89,8 +89,8 @@ class Scaffold:
     @property
     def use(self) -> str:
         """The command that uses the component."""
-        verb, _, rest = SAMPLES[self.kind].use.format(name=self.name).partition(" ")
-        return f"smollm3 {verb} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
+        command, _, rest = SAMPLES[self.kind].use.format(name=self.name).partition(" ")
+        return f"smollm3 {command} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
 
     def write(self) -> list[Path]:
         """Write it, whole or not at all, and return its files. Raises ConfigError where that cannot be done."""

@@ -16,7 +16,7 @@ from smollm3_finetune.testing.parts import context
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.components.selection import Choice
+    from smollm3_finetune.components.selection import SelectedComponent
 
 T = TypeVar("T")
 
@@ -59,9 +59,9 @@ def beside(case: type, plugin: str | Path) -> Path:
 
 @cache
 def _registry(plugins: tuple[str, ...]) -> Registry:
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
 
-    return discover(Wanted(files=plugins))
+    return discover(PluginSelection(files=plugins))
 
 
 class Conformance:
@@ -78,11 +78,11 @@ class Conformance:
     """In float64 rounding hides nothing; `float32` for kernels that have no float64."""
     kind: ClassVar[Kind]
 
-    def choose(self, **options: Any) -> Choice:
+    def choose(self, **options: Any) -> SelectedComponent:
         """The component with its options, those of the class and these; what is wrong with them fails the test."""
         from smollm3_finetune.components.selection import choose
 
-        def chosen() -> Choice:
+        def chosen() -> SelectedComponent:
             registry = _registry(tuple(str(beside(type(self), p)) for p in self.plugins))
             return choose(registry, self.kind, self.component, {**self.options, **options})
 
@@ -98,7 +98,7 @@ class Conformance:
 
     def spec(self) -> Any:
         """The descriptor."""
-        return self.choose().offer.spec
+        return self.choose().component.spec
 
     def context(self, tmp_path: Path, purpose: Purpose = Purpose.TRAIN) -> BuildContext:
         """A context with a cache of its own."""

@@ -39,7 +39,7 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     from smollm3_finetune.components.registry import Registry
 
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "1")
-    return Registry(offers=())
+    return Registry(components=())
 
 
 @pytest.fixture

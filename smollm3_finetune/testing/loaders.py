@@ -46,10 +46,10 @@ READERS = (
 """What makes or reads weights in the libraries beneath."""
 LIGHT = """
 import json, sys
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import LOADER
 files, name, ref = json.loads(sys.argv[1])
-discover(Wanted(files=tuple(files))).find(LOADER, name).spec.claims(ref)
+discover(PluginSelection(files=tuple(files))).find(LOADER, name).spec.claims(ref)
 print(json.dumps(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "transformers", "numpy", "safetensors"})))
 """
 

@@ -46,7 +46,7 @@ def plan(
     plugins: tuple[str, ...] = (),
 ) -> ModelPlan:
     """What `load_model` would do for training, as a plan that the checks carry out themselves."""
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
@@ -59,5 +59,5 @@ def plan(
         purpose=Purpose.TRAIN,
     )
     ctx = build_context(Purpose.TRAIN, device, dtype, 0, calibration_rows)
-    found = registry or discover(Wanted.of(plugins))
+    found = registry or discover(PluginSelection.of(plugins))
     return plan_model(found, select_model(found, request), ctx)

@@ -32,7 +32,7 @@ def check_compiler(train: TrainConfig, device: str) -> None:
         raise MissingRequirementError("train.compile=true needs triton on a GPU", hint="pip install triton")
 
 
-def settle_compiler() -> None:
+def configure_compile() -> None:
     """Allow as many variants as a run needs, and keep torch's notes on compiling from its user."""
     import torch._dynamo
 

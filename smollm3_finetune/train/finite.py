@@ -9,7 +9,7 @@ from typing import Any
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.model.load import LoadedModel
 
-TAMER = "a lower --learning-rate, or --dtype float32"
+STABILITY_HINT = "a lower --learning-rate, or --dtype float32"
 
 
 def finite(value: Any) -> bool:
@@ -20,7 +20,7 @@ def finite(value: Any) -> bool:
 def check_losses(losses: Sequence[float], step: int, consequence: str) -> None:
     """Raises SmolLM3Error where the last loss is no number."""
     if losses and not math.isfinite(losses[-1]):
-        raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=TAMER)
+        raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=STABILITY_HINT)
 
 
 def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
@@ -28,5 +28,6 @@ def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
     for name, parameter in loaded.model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             raise SmolLM3Error(
-                f"the trained weights became infinite or nan by step {step} ({name}); {consequence}", hint=TAMER
+                f"the trained weights became infinite or nan by step {step} ({name}); {consequence}",
+                hint=STABILITY_HINT,
             )

@@ -11,9 +11,9 @@ from smollm3_finetune.api import BuildContext, Purpose, options_dict
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import Loaded
+from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, ComponentConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.plan import select_rows
@@ -37,14 +37,14 @@ class RunPlan:
     """With every name resolved to `distribution:name` and every option filled in."""
     origins: Mapping[str, str]
     model: ModelPlan
-    objective: Choice
+    objective: SelectedComponent
     rows: Rows
     survey: Survey
     render: RenderOptions
     calibration: Rows | None
     """Rows of their own to calibrate on; None: the training rows."""
 
-    def components(self) -> list[Choice]:
+    def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
         selected = (self.model.loader, self.model.quantizer, self.model.adapter, self.objective, *formatters)
@@ -52,7 +52,7 @@ class RunPlan:
 
 
 def plan_run(
-    registry: Registry, loaded: Loaded, make_context: Callable[[], BuildContext], checkpoint: Path | None = None
+    registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], checkpoint: Path | None = None
 ) -> RunPlan:
     """Check a run in one direction: names and options; packages, pairing, device; the model's config; then the rows.
 
@@ -101,7 +101,7 @@ def plan_run(
     )
 
 
-def check_length(loaded: Loaded, model: ModelPlan) -> None:
+def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
     """Raises ConfigError where `data.max_length` is more than the model takes."""
     wanted, room = loaded.config.data.max_length, context_of(model.source.config)
     if room is None or wanted <= room:
@@ -115,16 +115,16 @@ def check_length(loaded: Loaded, model: ModelPlan) -> None:
 
 
 def _resolved(
-    config: RunConfig, model: ModelPlan, objective: Choice, rows: Rows, calibration_from: Rows | None
+    config: RunConfig, model: ModelPlan, objective: SelectedComponent, rows: Rows, calibration_from: Rows | None
 ) -> RunConfig:
     """Full names and complete options in every component section, so that the run can be repeated as it was."""
 
-    def section(choice: Choice) -> ComponentConfig:
-        return ComponentConfig(name=choice.offer.full_name, options=options_dict(choice.options))
+    def section(choice: SelectedComponent) -> ComponentConfig:
+        return ComponentConfig(name=choice.component.full_name, options=options_dict(choice.options))
 
     assert model.adapter is not None
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
-    if len({s.formatter.offer.full_name for s in rows.sources}) == 1:  # else the one that was named stays
+    if len({s.formatter.component.full_name for s in rows.sources}) == 1:  # else the one that was named stays
         chosen[FORMATTER] = rows.sources[0].formatter
     template = config.data.template
     data = replace(
@@ -149,7 +149,7 @@ def _resolved(
 
 def _resolved_model(ref: str, model: ModelPlan) -> str:
     """The model's reference, absolute where it is a path and its loader takes it so too."""
-    path, claims = user_path(ref).absolute(), getattr(model.loader.offer.spec, "claims", None)
+    path, claims = user_path(ref).absolute(), getattr(model.loader.component.spec, "claims", None)
     return str(path) if claims is not None and path.exists() and claims(str(path)) else ref
 
 
@@ -166,6 +166,6 @@ def _resolved_path(path: Any, rows: Rows) -> Any:
         else:
             about["revision"] = found.source.config.revision
         if not alone and len(rows.sources) > 1:
-            about["formatter"] = found.formatter.offer.full_name
+            about["formatter"] = found.formatter.component.full_name
         resolved.append(about if len(about) > 1 or not alone else about["path"])
     return resolved[0] if alone else tuple(resolved)

@@ -16,7 +16,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.inference.generate import answer
-from smollm3_finetune.inference.held_out_loss import HeldOut, named_alike
+from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
@@ -25,7 +25,7 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.display import Display
-from smollm3_finetune.train.distributed.sharding import whole_weights
+from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
@@ -118,7 +118,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         limit = config.sample_tokens
         with (
             autocast(context.device, context.dtype),
-            whole_weights(loaded.model),
+            gathered_weights(loaded.model),
         ):  # a wrapper's generate() goes round its own forward
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
@@ -154,7 +154,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         job.display.end()
     step, nothing = trainer.state.global_step, f"no adapter was saved in {run.path}"
     check_losses([row["loss"] for row in trainer.state.log_history if "loss" in row], step, nothing)
-    with whole_weights(loaded.model):
+    with gathered_weights(loaded.model):
         check_weights(loaded, step, nothing)
         if job.main:  # before anything else that could fail
             loaded.save(run.adapter)
@@ -176,7 +176,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),
         "enable_thinking": mode.get("enable_thinking"),
-        "before": named_alike(before, after),
+        "before": with_current_titles(before, after),
         "after": after,
     }
 

@@ -56,7 +56,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | Non
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     objective: Objective = plan.objective.create()
-    check_objective(plan.config.train, objective, plan.objective.offer.title)
+    check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
     tokenizer = plan.model.tokenizer()
     renderer = Renderer(tokenizer, plan.render)

@@ -24,10 +24,10 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         data.append(f"packing  {len(tokens.train)} rows in {items} sequences of at most {room} tokens, {full:.0%} full")
     return "\n".join(
         (
-            f"model    {model.ref} ({model.loader.offer.title}), {model.context.device}, {model.context.dtype}",
-            f"compose  {model.quantizer.offer.title} + {model.adapter.offer.title}",
+            f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
+            f"compose  {model.quantizer.component.title} + {model.adapter.component.title}",
             *data,
-            f"train    {plan.objective.offer.spec.name}, {steps} steps, learning rate {rate:g}",
+            f"train    {plan.objective.component.spec.name}, {steps} steps, learning rate {rate:g}",
             f"run      {run.path}",
         )
     )

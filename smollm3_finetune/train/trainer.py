@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, TrainingArguments
 
 from smollm3_finetune.api import Objective
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
-from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_of_the_machine
+from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_resource_error
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
-from smollm3_finetune.train.compiling import settle_compiler
-from smollm3_finetune.train.distributed.sharding import whole_weights
+from smollm3_finetune.train.compiling import configure_compile
+from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_weights
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class AdaptedTrainer:
         mask, ids, labels = inputs.get("attention_mask"), inputs.get("input_ids"), inputs.get("labels")
         if ids is None:  # the objective has names of its own
             return 0 if mask is None else mask.sum()
-        if ids.numel() == FILL_TOKENS and labels is not None and not bool((labels != IGNORED).any()):
+        if ids.numel() == FILL_TOKENS and labels is not None and not bool((labels != IGNORE_INDEX).any()):
             return 0  # it fills up the share of a process
         return ids.numel() if mask is None else mask.sum()
 
@@ -90,7 +90,7 @@ class AdaptedTrainer:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint holds what the adapter saves, not what the module happens to be."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
-        with whole_weights(self.loaded.model):
+        with gathered_weights(self.loaded.model):
             if args.should_save:
                 step = self.state.global_step  # type: ignore[attr-defined]
                 check_weights(self.loaded, step, "no checkpoint was saved")
@@ -114,7 +114,7 @@ def _attributed_to_checkpoint(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if checkpoint is None or is_of_the_machine(e):
+        if checkpoint is None or is_resource_error(e):
             raise
         raise ModelError(
             f"the checkpoint {checkpoint} is damaged: {type(e).__name__}: {first_line(e)}",
@@ -148,7 +148,7 @@ def trained_dtypes(loaded: LoadedModel) -> set[str]:
 def _check_trained(loaded: LoadedModel, args: TrainingArguments) -> None:
     """Raises PluginError where nothing would train, or the gradient scaler could not."""
     assert loaded.plan.adapter is not None
-    title, found = loaded.plan.adapter.offer.title, trained_dtypes(loaded)
+    title, found = loaded.plan.adapter.component.title, trained_dtypes(loaded)
     if not found:
         raise PluginError(f"{title} left nothing to train: no parameter requires a gradient")
     if args.fp16 and "float16" in found:
@@ -175,7 +175,7 @@ def make_trainer(
     own = objective.trainer_class()
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded, "lengths": lengths})
     if args.torch_compile:
-        settle_compiler()
+        configure_compile()
     examples = filled(examples, args.train_batch_size * args.world_size) if args.world_size > 1 else examples
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from smollm3_finetune.api.batches import flatten
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching import attention
 from smollm3_finetune.batching.attention import PREFIX, RowsNotApart, attention_within_rows
 from smollm3_finetune.batching.probe import RowProbe
@@ -51,7 +51,7 @@ def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> l
     made = []
     for _ in range(count):
         ids = [rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(5, longest + 1))]
-        labels = [IGNORED if rng.random() < masked else i for i in ids]
+        labels = [IGNORE_INDEX if rng.random() < masked else i for i in ids]
         labels[-1] = ids[-1]
         made.append({"input_ids": ids, "labels": labels})
     return made

@@ -24,11 +24,11 @@ from transformers import (
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching import head
 from smollm3_finetune.batching.head import LOGIT_BYTES, SupervisedForward, supervised_logits
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 
@@ -42,8 +42,8 @@ THREE_ROWS = 3 * VOCABULARY * 8
 """Bytes of the float64 logits of three tokens."""
 
 IDS = torch.randint(3, VOCABULARY, (3, 14), generator=torch.Generator().manual_seed(1))
-LABELS = torch.where(torch.arange(14) % 3 == 1, IGNORED, IDS).index_fill(0, torch.tensor([2]), IGNORED)
-COUNT = int((LABELS[:, 1:] != IGNORED).sum())
+LABELS = torch.where(torch.arange(14) % 3 == 1, IGNORE_INDEX, IDS).index_fill(0, torch.tensor([2]), IGNORE_INDEX)
+COUNT = int((LABELS[:, 1:] != IGNORE_INDEX).sum())
 
 
 def small(config: Any = None, dtype: torch.dtype = torch.float64) -> Any:
@@ -54,7 +54,7 @@ def small(config: Any = None, dtype: torch.dtype = torch.float64) -> Any:
 
 def with_adapter(name: str, model: Any, **options: Any) -> Any:
     """What an adapter makes of the model, moved from where it starts."""
-    choice = choose(discover(Wanted.of([])), ADAPTER, name, options)
+    choice = choose(discover(PluginSelection.of([])), ADAPTER, name, options)
     none: Any = None
     context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype="float64", seed=3, cache=none, progress=none)
     adapted = choice.create().attach(Base(model=model, fingerprint="small"), context, 20)
@@ -71,7 +71,7 @@ def by_hand(model: Any) -> Tensor:
     logits = model(input_ids=IDS, use_cache=False).logits[:, :-1].log_softmax(-1)  # (B, T - 1, V)
     wanted = LABELS[:, 1:]
     picked = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
-    return -(picked * (wanted != IGNORED)).sum()
+    return -(picked * (wanted != IGNORE_INDEX)).sum()
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -292,11 +292,11 @@ def test_a_second_derivative_is_refused_and_not_left_out(logit_bytes: int) -> No
 
 def test_another_label_to_ignore_is_the_models_own_affair() -> None:
     model = small().eval()
-    labels = IDS.where(LABELS != IGNORED, 5)
+    labels = IDS.where(LABELS != IGNORE_INDEX, 5)
     own = model(input_ids=IDS, labels=labels, ignore_index=5)
     with supervised_logits(model):
         assert torch.equal(model(input_ids=IDS, labels=labels, ignore_index=5).loss, own.loss)
-        assert model(input_ids=IDS, labels=LABELS, ignore_index=IGNORED).logits is None
+        assert model(input_ids=IDS, labels=LABELS, ignore_index=IGNORE_INDEX).logits is None
 
 
 def test_arguments_that_are_tensors_ask_for_the_models_own_forward() -> None:

@@ -16,10 +16,10 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
@@ -31,8 +31,8 @@ from smollm3_finetune.train.trainer import make_trainer
 
 pytestmark = pytest.mark.plugins
 
-REGISTRY = discover(Wanted.of([]))
-ADAPTERS = {offer.spec.name: offer.spec for offer in REGISTRY.of(ADAPTER)}
+REGISTRY = discover(PluginSelection.of([]))
+ADAPTERS = {component.spec.name: component.spec for component in REGISTRY.of(ADAPTER)}
 
 FITTING: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "dropout": 0.3},
@@ -114,8 +114,8 @@ def looked_at(method: str, first: list[int], out: Path) -> SimpleNamespace:
     """Everything about the second row that could depend on the first, of which nothing is learned."""
     loaded, objective = composed(method), SupervisedFineTuning(NoOptions())
     examples = [
-        {"input_ids": first, "labels": [IGNORED] * len(first)},
-        {"input_ids": SECOND, "labels": [IGNORED, IGNORED, *SECOND[2:]]},
+        {"input_ids": first, "labels": [IGNORE_INDEX] * len(first)},
+        {"input_ids": SECOND, "labels": [IGNORE_INDEX, IGNORE_INDEX, *SECOND[2:]]},
     ]
     train = TrainConfig(max_steps=1, batch_size=2, padding="never", max_grad_norm=1e30)
     found = SimpleNamespace(logits=[], said=[])

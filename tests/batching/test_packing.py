@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.order import Shuffled
 from smollm3_finetune.batching.packing import Packed
 from smollm3_finetune.batching.strategy import _tolerances, batching
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
@@ -86,7 +86,7 @@ def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> l
     made = []
     for _ in range(count):
         ids = [rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(5, longest + 1))]
-        labels = [IGNORED if rng.random() < masked else i for i in ids]
+        labels = [IGNORE_INDEX if rng.random() < masked else i for i in ids]
         labels[-1] = ids[-1]
         made.append({"input_ids": ids, "labels": labels})
     return made
@@ -94,7 +94,7 @@ def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> l
 
 def adapted(model: Any, adapter: str = "full", dtype: str = "float64", **options: Any) -> LoadedModel:
     """`model` with an adapter, as a run composes it."""
-    choice = choose(discover(Wanted.of([], no_plugins=adapter == "full")), ADAPTER, adapter, options)
+    choice = choose(discover(PluginSelection.of([], no_plugins=adapter == "full")), ADAPTER, adapter, options)
     none: Any = None
     context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype=dtype, seed=3, cache=none, progress=none)
     base = Base(model=model, fingerprint="small")
@@ -175,7 +175,7 @@ def by_hand(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     losses, gradients = [], []
     for micros in batches:
-        supervised = sum(label != IGNORED for micro in micros for row in micro for label in row["labels"][1:])
+        kept = sum(label != IGNORE_INDEX for micro in micros for row in micro for label in row["labels"][1:])
         loss_of_step = 0.0
         for micro in micros:
             longest = max(len(row["input_ids"]) for row in micro)
@@ -186,8 +186,8 @@ def by_hand(
                 mask[i, : len(row["input_ids"])] = 1
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
             targets = [(i, t, label) for i, row in enumerate(micro) for t, label in enumerate(row["labels"][1:])]
-            learned = torch.tensor([target for target in targets if target[-1] != IGNORED])  # (N, 3)
-            loss = -logits.log_softmax(-1)[tuple(learned.T)].sum() / supervised
+            supervised = torch.tensor([target for target in targets if target[-1] != IGNORE_INDEX])  # (N, 3)
+            loss = -logits.log_softmax(-1)[tuple(supervised.T)].sum() / kept
             loss.backward()
             loss_of_step += float(loss.detach())
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -376,7 +376,7 @@ def test_held_out_loss_is_the_same_padded_or_not() -> None:
 def other_first_row(examples: list[Row]) -> list[Row]:
     """Other tokens in the first row, of equal length; in both lists nothing of it is learned."""
     first = [(i + 41) % (VOCABULARY - 3) + 3 for i in examples[0]["input_ids"]]
-    return [{"input_ids": first, "labels": [IGNORED] * len(first)}, *examples[1:]]
+    return [{"input_ids": first, "labels": [IGNORE_INDEX] * len(first)}, *examples[1:]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -386,7 +386,7 @@ def test_replacing_a_row_leaves_the_others_as_they_were_bit_for_bit(
 ) -> None:
     """Logits, and gradients of the other rows' loss, through the collator and the Trainer, trained and evaluated."""
     mine = rows(3)
-    mine[0]["labels"] = [IGNORED] * len(mine[0]["labels"])
+    mine[0]["labels"] = [IGNORE_INDEX] * len(mine[0]["labels"])
     objective = SupervisedFineTuning(NoOptions())
     found = []
     for examples in (mine, other_first_row(mine)):

@@ -87,12 +87,12 @@ def test_an_empty_cache_and_an_absent_one_are_no_errors(cli: Cli, cache: Cache) 
     assert not cache.root.exists()
 
 
-@pytest.mark.parametrize("verb", ["list", "clean"])
-def test_a_wrong_kind_or_folder_is_an_error_with_a_hint(cli: Cli, cache: Cache, verb: str) -> None:
+@pytest.mark.parametrize("command", ["list", "clean"])
+def test_a_wrong_kind_or_folder_is_an_error_with_a_hint(cli: Cli, cache: Cache, command: str) -> None:
     make(cache, "tokens", "a")
-    result = cli("cache", verb, "--kind", "token")
+    result = cli("cache", command, "--kind", "token")
     assert (result.code, "did you mean 'tokens'?" in result.stderr) == (2, True)
-    result = cli("cache", verb, "--runs", "nowhere")
+    result = cli("cache", command, "--runs", "nowhere")
     assert (result.code, "--runs nowhere is no directory" in result.stderr) == (2, True)
 
 

@@ -267,9 +267,9 @@ def test_of_several_results_a_fresh_one_counts_before_a_newer_stale_one(cli: Any
 def test_a_plugin_file_carries_its_results_beside_it_and_its_version_is_its_content(cli: Any, plugin_file: Any) -> None:
     source = HOOKS.replace("acme.work", "mine")
     file: Path = plugin_file("mine", source)
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
 
-    version = next(r.version for r in discover(Wanted.of((str(file),))).plugins if r.name == "mine")
+    version = next(r.version for r in discover(PluginSelection.of((str(file),))).plugins if r.name == "mine")
     own = result(quantizer="mine:packed", adapter="mine:shift", versions={"mine": version})
     file.with_name("mine.compat.json").write_text(json.dumps({"format": 1, "results": [own]}))
     cell = cells_of(cli, "-p", str(file))["mine:packed", "mine:shift", "train"]

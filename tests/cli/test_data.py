@@ -128,11 +128,11 @@ def test_the_tokens_stand_beside_with_index_id_and_mask(cli: Cli, write: Write) 
     text = load_tokenizer("tiny", tiny, {}).decode([int(r[1]) for r in rows])
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\nGood é.<|im_end|>\n")
     assert rows[0][2:] == ("context", '"<|im_start|>"')
-    learned = [r[3] for r in rows if r[2] == "learned"]
-    assert "".join(t.strip('"') for t in learned if t.startswith('"')) == "Good .<|im_end|>"
-    assert sum(t.endswith("(part of a character)") for t in learned) == 2  # é is two tokens
+    supervised = [r[3] for r in rows if r[2] == "learned"]
+    assert "".join(t.strip('"') for t in supervised if t.startswith('"')) == "Good .<|im_end|>"
+    assert sum(t.endswith("(part of a character)") for t in supervised) == 2  # é is two tokens
     assert rows[-1][2:] == ("context", '"\\n"')
-    assert f"{len(rows)} tokens, {len(learned)} learned" in out
+    assert f"{len(rows)} tokens, {len(supervised)} learned" in out
 
 
 def test_raw_text_is_learned_but_for_its_first_token(cli: Cli, write: Write) -> None:
@@ -275,8 +275,8 @@ def test_an_objective_that_gives_no_example_is_named_with_the_row(
 ) -> None:
     plugin = plugin_file("odd", ODD.replace("RESULT", result))
     file = write(talk("Hello", "Good day."), talk("a", "b"), talk("c", "d"))
-    for verb in (("data", "stats"), ("train", "--adapter", "full", "--set", "data.held_out=0")):
-        failed = cli(*verb, "--data", file, "-p", str(plugin), "--objective", "odd")
+    for command in (("data", "stats"), ("train", "--adapter", "full", "--set", "data.held_out=0")):
+        failed = cli(*command, "--data", file, "-p", str(plugin), "--objective", "odd")
         assert failed.code != 0
         assert f"rows.jsonl:{2 if 'labels2' in said else 1}: objective 'odd'" in failed.stderr
         assert said in failed.stderr
@@ -315,7 +315,7 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     (source,) = about["sources"]
     assert list(source) == [
         "title", "formatter", "weight", "rows", "train", "held_out", "empty", "empty_rows", "rows_per_pass", "cut",
-        "notes", "tokens", "tokens_learned", "tokens_cut", "length", "longest_row",
+        "notes", "tokens", "tokens_supervised", "tokens_cut", "length", "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])
@@ -324,7 +324,7 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
         ("rows.jsonl:2", "what is learned begins"),
         ("rows.jsonl:4", "answers whose reasoning is stripped are not learned (data.history=strip)"),
     ]
-    assert 0 < source["tokens_learned"] < source["tokens"]
+    assert 0 < source["tokens_supervised"] < source["tokens"]
     assert list(source["length"]) == ["min", "median", "mean", "p95", "max"]
     assert source["longest_row"] in ("rows.jsonl:2", "rows.jsonl:3")
     assert about["total"]["rows"] == 7
@@ -337,13 +337,13 @@ def test_tokens_and_lengths_are_those_of_the_rows(cli: Cli, few: str) -> None:
     assert whole["length"] == cut["length"]  # before cutting
     out = cli("data", "preview", "--data", few, "--rows", "7").stdout
     rows = [[int(n) for n in m] for m in re.findall(r"^rows\S+  (\d+) tokens, (\d+) learned", out, re.MULTILINE)]
-    lengths, learned = [length for length, _ in rows], [n for _, n in rows]
+    lengths, supervised = [length for length, _ in rows], [n for _, n in rows]
     assert whole["length"] == {
         "min": min(lengths), "median": statistics.median(lengths), "mean": round(statistics.mean(lengths), 2),
         "p95": max(lengths), "max": max(lengths),
     }  # fmt: skip
     assert whole["tokens"] == sum(length for length, n in rows if n)
-    assert whole["tokens_learned"] == sum(learned)
+    assert whole["tokens_supervised"] == sum(supervised)
     assert cut["tokens_cut"] == sum(max(length - 64, 0) for length in lengths)
 
 
@@ -367,14 +367,14 @@ def test_weights_and_totals_of_several_sources(cli: Cli, write: Write) -> None:
 
 def test_where_nothing_can_be_learned_the_exit_code_is_5_and_the_counts_are_still_shown(cli: Cli, write: Write) -> None:
     file = write(*(talk(f"{n} " + "word " * 60, "late") for n in range(4)))
-    for verb in (["stats"], ["stats", "--json"], ["preview"]):
-        result = cli("data", *verb, "--data", file, "--max-length", "32")
+    for command in (["stats"], ["stats", "--json"], ["preview"]):
+        result = cli("data", *command, "--data", file, "--max-length", "32")
         assert result.code == 5
         assert "error: none of the 3 training rows has anything to learn; the first is rows.jsonl:" in result.stderr
         assert "error: the only held-out row has nothing to learn: rows.jsonl:" in result.stderr
         assert "what is learned begins at token " in result.stderr
         assert "rows.jsonl:4" in result.stdout
-        if "--json" in verb:
+        if "--json" in command:
             assert json.loads(result.stdout)["total"]["empty"] == 4
     enough = re.findall(r"hint: --max-length (\d+)\n", result.stderr)
     assert len(enough) == 2
@@ -384,13 +384,13 @@ def test_where_nothing_can_be_learned_the_exit_code_is_5_and_the_counts_are_stil
 def test_a_row_that_the_template_refuses_is_named_by_its_place(cli: Cli, write: Write) -> None:
     Path("no.jinja").write_text("{{ raise_exception('not this one') }}", encoding="utf-8")
     file = write(talk("a", "b"), talk("c", "d"))
-    for verb in ("preview", "stats"):
-        result = cli("data", verb, "--data", file, "--set", "data.template=no.jinja")
+    for command in ("preview", "stats"):
+        result = cli("data", command, "--data", file, "--set", "data.template=no.jinja")
         assert result.code == 5
         assert "rows.jsonl:1: the chat template refuses a conversation: not this one" in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["preview", "stats"])
+@pytest.mark.parametrize("command", ["preview", "stats"])
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -404,8 +404,8 @@ def test_a_row_that_the_template_refuses_is_named_by_its_place(cli: Cli, write: 
         (["--nothing"], 2, "No such option"),
     ],
 )
-def test_wrong_options_are_errors_as_in_train(verb: str, args: list[str], code: int, message: str, cli: Cli) -> None:
-    result = cli("data", verb, *args)
+def test_wrong_options_are_errors_as_in_train(command: str, args: list[str], code: int, message: str, cli: Cli) -> None:
+    result = cli("data", command, *args)
     assert result.code == code
     assert message in result.stderr
     assert not result.stdout
@@ -446,8 +446,8 @@ def test_what_a_component_suggests_holds_as_it_does_in_train(cli: Cli, plugin_fi
 def test_a_component_may_not_suggest_which_rows_there_are(cli: Cli, plugin_file: Any, write: Write) -> None:
     late = str(plugin_file("late", SUGGESTS.replace('"data.max_length": 64', '"data.held_out": 0.5')))
     rows = ("--data", write(talk("Hello", "Good day."), talk("a", "b")), "-p", late, "--objective", "short")
-    for verb in (("data", "stats"), ("train", "--adapter", "full", "--dry-run")):
-        result = cli(*verb, *rows)
+    for command in (("data", "stats"), ("train", "--adapter", "full", "--dry-run")):
+        result = cli(*command, *rows)
         assert result.code == 7
         assert "objective 'short' suggests data.held_out, and components may suggest train.…" in result.stderr
 
@@ -473,7 +473,7 @@ def test_help_imports_nothing_heavy_and_hides_what_does_not_matter(args: list[st
 def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any], int, int]:
     """(counts, tokens, learned tokens) of the examples that training would read, of one source."""
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.components.discovery import Wanted, discover
+    from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.load import Setting, assemble
     from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.data.tokenization import tokenize
@@ -484,25 +484,25 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     values |= {("data", key): value for key, value in {"max_length": max_length, **data}.items()}
     loaded = assemble([[Setting(key=k, value=v, origin="test") for k, v in values.items()]])
     context = build_context(Purpose.TRAIN, "cpu", "float32", 0)
-    plan = plan_run(discover(Wanted.of(())), loaded, lambda: context)
+    plan = plan_run(discover(PluginSelection.of(())), loaded, lambda: context)
     renderer = Renderer(plan.model.source.tokenizer(), plan.render)
     made = tokenize(plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress)
     examples = [e[i] for e in (made.train, *made.held_out) for i in range(len(e))]
     tokens = sum(len(e["input_ids"]) for e in examples)
-    learned = sum(label != -100 for e in examples for label in e["labels"][1:])
-    return asdict(made.counts[0]), tokens, learned
+    supervised = sum(label != -100 for e in examples for label in e["labels"][1:])
+    return asdict(made.counts[0]), tokens, supervised
 
 
 def check_against_training(cli: Cli, file: Path, max_length: int, **data: Any) -> dict[str, Any]:
     """The statistics of a file, which are those of the examples that training is given."""
     options = ["--max-length", str(max_length), *(f"--set=data.{key}={value}" for key, value in data.items())]
     (source,) = stats(cli, "--data", str(file), *options)["sources"]
-    counts, tokens, learned = trained_on(file, max_length, **data)
+    counts, tokens, supervised = trained_on(file, max_length, **data)
     assert {k: source[k] for k in ("train", "held_out", "empty")} == {
         k: counts[k] for k in ("train", "held_out", "empty")
     }
     assert {**source["notes"], **({"cut": source["cut"]} if source["cut"] else {})} == counts["notes"]
-    assert (source["tokens"], source["tokens_learned"]) == (tokens, learned)
+    assert (source["tokens"], source["tokens_supervised"]) == (tokens, supervised)
     return source
 
 
@@ -567,17 +567,17 @@ def test_bars_hold_every_row_once_and_are_few(lengths: list[int]) -> None:
 HISTORY = {"instruction": "And two?", "output": "Four.", "history": [["One?", "Two."]]}
 
 
-def learned(result: Any) -> int:
+def supervised(result: Any) -> int:
     assert result.code == 0, result.stderr
-    return int(json.loads(result.stdout)["total"]["tokens_learned"])
+    return int(json.loads(result.stdout)["total"]["tokens_supervised"])
 
 
 def test_options_reach_the_formatter_that_recognizes_the_rows(cli: Cli, write: Write) -> None:
     file = write(*({**HISTORY, "output": f"{n}."} for n in range(8)))
     common = ("data", "stats", "--data", file, "--json")
-    with_history, without = learned(cli(*common)), learned(cli(*common, "--set", "formatter.learn_history=false"))
+    with_history, without = supervised(cli(*common)), supervised(cli(*common, "--set", "formatter.learn_history=false"))
     named = cli(*common, "--set", "formatter.learn_history=false", "--formatter", "alpaca")
-    assert learned(named) == without < with_history
+    assert supervised(named) == without < with_history
     wrong = cli(*common, "--set", "formatter.learn_histroy=false")
     assert wrong.code == 2
     assert "learn_history" in wrong.stderr
@@ -600,9 +600,9 @@ def test_a_repeated_run_of_several_sources_has_the_options_again(cli: Cli, write
     planned = cli("train", "--adapter", "full", "--data", one, "--data", two, *option, "--dry-run", "--json")
     assert planned.code == 0, planned.stderr
     Path("again.yaml").write_text(json.dumps(json.loads(planned.stdout)["config"]))
-    asked = learned(cli("data", "stats", "--data", one, "--data", two, *option, "--json"))
-    assert learned(cli("data", "stats", "--config", "again.yaml", "--json")) == asked
-    assert learned(cli("data", "stats", "--data", one, "--data", two, "--json")) > asked
+    asked = supervised(cli("data", "stats", "--data", one, "--data", two, *option, "--json"))
+    assert supervised(cli("data", "stats", "--config", "again.yaml", "--json")) == asked
+    assert supervised(cli("data", "stats", "--data", one, "--data", two, "--json")) > asked
 
 
 def test_preference_rows_say_that_sft_does_not_compare(cli: Cli, write: Write) -> None:

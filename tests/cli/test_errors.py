@@ -53,11 +53,11 @@ def fails(
 ) -> Callable[..., Failure]:
     """Run a verb that must fail; whatever is not given is right."""
 
-    def run(code: int, *args: str, verb: str = "train", **right: Any) -> Failure:
+    def run(code: int, *args: str, command: str = "train", **right: Any) -> Failure:
         defaults = {"model": model_directory, "adapter": "full", "data": rows_file, "device": "cpu"}
         given = [f"--{k}={v}" for k, v in {**defaults, **right}.items() if v is not None and f"--{k}" not in args]
         before = sorted(tmp_path.rglob("*"))
-        result = cli(*verb.split(), *given, *args)
+        result = cli(*command.split(), *given, *args)
         assert result.code == code, result.stderr
         assert result.stdout == ""
         assert "Traceback" not in result.stderr
@@ -255,7 +255,7 @@ def test_an_output_that_holds_a_run(fails: Fails, isolated: Path) -> None:
     run.mkdir()
     (run / "run.yaml").write_text("seed: 7\n")
     assert fails(2, "--output", "run").message == "--output run holds a run already"
-    assert fails(2, "--output", "run", verb="config validate").message == "--output run holds a run already"
+    assert fails(2, "--output", "run", command="config validate").message == "--output run holds a run already"
     assert (run / "run.yaml").read_text() == "seed: 7\n"
 
 
@@ -362,9 +362,9 @@ def test_a_claim_that_raises_does_not_stop_a_run_that_never_named_it(
 
 
 def test_a_mistyped_verb_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
-    verb, flag = cli("trian"), cli("train", "--quannt", "x")
-    assert (verb.code, flag.code) == (2, 2)
-    assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in verb.stderr
+    command, flag = cli("trian"), cli("train", "--quannt", "x")
+    assert (command.code, flag.code) == (2, 2)
+    assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in command.stderr
     assert "--quant" in flag.stderr
 
 

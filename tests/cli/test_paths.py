@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.paths import user_path
 
@@ -90,7 +90,7 @@ def test_a_closed_directory_and_what_is_in_it(closed: Path) -> None:
 
 def test_a_plugin_file_that_may_not_be_read(closed: Path) -> None:
     file = closed.with_name("mine.py")
-    for wanted in (Wanted(files=(str(file),)), Wanted(files=("mine",))):
+    for wanted in (PluginSelection(files=(str(file),)), PluginSelection(files=("mine",))):
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(file.parent))
             with pytest.raises(ConfigError) as caught:

@@ -116,7 +116,7 @@ def test_what_libraries_print_while_a_verb_works_stays_out_of_its_answer(
     rows = ("--data", "rows.jsonl", "--set", "data.held_out=0.25")
     quant = ("--quant", "chatty")
     tiny = str(DIRECTORY)
-    verbs: Mapping[str, tuple[tuple[str, ...], str]] = {
+    commands: Mapping[str, tuple[tuple[str, ...], str]] = {
         "stats": (("data", "stats", *rows), "its library"),
         "dry": (("train", "--model", tiny, *rows, *quant, *QUICK, "--dry-run"), "a row"),
         "train": (("train", "--model", tiny, *rows, *quant, *QUICK, "--output", "run"), "load"),
@@ -124,7 +124,7 @@ def test_what_libraries_print_while_a_verb_works_stays_out_of_its_answer(
         "merge": (("merge", "run"), "load"),
         "quantize": (("quantize", tiny, *quant, "--output", "written"), "write"),
     }
-    for name, (command, where) in verbs.items():
+    for name, (command, where) in commands.items():
         result = cli(*command, "--json")
         assert result.code == 0, (name, result.stderr)
         assert isinstance(json.loads(result.stdout), dict), name
@@ -168,11 +168,11 @@ BROKEN: Mapping[str, tuple[str, int]] = {
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
-@pytest.mark.parametrize("verb", ["train --dry-run", "data preview", "config validate"])
-def test_a_broken_template_is_named_with_its_line(cli: Callable[..., Any], wrong: str, verb: str) -> None:
+@pytest.mark.parametrize("command", ["train --dry-run", "data preview", "config validate"])
+def test_a_broken_template_is_named_with_its_line(cli: Callable[..., Any], wrong: str, command: str) -> None:
     text, line = BROKEN[wrong]
     Path("mine.jinja").write_text(text)
-    result = cli(*verb.split(), "--adapter", "full", "--set", "data.template=mine.jinja")
+    result = cli(*command.split(), "--adapter", "full", "--set", "data.template=mine.jinja")
     assert (result.code, result.stdout) == (2, "")
     message, hint = result.stderr.splitlines()
     assert message.startswith(f"error: the chat template mine.jinja:{line} is not valid Jinja: ")

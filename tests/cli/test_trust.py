@@ -121,7 +121,7 @@ def test_of_two_runs_only_one_gets_a_directory(cli: Cli, monkeypatch: pytest.Mon
 
     assert cli("train", *QUICK, "--output", "out").code == 0
     before = sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file())
-    monkeypatch.setattr(RunDir, "fresh", classmethod(lambda cls, output, title: cls(Path("out"))))
+    monkeypatch.setattr(RunDir, "fresh", classmethod(lambda cls, output, title, **_: cls(Path("out"))))
     refused = cli("train", *QUICK, "--output", "out")
     assert (refused.code, "holds a run already" in refused.stderr) == (2, True)
     assert sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file()) == before
@@ -180,7 +180,7 @@ RESTORE = "    def restore(self, base, path, ctx): pass\n"
         ("", "    def attach(self, base, ctx, total_steps): pass\n", "has no method 'restore'"),
         ("", RESTORE + "    def attach(self, b, c, t): pass\n", "what attach() returns, a NoneType, has no method"),
         ("", RESTORE + "    def attach(self, b, c, t): return 1 / 0\n", "failed: ZeroDivisionError"),
-        (", refine=nothing", RESTORE, "the refine() of 'half' returned None"),
+        (", refine=nothing", RESTORE, "failed in refine(): TypeError: it returned None"),
     ],
 )
 def test_an_object_that_breaks_the_protocol_is_named_with_what_it_lacks(

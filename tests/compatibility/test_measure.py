@@ -18,7 +18,7 @@ from smollm3_finetune.compatibility.collect import OWN_FILE
 from smollm3_finetune.compatibility.results import read
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.components.registry import Offer
+from smollm3_finetune.components.registry import RegisteredComponent
 
 ROOT = Path(__file__).parents[2]
 OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
@@ -87,8 +87,8 @@ def test_a_pair_that_hangs_or_dies_takes_no_other_with_it(fake_distribution: Any
         quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B")
         about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
         return Pair(
-            quantizer=Offer(kind=QUANTIZER, spec=quantizer, **about),
-            adapter=Offer(kind=ADAPTER, spec=spec, **about),
+            quantizer=RegisteredComponent(kind=QUANTIZER, spec=quantizer, **about),
+            adapter=RegisteredComponent(kind=ADAPTER, spec=spec, **about),
             purpose=Purpose.TRAIN,
         )
 

@@ -275,14 +275,14 @@ class Source:
 VAULT = "loader 'vault' (acme-vault 1.2) failed: "
 
 
-@pytest.mark.parametrize("verb", ["train", "data stats", "generate", "config validate"])
+@pytest.mark.parametrize("command", ["train", "data stats", "generate", "config validate"])
 @pytest.mark.parametrize("where", ["open", "config", "tokenizer", "nothing", "list"])
-def test_a_loader_that_fails_is_named(verb: str, where: str, cli: Cli, fake_distribution: Any) -> None:
+def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_distribution: Any) -> None:
     source = LOADER.replace("RAISED", "PermissionError(13, 'closed')") + f"WHERE = {where!r}\n"
     fake_distribution("acme-vault", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
-    model = ("vault", "--prompt", "a") if verb == "generate" else ("--model", "vault", "--adapter", "full")
-    result = cli(*verb.split(), *model, *(("--output", "run") if verb == "train" else ()))
-    if (verb, where) == ("config validate", "tokenizer"):  # which reads none
+    model = ("vault", "--prompt", "a") if command == "generate" else ("--model", "vault", "--adapter", "full")
+    result = cli(*command.split(), *model, *(("--output", "run") if command == "train" else ()))
+    if (command, where) == ("config validate", "tokenizer"):  # which reads none
         assert result.code == 0, result.stderr
         return
     assert result.code == 7, result.stderr

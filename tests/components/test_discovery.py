@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import PluginRecord, Registry
 from smollm3_finetune.errors import ConfigError, PluginError
@@ -97,7 +97,7 @@ def test_a_broken_plugin_is_contained_and_says_what_is_wrong(case: str, fake_dis
     assert (broken.status, broken.distribution, broken.version) == ("broken", "acme-broken", "2.1")
     assert expected in (broken.error or "")
     assert "\n" not in (broken.error or "")
-    assert not any(o.distribution == "acme-broken" for o in registry.offers)
+    assert not any(o.distribution == "acme-broken" for o in registry.components)
     assert record(registry, "good").status == "active"
     assert "acme-good:scale" in offered(registry, ADAPTER)
     assert "smollm3-finetune:none" in offered(registry, QUANTIZER)
@@ -151,7 +151,7 @@ def test_trace_prints_a_line_for_each_plugin(
 def test_a_blocked_plugin_is_not_imported(name: str, fake_distribution: Any, tmp_path: Path) -> None:
     source = f"open({str(tmp_path / 'imported')!r}, 'w').close()\n" + GOOD
     fake_distribution("acme-tools", "1", {"acme_hooks": source}, {"acme": "acme_hooks"})
-    registry = discover(Wanted.of([f"no:{name}"]))
+    registry = discover(PluginSelection.of([f"no:{name}"]))
     assert record(registry, "acme").status == "disabled"
     assert not (tmp_path / "imported").exists()
     assert "acme_hooks" not in sys.modules
@@ -162,23 +162,23 @@ def test_a_blocked_plugin_is_not_imported(name: str, fake_distribution: Any, tmp
 def test_the_environment_blocks_names_and_everything(fake_distribution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_distribution("acme", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "acme,")
-    assert record(discover(Wanted.of([])), "acme").status == "disabled"
+    assert record(discover(PluginSelection.of([])), "acme").status == "disabled"
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "1")
-    assert [p.name for p in discover(Wanted.of([])).plugins] == ["builtin"]
+    assert [p.name for p in discover(PluginSelection.of([])).plugins] == ["builtin"]
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "0")
-    assert record(discover(Wanted.of([])), "acme").status == "active"
+    assert record(discover(PluginSelection.of([])), "acme").status == "active"
 
 
 def test_an_unknown_blocked_name_is_an_error_with_a_suggestion(fake_distribution: Any) -> None:
     fake_distribution("acme-tools", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     with pytest.raises(ConfigError, match="there is no plugin 'acmee' to leave out") as caught:
-        discover(Wanted.of(["no:acmee"]))
+        discover(PluginSelection.of(["no:acmee"]))
     assert caught.value.hint == "did you mean no:acme?"
 
 
 def test_the_built_in_components_cannot_be_left_out() -> None:
     with pytest.raises(ConfigError, match="built-in"):
-        discover(Wanted.of(["no:builtin"]))
+        discover(PluginSelection.of(["no:builtin"]))
 
 
 def test_no_plugins_leaves_entry_points_out_and_keeps_named_files(
@@ -186,13 +186,13 @@ def test_no_plugins_leaves_entry_points_out_and_keeps_named_files(
 ) -> None:
     fake_distribution("acme", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     mine = plugin_file("mine", GOOD.replace("good_plugin", "mine"))
-    registry = discover(Wanted.of([str(mine)], no_plugins=True))
+    registry = discover(PluginSelection.of([str(mine)], no_plugins=True))
     assert [p.name for p in registry.plugins] == ["builtin", "mine"]
 
 
 def test_no_plugins_with_a_name_in_the_environment_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "acme")
-    assert [p.name for p in discover(Wanted.of([], no_plugins=True)).plugins] == ["builtin"]
+    assert [p.name for p in discover(PluginSelection.of([], no_plugins=True)).plugins] == ["builtin"]
 
 
 def test_a_named_file_and_a_named_module_offer_components(
@@ -200,7 +200,7 @@ def test_a_named_file_and_a_named_module_offer_components(
 ) -> None:
     mine = plugin_file("mine", GOOD.replace("'scale'", "'mine'"))
     fake_distribution("acme", "1", {"acme.hooks": GOOD})  # on the path, with no entry point
-    registry = discover(Wanted.of([str(mine), "acme.hooks"]))
+    registry = discover(PluginSelection.of([str(mine), "acme.hooks"]))
     assert {"mine:mine", "acme.hooks:scale"} <= offered(registry, ADAPTER)
     assert record(registry, "mine").origin == str(mine.resolve())
 
@@ -209,7 +209,7 @@ def test_a_plugin_named_twice_is_one_plugin(plugin_file: Callable[[str, str], Pa
     mine = plugin_file("mine", GOOD.replace("'scale'", "'mine'"))
     fake_distribution("acme", "1", {"acme_hooks": GOOD}, {"acme": "acme_hooks"})
     relative = os.path.relpath(mine)
-    registry = discover(Wanted.of([str(mine), relative, "acme_hooks"]))  # the module is an entry point already
+    registry = discover(PluginSelection.of([str(mine), relative, "acme_hooks"]))  # the module is an entry point already
     names = [o.full_name for o in registry.of(ADAPTER) if o.spec.name in ("mine", "scale")]
     assert names == ["mine:mine", "acme:scale"]
     assert registry.shared_names() == {}
@@ -218,14 +218,14 @@ def test_a_plugin_named_twice_is_one_plugin(plugin_file: Callable[[str, str], Pa
 @pytest.mark.parametrize("text", ["missing.py", "./missing.py", "no_such_module_at_all", "no_such_package.inside"])
 def test_a_named_plugin_that_is_not_there_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=f"{text!r} \\(-p\\)"):
-        discover(Wanted.of([text]))
+        discover(PluginSelection.of([text]))
 
 
 def test_a_directory_or_another_file_named_as_a_plugin_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ConfigError, match="Python file"):
-            discover(Wanted.of([f"{path}"]))
+            discover(PluginSelection.of([f"{path}"]))
 
 
 def test_a_named_plugin_that_is_broken_is_an_error(
@@ -234,18 +234,18 @@ def test_a_named_plugin_that_is_broken_is_an_error(
     mine = plugin_file("mine", "raise RuntimeError('no license')\n")
     fake_distribution("acme", "1", {"acme": "raise RuntimeError('no package')\n", "acme.hooks": GOOD})
     with pytest.raises(PluginError, match=r"plugin 'mine' .* is broken: RuntimeError: no license") as caught:
-        discover(Wanted.of([str(mine)]))
+        discover(PluginSelection.of([str(mine)]))
     assert caught.value.hint is not None and "no:mine" not in caught.value.hint
     assert "mine" not in sys.modules
     with pytest.raises((ConfigError, PluginError), match=r"acme\.hooks"):
-        discover(Wanted.of(["acme.hooks"]))
+        discover(PluginSelection.of(["acme.hooks"]))
 
 
 def test_a_plugin_file_never_replaces_a_module_of_its_name(plugin_file: Callable[[str, str], Path]) -> None:
     mine = plugin_file("json", GOOD)
     before = sys.modules["json"]
     with pytest.raises(PluginError, match="the name 'json' is taken by another module"):
-        discover(Wanted.of([str(mine)]))
+        discover(PluginSelection.of([str(mine)]))
     assert sys.modules["json"] is before
 
 
@@ -275,7 +275,7 @@ def test_a_file_and_a_module_without_hooks_are_refused(isolated: Path) -> None:
     Path("plain.py").write_text("def smollm3():\n    pass\n")
     for named in ("plain.py", "json"):
         with pytest.raises(PluginError, match="is broken: TypeError: there is no hook in it"):
-            discover(Wanted.of((named,), no_plugins=True))
+            discover(PluginSelection.of((named,), no_plugins=True))
 
 
 def test_an_installed_module_without_hooks_is_broken_and_stops_nobody(fake_distribution: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smollm3_finetune.cli import VERBS
+from smollm3_finetune.cli import COMMANDS
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "numpy", "datasets", "accelerate", "tokenizers", "gguf"}
 
@@ -69,7 +69,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return found
 
 
-SILENT = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS if verb != "train")]
+SILENT = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS if command != "train")]
 """`train --help` is left out: it lists what is installed."""
 
 

@@ -12,8 +12,8 @@ import pytest
 from smollm3_finetune.api import ALL_OPS, AdapterSpec, Env, NoOptions, Op, Purpose, QuantizerSpec, Requires, option
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, missing_ops, pair_problem, provided, refined
-from smollm3_finetune.components.registry import Offer, Registry
-from smollm3_finetune.components.selection import Choice
+from smollm3_finetune.components.registry import RegisteredComponent, Registry
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import PluginError
 
 CPU = Env(device="cpu")
@@ -42,16 +42,19 @@ def adapter(name: str = "scale", needs: Any = LINEAR, **fields: Any) -> AdapterS
     return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, **fields)
 
 
-def chosen(spec: Any, options: Any = None) -> Choice:
+def chosen(spec: Any, options: Any = None) -> SelectedComponent:
     kind = QUANTIZER if isinstance(spec, QuantizerSpec) else ADAPTER
-    offer = Offer(kind=kind, spec=spec, distribution="acme", version="1.0", plugin="acme")
-    return Choice(offer=offer, options=options or NoOptions())
+    component = RegisteredComponent(kind=kind, spec=spec, distribution="acme", version="1.0", plugin="acme")
+    return SelectedComponent(component=component, options=options or NoOptions())
 
 
 def registry(*specs: Any) -> Registry:
     kinds = {QuantizerSpec: QUANTIZER, AdapterSpec: ADAPTER}
     return Registry(
-        offers=tuple(Offer(kind=kinds[type(s)], spec=s, distribution="acme", version="1", plugin="acme") for s in specs)
+        components=tuple(
+            RegisteredComponent(kind=kinds[type(s)], spec=s, distribution="acme", version="1", plugin="acme")
+            for s in specs
+        )
     )
 
 
@@ -115,7 +118,7 @@ def test_a_refine_that_raises_is_the_plugins_fault() -> None:
         raise KeyError("device")
 
     for q, a in ((quantizer(refine=refine), adapter()), (quantizer(), adapter(refine=refine))):
-        with pytest.raises(PluginError, match=r"the refine\(\) of .* raised KeyError"):
+        with pytest.raises(PluginError, match=r"quantizer 'int4' \(acme 1\.0\) failed in refine\(\): KeyError"):
             missing_ops(chosen(q), chosen(a), CPU)
 
 

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
-from smollm3_finetune.components.registry import KNOWN_FILE, Offer, PluginRecord, Registry, known_components
+from smollm3_finetune.components.registry import (
+    KNOWN_FILE,
+    PluginRecord,
+    RegisteredComponent,
+    Registry,
+    known_components,
+)
 from smollm3_finetune.errors import (
     MissingRequirementError,
     PluginConflictError,
@@ -23,14 +29,16 @@ from smollm3_finetune.errors import (
 ROOT = Path(__file__).parents[2]
 
 
-def offer(
+def component(
     name: str, distribution: str = "acme", version: str = "1.0", kind: Kind = QUANTIZER, **fields: Any
-) -> Offer:  # fmt: skip
+) -> RegisteredComponent:  # fmt: skip
     spec = kind.spec(name=name, summary="s", **{"factory": "acme_impl:Thing", **fields})
-    return Offer(kind=kind, spec=spec, distribution=distribution, version=version, plugin=distribution)
+    return RegisteredComponent(kind=kind, spec=spec, distribution=distribution, version=version, plugin=distribution)
 
 
-TWO = Registry(offers=(offer("int8"), offer("int8", "zeta", "2.1"), offer("rows", aliases=("row-wise",))))
+TWO = Registry(
+    components=(component("int8"), component("int8", "zeta", "2.1"), component("rows", aliases=("row-wise",)))
+)
 
 
 def test_a_full_name_of_what_is_not_installed_says_how_to_install_it() -> None:
@@ -61,7 +69,7 @@ def test_a_conflict_names_both_distributions_with_versions_and_full_names_settle
 
 
 def test_an_alias_that_is_another_ones_name_is_a_conflict_too() -> None:
-    registry = Registry(offers=(offer("int8"), offer("eight", "zeta", aliases=("int8",))))
+    registry = Registry(components=(component("int8"), component("eight", "zeta", aliases=("int8",))))
     with pytest.raises(PluginConflictError, match=r"zeta 1\.0 and acme 1\.0"):
         registry.find(QUANTIZER, "int8")
 
@@ -108,7 +116,7 @@ def test_a_name_that_somebody_publishes_gets_the_command_that_installs_it() -> N
         (LOADER, "gguf", "smollm3-gguf"),
     ):
         with pytest.raises(UnknownComponentError, match=f"the {kind.name} '{name}' is not installed") as caught:
-            discover(Wanted.of([], no_plugins=True)).find(kind, name)
+            discover(PluginSelection.of([], no_plugins=True)).find(kind, name)
         assert caught.value.hint == f"pip install ./plugins/{folder}"
     with pytest.raises(UnknownComponentError) as caught:
         TWO.find(ADAPTER, "lorra")
@@ -123,7 +131,7 @@ def test_every_install_hint_leads_to_a_project_of_that_name() -> None:
             project = tomllib.loads((ROOT / target / "pyproject.toml").read_text())["project"]
             assert target == f"./plugins/{project['name']}"
             assert "smollm3_finetune" in project["entry-points"]
-    assert KNOWN_FILE.parent == ROOT / "smollm3_finetune"
+    assert KNOWN_FILE.parent == ROOT / "smollm3_finetune" / "components"
 
 
 def _broken(distribution: str) -> PluginRecord:
@@ -135,7 +143,7 @@ def _broken(distribution: str) -> PluginRecord:
 
 
 def test_a_name_that_a_broken_plugin_would_offer_raises_that_plugins_error() -> None:
-    registry = Registry(offers=(offer("rows"),), plugins=(_broken("smollm3-peft"), _broken("acme-bad")))
+    registry = Registry(components=(component("rows"),), plugins=(_broken("smollm3-peft"), _broken("acme-bad")))
     with pytest.raises(PluginError, match=r"smollm3-peft.*no license"):
         registry.find(ADAPTER, "lora")
     with pytest.raises(PluginError, match=r"acme-bad.*no license"):
@@ -149,11 +157,11 @@ def test_a_name_of_a_disabled_plugin_says_so() -> None:
         name="peft", distribution="smollm3-peft", version="1", origin="entry point", status="disabled"
     )
     with pytest.raises(UnknownComponentError, match="offered by the plugin 'peft', which is disabled"):
-        Registry(offers=(), plugins=(record,)).find(ADAPTER, "lora")
+        Registry(components=(), plugins=(record,)).find(ADAPTER, "lora")
 
 
 def test_components_are_sorted_by_name_whatever_the_order_of_discovery() -> None:
-    backwards = Registry(offers=TWO.offers[::-1])
+    backwards = Registry(components=TWO.components[::-1])
     names = [o.full_name for o in backwards.of(QUANTIZER)]
     assert names == [o.full_name for o in TWO.of(QUANTIZER)] == ["acme:int8", "zeta:int8", "acme:rows"]
 
@@ -176,15 +184,15 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
         },
     )  # fmt: skip
     with pytest.raises(MissingRequirementError, match="needs the package 'no_such_package'") as caught:
-        offer("q", factory="acme.needy:X").create(NoOptions())
+        component("q", factory="acme.needy:X").create(NoOptions())
     assert caught.value.hint == "pip install no_such_package"
     for module in ("acme.wrong", "acme.lost", "acme.exits", "acme.absent", "acme.fine"):
         with pytest.raises(PluginError, match=rf"quantizer 'q' \(acme 1\.0\), {module}:X, cannot be imported"):
-            offer("q", factory=f"{module}:X").create(NoOptions())
+            component("q", factory=f"{module}:X").create(NoOptions())
     with pytest.raises(PluginError, match=r"quantizer 'q' \(acme 1\.0\).*RuntimeError: no license"):
-        offer("q", factory="acme.fine:Refuses").create(NoOptions())
+        component("q", factory="acme.fine:Refuses").create(NoOptions())
     options = NoOptions()
-    assert offer("q", factory="acme.fine:Takes").create(options).options is options
+    assert component("q", factory="acme.fine:Takes").create(options).options is options
 
 
 def test_options_that_are_no_dataclass_are_the_plugins_fault(fake_distribution: Any) -> None:
@@ -192,14 +200,14 @@ def test_options_that_are_no_dataclass_are_the_plugins_fault(fake_distribution: 
     from smollm3_finetune.config.options import build
 
     with pytest.raises(PluginError, match="acme_options:number"):
-        offer("q", options="acme_options:number").options_class()
+        component("q", options="acme_options:number").options_class()
     with pytest.raises(PluginError, match="not a dataclass"):
-        build(offer("q", options="acme_options:Plain").options_class(), {}, "quant")
+        build(component("q", options="acme_options:Plain").options_class(), {}, "quant")
 
 
-def _claiming(name: str, distribution: str, claims: Any, kind: Kind = FORMATTER, rank: int = 0) -> Offer:
+def _claiming(name: str, distribution: str, claims: Any, kind: Kind = FORMATTER, rank: int = 0) -> RegisteredComponent:
     extra = {} if kind is QUANTIZER else {"rank": rank}
-    return offer(name, distribution, kind=kind, claims=claims, **extra)
+    return component(name, distribution, kind=kind, claims=claims, **extra)
 
 
 def _raises(_: Any) -> bool:
@@ -207,7 +215,7 @@ def _raises(_: Any) -> bool:
 
 
 def test_a_claim_that_raises_is_taken_as_no_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    registry = Registry(offers=(_claiming("bad", "acme", _raises), _claiming("good", "zeta", lambda row: True)))
+    registry = Registry(components=(_claiming("bad", "acme", _raises), _claiming("good", "zeta", lambda row: True)))
     assert [o.spec.name for o in registry.claiming(FORMATTER, {"a": 1})] == ["good"]
     assert "formatter 'bad' (acme 1.0)" in caplog.text
     assert "AttributeError: not what I expected" in caplog.text
@@ -220,9 +228,9 @@ def test_the_highest_rank_takes_a_claim_and_equal_ranks_are_all_given() -> None:
     low, high, also = (
         _claiming(n, "acme", yes, LOADER, r) for n, r in (("low", -10), ("high", 0), ("also", 0))
     )  # fmt: skip
-    assert Registry(offers=(low, high)).claiming(LOADER, "x") == [high]
-    assert Registry(offers=(low, high, also)).claiming(LOADER, "x") == [also, high]
-    assert Registry(offers=(offer("silent", kind=LOADER),)).claiming(LOADER, "x") == []
+    assert Registry(components=(low, high)).claiming(LOADER, "x") == [high]
+    assert Registry(components=(low, high, also)).claiming(LOADER, "x") == [also, high]
+    assert Registry(components=(component("silent", kind=LOADER),)).claiming(LOADER, "x") == []
 
 
 def test_descriptors_are_frozen() -> None:

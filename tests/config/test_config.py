@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.json_schema import run_schema
-from smollm3_finetune.config.load import Loaded, Setting, as_dict, assemble, assignment, file_settings
+from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, assignment, file_settings
 from smollm3_finetune.config.schema import ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems
@@ -34,7 +34,7 @@ def flags(*texts: str) -> list[Setting]:
     return [assignment(t, "--set") for t in texts]
 
 
-def load(path: Path, *sets: str) -> Loaded:
+def load(path: Path, *sets: str) -> LoadedConfig:
     return assemble([file_settings(path), flags(*sets)])
 
 
@@ -280,7 +280,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def schema() -> dict[str, Any]:
-    made = run_schema(discover(Wanted.of([], no_plugins=True)))
+    made = run_schema(discover(PluginSelection.of([], no_plugins=True)))
     return dict(json.loads(json.dumps(made)))
 
 

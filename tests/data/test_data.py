@@ -11,13 +11,13 @@ import pytest
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters import AlpacaFormatter, MessagesFormatter
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.data.formatting import formatted, recognize
 from smollm3_finetune.data.rows import source_rows
 from smollm3_finetune.data.sources import find_sources
-from smollm3_finetune.data.split import Border, position
+from smollm3_finetune.data.split import SplitThreshold, position
 from smollm3_finetune.errors import ConfigError, DataError
 
 Write = Callable[..., str]
@@ -33,10 +33,10 @@ def format_rows(formatter: Any, rows: list[Row]) -> list[Conversation]:
 
 def split(rows: list[Conversation], fraction: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
     """(training, held-out)"""
-    border = Border(fraction)
+    threshold = SplitThreshold(fraction)
     for row in rows:
-        border.see(position(row, seed))
-    value = border.value()
+        threshold.observe(position(row, seed))
+    value = threshold.value()
     return [r for r in rows if position(r, seed) >= value], [r for r in rows if position(r, seed) < value]
 
 
@@ -250,7 +250,7 @@ def test_several_wrong_rows_are_named_together_and_the_rest_counted() -> None:
 
 @pytest.fixture
 def registry() -> Registry:
-    return discover(Wanted.of([], no_plugins=True))
+    return discover(PluginSelection.of([], no_plugins=True))
 
 
 def test_the_first_row_decides_the_formatter(registry: Registry) -> None:

@@ -18,8 +18,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
-from smollm3_finetune.api.data import IGNORED
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import choose
@@ -35,7 +35,7 @@ LONG = 1 << 20
 Row = dict[str, Any]
 Tokens = list[tuple[str, bool]]
 """Each token and whether it is learned."""
-Learn = Callable[..., Tokens | None]
+Supervise = Callable[..., Tokens | None]
 
 
 @cache
@@ -45,7 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return discover(Wanted.of([], no_plugins=True))
+    return discover(PluginSelection.of([], no_plugins=True))
 
 
 def write_rows(*rows: Row, name: str = "rows.jsonl") -> str:
@@ -54,7 +54,7 @@ def write_rows(*rows: Row, name: str = "rows.jsonl") -> str:
 
 
 @pytest.fixture
-def learn(registry: Registry) -> Learn:
+def supervised(registry: Registry) -> Supervise:
     """One row through file, formatter, objective `sft` and renderer; None where nothing in it is learned.
 
     The formatter is the one that recognizes the row, which must be the one named, unless it is given `options`.
@@ -66,7 +66,7 @@ def learn(registry: Registry) -> Learn:
     ) -> Tokens | None:  # fmt: skip
         named = None if options is None else choose(registry, FORMATTER, name, options)
         source = with_formatter(registry, find_sources(file or write_rows(row))[0], named, None)
-        assert source.formatter.offer.spec.name == name
+        assert source.formatter.component.spec.name == name
         ((_, conversation),) = source.conversations()
         text = None if template is None else template.read_text(encoding="utf-8")
         renderer = Renderer(tokenizer(), RenderOptions(template=text, **render))
@@ -79,20 +79,20 @@ def learn(registry: Registry) -> Learn:
 def shown(example: Any) -> Tokens:
     ids, labels = example["input_ids"], example["labels"]
     assert len(ids) == len(labels)
-    assert all(label in (IGNORED, i) for i, label in zip(ids, labels, strict=True))
+    assert all(label in (IGNORE_INDEX, i) for i, label in zip(ids, labels, strict=True))
     names = tokenizer().convert_ids_to_tokens(ids)
-    return [(name, label != IGNORED) for name, label in zip(names, labels, strict=True)]
+    return [(name, label != IGNORE_INDEX) for name, label in zip(names, labels, strict=True)]
 
 
 def spelled(tokens: str) -> Tokens:
     """Tokens with white space between them, which no token has in it."""
     found: Tokens = []
-    learned = False
+    supervised = False
     for token in tokens.split():
         if token in "⟦⟧":
-            learned = token == "⟦"
+            supervised = token == "⟦"
         else:
-            found.append((token, learned))
+            found.append((token, supervised))
     return found
 
 
@@ -158,46 +158,46 @@ ANSWERED: dict[str, tuple[str, str, Row, str]] = {
 
 @pytest.mark.parametrize("name", CHATS)
 @pytest.mark.parametrize("case", ANSWERED)
-def test_a_question_and_its_answer_are_these_tokens(name: str, case: str, learn: Learn) -> None:
+def test_a_question_and_its_answer_are_these_tokens(name: str, case: str, supervised: Supervise) -> None:
     question, answer, kwargs, expected = ANSWERED[case]
     row = CHATS[name](question, answer)
-    assert learn(name, {**row, "chat_template_kwargs": kwargs} if kwargs else row) == spelled(expected)
+    assert supervised(name, {**row, "chat_template_kwargs": kwargs} if kwargs else row) == spelled(expected)
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_system_column_stands_in_every_formatter(name: str, learn: Learn) -> None:
+def test_a_system_column_stands_in_every_formatter(name: str, supervised: Supervise) -> None:
     row = {**CHATS[name]("Hi", "Hello!"), "system": "Be kind."}
-    assert learn(name, row) == spelled(INSTRUCTED + HI + FORCED + "⟦ Hello ! <|im_end|> ⟧ Ċ")
+    assert supervised(name, row) == spelled(INSTRUCTED + HI + FORCED + "⟦ Hello ! <|im_end|> ⟧ Ċ")
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_the_runs_mode_holds_for_rows_that_do_not_say(name: str, learn: Learn) -> None:
+def test_the_runs_mode_holds_for_rows_that_do_not_say(name: str, supervised: Supervise) -> None:
     stripped = spelled(NO_THINK + HI + FORCED + "⟦ Hello ! <|im_end|> ⟧ Ċ")
-    assert learn(name, CHATS[name]("Hi", TRACED), enable_thinking=False) == stripped
+    assert supervised(name, CHATS[name]("Hi", TRACED), enable_thinking=False) == stripped
     asked = spelled(THINK + HI + HEADER + "⟦ Hello ! <|im_end|> ⟧ Ċ")
-    assert learn(name, CHATS[name]("Hi", "Hello!"), enable_thinking=True) == asked
+    assert supervised(name, CHATS[name]("Hi", "Hello!"), enable_thinking=True) == asked
     row = {**CHATS[name]("Hi", TRACED), "chat_template_kwargs": NOT_THINKING}
-    assert learn(name, row, enable_thinking=True) == stripped
+    assert supervised(name, row, enable_thinking=True) == stripped
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_very_long_answer_is_cut_to_the_token(name: str, learn: Learn) -> None:
+def test_a_very_long_answer_is_cut_to_the_token(name: str, supervised: Supervise) -> None:
     digits = "1234567890" * 2000  # a token each
     row = CHATS[name]("Hi", digits)
     before = spelled(NO_THINK + HI + FORCED)
     assert len(before) == HEAD
     whole = [*before, *((digit, True) for digit in digits), ("<|im_end|>", True), ("Ċ", False)]
     for max_length in (LONG, HEAD + 20_002, HEAD + 20_001, HEAD + 20_000, HEAD + 12, HEAD + 1):
-        assert learn(name, row, max_length=max_length) == whole[:max_length]
-    assert learn(name, row, max_length=HEAD) is None, "cut before the first learned token"
+        assert supervised(name, row, max_length=max_length) == whole[:max_length]
+    assert supervised(name, row, max_length=HEAD) is None, "cut before the first learned token"
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_very_long_question_leaves_nothing_to_learn(name: str, learn: Learn) -> None:
+def test_a_very_long_question_leaves_nothing_to_learn(name: str, supervised: Supervise) -> None:
     row = CHATS[name]("8" * 5000, "Hello!")
     before = HEAD - 1 + 5000
-    assert learn(name, row, max_length=before) is None
-    found = learn(name, row, max_length=before + 1)
+    assert supervised(name, row, max_length=before) is None
+    found = supervised(name, row, max_length=before + 1)
     assert found is not None
     assert found[19:22] == [("Ċ", False), ("8", False), ("8", False)]
     assert found[-9:] == spelled(FORCED + "⟦ Hello ⟧")
@@ -399,9 +399,9 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in ROWS.items() for case in cases])
-def test_a_row_is_this_text_with_this_mask(name: str, case: str, learn: Learn) -> None:
+def test_a_row_is_this_text_with_this_mask(name: str, case: str, supervised: Supervise) -> None:
     row, expected = ROWS[name][case]
-    assert learn(name, row) == written(expected)
+    assert supervised(name, row) == written(expected)
 
 
 CALLED = {"type": "function", "id": "c1", "function": {**CALL, "arguments": json.dumps(CALL["arguments"])}}
@@ -428,43 +428,43 @@ CALLING: dict[str, list[Row]] = {
 
 
 @pytest.mark.parametrize("name", CALLING)
-def test_tools_their_calls_and_answers_are_shown_and_the_calls_learned(name: str, learn: Learn) -> None:
+def test_tools_their_calls_and_answers_are_shown_and_the_calls_learned(name: str, supervised: Supervise) -> None:
     for row in CALLING[name]:
-        assert learn(name, row, template=TOOLS) == written(TOOLED)
+        assert supervised(name, row, template=TOOLS) == written(TOOLED)
 
 
-def test_the_tokens_of_a_tool_call(learn: Learn) -> None:
+def test_the_tokens_of_a_tool_call(supervised: Supervise) -> None:
     row = chat(user("Hi"), assistant("", tool_calls=[{"name": "add", "arguments": {"a": 12}}]))
-    assert learn("messages", row, template=TOOLS) == spelled(
+    assert supervised("messages", row, template=TOOLS) == spelled(
         "<|im_start|> system Ċ D ate : Ġ 0 1 ĠJanuary Ġ 2 0 2 6 Ċ M od e : Ġ/ no _ think Ċ <|im_end|> Ċ " + HI
         + FORCED + '⟦ <tool_call> { " name " : Ġ " add " , Ġ " ar g u ment s " : Ġ { " a " : Ġ 1 2 } } </tool_call> '
         "<|im_end|> ⟧ Ċ"
     )  # fmt: skip
 
 
-def test_alpaca_shows_tools_too(learn: Learn) -> None:
+def test_alpaca_shows_tools_too(supervised: Supervise) -> None:
     row = {"instruction": "1+2?", "output": "It is 3.", "tools": [ADD]}
     context = TOOLED.partition("⟦")[0]
-    assert learn("alpaca", row, template=TOOLS) == written(context + "⟦It is 3.<|im_end|>⟧\n")
+    assert supervised("alpaca", row, template=TOOLS) == written(context + "⟦It is 3.<|im_end|>⟧\n")
 
 
 # ---------------------------------------------------------------------------------------------- options of formatters
 
 
-def test_answers_in_an_alpaca_history_are_learned_unless_the_option_says_no(learn: Learn) -> None:
+def test_answers_in_an_alpaca_history_are_learned_unless_the_option_says_no(supervised: Supervise) -> None:
     row = {"instruction": "And?", "output": "Two.", "history": [["Hi", "One."]]}
-    assert learn("alpaca", row, options={"learn_history": False}) == written(LAST_OF_TWO)
+    assert supervised("alpaca", row, options={"learn_history": False}) == written(LAST_OF_TWO)
 
 
 @pytest.mark.parametrize("said", ["Hi", "d", "end", "im_end", "|", "user", "start", "</s>", "zq?qz", " Hi", "\nHi"])
-def test_a_users_turn_is_learned_whole_where_the_option_asks(said: str, learn: Learn) -> None:
+def test_a_users_turn_is_learned_whole_where_the_option_asks(said: str, supervised: Supervise) -> None:
     """Whatever is said, also where it is a part of the tokens around it."""
     expected = PLAIN + f"<|im_start|>user\n⟦{said}<|im_end|>⟧\n" + ASK + "One.<|im_end|>\n"
     row = chat(user(said, weight=1), assistant("One.", weight=0))
-    assert learn("messages", row, options={"learn_user": True}) == written(expected)
+    assert supervised("messages", row, options={"learn_user": True}) == written(expected)
     row = share(says("human", said, weight=1), says("gpt", "One.", weight=0))
-    assert learn("sharegpt", row, options={"learn_user": True}) == written(expected)
-    assert learn("sharegpt", row) is None
+    assert supervised("sharegpt", row, options={"learn_user": True}) == written(expected)
+    assert supervised("sharegpt", row) is None
 
 
 @pytest.mark.parametrize(
@@ -476,8 +476,8 @@ def test_a_users_turn_is_learned_whole_where_the_option_asks(said: str, learn: L
         ("preference", {"prompt": "Hi", "chosen": [assistant("One.", weight=0)], "rejected": "No."}),
     ],
 )
-def test_a_row_whose_only_answer_is_masked_teaches_nothing(name: str, row: Row, learn: Learn) -> None:
-    assert learn(name, row) is None
+def test_a_row_whose_only_answer_is_masked_teaches_nothing(name: str, row: Row, supervised: Supervise) -> None:
+    assert supervised(name, row) is None
 
 
 @pytest.mark.parametrize(
@@ -491,9 +491,9 @@ def test_a_row_whose_only_answer_is_masked_teaches_nothing(name: str, row: Row, 
         ("preference", {"prompt": "Hi", "chosen": "", "rejected": "No."}),
     ],
 )
-def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, learn: Learn) -> None:
+def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, supervised: Supervise) -> None:
     with pytest.raises(DataError, match=r"^rows\.jsonl:1: .*empty"):
-        learn(name, row)
+        supervised(name, row)
 
 
 # ------------------------------------------------------------------------------------------------------------ text
@@ -509,18 +509,18 @@ def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, learn
         ("<think>\n</think>", "<think> Ċ </think> <|im_end|>"),
     ],
 )
-def test_raw_text_is_learned_to_its_end(text: str, tokens: str, learn: Learn) -> None:
-    assert learn("text", {"text": text}) == spelled(f"⟦ {tokens} ⟧")
-    assert learn("text", {"body": text}, options={"column": "body"}) == spelled(f"⟦ {tokens} ⟧")
-    assert learn("text", {"text": text}, enable_thinking=False, template=TOOLS) == spelled(f"⟦ {tokens} ⟧")
+def test_raw_text_is_learned_to_its_end(text: str, tokens: str, supervised: Supervise) -> None:
+    assert supervised("text", {"text": text}) == spelled(f"⟦ {tokens} ⟧")
+    assert supervised("text", {"body": text}, options={"column": "body"}) == spelled(f"⟦ {tokens} ⟧")
+    assert supervised("text", {"text": text}, enable_thinking=False, template=TOOLS) == spelled(f"⟦ {tokens} ⟧")
 
 
-def test_very_long_text_is_cut_to_the_token(learn: Learn) -> None:
+def test_very_long_text_is_cut_to_the_token(supervised: Supervise) -> None:
     digits = "1234567890" * 2000
     whole = [*((digit, True) for digit in digits), ("<|im_end|>", True)]
     for max_length in (LONG, 20_001, 20_000, 12, 2):
-        assert learn("text", {"text": digits}, max_length=max_length) == whole[:max_length]
-    assert learn("text", {"text": digits}, max_length=1) is None, "nothing comes before a first token"
+        assert supervised("text", {"text": digits}, max_length=max_length) == whole[:max_length]
+    assert supervised("text", {"text": digits}, max_length=1) is None, "nothing comes before a first token"
 
 
 # --------------------------------------------------------------------------------------------- other files, counts
@@ -534,22 +534,22 @@ def write_csv(**columns: str) -> str:
     return "rows.csv"
 
 
-def test_turns_in_a_csv_file_are_json_text(learn: Learn) -> None:
+def test_turns_in_a_csv_file_are_json_text(supervised: Supervise) -> None:
     turns = [user("1+2?"), assistant(None, tool_calls=[CALLED]), {"role": "tool", "content": "3"},
              assistant("It is 3.")]  # fmt: skip
     file = write_csv(messages=json.dumps(turns, indent=1), tools=json.dumps([ADD]), chat_template_kwargs="", system="")
-    assert learn("messages", {}, file=file, template=TOOLS) == written(TOOLED)
+    assert supervised("messages", {}, file=file, template=TOOLS) == written(TOOLED)
     file = write_csv(id="[1", conversations=json.dumps([says("human", "Hi"), says("gpt", "One.")]))
-    assert learn("sharegpt", {}, file=file) == written(PLAIN + Q1 + ASK + "⟦One.<|im_end|>⟧\n")
+    assert supervised("sharegpt", {}, file=file) == written(PLAIN + Q1 + ASK + "⟦One.<|im_end|>⟧\n")
 
 
 @pytest.mark.parametrize("text", ["[{'role': 'user'}]", "[" * 100_000, "Hi", "", '{"role": "user"}'])
-def test_text_that_is_no_json_list_holds_no_turns(text: str, learn: Learn) -> None:
+def test_text_that_is_no_json_list_holds_no_turns(text: str, supervised: Supervise) -> None:
     with pytest.raises(DataError, match=r"no formatter recognizes a row with the columns 'messages'"):
-        learn("messages", {"messages": text})
+        supervised("messages", {"messages": text})
     reason = "messages is not (valid|usable) JSON: " if text.startswith("[") else "'messages' must be a list"
     with pytest.raises(DataError, match=rf"^rows\.jsonl:1: {reason}"):
-        learn("messages", {"messages": text}, options={})
+        supervised("messages", {"messages": text}, options={})
 
 
 def digits_row(name: str, question: str, count: int) -> Row:
@@ -573,7 +573,7 @@ def test_the_counts_of_a_file_are_those_of_its_tokens(name: str, cli: Callable[.
         expected = (0, 6 * 2 + short + 64 + 64, 6 + short + 63 + 63, 2 * (102 - 64), 1 + 1 + 1, 102)
     else:  # head, digits, end of turn, line break; `Hi` is one of the tokens that 100 digits stand in place of
         expected = (1, 6 * (HEAD + 2) + short + 64, 6 + short + 64 - HEAD, 133 - 64 + 133 - 64, HEAD + 1 + 2, 133)
-    counted = [source[key] for key in ("empty", "tokens", "tokens_learned", "tokens_cut")]
+    counted = [source[key] for key in ("empty", "tokens", "tokens_supervised", "tokens_cut")]
     assert (*counted, source["length"]["min"], source["length"]["max"]) == expected
 
 

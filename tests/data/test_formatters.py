@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.options import build
@@ -22,7 +22,7 @@ NAMES = ["alpaca", "messages", "preference", "prompt-completion", "sharegpt", "t
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return discover(Wanted.of([], no_plugins=True))
+    return discover(PluginSelection.of([], no_plugins=True))
 
 
 class Format:
@@ -32,8 +32,8 @@ class Format:
         self.registry = registry
 
     def __call__(self, name: str, row: dict[str, Any], **options: Any) -> Conversation:
-        offer = self.registry.find(FORMATTER, name)
-        conversation = offer.create(build(offer.options_class(), options, "formatter"))(row)
+        component = self.registry.find(FORMATTER, name)
+        conversation = component.create(build(component.options_class(), options, "formatter"))(row)
         assert isinstance(conversation, Conversation)
         return conversation
 
@@ -309,24 +309,24 @@ COUNTED: list[dict[str, Any]] = [{}, {"loss_weight": 1.0}, {"weight": 1}, {"trai
 def test_a_weight_of_zero_masks_an_answer_and_one_keeps_it(zero: dict[str, Any], one: Any, fmt: Format) -> None:
     plain = (user("u"), assistant("a"), user("v"), assistant("b"))
     assert fmt("messages", weighted(zero, one, zero, one)) == Conversation(messages=plain)
-    assert fmt("messages", weighted({}, zero, {}, one)) == Conversation(messages=plain, learn=(3,))
-    assert fmt("messages", weighted(one, one, one, zero)) == Conversation(messages=plain, learn=(1,))
+    assert fmt("messages", weighted({}, zero, {}, one)) == Conversation(messages=plain, supervised=(3,))
+    assert fmt("messages", weighted(one, one, one, zero)) == Conversation(messages=plain, supervised=(1,))
 
 
 @pytest.mark.parametrize("one", COUNTED[1:4])
 def test_a_weight_makes_a_user_turn_count_only_where_the_option_asks(one: dict[str, Any], fmt: Format) -> None:
     row = weighted(one, {}, {}, {"weight": 0})
-    assert fmt("messages", row).learn == (1,)
-    assert fmt("messages", row, learn_user=True).learn == (0, 1)
-    assert fmt("messages", weighted({}, {}, {}, {}), learn_user=True).learn is None
+    assert fmt("messages", row).supervised == (1,)
+    assert fmt("messages", row, learn_user=True).supervised == (0, 1)
+    assert fmt("messages", weighted({}, {}, {}, {}), learn_user=True).supervised is None
     only = chat(system("s"), user("u", **one), assistant("a", weight=0))
-    assert fmt("messages", only, learn_user=True).learn == (1,)
-    assert fmt("messages", only).learn == (), "the row masks its only answer: counted, and no error"
+    assert fmt("messages", only, learn_user=True).supervised == (1,)
+    assert fmt("messages", only).supervised == (), "the row masks its only answer: counted, and no error"
 
 
 def test_a_weight_on_system_and_tool_turns_never_counts(fmt: Format) -> None:
     row = chat(system("s") | {"weight": 1}, user("u"), tool("t", weight=1), assistant("a"))
-    assert fmt("messages", row, learn_user=True).learn is None
+    assert fmt("messages", row, learn_user=True).supervised is None
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "1", "false", float("nan"), [1]])
@@ -347,7 +347,7 @@ def test_weights_that_disagree_are_refused(fmt: Format) -> None:
 @pytest.mark.parametrize("nothing", ["", " \n", None, [], [{"type": "text", "text": ""}]])
 def test_an_empty_answer_stays_in_the_conversation_but_is_not_learned(nothing: Any, fmt: Format) -> None:
     conversation = fmt("messages", chat(user("u"), assistant(nothing), user("v"), assistant("b")))
-    assert conversation.learn == (3,)
+    assert conversation.supervised == (3,)
     assert [m["content"].strip() for m in conversation.messages] == ["u", "", "v", "b"]
     message = fmt.error("messages", chat(user("u"), assistant(nothing, reasoning_content="hm")))
     assert message == "there is no assistant message to learn from: messages[1] is empty"
@@ -363,7 +363,7 @@ def test_a_row_that_teaches_nothing_says_why_for_the_first_turns(fmt: Format) ->
 
 def test_indices_count_the_system_prompt_and_errors_do_not(fmt: Format) -> None:
     row = weighted({}, {"weight": 0}, {}, {}) | {"system": "s"}
-    assert fmt("messages", row).learn == (4,)
+    assert fmt("messages", row).supervised == (4,)
 
 
 # ---------------------------------------------------------------------------------------- wrong messages
@@ -472,10 +472,10 @@ def test_sharegpt_has_the_columns_weights_and_options_of_messages(fmt: Format) -
     expected = Conversation(
         messages=(system("s"), user("u"), assistant(""), assistant("a"), assistant("b")),
         template_kwargs={"enable_thinking": True},
-        learn=(4,),
+        supervised=(4,),
     )
     assert fmt("sharegpt", row) == expected
-    assert fmt("sharegpt", row, learn_user=True).learn == (1, 4)
+    assert fmt("sharegpt", row, learn_user=True).supervised == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -514,9 +514,9 @@ def test_alpaca_with_everything(fmt: Format) -> None:
         system("s"), user("q1"), assistant("a1"), user("q2"), assistant(""),
         user("Přelož.\n\n漢字"), assistant("Znaky."),
     )  # fmt: skip
-    expected = Conversation(messages=turns, template_kwargs={"enable_thinking": False}, learn=(2, 6))
+    expected = Conversation(messages=turns, template_kwargs={"enable_thinking": False}, supervised=(2, 6))
     assert fmt("alpaca", row) == expected
-    assert fmt("alpaca", row, learn_history=False).learn == (6,)
+    assert fmt("alpaca", row, learn_history=False).supervised == (6,)
 
 
 @pytest.mark.parametrize("nothing", [{}, {"input": "", "system": "", "history": []}, {"input": None, "history": None}])
@@ -568,7 +568,7 @@ def test_only_the_completion_is_learned_however_long_it_is(fmt: Format) -> None:
             assistant("b"), assistant("c"),
         ),
         tools=(SCHEMA,),
-        learn=(4, 6),
+        supervised=(4, 6),
     )  # fmt: skip
 
 
@@ -633,7 +633,7 @@ def test_the_prompt_of_a_pair_is_what_both_share_and_is_not_learned(fmt: Format)
     shared = [system("s"), user("u"), assistant("a"), user("v")]
     row = {"chosen": [*shared, assistant("b")], "rejected": [*shared, assistant("c")], "tools": [SCHEMA]}
     expected = Conversation(
-        messages=(*shared, assistant("b")), rejected=(*shared, assistant("c")), tools=(SCHEMA,), learn=(4,)
+        messages=(*shared, assistant("b")), rejected=(*shared, assistant("c")), tools=(SCHEMA,), supervised=(4,)
     )
     assert fmt("preference", row) == expected
     split = {"prompt": shared[1:], "system": "s", "chosen": "b", "rejected": "c", "tools": [SCHEMA]}
@@ -642,7 +642,7 @@ def test_the_prompt_of_a_pair_is_what_both_share_and_is_not_learned(fmt: Format)
 
 def test_a_pair_keeps_a_last_message_of_its_own_even_where_one_continues_the_other(fmt: Format) -> None:
     row = {"chosen": [user("u"), assistant("a")], "rejected": [user("u"), assistant("a"), user("v"), assistant("b")]}
-    assert fmt("preference", row).learn is None  # message 1, the assistant's only one
+    assert fmt("preference", row).supervised is None  # message 1, the assistant's only one
 
 
 def test_a_worse_answer_may_be_silence_and_a_system_prompt_may_stand_before_the_prompt(fmt: Format) -> None:
@@ -693,12 +693,12 @@ def test_every_row_of_the_real_files_is_recognized_and_formatted(
     text = Path(str(TEST_DATA), file).read_text(encoding="utf-8")
     rows = json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.split("\n") if line]
     assert len(rows) == count
-    offer = registry.find(FORMATTER, name)
-    formatter = offer.create(build(offer.options_class(), {}, "formatter"))
+    component = registry.find(FORMATTER, name)
+    formatter = component.create(build(component.options_class(), {}, "formatter"))
     for row in rows:
         assert fmt.recognized(row) == [name]
         conversation = formatter(row)
-        assert conversation.learn is None and conversation.rejected is None
+        assert conversation.supervised is None and conversation.rejected is None
         if name == "text":
             assert conversation == Conversation(text=row["text"])
         elif name == "alpaca":

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer, RenderOptions
 from smollm3_finetune.errors import DataError, ModelError
 
@@ -67,8 +67,8 @@ def supervised(
     assert len(encoded.input_ids) == len(encoded.labels) <= max_length
     runs: list[list[int]] = [[]]
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        assert label in (IGNORED, token)
-        if label == IGNORED:
+        assert label in (IGNORE_INDEX, token)
+        if label == IGNORE_INDEX:
             runs.append([])
         else:
             runs[-1].append(label)

@@ -18,14 +18,14 @@ from smollm3_finetune.api import NoOptions
 from smollm3_finetune.batching.order import PIECE, Shuffled
 from smollm3_finetune.builtin.tiny_loader import TinyLoader
 from smollm3_finetune.cache.store import Cache
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.examples import BATCH
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
-from smollm3_finetune.data.sources import find_sources
+from smollm3_finetune.data.sources import find_sources, pinned
 from smollm3_finetune.data.tokenization import Tokens, copies, tokenize
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.progress import Silent
@@ -36,7 +36,7 @@ ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}: “ét�
 
 @pytest.fixture
 def registry() -> Registry:
-    return discover(Wanted.of([], no_plugins=True))
+    return discover(PluginSelection.of([], no_plugins=True))
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> str:
@@ -133,7 +133,10 @@ def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
     write("a.jsonl", ROWS)
     write("b.jsonl", [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}] * 3)
     a, b = find_sources(["a.jsonl", {"path": "b.jsonl", "weight": 2, "limit": 2}])
-    assert [with_formatter(registry, s, None, None).formatter.offer.spec.name for s in (a, b)] == ["alpaca", "messages"]
+    assert [with_formatter(registry, s, None, None).formatter.component.spec.name for s in (a, b)] == [
+        "alpaca",
+        "messages",
+    ]
     assert len(list(source_rows(b))) == 2
     assert len(list(source_rows(a, 5))) == 5
 
@@ -170,7 +173,7 @@ def test_a_wrong_entry_is_named(path: Any, message: str) -> None:
 
 def test_a_hub_dataset_without_a_network_is_one_sentence() -> None:
     with pytest.raises(DataError, match="'org/rows' is no file here, and as a Hub dataset it cannot be read"):
-        find_sources("org/rows")
+        pinned(*find_sources("org/rows"))
 
 
 class FakeHub:
@@ -198,13 +201,13 @@ class FakeHub:
 def test_a_hub_dataset_is_read_at_one_commit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = FakeHub(monkeypatch)
     (source,) = find_sources({"path": "org/rows", "split": "train_sft", "subset": "en"})
-    formatted = with_formatter(registry, source, None, None)
+    formatted = with_formatter(registry, pinned(source), None, None)
     hub.branch = "2222"  # someone pushes between two passes
     said = [conversation.messages[-1]["content"] for _, conversation in formatted.conversations()]
     assert all(text.endswith(" (1111)") for text in said)
     expected = {"name": "org/rows", "subset": "en", "split": "train_sft", "revision": "1111", "streaming": True}
     assert hub.asked == [expected, expected], "the first row for its formatter, then all"
-    again = with_formatter(registry, find_sources([{"path": "org/rows", "split": "train_sft"}])[0], None, None)
+    again = with_formatter(registry, pinned(*find_sources([{"path": "org/rows", "split": "train_sft"}])), None, None)
     assert again.identity() != formatted.identity()
 
 
@@ -261,8 +264,8 @@ def test_the_example_is_a_held_out_row_where_few_rows_move_the_border(registry: 
         sources = tuple(with_formatter(registry, s, None, None) for s in find_sources("few.jsonl"))
         all_rows = Rows(sources=sources, seed=0, held_out=0.1)
         survey = all_rows.survey()
-        moved += survey.border != 0.1
-        held_out = [row.conversation for row in all_rows.placed() if row.position < survey.border]
+        moved += survey.threshold != 0.1
+        held_out = [row.conversation for row in all_rows.positioned() if row.position < survey.threshold]
         assert survey.example in held_out
     assert moved > 5
 

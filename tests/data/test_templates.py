@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import DataError
 
@@ -95,7 +95,7 @@ def check(made: Renderer, conversation: Conversation, written: str) -> Counter[s
     for i, piece in enumerate(written.replace("»", "«").split("«")):
         tokens = made.tokenizer.encode(piece, add_special_tokens=False)
         ids += tokens
-        labels += tokens if i % 2 else [IGNORED] * len(tokens)
+        labels += tokens if i % 2 else [IGNORE_INDEX] * len(tokens)
     encoded = made.encode(conversation, LONG)
     decoded = made.tokenizer.convert_ids_to_tokens
     assert decoded(encoded.input_ids) == decoded(ids)
@@ -122,26 +122,26 @@ def head(name: str, mode: str) -> str:
 
 def tokens_of(made: Renderer, conversation: Conversation) -> tuple[list[str], list[str]]:
     encoded = made.encode(conversation, LONG)
-    learned = [i for i in encoded.labels if i != IGNORED]
-    assert encoded.labels[-len(learned) - 1 : -1] == learned  # one run, before the last line break
+    supervised = [i for i in encoded.labels if i != IGNORE_INDEX]
+    assert encoded.labels[-len(supervised) - 1 : -1] == supervised  # one run, before the last line break
     show = made.tokenizer.convert_ids_to_tokens
-    return show(encoded.input_ids[: -len(learned) - 1]), show(learned)
+    return show(encoded.input_ids[: -len(supervised) - 1]), show(supervised)
 
 
 def test_every_token_of_a_no_think_row_is_accounted_for() -> None:
-    context, learned = tokens_of(renderer(PLAIN), talk(system("A"), user("B"), assistant("C")))
+    context, supervised = tokens_of(renderer(PLAIN), talk(system("A"), user("B"), assistant("C")))
     newline = "Ċ"
     assert context == [
         "<|im_start|>", "system", newline, "A", "<|im_end|>", newline,
         "<|im_start|>", "user", newline, "B", "<|im_end|>", newline,
         "<|im_start|>", "assistant", newline,
     ]  # fmt: skip
-    assert learned == ["C", "<|im_end|>"]
+    assert supervised == ["C", "<|im_end|>"]
     for name in (EMBEDDED, LIKE, TOOLS):
-        context, learned = tokens_of(renderer(name), talk(user("B"), assistant("C")))
+        context, supervised = tokens_of(renderer(name), talk(user("B"), assistant("C")))
         block = ["<think>", newline, newline, "</think>", newline]
         assert context[-8:] == ["<|im_start|>", "assistant", newline, *block]
-        assert learned == ["C", "<|im_end|>"]
+        assert supervised == ["C", "<|im_end|>"]
 
 
 # --------------------------------------------------------------------------------------------- header and modes
@@ -357,9 +357,12 @@ def test_a_flag_that_a_template_deletes_but_does_not_obey_decides_nothing() -> N
     deletes = str(source(LIKE)).replace("{%- set state.mode = '/no_think' -%}", "")
     made = Renderer(tokenizer(), RenderOptions(template=deletes))
     told = INSTRUCTED[LIKE].format(mode="{mode}", told="Be kind.") + USER + HEADER
-    for content, mode, learned in (("Yes.", "no_think", EMPTY + "«Yes."), (TRACE + "Yes.", "think", f"«{TRACE}Yes.")):
+    for content, mode, supervised in (
+        ("Yes.", "no_think", EMPTY + "«Yes."),
+        (TRACE + "Yes.", "think", f"«{TRACE}Yes."),
+    ):
         row = talk(system("Be kind. /no_think"), user(), assistant(content))
-        assert check(made, row, told.format(mode=mode) + learned + "<|im_end|>»\n") == {}
+        assert check(made, row, told.format(mode=mode) + supervised + "<|im_end|>»\n") == {}
 
 
 def test_a_flag_is_an_ordinary_word_to_a_template_without_flags() -> None:
@@ -547,7 +550,7 @@ def test_an_empty_turn_is_context_and_is_counted(name: str) -> None:
 def test_reasoning_without_an_answer_is_not_learned(name: str, content: str) -> None:
     for made in (renderer(name), renderer(name, enable_thinking=False)):
         encoded = made.encode(talk(user(), assistant(content)), LONG)
-        assert set(encoded.labels) == {IGNORED} and "empty turn" in encoded.notes
+        assert set(encoded.labels) == {IGNORE_INDEX} and "empty turn" in encoded.notes
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -589,25 +592,25 @@ def test_a_very_long_row_is_cut_at_its_end(name: str) -> None:
     assert whole.length == len(whole.input_ids) == cut.length > 20_000
     assert (cut.input_ids, cut.labels) == (whole.input_ids[:256], whole.labels[:256])
     assert (whole.notes, cut.notes) == ([], ["cut"])
-    assert any(label != IGNORED for label in cut.labels)
+    assert any(label != IGNORE_INDEX for label in cut.labels)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_conversation_may_begin_with_the_assistant(name: str) -> None:
     row = talk(assistant("Welcome."), user(), assistant())
     text, spans, notes = renderer(name).spans(row)
-    learned = [text[a:b] for a, b in spans]
+    supervised = [text[a:b] for a, b in spans]
     if name == CUTS:  # the block that its prompt ends in is not there in earlier turns
-        assert (learned, notes) == (["Yes.<|im_end|>"], ["turn rewritten by the template"])
+        assert (supervised, notes) == (["Yes.<|im_end|>"], ["turn rewritten by the template"])
     else:
-        assert (learned, notes) == (["Welcome.<|im_end|>", "Yes.<|im_end|>"], [])
+        assert (supervised, notes) == (["Welcome.<|im_end|>", "Yes.<|im_end|>"], [])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_only_the_turns_asked_for_are_learned_users_included(name: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     made = renderer(name)
-    row = replace(talk(user(), assistant("One."), user("And?"), assistant()), learn=(2, 3))
+    row = replace(talk(user(), assistant("One."), user("And?"), assistant()), supervised=(2, 3))
     text, spans, notes = made.spans(row)
     assert [text[a:b] for a, b in spans] == ["And?<|im_end|>", "Yes.<|im_end|>"]
     assert text.endswith("<|im_start|>user\nAnd?<|im_end|>\n" + HEADER + forced + "Yes.<|im_end|>\n")

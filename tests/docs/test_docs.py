@@ -123,8 +123,8 @@ def _lines(source: str, node: Any) -> str:
     return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
 
 
-def help_region(verb: str) -> str:
-    words = [] if verb == "smollm3" else verb.split()
+def help_region(command: str) -> str:
+    words = [] if command == "smollm3" else command.split()
     apart = ["--no-plugins"] if words == ["train"] else []  # its end depends on what is installed
     shown = " ".join(["smollm3", *words, *apart, "--help"])
     return fenced("console", f"$ {shown}\n{printed([*words, *apart, '--help'])}")
@@ -312,8 +312,8 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str
 def test_every_verb_has_its_help_in_the_docs() -> None:
     from smollm3_finetune.cli import cli
 
-    for verb in commands(cli):
-        assert has_region("cli.md", "help", verb), verb
+    for command in commands(cli):
+        assert has_region("cli.md", "help", command), command
 
 
 def test_every_exit_code_is_in_the_docs() -> None:

@@ -55,7 +55,7 @@ def bottlenecks(**options: Any) -> Any:
 
 def test_a_bottleneck_adds_what_its_formula_says(tmp_path: Path) -> None:
     chosen = bottlenecks(size=3, after=["0.mlp.down_proj"])
-    base = stub_base(chosen.adapter.offer.spec.needs, "float64")
+    base = stub_base(chosen.adapter.component.spec.needs, "float64")
     adapted = chosen.adapter.create().attach(base, chosen.context, None)
     ((name, network),) = adapted.networks.items()
     network.double()

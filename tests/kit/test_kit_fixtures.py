@@ -17,7 +17,7 @@ import sys
 
 import pytest
 
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import QUANTIZER
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
@@ -34,7 +34,7 @@ def smollm3_quantizers():
 def test_an_empty_registry_offers_nothing_and_discovery_is_off(empty_registry, fake_distribution):
     fake_distribution("acme", "1.5", {"acme": HOOKS}, {"acme": "acme"})
     assert empty_registry.of(QUANTIZER) == []
-    assert {p.name: p.status for p in discover(Wanted.of(())).plugins}.get("acme") is None
+    assert {p.name: p.status for p in discover(PluginSelection.of(())).plugins}.get("acme") is None
 
 
 def test_a_fake_distribution_is_discovered(fake_distribution):
@@ -42,7 +42,7 @@ def test_a_fake_distribution_is_discovered(fake_distribution):
     site = fake_distribution("acme", "1.5", modules, {"acme": "acme"})
     assert (site / "acme" / "inner" / "heavy.py").exists()
     assert importlib.metadata.version("acme") == "1.5"
-    offer = discover(Wanted.of(())).find(QUANTIZER, "acme-4bit")
+    offer = discover(PluginSelection.of(())).find(QUANTIZER, "acme-4bit")
     assert (offer.distribution, offer.version) == ("acme", "1.5")
     assert offer._import("factory").__name__ == "Quantizer"
 

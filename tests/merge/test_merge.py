@@ -21,7 +21,7 @@ import torch
 import smollm3_finetune
 from smollm3_finetune import load_model
 from smollm3_finetune.api import AdapterSpec, ConfigError, Env, IncompatibleError, Op, Purpose
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import needed, pair_problem
 from smollm3_finetune.components.selection import choose
@@ -376,7 +376,7 @@ def test_what_cannot_be_merged_is_refused_before_weights_are_read(
 
 
 def test_merging_needs_reading_and_training_does_not() -> None:
-    registry = discover(Wanted.of(FILES))
+    registry = discover(PluginSelection.of(FILES))
     adapter = choose(registry, ADAPTER, "delta", {})
     sealed = choose(registry, QUANTIZER, "sealed", {})
     assert Op.READ_WEIGHT not in needed(adapter, Purpose.TRAIN)
@@ -385,7 +385,7 @@ def test_merging_needs_reading_and_training_does_not() -> None:
     problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
     assert isinstance(problem, IncompatibleError)
     spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False)
-    kept = replace(adapter, offer=replace(adapter.offer, spec=spec))
+    kept = replace(adapter, component=replace(adapter.component, spec=spec))
     assert pair_problem(registry, sealed, kept, Env(device="cpu", purpose=Purpose.INFER)) is None
 
 
@@ -444,7 +444,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_weights_are_read(
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     Path("adapter").mkdir()
     request = ModelRequest(ref=str(model), adapter_path=Path("adapter"), adapter=_named("delta"))
-    registry = discover(Wanted.of(FILES))
+    registry = discover(PluginSelection.of(FILES))
     context = build_context(Purpose.MERGE, "cpu", "auto", 0)
     plan = plan_model(registry, select_model(registry, request), context)
     with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, and .* GB left"):
@@ -481,14 +481,14 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)  # what has started threads cannot be forked
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.merge.run import MergeSettings, merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 request = ModelRequest(ref="tiny", adapter_path=Path("adapter"), purpose=Purpose.MERGE)
 context = build_context(Purpose.MERGE, "cpu", "float32", 0)
-registry = discover(Wanted.of(tuple(sys.argv[1:])))
+registry = discover(PluginSelection.of(tuple(sys.argv[1:])))
 plan = plan_model(registry, select_model(registry, request), context)
 for _ in sys.stdin:
     child = os.fork()
@@ -686,7 +686,7 @@ def test_the_merged_model_is_quantized_again_by_whoever_writes_checkpoints(
     assert relative(dense, right) <= EXACT
     assert not json.loads(Path("dense/config.json").read_text()).get("quantization_config")
     loaded = load_model("eight", plugins=FILES)
-    assert loaded.plan.quantizer.offer.spec.name == quantizer, "the checkpoint is recognized"
+    assert loaded.plan.quantizer.component.spec.name == quantizer, "the checkpoint is recognized"
     measured = relative(logits(loaded.model), dense)
     assert 1e-5 < measured < 0.2 * moved
     assert report["requantized"]["drift"] == pytest.approx(measured, rel=0.5)
@@ -714,7 +714,7 @@ def test_calibration_rows_reach_the_quantizer_that_asks_for_them(tmp_path: Path,
         asked.append(1)
         return [[5, 6, 7], [8, 9]]
 
-    registry = discover(Wanted.of(FILES))
+    registry = discover(PluginSelection.of(FILES))
     with pytest.raises(ConfigError, match="needs calibration rows"):
         choose_requantizer(registry, "rounding-rows", {}, "cpu", None)
     requantizer = choose_requantizer(registry, "rounding-rows", {"bits": 4}, "cpu", calibration)

@@ -109,8 +109,8 @@ def test_plain_peft_computes_the_same_logits(tmp_path: Path) -> None:
 
 def test_the_install_hints_know_every_component_of_the_first_party_plugins() -> None:
     offered: dict[str, dict[str, str]] = {}
-    for offer in discover().offers:
-        if offer.distribution != "smollm3-finetune":
-            for name in (offer.spec.name, *offer.spec.aliases):
-                offered.setdefault(offer.kind.name, {})[name] = f"./plugins/{offer.distribution}"
+    for component in discover().components:
+        if component.distribution != "smollm3-finetune":
+            for name in (component.spec.name, *component.spec.aliases):
+                offered.setdefault(component.kind.name, {})[name] = f"./plugins/{component.distribution}"
     assert known_components() == offered

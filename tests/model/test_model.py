@@ -71,12 +71,12 @@ def test_out_of_tree_loader_quantizer_and_adapter_compose(
             fake_distribution(dist, "2.0", {f"installed_{name}": source}, {name: f"installed_{name}"})
         plugins = ()
     loaded = load_model("vault://small", quant="rows-int8", adapter="scale", purpose="train", plugins=plugins)
-    assert loaded.plan.loader.offer.spec.name == "vault"
-    assert loaded.plan.quantizer.offer.distribution.startswith("stranger" if how == "installed" else "one_way")
+    assert loaded.plan.loader.component.spec.name == "vault"
+    assert loaded.plan.quantizer.component.distribution.startswith("stranger" if how == "installed" else "one_way")
     assert next(n for n, p in loaded.model.named_parameters() if p.requires_grad).endswith("output_scale")
     loaded.save(Path("adapter"))
     again = load_model("vault://small", adapter_path="adapter", plugins=plugins)
-    assert again.plan.quantizer.offer.spec.name == "rows-int8", "a saved adapter knows the quantizer of its base"
+    assert again.plan.quantizer.component.spec.name == "rows-int8", "a saved adapter knows the quantizer of its base"
     assert torch.equal(logits(again.model), logits(loaded.model))
 
 
@@ -84,7 +84,7 @@ def test_a_prequantized_checkpoint_is_claimed_and_never_loaded_dense(tmp_path: P
     cache = Path(load_model("tiny", quant="rows-int8", plugins=FILES).plan.context.cache.root)
     checkpoint = next(p for p in (cache / "rows-int8").iterdir() if p.is_dir())
     loaded = load_model(checkpoint, plugins=FILES)
-    assert loaded.plan.quantizer.offer.spec.name == "rows-int8"
+    assert loaded.plan.quantizer.component.spec.name == "rows-int8"
     with pytest.raises(IncompatibleError, match="already quantized by 'rows-int8'"):
         load_model(checkpoint, quant="none", plugins=FILES)
     with pytest.raises(IncompatibleError, match="no installed plugin reads it"):

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.cli.commands.plugins_new import KINDS as OFFERED
-from smollm3_finetune.components.discovery import Wanted, discover
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.scaffold.write import SAMPLES, TEMPLATES
 
@@ -172,8 +172,8 @@ def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isol
 def test_a_file_of_each_kind_is_a_plugin_and_passes_the_checks(cli: Cli, isolated: Path) -> None:
     for kind in NAMES:
         assert cli("plugins", "new", kind, "my-own", "--file", "--output", f"mine_{kind}.py").code == 0
-    registry = discover(Wanted.of([f"mine_{kind}.py" for kind in NAMES], no_plugins=True))
-    offered = {(o.kind.name, o.full_name) for o in registry.offers if o.spec.name == "my-own"}
+    registry = discover(PluginSelection.of([f"mine_{kind}.py" for kind in NAMES], no_plugins=True))
+    offered = {(o.kind.name, o.full_name) for o in registry.components if o.spec.name == "my-own"}
     assert offered == {(kind, f"mine_{kind}:my-own") for kind in NAMES}
     result = cli("plugins", "check", "mine_adapter.py", "--no-plugins")
     assert (result.code, "nothing wrong" in result.stdout) == (0, True), result.stdout

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.cli import VERBS
+from smollm3_finetune.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "smollm3_finetune"
@@ -47,7 +47,7 @@ def modules_of_click() -> frozenset[str]:
     return frozenset(json.loads(done.stdout))
 
 
-HELPS = [[verb, "--help"] for verb in VERBS]
+HELPS = [[command, "--help"] for command in COMMANDS]
 HELPS += [["plugins", v, "--help"] for v in ("list", "info", "new", "check")]
 HELPS += [["cache", v, "--help"] for v in ("list", "clean")]
 HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
@@ -62,11 +62,11 @@ def test_no_help_imports_anything_heavy(args: list[str]) -> None:
 def test_every_verb_is_in_the_help_list_above() -> None:
     import importlib
 
-    for verb, (where, _) in VERBS.items():
+    for command, (where, _) in COMMANDS.items():
         module, _, name = where.partition(":")
-        command = getattr(importlib.import_module(module), name)
-        for inner in getattr(command, "commands", {}):
-            assert [verb, inner, "--help"] in HELPS
+        group = getattr(importlib.import_module(module), name)
+        for inner in getattr(group, "groups", {}):
+            assert [command, inner, "--help"] in HELPS
 
 
 def test_root_help_does_no_discovery_and_stays_in_its_module_budget() -> None:

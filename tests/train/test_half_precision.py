@@ -94,8 +94,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: s
     cli(*common, "--output", "part", "--max-steps", "2", "--set", "train.save_every=2").report()
     resumed = cli("train", "--resume", "part", "--max-steps", "4", "-p", SCALE, "--json").report()
     assert resumed["after"] == whole["after"], "bit for bit"
-    whole_weights, weights = saved(whole["adapter"]), saved(resumed["adapter"])
-    assert all(torch.equal(weights[n], t) for n, t in whole_weights.items())
+    gathered_weights, weights = saved(whole["adapter"]), saved(resumed["adapter"])
+    assert all(torch.equal(weights[n], t) for n, t in gathered_weights.items())
     assert {t.dtype for t in weights.values()} == {torch.float32}
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smollm3_finetune import load_model
-from smollm3_finetune.api import ModelError, is_of_the_machine
+from smollm3_finetune.api import ModelError, is_resource_error
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -85,7 +85,7 @@ NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocato
     ],
 )
 def test_what_is_of_the_machine(error: Exception, expected: bool) -> None:
-    assert is_of_the_machine(error) is expected
+    assert is_resource_error(error) is expected
 
 
 STARVED = """
@@ -145,10 +145,10 @@ def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch,
         raise error
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
-    expected = type(error) if is_of_the_machine(error) else ModelError
+    expected = type(error) if is_resource_error(error) else ModelError
     with pytest.raises(expected) as caught:
         _ = HubSource("org/model", None, {}, pickle=False).config
-    assert (caught.value is error) is is_of_the_machine(error)
+    assert (caught.value is error) is is_resource_error(error)
 
 
 @pytest.mark.parametrize("error", [NO_MEMORY, SafetensorError(f"Cannot allocate memory (os error {errno.ENOMEM})")])

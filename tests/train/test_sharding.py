@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from smollm3_finetune import load_model
 from smollm3_finetune.batching.head import supervised_logits
 from smollm3_finetune.train.distributed.processes import leave
-from smollm3_finetune.train.distributed.sharding import whole_weights
+from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_weights
 
 dist.init_process_group("gloo")
@@ -55,7 +55,7 @@ def trained(*, shard):
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-    with whole_weights(model):
+    with gathered_weights(model):
         check_weights(loaded, 3, "nothing was saved")
         assert not any(isinstance(p, DTensor) for p in model.parameters())
         if dist.get_rank() == 0:
@@ -64,7 +64,7 @@ def trained(*, shard):
     dist.barrier()
     model.eval()
     with torch.no_grad():
-        with whole_weights(model):
+        with gathered_weights(model):
             answer = model.generate(input_ids=ids[:1, :5], max_new_tokens=4, do_sample=False)[0].tolist()
         after = model(input_ids=ids, labels=ids).loss.item()
     return losses, after, answer
@@ -127,9 +127,9 @@ def test_what_cannot_be_shared_is_refused_before_weights(
 
 
 def test_without_processes_nothing_is_touched() -> None:
-    from smollm3_finetune.train.distributed.sharding import whole_weights
+    from smollm3_finetune.train.distributed.sharding import gathered_weights
 
     model = torch.nn.Linear(2, 2)
     before = dict(model.named_parameters())
-    with whole_weights(model):
+    with gathered_weights(model):
         assert all(p is before[n] for n, p in model.named_parameters())

@@ -13,7 +13,7 @@ import torch
 
 from smollm3_finetune import LoadedModel, load_model
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.load import Setting, assemble
 from smollm3_finetune.data.chat_template.renderer import Renderer
@@ -191,7 +191,7 @@ def test_held_out_loss_is_the_mean_over_supervised_tokens_whatever_the_batches()
         with torch.no_grad():
             logprob = model(input_ids=torch.tensor([e["input_ids"]])).logits[0].log_softmax(-1)  # (T, V)
         for t, label in enumerate(e["labels"][1:]):
-            if label != IGNORED:
+            if label != IGNORE_INDEX:
                 total, count = total - float(logprob[t, label]), count + 1
     collate = objective.collator(loaded.tokenizer)
     for batch_size in (1, 2, 5):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from smollm3_finetune.api import ModelError, Progress, Task, is_of_the_machine
+from smollm3_finetune.api import ModelError, Progress, Task, is_resource_error
 
 CHAT_END = "<|im_end|>"
 """What ends a turn in the ChatML template."""
@@ -35,7 +35,7 @@ def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress:
         except ModelError:
             raise
         except Exception as e:
-            if is_of_the_machine(e):
+            if is_resource_error(e):
                 raise
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from smollm3_finetune.api import ConfigError, ModelError, is_of_the_machine
+from smollm3_finetune.api import ConfigError, ModelError, is_resource_error
 from smollm3_gguf.architectures import model_type, readable
 from smollm3_gguf.header import BadHeader, Header, read_header
 
@@ -84,7 +84,7 @@ class GgufFile:
                 path = Path(hf_hub_download(self.repo, self.name, revision=self.commit))
             return path
         except Exception as e:
-            if is_of_the_machine(e):
+            if is_resource_error(e):
                 raise
             raise _not_reached(self.ref, e) from e
 
@@ -125,7 +125,7 @@ def check_file(file: GgufFile) -> Header:
     except BadHeader as e:
         raise ModelError(f"{file.ref} {e}", hint="download it again, or name another file") from e
     except Exception as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         if file.local is None:
             raise _not_on_hub(file) if _is_missing(e) else _not_reached(file.ref, e) from e

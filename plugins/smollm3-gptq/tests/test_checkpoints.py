@@ -71,7 +71,7 @@ def assert_right(directory, numpy_gptq, dtype="float32", **more):
     """Loaded without naming a quantizer, it computes what the NumPy weights do; its files stay as they are."""
     before = hashes(directory)
     loaded = load_model(directory, device="cpu", dtype=dtype, **more)
-    assert loaded.plan.quantizer.offer.spec.name == "gptq"
+    assert loaded.plan.quantizer.component.spec.name == "gptq"
     ids = torch.randint(3, 120, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = loaded.model.eval()(input_ids=ids, use_cache=False).logits
@@ -151,7 +151,7 @@ def test_the_other_name_is_the_same_and_says_so(autogptq, numpy_gptq):
 
     loaded = load_model(autogptq, quant="auto-gptq", device="cpu", dtype="float32", progress=Heard())
     assert lines == ["--quant auto-gptq is another name of 'gptq'"]
-    assert loaded.plan.quantizer.offer.spec.name == "gptq"
+    assert loaded.plan.quantizer.component.spec.name == "gptq"
     name, weight = next(iter(numpy_gptq.weights_in(autogptq).items()))
     found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
     np.testing.assert_array_equal(found.numpy(), weight)

@@ -93,6 +93,6 @@ def test_a_tuned_model_is_quantized_again_on_the_rows_of_its_run(dense, cli, fak
     assert "gptq" in (out / "README.md").read_text()
     assert json.loads(done.stdout)["requantized"]["drift"] > 0
     again = load_model(out)
-    assert again.plan.quantizer.offer.spec.name == "gptq"
+    assert again.plan.quantizer.component.spec.name == "gptq"
     assert again.base.ops_for(again.model.get_submodule("model.layers.0.mlp.up_proj")) is not None
     AutoModelForCausalLM.from_pretrained("dense", dtype=torch.float32)

@@ -112,14 +112,14 @@ def tuned(dense, tmp_path_factory):
     return Tuned(tmp_path_factory.mktemp("tuned"), dense)
 
 
-def assert_learned(report):
+def assert_supervised(report):
     assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"] - 0.1
 
 
 @pytest.mark.plugins
 def test_one_command_quantizes_and_trains(tuned):
     assert tuned.about["code"] == 0, tuned.done.stderr
-    assert_learned(tuned.report())
+    assert_supervised(tuned.report())
     assert "quantizing small to 4 bits" in tuned.done.stderr
 
 
@@ -169,7 +169,7 @@ def test_another_run_does_not_quantize_again(tuned, dense, cli, monkeypatch):
                "--output", "second")  # fmt: skip
     assert done.code == 0, done.stderr
     assert "quantizing" not in done.stderr
-    assert_learned(tuned.report("second"))
+    assert_supervised(tuned.report("second"))
     assert tuned.report("second")["before"] == tuned.report()["before"]
 
 

@@ -12,7 +12,7 @@ from peft.utils import quantization_utils as backends
 from safetensors import SafetensorError
 from torch import nn
 
-from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_of_the_machine
+from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_resource_error
 
 _PEFTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError)
 """What PEFT and safetensors raise for options and files that do not fit."""
@@ -61,7 +61,7 @@ def explained(what: str, error: type[SmolLM3Error] = ConfigError) -> Iterator[No
     except SmolLM3Error:
         raise
     except _PEFTS as e:
-        if is_of_the_machine(e):
+        if is_resource_error(e):
             raise
         sentence = " ".join(str(e).split())
         raise error(f"{what}: {sentence[:400]}") from e

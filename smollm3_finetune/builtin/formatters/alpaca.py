@@ -8,7 +8,7 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import found, optional_text, required_text
-from smollm3_finetune.builtin.formatters.supervised_turns import learned
+from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 from smollm3_finetune.builtin.options import AlpacaOptions
 
@@ -36,7 +36,7 @@ class AlpacaFormatter:
             messages=tuple(t.message for t in turns),
             tools=tools(row),
             template_kwargs=template_kwargs(row),
-            learn=learned(turns, after=0 if self.options.learn_history else before),
+            supervised=supervised(turns, after=0 if self.options.learn_history else before),
         )
 
 

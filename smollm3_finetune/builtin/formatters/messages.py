@@ -8,7 +8,7 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.claims import turn_list
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
-from smollm3_finetune.builtin.formatters.supervised_turns import learned
+from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import read_turns
 from smollm3_finetune.builtin.options import TurnsOptions
 
@@ -38,7 +38,7 @@ class MessagesFormatter:
             messages=tuple(t.message for t in turns),
             tools=tools(row),
             template_kwargs=template_kwargs(row),
-            learn=learned(turns, learn_user=self.options.learn_user),
+            supervised=supervised(turns, learn_user=self.options.learn_user),
         )
 
     default_column = "messages"

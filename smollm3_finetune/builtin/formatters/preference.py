@@ -10,7 +10,7 @@ from smollm3_finetune.builtin.formatters.claims import says_from, turn_list
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import found
 from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
-from smollm3_finetune.builtin.formatters.supervised_turns import learned
+from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
 
 
@@ -41,7 +41,7 @@ class PreferenceFormatter:
             rejected=tuple(t.message for t in worse),
             tools=tools(row),
             template_kwargs=template_kwargs(row),
-            learn=learned(better, after=shared),
+            supervised=supervised(better, after=shared),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import required_text
-from smollm3_finetune.builtin.formatters.supervised_turns import learned
+from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
 from smollm3_finetune.builtin.options import PromptCompletionOptions
 
@@ -36,7 +36,7 @@ class PromptCompletionFormatter:
             messages=tuple(t.message for t in turns),
             tools=tools(row),
             template_kwargs=template_kwargs(row),
-            learn=learned(turns, after=len(prompt)),
+            supervised=supervised(turns, after=len(prompt)),
         )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 SHOWN = 3
 
 
-def learned(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) -> tuple[int, ...] | None:
+def supervised(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) -> tuple[int, ...] | None:
     """The indices of the turns to learn from, or None where these are all of the assistant's.
 
     The assistant's turns from index `after` on, but not those of weight 0 nor empty ones; with `learn_user`, also

@@ -156,9 +156,9 @@ def clean(
     for path in busy:
         click.echo(f"not deleted: {path} is in use, or may not be written", err=True)
     total = shown_size(sum(sizes[p] for p in (sizes if dry_run else gone)))
-    verb = "would delete" if dry_run else "deleted"
+    command = "would delete" if dry_run else "deleted"
     aside = f", kept {len(kept)} that runs depend on (--force deletes them)" if kept else ""
-    click.echo(f"{verb} {len(sizes if dry_run else gone)}, {total}{aside}")
+    click.echo(f"{command} {len(sizes if dry_run else gone)}, {total}{aside}")
 
 
 def _days(found: list[Entry], path: Path) -> float:

@@ -132,10 +132,12 @@ def _measure(
         raise IncompatibleError("none of these pairs can be run", hint="smollm3 compat shows why")
     given: dict[str, Any] = {}
     if options:
-        offer = chosen[0].adapter
-        settings = [assignment(text, "--adapter-opt", offer.kind.section) for text in options]
+        component = chosen[0].adapter
+        settings = [assignment(text, "--adapter-opt", component.kind.section) for text in options]
         keys = [s.key[-1] for s in settings]
-        built = options_dict(build(offer.options_class(), {s.key[-1]: s.value for s in settings}, offer.kind.section))
+        built = options_dict(
+            build(component.options_class(), {s.key[-1]: s.value for s in settings}, component.kind.section)
+        )
         given = {k: v for k, v in plain(built).items() if k in keys}
     asked = "".join(f" --adapter-opt {text}" for text in options)
     command = "smollm3 compat --quant {quantizer} --adapter {adapter}" + asked + f" --measure {file.name}"

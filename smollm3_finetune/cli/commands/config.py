@@ -62,7 +62,7 @@ def validate(**values: Any) -> str:
     plan = plan_run(registry, loaded, lambda: context)
     assert plan.model.adapter is not None
     return (
-        f"ok: {plan.model.ref} with {plan.model.quantizer.offer.title} and {plan.model.adapter.offer.title}, "
+        f"ok: {plan.model.ref} with {plan.model.quantizer.component.title} and {plan.model.adapter.component.title}, "
         f"{sum(plan.survey.train)} rows to train on, {sum(plan.survey.held_out)} held out"
     )
 

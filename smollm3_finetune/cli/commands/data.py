@@ -65,7 +65,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
       smollm3 data preview --data a.jsonl --data b.jsonl --source 1 --max-length 2048
     """
     from smollm3_finetune.cli.output.rows import Page, head, show_row, show_stats
-    from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
+    from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
 
     page = Page()
     with working():
@@ -82,7 +82,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     for i, stats in counted.items():
         show_stats(page, i, stats, total=look.total(i), max_length=look.about.max_length, bars=True)
     if source is None and all(look.total(i) == s.rows for i, s in counted.items()):
-        refuse_if_nothing_is_learned(list(counted.values()), look.survey)
+        refuse_if_nothing_is_supervised(list(counted.values()), look.survey)
 
 
 @data.command()
@@ -94,7 +94,7 @@ def stats(as_json: bool, **values: Any) -> None:
     Ends with exit code 5 where nothing would be left to train on or to measure with.
     """
     from smollm3_finetune.cli.output.rows import Page, head, show_stats, show_total, totals
-    from smollm3_finetune.data.stats import refuse_if_nothing_is_learned
+    from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
 
     with working():
         look = _plan(values)
@@ -109,7 +109,7 @@ def stats(as_json: bool, **values: Any) -> None:
             show_stats(page, i, one, total=one.rows, max_length=look.about.max_length, bars=False)
         if len(counted) > 1:
             show_total(page, totals(counted))
-    refuse_if_nothing_is_learned(counted, look.survey)
+    refuse_if_nothing_is_supervised(counted, look.survey)
 
 
 def _plan(values: Mapping[str, Any]) -> Preview:

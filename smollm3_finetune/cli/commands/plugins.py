@@ -14,7 +14,7 @@ from smollm3_finetune.cli.session import discovered
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Offer, PluginRecord, Registry
+    from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
     from smollm3_finetune.config.options import OptionInfo
 
 
@@ -79,10 +79,10 @@ def _requirements(registry: Registry, record: PluginRecord, device: str) -> list
     from smollm3_finetune.components.requirements import requirement_problems
 
     found: list[dict[str, Any]] = []
-    for offer in registry.offers:
-        if (offer.plugin, offer.distribution) != (record.name, record.distribution):
+    for component in registry.components:
+        if (component.plugin, component.distribution) != (record.name, record.distribution):
             continue
-        requires, title = offer.spec.requires, f"{offer.kind.name} {offer.spec.name}"
+        requires, title = component.spec.requires, f"{component.kind.name} {component.spec.name}"
         about = {"distributions": list(requires.distributions), "accelerators": list(requires.accelerators)}
         same = next((f for f in found if {k: f[k] for k in about} == about), None)
         if same is not None:
@@ -128,8 +128,8 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
     registry = discovered(plugin, no_plugins)
     origins = {(r.name, r.distribution): r.origin for r in registry.plugins}
     found = [
-        {**_about(offer, device), "origin": origins[offer.plugin, offer.distribution]}
-        for offer in _find_all(registry, name)
+        {**_about(component, device), "origin": origins[component.plugin, component.distribution]}
+        for component in _find_all(registry, name)
     ]
     if as_json:
         click.echo(json.dumps(found, indent=2, default=str))
@@ -137,7 +137,7 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
         click.echo("\n\n".join(_shown(about) for about in found))
 
 
-def _find_all(registry: Registry, name: str) -> list[Offer]:
+def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
     """The components of any kind with this name. Raises UnknownComponentError with a suggestion."""
     from smollm3_finetune.components.kinds import KINDS
     from smollm3_finetune.components.registry import known_components
@@ -155,13 +155,13 @@ def _find_all(registry: Registry, name: str) -> list[Offer]:
     for kind in KINDS:
         if bare in known_components().get(kind.name, {}):
             registry.find(kind, name)
-    names = {o.spec.name for o in registry.offers}
+    names = {o.spec.name for o in registry.components}
     near = did_you_mean(bare, names)
     hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
     raise UnknownComponentError(f"no plugin offers a component {name!r}", hint=hint)
 
 
-def _about(offer: Offer, device: str) -> dict[str, Any]:
+def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     """Everything there is to say about a component, as plain values."""
     from dataclasses import replace
 
@@ -169,33 +169,33 @@ def _about(offer: Offer, device: str) -> dict[str, Any]:
     from smollm3_finetune.cli.output.component_help import option_lines
     from smollm3_finetune.components.negotiation import environment, provided, refined
     from smollm3_finetune.components.requirements import requirement_problems
-    from smollm3_finetune.components.selection import Choice
+    from smollm3_finetune.components.selection import SelectedComponent
     from smollm3_finetune.config.options import build, describe
 
-    spec = offer.spec
+    spec = component.spec
     about: dict[str, Any] = {
-        "kind": offer.kind.name,
+        "kind": component.kind.name,
         "name": spec.name,
         "aliases": list(spec.aliases),
         "summary": spec.summary,
-        "full_name": offer.full_name,
-        "version": offer.version,
-        "plugin": offer.plugin,
+        "full_name": component.full_name,
+        "version": component.version,
+        "plugin": component.plugin,
         "factory": spec.factory,
         "api": spec.api,
         "requires": list(spec.requires.distributions),
         "accelerators": list(spec.requires.accelerators),
-        "unmet": [p.message for p in requirement_problems(offer.title, spec.requires, device)],
+        "unmet": [p.message for p in requirement_problems(component.title, spec.requires, device)],
         "suggests": dict(spec.suggests),
         "device": device,
-        "options": [_option(i) for i in describe(offer.options_class())],
-        "options_help": option_lines(offer)[1:],
+        "options": [_option(i) for i in describe(component.options_class())],
+        "options_help": option_lines(component)[1:],
     }
     try:
-        defaults: Any = build(offer.options_class(), {}, offer.kind.section)
+        defaults: Any = build(component.options_class(), {}, component.kind.section)
     except ConfigError:  # an option that must be given: what depends on options is as the descriptor says
         defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
-    chosen = Choice(offer=replace(offer, spec=spec), options=defaults)
+    chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
     if isinstance(spec, LoaderSpec | FormatterSpec):
         about["rank"] = spec.rank
     if isinstance(spec, QuantizerSpec):

@@ -36,8 +36,8 @@ def new(kind: str, name: str, output: str | None, single: bool) -> None:
     from smollm3_finetune.scaffold.write import plan_scaffold
 
     scaffold = plan_scaffold(kind, name, output, single=single)
-    offers = discovered(()).of(next(k for k in EVERY_KIND if k.name == kind))
-    if taken := [o for o in offers if name in (o.spec.name, *o.spec.aliases)]:
+    components = discovered(()).of(next(k for k in EVERY_KIND if k.name == kind))
+    if taken := [o for o in components if name in (o.spec.name, *o.spec.aliases)]:
         raise ConfigError(
             f"the {kind} {name!r} is offered by {taken[0].distribution} already: users would have to tell them apart",
             hint=f"smollm3 plugins new {kind} my-{name}",

@@ -13,7 +13,7 @@ from smollm3_finetune.cli.session import answers, find_plugins, flag_settings, l
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import BuildContext
-    from smollm3_finetune.config.load import Loaded
+    from smollm3_finetune.config.load import LoadedConfig
 
 EXAMPLES = """\b
 Examples:
@@ -50,7 +50,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.runs.resume import resumed_configuration
     from smollm3_finetune.runs.rundir import RunDir
-    from smollm3_finetune.train.distributed.processes import is_main_process, leave
+    from smollm3_finetune.train.distributed.processes import is_main_process, shut_down_processes
 
     run = RunDir.existing(resume) if resume is not None else None
     if run is not None and values["config_file"] is not None:
@@ -86,7 +86,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.train.run import train as carry_out
 
     report = carry_out(plan, registry, run, display.for_stream(), checkpoint, began)
-    leave()
+    shut_down_processes()
     if not is_main_process():
         return None
     if as_json:
@@ -102,13 +102,13 @@ def _train_purpose() -> Any:
     return Purpose.TRAIN
 
 
-def _title(loaded: Loaded) -> str:
+def _title(loaded: LoadedConfig) -> str:
     from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 
     parts = (loaded.config.quant.name, loaded.config.adapter.name or DEFAULT_ADAPTER)
     return "-".join(p.rpartition(":")[2] for p in parts if p)
 
 
-def _saved_plugins(loaded: Loaded, resuming: bool) -> tuple[str, ...]:
+def _saved_plugins(loaded: LoadedConfig, resuming: bool) -> tuple[str, ...]:
     """`plugins:` of a configuration; a resumed run's plugin files must be named again, what it left out stays out."""
     return tuple(p for p in loaded.config.plugins if not resuming or p.startswith("no:"))

@@ -10,7 +10,7 @@ import click
 
 from smollm3_finetune.compatibility.collect import Collected, Evidence
 from smollm3_finetune.compatibility.matrix import Cell, State, Terms
-from smollm3_finetune.components.registry import Offer
+from smollm3_finetune.components.registry import RegisteredComponent
 
 LABEL = 12
 COLOURS = {State.MEASURED: "green", State.DECLARED: "cyan", State.REFUSED: "red", State.UNKNOWN: "yellow"}
@@ -36,8 +36,8 @@ def shown_pair(cells: Sequence[Cell], about: Terms | None, collected: Collected)
     return "\n".join(line for label, text in rows for line in _lines(label, text))
 
 
-def _who(offer: Offer) -> str:
-    return f"{offer.full_name} {offer.version}: {offer.spec.summary}"
+def _who(component: RegisteredComponent) -> str:
+    return f"{component.full_name} {component.version}: {component.spec.summary}"
 
 
 def _purpose(cell: Cell, collected: Collected) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import click
 from smollm3_finetune.compatibility.matrix import Cell, State
 from smollm3_finetune.compatibility.results import PURPOSES
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
-from smollm3_finetune.components.registry import Offer
+from smollm3_finetune.components.registry import RegisteredComponent
 
 LEGEND = {
     "●": ("measured, and holds", "green"),
@@ -36,9 +36,9 @@ def symbol(cell: Cell) -> str:
     return {State.DECLARED: "○", State.REFUSED: "–", State.UNKNOWN: "?"}[cell.state]
 
 
-def labels(offers: Iterable[Offer]) -> dict[str, str]:
+def labels(components: Iterable[RegisteredComponent]) -> dict[str, str]:
     """What each component is called, by its full name: its name, or the full name where two have that name."""
-    unique = {o.full_name: o.spec.name for o in offers}
+    unique = {o.full_name: o.spec.name for o in components}
     names = list(unique.values())
     return {full: name if names.count(name) == 1 else full for full, name in unique.items()}
 

@@ -14,7 +14,7 @@ from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
 
 if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Offer
+    from smollm3_finetune.components.registry import RegisteredComponent
 
 NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER}
 
@@ -39,12 +39,14 @@ def component_help(params: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def option_lines(offer: Offer) -> list[str]:
+def option_lines(component: RegisteredComponent) -> list[str]:
     """A component's options: name, type, default, help and range."""
-    spec = offer.spec
-    flag = f"{offer.kind.flag}-opt" if offer.kind is not FORMATTER else f"--set {offer.kind.section}."
-    lines = [f"{offer.kind.name.capitalize()} {spec.name} ({offer.distribution} {offer.version}): {spec.summary}"]
-    infos = describe(offer.options_class())
+    spec = component.spec
+    flag = f"{component.kind.flag}-opt" if component.kind is not FORMATTER else f"--set {component.kind.section}."
+    lines = [
+        f"{component.kind.name.capitalize()} {spec.name} ({component.distribution} {component.version}): {spec.summary}"
+    ]
+    infos = describe(component.options_class())
     if not infos:
         return [*lines, "  It has no options."]
     for info in infos:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
 """What stands around learned text where there is no color: the first pair that no shown row holds."""
-LEARNED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
+SUPERVISED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
 BAR = 40
 """Characters of the longest bar."""
-COUNTED = ("rows", "train", "held_out", "empty", "rows_per_pass", "cut", "tokens", "tokens_learned", "tokens_cut")
+COUNTED = ("rows", "train", "held_out", "empty", "rows_per_pass", "cut", "tokens", "tokens_supervised", "tokens_cut")
 
 Part = str | tuple[str, str]
 """Text, or text and its style."""
@@ -55,11 +55,11 @@ class Page:
     def text(self, pieces: Iterable[tuple[str, bool]]) -> None:
         """A row's text, each line behind a bar; what is learned in color or between marks."""
         lines: list[list[tuple[str, str]]] = [[]]
-        for text, learned in pieces:
-            if learned and self.console is None:
+        for text, supervised in pieces:
+            if supervised and self.console is None:
                 text = f"{self.marks[0]}{text}{self.marks[1]}"
             first, *rest = text.split("\n")
-            style = LEARNED if learned else CONTEXT
+            style = SUPERVISED if supervised else CONTEXT
             lines[-1].append((first, style))
             lines += [[(more, style)] for more in rest]
         if not any(text for text, _ in lines[-1]):  # templates end with a line break
@@ -81,12 +81,12 @@ def visible(text: str) -> str:
 
 def segments(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[tuple[str, bool]]:
     """(text, learned) of each unbroken run of tokens; together they are the sequence's text."""
-    ends = [t + 1 for t, one in enumerate(sequence.learned) if sequence.learned[t + 1 : t + 2] != [one]]
+    ends = [t + 1 for t, one in enumerate(sequence.supervised) if sequence.supervised[t + 1 : t + 2] != [one]]
     found, before, start = [], "", 0
     for end in ends:
         text = _decode(tokenizer, sequence.ids[:end])  # a run decoded alone may lose the space it begins with
         run = text[len(before) :] if text.startswith(before) else _decode(tokenizer, sequence.ids[start:end])
-        found.append((visible(run), sequence.learned[start]))
+        found.append((visible(run), sequence.supervised[start]))
         before, start = text, end
     return found
 
@@ -110,7 +110,7 @@ def head(page: Page, about: About, *, legend: bool) -> None:
     objective = about.objective.rpartition(":")[2]
     page.line(f"model {about.model}, objective {objective}, data.max_length={about.max_length} tokens")
     if legend and page.console is not None:
-        page.line("legend: ", ("learned", LEARNED), ", ", ("context, not learned", CONTEXT))
+        page.line("legend: ", ("learned", SUPERVISED), ", ", ("context, not learned", CONTEXT))
     elif legend:
         page.line(f"legend: {page.marks[0]}learned{page.marks[1]}, the rest is context and not learned")
 
@@ -128,7 +128,7 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
         notes[row.notes.index("cut")] = f"cut from {row.length:,} tokens"
     page.line()
     page.line(
-        (row.where, TITLE), f"  {row.tokens:,} tokens, {row.learned:,} learned, ", side,
+        (row.where, TITLE), f"  {row.tokens:,} tokens, {row.supervised:,} learned, ", side,
         *[(f"; {note}", WARNING) for note in notes],
     )  # fmt: skip
     for sequence in row.sequences:
@@ -143,8 +143,8 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
 
 def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
     page.line(("  index      id  mask     token", TITLE))
-    for index, (token, learned) in enumerate(zip(sequence.ids, sequence.learned, strict=True)):
-        mask, style = ("learned", LEARNED) if learned else ("context", CONTEXT)
+    for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True)):
+        mask, style = ("learned", SUPERVISED) if supervised else ("context", CONTEXT)
         page.line((f"{index:>7} {token:>7}  {mask}  {token_text(tokenizer, token)}", style))
 
 
@@ -170,8 +170,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line("  cut       ", (cut, WARNING))
     for n, (note, times) in enumerate(sorted(stats.notes.items())):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
-    share = f" ({stats.tokens_learned / stats.tokens:.1%})" if stats.tokens else ""
-    page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_learned:,} learned{share}")
+    share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
+    page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} learned{share}")
     q = Quantiles(stats.lengths)
     page.line(
         f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before cutting; median {q.median():,.0f}, "
@@ -189,12 +189,12 @@ def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
     wide = max(len("tokens"), *map(len, names))
     page.line()
     page.line((f"    {'tokens':>{wide}}  rows", TITLE))
-    border = next((bar for bar in made if bar.high > max_length), None)
+    threshold = next((bar for bar in made if bar.high > max_length), None)
     for bar, name in zip(made, names, strict=True):
         blocks = "█" * max(round(BAR * bar.rows / most), 1) if bar.rows else ""
-        cut: list[Part] = [(f"  what is longer than {max_length:,} is cut", WARNING)] if bar is border else []
+        cut: list[Part] = [(f"  what is longer than {max_length:,} is cut", WARNING)] if bar is threshold else []
         page.line(
-            f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else LEARNED), f" {bar.rows:,}", *cut
+            f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else SUPERVISED), f" {bar.rows:,}", *cut
         )
 
 
@@ -211,4 +211,4 @@ def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line(("all sources", TITLE))
     kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {total['empty']:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
-    page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_learned']:,} learned")
+    page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} learned")

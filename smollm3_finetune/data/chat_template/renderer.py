@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api import Conversation
-from smollm3_finetune.api.data import IGNORED
+from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.completeness import check_complete
 from smollm3_finetune.data.chat_template.escaping import INSTRUCTING, MARK, flags, guarded, guarded_text
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
@@ -68,7 +68,7 @@ class _Prepared:
     messages: list[dict[str, Any]]
     kwargs: dict[str, Any]
     """For the template, tools and mode included."""
-    learned: list[int]
+    supervised: list[int]
     notes: list[str]
 
 
@@ -117,7 +117,7 @@ class Renderer:
         text = self._render(ready.messages, ready.kwargs)
         check_complete(text, ready.messages, ready.kwargs, self._render)
         spans = []
-        for i in ready.learned:
+        for i in ready.supervised:
             span = self._span(ready, i, text)
             if span is None:
                 ready.notes.append("turn rewritten by the template")
@@ -153,9 +153,9 @@ class Renderer:
         if not self.template:
             return found
         probe = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
-        learned = [i for i in self._tokens(*self.spans(probe)[:2])[1] if i != IGNORED]
+        supervised = [i for i in self._tokens(*self.spans(probe)[:2])[1] if i != IGNORE_INDEX]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        return found + [i for i in learned[-1:] if i in special and i not in found]
+        return found + [i for i in supervised[-1:] if i in special and i not in found]
 
     def _continued(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
         """The text of a single message, to go on from. Raises ModelError for more than that."""
@@ -177,7 +177,7 @@ class Renderer:
         inside = [bound for bound, t in holding if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
         if inside:  # an answer that begins with a line break, which the header's own would swallow
             ids, offsets = self._pieces(text, inside)
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         turn = 0
         for t, (start, end) in enumerate(offsets):
             while turn < len(spans) and spans[turn][1] <= start:
@@ -232,7 +232,7 @@ class Renderer:
             mode = bool(traced)
         if mode is not None:
             kwargs["enable_thinking"] = mode
-        learned, notes = sorted(set(conversation.learned_messages())), []
+        supervised, notes = sorted(set(conversation.supervised_messages())), []
         if mode is False:
             messages = [without_trace(m) if m["role"] == "assistant" else m for m in messages]
             notes += ["trace stripped"] * len(traced)
@@ -242,10 +242,12 @@ class Renderer:
             for i in earlier:
                 messages[i] = without_trace(messages[i])
             notes += ["earlier reasoning stripped"] * len(earlier)
-            learned = [i for i in learned if i not in earlier]
-        silent = {i for i in learned if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
+            supervised = [i for i in supervised if i not in earlier]
+        silent = {i for i in supervised if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
         notes += ["empty turn"] * len(silent)
-        return _Prepared(messages=messages, kwargs=kwargs, learned=[i for i in learned if i not in silent], notes=notes)
+        return _Prepared(
+            messages=messages, kwargs=kwargs, supervised=[i for i in supervised if i not in silent], notes=notes
+        )
 
     def _flagged_mode(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> bool | None:
         """The mode that a flag in the system text puts the template into; None where `enable_thinking` decides.

@@ -42,7 +42,7 @@ def of_main_process(path: Path) -> Path:
     return Path(values[0])
 
 
-def leave() -> None:
+def shut_down_processes() -> None:
     """End what connects the processes, if anything does; for the end of a program whose processes all went well.
 
     One that exits while a thread of the connection still holds a tensor may be aborted by it, when all work is done

@@ -57,7 +57,7 @@ def _zero_stage() -> str:
 
 
 @contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
+def gathered_weights(model: nn.Module) -> Iterator[None]:
     """Parameters that are shared are whole in every process while the context is open; all have to enter it.
 
     Changes to them are lost. Does nothing where none is shared.

@@ -131,7 +131,7 @@ class RowOps:
 
     @property
     def ops(self):
-        return frozenset(self.layer.owner.offers)
+        return frozenset(self.layer.owner.components)
 
     @property
     def shape(self):
@@ -142,7 +142,7 @@ class RowOps:
 
 
 class Rows:
-    offers = TRAINS
+    components = TRAINS
 
     def __init__(self, options):
         self.options = options
@@ -201,7 +201,7 @@ class Rows:
 
 
 class Sealed(Rows):
-    offers = SEALED
+    components = SEALED
 
     def read(self, layer):
         raise UnsupportedOp("these weights cannot be read")
@@ -266,7 +266,7 @@ class GivesAView(Rows):
 class HalfTrains(GradientFactor):
     """grad-input is not declared, and a gradient arrives that is wrong."""
 
-    offers = ONLY_FORWARD
+    components = ONLY_FORWARD
 
 
 class DroppedBias(Rows):
@@ -296,7 +296,7 @@ class OptionsUnnamed(Rows):
 class HalfSealed(Rows):
     """read-weight is not declared, and gives a weight all the same."""
 
-    offers = SEALED
+    components = SEALED
 
 
 class HalfDense(Rows):
