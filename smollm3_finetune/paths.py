@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from smollm3_finetune.errors import ConfigError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def user_path(text: str | Path, what: str = "the path") -> Path:
@@ -29,3 +32,8 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
     except OSError as e:
         raise ConfigError(f"{what} {shown} cannot be looked at: {e.strerror or e}", hint="another path") from e
     return path
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a Hub id, `owner/name`; a file or directory of that name is not looked for."""
+    return HUB_ID.fullmatch(text) is not None

@@ -23,6 +23,7 @@ from smollm3_finetune.api.capabilities import (
     Purpose,
 )
 from smollm3_finetune.api.data import (
+    REASONING_FIELDS,
     Conversation,
     Encoded,
     FlatObjective,
@@ -47,6 +48,7 @@ from smollm3_finetune.api.helpers import (
     directory_source,
     flatten_rows,
     options_dict,
+    seeded,
 )
 from smollm3_finetune.api.models import (
     Adapted,
@@ -84,6 +86,7 @@ from smollm3_finetune.errors import (
 __all__ = [
     "ALL_OPS",
     "API_VERSION",
+    "REASONING_FIELDS",
     "Adapted",
     "Adapter",
     "AdapterSpec",
@@ -132,4 +135,5 @@ __all__ = [
     "options_dict",
     "refuse_quantized",
     "rounding_dtype",
+    "seeded",
 ]

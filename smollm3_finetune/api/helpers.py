@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smollm3_finetune.api.models import ModelSource
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Random numbers inside the context come from `seed`; the caller's stream continues afterwards as if untouched."""
+    import torch
+
+    on = torch.device(device)
+    others: dict[str, Any] = {"devices": []}
+    if on.type != "cpu":
+        others = {"devices": [on.index or 0], "device_type": on.type}
+    with torch.random.fork_rng(**others):
+        torch.manual_seed(seed)
+        yield
 
 
 def options_dict(options: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from smollm3_finetune.api import seeded
 from smollm3_finetune.api.batches import flatten
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.errors import is_resource_error
@@ -75,8 +76,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(0, str(device)):
             yield
     finally:
         model.train(training)

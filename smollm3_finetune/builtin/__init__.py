@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from smollm3_finetune.api import (
     ALL_OPS,
     AdapterSpec,
@@ -16,9 +14,8 @@ from smollm3_finetune.api import (
     hookimpl,
 )
 from smollm3_finetune.builtin.formatters import claims
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.paths import is_hub_id, user_path
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TINY = "tiny"
 SAMPLE = "What is the capital of France?"
 
@@ -30,7 +27,7 @@ def _hf_claims(ref: str) -> bool:
         path = user_path(ref)
     except ConfigError:  # a path that cannot be looked at: opening it says why
         return True
-    return path.is_dir() or (HUB_ID.fullmatch(ref) is not None and not path.is_file())
+    return path.is_dir() or (is_hub_id(ref) and not path.is_file())
 
 
 @hookimpl

@@ -27,10 +27,10 @@ from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.requirements import (
     conflicts,
+    installed_version,
     modules_of,
     requirement_problems,
     requirements,
-    version_of,
 )
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
@@ -98,9 +98,9 @@ def examine(
     named = _distributions(registry)
     pieces = {"devices": DEVICES}
     for name in named:
-        if version_of(name) is not None:
+        if installed_version(name) is not None:
             pieces |= {f"import {m}": f"import {m}" for m in modules_of(name)[:1] if m != "smollm3_finetune"}
-    problems = [p for p in _known() if all(version_of(n) is not None for n in p["installed"])]
+    problems = [p for p in _known() if all(installed_version(n) is not None for n in p["installed"])]
     pieces |= {f"known {i}": p["python"] for i, p in enumerate(problems) if "python" in p}
     probes = run_pieces(pieces, seconds)
     devices = _devices(probes["devices"])
@@ -118,7 +118,7 @@ def examine(
         *_environment_findings(),
     ]
     shown = [*named, *(n for p in problems for n in p["installed"])]
-    versions = {CORE_DISTRIBUTION: __version__, **{n: version_of(n) for n in shown if n != CORE_DISTRIBUTION}}
+    versions = {CORE_DISTRIBUTION: __version__, **{n: installed_version(n) for n in shown if n != CORE_DISTRIBUTION}}
     return Report(
         versions=versions, devices=tuple(devices), cache=cache, environment=_environment(), findings=tuple(findings)
     )  # fmt: skip
@@ -127,7 +127,7 @@ def examine(
 def _distributions(registry: Registry) -> list[str]:
     """The distributions that decide whether things work: core's requirements, plugins, and what these require."""
     roots = [CORE_DISTRIBUTION, *(r.distribution for r in registry.plugins if r.status == "active")]
-    names = [*ESSENTIAL, *(r for r in roots if version_of(r) is not None)]
+    names = [*ESSENTIAL, *(r for r in roots if installed_version(r) is not None)]
     for root in roots:
         names += [w.name for w in requirements(root)]
     for component in registry.components:
@@ -174,7 +174,7 @@ def _torch_findings(probe: Probe, device: str, devices: Iterable[Mapping[str, An
 def _imports(named: Iterable[str], probes: Mapping[str, Probe]) -> list[Finding]:
     found, good = [], 0
     for name in named:
-        if version_of(name) is None:
+        if installed_version(name) is None:
             if name in ESSENTIAL:
                 found.append(_finding(name, f"{name} is installed", False, "", f"pip install {name}"))
             continue
@@ -183,7 +183,7 @@ def _imports(named: Iterable[str], probes: Mapping[str, Probe]) -> list[Finding]
             if probe is None or probe.problem is None:
                 good += 1
                 continue
-            found.append(_finding(name, f"{name} {version_of(name)} can be imported", False, probe.problem,
+            found.append(_finding(name, f"{name} {installed_version(name)} can be imported", False, probe.problem,
                                   f"pip install --force-reinstall {name}", serious=name in ESSENTIAL))  # fmt: skip
     return [_finding("packages", f"{good} packages can be imported", bool(good)), *found]
 
@@ -203,9 +203,9 @@ def _conflicts(named: Iterable[str]) -> list[Finding]:
 def _known_findings(problems: Iterable[Mapping[str, Any]], probes: Mapping[str, Probe]) -> list[Finding]:
     found = []
     for i, p in enumerate(problems):
-        missing = [n for n in p.get("needs", ()) if version_of(n) is None]
+        missing = [n for n in p.get("needs", ()) if installed_version(n) is None]
         broken = probes[f"known {i}"].problem if "python" in p else None
-        title = " and ".join(f"{n} {version_of(n)}" for n in p["installed"])
+        title = " and ".join(f"{n} {installed_version(n)}" for n in p["installed"])
         what = f"no {' and no '.join(missing)}" if missing else broken or ""
         fix = f"pip install {' '.join(missing)}" if missing else p.get("fix", "")
         found.append(_finding(p["installed"][0], f"{title}: no known problem", not what,

@@ -22,6 +22,7 @@ from smollm3_finetune.compatibility.results import Result
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.registry import RegisteredComponent
+from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.version import __version__
 
 LIMIT = 120.0
@@ -186,11 +187,9 @@ def versions(pair: Pair) -> dict[str, str]:
             wanted |= _required(component.distribution)
         wanted |= _names(component.spec.requires.distributions)
     for name in sorted(wanted):
-        if name in BENEATH or "torch" in _required(name):
-            try:
-                found.setdefault(canonicalize_name(name), importlib.metadata.version(name))
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        counts = name in BENEATH or "torch" in _required(name)
+        if counts and (version := installed_version(name)) is not None:
+            found.setdefault(canonicalize_name(name), version)
     return found
 
 

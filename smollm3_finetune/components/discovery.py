@@ -6,7 +6,6 @@ nothing. Nothing in the working directory is executed unless it was named.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -28,6 +27,7 @@ from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
 from smollm3_finetune.components.kinds import KINDS, Kind
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
+from smollm3_finetune.model_files.json_files import file_sha256
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
 
@@ -210,11 +210,10 @@ def _file_version(path: Path) -> str:
     Raises ConfigError where the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        return f"0+{file_sha256(path)[:8]}"
     except OSError as e:
         raise ConfigError(f"the plugin file {str(path)!r} (-p) cannot be read: {e.strerror or e}",
                           hint=f"chmod u+r {shlex.quote(str(path))}, or another file") from e  # fmt: skip
-    return f"0+{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def _import_file(path: Path) -> ModuleType:

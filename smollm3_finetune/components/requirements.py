@@ -76,13 +76,6 @@ class Conflict:
         return f"{self.distribution} {self.version} requires {self.requirement}, and {name} {found}"
 
 
-def version_of(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def requirements(name: str, extras: Iterable[str] = ()) -> Iterator[Requirement]:
     """What a distribution requires here: markers looked at, extras only where named. Nothing where it is not there."""
     try:
@@ -108,11 +101,11 @@ def conflicts(roots: Iterable[str]) -> list[Conflict]:
         if (canonicalize_name(name), extras) in seen:
             continue
         seen.add((canonicalize_name(name), extras))
-        version = version_of(name)
+        version = installed_version(name)
         if version is None:
             continue
         for wanted in requirements(name, extras):
-            have = version_of(wanted.name)
+            have = installed_version(wanted.name)
             if have is None or not wanted.specifier.contains(have, prereleases=True):
                 text = str(wanted).partition(";")[0].strip()
                 found.append(Conflict(distribution=name, version=version, requirement=text, found=have))

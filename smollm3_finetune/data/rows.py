@@ -6,11 +6,9 @@ else happens; it keeps counts only.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Conversation, Progress, options_dict
@@ -23,6 +21,7 @@ from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import SplitThreshold, position
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.model_files.json_files import file_sha256
 from smollm3_finetune.progress import Silent
 
 
@@ -56,7 +55,7 @@ class FormattedSource:
         config = source.config
         content = [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
         if source.hub is None:
-            content = [file_digest(f) for f in source.files]
+            content = [file_sha256(f) for f in source.files]
         options = options_dict(self.formatter.options)
         return [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
 
@@ -179,8 +178,3 @@ def first_question(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
 
 def _size(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return len(messages), len(str(messages))
-
-
-def file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

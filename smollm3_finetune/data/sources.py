@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from smollm3_finetune.config.options import build
 from smollm3_finetune.data.files import SUFFIXES
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.errors import ConfigError, DataError
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
 EMBEDDED_NAME = "the embedded chat dataset"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,7 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
         if not matching:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
         return Source(title=title, config=config, files=tuple(_known(f) for f in matching))
-    if HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES:
+    if is_hub_id(text) and path.suffix not in SUFFIXES:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []

@@ -7,12 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+from smollm3_finetune.config.schema import DTYPES
 from smollm3_finetune.errors import ConfigError, IncompatibleError, did_you_mean
 
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
 KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")
 """The device types of torch that transformers and accelerate compute on."""
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 """What users call them."""
 

@@ -6,8 +6,7 @@ adapter attaches to what came out.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from smollm3_finetune.api import (
     Purpose,
     Quantizer,
     options_dict,
+    seeded,
 )
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
@@ -183,7 +183,7 @@ def compose(
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None)
     if plan.saved is None:
-        with attributed_to(plan.adapter.component), _seeded(plan.context):
+        with attributed_to(plan.adapter.component), seeded(plan.context.seed, plan.context.device):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.component.check_methods(adapted, ADAPTED, "what attach() returns")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
@@ -226,18 +226,6 @@ def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
         adapted = adapter.restore(base, plan.saved.path, plan.context)
         plan.adapter.component.check_methods(adapted, ADAPTED, "what restore() returns")
     return adapted
-
-
-@contextlib.contextmanager
-def _seeded(context: BuildContext) -> Iterator[None]:
-    """The run's seed decides what is drawn meanwhile; afterwards the caller draws as if nothing had been."""
-    import torch
-
-    on = torch.device(context.device)
-    mine = {} if on.type == "cpu" else {"devices": [on.index or 0], "device_type": on.type}
-    with torch.random.fork_rng(**mine):
-        torch.manual_seed(context.seed)
-        yield
 
 
 def build_context(

@@ -23,8 +23,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def file_hash(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits; the file is streamed."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.paths import is_hub_id
+
 FILE = "README.md"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def is_hub_id(ref: str) -> bool:
+def is_on_hub(ref: str) -> bool:
     """Whether a model reference can be linked to: a Hub id that is no path here."""
-    return HUB_ID.fullmatch(ref) is not None and not Path(ref).exists()
+    return is_hub_id(ref) and not Path(ref).exists()
 
 
 def shown_ref(ref: str) -> str:
     """A reference as a card may show it: a local path is cut down to its last part."""
-    return ref if is_hub_id(ref) else Path(ref).resolve().name
+    return ref if is_on_hub(ref) else Path(ref).resolve().name
 
 
 def beginning(base: str, tag: str, title: str, how: str, relation: str | None = None) -> list[str]:
     """The lines down to the first sentence. `relation` is the Hub's word for what was done to the base."""
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if is_hub_id(base):
+    if is_on_hub(base):
         head += [f"base_model: {base}"] + ([f"base_model_relation: {relation}"] if relation else [])
     return [*head, "tags:", "- smollm3-finetune", f"- {tag}", "---", "", f"# {title}", "", how, ""]
 
@@ -34,7 +34,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def linked(base: str) -> str:
-    return f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{base}`"
+    return f"[{base}](https://huggingface.co/{base})" if is_on_hub(base) else f"`{base}`"
 
 
 def with_options(name: str, options: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.model_files.json_files import read_json
+from smollm3_finetune.model_files.json_files import file_sha256, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,13 +25,8 @@ def content_fingerprint(directory: Path) -> str:
     """
     files = sorted(f for f in directory.iterdir() if f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES)
     with ThreadPoolExecutor() as pool:  # hashing holds no lock of Python's: shards are read beside each other
-        digests = list(pool.map(_sha256, files))
+        digests = [bytes.fromhex(digest) for digest in pool.map(file_sha256, files)]
     return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
-
-
-def _sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 @dataclass(frozen=True, kw_only=True)

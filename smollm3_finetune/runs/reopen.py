@@ -13,7 +13,7 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
-from smollm3_finetune.model_files.json_files import file_hash
+from smollm3_finetune.model_files.json_files import file_sha256
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -70,7 +70,7 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             raise ConfigError(f"the run {run.path} used the plugin file {shown}", hint=hint)
         if not Path(file).is_file():
             raise ModelError(f"the plugin file {file}, which the run {run.path} used, is not there any more")
-        if file_hash(file) != digest:
+        if file_sha256(file) != digest:
             raise IncompatibleError(
                 f"the plugin file {file} has changed since the run {run.path} used it",
                 hint="put back the file as it was, or make the run again",
@@ -103,7 +103,7 @@ def run_request(
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
-        resumable = any(run.checkpoints.glob("checkpoint-*"))
+        resumable = bool(run.saved_checkpoints())
         again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
         raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
     config = saved_configuration(run, loader_options).config

@@ -37,6 +37,25 @@ RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A directory `checkpoint-N` that a run can continue from."""
+
+    path: Path
+    step: int
+    """Optimizer steps taken."""
+
+    @classmethod
+    def of(cls, path: Path) -> Checkpoint | None:
+        """The checkpoint in a directory; None if its name is another."""
+        number = path.name.removeprefix("checkpoint-")
+        return cls(path, int(number)) if path.name != number and number.isdigit() else None
+
+    def is_complete(self) -> bool:
+        """Whether every file is there that resuming needs."""
+        return all((self.path / name).exists() for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"))
+
+
+@dataclass(frozen=True)
 class RunDir:
     path: Path
     ours: bool = False
@@ -175,7 +194,7 @@ class RunDir:
 
     def discard_unstarted(self) -> None:
         """Take a run back that failed before its first step, so that the same command can be given again."""
-        if self.metrics.exists() or self.adapter.exists() or any(self.checkpoints.glob("checkpoint-*")):
+        if self.metrics.exists() or self.adapter.exists() or self.saved_checkpoints():
             return
         for file in (self.config, self.versions, self.before, self.path / CALIBRATION, self.path / USES):
             file.unlink(missing_ok=True)
@@ -183,20 +202,19 @@ class RunDir:
             with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else
                 directory.rmdir()
 
-    def last_checkpoint(self) -> Path:
-        """The newest complete checkpoint. Raises ModelError where there is none."""
-        needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
-        found = [
-            c
-            for c in self.checkpoints.glob("checkpoint-*")
-            if c.name.rpartition("-")[2].isdigit() and all((c / name).exists() for name in needed)
-        ]
+    def saved_checkpoints(self) -> list[Checkpoint]:
+        """Every checkpoint, the oldest first, complete or not."""
+        found = map(Checkpoint.of, self.checkpoints.iterdir() if self.checkpoints.is_dir() else ())
+        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+
+    def last_checkpoint(self) -> Checkpoint:
+        """The newest complete checkpoint. Raises ModelError if there is none."""
+        found = [c for c in self.saved_checkpoints() if c.is_complete()]
         if not found:
             again = f"smollm3 train --config {shlex.quote(str(self.config))} --set train.save_every=100"
             raise ModelError(f"{self.path} has no checkpoint to resume from", hint=f"start again, with some: {again}")
-        newest = max(found, key=lambda c: int(c.name.rpartition("-")[2]))
-        check_checkpoint(newest, alone=len(found) == 1)
-        return newest
+        check_checkpoint(found[-1].path, alone=len(found) == 1)
+        return found[-1]
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a resumed run will write again, and a last one that was cut short."""

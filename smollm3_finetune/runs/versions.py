@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent
-from smollm3_finetune.model_files.json_files import file_hash
+from smollm3_finetune.model_files.json_files import file_sha256
 
 
 def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mapping[str, Any]:
@@ -16,5 +16,5 @@ def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mappi
 
     used = {c.component.distribution: c.component.version for c in selected}
     libraries = ("torch", "transformers", "accelerate", "safetensors")
-    files = {p.origin: file_hash(p.origin) for p in registry.plugins if p.origin.endswith(".py")}
+    files = {p.origin: file_sha256(p.origin) for p in registry.plugins if p.origin.endswith(".py")}
     return {"plugins": used, "libraries": {n: installed_version(n) for n in libraries}, "plugin_files": files}

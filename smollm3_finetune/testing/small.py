@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import ModelSource
+from smollm3_finetune.api import ModelSource, seeded
 from smollm3_finetune.model_files.source import DirectorySource
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write_small_model(directory: Path, *, seed: int = 0, biases: bool = True) ->
         num_key_value_heads=1, head_dim=32, no_rope_layers=[1, 0], max_position_embeddings=256, bos_token_id=0,
         eos_token_id=4, pad_token_id=2, tie_word_embeddings=True, attention_bias=biases, mlp_bias=biases,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with seeded(seed):
         model = SmolLM3ForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

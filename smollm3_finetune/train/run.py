@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import UnsupportedOp
@@ -22,7 +21,7 @@ from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.rundir import Checkpoint, RunDir
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
@@ -41,7 +40,7 @@ def train(
     registry: Registry,
     run: RunDir,
     display: Display,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     began: float | None = None,
 ) -> dict[str, Any]:
     """Train, and return the report that is also written to `report.json`.
@@ -144,12 +143,12 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         trainer.add_callback(tracker)
     loaded.model.train()
     if job.main and job.checkpoint is not None:
-        run.forget_after(int(job.checkpoint.name.rpartition("-")[2]))
+        run.forget_after(job.checkpoint.step)
     loaded.stop_at(renderer.end_of_turn_ids())  # checkpoints are saved with it
     if job.plan.render.template is not None:
         loaded.tokenizer.chat_template = job.plan.render.template
     try:
-        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(job.checkpoint.path) if job.checkpoint is not None else None)
     finally:
         job.display.end()
     step, nothing = trainer.state.global_step, f"no adapter was saved in {run.path}"

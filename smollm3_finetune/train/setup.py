@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer
@@ -15,7 +14,7 @@ from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
-from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.rundir import Checkpoint, RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
 from smollm3_finetune.train.plan import RunPlan
@@ -31,7 +30,7 @@ class Job:
     plan: RunPlan
     run: RunDir
     display: Display
-    checkpoint: Path | None
+    checkpoint: Checkpoint | None
     """Where a resumed run goes on."""
     objective: Objective
     parts: tuple[Quantizer, Adapter | None]
@@ -47,7 +46,7 @@ class Job:
     """Whether this is the process that speaks and writes."""
 
 
-def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | None, began: float) -> Job:
+def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint | None, began: float) -> Job:
     """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
     import transformers
 
@@ -65,7 +64,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Path | Non
     tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
+    done = checkpoint.step if checkpoint is not None else 0
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
     if done >= steps:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.builtin.formatters.claims import looks_like_list
 from smollm3_finetune.builtin.formatters.content import content_text, found, optional_text
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
 
-REASONING = ("reasoning_content", "reasoning", "thinking")
 """The names that datasets give to the reasoning beside an answer; templates know the first."""
 
 
@@ -90,7 +90,7 @@ def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _reasoning(message: Mapping[str, Any], where: str) -> str | None:
-    texts = (optional_text(message.get(key), f"{where}.{key}") for key in REASONING)
+    texts = (optional_text(message.get(key), f"{where}.{key}") for key in REASONING_FIELDS)
     return next((text for text in texts if text is not None), None)
 
 

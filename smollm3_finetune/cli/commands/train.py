@@ -72,7 +72,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.train.plan import plan_run
 
     checkpoint = run.last_checkpoint() if resume is not None else None
-    plan = plan_run(registry, loaded, make_context, checkpoint)
+    plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
     if resume is not None:
         from smollm3_finetune.runs.resume import compare_versions
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.errors import DataError
 
 BLOCKS = re.compile(r"(?:\s*<think>.*?</think>)+\s*|\s*<think>(?!.*</think>).*", re.DOTALL)
@@ -16,7 +17,6 @@ BLOCKS = re.compile(r"(?:\s*<think>.*?</think>)+\s*|\s*<think>(?!.*</think>).*",
 INNER = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 UNOPENED = re.compile(r"(?:(?!<think>).)*?</think>[ \t]*(?:\n|\Z)", re.DOTALL)
 """A trace whose opening tag stood in the prompt and was lost; the closing one ends its line."""
-FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The names that transformers takes for one another; the first is ours."""
 READS_FIELD = re.compile(r"reasoning_content|[.'\"](?:reasoning|thinking)\b")
 """What a template that renders such a field has in it; others get the reasoning as a block in the content."""
@@ -24,7 +24,7 @@ READS_FIELD = re.compile(r"reasoning_content|[.'\"](?:reasoning|thinking)\b")
 
 def traces(message: Mapping[str, Any]) -> list[str]:
     """Each piece of a message's reasoning, without its tags. An empty block is no reasoning."""
-    pieces = [next((str(message[f]) for f in FIELDS if message.get(f)), "")]
+    pieces = [next((str(message[f]) for f in REASONING_FIELDS if message.get(f)), "")]
     blocks = BLOCKS.match(str(message.get("content") or ""))
     pieces += INNER.findall(blocks[0]) if blocks else []
     return [p.strip() for p in pieces if p.strip()]
@@ -44,7 +44,7 @@ def answer(message: Mapping[str, Any]) -> str:
 
 def without_trace(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the message without its reasoning, nor an empty block in its place."""
-    rest = {k: v for k, v in message.items() if k not in FIELDS}
+    rest = {k: v for k, v in message.items() if k not in REASONING_FIELDS}
     return {**rest, "content": answer(message)}
 
 
@@ -53,9 +53,9 @@ def with_one_trace(message: Mapping[str, Any], template: str, where: str) -> dic
 
     Raises DataError where the content has another reasoning than the field beside it.
     """
-    rest = {k: v for k, v in message.items() if k not in FIELDS}
+    rest = {k: v for k, v in message.items() if k not in REASONING_FIELDS}
     content = str(message.get("content") or "")
-    field = next((str(message[f]) for f in FIELDS if str(message.get(f) or "").strip()), "")
+    field = next((str(message[f]) for f in REASONING_FIELDS if str(message.get(f) or "").strip()), "")
     field = field.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if not field:
         lost = "</think>" in content and UNOPENED.match(content)
@@ -66,5 +66,5 @@ def with_one_trace(message: Mapping[str, Any], template: str, where: str) -> dic
     if inline:
         return {**rest, "content": content}
     if READS_FIELD.search(template):
-        return {**rest, "content": answer(rest), FIELDS[0]: field}
+        return {**rest, "content": answer(rest), REASONING_FIELDS[0]: field}
     return {**rest, "content": f"<think>\n{field}\n</think>\n{answer(rest)}"}
