@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,6 +13,26 @@ if TYPE_CHECKING:
     pass
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("model",),
+    "loader": ("loader", "name"),
+    "quant": ("quant", "name"),
+    "adapter": ("adapter", "name"),
+    "objective": ("objective", "name"),
+    "formatter": ("formatter", "name"),
+    "data": ("data", "path"),
+    "output": ("output",),
+    "max_steps": ("train", "max_steps"),
+    "epochs": ("train", "epochs"),
+    "batch_size": ("train", "batch_size"),
+    "learning_rate": ("train", "learning_rate"),
+    "max_length": ("data", "max_length"),
+    "device": ("device",),
+    "dtype": ("dtype",),
+    "seed": ("seed",),
+}
+"""Which configuration key each flag sets."""
 
 
 class Number(click.FloatRange):
@@ -61,28 +81,40 @@ def composition_options(f: F, quant: str = "Quantizer; default: what wrote the c
     return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognizes the model.")(f)
 
 
+def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -> Callable[[F], F]:
+    """The flag of `FLAGS` that sets a configuration key. Type, help and default are the schema's."""
+    from smollm3_finetune.config.schema import key_info
+
+    info = key_info(FLAGS[name])
+    text = info.help
+    if multiple:
+        text = f"{text.rstrip('.')}; may be given several times."
+    if info.default is not None and not multiple:
+        text = f"{text}  [default: {info.default}]"
+    kinds: Mapping[str, type] = {"integer": int, "number": float}
+    names = (f"--{name.replace('_', '-')}", *others, name)
+    kind = kinds.get(info.type.removesuffix(" or none"), str)
+    return click.option(*names, type=kind, metavar=metavar, multiple=multiple, help=text)
+
+
 def run_options(f: F) -> F:
     """Everything that describes a training run."""
     f = plugin_options(f)
-    f = click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")(f)
-    f = click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")(f)
-    f = click.option("--seed", type=int, metavar="N", help="Split, order, dropout, initial values.")(f)
-    f = click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")(f)
-    f = click.option("--learning-rate", "--lr", "learning_rate", type=float, metavar="X", help="Peak learning rate.")(f)
-    f = click.option("--batch-size", type=int, metavar="ROWS", help="Rows in one forward pass.")(f)
-    f = click.option("--epochs", type=float, metavar="X", help="Passes over the rows.")(f)
-    f = click.option(
-        "--max-steps", type=int, metavar="N", help="Stop after N optimizer steps, whatever --epochs says."
-    )(f)
-    f = click.option("--output", metavar="DIR", help="Run directory; default: a fresh one under runs/.")(f)
-    f = click.option("--formatter", metavar="NAME", help="How rows are read; default: recognized.")(f)
-    f = click.option("--objective-opt", multiple=True, metavar="K=V", help="An option of the objective.")(f)
-    f = click.option("--objective", metavar="NAME", help="What training minimizes; default: sft.")(f)
-    f = click.option("--adapter-opt", multiple=True, metavar="K=V", help="An option of the adapter.")(f)
-    f = click.option("--adapter", metavar="NAME", help="What is trained on the model; default: lora.")(f)
-    f = composition_options(f)
-    f = click.option(
-        "--data", multiple=True, metavar="PATH",
-        help="Rows: file, glob, directory or Hub id; may be given again; default: the embedded chat dataset.",
-    )(f)  # fmt: skip
-    return click.option("--model", metavar="REF", help="Hub id, directory or file; default: tiny (embedded).")(f)
+    f = click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Set any configuration key.")(f)
+    f = click.option("--config", "config_file", metavar="FILE", help="Read settings from a YAML file.")(f)
+    f = config_flag("seed", "N")(f)
+    f = config_flag("dtype", "NAME")(f)
+    f = config_flag("device", "NAME")(f)
+    f = config_flag("max_length", "TOKENS")(f)
+    f = config_flag("learning_rate", "X", "--lr")(f)
+    f = config_flag("batch_size", "ROWS")(f)
+    f = config_flag("epochs", "X")(f)
+    f = config_flag("max_steps", "N")(f)
+    f = config_flag("output", "DIR")(f)
+    f = config_flag("formatter", "NAME")(f)
+    for section in ("objective", "adapter", "quant", "loader"):
+        word = {"quant": "quantizer"}.get(section, section)
+        f = click.option(f"--{section}-opt", multiple=True, metavar="K=V", help=f"Set an option of the {word}.")(f)
+        f = config_flag(section, "NAME")(f)
+    f = config_flag("data", "PATH", multiple=True)(f)
+    return config_flag("model", "REF")(f)

@@ -10,34 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from smollm3_finetune.api import Purpose
-from smollm3_finetune.cli.options import F
+from smollm3_finetune.cli.options import FLAGS, F
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api import Purpose
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.config.load import LoadedConfig, Setting
     from smollm3_finetune.model.plan import ModelRequest
-
-
-FLAGS: Mapping[str, tuple[str, ...]] = {
-    "model": ("model",),
-    "loader": ("loader", "name"),
-    "quant": ("quant", "name"),
-    "adapter": ("adapter", "name"),
-    "objective": ("objective", "name"),
-    "formatter": ("formatter", "name"),
-    "data": ("data", "path"),
-    "output": ("output",),
-    "max_steps": ("train", "max_steps"),
-    "epochs": ("train", "epochs"),
-    "batch_size": ("train", "batch_size"),
-    "learning_rate": ("train", "learning_rate"),
-    "max_length": ("data", "max_length"),
-    "device": ("device",),
-    "dtype": ("dtype",),
-    "seed": ("seed",),
-}
-"""Which configuration key each flag sets."""
 
 
 OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective"}

@@ -27,7 +27,6 @@ from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
 from smollm3_finetune.components.kinds import KINDS, Kind
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
-from smollm3_finetune.model_files.json_files import file_sha256
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
 
@@ -209,6 +208,8 @@ def _file_version(path: Path) -> str:
 
     Raises ConfigError where the file cannot be read.
     """
+    from smollm3_finetune.model_files.json_files import file_sha256
+
     try:
         return f"0+{file_sha256(path)[:8]}"
     except OSError as e:

@@ -6,11 +6,14 @@ Light: read for `--help`, so only the standard library. The sections `loader`, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api import option
+
+if TYPE_CHECKING:
+    from smollm3_finetune.config.options import OptionInfo
 
 DEFAULT_ADAPTER = "lora"
 DEFAULT_OBJECTIVE = "smollm3-finetune:sft"
@@ -138,3 +141,16 @@ class RunConfig:
 
 COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter")
 PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "calibration": CalibrationConfig, "train": TrainConfig}
+
+
+def key_info(key: Sequence[str]) -> OptionInfo:
+    """What help says about a configuration key: `("train", "epochs")`, or `("quant", "name")` for a component."""
+    from smollm3_finetune.config.options import OptionInfo, describe
+
+    section, *rest = key
+    if section in PLAIN_SECTIONS:
+        return next(i for i in describe(PLAIN_SECTIONS[section]) if i.name == rest[0])
+    info = next(i for i in describe(RunConfig) if i.name == section)
+    if section in COMPONENT_SECTIONS:  # its name, not the whole section
+        return OptionInfo(name=section, type="text or none", default=None, help=info.help, limits={})
+    return info

@@ -28,7 +28,7 @@ from smollm3_finetune.api import (
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.loading import load_tokenizer
@@ -110,9 +110,9 @@ def _saved_choice(choice: SelectedComponent) -> ComponentConfig:
 def load_model(
     ref: str | Path = "tiny",
     *,
-    quant: str | None = None,
-    adapter: str | None = None,
-    loader: str | None = None,
+    quant: str | Mapping[str, Any] | None = None,
+    adapter: str | Mapping[str, Any] | None = None,
+    loader: str | Mapping[str, Any] | None = None,
     quant_options: Mapping[str, Any] | None = None,
     adapter_options: Mapping[str, Any] | None = None,
     loader_options: Mapping[str, Any] | None = None,
@@ -131,6 +131,9 @@ def load_model(
 ) -> LoadedModel:
     """Load `ref` with a quantizer and an adapter, each by the name that an installed plugin gives it.
 
+    A component with options is a mapping, as in YAML: `quant={"name": "gptq", "bits": 4}`. `quant_options` and the
+    like add to it.
+
     `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. No `quant` means the
     one that recognizes the checkpoint, else none. No `adapter` attaches nothing, unless `adapter_path` holds a
     saved one, which is then restored on its base; `check_base=False` puts it on another. `calibration` returns
@@ -140,7 +143,9 @@ def load_model(
     Raises a `SmolLM3Error` before any weights are read where a name, an option, a pair, a package or the device
     is wrong.
 
-        loaded = load_model("HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter="lora", purpose="train")
+        loaded = load_model(
+            "HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter={"name": "lora", "rank": 8}, purpose="train"
+        )
         loaded.model, loaded.tokenizer
     """
     from smollm3_finetune.components.discovery import PluginSelection, discover
@@ -148,15 +153,26 @@ def load_model(
     registry = registry or discover(PluginSelection.of(plugins))
     request = ModelRequest(
         ref=str(ref),
-        loader=ComponentConfig(name=loader, options=loader_options or {}),
-        quant=ComponentConfig(name=quant, options=quant_options or {}),
-        adapter=ComponentConfig(name=adapter, options=adapter_options or {}) if adapter else None,
+        loader=_component("loader", loader, loader_options),
+        quant=_component("quant", quant, quant_options),
+        adapter=_component("adapter", adapter, adapter_options) if adapter else None,
         adapter_path=Path(adapter_path) if adapter_path else None,
         purpose=Purpose(purpose),
     )
     selected = select_model(registry, request)
     context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)
     return compose(plan_model(registry, selected, context), total_steps=total_steps, check_base=check_base)
+
+
+def _component(
+    argument: str, value: str | Mapping[str, Any] | None, options: Mapping[str, Any] | None
+) -> ComponentConfig:
+    """A component from a name or from a mapping that holds its name and options. Raises ConfigError for others."""
+    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {"name": value}
+    name = given.get("name")
+    if not isinstance(name, str | None):
+        raise ConfigError(f"{argument}: expected a name, got {name!r}", hint=f'{argument}={{"name": "NAME"}}')
+    return ComponentConfig(name=name, options={k: v for k, v in given.items() if k != "name"} | dict(options or {}))
 
 
 def parts(plan: ModelPlan) -> tuple[Quantizer, Adapter | None]:

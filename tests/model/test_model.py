@@ -12,7 +12,7 @@ import torch
 
 import smollm3_finetune
 from smollm3_finetune import load_model
-from smollm3_finetune.errors import IncompatibleError, ModelError, UnsupportedOp
+from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError, UnsupportedOp
 from smollm3_finetune.testing import dense_copy
 
 HERE = Path(__file__).parents[1] / "out_of_tree"
@@ -178,3 +178,23 @@ def test_the_seed_decides_an_adapter_and_the_caller_draws_as_if_nothing_was() ->
     assert not torch.equal(one, drawn(2)[0])
     torch.manual_seed(8)
     assert torch.equal(after, torch.rand(3))
+
+
+@pytest.mark.plugins
+def test_a_component_may_be_a_mapping_as_in_yaml() -> None:
+    adapter = {"name": "lora", "rank": 3, "target_modules": ["q_proj"]}
+    loaded = load_model("tiny", adapter=adapter, adapter_options={"alpha": 6.0}, purpose="train", device="cpu")
+    assert loaded.plan.adapter is not None
+    options = loaded.plan.adapter.options
+    assert (options.rank, options.alpha, options.target_modules) == (3, 6.0, ("q_proj",))
+    named = load_model("tiny", adapter="lora", adapter_options={"rank": 3}, purpose="train", device="cpu")
+    assert named.plan.adapter is not None and named.plan.adapter.options.rank == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"name": 4}, "quant: expected a name, got 4"), ({"name": "none", "bits": 4}, "quant has no option 'bits'")],
+)
+def test_a_wrong_mapping_is_refused(given: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_model("tiny", quant=given)
