@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +67,8 @@ def plugin_options(f: F) -> F:
 
 def plugin_flags(plugins: Iterable[str]) -> str:
     """What repeats `-p` for these files and modules on a command line that is shown."""
+    import shlex
+
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 

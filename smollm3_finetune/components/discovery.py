@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -213,6 +212,8 @@ def _file_version(path: Path) -> str:
     try:
         return f"0+{file_sha256(path)[:8]}"
     except OSError as e:
+        import shlex
+
         raise ConfigError(f"the plugin file {str(path)!r} (-p) cannot be read: {e.strerror or e}",
                           hint=f"chmod u+r {shlex.quote(str(path))}, or another file") from e  # fmt: skip
 
