@@ -93,7 +93,7 @@ PATTERNS: dict[str, str] = {
     r"|\b(?:not|nothing|none|tokens?|turns?) learn(?:ed|t)\b",
     "does not suffice": r"\b(?:does|do|did|will|would|can|could|may)(?: not|n't) suffice\b",
     "held out": r"\bthat (?:is|was|are|were) held out\b",
-    "verb": r"\bverbs?\b",
+    "verb": r"(?<!subject,\s)\bverbs?\b",
     "reasonings": r"\breasonings\b",
     "likeliest": r"\blikeliest\b",
     "British": rf"\b(?:{BRITISH})\b",
@@ -353,6 +353,7 @@ HARMLESS = (
     "is there a GPU", "disable adapters", "weights in fewer bits", "part of what is promised",
     "the files are there because of a test", "metric meters", "a parallel model", "filling",
     "recommend, amended, commend", "standard, believes, replies, families, standing", "adverb, verbose, proverb",
+    "subject, verb, object",
     "parameter, perimeter, honorary, four hours, tour, your, our, hour",
     "advertised, rowwise, element-wise, wiser",
 )  # fmt: skip
