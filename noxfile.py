@@ -101,7 +101,7 @@ def newest(session: nox.Session) -> None:
     about = "import importlib.metadata as m; print(*(f'{d.name.lower()}=={d.version}' for d in m.distributions()))"
     installed = dict(v.split("==") for v in str(session.run("python", "-c", about, silent=True)).split())
     for name in sorted(pinned.keys() & installed.keys()):
-        if installed[name] != pinned[name]:
+        if installed[name].partition("+")[0] != pinned[name]:
             session.log(f"{name}: {pinned[name]} in constraints.txt, {installed[name]} installed")
     arguments = [a for a in session.posargs if a != "--pre"]
     workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not plugins")
