@@ -188,16 +188,16 @@ class PythonTexts(ast.NodeVisitor):
         self.messages: list[Text] = []
         self.visible: list[Text] = []
         self.internal: list[Text] = []
-        self.command = False
 
     def generic_visit(self, node: ast.AST) -> None:
         body = getattr(node, "body", None)
+        statements = body if isinstance(body, list) else []  # that of a lambda is an expression
         command = is_command(node)
-        for statement in body if isinstance(body, list) else ():
+        for at, statement in enumerate(statements):
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
                 value = statement.value
                 if isinstance(value.value, str):  # a docstring, also of an attribute
-                    shown = self.public or (command and statement is body[0])
+                    shown = self.public or (command and at == 0)
                     (self.visible if shown else self.internal).append(Text(docstring_prose(value.value), value.lineno))
         super().generic_visit(node)
 
