@@ -1,6 +1,9 @@
 """Sessions. Those that need the project itself run in the environment that nox was started from.
 
 nox                 lint, types and tests: the README's second command
+nox -s quick        planning, data, the contract and CLI errors, in under 90 seconds on two cores
+nox -s on_commit    what the pre-commit hook runs: a few seconds
+nox -s newest       the quick tests and training, with the newest releases of everything but torch
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
@@ -22,6 +25,29 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests", "core_alone"]
 
 ROOT = Path(__file__).parent
+ON_COMMIT = (
+    "components/test_registry.py", "components/test_requirements.py", "config", "docs/test_english.py",
+    "docs/test_architecture.py", "startup/test_layers.py",
+)  # fmt: skip
+"""Tests that take a second or two, and no torch; paths below tests/."""
+QUICK = (
+    "api/test_contract.py", "data/test_rows.py", "cli/test_errors.py", "data/test_templates.py",
+    "startup/test_imports.py", "cli/test_paths.py", "batching/test_cross_entropy.py", "data/test_data.py",
+    "components/test_discovery.py", "data/test_formatters.py", "data/test_render.py",
+    "components/test_negotiation.py", "cli/test_plugins.py", *ON_COMMIT,
+)  # fmt: skip
+"""The quick loop, longest first."""
+TRAINING = ("train/test_train.py", "train/test_half_precision.py", "train/test_measuring.py")
+"""The tests that `newest` adds to the quick ones."""
+
+
+def paths(names: tuple[str, ...]) -> list[str]:
+    """These files and folders of tests. Raises FileNotFoundError for one that does not exist."""
+    if missing := [name for name in names if not (ROOT / "tests" / name).exists()]:
+        raise FileNotFoundError(f"tests/{missing[0]} does not exist: see QUICK in noxfile.py")
+    return [f"tests/{name}" for name in names]
+
+
 PLUGINS = sorted(p for p in (ROOT / "plugins").iterdir() if (p / "pyproject.toml").exists())
 
 
@@ -45,6 +71,42 @@ def tests(session: nox.Session) -> None:
     """Core's tests and every plugin's, a file in one process. Arguments go to pytest: `nox -s tests -- -k contract`."""
     workers = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The quick loop: QUICK in two processes. Arguments go to pytest: `nox -s quick -- -k formatter`."""
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    command = (sys.executable, "-m", "pytest", *paths(QUICK), *workers, *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def on_commit(session: nox.Session) -> None:
+    """ON_COMMIT in one process, for the pre-commit hook."""
+    session.run(sys.executable, "-m", "pytest", *paths(ON_COMMIT), *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="venv")
+def newest(session: nox.Session) -> None:
+    """Core with the newest releases that its ranges allow, but torch of constraints.txt, in an environment of its own.
+
+    Runs the quick tests and the training tests that need no plugin, and prints each version that differs from
+    constraints.txt. `nox -s newest -- --pre` also takes pre-releases.
+    """
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    pre = [a for a in session.posargs if a == "--pre"]
+    torch = f"torch=={pinned['torch']}"
+    session.install("--upgrade", "--upgrade-strategy", "eager", *pre, torch, "-e", ".[test]")
+    about = "import importlib.metadata as m; print(*(f'{d.name.lower()}=={d.version}' for d in m.distributions()))"
+    installed = dict(v.split("==") for v in str(session.run("python", "-c", about, silent=True)).split())
+    for name in sorted(pinned.keys() & installed.keys()):
+        if installed[name].partition("+")[0] != pinned[name]:
+            session.log(f"{name}: {pinned[name]} in constraints.txt, {installed[name]} installed")
+    arguments = [a for a in session.posargs if a != "--pre"]
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not plugins")
+    tests = paths((*TRAINING, *QUICK))
+    session.run("python", "-m", "pytest", *tests, *workers, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

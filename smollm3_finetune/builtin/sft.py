@@ -85,8 +85,8 @@ class SupervisedFineTuning:
             inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORE_INDEX)
             out = model(**inputs)  # without the first label, which a learned prompt before the row could predict
             if getattr(out, "loss_sum", None) is not None:
-                return float(out.loss_sum), out.terms
+                return float(out.loss_sum.detach()), out.terms
         del inputs["labels"]
         logits = model(**inputs).logits  # (B, T, V)
         count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        return float(summed_cross_entropy(logits, batch["labels"])), count
+        return float(summed_cross_entropy(logits, batch["labels"]).detach()), count

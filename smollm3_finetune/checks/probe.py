@@ -88,7 +88,10 @@ def _run(pieces: Mapping[str, str], seconds: float) -> dict[str, Probe]:
         if word == "end":
             found[current] = Probe(problem=rest[0], answer=rest[1])
     child.wait()
-    readers[1].join(timeout=5)
+    for reader, stream in zip(readers, (child.stdout, child.stderr), strict=True):
+        reader.join(timeout=5)
+        if not reader.is_alive():  # else a process that the child started still writes there
+            stream.close()
     return _with_old_numpy(found, "".join(said))
 
 

@@ -167,8 +167,9 @@ def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
     stream = child.stdout
 
     def read() -> None:
-        for line in stream:
-            lines.put(line)
+        with stream:
+            for line in stream:
+                lines.put(line)
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
-        **(
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-            if t.gradient_checkpointing
-            else {}
-        ),
+        **(_checkpointing() if t.gradient_checkpointing else {}),
         **({"torch_compile": True, "tf32": False} if t.compile else {}),  # else Trainer switches TF32 on with it
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
@@ -55,6 +52,13 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
     )
     _on_one_device(args, device)
     return args
+
+
+def _checkpointing() -> dict[str, Any]:
+    """Activation checkpointing, by the name that this version of transformers has for it; 5.x renamed the arguments."""
+    names = {f.name for f in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _on_one_device(args: TrainingArguments, device: str) -> None:

@@ -249,6 +249,7 @@ def building(cache: Cache) -> Iterator[subprocess.Popen[str]]:
     yield child
     child.kill()
     child.wait(60)
+    child.stdout.close()
 
 
 def test_a_build_under_way_is_left_alone_and_a_killed_one_is_swept(

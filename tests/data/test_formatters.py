@@ -305,7 +305,7 @@ MASKED = [{"loss_weight": 0.0}, {"loss_weight": 0}, {"weight": 0}, {"train": Fal
 COUNTED: list[dict[str, Any]] = [{}, {"loss_weight": 1.0}, {"weight": 1}, {"train": True}, {"loss": None}]
 
 
-@pytest.mark.parametrize(("zero", "one"), itertools.product(MASKED, COUNTED))
+@pytest.mark.parametrize(("zero", "one"), list(itertools.product(MASKED, COUNTED)))
 def test_a_weight_of_zero_masks_an_answer_and_one_keeps_it(zero: dict[str, Any], one: Any, fmt: Format) -> None:
     plain = (user("u"), assistant("a"), user("v"), assistant("b"))
     assert fmt("messages", weighted(zero, one, zero, one)) == Conversation(messages=plain)

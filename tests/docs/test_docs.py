@@ -259,7 +259,7 @@ def regions() -> Iterator[Any]:
             yield pytest.param(page, kind, argument, marks=marks, id=f"{name_of(page)}: {kind}: {argument}")
 
 
-@pytest.mark.parametrize(("page", "kind", "argument"), regions())
+@pytest.mark.parametrize(("page", "kind", "argument"), list(regions()))
 def test_what_a_page_takes_from_the_code_is_what_the_code_says(
     page: Path, kind: str, argument: str, examples: Path
 ) -> None:
