@@ -2,15 +2,18 @@
 
     nox -s start_up [-- --rounds 15]
 
-The targets: root help at most 1.5 times `import click`, `train --help` at most 6 times.
+The targets: root help at most 1.5 times `import click`, `train --help` at most 4 times, a wrong name on 300,000 rows
+refused in at most 1.5 times the time on none.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,29 +27,51 @@ COMMANDS = {
     "smollm3 plugins list": [str(SCRIPT), "plugins", "list"],
     "smollm3 config validate --adapter full": [str(SCRIPT), "config", "validate", "--adapter", "full"],
 }
+WRONG = [str(SCRIPT), "train", "--quant", "gtpq"]
+ROWS = 300_000
+
+
+def write_rows(file: Path) -> None:
+    """A file of so many rows that reading them would show."""
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]}
+    file.write_text(f"{json.dumps(row)}\n" * ROWS, encoding="utf-8")
 
 
 def seconds(command: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - began
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    taken = time.perf_counter() - began
+    if done.returncode != (2 if "gtpq" in command else 0):
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+    return taken
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds that count, after one that does not")
     rounds = parser.parse_args().rounds
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for n in range(rounds + 1):
-        for name, command in COMMANDS.items():
-            taken = seconds(command)
-            if n:
-                times[name].append(taken)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        write_rows(file)
+        commands = {
+            **COMMANDS,
+            "smollm3 train --quant gtpq": WRONG,
+            f"smollm3 train --quant gtpq --data FILE ({ROWS:,} rows)": [*WRONG, "--data", str(file)],
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for n in range(rounds + 1):
+            for name, command in commands.items():
+                taken = seconds(command)
+                if n:
+                    times[name].append(taken)
     base = times["import click"]
     print("| command | median, ms | ratio to `import click`, median of pairs |\n|---|---|---|")
-    for name, taken in times.items():
-        ratio = statistics.median(t / b for t, b in zip(taken, base, strict=True))
-        print(f"| `{name}` | {1000 * statistics.median(taken):.0f} | {ratio:.2f} |")
+    for name, all_taken in times.items():
+        ratio = statistics.median(t / b for t, b in zip(all_taken, base, strict=True))
+        print(f"| `{name}` | {1000 * statistics.median(all_taken):.0f} | {ratio:.2f} |")
+    without, with_rows = (times[name] for name in list(times)[-2:])
+    ratio = statistics.median(t / b for t, b in zip(with_rows, without, strict=True))
+    print(f"\nA wrong name is refused on {ROWS:,} rows in {ratio:.2f} times what it takes on none.")
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ def main() -> None:
     def say(**event: Any) -> None:
         print(json.dumps(event), file=answers, flush=True)
 
-    import transformers
-
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.model_files.loading import quiet_transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     registry = discover(PluginSelection.of(tuple(job["plugins"]), job["no_plugins"]))
     work = Path(job["work"])
     for index, pair in enumerate(job["pairs"]):

@@ -31,6 +31,7 @@ from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
+from smollm3_finetune.model_files.loading import quiet_transformers
 
 REASONS = {
     "turn rewritten by the template": "the template rewrites its answers, so that no prompt leads to them",
@@ -216,10 +217,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     selected = [about_rows.objective, *(s.formatter for s in rows.sources), *suggesting, loader]
     max_length = with_suggestions(loaded, selected).config.data.max_length
 
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     with attributed_to(loader.component):
         tokenizer = source.tokenizer()
     survey = rows.survey(progress)

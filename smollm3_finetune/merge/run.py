@@ -31,6 +31,7 @@ from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial
 from smollm3_finetune.model_files.writing import generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
@@ -54,13 +55,10 @@ def merge(
     Nothing appears in the output unless all went well. Raises ConfigError where it is not vacant, SmolLM3Error where
     the disk is too small, ModelError where the merged model is refused, and what the components raise.
     """
-    import transformers
-
     if plan.adapter is None or plan.saved is None:
         raise UnsupportedOp("there is no saved adapter to merge", hint="--adapter-path RUN/adapter")
     began = time.monotonic()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     bound = settings.max_drift
     if bound is not None and not (math.isfinite(bound) and bound > 0):
         raise ConfigError(f"--max-drift takes a number above 0, got {bound}", hint="--max-drift 0.01")

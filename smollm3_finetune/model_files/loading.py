@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 TOKENIZER_KWARGS = ("trust_remote_code", "revision")
 
 
+def quiet_transformers() -> None:
+    """Silence what transformers merely notes, and its progress bars, in this process. Imports transformers."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer in `directory`. Raises ModelError where there is none that loads."""
     from transformers import AutoTokenizer

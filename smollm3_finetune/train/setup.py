@@ -14,6 +14,7 @@ from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
+from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.rundir import Checkpoint, RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
@@ -48,12 +49,9 @@ class Job:
 
 def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint | None, began: float) -> Job:
     """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
-    import transformers
-
     from smollm3_finetune.train.arguments import arguments
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a plugin that is broken inside is found before anything is written

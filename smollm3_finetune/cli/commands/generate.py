@@ -11,6 +11,7 @@ import click
 
 from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
 from smollm3_finetune.cli.session import answers, find_plugins
+from smollm3_finetune.model_files.loading import quiet_transformers
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
@@ -75,17 +76,16 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
         request = model_request(target, values, Purpose.INFER)
     own = run if is_run else None
     options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
-    import transformers
-
     from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
     from smollm3_finetune.progress import for_stream
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     selected = select_model(registry, request)
+    import transformers
+
+    quiet_transformers()
     context = build_context(
         request.purpose, values["device"] or "auto", _dtype(own, values), values["seed"],
         progress=for_stream(),

@@ -10,6 +10,7 @@ import click
 from smollm3_finetune.cli.options import F, composition_options, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
 from smollm3_finetune.cli.session import answers, find_plugins, load_configuration
+from smollm3_finetune.model_files.loading import quiet_transformers
 
 
 def quantizing_options(f: F) -> F:
@@ -51,19 +52,16 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     directory = user_path(output, "--output")
     loaded = load_configuration({**values, "model": model})
     registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
-    import transformers
-
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.quantize.run import plan_quantize
     from smollm3_finetune.quantize.run import quantize as carry_out
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     config = loaded.config
 
     def make_context() -> BuildContext:
+        quiet_transformers()
         return build_context(Purpose.QUANTIZE, config.device, config.dtype, config.seed, progress=for_stream())
 
     report = carry_out(plan_quantize(registry, loaded, make_context, directory))
