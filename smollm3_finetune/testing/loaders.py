@@ -70,6 +70,8 @@ def reads_no_weights(what: str) -> Iterator[None]:
         sys.addaudithook(_watch)  # cannot be taken away again, so it looks only while it is told to
         reads_no_weights.hooked = True  # type: ignore[attr-defined]
 
+    import transformers.modeling_utils  # noqa: F401  imported inside, it would keep the refusing functions
+
     def refuse(name: str) -> Any:
         def called(*args: Any, **kwargs: Any) -> Any:
             fail(f"{what} calls {name}: weights may be read by load() alone")

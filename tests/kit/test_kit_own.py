@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -120,3 +122,14 @@ class TestVault(LoaderConformance):
         write_small_model(directory / "small", seed=seed)
         self.monkeypatch.setenv("VAULT", str(directory))
         return "vault://small"
+
+
+def test_watching_for_weights_leaves_the_libraries_as_they_were() -> None:
+    """Also in a process in which transformers' models were never imported before."""
+    code = (
+        "from smollm3_finetune.testing.loaders import reads_no_weights\n"
+        "with reads_no_weights('open()'):\n"
+        "    import transformers.modeling_utils as m\n"
+        "import safetensors; assert m.safe_open is safetensors.safe_open\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
