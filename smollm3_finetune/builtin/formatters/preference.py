@@ -50,8 +50,8 @@ def _prompt(row: Mapping[str, Any]) -> list[Turn]:
     value = row.get("prompt")
     if value is not None:
         return _turns(value, "prompt") if isinstance(value, list | tuple) else text_or_turns(value, "prompt", "user")
-    beside = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
-    return [] if beside is None else _turns(beside[1], beside[0])
+    found = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
+    return [] if found is None else _turns(found[1], found[0])
 
 
 def _whole(row: Mapping[str, Any], column: str, prompt: Sequence[Turn]) -> list[Turn]:
@@ -76,7 +76,7 @@ def _answer(value: Any, column: str, prompt: Sequence[Turn]) -> list[Turn]:
         raise ValueError(f"{column!r} must be text or a list of messages, found {type_name(value)}")
     if not prompt:
         raise ValueError(f"{column!r} is text, so the question must be in 'prompt', which is missing")
-    return [text_turn("assistant", value, column)]  # may be empty: the worse answer can be no answer
+    return [text_turn("assistant", value, column)]  # may be empty: an empty answer can be the worse one
 
 
 def _turns(value: Sequence[Any], column: str) -> list[Turn]:

@@ -1,6 +1,6 @@
 """Conversations as text and as token ids, with a mask of the tokens that the assistant must produce.
 
-The mask of a turn begins after the tokens that the generation prompt supplies (the header and, in some modes, a
+The mask of a turn starts after the tokens that the generation prompt supplies (the header and, in some modes, a
 forced empty think block) and ends with the end-of-turn token. It is computed from prefixes of the rendered text: the
 rendering before a turn, with the generation prompt, must be a prefix of the rendering with that turn. If it is not
 (for example if a template removes earlier reasoning), the turn is not supervised. Generation markers are ignored.
@@ -177,10 +177,10 @@ class Renderer:
     def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Token ids and labels. A token never contains both the end of a prompt and the start of an answer."""
         ids, offsets = self._pieces(text, [])
-        begins = [start for start, _ in offsets]
-        holding = [(bound, bisect_right(begins, bound) - 1) for bound, _ in spans]
-        inside = [bound for bound, t in holding if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
-        if inside:  # an answer that begins with a line break, which would be merged with the header's line break
+        starts = [start for start, _ in offsets]
+        containing = [(bound, bisect_right(starts, bound) - 1) for bound, _ in spans]
+        inside = [bound for bound, t in containing if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
+        if inside:  # an answer that starts with a line break, which would be merged with the header's line break
             ids, offsets = self._pieces(text, inside)
         labels = [IGNORE_INDEX] * len(ids)
         turn = 0
