@@ -110,6 +110,6 @@ class FlatObjective(Objective, Protocol):
 
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold its reasoning, as public datasets name them."""
+"""Keys of a message that hold its reasoning in public datasets; templates use the first."""
 IGNORE_INDEX = -100
 """The label of a token that no loss looks at (torch.nn.functional.cross_entropy's default)."""

@@ -1,4 +1,4 @@
-"""The built-in plugin: what is there with nothing else installed, offered by the same hooks as any other."""
+"""The built-in plugin: the components that need no other package. It uses the same hooks as every plugin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _hf_claims(ref: str) -> bool:
         return False
     try:
         path = user_path(ref)
-    except ConfigError:  # a path that cannot be looked at: opening it says why
+    except ConfigError:  # a path that cannot be accessed: opening it reports the reason
         return True
     return path.is_dir() or (is_hub_id(ref) and not path.is_file())
 
@@ -39,14 +39,14 @@ def smollm3_loaders() -> list[LoaderSpec]:
             factory="smollm3_finetune.builtin.hf:HFLoader",
             options="smollm3_finetune.builtin.options:HFOptions",
             claims=_hf_claims,
-            rank=-10,  # any two words with a slash look like a Hub id, so a more specific claim wins
+            rank=-10,  # every `a/b` looks like a Hub id, so a more specific claim must win
         ),
         LoaderSpec(
             name=TINY,
             summary="the embedded two-million-parameter SmolLM3, for trying things out",
             factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
             claims=lambda ref: ref == TINY,
-            rank=10,  # what the bare command opens, whatever else claims the name
+            rank=10,  # the default model, even if another loader claims the name
             suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
         ),
     ]
@@ -57,7 +57,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="none",
-            summary="the weights as they are",
+            summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS,
         )
@@ -69,7 +69,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
     return [
         AdapterSpec(
             name="full",
-            summary="train the weights themselves",
+            summary="full fine-tuning, without an adapter",
             factory="smollm3_finetune.builtin.full:FullAdapter",
             options="smollm3_finetune.builtin.options:FullOptions",
             needs={Op.FORWARD, Op.GRAD_INPUT, Op.GRAD_WEIGHT, Op.DENSE},
@@ -121,7 +121,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="text",
-            summary="raw text, learned as it is",
+            summary="raw text, trained on as it is",
             factory="smollm3_finetune.builtin.formatters.text:TextFormatter",
             options="smollm3_finetune.builtin.options:TextOptions",
             claims=claims.text,
@@ -135,7 +135,7 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
     return [
         ObjectiveSpec(
             name="sft",
-            summary="supervised fine-tuning: the assistant's tokens are learned",
+            summary="supervised fine-tuning on the assistant's tokens",
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
         )
     ]

@@ -1,4 +1,4 @@
-"""Adapter `full`: no adapter at all, the weights themselves are trained."""
+"""Adapter `full`: full fine-tuning, which trains the weights of the model and adds no adapter."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class FullAdapter:
         self.options = options
 
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> FullyTrained:
-        self._keep_precise(base, ctx)
-        wanted = self.options.parameters
+        self._to_trained_dtype(base, ctx)
+        patterns = self.options.parameters
         trained = 0
         for name, parameter in base.model.named_parameters():
-            train = not wanted or any(fnmatch(name, glob) for glob in wanted)
+            train = not patterns or any(fnmatch(name, glob) for glob in patterns)
             parameter.requires_grad_(train)
             trained += train
         if not trained:
             raise ConfigError(
-                f"no parameter matches --adapter-opt parameters={','.join(wanted)}",
+                f"no parameter matches --adapter-opt parameters={','.join(patterns)}",
                 hint=f"names look like {next(iter(base.model.named_parameters()))[0]!r}",
             )
         return FullyTrained(base)
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> FullyTrained:
-        self._keep_precise(base, ctx)  # before the saved weights, which would be rounded else
+        self._to_trained_dtype(base, ctx)  # before loading the saved weights, which would otherwise be rounded
         _load_weights(base.model, path)
         if ctx.purpose == "train":
             return self.attach(base, ctx, None)
         return FullyTrained(base)
 
-    def _keep_precise(self, base: Base, ctx: BuildContext) -> None:
+    def _to_trained_dtype(self, base: Base, ctx: BuildContext) -> None:
         if self.options.master_weights and ctx.trained_dtype != ctx.torch_dtype:
             base.model.to(ctx.trained_dtype)
 
@@ -56,7 +56,7 @@ class FullyTrained:
         self.model = base.model
 
     def disabled(self) -> AbstractContextManager[None]:
-        raise UnsupportedOp("adapter 'full' alters the base, which is no longer there to compare with")
+        raise UnsupportedOp("adapter 'full' changes the base, so the original is not available for comparison")
 
     def on_step(self, step: int) -> None:
         pass
@@ -65,7 +65,7 @@ class FullyTrained:
         from transformers import GenerationConfig
 
         own = self.model.generation_config
-        self.model.generation_config = GenerationConfig()  # transformers refuses one that contradicts itself
+        self.model.generation_config = GenerationConfig()  # transformers refuses to save an inconsistent one
         try:
             self.model.save_pretrained(str(path))
         finally:
@@ -73,7 +73,7 @@ class FullyTrained:
 
 
 def _load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Replace the weights of `model` by those saved in `path`. Raises ModelError where they do not fit."""
+    """Replace the weights of `model` by those saved in `path`. Raises ModelError if they do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -90,13 +90,13 @@ def _load_weights(model: PreTrainedModel, path: Path) -> None:
             raise ModelError(f"{file} is damaged: {e}") from e
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as e:  # another shape
+    except RuntimeError as e:  # a different shape
         if is_resource_error(e):
             raise
-        raise ModelError(f"the weights in {path} are of another model: {str(e).splitlines()[-1].strip()}") from e
+        raise ModelError(f"the weights in {path} belong to another model: {str(e).splitlines()[-1].strip()}") from e
     tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
     lost = [n for n in missing if n not in tied and n in dict(model.named_parameters())]
     if lost or unexpected:
         name = (lost or unexpected)[0]
-        raise ModelError(f"the weights in {path} are of another model: {name!r} does not fit")
+        raise ModelError(f"the weights in {path} belong to another model: {name!r} does not fit")
     model.tie_weights()

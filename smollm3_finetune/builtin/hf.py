@@ -1,4 +1,4 @@
-"""Loader `hf`: a local directory or a Hub repository. Safetensors only and no remote code, unless asked for."""
+"""Loader `hf`: a local directory or a Hub repository. By default, only safetensors and no remote code."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class HFLoader:
                     hint="--loader-opt pickle=true, if you trust it",
                 )
             if not pickled:
-                raise ModelError(f"the directory {ref!r} holds a config.json and no weights (*.safetensors)")
+                raise ModelError(f"the directory {ref!r} holds a config.json but no weights (*.safetensors)")
 
 
 class HubSource:
-    """`ModelSource` of a Hub repository: config.json when opened, the weights when they are loaded."""
+    """`ModelSource` of a Hub repository: downloads config.json first, and the weights only when they are loaded."""
 
     def __init__(self, ref: str, revision: str | None, load_kwargs: Mapping[str, Any], *, pickle: bool) -> None:
         self.ref = ref
@@ -86,7 +86,7 @@ class HubSource:
         return Path(self._hub(lambda: hf_hub_download(self.ref, "config.json", revision=self.revision)))
 
     def _hub(self, call: Any) -> Any:
-        """A call to the Hub, its many ways of failing put into one sentence."""
+        """The result of a call to the Hub. Raises ModelError with one sentence if the call fails."""
         from huggingface_hub import logging as hub_logging
         from huggingface_hub.errors import (
             GatedRepoError,
@@ -95,7 +95,7 @@ class HubSource:
             RevisionNotFoundError,
         )
 
-        hub_logging.set_verbosity_error()  # it would tell of each retry
+        hub_logging.set_verbosity_error()  # it would log every retry
         try:
             return call()
         except GatedRepoError as e:
@@ -112,8 +112,8 @@ class HubSource:
             if is_resource_error(e):
                 raise
             raise ModelError(
-                f"{self.ref!r} is no directory here, and the Hub cannot be asked for it: {first_line(e)}",
-                hint="check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or give --model DIRECTORY",
+                f"{self.ref!r} is not a local directory, and the Hub request for it failed: {first_line(e)}",
+                hint="check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or use a local directory: --model DIRECTORY",
             ) from e
 
     @cached_property
@@ -122,7 +122,7 @@ class HubSource:
 
     @property
     def commit(self) -> str:
-        """The commit that the revision stands for: the name of the snapshot's folder."""
+        """The commit of the revision, which is the name of the snapshot's folder."""
         return self._config_file.parent.name
 
     @property

@@ -1,8 +1,8 @@
-"""A longer context for models with rope: YaRN (Peng et al., 2023), as transformers computes it.
+"""A longer context for models with rope: YaRN (Peng et al., 2023), as implemented in transformers.
 
-With `s = context / native`, YaRN divides the slow rope frequencies by `s`, keeps the fast ones, blends between, and
-multiplies the rotated queries and keys by `0.1 ln(s) + 1` each. The factor is the same for every sequence, whatever
-its length. Layers without rope (`no_rope_layers` of SmolLM3) are not touched.
+With `s = context / native`, YaRN divides the slow rope frequencies by `s`, keeps the fast ones, interpolates between
+them, and multiplies the rotated queries and keys by `0.1 ln(s) + 1` each. The factor is the same for sequences of any
+length. Layers without rope (`no_rope_layers` of SmolLM3) are not changed.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 
 def with_context(source: ModelSource, context: int, ctx: BuildContext, *, remote_code: bool) -> ModelSource:
-    """The source with its rope stretched to `context` tokens; itself where it takes as many already.
+    """The source with its context extended to `context` tokens; the source itself if its context is long enough.
 
-    Tells what it did. Raises IncompatibleError for a model that YaRN is not for.
+    Reports what it did. Raises IncompatibleError for a model that does not support YaRN.
     """
     native = context_of(source.config)
     if native is not None and context <= native:
-        ctx.progress.say(f"context={context} changes nothing: {source.ref} takes {native} tokens as it is")
+        ctx.progress.say(f"context={context} has no effect: {source.ref} already takes {native} tokens")
         return source
     problem = yarn_problem(source.config, source.ref)
     if problem is not None:
         raise problem
     assert native is not None
-    stretched = YarnSource(inner=source, native=native, context=context, remote_code=remote_code)
+    extended = YarnSource(inner=source, native=native, context=context, remote_code=remote_code)
     ctx.progress.say(
-        f"warning: YaRN stretches {source.ref} from {native} to {context} tokens (factor {stretched.factor:g}); it is "
-        "static and changes short texts too, so use it only if rows are that long"
+        f"warning: YaRN extends {source.ref} from {native} to {context} tokens (factor {extended.factor:g}); it is "
+        "static, so it also changes results for short texts: use it only if your rows are that long"
     )
-    return stretched
+    return extended
 
 
 @dataclass(frozen=True, kw_only=True)
 class YarnSource:
-    """`ModelSource` of another one, its rope scaled by YaRN."""
+    """A `ModelSource` that wraps another one and scales its rope by YaRN."""
 
     inner: ModelSource
     native: int
-    """What the model takes without scaling, in tokens."""
+    """The context without scaling, in tokens."""
     context: int
     remote_code: bool
 
@@ -97,7 +97,7 @@ class YarnSource:
         return replace(self, inner=self.inner.at(path))
 
     def _model_config(self) -> Any:
-        """What transformers makes of config.json, with everything else that it says of rope kept."""
+        """The config that transformers reads from config.json, with YaRN added and other rope parameters kept."""
         from transformers import AutoConfig
 
         try:
@@ -107,8 +107,8 @@ class YarnSource:
         rope = dict(getattr(config, "rope_parameters", None) or {})
         if rope_type({"rope_parameters": rope}) == "nested" or not rope:
             raise IncompatibleError(
-                f"the layers of {self.ref!r} have ropes of several kinds, and YaRN would not be right for all",
-                hint="leave context out",
+                f"the layers of {self.ref!r} have different kinds of rope, which YaRN does not support",
+                hint="omit context",
             )
         config.rope_parameters = {**rope, **self.yarn}
         config.max_position_embeddings = self.context

@@ -1,4 +1,4 @@
-"""Quantizer `none`: every weight as it is, in the number format of the run."""
+"""Quantizer `none`: unquantized weights in the dtype of the run."""
 
 from __future__ import annotations
 

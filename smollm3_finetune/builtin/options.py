@@ -15,7 +15,7 @@ class HFOptions:
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     pickle: bool = option(False, "Accept pickled weights (.bin), which can run code when read.")
     context: int | None = option(
-        None, "Longest sequence, in tokens; more than the model takes by itself: its rope is scaled by YaRN.", ge=1
+        None, "Longest sequence, in tokens; above the model's own limit, its rope is scaled by YaRN.", ge=1
     )
 
 
@@ -25,7 +25,7 @@ class FullOptions:
 
     parameters: tuple[str, ...] = option((), "Train only parameters whose name matches one of these globs; none: all.")
     master_weights: bool = option(
-        True, "Keep weights in float32 where a run computes in half precision; false: half the memory, less precise."
+        True, "Keep weights in float32 if the run computes in half precision; false: half the memory, less precise."
     )
 
 
@@ -33,14 +33,14 @@ class FullOptions:
 class TurnsOptions:
     """Formatters `messages` and `sharegpt`."""
 
-    learn_user: bool = option(False, "Also learn from user turns, but only those that carry a weight of 1.")
+    learn_user: bool = option(False, "Also train on user turns that have a weight of 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaOptions:
     """Formatter `alpaca`."""
 
-    learn_history: bool = option(True, "Also learn from the answers in `history`.")
+    learn_history: bool = option(True, "Also train on the answers in `history`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class PromptCompletionOptions:
     """Formatter `prompt-completion`."""
 
     prompt: str = option("prompt", "The column that holds the prompt.")
-    completion: str = option("completion", "The column that holds the completion, which `response` holds as well.")
+    completion: str = option("completion", "The column that holds the completion; by default also `response`.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over supervised tokens, in float32 or wider. logits (B, T, V), labels (B, T).
 
-    Logits of a learned prompt, which stand before those of the tokens, are left out.
+    Logits of prompt-tuning tokens, which come before those of the row, are ignored.
     """
     logits = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B·(T-1), V): position t predicts token t + 1
     wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -29,7 +29,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class SFTTrainer(Trainer):  # type: ignore[misc]
-    """Averages over the supervised tokens of the whole accumulated batch, also where the model cannot be told."""
+    """Averages over the supervised tokens of the whole accumulated batch, even if the model takes no loss arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,7 +83,7 @@ class SupervisedFineTuning:
         inputs = {**batch, "use_cache": False}
         if has_supervised_logits(model):
             inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORE_INDEX)
-            out = model(**inputs)  # without the first label, which a learned prompt before the row could predict
+            out = model(**inputs)  # the first label is ignored: prompt-tuning tokens before the row could predict it
             if getattr(out, "loss_sum", None) is not None:
                 return float(out.loss_sum.detach()), out.terms
         del inputs["labels"]

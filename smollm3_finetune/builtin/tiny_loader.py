@@ -1,4 +1,4 @@
-"""Loader `tiny`: the model that comes with this package (`tiny/`, made by `scripts/pretrain_tiny.py`)."""
+"""Loader `tiny`: the model in this package (`tiny/`, created by `scripts/pretrain_tiny.py`)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows: reading them (`reading`), as conversations (`formatting`), split (`split`), as tokens with a mask (`chat`)."""
+"""Rows: where they are (`sources`), how they are read (`files`, `hub`), formatted, split and tokenized."""

@@ -1,7 +1,7 @@
-"""The rows on which a quantizer calibrates: token ids of the run's own training rows, or of a file of their own.
+"""The calibration data of a quantizer: token ids of the run's training rows, or of separate calibration rows.
 
-They are chosen by the seed, made when the quantizer first asks for them, and kept with the run, because a base that
-was quantized on them can be made again only from them (`saved.SavedAdapter.calibration`).
+They are chosen by the seed, built when the quantizer first asks for them, and saved with the run, because a base that
+was quantized with them can be rebuilt only from them (`SavedAdapter.calibration`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Ids = list[list[int]]
 
 @dataclass
 class Calibration:
-    """What `BuildContext.calibration` is in a run: makes the ids when first called, and remembers them."""
+    """The `BuildContext.calibration` of a run: builds the ids on the first call and keeps them."""
 
     make: Callable[[], Ids]
     used: Ids | None = None
-    """None as long as nobody asked."""
+    """None before the first call."""
 
     def __call__(self) -> Ids:
         if self.used is None:
@@ -41,7 +41,7 @@ class Calibration:
 
 
 def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> Ids:
-    """Token ids of `config.rows` of the examples (all where there are fewer), each cut to `config.length` tokens."""
+    """Token ids of `config.rows` of the examples (all if there are fewer), each cut to `config.length` tokens."""
     import torch
 
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
@@ -50,7 +50,7 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
-    """The same of rows that are not tokenized: those whose content and the seed put them first."""
+    """The same for rows that are not tokenized yet: the `config.rows` rows with the lowest split positions."""
     first = heapq.nsmallest(config.rows, enumerate(rows.positioned()), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]
@@ -58,18 +58,18 @@ def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPlan:
-    """Where the calibration rows come from: the rows that a run with the same configuration would train on."""
+    """The source of the calibration rows: the rows that a run with the same configuration would train on, or `own`."""
 
     rows: Rows
     survey: Survey
     own: Rows | None
-    """Rows of their own instead."""
+    """Separate calibration rows; None: the training rows are used."""
     objective: SelectedComponent
     render: RenderOptions
     loaded: LoadedConfig
 
     def ids(self, model: ModelPlan) -> Calibration:
-        """The token ids, made when they are asked for."""
+        """The token ids, built on the first call."""
         context = model.context
 
         def make() -> list[list[int]]:
@@ -89,7 +89,7 @@ class CalibrationPlan:
 def plan_calibration(
     registry: Registry, selected: SelectedRows, loaded: LoadedConfig, progress: Progress
 ) -> CalibrationPlan:
-    """Read the rows that a configuration selects. Raises DataError for what is wrong with them."""
+    """Read the rows that a configuration selects. Raises DataError if rows are invalid."""
     rows = selected.rows(registry)
     return CalibrationPlan(
         rows=rows,
@@ -102,7 +102,7 @@ def plan_calibration(
 
 
 def calibration_ids(config: RunConfig, own: Rows | None, renderer: Renderer, examples: Callable[[], Examples]) -> Ids:
-    """Token ids of `own` rows if the configuration names some, else of the training `examples`."""
+    """Token ids of the `own` rows if the configuration names any, else of the training `examples`."""
     if own is not None:
         return from_rows(own, renderer, config.calibration)
     return from_examples(examples(), config.calibration, config.seed)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 BATCH = 1000
-"""Rows held in memory before they are written together; every record batch but the last has as many."""
+"""Rows per record batch, collected in memory and written together; only the last batch can have fewer."""
 
 
 class Examples:
@@ -42,7 +42,7 @@ class Examples:
         batch, place = divmod(range(self._length)[index], BATCH)  # all batches but the last are full
         columns = self._batches.get_batch(batch)
         return {
-            name: column[place].values.to_numpy().tolist()  # by way of NumPy: to_pylist makes an object of each number
+            name: column[place].values.to_numpy().tolist()  # faster than to_pylist, which creates an object per number
             for name, column in zip(columns.schema.names, columns.columns, strict=True)
         }
 
@@ -54,7 +54,7 @@ class Examples:
         return list(self.each_length())
 
     def each_length(self) -> Iterator[int]:
-        """Tokens of each example, of which few are in memory at a time."""
+        """Tokens of each example, with one record batch in memory at a time."""
         import pyarrow.compute
 
         for i in range(self._batches.num_record_batches):

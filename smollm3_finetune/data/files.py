@@ -1,4 +1,4 @@
-"""Reading the rows of one file, each with the place it came from; nothing is kept in memory but the current rows."""
+"""Reading the rows of one file, each with its location. Only the current rows are kept in memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SUFFIXES = (*TEXT, ".parquet", ".arrow")
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands: `rows.jsonl:12`."""
+    """One row and its location: `rows.jsonl:12`."""
 
     value: Mapping[str, Any]
     where: str
 
 
 def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a file, at most `limit`. Raises DataError with file and line, and for a file without rows."""
+    """The rows of a file, at most `limit`. Raises DataError with file and line if a row is invalid or there is none."""
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _read_jsonl,
         ".json": _read_json,
@@ -39,17 +39,17 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
             empty = False
             yield row
     except UnicodeDecodeError as e:
-        raise _not_utf8(file, e) from e
+        raise _encoding_error(file, e) from e
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror or e}") from e
     if empty:
         raise DataError(f"{file} holds no rows")
 
 
-def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
-    """What the decoder, which works on pieces of the file, cannot say: the line, and the place in the whole file."""
+def _encoding_error(file: Path, error: UnicodeDecodeError) -> DataError:
+    """An error with the line and the offset in the whole file, which the decoder does not know: it reads in chunks."""
     if file.suffix not in TEXT:
-        return DataError(f"{file} holds text that is not UTF-8: {error.reason}")
+        return DataError(f"{file} contains text that is not UTF-8: {error.reason}")
     before = 0
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
         for number, line in enumerate(stream, start=1):
@@ -70,40 +70,40 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
                 try:
                     value = json.loads(line.rstrip("\r\n"))
                 except (ValueError, RecursionError) as e:
-                    raise DataError(f"{where}: not valid JSON: {_why(e)}") from e
-                yield _row(value, where)
+                    raise DataError(f"{where}: not valid JSON: {_json_problem(e)}") from e
+                yield _checked_row(value, where)
 
 
 def _read_json(file: Path) -> Iterator[Row]:
-    """A list of rows. Decoded one by one, so that each row knows the line it begins on."""
+    """A list of rows, decoded one by one, so that the line on which each row begins is known."""
     text = file.read_text(encoding="utf-8-sig")
     decoder = json.JSONDecoder()
-    position = _skip(text, 0)
+    position = _skip_whitespace(text, 0)
     if text[position : position + 1] != "[":
-        raise DataError(f"{file}: expected a list of rows", hint="one object per line goes into a .jsonl file")
-    position, line, counted = _skip(text, position + 1), 1, 0
+        raise DataError(f"{file}: expected a list of rows", hint="for one object per line, use a .jsonl file")
+    position, line, counted = _skip_whitespace(text, position + 1), 1, 0
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as e:
             at = f":{e.lineno}" if isinstance(e, json.JSONDecodeError) else f":{line}"
-            raise DataError(f"{file}{at}: not valid JSON: {_why(e)}") from e
-        yield _row(value, f"{file}:{line}")
-        position = _skip(text, position)
+            raise DataError(f"{file}{at}: not valid JSON: {_json_problem(e)}") from e
+        yield _checked_row(value, f"{file}:{line}")
+        position = _skip_whitespace(text, position)
         if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
+            position = _skip_whitespace(text, position + 1)
         elif text[position : position + 1] != "]":
             at_line = text.count("\n", 0, position) + 1
             raise DataError(f"{file}:{at_line}: not valid JSON: expected ',' or ']' after a row")
-    after = _skip(text, position + 1)
+    after = _skip_whitespace(text, position + 1)
     if after < len(text):
         raise DataError(f"{file}:{text.count(chr(10), 0, after) + 1}: not valid JSON: text after the list of rows")
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
     """Comma-separated values with a header; every value is text."""
-    csv.field_size_limit(1 << 30)  # a field is a whole document at times
+    csv.field_size_limit(1 << 30)  # a field can be a whole document
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
@@ -121,75 +121,78 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
     try:
         batches = parquet.ParquetFile(str(file)).iter_batches(batch_size=1000)
-        yield from _numbered(file, batches)
+        yield from _numbered_rows(file, batches)
     except ArrowException as e:
         raise DataError(f"{file} is not a Parquet file: {_first_line(e)}") from e
 
 
 def _read_arrow(file: Path) -> Iterator[Row]:
-    """Arrow's stream or file format, memory-mapped."""
+    """A file in Arrow's stream or file format, memory-mapped."""
     import pyarrow
 
     try:
         with pyarrow.memory_map(str(file)) as stream:
             try:
-                yield from _numbered(file, pyarrow.ipc.open_stream(stream))
+                yield from _numbered_rows(file, pyarrow.ipc.open_stream(stream))
                 return
             except pyarrow.ArrowInvalid:
                 stream.seek(0)
             reader = pyarrow.ipc.open_file(stream)
-            yield from _numbered(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
+            yield from _numbered_rows(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
     except pyarrow.ArrowException as e:
         raise DataError(f"{file} is not an Arrow file: {_first_line(e)}") from e
 
 
-def _numbered(file: Path, batches: Any) -> Iterator[Row]:
-    """Rows of record batches; they have no lines, so they are counted from 1."""
+def _numbered_rows(file: Path, batches: Any) -> Iterator[Row]:
+    """The rows of record batches, numbered from 1, because they have no lines."""
     number = 0
     for batch in batches:
         for value in batch.to_pylist():
             number += 1
-            yield Row(without_fillers(value), f"{file} row {number}")
+            yield Row(without_fill_nulls(value), f"{file} row {number}")
 
 
-def without_fillers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table without the nulls that fill its structs up: in a table, each has the keys of all rows' together.
+def without_fill_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls that the table added: in a table, a struct has the keys of all rows.
 
-    Null columns stay, and so do null keys of what a column lists, messages for one, where a null can be meant.
+    Null columns stay, and so do null keys of the objects in a list column (such as messages), where a null can be
+    intended.
     """
     return {
-        name: [_listed(item) for item in value] if isinstance(value, list) else _filled(value)
+        name: [_without_nulls_in_item(item) for item in value] if isinstance(value, list) else _without_nulls(value)
         for name, value in row.items()
     }
 
 
-def _listed(item: Any) -> Any:
-    return {key: _filled(value) for key, value in item.items()} if isinstance(item, dict) else _filled(item)
+def _without_nulls_in_item(item: Any) -> Any:
+    return (
+        {key: _without_nulls(value) for key, value in item.items()} if isinstance(item, dict) else _without_nulls(item)
+    )
 
 
-def _filled(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(v) for key, v in value.items() if v is not None}
-    return [_filled(v) for v in value] if isinstance(value, list) else value
+        return {key: _without_nulls(v) for key, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _why(error: Exception) -> str:
-    """What is wrong and in which column; the line of the file is said already."""
+def _json_problem(error: Exception) -> str:
+    """The problem and its column; the message already names the line."""
     return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _skip(text: str, position: int) -> int:
-    """The next position that is not white space."""
+def _skip_whitespace(text: str, position: int) -> int:
+    """The next position that is not whitespace."""
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
-def _row(value: Any, where: str) -> Row:
+def _checked_row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{where}: a row must be an object, found {type(value).__name__}")
     return Row(value, where)

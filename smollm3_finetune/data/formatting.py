@@ -1,4 +1,4 @@
-"""Rows as conversations, through the formatter that recognizes them or the one that was named."""
+"""Rows as conversations, converted by the named formatter or by the one that recognizes them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
 
-SHOWN = 3
+MAX_SHOWN = 3
 
 
 def recognize(registry: Registry, first: Row) -> RegisteredComponent:
     """The formatter that claims the first row of a source.
 
-    Raises DataError where none does, ConfigError where several do.
+    Raises DataError if none does, ConfigError if several do.
     """
     best = registry.claiming(FORMATTER, first.value)
     if len(best) > 1:
@@ -31,12 +31,12 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
 
 
 def formatted(
-    formatter: Formatter, rows: Iterable[Row], made_from: SelectedComponent | None = None
+    formatter: Formatter, rows: Iterable[Row], component: SelectedComponent | None = None
 ) -> Iterator[tuple[str, Conversation]]:
-    """(where, conversation) of every row. Raises DataError, after the last row, that names the first wrong ones.
+    """Yields (where, conversation) of every row.
 
-    Once a row was wrong nothing more is yielded. An exception that does not speak of the row is a fault of the
-    formatter: a PluginError that names what it was `made_from`.
+    Raises DataError that names the first invalid rows, after the last row is read; nothing is yielded after an invalid
+    row. An exception that is not about the row is a bug in the formatter: PluginError that names its `component`.
     """
     wrong: list[str] = []
     count = 0
@@ -47,15 +47,15 @@ def formatted(
                 raise TypeError(f"the formatter returned a {type(conversation).__name__}, not a Conversation")
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             count += 1
-            wrong += [f"{row.where}: {e}"] if count <= SHOWN else []
+            wrong += [f"{row.where}: {e}"] if count <= MAX_SHOWN else []
             continue
         except Exception:
-            if made_from is None:
+            if component is None:
                 raise
-            with attributed_to(made_from.component, where=row.where):
+            with attributed_to(component.component, where=row.where):
                 raise
         if not count:
             yield row.where, conversation
     if count:
-        more = f"\n… and {count - SHOWN} more rows" if count > SHOWN else ""
-        raise DataError("\n".join(wrong) + more, hint="mend the rows, or name another --formatter")
+        more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
+        raise DataError("\n".join(wrong) + more, hint="fix the rows, or choose another formatter: --formatter NAME")

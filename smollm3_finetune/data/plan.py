@@ -1,4 +1,4 @@
-"""From a configuration to its rows: what it names, checked before any row is read, then the rows themselves."""
+"""From a configuration to its rows: names and options are checked before any row is read."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from smollm3_finetune.paths import user_path
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedRows:
-    """What a configuration says about its rows: places, objective, formatter, rendering. No row was read."""
+    """The parts of a configuration that concern rows: sources, objective, formatter, rendering. No row is read yet."""
 
     config: RunConfig
     objective: SelectedComponent
     formatter: SelectedComponent | None
-    """None: the one that recognizes a source's first row."""
+    """None: for each source, the one that recognizes its first row."""
     sources: Sequence[Source]
     calibration: Sequence[Source] | None
-    """Rows of their own to calibrate on; None: the training rows."""
+    """Separate calibration rows; None: the training rows."""
     render: RenderOptions
 
     def rows(self, registry: Registry) -> Rows:
-        """The training rows, each source with its formatter. Reads the first row of those that name none.
+        """The training rows, each source with its formatter. Reads the first row of sources that name no formatter.
 
-        Raises ConfigError if there are options for a formatter and the sources have several.
+        Raises ConfigError if formatter options are set and the sources use several formatters.
         """
         formatter, limit = self.formatter, self.config.data.limit
         sources, options = [pinned(s) for s in self.sources], self.config.formatter.options
@@ -43,8 +43,8 @@ class SelectedRows:
             names = sorted({with_formatter(registry, s, None, limit).formatter.component.full_name for s in sources})
             if len(names) > 1:
                 raise ConfigError(
-                    f"formatter.{next(iter(options))}: the sources have several formatters ({', '.join(names)})",
-                    hint=f"say whose option it is: --formatter {names[0].rpartition(':')[2]}",
+                    f"formatter.{next(iter(options))}: the sources use several formatters ({', '.join(names)})",
+                    hint=f"choose the formatter of this option: --formatter {names[0].rpartition(':')[2]}",
                 )
             formatter = choose(registry, FORMATTER, names[0], options)
         read = tuple(with_formatter(registry, s, formatter, limit) for s in sources)
@@ -59,9 +59,9 @@ class SelectedRows:
 
 
 def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
-    """Look up the objective and the formatter and the places of the rows. Imports no torch and reads no row.
+    """Look up the objective, the formatter and the sources. Does not import torch or read rows.
 
-    Raises every independent problem together.
+    Raises all independent problems together.
     """
     config, origins = loaded.config, loaded.origins
     collect = Collector()
@@ -83,7 +83,7 @@ def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
 
 
 def render_options(data: DataConfig) -> RenderOptions:
-    """How the configuration asks for conversations to be rendered. Raises ConfigError for a template or a date."""
+    """The render options of a configuration. Raises ConfigError if the template or the date is invalid."""
     template = None
     if data.template is not None:
         try:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
-    """One sequence of tokens that a row became."""
+    """One token sequence of a row."""
 
     name: str
-    """`""` where there is one, else what the objective calls it: `chosen`, `rejected`."""
+    """`""` for a single sequence, else the objective's name for it: `chosen`, `rejected`."""
     ids: Sequence[int]
     supervised: Sequence[bool]
-    """Whether the loss looks at each token. The first never counts: nothing comes before it."""
+    """Whether each token is part of the loss. The first never is, because nothing comes before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +25,20 @@ class Prepared:
     side: str
     """`train`, `held out` or `left out`."""
     held_out: bool
-    """The side it falls on, also where it was left out."""
+    """Whether it is on the held-out side of the split, even if it was left out."""
     why: str
-    """Why it was left out, else empty."""
+    """Why it was left out; empty if it was not."""
     enough: int | None
-    """The longest length, in tokens, with which a row that was left out would not have been."""
+    """The maximum length, in tokens, with which a left-out row would be kept; None if length is not the reason."""
     copies: int
-    """How often it is seen in one pass; 0 for a row that its source's weight skips."""
+    """How often it is used per pass; 0 for a row that the weight of its source skips."""
     sequences: tuple[TokenSequence, ...]
     length: int
-    """Tokens before anything was cut; of its longest sequence, where there are several."""
+    """Tokens before cutting; of the longest sequence, if there are several."""
     uncut: int
-    """Tokens before anything was cut, of all its sequences."""
+    """Tokens of all sequences before cutting."""
     notes: tuple[str, ...]
-    """What was changed on the way: `cut`, `trace stripped`, …"""
+    """Changes made to it: `cut`, `trace stripped`, …"""
 
     @property
     def tokens(self) -> int:

@@ -1,7 +1,7 @@
-"""What becomes of rows: each one as a run would prepare it, with its place, what is learned of it, and counts.
+"""Rows as a run would prepare them: the location, tokens and supervised tokens of each, and counts.
 
-Rows go through the objective itself, so what is counted is what a run trains on. Nothing is written and no weights
-are read.
+Rows are prepared by the objective itself, so the counts are those of a training run. Nothing is written, and no
+weights are read.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 REASONS = {
-    "turn rewritten by the template": "the template rewrites its answers, so that no prompt leads to them",
-    "earlier reasoning stripped": "answers whose reasoning is stripped are not learned (data.history=strip)",
-    "empty turn": "empty turn: an answer that says nothing, or nothing but its reasoning, is not learned",
+    "turn rewritten by the template": "the template rewrites its answers, so no prompt leads to them",
+    "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
+    "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",
 }
-"""What a note means where nothing in a row is learned."""
+"""What a note means for a row without supervised tokens."""
 NO_LIMIT = 1 << 30
-"""A longest length, in tokens, that cuts nothing."""
+"""A maximum length, in tokens, that cuts nothing."""
 
 
 class _Recorder(Renderer):
-    """Remembers what an objective had encoded."""
+    """Records the conversations that an objective encodes."""
 
     def __init__(self, renderer: Renderer) -> None:
         super().__init__(renderer.tokenizer, renderer.options)
@@ -57,7 +57,7 @@ class _Recorder(Renderer):
 
 
 class Inspector:
-    """Prepares rows one by one as `data.tokens.tokenize` does, and keeps what that throws away."""
+    """Prepares rows one by one as `tokenize` does, and keeps the details that `tokenize` discards."""
 
     def __init__(
         self, rows: Rows, survey: Survey, objective: SelectedComponent, renderer: Renderer, max_length: int
@@ -67,14 +67,14 @@ class Inspector:
         self.example = ExampleBuilder(objective, self.renderer, max_length)
 
     def positioned(self, source: int, wanted: Iterator[bool]) -> Iterator[PositionedRow]:
-        """The rows of one source for which `wanted`, which says so for each, is true."""
+        """The rows of one source whose value in `wanted` (one for each row) is true."""
         conversations = self.rows.sources[source].conversations()
         for (where, conversation), taken in zip(conversations, wanted, strict=True):
             if taken:
                 yield PositionedRow(source, where, position(conversation, self.rows.seed), conversation)
 
     def prepare(self, row: PositionedRow) -> Prepared:
-        """Raises DataError or PluginError with the row's place, as a run would."""
+        """The row as a run would prepare it. Raises DataError or PluginError with its location, as a run would."""
         self.renderer.made.clear()
         example = self.example(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
@@ -97,20 +97,20 @@ class Inspector:
         )
 
     def _why(self, row: PositionedRow, notes: Sequence[str]) -> tuple[str, int | None]:
-        """Why nothing in a row is learned, and the longest length that would do, where that is why."""
+        """Why a row has no supervised tokens, and the maximum length that would be enough, if the length is why."""
         conversation = row.conversation
         if conversation.text is None and not conversation.supervised_messages():
-            return "none of its messages is to be learned from", None
+            return "none of its messages is supervised", None
         whole = self.renderer.encode(conversation, NO_LIMIT)
         first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORE_INDEX), None)
         if first is not None and first >= self.max_length:
-            return f"what is learned begins at token {first}, past data.max_length={self.max_length}", first + 1
+            return f"the supervised tokens begin at token {first}, past data.max_length={self.max_length}", first + 1
         reasons = [why for note, why in REASONS.items() if note in notes]
-        return "; ".join(reasons) or "the objective finds nothing to learn in it", None
+        return "; ".join(reasons) or "the objective finds nothing to train on in it", None
 
 
 def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
-    """The `…input_ids` of an example that have `…labels` beside them; else what was encoded for it."""
+    """The `…input_ids` of an example that have matching `…labels`; if there are none, the sequences encoded for it."""
     found = []
     for key, ids in (example or {}).items():
         prefix = key.removesuffix("input_ids")
@@ -130,14 +130,14 @@ def _sequence(name: str, ids: Sequence[int], labels: Sequence[int]) -> TokenSequ
 
 
 def sampled(total: int, wanted: int) -> Iterator[bool]:
-    """For each of `total` rows, whether it is among about `wanted` evenly spaced ones: exactly min(wanted, total)."""
+    """For each of `total` rows, whether it is in an evenly spaced sample of exactly min(wanted, total) rows."""
     wanted = min(wanted, total)
     return ((i + 1) * wanted // total > i * wanted // total for i in range(total))
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What decides the tokens."""
+    """The settings that determine the tokens."""
 
     model: str
     objective: str
@@ -151,7 +151,7 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Rows, ready to be shown and counted."""
+    """Rows that can be shown and counted."""
 
     about: About
     inspector: Inspector
@@ -159,7 +159,7 @@ class Preview:
     progress: Progress
 
     def sources(self, wanted: int | None) -> list[int]:
-        """The indices to show. Raises ConfigError for one that is not there."""
+        """The indices of the sources to show. Raises ConfigError if `wanted` does not exist."""
         titles = [s.source.title for s in self.inspector.rows.sources]
         if wanted is None:
             return list(range(len(titles)))
@@ -177,7 +177,7 @@ class Preview:
         return [self.inspector.prepare(row) for row in islice(positioned, rows)]
 
     def count(self, source: int, sample: int | None = None) -> SourceStats:
-        """The counts of a source, over about `sample` evenly spaced rows or over all."""
+        """The counts of a source, over `sample` evenly spaced rows or over all."""
         from smollm3_finetune.data.preview import sampled
         from smollm3_finetune.data.stats import SourceStats
 
@@ -195,17 +195,17 @@ class Preview:
 
 
 def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -> Preview:
-    """Everything that `train` would settle about the rows: names first, then the model's tokenizer, then the rows.
+    """Select the rows as `train` would: names first, then the model's tokenizer, then the rows.
 
-    No weights are read, and the packages of a quantizer or an adapter are not needed. Raises the independent problems
-    of each step together.
+    Reads no weights, and does not need the packages of a quantizer or an adapter. Raises the independent problems of
+    each step together.
     """
     config = loaded.config
     request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
     collect = Collector()
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     loader = collect.run(lambda: choose_loader(registry, request))
-    suggesting = collect.run(lambda: _suggesting(registry, loaded))
+    suggesting = collect.run(lambda: _choose_suggesting(registry, loaded))
     collect.finish()
     assert about_rows is not None and loader is not None and suggesting is not None
     raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
@@ -235,8 +235,8 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     )
 
 
-def _suggesting(registry: Registry, loaded: LoadedConfig) -> list[SelectedComponent]:
-    """The adapter and the quantizer, for the values they suggest; of the default adapter only if it is installed."""
+def _choose_suggesting(registry: Registry, loaded: LoadedConfig) -> list[SelectedComponent]:
+    """The adapter and the quantizer, for their suggested values; the default adapter only if it is installed."""
     config = loaded.config
     found = []
     if config.adapter.name is not None:

@@ -1,7 +1,7 @@
-"""All rows of a run as conversations, streamed from their sources as often as needed and never kept.
+"""All rows of a run as conversations, streamed from their sources as often as needed and never kept in memory.
 
-A first pass (`survey`) reads and formats every row, so that a wrong one is named by file and line before anything
-else happens; it keeps counts only.
+A first pass (`survey`) reads and formats every row, so that an invalid row is reported with file and line before
+anything else happens. It keeps only counts.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class FormattedSource:
-    """A source and what reads its rows."""
+    """A source and the formatter of its rows."""
 
     source: Source
     formatter: SelectedComponent
     limit: int | None = None
 
     def conversations(self) -> Iterator[tuple[str, Conversation]]:
-        """(where, conversation). Raises DataError that names the first wrong rows by file and line."""
+        """Yields (where, conversation). Raises DataError that names the first invalid rows by file and line."""
         return formatted(self.formatter.create(), source_rows(self.source, self.limit), self.formatter)
 
     def identity(self) -> list[Any]:
-        """What decides the conversations: the rows' contents, the formatter and the limits."""
+        """Everything that determines the conversations: the contents of the rows, the formatter and the limits."""
         source, component = self.source, self.formatter.component
         config = source.config
         content = [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
@@ -65,7 +65,7 @@ def with_formatter(
 ) -> FormattedSource:
     """A source with its own formatter, else the named one, else the one that recognizes its first row.
 
-    A source's own formatter has the options of the named one where they are the same, else none.
+    If the source's own formatter is also the named one, it has the options of the named one, else none.
     """
     own = source.config.formatter
     if own is None and named is None:
@@ -80,7 +80,7 @@ def with_formatter(
 
 @dataclass(frozen=True)
 class PositionedRow:
-    """A conversation, the index of its source, where it stands in it, and its position in [0, 1) for the split."""
+    """A conversation, the index of its source, its location there, and its position in [0, 1) for the split."""
 
     source: int
     where: str
@@ -90,14 +90,14 @@ class PositionedRow:
 
 @dataclass(kw_only=True)
 class Survey:
-    """What the first pass found; lists run parallel to the sources."""
+    """The results of the first pass. Each list has one item for each source."""
 
     threshold: float
     """Rows whose position is below it are held out."""
     train: list[int]
     held_out: list[int]
     example: Conversation | None
-    """The row with the shortest question, a held-out one where there are any; None where no row has one."""
+    """The row with the shortest question, a held-out one if possible; None if no row has a question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +116,11 @@ class Rows:
                 try:
                     place = position(conversation, self.seed)
                 except UnicodeEncodeError as e:
-                    raise DataError(f"{where}: the text holds half a character (a lone surrogate)") from e
+                    raise DataError(f"{where}: the text contains half a character (a lone surrogate)") from e
                 yield PositionedRow(index, where, place, conversation)
 
     def survey(self, progress: Progress | None = None) -> Survey:
-        """Read every row once. Raises DataError for rows that are wrong, or too few to split."""
+        """Read every row once. Raises DataError if rows are invalid, or too few to split."""
         threshold = SplitThreshold(self.held_out)
         counts, below = _Counts(len(self.sources)), _Counts(len(self.sources))
         shortest = _Shortest()
@@ -133,7 +133,7 @@ class Rows:
                 shortest.observe(row.conversation, held_out=row.position < self.held_out)
                 task.advance()
         value = threshold.value()
-        if value != self.held_out:  # few rows: the border moved so that both sides have one
+        if value != self.held_out:  # few rows: the threshold moved so that both sides have one
             below, shortest = _Counts(len(self.sources)), _Shortest()
             for row in self.positioned():
                 if row.position < value:
@@ -143,7 +143,7 @@ class Rows:
         return Survey(threshold=value, train=train, held_out=below.by_source, example=shortest.conversation())
 
     def identity(self) -> list[Any]:
-        """What decides the rows and their split, for the key of what is made from them."""
+        """Everything that determines the rows and their split, for the keys of cache entries."""
         return [self.seed, self.held_out, [s.identity() for s in self.sources]]
 
 
@@ -157,7 +157,7 @@ class _Counts:
 
 @dataclass
 class _Shortest:
-    """The conversation with the shortest question, which is quickly answered."""
+    """Finds the conversation with the shortest question, which is quick to answer."""
 
     found: dict[bool, Conversation] = field(default_factory=dict)
 
@@ -171,7 +171,7 @@ class _Shortest:
 
 
 def first_question(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
-    """The messages before the first answer; empty where no user asks just before it."""
+    """The messages before the first answer; empty if no user message comes directly before it."""
     first = next((i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"), 0)
     return conversation.messages[:first] if first and conversation.messages[first - 1]["role"] == "user" else ()
 

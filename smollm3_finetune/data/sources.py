@@ -1,4 +1,4 @@
-"""Where rows come from: files, globs, directories and Hub datasets, several of them with weights."""
+"""The sources of rows: files, globs, directories and Hub datasets, each with a weight."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SourceConfig:
 
     path: str = option("", "File, glob, directory or Hub id.")
     weight: float = option(
-        1.0, "How often each row is seen in a pass: 0.5 takes half of them, 2 each twice.", gt=0, le=1000
+        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
     )
-    formatter: str | None = option(None, "Formatter of these rows; none: recognized.")
+    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
     split: str = option("train", "Split of a Hub dataset.")
     subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
     revision: str | None = option(None, "Revision of a Hub dataset.")
@@ -36,20 +36,20 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place that rows come from."""
+    """One source of rows."""
 
     title: str
-    """What it is called where it is told about: no other source of the same `data.path` has the same title."""
+    """Its name in reports; unique within one `data.path`."""
     config: SourceConfig
     files: tuple[Path, ...] = ()
     hub: str | None = None
-    """The id of a Hub dataset, if there are no files; once `pinned`, `config.revision` is a commit."""
+    """The id of a Hub dataset; None for files. After `pinned`, `config.revision` is a commit."""
 
 
 def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
-    """The sources that `data.path` names. Reads no row and asks no network; `pinned` does.
+    """The sources that `data.path` names. Does not read rows or use the network.
 
-    Raises DataError or ConfigError for one that does not exist.
+    Raises DataError or ConfigError if one does not exist.
     """
     if path is None:
         return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
@@ -62,9 +62,9 @@ def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any
 
 
 def pinned(source: Source) -> Source:
-    """The source at a commit, if it is a dataset on the Hub: everything that is read later is of one state.
+    """The source at a fixed commit if it is a Hub dataset, so that all later reads see the same rows.
 
-    Raises DataError if the Hub does not tell.
+    Raises DataError if the Hub cannot be asked.
     """
     if source.hub is None:
         return source
@@ -72,7 +72,7 @@ def pinned(source: Source) -> Source:
 
 
 def _with_unique_titles(sources: Sequence[Source]) -> list[Source]:
-    """The sources, a title that was there before with a number: `rows.jsonl`, `rows.jsonl (2)`."""
+    """The sources, with a number added to each repeated title: `rows.jsonl`, `rows.jsonl (2)`."""
     titles: dict[str, Source] = {}
     for source in sources:
         title, times = source.title, 1
@@ -84,7 +84,7 @@ def _with_unique_titles(sources: Sequence[Source]) -> list[Source]:
 
 
 def _title(text: str) -> str:
-    """The path of a file, directory or glob, from the working directory where it lies there: run.yaml has it whole."""
+    """The path of a file, directory or glob, relative to the working directory if inside; run.yaml has it in full."""
     here = Path.cwd()
     return str(Path(text).relative_to(here)) if Path(text).is_relative_to(here) else text
 
@@ -97,7 +97,7 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     path = user_path(text, "the data")
     title = _title(text)
     if path.is_file():
-        return Source(title=title, config=config, files=(_known(path),))
+        return Source(title=title, config=config, files=(_supported(path),))
     if path.is_dir():
         inside = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not inside:
@@ -108,16 +108,16 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
         matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         if not matching:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
-        return Source(title=title, config=config, files=tuple(_known(f) for f in matching))
+        return Source(title=title, config=config, files=tuple(_supported(f) for f in matching))
     if is_hub_id(text) and path.suffix not in SUFFIXES:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
-    hint = f"in {path.parent} there are: {', '.join(near)}" if near else "--data FILE.jsonl"
+    hint = f"data files in {path.parent}: {', '.join(near)}" if near else "--data FILE.jsonl"
     raise DataError(f"the data file {text!r} does not exist", hint=hint)
 
 
-def _known(file: Path) -> Path:
+def _supported(file: Path) -> Path:
     if file.suffix not in SUFFIXES:
-        raise DataError(f"the data file {str(file)!r} is none of {', '.join(SUFFIXES)}", hint="--data FILE.jsonl")
+        raise DataError(f"the data file {str(file)!r} must be one of {', '.join(SUFFIXES)}", hint="--data FILE.jsonl")
     return file

@@ -1,4 +1,4 @@
-"""A held-out set chosen by each row's content, so that it stays the same when rows are added or reordered."""
+"""The held-out split, chosen by each row's content so that it is stable when rows are added or reordered."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from smollm3_finetune.errors import DataError
 
 
 def position(conversation: Conversation, seed: int) -> float:
-    """Where a conversation falls in [0, 1), from its content and the seed alone."""
-    about = {  # only what says something, so that a field added later moves no row that does not use it
+    """The position of a conversation in [0, 1), determined only by its content and the seed."""
+    about = {  # without empty fields, so that a field added later moves only rows that use it
         f.name: value
         for f in dataclasses.fields(conversation)
         if (value := getattr(conversation, f.name)) not in (None, (), {})
@@ -24,10 +24,10 @@ def position(conversation: Conversation, seed: int) -> float:
 
 @dataclass
 class SplitThreshold:
-    """The position below which rows are held out, found while rows stream past.
+    """The position below which rows are held out, computed while rows are streamed.
 
-    With a fraction above 0 and two or more distinct rows, both sides get at least one; equal rows fall on the same
-    side, so nothing held out is trained on.
+    With a fraction above 0 and two or more distinct rows, both sides get at least one. Equal rows are on the same side,
+    so no held-out row is trained on.
     """
 
     fraction: float
@@ -43,9 +43,9 @@ class SplitThreshold:
         self.highest = max(self.highest, place)
 
     def value(self) -> float:
-        """Raises DataError where there are too few distinct rows to hold any out."""
+        """The threshold. Raises DataError if there are too few distinct rows to hold any out."""
         if self.fraction == 0:
             return 0.0
         if self.second > 1:
             raise DataError("there is only one distinct row, too few to hold any out", hint="--set data.held_out=0")
-        return min(max(self.fraction, self.second), self.highest)  # the lowest is out, the highest is in
+        return min(max(self.fraction, self.second), self.highest)  # the lowest row is held out, the highest is not

@@ -1,4 +1,4 @@
-"""Counts over rows: kept, held out, left out, cut, their tokens and lengths."""
+"""Counts over rows: trained on, held out, left out and cut, with their tokens and lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smollm3_finetune.data.rows import Survey
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
 PLACES = 5
-"""How many places of left-out rows are kept."""
+"""How many left-out rows are listed with their location."""
 
 
 @dataclass(kw_only=True)
@@ -26,26 +26,26 @@ class SourceStats:
     train: int = 0
     held_out: int = 0
     empty: int = 0
-    """Rows left out because nothing in them is learned."""
+    """Rows left out because they have no supervised tokens."""
     rows_per_pass: int = 0
-    """Training rows seen in one pass: `train`, multiplied by the weight."""
+    """Training rows used per pass: `train`, multiplied by the weight."""
     cut: int = 0
-    """Rows longer than the longest length."""
+    """Rows longer than the maximum length."""
     tokens: int = 0
-    """In the rows that are kept, after cutting."""
+    """Tokens of the rows that are not left out, after cutting."""
     tokens_supervised: int = 0
     tokens_cut: int = 0
-    """Lost by cutting, in all rows."""
+    """Tokens removed by cutting, in all rows."""
     notes: Counter[str] = field(default_factory=Counter)
-    """Rows by note, `cut` apart."""
+    """Rows by note, without `cut`."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by length in tokens before cutting."""
     longest: int = -1
     longest_row: str | None = None
     empty_rows: list[tuple[str, str]] = field(default_factory=list)
-    """(place, why) of the first rows that were left out."""
+    """(where, why) of the first rows that were left out."""
     first_empty: dict[bool, Prepared] = field(default_factory=dict)
-    """The first row that was left out of those to train on (False) and of those held out (True)."""
+    """The first row left out of the training rows (False) and of the held-out rows (True)."""
 
     def add(self, row: Prepared) -> None:
         self.rows += 1
@@ -136,7 +136,7 @@ class Bar:
 
 
 def histogram(lengths: Counter[int], bars: int = 10) -> list[Bar]:
-    """About `bars` bars of one round width, and one more for the long tail where there is one."""
+    """About `bars` bars of one round width; if there is a long tail, the last bar covers it."""
     if not lengths:
         return []
     low, top = min(lengths), max(lengths)
@@ -154,9 +154,9 @@ def histogram(lengths: Counter[int], bars: int = 10) -> list[Bar]:
 
 
 def refuse_if_nothing_is_supervised(stats: Sequence[SourceStats], survey: Survey) -> None:
-    """Raises DataErrors where all rows to train on, or all held-out ones, were left out: a run would be refused too.
+    """Raises DataErrors if all training rows, or all held-out rows, were left out: a run would be refused too.
 
-    `stats` are those of every row that the survey counted.
+    `stats` must cover every row that the survey counted.
     """
     sides = (
         ("training", False, sum(survey.train), sum(s.train for s in stats)),
@@ -167,8 +167,8 @@ def refuse_if_nothing_is_supervised(stats: Sequence[SourceStats], survey: Survey
         if not before or left:
             continue
         row = next(s.first_empty[held_out] for s in stats if held_out in s.first_empty)
-        several = f"none of the {before} {name} rows has anything to learn; the first is"
-        what = several if before > 1 else f"the only {name} row has nothing to learn:"
+        several = f"none of the {before} {name} rows has supervised tokens; the first is"
+        what = several if before > 1 else f"the only {name} row has no supervised tokens:"
         hint = "--set data.held_out=0" if held_out else "smollm3 data preview"
         hint = f"--max-length {row.enough}" if row.enough is not None else hint
         problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))

@@ -1,7 +1,7 @@
-"""Rows as tokens: written once into the cache as Arrow files, then read from there through memory maps.
+"""Rows as tokens: written to the cache once as Arrow files, then memory-mapped from there.
 
-The cache entry is addressed by everything that decides the tokens: the rows' contents, how they are split, formatted
-and rendered, the tokenizer, the objective and the versions of what made them. Memory does not grow with the rows.
+The key of the cache entry contains everything that determines the tokens: the contents of the rows, the split, the
+formatting and rendering, the tokenizer, the objective and the versions. Memory use does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts:
-    """What became of the rows of one source."""
+    """Counts of the prepared rows of one source."""
 
     title: str
     train: int
-    """Rows to train on, each counted once whatever its weight."""
+    """Training rows, each counted once regardless of its weight."""
     held_out: int
     empty: int
-    """Rows left out because nothing in them is learned within the longest length."""
+    """Rows left out because they have no supervised tokens within the maximum length."""
     notes: Mapping[str, int]
-    """What was changed on the way, and in how many rows: `cut`, `trace stripped`, …"""
+    """Changes and the number of rows with each: `cut`, `trace stripped`, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Everything to train on and to measure with."""
+    """The tokenized training and held-out rows."""
 
     train: Examples
     held_out: list[Examples]
     """One for each source."""
     counts: list[SourceCounts]
     identity: str
-    """Of the rows and of all that turned them into tokens, but for the versions of what did."""
+    """A fingerprint of the rows and of everything that determines their tokens, except package versions."""
 
 
 def tokenize(
@@ -67,11 +67,11 @@ def tokenize(
     cache: Cache,
     progress: Progress,
 ) -> Tokens:
-    """The rows as tokens, from the cache where they are there.
+    """The rows as tokens, from the cache if it has them.
 
-    Raises DataError, with file and line where it is a row's fault, and where nothing is left to train on.
+    Raises DataError, with file and line, if a row is invalid, and if no row is left to train on.
     """
-    decides = {
+    inputs = {
         "rows": rows.identity(),
         "border": survey.threshold,
         "objective": [objective.component.full_name, objective.component.version, options_dict(objective.options)],
@@ -80,11 +80,11 @@ def tokenize(
         "max_length": max_length,
     }
     key = {
-        **decides,
+        **inputs,
         "today": None if renderer.options.date else datetime.date.today().isoformat(),
         "versions": [__version__, installed_version("transformers")],
     }
-    identity = fingerprint(decides)
+    identity = fingerprint(inputs)
     total = sum(survey.train) + sum(survey.held_out)
 
     def build(out: Path) -> None:
@@ -94,29 +94,29 @@ def tokenize(
                 writer.add(row)
                 task.advance()
             writer.close()
-            _check_something_left(writer.counts, survey, max_length)
-            _check_weights(writer.counts, writer.in_a_pass)
+            _check_rows_left(writer.counts, survey, max_length)
+            _check_weights(writer.counts, writer.rows_per_pass)
 
     titles = [s.source.title for s in rows.sources]
     entry = cache.get_or_build("tokens", key, build)
     try:
-        return _opened(entry, titles, identity)
-    except (OSError, ValueError, TypeError):  # a file that was cut or changed; pyarrow's errors are among these
+        return _open_entry(entry, titles, identity)
+    except (OSError, ValueError, TypeError):  # a truncated or changed file; these include pyarrow's errors
         cache.drop("tokens", key)
-    return _opened(cache.get_or_build("tokens", key, build), titles, identity)
+    return _open_entry(cache.get_or_build("tokens", key, build), titles, identity)
 
 
-def _opened(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
-    """The tokens of a cache entry, whose sources are called `titles` now: their names do not decide the content.
+def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
+    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content.
 
-    Raises OSError, ValueError or TypeError where a file of it is damaged.
+    Raises OSError, ValueError or TypeError if a file of the entry is damaged.
     """
     saved = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
     counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
     train = Examples(directory / "train.arrow")
     for examples in (train, *held_out):
-        len(examples)  # reads the end of the file, which one that was cut does not have
+        len(examples)  # reads the end of the file, which a truncated file lacks
     return Tokens(train=train, held_out=held_out, counts=counts, identity=identity)
 
 
@@ -128,8 +128,8 @@ def tokenizer_identity(tokenizer: Any) -> str:
     return hashlib.sha256(about.encode()).hexdigest()[:32]
 
 
-def _check_something_left(counts: Sequence[Mapping[str, Any]], survey: Survey, max_length: int) -> None:
-    """Raises DataError where a side that has rows has none left that teaches anything."""
+def _check_rows_left(counts: Sequence[Mapping[str, Any]], survey: Survey, max_length: int) -> None:
+    """Raises DataError if one side of the split has rows, but none with a supervised token."""
     sides = {
         "training": (sum(survey.train), sum(c["train"] for c in counts)),
         "held-out": (sum(survey.held_out), sum(c["held_out"] for c in counts)),
@@ -137,66 +137,69 @@ def _check_something_left(counts: Sequence[Mapping[str, Any]], survey: Survey, m
     for label, (before, left) in sides.items():
         if before and not left:
             raise DataError(
-                f"none of the {before} {label} rows has a token to learn within data.max_length={max_length} tokens",
+                f"none of the {before} {label} rows has a supervised token within data.max_length={max_length} tokens",
                 hint=f"--max-length {max_length * 2}",
             )
 
 
-def _check_weights(counts: Sequence[Mapping[str, Any]], in_a_pass: int) -> None:
-    """Raises DataError where weights below 1 leave no row to train on."""
+def _check_weights(counts: Sequence[Mapping[str, Any]], rows_per_pass: int) -> None:
+    """Raises DataError if weights below 1 leave no row to train on."""
     rows = sum(c["train"] for c in counts)
-    if rows and not in_a_pass:
-        raise DataError(f"the weights of the sources leave none of {rows} training rows", hint="a larger weight")
+    if rows and not rows_per_pass:
+        raise DataError(
+            f"the weights of the sources leave none of the {rows} training rows", hint="increase a weight in data.path"
+        )
 
 
 class ExampleBuilder:
-    """An objective at work: rows become examples, with the notes on each in the renderer's `counts`."""
+    """Builds examples from rows with an objective; the notes on each row are in the renderer's `counts`."""
 
     def __init__(self, objective: SelectedComponent, renderer: Renderer, max_length: int) -> None:
-        self.objective, self.renderer, self.max_length = objective, renderer, max_length
-        self.made: Objective = objective.create()
+        self.selected, self.renderer, self.max_length = objective, renderer, max_length
+        self.objective: Objective = objective.create()
         self.names: list[str] | None = None
 
     def __call__(self, row: PositionedRow) -> Mapping[str, Sequence[int]] | None:
-        """Raises DataError with the row's place where the template refuses it, PluginError where `prepare` fails.
+        """The example of a row, or None if it is left out.
 
-        It fails, too, where it gives what the contract does not allow.
+        Raises DataError with the row's location if the template refuses it. Raises PluginError if `prepare` fails or
+        returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
         try:
-            with attributed_to(self.objective.component, where=row.where):
-                example = self.made.prepare(row.conversation, self.renderer, self.max_length)
+            with attributed_to(self.selected.component, where=row.where):
+                example = self.objective.prepare(row.conversation, self.renderer, self.max_length)
                 return None if example is None else self._checked(example)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
 
     def _checked(self, example: Any) -> dict[str, list[int]]:
-        """The example as plain lists; TypeError or ValueError for what is no example, or one unlike the first."""
+        """The example as plain lists. Raises TypeError or ValueError if it is invalid or its keys differ."""
         if not isinstance(example, Mapping):
-            raise TypeError(f"prepare() gave a {type(example).__name__}, and is to give a mapping or None")
+            raise TypeError(f"prepare() returned a {type(example).__name__}; expected a mapping or None")
         self.names = self.names or list(example)
         if sorted(example) != sorted(self.names):
-            raise ValueError(f"prepare() gave {list(example)}, and {self.names} for another row")
+            raise ValueError(f"prepare() returned the keys {list(example)}, but {self.names} for another row")
         found = {}
         for name in self.names:
             try:
-                found[name] = array("i", example[name]).tolist()  # tensors and NumPy's arrays are lists then, too
+                found[name] = array("i", example[name]).tolist()  # also converts tensors and NumPy arrays
             except (TypeError, ValueError, OverflowError) as e:
-                raise TypeError(f"prepare() gave {name!r} that is no list of integers: {e}") from e
+                raise TypeError(f"prepare() returned {name!r}, which is not a list of integers: {e}") from e
         if not any(found.values()):
-            raise ValueError("prepare() gave no token, and is to give None for a row that teaches nothing")
+            raise ValueError("prepare() returned an empty example; return None to skip a row")
         return found
 
 
 class _Writer:
-    """Sorts rows into Arrow files: one to train on, one of held-out rows for each source."""
+    """Writes rows to Arrow files: one for the training rows, and one for the held-out rows of each source."""
 
     def __init__(
         self, out: Path, rows: Rows, threshold: float, objective: SelectedComponent, renderer: Renderer, max_length: int
     ) -> None:
         self.out, self.rows, self.threshold = out, rows, threshold
         self.prepare, self.renderer = ExampleBuilder(objective, renderer, max_length), renderer
-        self.train, self.in_a_pass = _ArrowFile(out / "train.arrow"), 0
+        self.train, self.rows_per_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
         self.counts: list[dict[str, Any]] = [{"train": 0, "held_out": 0, "empty": 0, "notes": {}} for _ in rows.sources]
 
@@ -214,7 +217,7 @@ class _Writer:
         else:
             counts["train"] += 1
             times = copies(self.rows.sources[row.source].source.config.weight, row.position)
-            self.in_a_pass += times
+            self.rows_per_pass += times
             for _ in range(times):
                 self.train.add(example)
 
@@ -225,6 +228,6 @@ class _Writer:
 
 
 def copies(weight: float, position: float) -> int:
-    """How often a row is seen in a pass: the weight, rounded up for a share of rows chosen by their position."""
+    """How often a row is used per pass: the weight, rounded up or down by the row's position."""
     whole = math.floor(weight)
-    return whole + (math.modf(position * 1e6)[0] < weight - whole)  # other digits than those that split
+    return whole + (math.modf(position * 1e6)[0] < weight - whole)  # not the digits that decide the split

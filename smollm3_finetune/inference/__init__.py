@@ -1,1 +1,1 @@
-"""Answers of a loaded model and its loss on held-out rows."""
+"""Using a loaded model: generating answers, and computing the held-out loss."""

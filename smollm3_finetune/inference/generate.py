@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 
 def room_for(plan: ModelPlan, prompt_tokens: int, max_new_tokens: int, *, fixed: bool = False) -> int:
-    """How many of `max_new_tokens` fit behind a prompt; all of them where the model does not say what it takes.
+    """The number of new tokens, up to `max_new_tokens`, that fit into the context after a prompt.
 
-    Raises ConfigError where the prompt alone does not fit; `fixed` says that the model's context cannot be changed.
+    Returns `max_new_tokens` if the model's context length is unknown. Raises ConfigError if the prompt alone does not
+    fit. `fixed`: the context cannot be changed, so the error does not suggest it.
     """
-    takes = context_of(plan.source.config)
-    if takes is None or prompt_tokens + max_new_tokens <= takes:
+    limit = context_of(plan.source.config)
+    if limit is None or prompt_tokens + max_new_tokens <= limit:
         return max_new_tokens
-    if prompt_tokens >= takes:
-        stretch = not fixed and hasattr(plan.loader.options, "context")
-        longer = stretch and yarn_problem(plan.source.config, plan.ref) is None
+    if prompt_tokens >= limit:
+        adjustable = not fixed and hasattr(plan.loader.options, "context")
+        extensible = adjustable and yarn_problem(plan.source.config, plan.ref) is None
         raise ConfigError(
-            f"the prompt is {prompt_tokens} tokens long, and {plan.ref!r} takes {takes} with the answer",
-            hint=f"--loader-opt context={prompt_tokens + max_new_tokens} (YaRN)" if longer else "a shorter --prompt",
+            f"the prompt is {prompt_tokens} tokens long, but {plan.ref!r} takes {limit} including the answer",
+            hint=f"--loader-opt context={prompt_tokens + max_new_tokens} (YaRN)"
+            if extensible
+            else "use a shorter --prompt",
         )
-    return takes - prompt_tokens
+    return limit - prompt_tokens
 
 
 def answer(
@@ -45,10 +48,10 @@ def answer(
     template_kwargs: Mapping[str, Any] | None = None,
     renderer: Renderer | None = None,
 ) -> str:
-    """The model's answer to `messages`, cut at the end of its turn. Greedy where `temperature` is 0.
+    """The model's answer to `messages`, up to the end of its turn. Greedy if `temperature` is 0.
 
-    `renderer` is the run's own, where there is one; else the tokenizer's template and today's date are used.
-    Leaves the model in the mode (training or evaluation) it was in.
+    `renderer` is the run's renderer; if None, the tokenizer's template and the current date are used. The mode of the
+    model (training or evaluation) is restored afterwards.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Held-out loss: the mean over supervised tokens of all held-out rows, whatever the batches; overall and by source."""
+"""Held-out loss: the mean over the supervised tokens of all held-out rows, independent of batches; also by source."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Loss:
 
     @property
     def mean(self) -> float:
-        """Per term; nan where there are none."""
+        """The loss per term; nan if there are no terms."""
         return self.total / self.terms if self.terms else math.nan
 
     @property
     def perplexity(self) -> float | None:
-        """None where it is beyond what a float holds, which JSON has no word for."""
+        """None if it is too large for a float, because JSON cannot represent infinity."""
         return math.exp(self.mean) if self.mean < 700 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The held-out rows of a run, and how its model is measured on them."""
+    """The held-out rows of a run, and everything needed to measure its model on them."""
 
     examples: Sequence[Examples]
     """One for each source."""
@@ -49,27 +49,27 @@ class HeldOut:
     batch_size: int
     device: str
     dtype: str
-    """The run's; decides the precision of the measurement."""
+    """The dtype of the run, which determines the precision of the measurement."""
 
     def measure(self, progress: Progress) -> dict[str, Any]:
-        """Loss and perplexity over all supervised tokens, and the loss by source where there are several."""
+        """Loss and perplexity over all supervised tokens, and the loss by source if there are several."""
         count = sum(len(e) for e in self.examples)
         with autocast(self.device, self.dtype), progress.task(f"measuring {count:,} held-out rows") as task:
             losses = [
                 held_out_loss(self.model, self.objective, e, self.collate, self.batch_size, task.advance)
                 for e in self.examples
             ]
-        whole = sum(losses, Loss())
-        if not whole.terms:
+        overall = sum(losses, Loss())
+        if not overall.terms:
             return {"held_out_loss": None, "perplexity": None}
-        report: dict[str, Any] = {"held_out_loss": whole.mean, "perplexity": whole.perplexity}
+        report: dict[str, Any] = {"held_out_loss": overall.mean, "perplexity": overall.perplexity}
         if len(losses) > 1:
             report["by_source"] = {t: one.mean for t, one in zip(self.titles, losses, strict=True) if one.terms}
         return report
 
 
 def with_current_titles(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured before, its sources called as they are now: a resumed run may call them by other paths."""
+    """The results from before training with the current source titles: a resumed run may use other paths."""
     if "by_source" not in before:
         return dict(before)
     losses = zip(after.get("by_source", ()), before["by_source"].values(), strict=False)
@@ -84,13 +84,13 @@ def held_out_loss(
     batch_size: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Loss:
-    """The loss over all `examples`, in evaluation mode and without gradients. Leaves the model in its mode."""
+    """The loss over all `examples`, in evaluation mode and without gradients. Restores the mode of the model."""
     import torch
 
     from smollm3_finetune.batching.probe import on_device
 
     lengths = examples.lengths() if isinstance(examples, Examples) else [len(e["input_ids"]) for e in examples]
-    by_length = sorted(range(len(examples)), key=lengths.__getitem__)  # little padding; the sum has no order
+    by_length = sorted(range(len(examples)), key=lengths.__getitem__)  # less padding; the order does not affect the sum
     loss = Loss()
     training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The number format of a computation."""
+"""The precision of a computation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def autocast(device: str, dtype: str) -> Iterator[None]:
-    """Computes as training steps do: in mixed precision if `dtype` is half as wide as float32.
+    """The precision of a training step: mixed precision if `dtype` is bfloat16 or float16.
 
-    float16 on a CPU is computed in float32, since its gradients need a scaler, which a CPU does not have.
+    float16 on a CPU is computed in float32, because its gradients need a scaler, which a CPU does not have.
     """
     import torch
 

@@ -149,13 +149,13 @@ def test_a_row_says_what_became_of_it(cli: Cli, few: str) -> None:
     places = {m[1]: m[2] for m in re.finditer(r"^rows\.jsonl:(\d)  (.+)$", out, re.MULTILINE)}
     assert list(places) == list("1234567")
     assert re.search(
-        r"64 tokens, 0 learned, left out: what is learned begins at token \d+, past data.max_length=64; "
+        r"64 tokens, 0 learned, left out: the supervised tokens begin at token \d+, past data.max_length=64; "
         r"cut from \d+ tokens$",
         places["2"],
     )
     assert re.search(r"64 tokens, \d+ learned, (train|held out); cut from \d+ tokens$", places["3"])
     assert places["4"].endswith(
-        "0 learned, left out: answers whose reasoning is stripped are not learned (data.history=strip); "
+        "0 learned, left out: answers whose reasoning is stripped are not supervised (data.history=strip); "
         "earlier reasoning stripped"
     )
     assert "│ … the rest is cut at data.max_length=64\n" in out
@@ -174,7 +174,9 @@ def test_preview_counts_and_draws_lengths(cli: Cli, few: str) -> None:
     kept = re.search(r"rows      7 = (\d) to train on \+ (\d) held out \+ 2 left out", out)
     assert kept is not None
     assert sum(map(int, kept.groups())) == 5
-    assert re.search(r"  left out  rows\.jsonl:2: what is .*\n            rows\.jsonl:4: answers whose reasoning", out)
+    assert re.search(
+        r"  left out  rows\.jsonl:2: the supervised .*\n            rows\.jsonl:4: answers whose reasoning", out
+    )
     assert "  notes     earlier reasoning stripped: 1 row\n" in out
     assert "  cut       2 rows at 64 tokens; " in out
     bars = re.findall(r"^ +([\d,]+)–[\d,]+  (█*) (\d+)", out, re.MULTILINE)
@@ -258,15 +260,15 @@ def smollm3_objectives():
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        ("[ids, ids]", "prepare() gave a list, and is to give a mapping or None"),
-        ("{}", "prepare() gave no token, and is to give None for a row that teaches nothing"),
-        ("{'input_ids': [], 'labels': []}", "prepare() gave no token, and is to give None for a row that"),
-        ("{'input_ids': [i / 2 for i in ids]}", "prepare() gave 'input_ids' that is no list of integers"),
-        ("{'input_ids': ids, 'labels': [None] * 9}", "prepare() gave 'labels' that is no list of integers"),
-        ("{'input_ids': ids, 'labels': [2**40]}", "prepare() gave 'labels' that is no list of integers"),
+        ("[ids, ids]", "prepare() returned a list; expected a mapping or None"),
+        ("{}", "prepare() returned an empty example; return None to skip a row"),
+        ("{'input_ids': [], 'labels': []}", "prepare() returned an empty example; return None to skip a row"),
+        ("{'input_ids': [i / 2 for i in ids]}", "prepare() returned 'input_ids', which is not a list of integers"),
+        ("{'input_ids': ids, 'labels': [None] * 9}", "prepare() returned 'labels', which is not a list of integers"),
+        ("{'input_ids': ids, 'labels': [2**40]}", "prepare() returned 'labels', which is not a list of integers"),
         (
             "{'input_ids': ids, f'labels{self.seen}': ids}",
-            "prepare() gave ['input_ids', 'labels2'], and ['input_ids', ",
+            "prepare() returned the keys ['input_ids', 'labels2'], but ['input_ids', ",
         ),
     ],
 )
@@ -321,8 +323,8 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])
     assert source["notes"] == {"earlier reasoning stripped": 1}
     assert [(e["where"], e["why"].split(" at ")[0]) for e in source["empty_rows"]] == [
-        ("rows.jsonl:2", "what is learned begins"),
-        ("rows.jsonl:4", "answers whose reasoning is stripped are not learned (data.history=strip)"),
+        ("rows.jsonl:2", "the supervised tokens begin"),
+        ("rows.jsonl:4", "answers whose reasoning is stripped are not supervised (data.history=strip)"),
     ]
     assert 0 < source["tokens_supervised"] < source["tokens"]
     assert list(source["length"]) == ["min", "median", "mean", "p95", "max"]
@@ -370,9 +372,9 @@ def test_where_nothing_can_be_learned_the_exit_code_is_5_and_the_counts_are_stil
     for command in (["stats"], ["stats", "--json"], ["preview"]):
         result = cli("data", *command, "--data", file, "--max-length", "32")
         assert result.code == 5
-        assert "error: none of the 3 training rows has anything to learn; the first is rows.jsonl:" in result.stderr
-        assert "error: the only held-out row has nothing to learn: rows.jsonl:" in result.stderr
-        assert "what is learned begins at token " in result.stderr
+        assert "error: none of the 3 training rows has supervised tokens; the first is rows.jsonl:" in result.stderr
+        assert "error: the only held-out row has no supervised tokens: rows.jsonl:" in result.stderr
+        assert "the supervised tokens begin at token " in result.stderr
         assert "rows.jsonl:4" in result.stdout
         if "--json" in command:
             assert json.loads(result.stdout)["total"]["empty"] == 4
@@ -589,7 +591,7 @@ def test_options_of_a_formatter_need_its_name_where_there_are_several(cli: Cli, 
     common = ("data", "stats", "--data", one, "--data", two, "--json", "--set", "formatter.learn_history=false")
     refused = cli(*common)
     assert refused.code == 2
-    assert "the sources have several formatters (smollm3-finetune:alpaca, smollm3-finetune:messages)" in refused.stderr
+    assert "the sources use several formatters (smollm3-finetune:alpaca, smollm3-finetune:messages)" in refused.stderr
     assert "--formatter alpaca" in refused.stderr
 
 

@@ -231,7 +231,7 @@ def test_malformed_jsonl_names_file_and_line(fails: Fails, rows_file: Path) -> N
 def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
     first = rows_file.read_text().splitlines()[0]
     rows_file.write_text(first + '\n{"messages": [{"role": "user", "content": "alone"}]}\n')
-    assert fails(5).message == f"{rows_file}:2: there is no assistant message to learn from"
+    assert fails(5).message == f"{rows_file}:2: there is no assistant message to train on"
     rows_file.write_text('{"question": "x", "answer": "y"}\n')
     failure = fails(5)
     assert failure.message == f"{rows_file}:1: no formatter recognizes a row with the columns 'question', 'answer'"
@@ -333,7 +333,7 @@ def test_a_model_without_a_chat_template(fails: Fails, tiny_tokenizer: Path) -> 
 
 def test_rows_with_nothing_to_learn_within_the_length(fails: Fails, tiny_tokenizer: Path) -> None:
     failure = fails(5, "--max-length", "8")
-    assert "has a token to learn within data.max_length=8 tokens" in failure.message
+    assert "has a supervised token within data.max_length=8 tokens" in failure.message
     assert failure.hint == "--max-length 16"
 
 

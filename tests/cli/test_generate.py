@@ -117,8 +117,8 @@ def test_a_prompt_that_does_not_fit_is_an_error_before_weights(
     refused = cli("generate", "tiny", "--prompt", prompt)
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"error: the prompt is {length(prompt)} tokens long, and 'tiny' takes 2048 with the answer\n"
-        "  hint: a shorter --prompt\n"
+        f"error: the prompt is {length(prompt)} tokens long, but 'tiny' takes 2048 including the answer\n"
+        "  hint: use a shorter --prompt\n"
     )
     longer = cli("generate", DIRECTORY, "--prompt", prompt, "--max-new-tokens", "10")
     assert f"hint: --loader-opt context={length(prompt) + 10} (YaRN)" in longer.stderr

@@ -139,9 +139,9 @@ def test_files_that_cannot_be_rows_are_errors_with_a_hint(write: Write, isolated
     write("a,b", "train.txt")
     (isolated / "folder").mkdir()
     for path, message, hint in (
-        ("trian.jsonl", "the data file 'trian.jsonl' does not exist", "in . there are: train.jsonl"),
+        ("trian.jsonl", "the data file 'trian.jsonl' does not exist", "data files in .: train.jsonl"),
         ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
-        ("train.txt", "is none of .jsonl, .json, .csv, .parquet, .arrow", "--data FILE.jsonl"),
+        ("train.txt", "must be one of .jsonl, .json, .csv, .parquet, .arrow", "--data FILE.jsonl"),
         ("folder", "the data directory 'folder' holds no .jsonl", "--data FILE.jsonl"),
         ("folder/*.jsonl", "no file matches", "quote the pattern: --data 'rows/*.jsonl'"),
     ):
@@ -210,14 +210,17 @@ def test_alpaca_rows_put_the_input_beneath_the_instruction() -> None:
         ({"messages": "hello"}, "'messages' must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object with role and content"),
         (messages(("narrator", "u"), ("assistant", "a")), r"messages\[0\]: role must be one of .*, found 'narrator'"),
-        (messages(("user", "u")), "there is no assistant message to learn from"),
+        (messages(("user", "u")), "there is no assistant message to train on"),
         (messages(("user", None), ("assistant", "a")), r"messages\[0\]: content must be text or a list"),
         (messages(("user", 3), ("assistant", "a")), ".*found int"),
         (
             messages(("user", [{"type": "image", "url": "x"}]), ("assistant", "a")),
             r"messages\[0\]: only text parts are supported",
         ),
-        (messages(("user", [{"type": "text"}]), ("assistant", "a")), r"messages\[0\]: a text part has no 'text'"),
+        (
+            messages(("user", [{"type": "text"}]), ("assistant", "a")),
+            r"messages\[0\]: a text part needs text in 'text'",
+        ),
     ],
 )
 def test_a_row_of_messages_without_usable_fields_is_named(row: dict[str, Any], expected: str) -> None:
@@ -226,12 +229,13 @@ def test_a_row_of_messages_without_usable_fields_is_named(row: dict[str, Any], e
 
 
 @pytest.mark.parametrize(
-    ("row", "key"),
-    [({"instruction": "", "output": "x"}, "instruction"), ({"instruction": "x", "output": None}, "output"),
-     ({"instruction": "x", "output": "y", "input": 3}, "input")],
+    ("row", "problem"),
+    [({"instruction": "", "output": "x"}, "'instruction' must be non-empty text"),
+     ({"instruction": "x", "output": None}, "'output' must be non-empty text"),
+     ({"instruction": "x", "output": "y", "input": 3}, "'input' must be text")],
 )  # fmt: skip
-def test_an_alpaca_row_without_usable_fields_is_named(row: dict[str, Any], key: str) -> None:
-    with pytest.raises(DataError, match=f"^rows.jsonl:1: '{key}' must be text"):
+def test_an_alpaca_row_without_usable_fields_is_named(row: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DataError, match=f"^rows.jsonl:1: {problem}"):
         one(AlpacaFormatter, row)
 
 

@@ -586,4 +586,4 @@ def test_a_row_that_only_reasons_is_counted_as_an_empty_turn(cli: Callable[..., 
     assert (source["rows"], source["train"], source["empty"], source["notes"]) == (4, 3, 1, {"empty turn": 1})
     ((where, why),) = [(e["where"], e["why"]) for e in source["empty_rows"]]
     assert where == "rows.jsonl:4"
-    assert why == "empty turn: an answer that says nothing, or nothing but its reasoning, is not learned"
+    assert why == "empty turn: an answer that is empty or contains only reasoning is not supervised"

@@ -335,7 +335,7 @@ def test_other_weights_are_refused_wherever_they_stand(key: str, weight: Any, fm
     for i in range(2):
         row = chat(user("u"), assistant("a"))
         row["messages"][i][key] = weight
-        message = f"messages[{i}].{key} must be 0 or 1 (a turn is learned or not), found {weight!r}"
+        message = f"messages[{i}].{key} must be 0 or 1 (masked or supervised), found {weight!r}"
         assert fmt.error("messages", row) == message
 
 
@@ -350,13 +350,13 @@ def test_an_empty_answer_stays_in_the_conversation_but_is_not_learned(nothing: A
     assert conversation.supervised == (3,)
     assert [m["content"].strip() for m in conversation.messages] == ["u", "", "v", "b"]
     message = fmt.error("messages", chat(user("u"), assistant(nothing, reasoning_content="hm")))
-    assert message == "there is no assistant message to learn from: messages[1] is empty"
+    assert message == "there is no assistant message to train on: messages[1] is empty"
 
 
 def test_a_row_that_teaches_nothing_says_why_for_the_first_turns(fmt: Format) -> None:
     row = chat(*(m for _ in range(5) for m in (user("u"), assistant(""))), system="s")
     assert fmt.error("messages", row) == (
-        "there is no assistant message to learn from: messages[1] is empty, messages[3] is empty, "
+        "there is no assistant message to train on: messages[1] is empty, messages[3] is empty, "
         "messages[5] is empty, and 2 more"
     )
 
@@ -393,12 +393,12 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
     (chat(user(["u"]), assistant("a")),
      "messages[0]: only text parts are supported, found str at messages[0].content[0]"),
     (chat(user([{"type": "text", "text": 3}]), assistant("a")),
-     "messages[0]: a text part has no 'text' and no 'value' that is text, at messages[0].content[0]"),
-    (chat(user("u")), "there is no assistant message to learn from"),
+     "messages[0]: a text part needs text in 'text' or 'value', at messages[0].content[0]"),
+    (chat(user("u")), "there is no assistant message to train on"),
     (chat(user("u", tool_calls=[call("f", {})]), assistant("a")),
-     "messages[0]: only an assistant message has tool_calls, found them with the role 'user'"),
+     "messages[0]: only an assistant message can have tool_calls, found them with the role 'user'"),
     (chat(user("u", reasoning_content="hm"), assistant("a")),
-     "messages[0]: only an assistant message has reasoning, found it with the role 'user'"),
+     "messages[0]: only an assistant message can have reasoning, found it with the role 'user'"),
     (chat(user("u"), assistant("a", reasoning_content=3)), "messages[1].reasoning_content must be text, found int"),
     (chat(user("u"), tool("t", tool_call_id=3), assistant("a")), "messages[1].tool_call_id must be text, found int"),
     (calling(3), "messages[1].tool_calls must be a list of tool calls, found int"),
@@ -410,8 +410,8 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
     (calling([{"type": "function", "function": "f"}]),
      "messages[1].tool_calls[0].function must be an object with a name and arguments, found str"),
     (calling([call("", {})]),
-     "messages[1].tool_calls[0].function.name must be text that is not empty, found empty text"),
-    (calling([{"arguments": {}}]), "messages[1].tool_calls[0].name must be text that is not empty, found nothing"),
+     "messages[1].tool_calls[0].function.name must be non-empty text, found empty text"),
+    (calling([{"arguments": {}}]), "messages[1].tool_calls[0].name must be non-empty text, found nothing"),
     (calling([call("f", "{x}")]), "messages[1].tool_calls[0].function.arguments is not valid JSON: "
                                   "Expecting property name enclosed in double quotes (line 1, column 2)"),
     (calling([call("f", "[1]")]), "messages[1].tool_calls[0].function.arguments must be an object or an object as JSON "
@@ -421,13 +421,13 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
     (with_columns(tools=3), "tools must be a list of tool schemas, found int"),
     (with_columns(tools=[[]]), "tools[0] must be an object that describes a tool, found list"),
     (with_columns(system=3), "'system' must be text, found int"),
-    (with_columns(images=["cat.png"]), "'images' is not supported, only text is"),
+    (with_columns(images=["cat.png"]), "'images' is not supported; only text is"),
     (with_columns(chat_template_kwargs=[1]), "chat_template_kwargs must be an object, found list"),
     (with_columns(chat_template_kwargs={"enable_thinking": "false"}),
      "chat_template_kwargs.enable_thinking must be true or false, found 'false'"),
     (with_columns(chat_template_kwargs={"xml_tools": "[]"}),
      "chat_template_kwargs.xml_tools must be a list, found '[]'"),
-    (with_columns(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs.tokenize is not for a row to say"),
+    (with_columns(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs.tokenize cannot be set by a row"),
 ]  # fmt: skip
 
 
@@ -488,11 +488,11 @@ def test_sharegpt_has_the_columns_weights_and_options_of_messages(fmt: Format) -
         ([turn("human", "u"), turn("function_call", "f(1)")],
          "conversations[1].value is not valid JSON: Expecting value (line 1, column 1)"),
         ([turn("human", "u"), turn("function_call", '{"arguments": {}}')],
-         "conversations[1].value.name must be text that is not empty, found nothing"),
+         "conversations[1].value.name must be non-empty text, found nothing"),
         ([turn("human", "u"), turn("function_call", None)],
          "conversations[1].value must be a list of tool calls, found nothing"),
         ([turn("human", "u"), turn("gpt", "")],
-         "there is no assistant message to learn from: conversations[1] is empty"),
+         "there is no assistant message to train on: conversations[1] is empty"),
     ],
 )  # fmt: skip
 def test_a_wrong_sharegpt_row_names_the_field(turns: list[Any], message: str, fmt: Format) -> None:
@@ -529,15 +529,15 @@ def test_alpaca_without_the_optional_columns(nothing: dict[str, Any], fmt: Forma
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"instruction": " "}, "'instruction' must be text that is not empty, found empty text"),
-        ({"output": None}, "'output' must be text that is not empty, found nothing"),
-        ({"output": ["o"]}, "'output' must be text that is not empty, found list"),
+        ({"instruction": " "}, "'instruction' must be non-empty text, found empty text"),
+        ({"output": None}, "'output' must be non-empty text, found nothing"),
+        ({"output": ["o"]}, "'output' must be non-empty text, found list"),
         ({"input": 3}, "'input' must be text, found int"),
         ({"system": 3}, "'system' must be text, found int"),
         ({"history": "q"}, "'history' must be a list of pairs, found str"),
         ({"history": [["q", "a"], ["q"]]}, "history[1] must be a pair of texts, question and answer, found ['q']"),
         ({"history": [["q", None]]}, "history[0] must be a pair of texts, question and answer, found ['q', None]"),
-        ({"images": ["x"]}, "'images' is not supported, only text is"),
+        ({"images": ["x"]}, "'images' is not supported; only text is"),
     ],
 )
 def test_a_wrong_alpaca_row_names_the_column(columns: dict[str, Any], message: str, fmt: Format) -> None:
@@ -575,15 +575,15 @@ def test_only_the_completion_is_learned_however_long_it_is(fmt: Format) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "", "completion": "c"}, "'prompt' must be text that is not empty, found empty text"),
-        ({"prompt": 3, "completion": "c"}, "'prompt' must be text that is not empty, found int"),
+        ({"prompt": "", "completion": "c"}, "'prompt' must be non-empty text, found empty text"),
+        ({"prompt": 3, "completion": "c"}, "'prompt' must be non-empty text, found int"),
         ({"prompt": [], "completion": "c"}, "'prompt' must be a list with at least one message"),
-        ({"prompt": "p", "completion": None}, "'completion' must be text that is not empty, found nothing"),
-        ({"prompt": "p", "response": " "}, "'response' must be text that is not empty, found empty text"),
+        ({"prompt": "p", "completion": None}, "'completion' must be non-empty text, found nothing"),
+        ({"prompt": "p", "response": " "}, "'response' must be non-empty text, found empty text"),
         ({"prompt": "p", "completion": "c", "response": "r"},
-         "'completion' and 'response' are two different answers to one prompt"),
+         "'completion' and 'response' are two different answers to the same prompt"),
         ({"prompt": [user("p"), assistant("a")], "completion": [user("c")]},
-         "there is no assistant message to learn from"),
+         "there is no assistant message to train on"),
         ({"prompt": "p", "completion": [{"role": "gpt", "content": 3}]},
          "completion[0]: content must be text or a list of parts, found int at completion[0].content"),
     ],
@@ -602,9 +602,9 @@ def test_raw_text_is_untouched(fmt: Format) -> None:
 
 
 def test_a_row_without_text_names_the_column(fmt: Format) -> None:
-    assert fmt.error("text", {"text": " \n"}) == "'text' must be text that is not empty, found empty text"
-    assert fmt.error("text", {"text": ["t"]}) == "'text' must be text that is not empty, found list"
-    assert fmt.error("text", {"text": "t"}, column="body") == "'body' must be text that is not empty, found nothing"
+    assert fmt.error("text", {"text": " \n"}) == "'text' must be non-empty text, found empty text"
+    assert fmt.error("text", {"text": ["t"]}) == "'text' must be non-empty text, found list"
+    assert fmt.error("text", {"text": "t"}, column="body") == "'body' must be non-empty text, found nothing"
 
 
 # --------------------------------------------------------------------------------------------- preference
@@ -656,23 +656,23 @@ def test_a_worse_answer_may_be_silence_and_a_system_prompt_may_stand_before_the_
     ("row", "message"),
     [
         ({"chosen": "a", "rejected": "b"},
-         "'prompt' is missing, and 'chosen' is text, in which no question can be told from an answer"),
+         "'chosen' is text, so the question must be in 'prompt', which is missing"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]},
-         "'chosen' and 'rejected' do not begin with the same question, and no 'prompt' holds it"),
+         "'chosen' and 'rejected' do not begin with the same question, and 'prompt' has none"),
         ({"chosen": [system("s"), user("u"), assistant("a")], "rejected": [system("s"), user("v"), assistant("b")]},
-         "'chosen' and 'rejected' do not begin with the same question, and no 'prompt' holds it"),
+         "'chosen' and 'rejected' do not begin with the same question, and 'prompt' has none"),
         ({"prompt": "u", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' are the same, so neither is better"),
         ({"prompt": "u", "chosen": 3, "rejected": "b"}, "'chosen' must be text or a list of messages, found int"),
         ({"prompt": "u", "chosen": "a"}, "'rejected' must be text or a list of messages, found nothing"),
         ({"prompt": "u", "chosen": "a", "rejected": [user("b")]},
-         "rejected[0]: the last message of 'rejected' must be the assistant's"),
+         "rejected[0]: the last message of 'rejected' must be from the assistant"),
         ({"prompt": "u", "chosen": [user("w"), assistant("a")], "rejected": "b"},
          "'chosen' is a whole conversation that does not begin with 'prompt'"),
-        ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' must be text that is not empty, found empty text"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' must be non-empty text, found empty text"),
         ({"prompt": "u", "chosen": " ", "rejected": "b"},
-         "there is no assistant message to learn from: chosen is empty"),
+         "there is no assistant message to train on: chosen is empty"),
         ({"prompt": "u", "chosen": [assistant("a", weight=0.5)], "rejected": "b"},
-         "chosen[0].weight must be 0 or 1 (a turn is learned or not), found 0.5"),
+         "chosen[0].weight must be 0 or 1 (masked or supervised), found 0.5"),
     ],
 )  # fmt: skip
 def test_a_wrong_pair_names_the_column(row: dict[str, Any], message: str, fmt: Format) -> None:

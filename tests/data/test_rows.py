@@ -172,7 +172,7 @@ def test_a_wrong_entry_is_named(path: Any, message: str) -> None:
 
 
 def test_a_hub_dataset_without_a_network_is_one_sentence() -> None:
-    with pytest.raises(DataError, match="'org/rows' is no file here, and as a Hub dataset it cannot be read"):
+    with pytest.raises(DataError, match="'org/rows' is not a local file and cannot be read as a Hub dataset"):
         pinned(*find_sources("org/rows"))
 
 
@@ -230,7 +230,7 @@ def test_a_wrong_split_is_one_sentence_with_the_way_to_name_one(cli: Any, monkey
     FakeHub(monkeypatch)
     result = cli("train", "--adapter", "full", "--data", "org/rows", "--dry-run")
     assert result.code == 5
-    assert "as a Hub dataset it cannot be read: Bad split: train. Available splits: ['train_sft']" in result.stderr
+    assert "cannot be read as a Hub dataset: Bad split: train. Available splits: ['train_sft']" in result.stderr
     assert "--set 'data.path={path: org/rows, split: SPLIT, subset: SUBSET}'" in result.stderr
 
 
@@ -405,7 +405,7 @@ def test_a_row_that_the_template_refuses_is_named_by_file_and_line(make: Make) -
 
 
 def test_nothing_to_learn_at_all_is_refused(make: Make) -> None:
-    with pytest.raises(DataError, match=r"none of the \d+ training rows has a token to learn"):
+    with pytest.raises(DataError, match=r"none of the \d+ training rows has a supervised token"):
         make(write("a.jsonl", ROWS), max_length=8)
 
 
@@ -469,5 +469,5 @@ def test_a_tuned_model_ends_its_turn_wherever_it_is_loaded(cli: Callable[..., An
 
 def test_weights_that_leave_no_row_are_an_error(make: Make) -> None:
     write("a.jsonl", ROWS[:6])
-    with pytest.raises(DataError, match=r"the weights of the sources leave none of \d training rows"):
+    with pytest.raises(DataError, match=r"the weights of the sources leave none of the \d training rows"):
         make([{"path": "a.jsonl", "weight": 1e-6}])

@@ -225,7 +225,7 @@ def test_reasoning_beside_the_content_is_learned_where_the_template_reads_it_and
 
 
 def test_two_different_reasonings_are_refused() -> None:
-    with pytest.raises(DataError, match="message 1 has two reasonings"):
+    with pytest.raises(DataError, match="message 1 has conflicting reasoning in content and reasoning_content"):
         renderer(LIKE).spans(talk(user(), assistant(TRACE + "Yes.", reasoning_content="other")))
 
 
@@ -436,7 +436,7 @@ def test_arguments_that_the_template_drops_are_refused() -> None:
 
 
 def test_a_tools_answer_as_the_users_words_is_refused() -> None:
-    with pytest.raises(DataError, match="shows the tool's answer, message 1, as the user's"):
+    with pytest.raises(DataError, match="renders the tool answer, message 1, as a user message"):
         renderer(LIKE).spans(talk(user(), tool(), assistant()))
 
 
@@ -485,7 +485,7 @@ def test_tools_that_the_template_drops_are_refused() -> None:
                 renderer(name).spans(talk(user(), assistant(), **{key: [SCHEMA]}))
     with pytest.raises(DataError, match="python_tools are not supported by this template"):
         renderer(EMBEDDED).spans(talk(user(), assistant(), python_tools=["f"]))
-    with pytest.raises(DataError, match="those of its template_kwargs are not the same"):
+    with pytest.raises(DataError, match="differ from those in its template_kwargs"):
         renderer(TOOLS).spans(replace(talk(user(), assistant(), tools=(SCHEMA,)), template_kwargs={"tools": [CALL]}))
     with pytest.raises(DataError, match="the chat template drops the tools"):  # beside the row's own list
         renderer(LIKE).spans(talk(user(), assistant(), tools=(SCHEMA,), xml_tools=["other"]))
@@ -495,7 +495,7 @@ def test_tools_that_the_template_drops_are_refused() -> None:
 
 
 def test_a_prompt_that_the_template_would_cut_is_refused_too() -> None:
-    with pytest.raises(DataError, match="shows the tool's answer, message 1, as the user's"):
+    with pytest.raises(DataError, match="renders the tool answer, message 1, as a user message"):
         renderer(LIKE).prompt([user(), tool()])
 
 

@@ -113,16 +113,16 @@ def test_one_line_warns(model: Path) -> None:
     said: Any = Said()
     loaded(model, 4096, progress=said)
     (line,) = said.lines
-    assert line.startswith("warning: YaRN stretches ")
+    assert line.startswith("warning: YaRN extends ")
     assert "from 2048 to 4096 tokens (factor 2)" in line
-    assert "static and changes short texts too" in line
+    assert "static, so it also changes results for short texts" in line
 
 
 @pytest.mark.parametrize("context", [1, 1024, NATIVE])
 def test_a_context_that_fits_changes_nothing_and_says_so(model: Path, context: int) -> None:
     said: Any = Said()
     same = loaded(model, context, progress=said)
-    assert said.lines == [f"context={context} changes nothing: {model} takes 2048 tokens as it is"]
+    assert said.lines == [f"context={context} has no effect: {model} already takes 2048 tokens"]
     plain = loaded(model)
     assert same.base.fingerprint == plain.base.fingerprint
     assert torch.equal(logits(same.model, tokens(50)), logits(plain.model, tokens(50)))
@@ -180,7 +180,7 @@ def test_a_run_generates_and_resumes_with_its_context(cli: Callable[..., Any], m
     common = ("train", "--model", model, "--loader-opt", "context=4096", *QUICK, "--set", "train.schedule=constant")
     made = cli(*common, "--output", "out", "--set", "train.save_every=1", "--json")
     assert made.code == 0, made.stderr
-    assert made.stderr.count("YaRN stretches") == 1
+    assert made.stderr.count("YaRN extends") == 1
     report = json.loads(made.stdout)
     prompt = report["prompt"][-1]["content"]
     answered = cli("generate", "out", "--prompt", prompt, "--max-new-tokens", "4", "--json")
@@ -192,7 +192,7 @@ def test_a_run_generates_and_resumes_with_its_context(cli: Callable[..., Any], m
     assert restored.model.config.rope_parameters["rope_type"] == "yarn"
     resumed = cli("train", "--resume", "out", "--max-steps", "3", "--json")
     assert resumed.code == 0, resumed.stderr
-    assert "YaRN stretches" in resumed.stderr
+    assert "YaRN extends" in resumed.stderr
 
     other = cli("generate", "out", "--prompt", prompt, "--loader-opt", "context=8192")
     assert other.code == 2

@@ -189,7 +189,7 @@ def test_saved_weights_of_another_shape_or_cut_short_are_named(cli: Cli) -> None
     save_file({**state, name: state[name][:-1].clone()}, str(file))
     result = cli("generate", "run", "--prompt", "Hello!")
     assert result.code == 6
-    assert "are of another model" in result.stderr and name in result.stderr
+    assert "belong to another model" in result.stderr and name in result.stderr
     file.write_bytes(whole[:-1000])
     result = cli("generate", "run", "--prompt", "Hello!")
     assert result.code == 6

@@ -1,6 +1,6 @@
-"""The bundled formatters, one file for each shape of row; what they share lies beside them.
+"""The bundled formatters, one module for each row format, and the modules that they share.
 
-Imported when first named, so that looking at descriptors (which needs `claims` alone) stays light.
+Each is imported on first use, so that reading descriptors (which need only `claims`) stays fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of instruction, input and output."""
+"""Rows with instruction, input and output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
-from smollm3_finetune.builtin.formatters.content import found, optional_text, required_text
+from smollm3_finetune.builtin.formatters.content import optional_text, required_text, type_name
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 from smollm3_finetune.builtin.options import AlpacaOptions
@@ -16,7 +16,7 @@ from smollm3_finetune.builtin.options import AlpacaOptions
 class AlpacaFormatter:
     """`{"instruction": "…", "input": "…", "output": "…"}`
 
-    `input` goes beneath the instruction, after an empty line. Optional columns, all of which may be empty: `input`,
+    `input` is appended to the instruction after an empty line. Optional columns, all of which may be empty: `input`,
     `system`, `history` (earlier pairs of question and answer), `tools`, `chat_template_kwargs`.
     """
 
@@ -45,7 +45,7 @@ def _history(history: Any) -> list[Turn]:
     if history is None or history == "":
         return []
     if not isinstance(history, list | tuple):
-        raise ValueError(f"'history' must be a list of pairs, found {found(history)}")
+        raise ValueError(f"'history' must be a list of pairs, found {type_name(history)}")
     turns = []
     for i, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):

@@ -1,8 +1,8 @@
-"""Which rows are for which bundled formatter, told from the columns alone. Light: imported by every discovery.
+"""Which bundled formatter recognizes a row, decided by its columns. Imported at every plugin discovery, so kept light.
 
-Ranks decide rows that are two things at once: preference pairs before everything, because the better conversation of
-a pair is all that the other columns repeat; prompt and completion after lists of turns, whose first question and
-answer they often repeat; raw text last, because other shapes carry their own rendering in a `text` column.
+Ranks decide if a row matches several formatters. Preference pairs come first, because the other columns only repeat
+the better conversation. Prompt and completion come after lists of turns, because they often repeat the first question
+and answer of such a list. Raw text comes last, because other formats may have a rendered copy in a `text` column.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TURN_COLUMNS = ("messages", "conversation", "conversations")
-"""Where lists of turns stand, also as JSON text; the first that is there is read."""
+"""The columns that can hold a list of turns, or one as JSON text. The first that does is read."""
 PREFERENCE_RANK = 10
 PROMPT_COMPLETION_RANK = -5
 TEXT_RANK = -10
 
 
 def turn_list(row: Mapping[str, Any]) -> tuple[str, Sequence[Any]] | None:
-    """The column that holds the row's turns, and these; None where there is none."""
+    """(column, turns) of the row; None if no column holds turns."""
     lists = ((column, _as_list(row.get(column))) for column in TURN_COLUMNS)
     return next(((column, turns) for column, turns in lists if turns is not None), None)
 
 
 def looks_like_list(value: Any) -> bool:
-    """Whether a value is text that may be a JSON list, which is all that a CSV column can hold of one."""
+    """Whether a value is text that may be a JSON list, the only form of a list in a CSV column."""
     return isinstance(value, str) and value.lstrip().startswith("[")
 
 
@@ -38,26 +38,26 @@ def _as_list(value: Any) -> Sequence[Any] | None:
     return value if isinstance(value, list | tuple) else None
 
 
-def says_from(turns: Sequence[Any], default: bool) -> bool:
-    """Whether turns name their speaker with `from` (sharegpt) and not `role`; `default` where the first has no one."""
+def uses_from(turns: Sequence[Any], default: bool) -> bool:
+    """Whether turns use `from` (sharegpt) instead of `role`; `default` if the first turn does not decide it."""
     first = next(iter(turns), None)
     if not isinstance(first, Mapping) or ("from" in first) == ("role" in first):
         return default
     return "from" in first
 
 
-def _names_speakers(row: Mapping[str, Any]) -> bool | None:
-    """Whether the row's turns are sharegpt's; None where it has no turns."""
+def _is_sharegpt(row: Mapping[str, Any]) -> bool | None:
+    """Whether the turns of the row are in ShareGPT format; None if it has no turns."""
     found = turn_list(row)
-    return None if found is None else says_from(found[1], default=found[0] == "conversations")
+    return None if found is None else uses_from(found[1], default=found[0] == "conversations")
 
 
 def messages(row: Mapping[str, Any]) -> bool:
-    return _names_speakers(row) is False
+    return _is_sharegpt(row) is False
 
 
 def sharegpt(row: Mapping[str, Any]) -> bool:
-    return _names_speakers(row) is True
+    return _is_sharegpt(row) is True
 
 
 def alpaca(row: Mapping[str, Any]) -> bool:
@@ -69,7 +69,7 @@ def prompt_completion(row: Mapping[str, Any]) -> bool:
 
 
 def preference(row: Mapping[str, Any]) -> bool:
-    """Both columns, and filled: a table of mixed rows has them empty where a row is no pair."""
+    """Both columns must have a value: in a table of mixed rows they are empty for rows that are not pairs."""
     return all(row.get(column) is not None for column in ("chosen", "rejected"))
 
 

@@ -1,27 +1,27 @@
-"""Columns that rows of any chat shape may have: system, tools, chat_template_kwargs; and those that none may."""
+"""Columns that all chat formats support (system, tools, chat_template_kwargs), and columns that none supports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.builtin.formatters.content import found, optional_text
+from smollm3_finetune.builtin.formatters.content import optional_text, type_name
 from smollm3_finetune.builtin.formatters.tools import parse_json, schemas
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 
 MEDIA = ("images", "videos", "audios")
-RENDERERS_OWN = frozenset(
+RENDERER_ARGUMENTS = frozenset(
     {"messages", "conversation", "documents", "tokenize", "add_generation_prompt", "continue_final_message",
      "chat_template", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation",
      "max_length", "tokenizer_kwargs"}
 )  # fmt: skip
-"""Arguments of apply_chat_template that say how to render, which a row has no say in."""
+"""Arguments of apply_chat_template that the renderer sets and a row cannot change."""
 
 
 def with_system(turns: Sequence[Turn], row: Mapping[str, Any]) -> list[Turn]:
     """The turns after the prompt of a `system` column, if there is one.
 
-    Raises ValueError where the turns begin with another system prompt.
+    Raises ValueError if the turns begin with a different system prompt.
     """
     system = optional_text(row.get("system"), "'system'")
     if system is None:
@@ -34,7 +34,7 @@ def with_system(turns: Sequence[Turn], row: Mapping[str, Any]) -> list[Turn]:
 
 
 def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The `tools` column, or `functions`, which came before it in OpenAI's API."""
+    """The `tools` column, or `functions`, its former name in OpenAI's API."""
     found_tools = schemas(row.get("tools"), "tools")
     if found_tools:
         return found_tools
@@ -42,10 +42,10 @@ def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The `chat_template_kwargs` column, without what says nothing: nulls and empty lists, which tables fill in.
+    """The `chat_template_kwargs` column without nulls and empty values, which tables fill in.
 
-    Raises ValueError for values that a template would take for something else: 'false' is true, and a list of tools
-    as text is a list of letters.
+    Raises ValueError for values that a template would misread: the text 'false' is true, and a list of tools as text
+    is a list of letters.
     """
     column = "chat_template_kwargs"
     value = row.get(column)
@@ -54,11 +54,11 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{column} must be an object, found {found(value)}")
+        raise ValueError(f"{column} must be an object, found {type_name(value)}")
     kwargs = {str(k): v for k, v in value.items() if v is not None and v != [] and v != {}}
-    own = sorted(RENDERERS_OWN & set(kwargs))
-    if own:
-        raise ValueError(f"{column}.{own[0]} is not for a row to say")
+    reserved = sorted(RENDERER_ARGUMENTS & set(kwargs))
+    if reserved:
+        raise ValueError(f"{column}.{reserved[0]} cannot be set by a row")
     expected: dict[str, tuple[Any, str]] = {
         "enable_thinking": (bool, "true or false"),
         "custom_instructions": (str, "text"),
@@ -72,7 +72,7 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_media(row: Mapping[str, Any]) -> None:
-    """Raises ValueError for a row that needs its pictures or sounds to make sense."""
+    """Raises ValueError for a row with images, videos or audio."""
     for column in MEDIA:
         if row.get(column):
-            raise ValueError(f"{column!r} is not supported, only text is")
+            raise ValueError(f"{column!r} is not supported; only text is")

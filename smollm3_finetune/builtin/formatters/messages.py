@@ -18,8 +18,8 @@ class MessagesFormatter:
 
     The column may also be called `conversation` or `conversations`, and be JSON text, as in a CSV file; content may be
     typed text parts. A message may have `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and a weight:
-    `loss_weight` or `weight` 0 or 1, `train` or `loss` false. 0 masks an assistant turn; 1 on any other turn changes
-    nothing (see `learn_user`).
+    `loss_weight` or `weight` is 0 or 1, `train` or `loss` is true or false. 0 masks an assistant turn; 1 has no effect
+    on other turns (but see `learn_user`).
     Optional columns: `system`, `tools` (a list of schemas, or that as JSON text) and `chat_template_kwargs` (such as
     `{"enable_thinking": false}`).
     """
@@ -42,4 +42,4 @@ class MessagesFormatter:
         )
 
     default_column = "messages"
-    """What a row without turns is told to have."""
+    """The column that the error message names if a row has no turns."""

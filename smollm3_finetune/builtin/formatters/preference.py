@@ -1,4 +1,4 @@
-"""Rows of a better and a worse answer, for objectives that compare."""
+"""Rows with a better and a worse answer, for objectives that compare them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.claims import says_from, turn_list
+from smollm3_finetune.builtin.formatters.claims import turn_list, uses_from
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
-from smollm3_finetune.builtin.formatters.content import found
+from smollm3_finetune.builtin.formatters.content import type_name
 from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
@@ -18,10 +18,11 @@ class PreferenceFormatter:
     """`{"prompt": "…", "chosen": "…", "rejected": "…"}`
 
     Each is text, a message, or a list of messages (`role` and `content`, or `from` and `value`). An answer that begins
-    with a message of the assistant continues the prompt; one that begins otherwise is a whole conversation, which must
-    begin with the prompt. Without a prompt, it is what the two conversations share; beside single messages, it may also
-    stand in `conversations`. Learned is what the better conversation does not share with the worse, so that the same
-    border holds for both. Optional columns: `system`, `tools`, `chat_template_kwargs`.
+    with an assistant message continues the prompt. Any other answer is a whole conversation, which must begin with the
+    prompt. Without a `prompt` column, the prompt is the shared beginning of the two conversations; if the answers are
+    single messages, it can also be in `conversations`. The supervised messages are those of the better conversation
+    after the shared ones, so both conversations are split at the same message. Optional columns: `system`, `tools`,
+    `chat_template_kwargs`.
     """
 
     def __init__(self, options: NoOptions) -> None:
@@ -31,11 +32,11 @@ class PreferenceFormatter:
         refuse_media(row)
         prompt = _prompt(row)
         better, worse = (with_system(_whole(row, column, prompt), row) for column in ("chosen", "rejected"))
-        shared = _shared(better, worse)
+        shared = _count_shared(better, worse)
         if [t.message for t in better] == [t.message for t in worse]:
             raise ValueError("'chosen' and 'rejected' are the same, so neither is better")
         if all(t.role == "system" for t in better[:shared]):
-            raise ValueError("'chosen' and 'rejected' do not begin with the same question, and no 'prompt' holds it")
+            raise ValueError("'chosen' and 'rejected' do not begin with the same question, and 'prompt' has none")
         return Conversation(
             messages=tuple(t.message for t in better),
             rejected=tuple(t.message for t in worse),
@@ -49,15 +50,15 @@ def _prompt(row: Mapping[str, Any]) -> list[Turn]:
     value = row.get("prompt")
     if value is not None:
         return _turns(value, "prompt") if isinstance(value, list | tuple) else text_or_turns(value, "prompt", "user")
-    beside = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
-    return [] if beside is None else _turns(beside[1], beside[0])
+    found = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
+    return [] if found is None else _turns(found[1], found[0])
 
 
 def _whole(row: Mapping[str, Any], column: str, prompt: Sequence[Turn]) -> list[Turn]:
     """The conversation that ends with the answer in `column`."""
     answer = _answer(row.get(column), column, prompt)
     if answer[-1].role != "assistant":
-        raise ValueError(f"{answer[-1].where}: the last message of {column!r} must be the assistant's")
+        raise ValueError(f"{answer[-1].where}: the last message of {column!r} must be from the assistant")
     if not prompt or answer[0].role in ("assistant", "tool"):
         return [*prompt, *answer]
     asked = [t.message for t in prompt]
@@ -72,21 +73,19 @@ def _answer(value: Any, column: str, prompt: Sequence[Turn]) -> list[Turn]:
     if isinstance(value, Mapping | list | tuple):
         return _turns([value] if isinstance(value, Mapping) else value, column)
     if not isinstance(value, str):
-        raise ValueError(f"{column!r} must be text or a list of messages, found {found(value)}")
+        raise ValueError(f"{column!r} must be text or a list of messages, found {type_name(value)}")
     if not prompt:
-        raise ValueError(
-            f"'prompt' is missing, and {column!r} is text, in which no question can be told from an answer"
-        )
-    return [text_turn("assistant", value, column)]  # may be empty: silence can be the worse answer
+        raise ValueError(f"{column!r} is text, so the question must be in 'prompt', which is missing")
+    return [text_turn("assistant", value, column)]  # may be empty: an empty answer can be the worse one
 
 
 def _turns(value: Sequence[Any], column: str) -> list[Turn]:
-    if says_from(value, default=False):
+    if uses_from(value, default=False):
         return read_turns(value, column, role="from", content="value")
     return read_turns(value, column)
 
 
-def _shared(better: Sequence[Turn], worse: Sequence[Turn]) -> int:
-    """How many first messages the two have in common; both keep a last one of their own."""
+def _count_shared(better: Sequence[Turn], worse: Sequence[Turn]) -> int:
+    """The number of equal messages at the start; at least the last message of each is not counted."""
     most = min(len(better), len(worse)) - 1
     return next((i for i in range(most) if better[i].message != worse[i].message), most)

@@ -1,4 +1,4 @@
-"""Rows of a prompt and its completion."""
+"""Rows with a prompt and its completion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT = PromptCompletionOptions().completion
 class PromptCompletionFormatter:
     """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`, and options name other columns.
 
-    Each is text or a list of messages. Only the completion is learned: answers inside the prompt are not. Optional
+    Each is text or a list of messages. Only the completion is supervised, not the answers inside the prompt. Optional
     columns: `system`, `tools`, `chat_template_kwargs`.
     """
 
@@ -27,11 +27,11 @@ class PromptCompletionFormatter:
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
-        asked, name = self.options.prompt, self.options.completion
-        if name == DEFAULT:
-            name = _completion_column(row)
-        prompt = with_system(text_or_turns(row.get(asked), asked, "user"), row)
-        turns = prompt + text_or_turns(row.get(name), name, "assistant")
+        prompt_column, completion_column = self.options.prompt, self.options.completion
+        if completion_column == DEFAULT:
+            completion_column = _completion_column(row)
+        prompt = with_system(text_or_turns(row.get(prompt_column), prompt_column, "user"), row)
+        turns = prompt + text_or_turns(row.get(completion_column), completion_column, "assistant")
         return Conversation(
             messages=tuple(t.message for t in turns),
             tools=tools(row),
@@ -41,7 +41,7 @@ class PromptCompletionFormatter:
 
 
 def text_or_turns(value: Any, column: str, role: str) -> list[Turn]:
-    """A column's text as one message of `role`, or its messages. Raises ValueError for anything else."""
+    """The text of a column as one message with `role`, or its messages. Raises ValueError for anything else."""
     if isinstance(value, list | tuple):
         return read_turns(value, column)
     return [text_turn(role, required_text(value, repr(column)), column)]
@@ -51,5 +51,5 @@ def _completion_column(row: Mapping[str, Any]) -> str:
     if row.get("completion") is None:
         return "response" if row.get("response") is not None else "completion"
     if row.get("response") not in (None, row["completion"]):
-        raise ValueError("'completion' and 'response' are two different answers to one prompt")
+        raise ValueError("'completion' and 'response' are two different answers to the same prompt")
     return "completion"

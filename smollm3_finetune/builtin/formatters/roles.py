@@ -1,11 +1,11 @@
-"""The roles of a conversation under the names that datasets give them."""
+"""The roles of a conversation, and the names of each role in datasets."""
 
 from __future__ import annotations
 
 from typing import Any
 
 CALL = "function_call"
-"""A turn of the assistant that is a tool call and nothing else, its content the call as JSON."""
+"""An assistant turn that is only a tool call, with the call as JSON in its content."""
 NAMES = {
     "system": ("system", "developer"),
     "user": ("user", "human"),
@@ -17,7 +17,7 @@ _ROLE_OF = {name: role for role, names in NAMES.items() for name in names}
 
 
 def role_of(name: Any, where: str, field: str = "role") -> str:
-    """One of the keys of NAMES. Raises ValueError for a name that is none of theirs."""
+    """One of the keys of NAMES. Raises ValueError for an unknown name."""
     role = _ROLE_OF.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise ValueError(f"{where}: {field} must be one of {', '.join(_ROLE_OF)}, found {name!r}")

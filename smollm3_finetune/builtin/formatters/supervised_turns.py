@@ -1,4 +1,4 @@
-"""Which messages are learned from: the assistant's, less those that a row masks."""
+"""Selects the supervised messages: those of the assistant, except the ones that a row masks."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smollm3_finetune.builtin.formatters.turns import Turn
 
-SHOWN = 3
+MAX_SHOWN = 3
 
 
 def supervised(turns: Sequence[Turn], *, after: int = 0, learn_user: bool = False) -> tuple[int, ...] | None:
-    """The indices of the turns to learn from, or None where these are all of the assistant's.
+    """The indices of the supervised turns, or None if these are all assistant turns.
 
-    The assistant's turns from index `after` on, but not those of weight 0 nor empty ones; with `learn_user`, also
-    user turns of weight 1. Nothing at all where the row itself masks its answers: such a row is counted as one that
-    teaches nothing. Raises ValueError, with each turn's reason, where there is no answer to begin with.
+    Supervised are the assistant turns from index `after` on, except empty ones and those with weight 0; with
+    `learn_user`, also user turns with weight 1. The result is empty if the row masks all its answers: such a row is
+    counted as left out. Raises ValueError, with the reason for each turn, if there is no answer to train on.
     """
     chosen: list[int] = []
-    passed: list[str] = []
+    empty_turns: list[str] = []
     masked = False
     for i, turn in enumerate(turns):
         if turn.role == "assistant" and i >= after:
             if turn.weight == 0:
                 masked = True
             elif turn.empty:
-                passed.append(f"{turn.where} is empty")
+                empty_turns.append(f"{turn.where} is empty")
             else:
                 chosen.append(i)
         elif turn.role == "user" and learn_user and turn.weight == 1 and not turn.empty:
             chosen.append(i)
     if not chosen and not masked:
-        more = [f"and {len(passed) - SHOWN} more"] if len(passed) > SHOWN else []
-        why = f": {', '.join(passed[:SHOWN] + more)}" if passed else ""
-        raise ValueError(f"there is no assistant message to learn from{why}")
+        more = [f"and {len(empty_turns) - MAX_SHOWN} more"] if len(empty_turns) > MAX_SHOWN else []
+        why = f": {', '.join(empty_turns[:MAX_SHOWN] + more)}" if empty_turns else ""
+        raise ValueError(f"there is no assistant message to train on{why}")
     return None if chosen == [i for i, t in enumerate(turns) if t.role == "assistant"] else tuple(chosen)

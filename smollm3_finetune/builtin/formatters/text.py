@@ -1,4 +1,4 @@
-"""Rows of raw text, learned as it is."""
+"""Rows of raw text, trained on as it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smollm3_finetune.builtin.options import TextOptions
 
 
 class TextFormatter:
-    """`{"text": "…"}`; every token is learned, no chat template is applied and nothing is trimmed."""
+    """`{"text": "…"}`; every token is supervised. No chat template is applied and nothing is trimmed."""
 
     def __init__(self, options: TextOptions | NoOptions) -> None:
         self.options = options if isinstance(options, TextOptions) else TextOptions()

@@ -1,4 +1,4 @@
-"""Tool calls and tool schemas, in the one form that chat templates take."""
+"""Tool calls and tool schemas, converted to the form that chat templates take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.builtin.formatters.content import found, required_text
+from smollm3_finetune.builtin.formatters.content import required_text, type_name
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Raises ValueError with the path of the field."""
+    """The decoded JSON. Raises ValueError with the path of the field."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
@@ -22,15 +22,15 @@ def parse_json(text: str, where: str) -> Any:
 def tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls as `{"type": "function", "function": {"name": …, "arguments": {…}}}`, each with its `id` if it has one.
 
-    Takes OpenAI's form, the bare `{"name", "arguments"}`, one call or a list, arguments as an object or as JSON text,
-    and all of it as JSON text.
+    Accepts OpenAI's form, the bare `{"name", "arguments"}`, one call or a list, arguments as an object or as JSON
+    text, and any of these as JSON text.
     """
     if isinstance(value, str):
         value = parse_json(value, where)
     if isinstance(value, Mapping):
         return [_tool_call(value, where)]
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list of tool calls, found {found(value)}")
+        raise ValueError(f"{where} must be a list of tool calls, found {type_name(value)}")
     return [_tool_call(call, f"{where}[{n}]") for n, call in enumerate(value)]
 
 
@@ -38,35 +38,35 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(call, str):
         call = parse_json(call, where)
     if not isinstance(call, Mapping):
-        raise ValueError(f"{where} must be an object with a name and arguments, found {found(call)}")
+        raise ValueError(f"{where} must be an object with a name and arguments, found {type_name(call)}")
     if call.get("type") not in (None, "function"):
         raise ValueError(f"{where}.type must be 'function', found {call['type']!r}")
     function, path = call, where
     if call.get("function") is not None:
         function, path = call["function"], f"{where}.function"
         if not isinstance(function, Mapping):
-            raise ValueError(f"{path} must be an object with a name and arguments, found {found(function)}")
+            raise ValueError(f"{path} must be an object with a name and arguments, found {type_name(function)}")
     name = required_text(function.get("name"), f"{path}.name")
     arguments = _arguments(function.get("arguments"), f"{path}.arguments")
     clean: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
-        clean["id"] = required_text(call["id"], f"{where}.id")  # what the answer's `tool_call_id` refers to
+        clean["id"] = required_text(call["id"], f"{where}.id")  # the `tool_call_id` of the tool answer refers to it
     return clean
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any]:
-    """Nothing and empty text mean a call without arguments."""
+    """The arguments of a call; None and empty text mean no arguments."""
     if isinstance(value, str):
         value = parse_json(value, where) if value.strip() else {}
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be an object or an object as JSON text, found {found(value)}")
+        raise ValueError(f"{where} must be an object or an object as JSON text, found {type_name(value)}")
     return dict(value)
 
 
 def schemas(value: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """What the tools can do, as the row describes them: a list of objects, or JSON text of one (or of each)."""
+    """The tool schemas of a row: a list of objects, or JSON text of the list or of each object."""
     if isinstance(value, str):
         value = parse_json(value, where) if value.strip() else None
     if value is None:
@@ -74,7 +74,7 @@ def schemas(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list of tool schemas, found {found(value)}")
+        raise ValueError(f"{where} must be a list of tool schemas, found {type_name(value)}")
     return tuple(_schema(tool, f"{where}[{n}]") for n, tool in enumerate(value))
 
 
@@ -82,5 +82,5 @@ def _schema(tool: Any, where: str) -> dict[str, Any]:
     if isinstance(tool, str):
         tool = parse_json(tool, where)
     if not isinstance(tool, Mapping):
-        raise ValueError(f"{where} must be an object that describes a tool, found {found(tool)}")
+        raise ValueError(f"{where} must be an object that describes a tool, found {type_name(tool)}")
     return dict(tool)

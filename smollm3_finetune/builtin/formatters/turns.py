@@ -1,4 +1,4 @@
-"""Lists of messages, read into the one form that chat templates take, each with where it stood and its weight."""
+"""Lists of messages, converted to the form that chat templates take, each with its path and its weight."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.builtin.formatters.claims import looks_like_list
-from smollm3_finetune.builtin.formatters.content import content_text, found, optional_text
+from smollm3_finetune.builtin.formatters.content import content_text, optional_text, type_name
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
-
-"""The names that datasets give to the reasoning beside an answer; templates know the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +19,9 @@ class Turn:
 
     message: dict[str, Any]
     where: str
-    """`messages[2]`: its place in the row as the user wrote it."""
+    """The path of the message in the row: `messages[2]`."""
     weight: int | None = None
-    """0 or 1 where the row says so."""
+    """0 or 1 if the row sets it."""
 
     @property
     def role(self) -> str:
@@ -31,7 +29,7 @@ class Turn:
 
     @property
     def empty(self) -> bool:
-        """Nothing to say and no tool to call; reasoning alone is no answer."""
+        """Whether the message has neither text nor tool calls; reasoning alone is not an answer."""
         return not self.message["content"].strip() and not self.message.get("tool_calls")
 
 
@@ -40,7 +38,7 @@ def text_turn(role: str, text: str, where: str) -> Turn:
 
 
 def read_turns(value: Any, column: str, *, role: str = "role", content: str = "content") -> list[Turn]:
-    """The messages of a column, a list or one as JSON text; `role` and `content` are the keys that hold those.
+    """The messages of a column, given as a list or as JSON text; `role` and `content` are the names of these keys.
 
     Raises ValueError that names the message and the field: `messages[2].tool_calls[0].function.name`.
     """
@@ -53,7 +51,7 @@ def read_turns(value: Any, column: str, *, role: str = "role", content: str = "c
 
 def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Turn:
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where} must be an object with {role_key} and {content_key}, found {found(message)}")
+        raise ValueError(f"{where} must be an object with {role_key} and {content_key}, found {type_name(message)}")
     role = role_of(message.get(role_key), where, role_key)
     content = message.get(content_key)
     if role == CALL:
@@ -61,12 +59,12 @@ def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Tur
     else:
         calls = _calls(message, where)
     if calls and role != "assistant":
-        raise ValueError(f"{where}: only an assistant message has tool_calls, found them with the role {role!r}")
+        raise ValueError(f"{where}: only an assistant message can have tool_calls, found them with the role {role!r}")
     clean: dict[str, Any] = {"role": role}
     if calls:
         clean["tool_calls"] = calls
     if content is None and role == "assistant" and (calls or content_key in message):
-        content = ""  # OpenAI's null beside tool calls, or a table's; a key that is not there at all is a slip
+        content = ""  # null next to tool calls (OpenAI) or in a table; a missing key is a mistake
     clean["content"] = content_text(content, where, content_key)
     for key in ("name", "tool_call_id"):
         text = optional_text(message.get(key), f"{where}.{key}")
@@ -75,13 +73,13 @@ def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Tur
     reasoning = _reasoning(message, where)
     if reasoning is not None:
         if role != "assistant":
-            raise ValueError(f"{where}: only an assistant message has reasoning, found it with the role {role!r}")
+            raise ValueError(f"{where}: only an assistant message can have reasoning, found it with the role {role!r}")
         clean["reasoning_content"] = reasoning
     return Turn(message=clean, where=where, weight=weight_of(message, where))
 
 
 def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """`tool_calls`, or the `function_call` that came before them in OpenAI's API."""
+    """`tool_calls`, or `function_call`, its former name in OpenAI's API."""
     for key in ("tool_calls", "function_call"):
         value = message.get(key)
         if value is not None and value != "":
@@ -95,22 +93,22 @@ def _reasoning(message: Mapping[str, Any], where: str) -> str | None:
 
 
 WEIGHTS = ("loss_weight", "weight", "train", "loss")
-"""Where datasets say whether a message is learned: the first two as numbers, the others as true or false."""
+"""The keys that set whether a message is supervised: the first two are numbers, the others true or false."""
 
 
 def weight_of(message: Mapping[str, Any], where: str) -> int | None:
-    """0 or 1, or None where the message says nothing.
+    """0 or 1, or None if the message does not set a weight.
 
-    Raises ValueError for a weight between or beyond, which would be lost silently, and where two of the keys disagree.
+    Raises ValueError for any other weight, which would be ignored silently, and if two of the keys disagree.
     """
-    said: dict[str, int] = {}
+    weights: dict[str, int] = {}
     for key in WEIGHTS:
         value = message.get(key)
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise ValueError(f"{where}.{key} must be 0 or 1 (a turn is learned or not), found {value!r}")
-        said[key] = int(value)
-    if len(set(said.values())) > 1:
-        raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in said)} disagree")
-    return next(iter(said.values()), None)
+            raise ValueError(f"{where}.{key} must be 0 or 1 (masked or supervised), found {value!r}")
+        weights[key] = int(value)
+    if len(set(weights.values())) > 1:
+        raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in weights)} disagree")
+    return next(iter(weights.values()), None)

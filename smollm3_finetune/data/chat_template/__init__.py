@@ -1,1 +1,1 @@
-"""A chat template applied to conversations: tokens, loss mask, reasoning, dates."""
+"""Applying a chat template to conversations: tokens, loss mask, reasoning, dates."""

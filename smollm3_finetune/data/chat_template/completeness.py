@@ -1,28 +1,28 @@
-"""Whether a template shows everything that a conversation holds: what it leaves out would be lost without a word."""
+"""Checks that a template renders every part of a conversation, because an omitted part would be lost silently."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.data.chat_template.escaping import INSTRUCTING
+from smollm3_finetune.data.chat_template.escaping import SYSTEM_ROLES
 from smollm3_finetune.data.chat_template.reasoning import answer
 from smollm3_finetune.errors import DataError
 
 Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str]
 TOOL_LISTS = ("tools", "xml_tools", "python_tools")
-HINT = "give a template that renders it: --set data.template=FILE.jinja"
+HINT = "use a template that renders it: --set data.template=FILE.jinja"
 
 
 def check_complete(text: str, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any], render: Render) -> None:
-    """Raises DataError where `text`, the rendering of a conversation, lacks a part of it.
+    """Raises DataError if `text`, the rendering of a conversation, lacks a part of the conversation.
 
-    Plain turns are looked up in the text. Anything else is marked with a word that occurs nowhere, and rendered once
-    more: each mark must come out. A tool's answer must also not look like the user's words.
+    Plain turns are searched for in the text. If there are other parts, each part is marked with a unique word and the
+    conversation is rendered again: every mark must appear. A tool answer must also not be rendered as a user message.
     """
     lists = [k for k in TOOL_LISTS if kwargs.get(k)]
     special = any(m.get("tool_calls") or m["role"] == "tool" for m in messages)
-    special = special or any(m["role"] in INSTRUCTING for m in messages[1:])
+    special = special or any(m["role"] in SYSTEM_ROLES for m in messages[1:])
     if not (special or lists or kwargs.get("custom_instructions")) and all(_shown(m, text) for m in messages):
         return
     marks = _Marks()
@@ -32,7 +32,7 @@ def check_complete(text: str, messages: Sequence[Mapping[str, Any]], kwargs: Map
         arguments["custom_instructions"] += " " + marks.new("the custom_instructions")
     for key in lists:
         if key == "xml_tools" and kwargs[key] is kwargs.get("tools"):
-            arguments[key] = arguments["tools"]  # one list under both its names, of which the template reads one
+            arguments[key] = arguments["tools"]  # one list under two names; the template reads one of them
         else:
             arguments[key] = [_marked_tool(tool, marks.new(f"the {key}")) for tool in kwargs[key]]
     marks.check(render(marked, arguments))
@@ -40,11 +40,11 @@ def check_complete(text: str, messages: Sequence[Mapping[str, Any]], kwargs: Map
         as_user = [{**m, "role": "user"} if m["role"] == "tool" else m for m in messages]
         if render(as_user, kwargs) == text:
             first = next(i for i, m in enumerate(messages) if m["role"] == "tool")
-            raise DataError(f"the chat template shows the tool's answer, message {first}, as the user's", hint=HINT)
+            raise DataError(f"the chat template renders the tool answer, message {first}, as a user message", hint=HINT)
 
 
 class _Marks:
-    """Words that occur nowhere else, each with what it stands in."""
+    """Unique words, each with a description of the part that it marks."""
 
     def __init__(self) -> None:
         self.what: list[str] = []

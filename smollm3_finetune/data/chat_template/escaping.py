@@ -1,7 +1,7 @@
-"""What only looks like a mode flag or a think tag, hidden from the template while it runs.
+"""Hides text that only looks like a mode flag or a think tag from the template.
 
-Templates search texts for `/think` with a plain `in` and cut answers at `</think>`; so a path `/data/think/x` would
-flip the mode and lose its letters, and an answer that explains the tags would lose a part of itself.
+Templates search for `/think` with a plain `in` and split answers at `</think>`. So a path `/data/think/x` would
+switch the mode and lose characters, and an answer that explains the tags would lose a part of its text.
 """
 
 from __future__ import annotations
@@ -13,31 +13,36 @@ from typing import Any
 from smollm3_finetune.data.chat_template.reasoning import BLOCKS
 
 MARK = "\U0010ffff"
-"""A Unicode noncharacter, reserved for uses like this one; put in before rendering and taken out after."""
+"""A Unicode noncharacter, reserved for internal use; inserted before rendering and removed afterwards."""
 FLAG = re.compile(r"/(?:no_think|think|system_override)")
-ALONE = re.compile(rf"(?<!\S)(?:{FLAG.pattern})(?!\S)")
-"""A flag as a word of its own, which the template may act on."""
+FLAG_WORD = re.compile(rf"(?<!\S)(?:{FLAG.pattern})(?!\S)")
+"""A flag as a separate word, which the template may act on."""
 TAG = re.compile(r"<(/?think>)")
-INSTRUCTING = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 
 
 def flags(text: str) -> set[str]:
-    """The flags that stand in a text as words of their own."""
-    return set(ALONE.findall(text))
+    """The flags that are separate words in a text."""
+    return set(FLAG_WORD.findall(text))
 
 
-def guarded_text(text: str, *, whole: bool = False) -> str:
-    """The text with a mark in every flag that is a part of something else; with `whole`, in every flag."""
-    return FLAG.sub(lambda m: m[0] if not whole and ALONE.match(text, m.start()) else f"/{MARK}{m[0][1:]}", text)
+def escaped_text(text: str, *, all_flags: bool = False) -> str:
+    """The text with a mark in every flag that is part of another word; with `all_flags`, in every flag."""
+
+    def escape(flag: re.Match[str]) -> str:
+        keep = not all_flags and FLAG_WORD.match(text, flag.start())
+        return flag[0] if keep else f"/{MARK}{flag[0][1:]}"
+
+    return FLAG.sub(escape, text)
 
 
-def guarded(message: Mapping[str, Any], *, whole: bool = False) -> dict[str, Any]:
-    """A copy in which flags within other text, and think tags that an answer mentions, are hidden."""
+def escaped(message: Mapping[str, Any], *, all_flags: bool = False) -> dict[str, Any]:
+    """A copy in which flags inside other words, and think tags that an answer mentions, are hidden."""
     content = message["content"]
     if not isinstance(content, str) or ("think" not in content and "/system_override" not in content):
         return dict(message)
     if message["role"] != "assistant":
-        return {**message, "content": guarded_text(content, whole=whole)}
+        return {**message, "content": escaped_text(content, all_flags=all_flags)}
     blocks = BLOCKS.match(content)
     start = blocks.end() if blocks else 0
     return {**message, "content": content[:start] + TAG.sub(rf"<{MARK}\1", content[start:])}

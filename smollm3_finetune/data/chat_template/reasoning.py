@@ -1,6 +1,6 @@
-"""Reasoning traces: `<think>…</think>` at the start of an answer, or a `reasoning_content` beside it.
+"""Reasoning traces: `<think>…</think>` at the start of an answer, or the field `reasoning_content` of its message.
 
-A tag further on is one that the answer mentions (`use <think> and </think>`), not a trace.
+A later tag is part of the answer's text (`use <think> and </think>`), not a trace.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.errors import DataError
 
 BLOCKS = re.compile(r"(?:\s*<think>.*?</think>)+\s*|\s*<think>(?!.*</think>).*", re.DOTALL)
-"""The blocks that an answer begins with; one that is never closed was cut off, and is reasoning to its end."""
+"""The blocks at the start of an answer. A block that is never closed was truncated, so all of it is reasoning."""
 INNER = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
-UNOPENED = re.compile(r"(?:(?!<think>).)*?</think>[ \t]*(?:\n|\Z)", re.DOTALL)
-"""A trace whose opening tag stood in the prompt and was lost; the closing one ends its line."""
-"""The names that transformers takes for one another; the first is ours."""
+MISSING_OPENING_TAG = re.compile(r"(?:(?!<think>).)*?</think>[ \t]*(?:\n|\Z)", re.DOTALL)
+"""A trace without its opening tag, which was in the prompt; the closing tag is at the end of its line."""
 READS_FIELD = re.compile(r"reasoning_content|[.'\"](?:reasoning|thinking)\b")
-"""What a template that renders such a field has in it; others get the reasoning as a block in the content."""
+"""Matches a template that reads such a field. Other templates get the reasoning as a block in the content."""
 
 
 def traces(message: Mapping[str, Any]) -> list[str]:
-    """Each piece of a message's reasoning, without its tags. An empty block is no reasoning."""
+    """Each piece of a message's reasoning, without its tags. An empty block is not reasoning."""
     pieces = [next((str(message[f]) for f in REASONING_FIELDS if message.get(f)), "")]
     blocks = BLOCKS.match(str(message.get("content") or ""))
     pieces += INNER.findall(blocks[0]) if blocks else []
@@ -31,7 +30,7 @@ def traces(message: Mapping[str, Any]) -> list[str]:
 
 
 def has_trace(message: Mapping[str, Any]) -> bool:
-    """Whether a message reasons: a think block with anything in it, or a field beside the content."""
+    """Whether a message has reasoning: a non-empty think block or a reasoning field."""
     return bool(traces(message))
 
 
@@ -43,26 +42,27 @@ def answer(message: Mapping[str, Any]) -> str:
 
 
 def without_trace(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the message without its reasoning, nor an empty block in its place."""
+    """A copy of the message without its reasoning, and without an empty block in its place."""
     rest = {k: v for k, v in message.items() if k not in REASONING_FIELDS}
     return {**rest, "content": answer(message)}
 
 
 def with_one_trace(message: Mapping[str, Any], template: str, where: str) -> dict[str, Any]:
-    """A copy whose reasoning stands in one place, where `template` shows it, between whole tags.
+    """A copy with its reasoning in a single place, the one that `template` renders, and with complete tags.
 
-    Raises DataError where the content has another reasoning than the field beside it.
+    Raises DataError if the reasoning in the content differs from the one in the field.
     """
     rest = {k: v for k, v in message.items() if k not in REASONING_FIELDS}
     content = str(message.get("content") or "")
-    field = next((str(message[f]) for f in REASONING_FIELDS if str(message.get(f) or "").strip()), "")
+    name = next((f for f in REASONING_FIELDS if str(message.get(f) or "").strip()), None)
+    field = "" if name is None else str(message[name])
     field = field.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if not field:
-        lost = "</think>" in content and UNOPENED.match(content)
+        lost = "</think>" in content and MISSING_OPENING_TAG.match(content)
         return {**rest, "content": f"<think>\n{content.lstrip()}" if lost else content}
     inline = "\n".join(traces(rest))
     if inline and inline != field:
-        raise DataError(f"{where} has two reasonings, one in its content and another beside it", hint="keep one")
+        raise DataError(f"{where} has conflicting reasoning in content and {name}", hint="keep one of them")
     if inline:
         return {**rest, "content": content}
     if READS_FIELD.search(template):

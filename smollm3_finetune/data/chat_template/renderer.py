@@ -1,12 +1,13 @@
-"""Conversations as text and as token ids, with a mask over what the assistant itself must produce.
+"""Conversations as text and as token ids, with a mask of the tokens that the assistant must produce.
 
-The mask of a turn begins after the tokens that the generation prompt supplies (the header and, in some modes, a
-forced empty think block) and ends with the end-of-turn token. It is found from the template's own prefixes: the
-rendering up to a turn with the generation prompt must be a prefix of the rendering with that turn. A turn for which
-this does not hold (templates that cut earlier reasoning) is not learned from. Generation markers are not looked at.
+The mask of a turn starts after the tokens that the generation prompt supplies (the header and, in some modes, a
+forced empty think block) and ends with the end-of-turn token. It is computed from prefixes of the rendered text: the
+rendering before a turn, with the generation prompt, must be a prefix of the rendering with that turn. If it is not
+(for example if a template removes earlier reasoning), the turn is not supervised. Generation markers are ignored.
 
-The reasoning mode of a conversation is, in this order: what a flag in its system text does to the template; its own
-`enable_thinking`; the run's; think where an answer has a trace, else not. Answers in no_think mode lose their traces.
+The reasoning mode of a conversation is the first of these that applies: the effect of a flag in its system text on the
+template; its own `enable_thinking`; the run's `enable_thinking`; think if an answer has a trace, else no_think. In
+no_think mode, traces are removed from answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.completeness import check_complete
-from smollm3_finetune.data.chat_template.escaping import INSTRUCTING, MARK, flags, guarded, guarded_text
+from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, escaped, escaped_text, flags
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
 from smollm3_finetune.errors import DataError, ModelError
@@ -30,21 +31,21 @@ if TYPE_CHECKING:
 
 FIXED_DATE = "2026-01-01"
 PROBE = "zq?qz"
-"""A user's message that stands for any."""
+"""A placeholder for any message text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
-    """How conversations become text."""
+    """How conversations are rendered."""
 
     template: str | None = None
     """A chat template instead of the tokenizer's own."""
     enable_thinking: bool | None = None
-    """The reasoning mode of rows that do not state one; None: think for a row with a trace, else not."""
+    """The reasoning mode of rows that do not set one; None: think for rows with a trace, no_think for others."""
     history: Literal["keep", "strip"] = "keep"
-    """What happens to the reasoning of answers before the last user message."""
+    """Whether answers before the last user message keep their reasoning."""
     date: str | None = FIXED_DATE
-    """What templates are told is today, YYYY-MM-DD, so that a run does not depend on its day; None: today."""
+    """The date that templates see as today (YYYY-MM-DD), fixed for reproducibility; None: the current date."""
 
 
 @dataclass
@@ -53,11 +54,11 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
-    """IGNORED outside what is learned."""
+    """The token id for supervised tokens, IGNORE_INDEX for others."""
     length: int = 0
-    """Tokens before anything was cut."""
+    """Tokens before cutting."""
     notes: list[str] = field(default_factory=list)
-    """What was changed on the way: `trace stripped`, `earlier reasoning stripped`, `empty turn`,
+    """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`,
     `turn rewritten by the template`, `cut`."""
 
 
@@ -67,7 +68,7 @@ class _Prepared:
 
     messages: list[dict[str, Any]]
     kwargs: dict[str, Any]
-    """For the template, tools and mode included."""
+    """Arguments of the template, including tools and mode."""
     supervised: list[int]
     notes: list[str]
 
@@ -75,60 +76,62 @@ class _Prepared:
 class Renderer:
     """Renders conversations with one tokenizer, template and set of options.
 
-    Without a template there is text only: rows of raw text, and prompts that are continued as they stand. Whatever
-    else is asked of it raises ModelError.
+    Without a template, only raw text is supported: rows of text, and prompts that are continued as they are. Anything
+    else raises ModelError.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: RenderOptions = RenderOptions()) -> None:
         self.tokenizer = tokenizer
         self.options = options
         own = options.template or tokenizer.chat_template or ""
-        self.template: str = own if isinstance(own, str) else "\n".join(own.values())  # one for each use
+        self.template: str = own if isinstance(own, str) else "\n".join(own.values())  # a dict has one template per use
         self.knows_modes = "enable_thinking" in self.template
         self.counts: Counter[str] = Counter()
-        """How often each note was made, over all conversations encoded so far."""
+        """The number of conversations with each note, over all that were encoded so far."""
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> str:
-        """What a model is given to answer the last message.
+        """The prompt that a model gets to answer the last message.
 
-        It is what training text of the same messages and mode has before the answer. Where neither the arguments, the
-        options nor a trace say the mode it is the template's own. Raises DataError as `spans` does.
+        It equals the text before the answer in training with the same messages and mode. If neither the arguments, the
+        options nor a trace set the mode, the template's default applies. Raises DataError as `spans` does.
         """
         if not self.template:
-            return self._continued(messages, template_kwargs)
-        ready = self._prepared(Conversation(messages=tuple(messages), template_kwargs=template_kwargs), answering=True)
-        text = self._render(ready.messages, ready.kwargs, prompt=True)
-        check_complete(text, ready.messages, ready.kwargs, lambda m, k: self._render(m, k, prompt=True))
+            return self._prompt_without_template(messages, template_kwargs)
+        prepared = self._prepared(
+            Conversation(messages=tuple(messages), template_kwargs=template_kwargs), for_prompt=True
+        )
+        text = self._render(prepared.messages, prepared.kwargs, prompt=True)
+        check_complete(text, prepared.messages, prepared.kwargs, lambda m, k: self._render(m, k, prompt=True))
         return text
 
     def mode(self, conversation: Conversation) -> bool | None:
-        """The reasoning mode in which a conversation is learned; None where the template has none."""
+        """The reasoning mode in which a conversation is trained on; None if the template has no modes."""
         mode: bool | None = self._prepared(conversation).kwargs.get("enable_thinking")
         return mode
 
     def spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]], list[str]]:
-        """The rendered text, the (start, end) characters to learn, and notes on what was changed.
+        """The rendered text, the (start, end) characters of its supervised parts, and notes on changes.
 
-        Raises DataError where the template refuses the conversation or would drop a part of it.
+        Raises DataError if the template refuses the conversation or would drop a part of it.
         """
         if conversation.text is not None:
             return conversation.text, [(0, len(conversation.text))], []
-        ready = self._prepared(conversation)
-        text = self._render(ready.messages, ready.kwargs)
-        check_complete(text, ready.messages, ready.kwargs, self._render)
+        prepared = self._prepared(conversation)
+        text = self._render(prepared.messages, prepared.kwargs)
+        check_complete(text, prepared.messages, prepared.kwargs, self._render)
         spans = []
-        for i in ready.supervised:
-            span = self._span(ready, i, text)
+        for i in prepared.supervised:
+            span = self._supervised_span(prepared, i, text)
             if span is None:
-                ready.notes.append("turn rewritten by the template")
+                prepared.notes.append("turn rewritten by the template")
                 continue
-            if not all(piece in text[slice(*span)] for piece in traces(ready.messages[i])):
+            if not all(piece in text[slice(*span)] for piece in traces(prepared.messages[i])):
                 raise DataError(
-                    f"the chat template drops the reasoning of message {i}, which is to be learned",
-                    hint="--set data.enable_thinking=false strips it, or give a template that renders it",
+                    f"the chat template drops the reasoning of message {i}, which is supervised",
+                    hint="strip it: --set data.enable_thinking=false, or use a template that renders it",
                 )
             spans.append(span)
-        return text, spans, ready.notes
+        return text, spans, prepared.notes
 
     def encode(self, conversation: Conversation, max_length: int) -> Encoded:
         """Token ids and labels of a conversation, cut to `max_length` tokens."""
@@ -143,11 +146,11 @@ class Renderer:
         return Encoded(input_ids=ids[:max_length], labels=labels[:max_length], length=len(ids), notes=notes)
 
     def note(self, what: str) -> None:
-        """Count a conversation under `what`."""
+        """Count a conversation with the note `what`."""
         self.counts[what] += 1
 
     def end_of_turn_ids(self) -> list[int]:
-        """The tokens at which generation stops: the tokenizer's own end, and what the template ends an answer with."""
+        """The tokens that stop generation: the tokenizer's end token and the one after an answer in the template."""
         end = self.tokenizer.eos_token_id
         found = [] if end is None else [int(end)]
         if not self.template:
@@ -157,8 +160,10 @@ class Renderer:
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         return found + [i for i in supervised[-1:] if i in special and i not in found]
 
-    def _continued(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
-        """The text of a single message, to go on from. Raises ModelError for more than that."""
+    def _prompt_without_template(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
+    ) -> str:
+        """The text of a single message, to be continued. Raises ModelError for anything else."""
         if len(messages) != 1 or any(v is not None for v in template_kwargs.values()):
             raise self._no_template("a system message and reasoning modes need")
         return str(messages[0]["content"])
@@ -170,12 +175,12 @@ class Renderer:
         )
 
     def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Token ids and labels. What a prompt ends in is never one token with what the answer begins with."""
+        """Token ids and labels. A token never contains both the end of a prompt and the start of an answer."""
         ids, offsets = self._pieces(text, [])
-        begins = [start for start, _ in offsets]
-        holding = [(bound, bisect_right(begins, bound) - 1) for bound, _ in spans]
-        inside = [bound for bound, t in holding if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
-        if inside:  # an answer that begins with a line break, which the header's own would swallow
+        starts = [start for start, _ in offsets]
+        containing = [(bound, bisect_right(starts, bound) - 1) for bound, _ in spans]
+        inside = [bound for bound, t in containing if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
+        if inside:  # an answer that starts with a line break, which would be merged with the header's line break
             ids, offsets = self._pieces(text, inside)
         labels = [IGNORE_INDEX] * len(ids)
         turn = 0
@@ -187,7 +192,7 @@ class Renderer:
         return ids, labels
 
     def _pieces(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of the text cut there, and the (start, end) characters of each."""
+        """Token ids of the text, split at `cuts` before tokenizing, and the (start, end) characters of each token."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -196,39 +201,39 @@ class Renderer:
             offsets += [(start + a, start + b) for a, b in encoded["offset_mapping"]]
         return ids, offsets
 
-    def _span(self, ready: _Prepared, i: int, text: str) -> tuple[int, int] | None:
-        """The characters of `text` that message `i` is learned from; None where they are not as a model writes them."""
-        messages, kwargs = ready.messages, ready.kwargs
+    def _supervised_span(self, prepared: _Prepared, i: int, text: str) -> tuple[int, int] | None:
+        """The supervised characters of message `i` in `text`; None if a model with this prompt would not write them."""
+        messages, kwargs = prepared.messages, prepared.kwargs
         after = text if i + 1 == len(messages) else self._render(messages[: i + 1], kwargs)
         if not text.startswith(after):
             return None
         end = len(after.rstrip("\n"))
-        if messages[i]["role"] != "assistant":  # a turn that no prompt asks for: its content and its end
+        if messages[i]["role"] != "assistant":  # a turn without a generation prompt: supervise its content and its end
             probed = self._render([*messages[:i], {**messages[i], "content": PROBE}], kwargs)
             start = probed.rfind(PROBE)
             return (start, end) if start >= 0 and after.startswith(probed[:start]) else None
-        if i == 0:  # nothing to prompt with, so the header is looked up
+        if i == 0:  # there is no earlier message to render as a prompt, so the header is searched for
             header = self._render(messages[:1], kwargs, prompt=True)[len(after) :]
             found = after.find(header) if header else -1
             return None if found < 0 else (found + len(header), end)
         before = self._render(messages[:i], kwargs, prompt=True)
         return (len(before), end) if after.startswith(before) else None
 
-    def _prepared(self, conversation: Conversation, *, answering: bool = False) -> _Prepared:
-        """The conversation in its reasoning mode; `answering` leaves a mode that nothing states to the template."""
-        messages = [_plain(m, i, self.template) for i, m in enumerate(conversation.messages)]
+    def _prepared(self, conversation: Conversation, *, for_prompt: bool = False) -> _Prepared:
+        """The conversation in its reasoning mode. With `for_prompt`, the template decides a mode that is not set."""
+        messages = [_normalized(m, i, self.template) for i, m in enumerate(conversation.messages)]
         kwargs = {k: v for k, v in conversation.template_kwargs.items() if v is not None and v != [] and v != {}}
         if (tools := [dict(t) for t in conversation.tools]) and kwargs.setdefault("tools", tools) != tools:
-            raise DataError("the tools of a conversation and those of its template_kwargs are not the same")
+            raise DataError("the tools of a conversation differ from those in its template_kwargs")
         if "tools" in kwargs and not {"xml_tools", "python_tools"} & kwargs.keys():
-            kwargs["xml_tools"] = kwargs["tools"]  # templates read the one name or the other
+            kwargs["xml_tools"] = kwargs["tools"]  # templates read one name or the other
         traced = [i for i, m in enumerate(messages) if m["role"] == "assistant" and has_trace(m)]
         mode = kwargs.get("enable_thinking", self.options.enable_thinking)
         if mode is not None and not isinstance(mode, bool):
             raise DataError(f"enable_thinking must be true or false, found {mode!r}")
-        flagged = self._flagged_mode(messages, kwargs)
+        flagged = self._mode_from_flags(messages, kwargs)
         mode = mode if flagged is None else flagged
-        if mode is None and self.knows_modes and (traced or not answering):
+        if mode is None and self.knows_modes and (traced or not for_prompt):
             mode = bool(traced)
         if mode is not None:
             kwargs["enable_thinking"] = mode
@@ -243,34 +248,34 @@ class Renderer:
                 messages[i] = without_trace(messages[i])
             notes += ["earlier reasoning stripped"] * len(earlier)
             supervised = [i for i in supervised if i not in earlier]
-        silent = {i for i in supervised if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
-        notes += ["empty turn"] * len(silent)
+        empty = {i for i in supervised if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
+        notes += ["empty turn"] * len(empty)
         return _Prepared(
-            messages=messages, kwargs=kwargs, supervised=[i for i in supervised if i not in silent], notes=notes
+            messages=messages, kwargs=kwargs, supervised=[i for i in supervised if i not in empty], notes=notes
         )
 
-    def _flagged_mode(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> bool | None:
-        """The mode that a flag in the system text puts the template into; None where `enable_thinking` decides.
+    def _mode_from_flags(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> bool | None:
+        """The mode that a flag in the system text selects; None if `enable_thinking` decides.
 
-        Told from what the template does: whether `enable_thinking` still matters beside the flag, and if not, which of
-        its values ends the prompt as the flag does.
+        Determined by rendering: whether `enable_thinking` still has an effect together with the flag, and if not, which
+        of its values gives the same end of the prompt as the flag.
         """
-        system = [m for m in messages if m["role"] in INSTRUCTING]
+        system = [m for m in messages if m["role"] in SYSTEM_ROLES]
         texts = [str(m["content"]) for m in system] + [str(kwargs.get("custom_instructions", ""))]
         stated = set().union(*(flags(t) for t in texts)) - {"/system_override"}
         if not stated:
             return None
         probe = [*system, {"role": "user", "content": PROBE}]
 
-        def prompts(*, whole: bool) -> list[str]:
+        def prompts(*, all_flags: bool) -> list[str]:
             modes = ({**kwargs, "enable_thinking": mode} for mode in (True, False))
-            return [self._render(probe, k, prompt=True, whole=whole) for k in modes]
+            return [self._render(probe, k, prompt=True, all_flags=all_flags) for k in modes]
 
-        think, no_think = prompts(whole=False)
+        think, no_think = prompts(all_flags=False)
         if think != no_think:
             return None
-        hidden = prompts(whole=True)
-        if think in hidden:  # deleted or not, the flag changes nothing
+        hidden = prompts(all_flags=True)
+        if think in hidden:  # the flag has no effect, even if the template removes it
             return None
         ends = [p.rpartition(PROBE)[2] for p in hidden]
         return think.endswith(PROBE + ends[0]) if ends[0] != ends[1] else "/no_think" not in stated
@@ -281,33 +286,33 @@ class Renderer:
         kwargs: Mapping[str, Any],
         *,
         prompt: bool = False,
-        whole: bool = False,
+        all_flags: bool = False,
     ) -> str:
-        """The text of `messages`; with `whole`, as if their mode flags were ordinary words.
+        """The rendered text of `messages`; with `all_flags`, all mode flags are hidden from the template.
 
-        Raises DataError with the template's own words where it refuses them.
+        Raises DataError with the template's message if the template refuses them.
         """
         if not self.template:
             raise self._no_template("conversations need")
         kwargs = dict(kwargs)
         if isinstance(kwargs.get("custom_instructions"), str):
-            kwargs["custom_instructions"] = guarded_text(kwargs["custom_instructions"], whole=whole)
+            kwargs["custom_instructions"] = escaped_text(kwargs["custom_instructions"], all_flags=all_flags)
         try:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
             text = self.tokenizer.apply_chat_template(
-                [guarded(m, whole=whole) for m in messages],
+                [escaped(m, all_flags=all_flags) for m in messages],
                 tokenize=False,
                 add_generation_prompt=prompt,
                 chat_template=with_fixed_date(template, self.options.date),
                 **kwargs,
             )
-        except Exception as e:  # jinja2.TemplateError and whatever the template's author raises
+        except Exception as e:  # jinja2.TemplateError, or any exception that the template raises
             raise DataError(f"the chat template refuses a conversation: {e}") from e
         return str(text).replace(MARK, "")
 
 
-def _plain(message: Mapping[str, Any], i: int, template: str) -> dict[str, Any]:
-    """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning stands in one place."""
+def _normalized(message: Mapping[str, Any], i: int, template: str) -> dict[str, Any]:
+    """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning is in one place."""
     content = message.get("content")
     if isinstance(content, list | tuple) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
         content = "".join(str(p.get("text", "")) for p in content)

@@ -1,4 +1,4 @@
-"""Looking at a chat template file before any row is rendered with it."""
+"""Checking the syntax of a chat template file before any row is rendered with it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from smollm3_finetune.errors import ConfigError
 
 
 def check_syntax(template: str, name: str) -> None:
-    """Raises ConfigError, with the line, for what is no Jinja template as transformers reads them.
+    """Raises ConfigError, with the line, if the text is not a Jinja template that transformers accepts.
 
-    Without transformers, which takes seconds to import: the same settings and extensions. Its own `generation` block
-    is accepted as an ordinary one.
+    Uses the settings and extensions of transformers without importing it, which takes seconds. Its `generation` block
+    is parsed as an ordinary block.
     """
     from jinja2 import TemplateSyntaxError, nodes
     from jinja2.ext import Extension, loopcontrols
@@ -30,7 +30,7 @@ def check_syntax(template: str, name: str) -> None:
     except TemplateSyntaxError as e:
         raise ConfigError(
             f"the chat template {name}:{e.lineno} is not valid Jinja: {e.message}",
-            hint="mend the file, or leave data.template out for the tokenizer's own",
+            hint="fix the file, or omit data.template to use the tokenizer's template",
         ) from e
     except (RecursionError, MemoryError, OverflowError) as e:
-        raise ConfigError(f"the chat template {name} is nested too deeply to be compiled") from e
+        raise ConfigError(f"the chat template {name} is nested too deeply to compile") from e
