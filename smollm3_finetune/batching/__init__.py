@@ -1,10 +1,14 @@
 """Batches without padding and losses without unused logits, for any objective.
 
-`flat`       the rows of a batch one behind the other, as one sequence
-`attention`  a model's attention kept inside each row of such a sequence
-`probe`      whether it is kept there, measured on the loaded model
-`packing`    rows put together up to a longest sequence
-`head`       the output layer and the loss at supervised positions only
+`attention`      attention inside each row of a sequence that holds several rows
+`probe`          a measurement on the loaded model: are rows in one sequence independent?
+`packing`        rows packed into sequences of limited length
+`order`          the order of examples in each pass
+`filler`         items that make a pass divisible by the number of processes
+`head`           the output layer and the loss at supervised positions only
+`cross_entropy`  a cross-entropy that needs less memory
+`eager`          functions that torch.compile skips
+`strategy`       selects for a run which of these are used, and reports the reason if one is not
 
-`train/batches.py` decides for a run what of it is used, and says so where something is not.
+`api/batches.py` builds the sequence of several rows.
 """

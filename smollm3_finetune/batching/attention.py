@@ -1,9 +1,9 @@
-"""Attention that stays inside each row of a sequence of several rows, with no mask over the whole sequence.
+"""Attention inside each row of a sequence that holds several rows, without a mask over the whole sequence.
 
-A model that asks transformers' attention registry for its attention is given one that cuts queries, keys and values at
-the borders of the rows (`cu_seq_lens_q`, from `flat.flatten`), and calls for each piece the attention that the model
-had before. What is no such sequence, generation among it, goes to that attention as it is. On a GPU with flash-attn
-the model gets transformers' own attention instead, whose kernels take the borders; that part has not been run yet.
+A model that uses transformers' attention registry gets a function that splits queries, keys and values at the row
+boundaries (`cu_seq_lens_q`, from `api.batches.flatten`) and calls the model's original attention once per row. Other
+calls, such as those of generation, go to the original attention unchanged. On a GPU with flash-attn, the model gets
+transformers' flash attention instead, whose kernels take row boundaries; that path has not been run yet.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = "smollm3_segments_"
-BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids")
+SEQUENCE_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids")
+"""Arguments that describe the whole sequence; the attention of one row does not get them."""
 FLASH = "flash_attention_2"
 
 Attention = Callable[..., tuple[Any, Any]]
 
 
 class RowsNotApart(Exception):
-    """Rows of one sequence would influence each other in this model; the text says why, as half a sentence."""
+    """Rows in one sequence would influence each other in this model; the message is a clause that gives the reason."""
 
 
 @contextmanager
 def attention_within_rows(model: PreTrainedModel) -> Iterator[None]:
-    """The model's attention kept inside the rows of flat batches, while the context is open.
+    """Keep the model's attention inside the rows of flat batches while the context is open.
 
-    Raises RowsNotApart where the model does not let its attention be chosen.
+    Raises RowsNotApart if the model's attention cannot be replaced.
     """
     _check_config(model)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
@@ -58,27 +59,27 @@ def _switch(model: PreTrainedModel) -> None:
     if str(had).startswith("flash_attention"):
         return
     if had not in ("sdpa", "eager"):
-        raise RowsNotApart(f"its attention {had!r} takes no borders between rows")
+        raise RowsNotApart(f"the model's attention {had!r} does not accept row boundaries")
     if not model._can_set_attn_implementation():
-        raise RowsNotApart("its code does not take its attention from transformers' registry")
+        raise RowsNotApart("the model's code does not use transformers' attention registry")
     wanted = FLASH if _flash_usable(model) else PREFIX + had
     try:
         model.set_attn_implementation(wanted)
     except (ValueError, ImportError) as e:
-        raise RowsNotApart(f"it does not take the attention {wanted!r}: {e}") from e
+        raise RowsNotApart(f"the model does not accept the attention implementation {wanted!r}: {e}") from e
     if model.config.get_text_config()._attn_implementation != wanted:
-        raise RowsNotApart(f"it does not take the attention {wanted!r}")
+        raise RowsNotApart(f"the model does not accept the attention implementation {wanted!r}")
 
 
 def _check_config(model: PreTrainedModel) -> None:
-    """Raises RowsNotApart for what a short measurement cannot see."""
+    """Raises RowsNotApart for settings whose effect a short measurement cannot detect."""
     config = model.config.get_text_config()
     if getattr(config, "attention_chunk_size", None):
-        raise RowsNotApart("its attention works in chunks of the whole sequence")
+        raise RowsNotApart("the model's attention works on chunks of the whole sequence")
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type"), *(v.get("rope_type") for v in rope.values() if isinstance(v, dict))}
     if kinds & {"dynamic", "longrope"}:
-        raise RowsNotApart("its position embeddings depend on the longest row of a batch")
+        raise RowsNotApart("the model's position embeddings depend on the longest row of a batch")
 
 
 def _flash_usable(model: PreTrainedModel) -> bool:
@@ -87,65 +88,68 @@ def _flash_usable(model: PreTrainedModel) -> bool:
     return bool(kind == "cuda" and half and model._supports_flash_attn and is_flash_attn_2_available())
 
 
-# ------------------------------------------------------------------------------------------- one row at a time
+# ------------------------------------------------------------------------------------------- one call per row
 
 
-def _by_rows(plain: Callable[[nn.Module], Attention], *, additive: bool) -> Attention:
-    """The attention that `plain` gives for a module, called once for each row."""
+def _row_by_row(original: Callable[[nn.Module], Attention], *, additive: bool) -> Attention:
+    """An attention function that calls `original(module)` once for each row.
+
+    `additive`: masks are added to the scores; otherwise they are boolean.
+    """
 
     @eager
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # query (1, H, T, D), key and value (1, H_kv, T, D)
-        borders = kwargs.get("cu_seq_lens_q")
-        if borders is None:
+        boundaries = kwargs.get("cu_seq_lens_q")
+        if boundaries is None:
             if attention_mask is not None and attention_mask.numel() == 0:
-                raise RuntimeError("several rows share a sequence, and their borders did not reach the attention")
-            return plain(module)(module, query, key, value, attention_mask, **kwargs)
-        edges = _edges_of(borders)
+                raise RuntimeError("the row boundaries of the sequence did not reach the attention function")
+            return original(module)(module, query, key, value, attention_mask, **kwargs)
+        edges = _as_list(boundaries)
         _check_call(module, edges[-1], query, key, kwargs)
-        rest = {k: v for k, v in kwargs.items() if k not in BORDERS}
+        rest = {k: v for k, v in kwargs.items() if k not in SEQUENCE_ARGUMENTS}
         window = kwargs.get("sliding_window")
         pieces = []
         for start, end in pairwise(edges):
             mask = _mask(end - start, window, query, additive=additive)
             row = (t[:, :, start:end] for t in (query, key, value))
-            pieces.append(plain(module)(module, *row, mask, **rest)[0])  # (1, n, H, D)
+            pieces.append(original(module)(module, *row, mask, **rest)[0])  # (1, n, H, D)
         return torch.cat(pieces, dim=1), None  # (1, T, H, D)
 
     return attend
 
 
-def _edges_of(borders: Tensor) -> list[int]:
-    """The borders as numbers, which all layers of a pass share: reading them makes a GPU's queue run dry."""
-    if _LAST.get("borders") is not borders:
-        _LAST.update(borders=borders, edges=borders.tolist())
-    edges: list[int] = _LAST["edges"]
+def _as_list(boundaries: Tensor) -> list[int]:
+    """The row boundaries as integers, read once for all layers of a pass: reading them waits for the GPU."""
+    if _LAST_BOUNDARIES.get("tensor") is not boundaries:
+        _LAST_BOUNDARIES.update(tensor=boundaries, edges=boundaries.tolist())
+    edges: list[int] = _LAST_BOUNDARIES["edges"]
     return edges
 
 
-_LAST: dict[str, Any] = {}
+_LAST_BOUNDARIES: dict[str, Any] = {}
 
 
 def _check_call(module: nn.Module, total: int, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
     if not total == query.shape[2] == key.shape[2] or query.shape[0] != 1:
         raise RuntimeError(
-            f"the borders of the rows end at {total}, queries at {query.shape[2]}, keys at {key.shape[2]}"
+            f"the row boundaries end at {total}, the queries at {query.shape[2]}, the keys at {key.shape[2]}"
         )
     causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise RuntimeError("its attention is not causal")
+        raise RuntimeError("the model's attention is not causal")
     if kwargs.get("position_bias") is not None:
-        raise RuntimeError("its attention adds a bias for the whole sequence")
+        raise RuntimeError("the model's attention adds a position bias for the whole sequence")
 
 
 def _mask(length: int, window: int | None, like: Tensor, *, additive: bool) -> Tensor | None:
-    """What one row of `length` tokens may look at, (1, 1, n, n); None where it is all that came before."""
+    """The mask of a row of n = `length` tokens, (1, 1, n, n); None if each token attends to all tokens before it."""
     if not additive and (not window or length <= window):
         return None
-    place = torch.arange(length, device=like.device)
-    distance = place[:, None] - place[None, :]  # (n, n): query minus key
+    position = torch.arange(length, device=like.device)
+    distance = position[:, None] - position[None, :]  # (n, n): query minus key
     seen = distance >= 0 if not window else (distance >= 0) & (distance < window)
     if not additive:
         return seen[None, None]
@@ -153,8 +157,11 @@ def _mask(length: int, window: int | None, like: Tensor, *, additive: bool) -> T
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, hidden)[None, None]
 
 
-def _mask_of_nothing(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """No T × T mask for a sequence of several rows: an empty one, which tells the attention that it needs borders."""
+def _without_full_mask(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A mask function that returns an empty mask, not (T, T), for a sequence of several rows.
+
+    The empty mask tells the attention function that it needs row boundaries.
+    """
 
     def make(*args: Any, **kwargs: Any) -> Any:
         several = (
@@ -165,20 +172,20 @@ def _mask_of_nothing(plain: Callable[..., Any]) -> Callable[..., Any]:
         )
         if several:
             return torch.empty((kwargs["batch_size"], 1, 0, 0), dtype=torch.bool, device=kwargs.get("device"))
-        return plain(*args, **kwargs)
+        return original(*args, **kwargs)
 
     return make
 
 
 def _own_eager(module: nn.Module) -> Attention:
-    """The attention in plain PyTorch that the model's own file defines."""
+    """The eager attention function that the model's own module defines."""
     own: Attention | None = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if own is None:
-        raise RuntimeError("its own attention is not a function that can be called for a row")
+        raise RuntimeError("the model's module has no eager_attention_forward() to call for each row")
     return own
 
 
-AttentionInterface.register(PREFIX + "sdpa", _by_rows(lambda module: sdpa_attention_forward, additive=False))
-AttentionInterface.register(PREFIX + "eager", _by_rows(_own_eager, additive=True))
-AttentionMaskInterface.register(PREFIX + "sdpa", _mask_of_nothing(sdpa_mask))
-AttentionMaskInterface.register(PREFIX + "eager", _mask_of_nothing(eager_mask))
+AttentionInterface.register(PREFIX + "sdpa", _row_by_row(lambda module: sdpa_attention_forward, additive=False))
+AttentionInterface.register(PREFIX + "eager", _row_by_row(_own_eager, additive=True))
+AttentionMaskInterface.register(PREFIX + "sdpa", _without_full_mask(sdpa_mask))
+AttentionMaskInterface.register(PREFIX + "eager", _without_full_mask(eager_mask))

@@ -1,7 +1,7 @@
-"""The cross-entropy of logits that all count, and its gradient in the memory that the probabilities took.
+"""The cross-entropy of logits that are all supervised, whose gradient reuses the memory of the probabilities.
 
-torch's own makes three tensors as large as the logits: the log-probabilities, which it keeps, zeros for their gradient,
-and the gradient of the logits. This makes one, and another where the loss is multiplied with anything.
+torch's own cross-entropy allocates three tensors as large as the logits: the log-probabilities, which it keeps; zeros
+for their gradient; and the gradient of the logits. This one allocates one, and a second one if the loss is scaled.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def supervised_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed over all rows, in float32 or wider. logits (N, V); targets (N,), none of them to be ignored.
+    """The cross-entropy summed over all rows, in float32 or wider. logits (N, V); targets (N,), none ignored.
 
-    Its gradient has no gradient: RuntimeError for `create_graph=True`.
+    The result is differentiable once: backward with `create_graph=True` raises RuntimeError.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         loss: Tensor = _CrossEntropy.apply(logits, targets)
@@ -34,27 +34,30 @@ def _summed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def refuse_second_derivative() -> None:
-    """For the backward pass of a gradient that was made before: one through it would silently leave out a part."""
-    if torch.is_grad_enabled():  # which it is, in a backward pass, for create_graph=True alone
-        raise RuntimeError("the loss at supervised positions has no second derivative: train.logits=all has one")
+    """Raises RuntimeError in a backward pass with `create_graph=True`.
+
+    The gradient was computed in the forward pass, so a second derivative would silently lack a part.
+    """
+    if torch.is_grad_enabled():  # in a backward pass: only with create_graph=True
+        raise RuntimeError("the loss at supervised positions has no second derivative; use train.logits=all")
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        found = _log_probabilities(logits)
-        loss = _summed(found, targets)
-        gradient, at = found.exp_(), targets[:, None]  # probabilities, less one at the target
+        log_probabilities = _log_probabilities(logits)
+        loss = _summed(log_probabilities, targets)
+        gradient, at = log_probabilities.exp_(), targets[:, None]  # probabilities, minus one at the target
         gradient.scatter_(1, at, gradient.gather(1, at) - 1)
         ctx.dtype = logits.dtype
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor, None]:
         refuse_second_derivative()
-        (wanted,) = outer
+        (scale,) = loss_gradients
         (gradient,) = ctx.saved_tensors
-        if wanted.device.type != "cpu" or wanted.item() != 1:  # to look at it would make another device wait
-            gradient = gradient * wanted
+        if scale.device.type != "cpu" or scale.item() != 1:  # reading it from another device would synchronize
+            gradient = gradient * scale
         return gradient.to(ctx.dtype), None

@@ -1,4 +1,4 @@
-"""What torch.compile leaves alone: work whose shapes are other ones in each batch, compiled again for each of them."""
+"""Functions that torch.compile skips: their shapes change with each batch, so they would be recompiled each time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def eager(function: F) -> F:
-    """`function`, called as it is also where a compiled model calls it."""
-    apart: F = torch.compiler.disable(function)
-    return apart
+    """`function`, which runs uncompiled even if a compiled model calls it."""
+    uncompiled: F = torch.compiler.disable(function)
+    return uncompiled

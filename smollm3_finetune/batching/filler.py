@@ -1,6 +1,6 @@
-"""A pass that several processes share evenly: at its end stand items that teach nothing.
+"""Filler items without supervised tokens at the end of a pass, so that processes share the pass evenly.
 
-accelerate would repeat rows from the beginning of the pass instead, which one process alone does not train on twice.
+Without them, accelerate would repeat rows from the beginning of the pass. A single process does not repeat rows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.packing import unpacked
 
 FILL = "fill"
-"""The key of an item that fills up; its value is an example of which nothing is learned."""
+"""The key of a filler item; its value is an example without supervised tokens."""
 
 FILL_TOKENS = 2
-"""How long it is: the first token has nothing to be learned from, so one alone would be no row."""
+"""Tokens of a filler example. The first token of a row is never predicted, so a row needs two."""
 
 
 class Filled:
-    """A map-style dataset of `items`, and behind them as many that fill up as make it a multiple of `share`."""
+    """A map-style dataset of `items`, followed by filler items up to a multiple of `share`."""
 
     def __init__(self, items: Any, share: int, ids: Sequence[int]) -> None:
         self.items, self.fills = items, -len(items) % share
@@ -36,9 +36,10 @@ class Filled:
 
 
 def filled(items: Any, share: int) -> Any:
-    """The items for processes that take `share` of them together at a time; as they are where none is missing.
+    """The items, with filler items up to a multiple of `share`, the number that all processes take at a time.
 
-    And where examples are not ids and labels: what teaches nothing is then unknown, and accelerate repeats rows.
+    Returned unchanged if no filler is needed. Also if examples have other keys than `input_ids` and `labels`: an
+    example without supervised tokens cannot be built then, and accelerate repeats rows.
     """
     (first, *_) = unpacked([items[0]])
     if len(items) % share == 0 or set(first) != {"input_ids", "labels"}:
@@ -47,5 +48,5 @@ def filled(items: Any, share: int) -> Any:
 
 
 def without_fills(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The examples of a batch of items; where all only fill up, one of which nothing is learned."""
+    """The examples of a batch without filler; if all items are filler, one filler example."""
     return unpacked([dict(item) for item in items if FILL not in item]) or [dict(items[0][FILL])]

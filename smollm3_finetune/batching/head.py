@@ -1,8 +1,8 @@
 """The output layer and the cross-entropy at supervised positions only, in pieces that fit a fixed amount of memory.
 
-The forward of the innermost model is replaced, so that whatever wraps it (an adapter, the Trainer, data parallelism)
-works as before and finds the loss in the output's `loss`. The output layer is called as the module that it is: an
-adapter on it takes part. Where logits are not plainly that module's output, which is measured, nothing is replaced.
+The forward of the innermost model is replaced, so wrappers (an adapter, the Trainer, data parallelism) work as before
+and find the loss in the output's `loss`. The output layer is called as a module, so an adapter on it works. If a
+measurement shows that the logits are not exactly that module's output, nothing is replaced.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOGIT_BYTES = 2**28
-"""The most that the logits of one piece may take in memory."""
+"""The largest size of the logits of one piece."""
 CPU_LOGIT_BYTES = 2**26
-"""The same on a CPU, which is as quick with fewer rows at a time."""
+"""The same on a CPU, where smaller pieces are as fast."""
 
 SAME_LOSS = 1e-5
-"""How far two losses of equal logits may be apart, relative: sums in float32 in another order."""
+"""Largest relative difference of two losses of equal logits, from float32 sums in a different order."""
 
 CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale", "lm_head_multiplier")
-"""Settings by which a model changes its logits after the output layer."""
+"""Settings with which a model changes its logits after the output layer."""
 
 OTHER_RESULTS = ("logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits", "shift_labels")
-"""Arguments that ask for more than the loss."""
+"""Arguments that request more than the loss."""
 
 
 @dataclass
@@ -47,40 +47,40 @@ class SupervisedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """A loss without logits."""
 
     loss_sum: Tensor | None = None
-    """The cross-entropy summed over supervised tokens; what an adapter adds to `loss` is not in it."""
+    """The cross-entropy summed over supervised tokens, without terms that an adapter adds to `loss`."""
     terms: int | None = None
-    """How many they are."""
+    """The number of supervised tokens."""
 
 
 @contextmanager
 def supervised_logits(model: PreTrainedModel, logit_bytes: int | None = None) -> Iterator[bool]:
-    """While the context is open, `model` computes logits only where a label is, and none for its caller.
+    """While the context is open, `model` computes logits at supervised positions only, and does not return them.
 
-    Calls without labels are as before. Gives whether it is so: a model whose logits are more than its output layer's
-    output keeps its own forward.
+    Calls without labels are unchanged. Yields False if the model keeps its own forward, because its logits are not
+    exactly the output of its output layer; otherwise True.
     """
     forward = SupervisedForward(model, logit_bytes)
     if not forward.agrees():
         yield False
         return
-    had = model.__dict__.get("forward")
+    original = model.__dict__.get("forward")
     model.forward = forward.in_place_of_own()
     try:
         yield True
     finally:
-        if had is None:
+        if original is None:
             del model.forward
         else:
-            model.forward = had
+            model.forward = original
 
 
-def _asked(value: Any) -> bool:
-    """Whether an argument asks for anything; a tensor does."""
+def _is_requested(value: Any) -> bool:
+    """Whether the value of one of OTHER_RESULTS requests it; a tensor always does."""
     return isinstance(value, torch.Tensor) or bool(value)
 
 
 class SupervisedForward:
-    """A causal language model's forward with labels, by its body and its output layer."""
+    """The forward of a causal language model with labels, computed from its base model and its output layer."""
 
     def __init__(self, model: PreTrainedModel, logit_bytes: int | None = None) -> None:
         self.model = model
@@ -92,7 +92,7 @@ class SupervisedForward:
 
         @functools.wraps(self.own)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            other = any(_asked(kwargs.get(name)) for name in OTHER_RESULTS)
+            other = any(_is_requested(kwargs.get(name)) for name in OTHER_RESULTS)
             if (
                 args
                 or other
@@ -139,15 +139,15 @@ class SupervisedForward:
             total: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
             return total
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for piece, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-            if is_trained:  # its logits are made again in the backward pass
-                total = total + checkpoint(self._piece, piece, wanted, use_reentrant=False)
+        for piece, piece_targets in zip(hidden.split(size), targets.split(size), strict=True):
+            if is_trained:  # the logits are recomputed in the backward pass
+                total = total + checkpoint(self._piece, piece, piece_targets, use_reentrant=False)
             else:
-                total = total + self._piece(piece, wanted)
+                total = total + self._piece(piece, piece_targets)
         return total
 
     def _is_trained(self, hidden: Tensor) -> bool:
-        """Whether the output layer trains anything: of its own, of hooks, or of what it refers to. hidden (1, H)"""
+        """Whether the output layer trains a weight: its own, or one that its hooks or forward use. hidden (1, H)"""
         head = self._head()
         return any(p.requires_grad for p in head.parameters()) or bool(head(hidden[None]).requires_grad)
 
@@ -165,13 +165,13 @@ class SupervisedForward:
         return head
 
     def agrees(self) -> bool:
-        """Whether the model's own logits and loss are what body, output layer and cross-entropy give."""
+        """Whether base model, output layer and cross-entropy give the logits and loss of the model's own forward."""
         config = self.model.config.get_text_config()
         if any(getattr(config, name, None) not in (None, 1, 1.0) for name in CHANGED_LOGITS):
             return False
         if self._head() is None or self.model.base_model is self.model:
             return False
-        if getattr(config, "output_router_logits", False):  # its loss is added, and may be small
+        if getattr(config, "output_router_logits", False):  # the router loss is added, and may be too small to measure
             return False
         device = next(self.model.parameters()).device
         ids = torch.arange(12, device=device)[None] % config.vocab_size  # (1, T)
@@ -190,10 +190,10 @@ class SupervisedForward:
 
 
 class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
-    """A sum over pieces whose gradient is taken piece by piece, while the logits of that piece are there.
+    """A sum over pieces that computes the gradient of each piece immediately, while its logits are in memory.
 
-    So one piece of logits is in memory at a time and none is computed twice. For output layers that are not trained:
-    the gradient of one that is would have to wait here, as large as the layer.
+    One piece of logits is in memory at a time, and none is computed twice. Only for output layers that are not
+    trained: otherwise this function would have to store a gradient as large as the layer.
     """
 
     @staticmethod
@@ -211,8 +211,8 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
         return total
 
     @staticmethod
-    def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
-        wide = torch.promote_types(gradient.dtype, wanted[0].dtype)  # a loss scale may be more than float16 holds
-        return (gradient.to(wide) * wanted[0]).to(gradient.dtype), None, None, None
+        wide = torch.promote_types(gradient.dtype, loss_gradients[0].dtype)  # a loss scale may overflow float16
+        return (gradient.to(wide) * loss_gradients[0]).to(gradient.dtype), None, None, None

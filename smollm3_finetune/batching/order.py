@@ -1,4 +1,4 @@
-"""The order of the examples of a pass: decided by seed and pass, without a list of all indices."""
+"""The order of the examples in a pass: derived from seed and pass, without a list of all indices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 PIECE = 4096
-"""Indices that are Python integers at a time."""
-
+"""Indices that are converted to Python integers at a time."""
 
 WINDOW = 64
 """Batches that are sorted by length together."""
@@ -20,14 +19,14 @@ WINDOW = 64
 class Shuffled(Sampler[int]):  # type: ignore[misc]
     """A permutation of `0 … size - 1` for each pass.
 
-    torch's `RandomSampler` turns the whole permutation into a list, some 48 bytes a row (torch 2.13); here it stays a
-    tensor of 4 bytes a row. The order depends on the seed and on the pass alone, so a resumed run finds it again.
+    torch's `RandomSampler` converts the whole permutation to a list, about 48 bytes per row (torch 2.13). Here it stays
+    a tensor of 4 bytes per row. The order depends only on the seed and the pass, so a resumed run repeats it.
     """
 
     def __init__(self, size: int, seed: int, fills: int = 0) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
         self.fills = fills
-        """How many more indices stand at the end of each pass, in their order."""
+        """The number of filler indices at the end of each pass, in ascending order."""
 
     def __len__(self) -> int:
         return self.size + self.fills
@@ -44,15 +43,15 @@ class Shuffled(Sampler[int]):  # type: ignore[misc]
             yield from piece.tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Which pass the next iteration is for, counted from 0; the Trainer tells it."""
+        """Set the pass of the next iteration, counted from 0; called by the Trainer."""
         self.epoch = epoch
 
 
 class LengthGrouped(Shuffled):
-    """As `Shuffled`, with rows of about one length in each batch: windows of the shuffled rows are sorted by length.
+    """Like `Shuffled`, with rows of similar length in each batch: windows of shuffled rows are sorted by length.
 
-    The batches of a window are shuffled again, the longest among them first in the first window, so that a batch
-    that does not fit into memory fails at once.
+    The batches of a window are shuffled again. In the first window the longest batch comes first, so that a batch
+    that does not fit into memory fails immediately.
     """
 
     def __init__(self, lengths: NDArray[np.int32], batch_size: int, seed: int, fills: int = 0) -> None:
@@ -67,6 +66,6 @@ class LengthGrouped(Shuffled):
             places = torch.randperm(len(batches), generator=generator).tolist()
             if number == 0:
                 places.sort(key=bool)
-            short = len(batches) - 1 if len(window) % self.batch_size else None  # only the last of all may be
+            short = len(batches) - 1 if len(window) % self.batch_size else None  # only the last batch may be short
             for place in sorted(places, key=lambda p: p == short):
                 yield from batches[place].tolist()

@@ -1,7 +1,7 @@
-"""Rows put together into sequences of at most a given length; no row is ever split.
+"""Rows packed into sequences of limited length; no row is split.
 
-Best fit, decreasing: from the longest row to the shortest, each goes where it leaves the least room. Which of several
-rows of one length goes where is decided by the seed. Twelve bytes a row are held for a moment, and four to stay.
+Best-fit decreasing: from the longest row to the shortest, each goes into the sequence with the least remaining room
+that fits it. The seed decides the order of rows of equal length. Packing needs twelve bytes per row; the result four.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE = 4096
-"""Rows that are Python integers at a time."""
+"""Rows that are converted to Python integers at a time."""
 
 Ints = NDArray[np.int32]
 
 
 def best_fit(lengths: Ints, capacity: int, seed: int) -> tuple[Ints, Ints]:
-    """The rows in the order of their bins (rows,), and where each bin begins and the last ends (bins + 1,).
+    """The rows ordered by bin (rows,), and the start of each bin plus the end of the last (bins + 1,).
 
-    A row longer than `capacity` has a bin of its own.
+    A row longer than `capacity` gets its own bin.
     """
     order = np.random.default_rng(seed).permutation(len(lengths)).astype(np.int32)
     order = order[np.argsort(-lengths[order], kind="stable")]
@@ -37,22 +37,22 @@ def best_fit(lengths: Ints, capacity: int, seed: int) -> tuple[Ints, Ints]:
 
 
 class _Bins:
-    """Bins that have room left, in one stack for each amount of it."""
+    """Bins with remaining room, in one stack per amount of room."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.top = array("i", [-1]) * (capacity + 1)
-        """For each amount of room, the bin on top of its stack."""
+        """For each amount of room, the bin on top of its stack; -1 if the stack is empty."""
         self.below = array("i")
-        """For each bin, the one beneath it in its stack."""
+        """For each bin, the bin below it in its stack; -1 if there is none."""
         self.rooms = 0
-        """Bit `n` is set where the stack for room `n` holds a bin."""
+        """Bit `n` is set if the stack for room `n` holds a bin."""
 
     def add(self, length: int) -> int:
         """The bin that a row of `length` tokens goes into."""
         enough = self.rooms >> length
         if enough:
-            room = length + (enough & -enough).bit_length() - 1  # the least that is enough
+            room = length + (enough & -enough).bit_length() - 1  # the smallest that is enough
             found = self._pop(room)
         else:
             room, found = self.capacity, len(self.below)
@@ -79,14 +79,14 @@ class Packed:
 
     def __init__(self, examples: Any, lengths: Ints, capacity: int, seed: int) -> None:
         self.examples = examples
-        self.rows, self.borders = best_fit(lengths, capacity, seed)
+        self.rows, self.boundaries = best_fit(lengths, capacity, seed)
 
     def __len__(self) -> int:
-        return len(self.borders) - 1
+        return len(self.boundaries) - 1
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         which = range(len(self))[index]
-        rows = self.rows[self.borders[which] : self.borders[which + 1]]
+        rows = self.rows[self.boundaries[which] : self.boundaries[which + 1]]
         return {"rows": [self.examples[i] for i in rows.tolist()]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[Any]]]:
@@ -94,5 +94,5 @@ class Packed:
 
 
 def unpacked(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The examples of several bins; of a dataset that is not packed, the examples themselves."""
+    """The examples of several items; an item of a dataset that is not packed is itself an example."""
     return [row for item in items for row in item.get("rows", [item])]

@@ -1,4 +1,4 @@
-"""Whether rows that share a sequence stay apart in a loaded model: measured with two short rows, not assumed."""
+"""Measures with two short rows whether rows in one sequence are independent in a loaded model."""
 
 from __future__ import annotations
 
@@ -17,36 +17,40 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LENGTHS = (13, 8)
+"""Tokens of the two rows."""
 
 
 class RowProbe:
-    """Made before the attention is switched, and asked afterwards."""
+    """Create it before the attention is replaced; call `check` afterwards."""
 
     def __init__(self, model: nn.Module, vocabulary: int) -> None:
         self.model = model
         generator = torch.Generator().manual_seed(0)
         self.rows = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in LENGTHS]
         self.other = [(token + 1 + vocabulary // 2) % vocabulary for token in self.rows[0]]
-        with _told(), measuring(model):
+        with _failures_as_rows_not_apart(), measuring(model):
             self.alone = [self._logits({"input_ids": torch.tensor([row]), "use_cache": False}) for row in self.rows]
 
     def check(self, tolerance: float, influence: float) -> None:
-        """Raises RowsNotApart where the rows, in one sequence, compute something else than each for itself.
+        """Raises RowsNotApart if the logits of the rows in one sequence differ from those of each row alone.
 
-        `tolerance` is for other shapes, which round otherwise; `influence`, of one row on the next, for equal ones.
+        `tolerance` limits that difference; it includes rounding, since the shapes differ. `influence` limits the change
+        of the second row's logits if the first row changes, at equal shapes.
         """
         first, second = LENGTHS
-        with _told(), measuring(self.model):
+        with _failures_as_rows_not_apart(), measuring(self.model):
             together = self._logits(self._flat(self.rows))  # (T, V)
             changed = self._logits(self._flat([self.other, self.rows[1]]))
         if together.shape[0] != first + second:
-            raise RowsNotApart(f"{first + second} tokens gave {together.shape[0]} positions")
+            raise RowsNotApart(
+                f"the model returned logits at {together.shape[0]} positions for {first + second} tokens"
+            )
         moved = _distance(changed[first:], together[first:])
         if not moved <= influence:
-            raise RowsNotApart(f"a row moves by {moved:.1%} when the one before it changes")
-        off = max(_distance(together[:first], self.alone[0]), _distance(together[first:], self.alone[1]))
-        if not off <= tolerance:
-            raise RowsNotApart(f"rows in one sequence are {off:.1%} from what each of them gives alone")
+            raise RowsNotApart(f"the logits of a row change by {moved:.1%} if the row before it changes")
+        error = max(_distance(together[:first], self.alone[0]), _distance(together[first:], self.alone[1]))
+        if not error <= tolerance:
+            raise RowsNotApart(f"the logits of rows in one sequence differ by {error:.1%} from those of each row alone")
 
     def _flat(self, rows: list[list[int]]) -> dict[str, Any]:
         batch = flatten([{"input_ids": row, "labels": row} for row in rows])
@@ -59,8 +63,8 @@ class RowProbe:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What a model cannot compute becomes RowsNotApart."""
+def _failures_as_rows_not_apart() -> Iterator[None]:
+    """Converts an error of the model into RowsNotApart; out of memory stays as it is."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as e:
@@ -71,7 +75,7 @@ def _told() -> Iterator[None]:
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; mode and random state are afterwards as before."""
+    """Evaluation mode without gradients; restores mode and random state afterwards."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -83,7 +87,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def on_device(batch: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A batch with its tensors where the model is."""
+    """A batch with its tensors on the model's device."""
     device = next(model.parameters()).device
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 

@@ -1,4 +1,4 @@
-"""How a run's rows become batches: packed or not, padded or not, with all logits or some; and why not, where not."""
+"""How a run's rows become batches: packed, padded or neither, with logits at all or at supervised positions only."""
 
 from __future__ import annotations
 
@@ -25,34 +25,37 @@ if TYPE_CHECKING:
 
 
 ROUNDED_AT_MOST = 0.3
-"""How far layers that round activations may move logits, relative; rows that see each other do so by 1 or so."""
+"""Largest relative change of the logits by layers that round activations. Rows that influence each other change them by
+about 1."""
 
 
 def check_batches(train: TrainConfig, adapter: SelectedComponent) -> None:
-    """Raises ConfigError for options that exclude each other, IncompatibleError for an adapter that mixes rows."""
+    """Raises ConfigError if options exclude each other, IncompatibleError if the adapter mixes rows."""
     if train.packing and train.padding == "always":
-        raise ConfigError("train.packing=true leaves nothing to pad, and train.padding=always was asked for")
+        raise ConfigError("train.packing=true and train.padding=always exclude each other: packed rows are not padded")
     if train.packing and train.group_by_length:
-        raise ConfigError("train.packing=true decides the batches, so train.group_by_length=true cannot")
-    wanted = _wanted(train)
-    if wanted is not None and not refined(adapter).packs:
+        raise ConfigError(
+            "train.packing=true and train.group_by_length=true exclude each other: both select the rows of a batch"
+        )
+    setting = _no_padding_setting(train)
+    if setting is not None and not refined(adapter).packs:
         raise IncompatibleError(
-            f"{wanted} puts rows into one sequence, in which {adapter.component.title} would mix them",
-            hint=_otherwise(train),
+            f"{setting} needs an adapter that keeps packed rows separate; {adapter.component.title} does not",
+            hint=_without_setting(train),
         )
 
 
 def check_objective(train: TrainConfig, objective: Objective, title: str) -> None:
-    """Raises IncompatibleError where rows are to share a sequence and the objective makes padded batches only."""
-    wanted = _wanted(train)
-    if wanted is not None and not _flattens(objective):
+    """Raises IncompatibleError if a setting requires batches without padding and the objective has padded ones only."""
+    setting = _no_padding_setting(train)
+    if setting is not None and not _has_flat_collator(objective):
         raise IncompatibleError(
-            f"{wanted} needs more than {title} offers: it has no flat_collator()", hint=_otherwise(train)
+            f"{setting} needs an objective with flat_collator(); {title} does not have it", hint=_without_setting(train)
         )
 
 
 def training_items(config: RunConfig, examples: Examples) -> Any:
-    """What the Trainer draws from: the examples, or with packing the sequences that hold them."""
+    """The dataset of the Trainer: the examples, or with packing the sequences of examples."""
     if not config.train.packing:
         return examples
     from smollm3_finetune.batching.packing import Packed
@@ -61,7 +64,7 @@ def training_items(config: RunConfig, examples: Examples) -> Any:
 
 
 def lengths_of(examples: Examples) -> Ints:
-    """Tokens of each example, four bytes each."""
+    """The number of tokens of each example, as int32."""
     import numpy as np
 
     return np.fromiter(examples.each_length(), dtype=np.int32, count=len(examples))
@@ -69,13 +72,13 @@ def lengths_of(examples: Examples) -> Ints:
 
 @dataclass(frozen=True)
 class Batches:
-    """What makes a batch of items, and how."""
+    """The collate function of a run and its properties."""
 
     collate: Collate
     padded: bool
-    """Whether rows are padded to the longest of their batch; else they follow each other in one sequence."""
+    """Whether rows are padded to the longest row of their batch; if not, they follow each other in one sequence."""
     logits: str
-    """`supervised` or `all`: where the output layer is computed."""
+    """`supervised` or `all`: the positions at which the output layer is computed."""
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         from smollm3_finetune.batching.filler import without_fills
@@ -91,28 +94,29 @@ def batching(
     tokenizer: PreTrainedTokenizerBase,
     say: Callable[[str], None],
 ) -> Iterator[Batches]:
-    """Fit the model to the run's batches while the context is open, and give what makes a batch of items.
+    """Adapt the model to the run's batches while the context is open; yields the collate function.
 
-    What the model cannot do is said in one line, unless the configuration insists on it: then it raises UnsupportedOp.
+    If the model does not support padding-free batches or supervised logits, one line reports it. Raises UnsupportedOp
+    if the configuration requires batches without padding.
     """
     from smollm3_finetune.batching.attention import RowsNotApart
 
     with ExitStack() as stack:
-        make, padded, logits = objective.collator(tokenizer), True, "all"
+        collate, padded, logits = objective.collator(tokenizer), True, "all"
         if train.padding != "always":
             try:
-                make = stack.enter_context(_flat(loaded, objective, tokenizer))
+                collate = stack.enter_context(_flat(loaded, objective, tokenizer))
                 padded = False
             except RowsNotApart as e:
-                _fall_back(train, loaded, str(e), say)
+                _report_padding(train, loaded, str(e), say)
         if train.logits == "supervised" and _supervise(loaded, stack, say):
             logits = "supervised"
-        yield Batches(make, padded, logits)
+        yield Batches(collate, padded, logits)
 
 
 @contextmanager
 def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> Iterator[Collate]:
-    """The model with its attention inside rows, and the objective's flat batches. Raises RowsNotApart."""
+    """Keep the model's attention inside rows and yield the objective's flat collator. Raises RowsNotApart."""
     from smollm3_finetune.api import FlatObjective
     from smollm3_finetune.batching.attention import RowsNotApart, attention_within_rows
     from smollm3_finetune.batching.probe import RowProbe
@@ -123,8 +127,8 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
         raise RowsNotApart(f"{adapter.component.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")
-    if not _passes_on(loaded.model.forward):
-        raise RowsNotApart(f"the forward of {type(loaded.model).__name__} takes no position_ids")
+    if not _accepts_any_keyword(loaded.model.forward):
+        raise RowsNotApart(f"the forward of {type(loaded.model).__name__} does not accept position_ids")
     base = loaded.base.model
     probe = RowProbe(loaded.model, int(base.config.get_text_config().vocab_size))
     with attention_within_rows(base):
@@ -133,53 +137,56 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
 
 
 def _supervise(loaded: LoadedModel, stack: ExitStack, say: Callable[[str], None]) -> bool:
-    """Whether the output layer is computed at supervised positions from now on."""
+    """Compute the output layer at supervised positions only until `stack` is closed; returns whether it does."""
     from smollm3_finetune.batching.head import supervised_logits
 
-    if not _passes_on(loaded.model.forward):
-        say(f"logits   at every token: the forward of {type(loaded.model).__name__} passes no labels on")
+    if not _accepts_any_keyword(loaded.model.forward):
+        say(f"logits   computed at every token: the forward of {type(loaded.model).__name__} does not pass on labels")
         return False
     if not getattr(loaded.base.model, "accepts_loss_kwargs", True):
-        say("logits   at every token: this model takes no count of the tokens in a step")
+        say("logits   computed at every token: the model's loss does not accept num_items_in_batch")
         return False
     if not stack.enter_context(supervised_logits(loaded.base.model)):
-        say("logits   at every token: this model's logits or loss are more than its output layer gives")
+        say("logits   computed at every token: the model changes its logits or its loss after the output layer")
         return False
     return True
 
 
-def _fall_back(train: TrainConfig, loaded: LoadedModel, reason: str, say: Callable[[str], None]) -> None:
-    wanted = _wanted(train)
-    if wanted is not None:
-        raise UnsupportedOp(f"{wanted} cannot be had with {loaded.plan.ref!r}: {reason}", hint=_otherwise(train))
+def _report_padding(train: TrainConfig, loaded: LoadedModel, reason: str, say: Callable[[str], None]) -> None:
+    """Report that rows are padded. Raises UnsupportedOp if the configuration requires batches without padding."""
+    setting = _no_padding_setting(train)
+    if setting is not None:
+        raise UnsupportedOp(f"{setting} does not work with {loaded.plan.ref!r}: {reason}", hint=_without_setting(train))
     say(f"padding  rows are padded: {reason}")
 
 
-def _wanted(train: TrainConfig) -> str | None:
-    """The setting that insists on rows that share a sequence."""
+def _no_padding_setting(train: TrainConfig) -> str | None:
+    """The setting that requires batches without padding; None if there is none."""
     if train.packing:
         return "train.packing=true"
     return "train.padding=never" if train.padding == "never" else None
 
 
-def _otherwise(train: TrainConfig) -> str:
+def _without_setting(train: TrainConfig) -> str:
+    """The option that removes the requirement of `_no_padding_setting`."""
     return "--set train.packing=false" if train.packing else "--set train.padding=auto"
 
 
-def _flattens(objective: Objective) -> bool:
+def _has_flat_collator(objective: Objective) -> bool:
     return hasattr(objective, "flat_collator")
 
 
-def _passes_on(forward: Callable[..., Any]) -> bool:
-    """Whether a forward takes arguments by any name."""
+def _accepts_any_keyword(forward: Callable[..., Any]) -> bool:
+    """Whether a forward accepts `**kwargs`."""
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
 
 
 def _tolerances(loaded: LoadedModel) -> tuple[float, float]:
-    """How far logits may move by rounding, in other shapes, and in equal ones with another row beside them.
+    """The largest relative changes of logits by rounding: if shapes differ, and if only another row changes.
 
-    The first is the arithmetic's rounding, and ten times what quantized layers round. The second is next to nothing,
-    but for layers that round activations, which may do so by the whole batch. Rows that see each other are further.
+    The first is the rounding of the arithmetic plus ten times that of quantized layers. The second is near zero, except
+    for layers that round activations, whose scale may depend on the whole batch. Rows that influence each other exceed
+    both.
     """
     base = loaded.base
     views = (base.ops_for(layer) for layer in base.model.modules())

@@ -1,8 +1,12 @@
-"""Merging: an adapter folded into dense weights, saved as an ordinary model, and measured before it is kept.
+"""Merging: an adapter is folded into dense weights, which are saved as an ordinary model and checked before it is kept.
 
-`run` is the procedure, `gate` what is measured and how much is let through, `tensors` what is checked tensor by
-tensor, `output` the directory that appears whole or not at all, `written` what is put into it, `card` its README,
-`requantize` the quantized checkpoint that may be made of it.
+`run`      the procedure
+`gate`     the figures that are measured, and their limits
+`tensors`  checks of single tensors
+`report`   `merge.json` and the report of the command
+`card`     the model card
+
+`quantize.requantize` writes a quantized checkpoint of a merged model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card of a merged model: what it was made of, and what was measured. Nothing that was not."""
+"""The model card of a merged model: its base, its adapter and the figures of the merge check."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from smollm3_finetune.model_files.model_card import beginning, facts, linked, wi
 
 
 def card(about: Mapping[str, Any]) -> str:
-    """The text of `README.md`, from what `merge.json` holds."""
+    """The text of `README.md`, from the content of `merge.json`."""
     base, figures, again = about["model"], about["figures"], about["requantized"]
-    how = "as it is" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
-    command = "trained on" if about["own_base"] else "put on"
+    state = "unquantized" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
+    relation = "trained on" if about["own_base"] else "applied to"
     rows = [
         ("base", linked(base)),
-        ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {command} the base {how}"),
+        ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {relation} the base ({state})"),
         ("weights", f"{about['parameters']:,} parameters in {about['dtype']}"),
     ]
     if again is not None:
-        rows.append(("quantized by", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
+        rows.append(("quantizer", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
     lines = [
         *beginning(
-            base, "merged", about["title"], "An adapter merged into the weights of its base by `smollm3 merge`."
+            base, "merged", about["title"], "An adapter merged into its base model with `smollm3 merge`."
         ),
         *facts(rows), "",
-        "## What was measured", "",
-        f"Relative differences of the logits, over {figures['positions']} fixed positions:", "",
+        "## Merge check", "",
+        f"Relative difference of the logits over {figures['positions']} fixed positions:", "",
         "| compared | difference |", "|---|---|",
-        f"| the adapter on its base, with the base alone | {_number(figures['moved'])} |",
-        f"| the merged model before saving, with the adapter on its base | {_number(figures['merged'])} |",
-        f"| the merged model in {about['dtype']} from disk, with the adapter on its base "
+        f"| the adapter on its base vs. the base alone | {_number(figures['moved'])} |",
+        f"| the merged model before saving vs. the adapter on its base | {_number(figures['merged'])} |",
+        f"| the merged model in {about['dtype']}, reloaded from disk, vs. the adapter on its base "
         f"| {_number(figures['drift'])} |",
-        f"| the base's dense copy in {about['dtype']}, with the base | {_number(figures['base'])} |",
+        f"| the dense copy of the base in {about['dtype']} vs. the base | {_number(figures['base'])} |",
     ]  # fmt: skip
     if again is not None:
-        lines.append(f"| the quantized checkpoint, with the merged model | {_number(again['drift'])} |")
+        lines.append(f"| the quantized checkpoint vs. the merged model | {_number(again['drift'])} |")
     if about["forced"]:
-        lines += ["", f"**Kept by `--force` although the check refused it:** {about['fault']}."]
+        lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]
     return "\n".join(lines) + "\n"
 

@@ -1,21 +1,21 @@
-"""The gate: does the merged model compute what the adapter on its base computes?
+"""The merge check: does the merged model compute the same logits as the adapter on its base?
 
-Logits are compared on fixed prompts. Fixed, so that two merges of one adapter give the same figures on any day and a
-figure can be looked up again. They are token ids, partly of rendered text, which is what the model will be used on,
-and partly drawn from the whole vocabulary by a seeded generator, which puts every part of the embedding and of the
-head under test, and needs no knowledge of the model's language. Each row is a batch of its own, so that no padding
-and no attention mask takes part.
+Logits are compared on fixed prompts, so that two merges of one adapter give the same figures. The prompts are token
+ids: some of text, which is similar to later use, and some drawn from the whole vocabulary with a seeded generator,
+which tests all parts of the embedding and the head and does not depend on the model's language. Each row is its own
+batch, so neither padding nor an attention mask is involved.
 
-Every figure is a relative norm, ‖found − right‖ / ‖right‖ over the logits of all positions. Four are taken:
+Every figure is a relative norm, ‖found − expected‖ / ‖expected‖ over the logits of all positions:
 
-    dense    the dense copy in float32, against the base: what `read_weight()` leaves out of the forward
-    merged   the merged model before it is rounded and saved, against the adapter on its base
-    base     the dense copy rounded to the number format that is saved, against the base
-    drift    the model reloaded from disk, against the adapter on its base
+    dense    the dense copy in float32, compared with the base: the part of the forward that `read_weight()` lacks
+    merged   the merged model before it is rounded and saved, compared with the adapter on its base
+    base     the dense copy rounded to the saved dtype, compared with the base
+    drift    the model reloaded from disk, compared with the adapter on its base
 
-`merged - dense` and `drift - base` are what the merge itself added. The first is exact arithmetic and so has a tight
-bound whatever is saved; the second has been through rounding, the disk and transformers' loading. `dense` has a bound
-of its own: subtracting it would otherwise hide a quantizer that reads other weights than it multiplies by.
+`merged - dense` and `drift - base` are the errors of the merge itself. The first involves no rounding to the saved
+dtype, so its limit is tight for every dtype; the second includes rounding, the disk and loading with transformers.
+`dense` has its own limit: otherwise, subtracting it would hide a quantizer that reads other weights than it multiplies
+by.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROW = 64
 """Longest row, in tokens."""
 RANDOM_ROWS = 4
+"""Rows of ids drawn from the whole vocabulary."""
 TEXTS = (
     "A bridge is only as strong as the ground on either side of it. The engineers knew this, so they spent the first "
     "summer measuring the river bank, and not a single stone was laid before October.",
@@ -40,27 +41,27 @@ TEXTS = (
 )
 
 ROUNDING: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-3, "bfloat16": 2e-2}
-"""The largest excess that is let through, by the coarsest number format that took part. See docs/merging.md."""
+"""The limit of an excess, by the coarsest dtype involved. See docs/merging.md."""
 COMPUTING: Mapping[str, float] = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
-"""How far a dense copy in float32 may be from a base that computes in a number format."""
+"""The limit of `dense`, by the dtype in which the base computes."""
 EXCESS_PER_RTOL = 0.2
-"""More of it, for each unit of a layer's `forward_rtol`: rounded activations make figures noisy, both alike."""
+"""Added to the limits of both excesses, as a factor of `forward_rtol`: rounded activations add noise to all figures."""
 DENSE_PER_RTOL = 2.0
-"""How far the roundings of one layer's activations may add up over a model's layers, as a factor of `forward_rtol`."""
+"""Added to the limit of `dense`, as a factor of `forward_rtol`: the error of rounded activations over all layers."""
 
 
 def coarsest(*dtypes: str) -> str:
-    """Of some number formats, the one with the shortest mantissa."""
+    """The dtype with the shortest mantissa."""
     return max(dtypes, key=list(ROUNDING).index)
 
 
 def finest(*dtypes: str) -> str:
-    """Of some number formats, the one with the longest mantissa."""
+    """The dtype with the longest mantissa."""
     return min(dtypes, key=list(ROUNDING).index)
 
 
 def fixed_rows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[list[int]]:
-    """The rows of token ids to compare on, each of at most `ROW` ids below `vocabulary`; over 200 ids in total."""
+    """The rows of token ids for the comparison: at most `ROW` ids below `vocabulary` each, over 200 ids in total."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -74,11 +75,11 @@ def fixed_rows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[list
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured; see the module's documentation."""
+    """The measured figures; see the module docstring."""
 
     positions: int
     moved: float
-    """The adapter on its base against the base alone: how much there was to merge."""
+    """The adapter on its base, compared with the base alone: the size of the adapter's effect."""
     dense: float
     merged: float
     base: float
@@ -95,7 +96,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The largest `Figures` that are let through."""
+    """The largest accepted `Figures`."""
 
     dense: float
     merged: float
@@ -103,9 +104,9 @@ class Limits:
 
     @classmethod
     def of(cls, computed: str, saved: str, forward_rtol: float, max_drift: float | None) -> Limits:
-        """For a base that computes in `computed`, a model saved in `saved`, and the base's largest `forward_rtol`.
+        """The limits for a base that computes in `computed`, a saved dtype, and the base's largest `forward_rtol`.
 
-        `max_drift` takes the place of the default bounds on what the merge added.
+        `max_drift` replaces the default limits of both excesses.
         """
         exact = ROUNDING[coarsest(computed, "float32")]
         noise = EXCESS_PER_RTOL * forward_rtol
@@ -118,20 +119,20 @@ class Limits:
 
 
 def fault(figures: Figures, limits: Limits, quantizer: str) -> str | None:
-    """What is too far off, with its figure and its bound; None where the merge may be kept."""
+    """Why the merge is refused, with the figure and its limit; None if it is accepted."""
     if not figures.dense <= limits.dense:
         return (
-            f"the dense copy of the base is {figures.dense:.2g} off the base itself, at most {limits.dense:.2g}: the "
-            f"weights that {quantizer} reads are not those that it multiplies by"
+            f"the dense copy of the base differs from the base by {figures.dense:.2g} (limit {limits.dense:.2g}): "
+            f"{quantizer} reads other weights than it multiplies by"
         )
     if not figures.merged_excess <= limits.merged:
         return (
-            f"the merged model is {figures.merged_excess:.2g} off the adapter on its base before it was even saved, "
-            f"at most {limits.merged:.2g}"
+            "before saving, the merged model differs from the adapter on its base by "
+            f"{figures.merged_excess:.2g} (limit {limits.merged:.2g})"
         )
     if not figures.excess <= limits.excess:
         return (
-            f"the merged model, reloaded from disk, is {figures.excess:.2g} off the adapter on its base, at most "
-            f"{limits.excess:.2g}"
+            f"the merged model, reloaded from disk, differs from the adapter on its base by {figures.excess:.2g} "
+            f"(limit {limits.excess:.2g})"
         )
     return None

@@ -1,4 +1,4 @@
-"""What a merge reports, and the files that say it."""
+"""The report of a merge, and the files that contain it."""
 
 from __future__ import annotations
 
@@ -27,58 +27,59 @@ if TYPE_CHECKING:
 
 
 LIBRARIES = ("torch", "transformers", "safetensors")
+"""Packages whose versions the report contains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSettings:
-    """What is asked of a merge, besides which adapter on which base."""
+    """The settings of a merge, except its adapter and its base."""
 
     output: Path
-    """Where the result will lie: empty or not there yet."""
+    """The output directory; must be empty or new."""
     dtype: str | None = None
-    """The number format to save in; None: the one that the base was published in."""
+    """The dtype of the saved weights; None: the dtype in which the base was published."""
     max_drift: float | None = None
-    """The bound on what the merge adds to the relative difference of the logits; None: by number format."""
+    """The limit of the relative error that the merge adds to the logits; None: depends on the dtype."""
     force: bool = False
-    """Keep a merge that is over the bound."""
+    """Keep a merge that exceeds a limit."""
     check_base: bool = True
     """Refuse an adapter that was trained on other weights."""
     keep_dense: Path | None = None
-    """With a requantizer: where the merged model itself will lie; None: it is not kept."""
+    """With a requantizer: the directory of the merged model itself; None: it is not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A merged model that is on disk, in `path`, and was reloaded from there."""
+    """A merged model that was saved to `path` and reloaded from there."""
 
     path: Path
     own_base: bool | None
-    """Whether the adapter was trained on these weights; None where its directory does not say."""
+    """Whether the adapter was trained on these weights; None if its directory does not state it."""
     figures: Figures
     limits: Limits
     computed: str
-    """The number format in which the reloaded model was evaluated."""
+    """The dtype in which the reloaded model was evaluated."""
     parameters: int
     rows: Sequence[Sequence[int]]
     logits: Sequence[Tensor]
-    """Of the reloaded model, (T, V) for each row of T ids."""
+    """The logits of the reloaded model, (T, V) for each row of T ids."""
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path) -> None:
-    """Write the card and the figures into a directory that is else complete, and give it its name."""
+    """Write the card and the figures into an otherwise complete directory, and rename it to `directory`."""
     (path / CARD).write_text(card(about), encoding="utf-8")
     write_json(path / FIGURES, about)
     publish(path, directory)
 
 
 def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSettings) -> dict[str, Any]:
-    """What `merge.json` holds: no path of this machine, since it goes with the model."""
+    """The content of `merge.json`. It contains no local path, because it is distributed with the model."""
     assert plan.adapter is not None
     figures, limits = merged.figures, merged.limits
     wrong = fault(figures, limits, plan.quantizer.component.title)
     warnings = []
     if figures.moved == 0.0:
-        warnings.append("the adapter moves nothing: with it the logits are those of the base alone")
+        warnings.append("the adapter changes nothing: the logits with it equal those of the base alone")
     if merged.own_base is False:
         warnings.append("the adapter was trained on other weights than those of this base")
     chosen = [plan.loader, plan.quantizer, plan.adapter]
@@ -108,7 +109,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
 
 
 def given_options(choice: SelectedComponent) -> dict[str, Any]:
-    """The options of a component that are not its defaults."""
+    """The options of a component that differ from its defaults."""
     usual = options_dict(choice.component.options_class()())
     chosen = options_dict(choice.options)
     return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}

@@ -1,7 +1,7 @@
-"""The procedure of a merge: load, copy densely, restore, fold in, save beside, reload, compare, and only then keep.
+"""The procedure of a merge: load, copy densely, restore, merge, save, reload, compare, and only then keep.
 
-Merging goes through a dense copy of the base, never into a quantized layer: that would round the sum again and lose
-what was trained. Whatever quantizer the base has, what is saved is an ordinary dense model.
+An adapter is merged into a dense copy of the base, never into a quantized layer: that would round the sum again and
+lose most of the training. The saved model is an ordinary dense model for every quantizer of the base.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def merge(
 ) -> dict[str, Any]:
     """Merge the plan's saved adapter into a dense copy of its base and write it to `settings.output`.
 
-    `plan` was made for `Purpose.MERGE`. With a `requantizer`, the output is the quantized checkpoint that it makes of
-    the merged model; `calibration` gives it rows of token ids. Returns the report, whose content is also in
-    `merge.json` of the output.
+    `plan` must be made for `Purpose.MERGE`. With a `requantizer`, the output is a quantized checkpoint of the merged
+    model; `calibration` returns rows of token ids for it. Returns the report, whose content is also in `merge.json` of
+    the output.
 
-    Nothing appears in the output unless all went well. Raises ConfigError where it is not vacant, SmolLM3Error where
-    the disk is too small, ModelError where the merged model is refused, and what the components raise.
+    The output is created only if everything succeeded. Raises ConfigError if it is not empty, SmolLM3Error if the disk
+    is too small, ModelError if the merged model is refused, and the errors of the components.
     """
     if plan.adapter is None or plan.saved is None:
         raise UnsupportedOp("there is no saved adapter to merge", hint="--adapter-path RUN/adapter")
@@ -61,18 +61,18 @@ def merge(
     quiet_transformers()
     bound = settings.max_drift
     if bound is not None and not (math.isfinite(bound) and bound > 0):
-        raise ConfigError(f"--max-drift takes a number above 0, got {bound}", hint="--max-drift 0.01")
-    homes = {"--output": settings.output}
+        raise ConfigError(f"--max-drift must be a positive number, not {bound}", hint="--max-drift 0.01")
+    directories = {"--output": settings.output}
     if settings.keep_dense is not None:
         if requantizer is None:
             raise ConfigError(
-                "--keep-dense goes with --requantize: without it the merged model is the output", hint="--output DIR"
+                "--keep-dense needs --requantize: without it, the merged model is the output", hint="--output DIR"
             )
-        homes["--keep-dense"] = settings.keep_dense
+        directories["--keep-dense"] = settings.keep_dense
         dense, out = settings.keep_dense.resolve(), settings.output.resolve()
         if dense.is_relative_to(out) or out.is_relative_to(dense):
-            raise ConfigError("--keep-dense and --output lie one in the other", hint="--keep-dense ANOTHER")
-    for flag, directory in homes.items():
+            raise ConfigError("--keep-dense and --output must not contain each other", hint="--keep-dense OTHER_DIR")
+    for flag, directory in directories.items():
         check_vacant(flag, directory)
     dtype = saved_dtype(settings.dtype, plan.source.config)
     quantizer, adapter = parts(plan)
@@ -81,20 +81,22 @@ def merge(
     if known is not None:
         check_space(settings.output, known, dtype, copies=1 if requantizer is None else 2)
     with contextlib.ExitStack() as held:
-        for directory in homes.values():
+        for directory in directories.values():
             held.enter_context(claimed(directory))
-        dense_home = settings.keep_dense or settings.output
-        merged = _merged(plan, settings, dtype, quantizer, adapter, held.enter_context(partial(dense_home)))
+        dense_directory = settings.keep_dense or settings.output
+        merged = _merge_and_reload(
+            plan, settings, dtype, quantizer, adapter, held.enter_context(partial(dense_directory))
+        )
         about = merge_report(plan, dtype, merged, settings)
         if about["fault"] is not None and not settings.force:
             raise ModelError(
-                f"the merge was refused, and nothing was kept: {about['fault']}",
-                hint="--dtype float32 rounds less, --max-drift X allows more, --force keeps it whatever it is",
+                f"the merge was refused and nothing was kept: {about['fault']}",
+                hint="to round less: --dtype float32; to raise the limit: --max-drift X; to keep it anyway: --force",
             )
         if requantizer is None:
             publish_merge(about, merged.path, settings.output)
         else:
-            about = _requantized(plan, settings, dtype, merged, about, requantizer, calibration, held)
+            about = _requantize(plan, settings, dtype, merged, about, requantizer, calibration, held)
     return {
         "output": str(settings.output),
         "dense": str(settings.keep_dense) if settings.keep_dense else None,
@@ -104,7 +106,7 @@ def merge(
     }
 
 
-def _merged(
+def _merge_and_reload(
     plan: ModelPlan, settings: MergeSettings, dtype: str, quantizer: Quantizer, adapter: Adapter, out: Path
 ) -> Merged:
     """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time."""
@@ -137,9 +139,9 @@ def _merged(
         limits = Limits.of(context.dtype, dtype, _forward_rtol(base), settings.max_drift)
     with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
-        right = logits_of_rows(adapted.model, rows)
+        reference = logits_of_rows(adapted.model, rows)
         del adapted, base
-        _free()
+        _free_memory()
     with task("merging and saving"):
         with attributed_to(plan.adapter.component):
             model = adapter.merge(dense, plan.saved.path)
@@ -147,25 +149,25 @@ def _merged(
                 raise TypeError(f"merge() returned {type(model).__name__}, not a model")
         check_finite(model)
         keep_tied(model, tied)
-        merged_drift = drift(logits_of_rows(model, rows), right)
+        merged_drift = drift(logits_of_rows(model, rows), reference)
         write_model(model, tokenizer, generation, dtype, out)
         wanted = digests(model, getattr(torch, dtype))
         architecture, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
         del model, dense
-        _free()
-    with task("reloading it from disk and comparing"):
-        again = _loaded_again(plan, plan.source.at(out), computed)
-        check_reloaded(architecture, wanted, digests(again, getattr(torch, dtype)))
-        found = logits_of_rows(again, rows)
-        del again
-        _free()
+        _free_memory()
+    with task("reloading and comparing"):
+        reloaded = _reload(plan, plan.source.at(out), computed)
+        check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
+        found = logits_of_rows(reloaded, rows)
+        del reloaded
+        _free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
-        moved=drift(right, alone),
+        moved=drift(reference, alone),
         dense=dense_drift,
         merged=merged_drift,
         base=dense_drift if rounded_drift is None else rounded_drift,
-        drift=drift(found, right),
+        drift=drift(found, reference),
     )
     return Merged(
         path=out,
@@ -179,8 +181,8 @@ def _merged(
     )
 
 
-def _loaded_again(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTrainedModel:
-    """The model that was saved, through the run's own loader; its tokenizer is tried too."""
+def _reload(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTrainedModel:
+    """The saved model, loaded with the plan's loader; its tokenizer is loaded as a check."""
     import torch
 
     with attributed_to(plan.loader.component):
@@ -194,7 +196,7 @@ def _loaded_again(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTraine
     return model
 
 
-def _requantized(
+def _requantize(
     plan: ModelPlan,
     settings: MergeSettings,
     dtype: str,
@@ -204,7 +206,7 @@ def _requantized(
     calibration: Calibration | None,
     held: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """Make the quantized checkpoint of a merged model and put it in its place; returns what is said about it."""
+    """Write and measure the quantized checkpoint of a merged model; returns the content of its `merge.json`."""
     path = merged.path
     if settings.keep_dense is not None:
         path = settings.keep_dense
@@ -215,16 +217,16 @@ def _requantized(
     with context.progress.task(f"quantizing the merged model with {title}"):
         requantizer.write(plan.source.at(path), out, context, calibration)
     with context.progress.task("reloading the checkpoint and comparing"):
-        there = plan.source.at(out)
-        measured = requantizer.drift(there, merged.rows, merged.logits, replace(context, dtype=merged.computed))
+        checkpoint = plan.source.at(out)
+        measured = requantizer.drift(checkpoint, merged.rows, merged.logits, replace(context, dtype=merged.computed))
     choice = requantizer.choice
-    again = {
+    requantized = {
         "quantizer": choice.component.spec.name,
         "options": given_options(choice),
         "drift": finite_or_none(measured),
     }
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
-    about = {**about, "requantized": again, "versions": versions}
+    about = {**about, "requantized": requantized, "versions": versions}
     publish_merge(about, out, settings.output)
     return about
 
@@ -234,13 +236,13 @@ def _vocabulary(model: Any) -> int:
 
 
 def _forward_rtol(base: Base) -> float:
-    """The largest of the base's layers."""
+    """The largest `forward_rtol` of the base's layers."""
     views = (base.ops_for(layer) for layer in base.model.modules())
     return max((ops.forward_rtol for ops in views if ops is not None), default=0.0)
 
 
-def _free() -> None:
-    """Give back the memory of models that were deleted: adapters put cycles into them."""
+def _free_memory() -> None:
+    """Free the memory of deleted models: adapters create reference cycles in them."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""Checks that are made tensor by tensor, and so can name what is wrong: before any figure is looked at."""
+"""Checks of single tensors, so that an error can name them; they run before the figures are compared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAMED = 3
-"""How many tensors a message names."""
+"""The number of tensors that a message names."""
 
 
 def digests(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
-    """A hash of each tensor's values as they are in `dtype`, by name; tied tensors under each of their names."""
+    """A hash of each tensor's values converted to `dtype`, by name; tied tensors are listed under each name."""
     return {name: _digest(tensor, dtype) for name, tensor in model.state_dict().items()}
 
 
@@ -32,21 +32,21 @@ def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
 
 
 def check_finite(model: PreTrainedModel) -> None:
-    """Raises ModelError with the names where a weight is infinite or not a number."""
+    """Raises ModelError with the names of weights that are infinite or nan."""
     import torch
 
     bad = [n for n, t in model.state_dict().items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
         raise ModelError(
-            f"merging gave weights that are infinite or not numbers: {named(bad)}",
-            hint="look at the loss of the training run (metrics.jsonl)",
+            f"the merged model has weights that are infinite or nan: {named(bad)}",
+            hint="check the loss of the training run in metrics.jsonl",
         )
 
 
 def keep_tied(model: PreTrainedModel, tied: bool) -> None:
-    """Keep the head tied to the embeddings where the base ties them; `config.tie_word_embeddings` becomes `tied`.
+    """Tie the head to the embeddings if the base ties them, and set `config.tie_word_embeddings` to `tied`.
 
-    Raises IncompatibleError where both had to become the same tensor and differ.
+    Raises IncompatibleError if they must be tied but differ.
     """
     import torch
 
@@ -55,8 +55,8 @@ def keep_tied(model: PreTrainedModel, tied: bool) -> None:
     if tied and head is not None and embeddings is not None and head.weight.data_ptr() != embeddings.weight.data_ptr():
         if head.weight.shape != embeddings.weight.shape or not torch.equal(head.weight, embeddings.weight):
             raise IncompatibleError(
-                "the base ties its head to its embeddings, and the adapter changed one of them without the other, so "
-                "the merged model cannot be saved as the same architecture",
+                "the base ties its head to its embeddings, but the adapter changed only one of them, so the merged "
+                "model cannot be saved as the same architecture",
                 hint="train the adapter without the embeddings and the head",
             )
         head.weight = embeddings.weight
@@ -64,24 +64,24 @@ def keep_tied(model: PreTrainedModel, tied: bool) -> None:
 
 
 def check_reloaded(architecture: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Compare what was merged with what came back from disk, both from `digests`.
+    """Compare the merged model with the model reloaded from disk, both as `digests`.
 
-    Raises ModelError for tensors that the architecture has no place for, that came back although nothing of the kind
-    was merged, or that came back with other values.
+    Raises ModelError if a merged tensor is missing after reloading, if the reloaded model has a tensor that the merged
+    one lacks, or if values changed.
     """
-    if homeless := sorted(set(wanted) - set(found)):
+    if lost := sorted(set(wanted) - set(found)):
         raise ModelError(
-            f"a saved {architecture} has no place for what the adapter trained: {named(homeless)}",
-            hint="keep the adapter beside its base: smollm3 generate RUN",
+            f"{architecture} has no place for these tensors of the merged model: {named(lost)}",
+            hint="use the adapter with its base: smollm3 generate RUN",
         )
     if missing := sorted(set(found) - set(wanted)):
         raise ModelError(f"the merged model lacks tensors that a {architecture} has: {named(missing)}")
     if changed := sorted(name for name, digest in wanted.items() if found[name] != digest):
-        raise ModelError(f"the merged model came back from disk with other values in {named(changed)}")
+        raise ModelError(f"values of the merged model changed between saving and loading: {named(changed)}")
 
 
 def named(names: Iterable[str]) -> str:
-    """A few of the names, and how many there are besides."""
+    """The first names, and the number of the others."""
     all_names = list(names)
     more = len(all_names) - NAMED
     return ", ".join(all_names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""A quantized checkpoint of the merged model, by any quantizer that writes checkpoints."""
+"""Writes a quantized checkpoint of a merged model, with any quantizer that writes checkpoints."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Calibration = Callable[[], Sequence[Sequence[int]]]
+"""Returns the calibration rows as token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requantizer:
-    """A chosen quantizer that can write checkpoints, made and not used yet."""
+    """A selected quantizer that writes checkpoints, created but not used yet."""
 
     choice: SelectedComponent
     quantizer: CheckpointQuantizer
@@ -33,7 +34,7 @@ class Requantizer:
     def write(self, source: ModelSource, out: Path, context: BuildContext, calibration: Calibration | None) -> None:
         """Write the quantized checkpoint of `source`, a merged model, into the empty directory `out`.
 
-        `context.dtype` is that of the weights which stay as they are.
+        `context.dtype` is the dtype of the weights that are not quantized.
         """
         more: Any = {} if calibration is None else {"calibration": calibration}
         with attributed_to(self.choice.component):
@@ -43,7 +44,7 @@ class Requantizer:
     def drift(
         self, source: ModelSource, rows: Sequence[Sequence[int]], merged: Sequence[Tensor], context: BuildContext
     ) -> float:
-        """How far the checkpoint in `source`, loaded from disk, is from the merged model's logits (T, V) of `rows`."""
+        """The relative difference of the reloaded checkpoint's logits on `rows` from `merged`, (T, V) for each row."""
         base = load_base(self.choice, self.quantizer, source, replace(context, purpose=Purpose.INFER))
         return drift(logits_of_rows(base.model, rows), merged)
 
@@ -51,10 +52,10 @@ class Requantizer:
 def choose_requantizer(
     registry: Registry, name: str, options: Mapping[str, Any], device: str, calibration: Calibration | None
 ) -> Requantizer:
-    """The quantizer that `--requantize` names, checked before any weights are read.
+    """The quantizer that `--requantize` selects, checked before any weights are read.
 
-    Raises IncompatibleError for one that writes no checkpoints, ConfigError for one that needs calibration rows where
-    there are none, and what naming and making a component raises.
+    Raises IncompatibleError if it does not write checkpoints, ConfigError if it needs calibration rows and there are
+    none, and the errors of selecting and creating a component.
     """
     origins = {f"{QUANTIZER.section}.{key}": f"--requantize-opt {key}" for key in options}
     choice = choose(registry, QUANTIZER, name, options, origins)
@@ -63,12 +64,12 @@ def choose_requantizer(
     made = choice.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"--requantize {name}: this quantizer writes no checkpoints, it works while a model is loaded",
-            hint=f"merge without it, and load the merged model with {QUANTIZER.flag} {name}",
+            f"--requantize {name}: this quantizer does not write checkpoints; it quantizes while a model is loaded",
+            hint=f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
         )
     if getattr(component.spec, "needs_calibration", False) and calibration is None:
         raise ConfigError(
-            f"--requantize {name} needs calibration rows, and there are none",
-            hint=f"merge a run, whose rows are taken; or merge, then smollm3 quantize DIR {QUANTIZER.flag} {name}",
+            f"--requantize {name} needs calibration rows, but there are none",
+            hint=f"merge a run, which provides rows; or merge, then: smollm3 quantize DIR {QUANTIZER.flag} {name}",
         )
     return Requantizer(choice=choice, quantizer=made)

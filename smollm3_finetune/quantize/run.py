@@ -1,4 +1,4 @@
-"""`smollm3 quantize`: a full-precision model written as a quantized checkpoint, by any quantizer that writes them."""
+"""`smollm3 quantize`: writes a quantized checkpoint of a full-precision model, with any quantizer that writes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from smollm3_finetune.model_files.writing import copy_rest
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizePlan:
-    """A quantization, ready to be carried out."""
+    """A checked quantization, ready to be executed."""
 
     model: ModelPlan
     quantizer: CheckpointQuantizer
@@ -34,10 +34,10 @@ class QuantizePlan:
 def plan_quantize(
     registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], output: Path
 ) -> QuantizePlan:
-    """Everything that can be wrong is found here, before weights are read and before anything is written."""
+    """Check everything before weights are read and before anything is written."""
     config = loaded.config
     if config.quant.name is None:
-        raise ConfigError("the quantizer must be named", hint=f"{QUANTIZER.flag} NAME; smollm3 plugins list shows them")
+        raise ConfigError("no quantizer was given", hint=f"{QUANTIZER.flag} NAME; to list them: smollm3 plugins list")
     check_vacant("--output", output)
     request = ModelRequest(
         ref=config.model,
@@ -57,7 +57,7 @@ def plan_quantize(
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"{QUANTIZER.flag} {config.quant.name} writes no checkpoints, it works while a model is loaded",
+            f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes while a model is loaded",
             hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
         )
     if about_rows is not None:
@@ -69,7 +69,7 @@ def plan_quantize(
 def quantize(plan: QuantizePlan) -> dict[str, Any]:
     """Write the checkpoint with its tokenizer and a model card; returns the report.
 
-    The directory appears whole or not at all; what a killed process left is swept.
+    The directory appears complete or not at all; leftovers of a killed process are removed.
     """
     began = time.monotonic()
     model = plan.model
@@ -91,24 +91,24 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     return {
         "model": shown_ref(model.ref),
         "quantizer": model.quantizer.component.spec.name,
-        "options": _stated(out) or plain(options_dict(model.quantizer.options)),
-        "bytes_before": _weights(model.source.path),
-        "bytes": _weights(out),
+        "options": _stated_options(out) or plain(options_dict(model.quantizer.options)),
+        "bytes_before": _weight_bytes(model.source.path),
+        "bytes": _weight_bytes(out),
         "calibration_rows": None if used is None else len(used),
         "calibration_tokens": None if used is None else sum(map(len, used)),
         "versions": {c.component.distribution: c.component.version for c in (model.loader, model.quantizer)},
     }
 
 
-def _stated(out: Path) -> dict[str, Any]:
-    """How the checkpoint itself says that it was quantized, simple values only."""
+def _stated_options(out: Path) -> dict[str, Any]:
+    """The quantization options in the checkpoint's own `config.json`, simple values only."""
     from smollm3_finetune.model_files.json_files import read_json
 
     about = read_json(out / "config.json").get("quantization_config") or {}
     return {k: v for k, v in about.items() if isinstance(v, int | float | str)}
 
 
-def _weights(directory: Path) -> int:
+def _weight_bytes(directory: Path) -> int:
     return sum(f.stat().st_size for f in directory.glob("*.safetensors"))
 
 
@@ -118,7 +118,7 @@ def _card(report: Mapping[str, Any]) -> str:
     rows = [
         ("base", linked(base)),
         ("quantizer", with_options(report["quantizer"], report["options"])),
-        ("weights", f"{report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB"),
+        ("weights", f"{report['bytes'] / 1e6:.1f} MB; {report['bytes_before'] / 1e6:.1f} MB before quantization"),
     ]
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))

@@ -1,1 +1,1 @@
-"""A training run: planned (`plan`), carried out (`run`) on transformers' Trainer (`trainer`), kept in a `rundir`."""
+"""A training run: checked by `plan`, prepared by `setup`, executed by `run` with transformers' Trainer (`trainer`)."""

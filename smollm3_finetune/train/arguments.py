@@ -1,4 +1,4 @@
-"""A run's configuration in the words of transformers' Trainer, and what it says of how to compute."""
+"""Converts a run's configuration to transformers' `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> TrainingArguments:
-    """Our configuration in the words of `TrainingArguments`."""
+    """The `TrainingArguments` of a configuration."""
     from transformers import TrainingArguments
 
     t = config.train
@@ -35,7 +35,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
         **(_checkpointing() if t.gradient_checkpointing else {}),
-        **({"torch_compile": True, "tf32": False} if t.compile else {}),  # else Trainer switches TF32 on with it
+        **({"torch_compile": True, "tf32": False} if t.compile else {}),  # the Trainer enables TF32 with torch_compile
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
@@ -44,7 +44,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         seed=config.seed,
         use_cpu=kind == "cpu",
         bf16=dtype == "bfloat16",
-        fp16=kind != "cpu" and dtype == "float16",  # its gradients need a scaler, which a CPU has not
+        fp16=kind != "cpu" and dtype == "float16",  # float16 gradients need a scaler, which does not exist on a CPU
         dataloader_pin_memory=kind == "cuda",
         remove_unused_columns=False,
         report_to=[],
@@ -56,13 +56,15 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
 
 def _checkpointing() -> dict[str, Any]:
     """Activation checkpointing, by the name that this version of transformers has for it; 5.x renamed the arguments."""
+    from transformers import TrainingArguments
+
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _on_one_device(args: TrainingArguments, device: str) -> None:
-    """Without a launcher `device` is where the run is; the Trainer would take the first GPU, or all of them at once."""
+    """Without a launcher, use only `device`; the Trainer would use the first GPU, or all GPUs."""
     import torch
     from accelerate.utils import DistributedType
 
@@ -72,12 +74,12 @@ def _on_one_device(args: TrainingArguments, device: str) -> None:
     args.__dict__["_setup_devices"] = torch.device(device)  # a cached property, which `args.device` reads
     args._n_gpu = 1
     kind = getattr(torch, device.partition(":")[0])
-    if hasattr(kind, "set_device"):  # not of devices of which there is one at most, as mps
+    if hasattr(kind, "set_device"):  # mps has no set_device: there is one device at most
         kind.set_device(device)
 
 
 def check_optimizer(train: TrainConfig) -> None:
-    """Raises ConfigError for a name that is none. Imports transformers only for one that is not the default."""
+    """Raises ConfigError if the optimizer is unknown. Imports transformers only if it is not the default."""
     if train.optimizer == TrainConfig().optimizer:
         return
     from transformers.training_args import OptimizerNames
@@ -87,5 +89,5 @@ def check_optimizer(train: TrainConfig) -> None:
         near = did_you_mean(train.optimizer, names)
         raise ConfigError(
             f"train.optimizer: transformers' Trainer has no optimizer {train.optimizer!r}",
-            hint=f"did you mean {near!r}?" if near else "train.optimizer=adamw_torch",
+            hint=f"did you mean {near!r}?" if near else "--set train.optimizer=adamw_torch",
         )

@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: the adapter's hook, measuring on the way, metrics, the display."""
+"""Actions between the steps of a run: the adapter's hook, the held-out loss, metrics, the display."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Calls the adapter after each optimizer step, writes metrics, and shows them."""
+    """Calls the adapter's hook after each optimizer step, writes metrics and displays them."""
 
     def __init__(
         self,
@@ -39,23 +39,23 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.started = started
         """When the run began, on the monotonic clock."""
         self.seconds_to_first_step: float | None = None
-        """To the end of the first step that this process makes."""
+        """Until the end of the first step of this process."""
         self.trainer: Any = None
         self.last_log = 0.0
         self.shown_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not those of a checkpoint
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not the values of a checkpoint
         self.trainer.tokens_before = self.shown_tokens = state.num_input_tokens_seen
         self.last_log = time.monotonic()
         if args.gradient_checkpointing and hasattr(self.loaded.base.model, "disable_input_require_grads"):
-            # transformers lets the embeddings' output require a gradient, which only reentrant checkpointing needs:
-            # frozen layers below the first one that is trained would be computed again for nothing
+            # transformers makes the embeddings' output require a gradient, which only reentrant checkpointing needs:
+            # frozen layers below the first trained one would be recomputed unnecessarily
             self.loaded.base.model.disable_input_require_grads()
         self.display.begin(state.max_steps, state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A sampler inside what accelerate makes of it for several processes is not told which pass it is for."""
+        """Set the pass of the sampler: with several processes, accelerate wraps it and does not set the pass."""
         if self.trainer.order is not None:
             self.trainer.order.set_epoch(int(float(state.epoch or 0) + 1e-6))
 
@@ -66,7 +66,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
-        if control.should_save:  # the Trainer's own callback came before this one, in all processes
+        if control.should_save:  # set by the Trainer's own callback, which runs before this one in all processes
             state.num_input_tokens_seen = self.trainer.tokens_of_all()
         due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
         if self.held_out is not None and due:
@@ -75,17 +75,17 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             self.measured(report)
             if report["held_out_loss"] is not None:
                 self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
-            control.should_log = logs  # what was logged meanwhile is not what was due
-            self.last_log += time.monotonic() - began  # so that the tokens a second leave it out
+            control.should_log = logs  # logging the held-out loss resets it
+            self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
 
     def measured(self, report: dict[str, Any]) -> None:
-        """Write down the held-out loss at the step that was reached, in a run that measures it every few steps.
+        """Record the held-out loss at the current step, if the run measures it every few steps.
 
-        After the last step the run measures, so that what was trained is saved before.
+        The value after the last step comes from the run itself, which saves the adapter first.
         """
         state = self.trainer.state
         if self.eval_every and report["held_out_loss"] is not None:
-            self.trainer.log({"eval_loss": report["held_out_loss"]})  # the name that trackers have for it
+            self.trainer.log({"eval_loss": report["held_out_loss"]})  # the name that trackers expect
             if state.is_world_process_zero:
                 self.write({"step": state.global_step, **report})
 
@@ -94,12 +94,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             stream.write(json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log a part of its own
+        if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values
             return
         seen = self.trainer.tokens_of_all()
-        if not math.isfinite(logs["loss"]):  # the same in all processes, so that none waits for another
+        if not math.isfinite(logs["loss"]):  # the same in all processes, so none waits for another
             control.should_training_stop = True
-            control.should_save = False  # so that the checkpoints before it are kept
+            control.should_save = False  # keep the previous checkpoints
         if not state.is_world_process_zero:
             return
         now = time.monotonic()
@@ -122,7 +122,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def memory_gb(device: torch.device) -> float:
-    """Memory in use: the most so far of the CUDA GPU that the run is on, else the process's own. 1 GB = 10⁹ bytes."""
+    """Peak memory of the run's CUDA GPU, otherwise the current memory of the process. 1 GB = 10⁹ bytes."""
     import psutil
 
     if device.type == "cuda":

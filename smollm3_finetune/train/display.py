@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live bar on a terminal, about twenty plain lines elsewhere."""
+"""The output of a run during training: a progress bar on a terminal, about twenty plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PlainDisplay:
 
 
 class NoDisplay:
-    """For a process beside the one that speaks."""
+    """No output, for processes other than the main process."""
 
     def say(self, message: str) -> None:
         pass
@@ -74,7 +74,7 @@ class NoDisplay:
 
 
 class RichDisplay:
-    """One live bar with loss, learning rate, speed, memory and time left."""
+    """One progress bar with loss, learning rate, speed, memory and time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -110,5 +110,5 @@ class RichDisplay:
 
 
 def for_stream(*, plain: bool = False) -> Display:
-    """`RichDisplay` where standard error is a terminal."""
+    """`RichDisplay` if standard error is a terminal and `plain` is false, otherwise `PlainDisplay`."""
     return RichDisplay() if sys.stderr.isatty() and not plain else PlainDisplay()

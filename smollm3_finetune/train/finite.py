@@ -1,4 +1,4 @@
-"""Numbers that became infinite or nan: where a run looks for them, and what it says."""
+"""Checks for losses and weights that became infinite or nan."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.model.load import LoadedModel
 
-STABILITY_HINT = "a lower --learning-rate, or --dtype float32"
+STABILITY_HINT = "use a lower --learning-rate, or --dtype float32"
 
 
 def finite(value: Any) -> bool:
-    """Whether JSON has a word for it."""
+    """Whether JSON can represent the value: not an infinite or nan float."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def check_losses(losses: Sequence[float], step: int, consequence: str) -> None:
-    """Raises SmolLM3Error where the last loss is no number."""
+    """Raises SmolLM3Error if the last loss is infinite or nan."""
     if losses and not math.isfinite(losses[-1]):
         raise SmolLM3Error(f"the loss became {losses[-1]} by step {step}; {consequence}", hint=STABILITY_HINT)
 
 
 def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
-    """Raises SmolLM3Error where something that was trained is not finite."""
+    """Raises SmolLM3Error if a trained weight is infinite or nan."""
     for name, parameter in loaded.model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             raise SmolLM3Error(

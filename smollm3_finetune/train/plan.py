@@ -1,4 +1,4 @@
-"""Everything about a training run that can be known before weights are read and before anything is written."""
+"""Checks and plans a training run before weights are read and before anything is written."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from smollm3_finetune.train.trackers import check_trackers
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run, ready to be carried out."""
+    """A checked run, ready to be executed."""
 
     config: RunConfig
-    """With every name resolved to `distribution:name` and every option filled in."""
+    """The configuration, with every name resolved to `distribution:name` and every option set."""
     origins: Mapping[str, str]
     model: ModelPlan
     objective: SelectedComponent
@@ -42,7 +42,7 @@ class RunPlan:
     survey: Survey
     render: RenderOptions
     calibration: Rows | None
-    """Rows of their own to calibrate on; None: the training rows."""
+    """Separate calibration rows; None: the training rows."""
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
@@ -56,8 +56,8 @@ def plan_run(
 ) -> RunPlan:
     """Check a run in one direction: names and options; packages, pairing, device; the model's config; then the rows.
 
-    `make_context` is called once all names are known: it looks at the device, for which torch is imported. Raises the
-    independent problems of each step together, and DataError for the rows.
+    `make_context` is called after all names are resolved, because it imports torch to inspect the device. Raises the
+    independent problems of each step together, and DataError for problems with the rows.
     """
     config = loaded.config
     adapter = config.adapter if config.adapter.name is not None else replace(config.adapter, name=DEFAULT_ADAPTER)
@@ -102,14 +102,14 @@ def plan_run(
 
 
 def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
-    """Raises ConfigError where `data.max_length` is more than the model takes."""
+    """Raises ConfigError if `data.max_length` exceeds the model's context length."""
     wanted, room = loaded.config.data.max_length, context_of(model.source.config)
     if room is None or wanted <= room:
         return
     stretch = hasattr(model.loader.options, "context") and yarn_problem(model.source.config, model.ref) is None
     default = "" if "data.max_length" in loaded.origins else " (the default)"
     raise ConfigError(
-        f"data.max_length={wanted}{default} is more than the {room} tokens that {model.ref!r} takes",
+        f"data.max_length={wanted}{default} is more than the {room} tokens that {model.ref!r} supports",
         hint=f"--loader-opt context={wanted} (YaRN), or --max-length {room}" if stretch else f"--max-length {room}",
     )
 
@@ -117,14 +117,14 @@ def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
 def _resolved(
     config: RunConfig, model: ModelPlan, objective: SelectedComponent, rows: Rows, calibration_from: Rows | None
 ) -> RunConfig:
-    """Full names and complete options in every component section, so that the run can be repeated as it was."""
+    """The configuration with full names and all options in every component section, so that the run can be repeated."""
 
     def section(choice: SelectedComponent) -> ComponentConfig:
         return ComponentConfig(name=choice.component.full_name, options=options_dict(choice.options))
 
     assert model.adapter is not None
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
-    if len({s.formatter.component.full_name for s in rows.sources}) == 1:  # else the one that was named stays
+    if len({s.formatter.component.full_name for s in rows.sources}) == 1:  # otherwise the configured one stays
         chosen[FORMATTER] = rows.sources[0].formatter
     template = config.data.template
     data = replace(
@@ -148,24 +148,24 @@ def _resolved(
 
 
 def _resolved_model(ref: str, model: ModelPlan) -> str:
-    """The model's reference, absolute where it is a path and its loader takes it so too."""
+    """The model's reference, as an absolute path if it is a path and its loader accepts absolute paths."""
     path, claims = user_path(ref).absolute(), getattr(model.loader.component.spec, "claims", None)
     return str(path) if claims is not None and path.exists() and claims(str(path)) else ref
 
 
 def _resolved_path(path: Any, rows: Rows) -> Any:
-    """`data.path` with absolute paths and commits of the Hub; of several sources each names its formatter."""
+    """`data.path` with absolute paths and Hub commits; with several sources, each one gets its formatter."""
     if path is None:
         return None
-    alone = isinstance(path, str | Mapping)
+    is_single = isinstance(path, str | Mapping)
     resolved: list[str | dict[str, Any]] = []
-    for entry, found in zip([path] if alone else path, rows.sources, strict=True):
+    for entry, found in zip([path] if is_single else path, rows.sources, strict=True):
         about = {"path": entry} if isinstance(entry, str) else dict(entry)
         if found.source.hub is None:
             about["path"] = str(user_path(about["path"]).absolute())
         else:
             about["revision"] = found.source.config.revision
-        if not alone and len(rows.sources) > 1:
+        if not is_single and len(rows.sources) > 1:
             about["formatter"] = found.formatter.component.full_name
-        resolved.append(about if len(about) > 1 or not alone else about["path"])
-    return resolved[0] if alone else tuple(resolved)
+        resolved.append(about if len(about) > 1 or not is_single else about["path"])
+    return resolved[0] if is_single else tuple(resolved)

@@ -1,4 +1,4 @@
-"""Carrying out a training run: compose, measure, train, measure again, save."""
+"""Executes a training run: compose, measure, train, save, measure again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smollm3_finetune.api import UnsupportedOp
 from smollm3_finetune.batching.strategy import Batches, batching, lengths_of
@@ -31,9 +31,6 @@ from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prom
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import trackers
 
-if TYPE_CHECKING:
-    pass
-
 
 def train(
     plan: RunPlan,
@@ -43,10 +40,10 @@ def train(
     checkpoint: Checkpoint | None = None,
     began: float | None = None,
 ) -> dict[str, Any]:
-    """Train, and return the report that is also written to `report.json`.
+    """Train and return the report, which is also written to `report.json`.
 
-    Times in it count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are
-    read where the rows hold nothing to learn. The run directory is made once the rows are tokenized.
+    Its times count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are read
+    if the rows have no supervised tokens. The run directory is created after the rows are tokenized.
     """
     job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     if job.main and checkpoint is None:
@@ -54,24 +51,24 @@ def train(
     with contextlib.ExitStack() as stack:
         if job.main:
             if checkpoint is None:
-                stack.callback(job.run.discard_unstarted)  # after the lock is gone
+                stack.callback(job.run.discard_unstarted)  # runs after the lock is released
             stack.enter_context(job.run.held())
             if checkpoint is not None:
-                job.run.write_config(plan.config)  # with what was changed for going on
+                job.run.write_config(plan.config)  # with the settings that were changed to continue
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
-        report = _carried_out(job)
+        report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
         if job.main:
             write_json(job.run.report, report)
     return report
 
 
-def _carried_out(job: Job) -> dict[str, Any]:
-    """Compose, measure, train, measure again and save; returns the report."""
+def _execute(job: Job) -> dict[str, Any]:
+    """Compose the model, train and measure; returns the report."""
     import transformers
 
     model, calibration = job.plan.model, None
-    if job.checkpoint is None:  # a resumed run has the one that it kept, from the plan
+    if job.checkpoint is None:  # a resumed run uses its saved calibration, from the plan
         plan, tokens, renderer = job.plan, job.tokens, job.renderer
         calibration = Calibration(
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
@@ -84,16 +81,14 @@ def _carried_out(job: Job) -> dict[str, Any]:
             write_calibration(calibration.used, job.run.path)
         record_uses(job.run.path, model.context.cache)
     with contextlib.ExitStack() as stack:
-        with autocast(
-            model.context.device, model.context.dtype
-        ):  # what is measured here is to be as it will be in training
+        with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
-        return _trained(job, loaded, collate)
+        return _train_and_measure(job, loaded, collate)
 
 
-def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
-    """Measure, train, measure again and save; returns the report."""
+def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
+    """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.callback import RunCallback
     from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
 
@@ -115,10 +110,8 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
 
     def sample() -> str:
         limit = config.sample_tokens
-        with (
-            autocast(context.device, context.dtype),
-            gathered_weights(loaded.model),
-        ):  # a wrapper's generate() goes round its own forward
+        # gathered: a wrapper's generate() bypasses the wrapper's forward
+        with autocast(context.device, context.dtype), gathered_weights(loaded.model):
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
@@ -128,7 +121,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
         if before is None:
             before = held_out.measure(progress)
             check_losses([before["held_out_loss"] or 0.0], 0, "nothing was trained")
-            if not alone:  # else there is time for it when training is done, and the first step comes sooner
+            if not alone:  # otherwise it is generated after training, so that the first step comes sooner
                 before["sample"] = sample()
             if job.main:
                 write_json(run.before, before)
@@ -144,21 +137,21 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     loaded.model.train()
     if job.main and job.checkpoint is not None:
         run.forget_after(job.checkpoint.step)
-    loaded.stop_at(renderer.end_of_turn_ids())  # checkpoints are saved with it
+    loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints
     if job.plan.render.template is not None:
         loaded.tokenizer.chat_template = job.plan.render.template
     try:
         trainer.train(resume_from_checkpoint=str(job.checkpoint.path) if job.checkpoint is not None else None)
     finally:
         job.display.end()
-    step, nothing = trainer.state.global_step, f"no adapter was saved in {run.path}"
-    check_losses([row["loss"] for row in trainer.state.log_history if "loss" in row], step, nothing)
+    step, consequence = trainer.state.global_step, f"no adapter was saved in {run.path}"
+    check_losses([row["loss"] for row in trainer.state.log_history if "loss" in row], step, consequence)
     with gathered_weights(loaded.model):
-        check_weights(loaded, step, nothing)
-        if job.main:  # before anything else that could fail
+        check_weights(loaded, step, consequence)
+        if job.main:  # before anything else can fail
             loaded.save(run.adapter)
     after = held_out.measure(progress)
-    check_losses([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is of no use")
+    check_losses([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is not usable")
     callback.measured(after)
     after["sample"] = sample()
     if alone and "sample" not in before:
@@ -182,7 +175,7 @@ def _trained(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
-    """The base alone where the adapter can step aside, else the model as it is; gives which of the two it is."""
+    """Disable the adapter if it supports this, otherwise leave the model unchanged; yields whether it is disabled."""
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
         alone = refined(loaded.plan.adapter).disables

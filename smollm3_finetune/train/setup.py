@@ -1,4 +1,4 @@
-"""Everything about a run that is known before weights are read: tokens, steps, arguments."""
+"""Prepares everything of a run that needs no weights: tokens, steps, arguments."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is known before any weights are read."""
+    """A prepared run, before any weights are read."""
 
     plan: RunPlan
     run: RunDir
     display: Display
     checkpoint: Checkpoint | None
-    """Where a resumed run goes on."""
+    """The checkpoint from which a resumed run continues; None for a new run."""
     objective: Objective
     parts: tuple[Quantizer, Adapter | None]
     renderer: Renderer
     tokens: Tokens
     items: Any
-    """What the Trainer draws from."""
+    """The dataset of the Trainer."""
     steps: int
     args: TrainingArguments
     began: float
-    """On the monotonic clock."""
+    """When the run began, on the monotonic clock."""
     main: bool
-    """Whether this is the process that speaks and writes."""
+    """Whether this is the process that prints and writes files."""
 
 
 def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint | None, began: float) -> Job:
-    """Tokenize, and find what is wrong with plugins and options; writes nothing but the cache."""
+    """Tokenize the rows and check plugins and options; writes to the cache only."""
     from smollm3_finetune.train.arguments import arguments
 
     quiet_transformers()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
-    made = parts(plan.model)  # a plugin that is broken inside is found before anything is written
+    made = parts(plan.model)  # a broken plugin fails here, before anything is written
     tokenizer = plan.model.tokenizer()
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
@@ -66,9 +66,11 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
     if done >= steps:
-        raise ConfigError(f"the run {run.path} has finished its {done} steps", hint=f"--max-steps {2 * done} goes on")
+        raise ConfigError(
+            f"the run {run.path} has finished its {done} steps", hint=f"to continue: --max-steps {2 * done}"
+        )
     prompt, mode = sample_prompt(plan, renderer)
-    renderer.prompt(prompt, **mode)  # one that the template refuses is found now
+    renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
     args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
@@ -93,12 +95,15 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
 
 
 def row_identity(tokens: Tokens) -> dict[str, Any]:
-    """What a resumed run must find as it was: the rows as tokens, and how many processes share a batch."""
+    """What must not change when a run is resumed: the tokenized rows and the number of processes that share a batch."""
     return {"rows": tokens.identity, "processes": world_size()}
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:
-    """Optimizer steps of a run, for schedules and for adapters that have one of their own. `rows`: what it draws."""
+    """Optimizer steps of a run, for the learning rate schedule and for adapters with their own schedule.
+
+    `rows` is the length of the Trainer's dataset.
+    """
     t = plan.config.train
     if t.max_steps is not None:
         return t.max_steps
@@ -107,7 +112,7 @@ def total_steps(plan: RunPlan, rows: int) -> int:
 
 
 def sample_prompt(plan: RunPlan, renderer: Renderer) -> tuple[Sequence[Mapping[str, Any]], dict[str, Any]]:
-    """The messages that the sample answers, before and after, reply to, and the reasoning mode that is trained."""
+    """The messages that the sample answers before and after training reply to, and the template's reasoning mode."""
     text, example = plan.config.train.sample_prompt, plan.survey.example
     trained = renderer.mode(example) if example is not None else None
     mode = {} if trained is None else {"enable_thinking": trained}

@@ -1,4 +1,4 @@
-"""What is about to be trained, in a few lines."""
+"""The summary that a run prints before training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from smollm3_finetune.train.plan import RunPlan
 
 
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
-    """What is about to happen, in a few lines."""
+    """The model, the rows and the steps of a run, in a few lines."""
     model = plan.model
     assert model.adapter is not None
     rate = plan.config.train.learning_rate
     data = []
     for c in tokens.counts:
-        left_out = f", {c.empty} left out (nothing to learn in them within data.max_length)" if c.empty else ""
+        left_out = f", {c.empty} left out (no supervised tokens within data.max_length)" if c.empty else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
     if plan.config.train.packing:

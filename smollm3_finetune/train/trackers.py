@@ -1,4 +1,4 @@
-"""Trackers (W&B, TensorBoard, …) that get a run's metrics: those that transformers' Trainer knows, by its names."""
+"""Trackers (W&B, TensorBoard, …) for a run's metrics, by the names of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ START = "on_train_begin"
 
 
 def check_trackers(train: TrainConfig) -> None:
-    """Raises ConfigError for a name that is none, MissingRequirementError for one whose package is not here."""
+    """Raises ConfigError if a tracker is unknown, MissingRequirementError if its package is not installed."""
     if not train.report_to:
         return
     from transformers.integrations import integration_utils
@@ -33,7 +33,7 @@ def check_trackers(train: TrainConfig) -> None:
 
 
 def trackers(train: TrainConfig, say: Callable[[str], None]) -> list[Any]:
-    """Callbacks for the Trainer; what goes wrong in training is said."""
+    """Callbacks for the Trainer; failures during training are reported with `say`."""
     if not train.report_to:
         return []
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -42,11 +42,11 @@ def trackers(train: TrainConfig, say: Callable[[str], None]) -> list[Any]:
 
 
 class _Tracker:
-    """A tracker's callback, whose failures are told in a sentence; once training began they do not end it."""
+    """A tracker's callback. A failure is reported in one sentence, and ends the run only before its first step."""
 
     def __init__(self, name: str, callback: Callable[[], Any], say: Callable[[str], None]) -> None:
         self._name, self._say = name, say
-        self._lost = False
+        self._disabled = False
         self._callback = self._guarded(callback, START)()
 
     def __getattr__(self, event: str) -> Any:
@@ -54,7 +54,7 @@ class _Tracker:
 
     def _guarded(self, method: Callable[..., Any], event: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self._lost:
+            if self._disabled:
                 return None
             try:
                 return method(*args, **kwargs)
@@ -62,10 +62,10 @@ class _Tracker:
                 if event == START:
                     raise SmolLM3Error(
                         f"train.report_to={self._name} cannot start: {type(e).__name__}: {first_line(e)}",
-                        hint="log in to it first, or --set train.report_to=[]",
+                        hint="log in to the tracker first, or disable it: --set train.report_to=[]",
                     ) from e
-                self._lost = True
-                self._say(f"{self._name} gets nothing more of this run: {type(e).__name__}: {first_line(e)}")
+                self._disabled = True
+                self._say(f"{self._name} is disabled for the rest of this run: {type(e).__name__}: {first_line(e)}")
                 return None
 
         return call

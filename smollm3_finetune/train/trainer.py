@@ -1,4 +1,4 @@
-"""transformers' Trainer with what an `Adapted` model needs: its own save, its own restore, its order of rows."""
+"""transformers' Trainer, adjusted for an `Adapted` model: its own save and restore, and the order of rows."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 class AdaptedTrainer:
-    """Mixed in front of an objective's Trainer class; `loaded` is set before training begins."""
+    """A mixin for an objective's Trainer class; `loaded` is set before training begins."""
 
     loaded: LoadedModel
     lengths: Ints | None = None
-    """Of the examples, where batches are grouped by them."""
+    """The lengths of the examples, if batches are grouped by length."""
     order: Shuffled | None = None
-    """Of the examples, in each pass."""
+    """The order of the examples in each pass."""
     tokens_seen: Any = 0
-    """By this process, since it started: a number, or a tensor of one."""
+    """Tokens seen by this process since it started: a number, or a tensor with one element."""
     tokens_before: int = 0
-    """By all processes, before the checkpoint from which the run goes on."""
+    """Tokens seen by all processes before the checkpoint from which the run continues."""
 
     def tokens_of_all(self) -> int:
-        """The tokens that all processes have seen in the whole run; each of them has to ask."""
+        """The tokens that all processes have seen in the whole run; every process must call this."""
         import torch
 
         accelerator = self.accelerator  # type: ignore[attr-defined]
@@ -54,12 +54,12 @@ class AdaptedTrainer:
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
-        """Those of a batch but padding; a tensor where a GPU would have to be waited for to say how many."""
+        """The tokens of a batch without padding; a tensor if converting it to a number would wait for the GPU."""
         mask, ids, labels = inputs.get("attention_mask"), inputs.get("input_ids"), inputs.get("labels")
-        if ids is None:  # the objective has names of its own
+        if ids is None:  # the objective uses other names
             return 0 if mask is None else mask.sum()
         if ids.numel() == FILL_TOKENS and labels is not None and not bool((labels != IGNORE_INDEX).any()):
-            return 0  # it fills up the share of a process
+            return 0  # a filler example
         return ids.numel() if mask is None else mask.sum()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
@@ -73,22 +73,22 @@ class AdaptedTrainer:
         return self.order
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError for one that transformers knows and cannot make here."""
+        """Raises ConfigError if transformers knows the optimizer but cannot create it."""
         try:
             return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         except (ValueError, ImportError, NotImplementedError) as e:
             name = self.args.optim  # type: ignore[attr-defined]
             raise ConfigError(
-                f"train.optimizer={getattr(name, 'value', name)} cannot be made: {first_line(e)}",
+                f"train.optimizer={getattr(name, 'value', name)} cannot be created: {first_line(e)}",
                 hint="--set train.optimizer=adamw_torch",
             ) from e
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """However weights are shared by the processes, a checkpoint is what `_save` writes."""
+        """Save with `_save`, even if the processes share weights."""
         self._save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint holds what the adapter saves, not what the module happens to be."""
+        """Save what the adapter saves, not the state of the module."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         with gathered_weights(self.loaded.model):
             if args.should_save:
@@ -97,7 +97,7 @@ class AdaptedTrainer:
                 self.loaded.save(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: a resumed run was composed with the checkpoint's adapter already."""
+        """Does nothing: a resumed run is composed with the checkpoint's adapter."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
@@ -110,7 +110,7 @@ class AdaptedTrainer:
 
 @contextlib.contextmanager
 def _attributed_to_checkpoint(checkpoint: str | None) -> Iterator[None]:
-    """What goes wrong while a checkpoint is read becomes a ModelError that names it."""
+    """Converts an error while a checkpoint is read into a ModelError that names the checkpoint."""
     try:
         yield
     except Exception as e:
@@ -124,10 +124,9 @@ def _attributed_to_checkpoint(checkpoint: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _accepted_as_trainable(model: Any) -> Iterator[None]:
-    """Trainer refuses a quantized model that carries no PEFT adapter.
+    """Make the Trainer accept a quantized model without a PEFT adapter while the context is open.
 
-    Here negotiation has decided already that this adapter trains on this base, and any adapter may come, so the
-    flag that Trainer looks at is set while it looks.
+    Negotiation has already checked that this adapter can train on this base, so the flag that the Trainer reads is set.
     """
     had = getattr(model, "_hf_peft_config_loaded", None)
     model._hf_peft_config_loaded = True
@@ -141,19 +140,19 @@ def _accepted_as_trainable(model: Any) -> Iterator[None]:
 
 
 def trained_dtypes(loaded: LoadedModel) -> set[str]:
-    """The number formats of what is trained, by torch's names."""
+    """The dtypes of the trained parameters, by torch's names."""
     return {str(p.dtype).removeprefix("torch.") for p in loaded.model.parameters() if p.requires_grad}
 
 
 def _check_trained(loaded: LoadedModel, args: TrainingArguments) -> None:
-    """Raises PluginError where nothing would train, or the gradient scaler could not."""
+    """Raises PluginError if no parameter is trained, or if the gradient scaler does not support a trained dtype."""
     assert loaded.plan.adapter is not None
     title, found = loaded.plan.adapter.component.title, trained_dtypes(loaded)
     if not found:
-        raise PluginError(f"{title} left nothing to train: no parameter requires a gradient")
+        raise PluginError(f"{title} leaves nothing to train: no parameter requires a gradient")
     if args.fp16 and "float16" in found:
         raise PluginError(
-            f"{title} keeps trained weights in float16, whose gradients cannot be scaled",
+            f"{title} has trained weights in float16, but the gradient scaler does not support float16 gradients",
             hint="--dtype bfloat16 or --dtype float32",
         )
 
@@ -167,9 +166,9 @@ def make_trainer(
     callback: RunCallback,
     lengths: Ints | None = None,
 ) -> Trainer:
-    """The objective's Trainer, fitted to an adapted model. Raises PluginError where nothing can be trained.
+    """The objective's Trainer for an adapted model. Raises PluginError if nothing can be trained.
 
-    With the `lengths` of the examples, batches are of about one length.
+    If `lengths` of the examples are given, each batch has rows of similar length.
     """
     _check_trained(loaded, args)
     own = objective.trainer_class()

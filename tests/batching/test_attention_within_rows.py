@@ -119,7 +119,8 @@ def test_other_architectures_keep_rows_apart_too(config: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [(BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=VOCABULARY), "registry"),
-     (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY, state_size=4), "a row moves by")],
+     (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY, state_size=4),
+      "the logits of a row change by")],
     ids=["bloom", "mamba"],
 )  # fmt: skip
 def test_models_that_would_mix_rows_are_found_out(config: Any, why: str) -> None:

@@ -26,7 +26,9 @@ from smollm3_finetune.errors import IncompatibleError
 def test_an_objective_without_flat_batches_is_refused_before_weights() -> None:
     objective: Any = SimpleNamespace(collator=None)
     check_objective(TrainConfig(), objective, "objective 'mine'")
-    with pytest.raises(IncompatibleError, match=r"train\.padding=never needs more than objective 'mine' offers"):
+    with pytest.raises(
+        IncompatibleError, match=r"train\.padding=never needs an objective with flat_collator\(\); objective 'mine'"
+    ):
         check_objective(TrainConfig(padding="never"), objective, "objective 'mine'")
 
 
@@ -35,13 +37,17 @@ def test_an_objective_without_flat_batches_is_refused_before_weights() -> None:
 def test_packing_with_an_adapter_that_mixes_rows_is_refused_before_weights(setting: str, cli: Any) -> None:
     result = cli("train", "--adapter", "prompt-tuning", "--set", setting, "--output", "out")
     assert result.code == 3
-    assert f"{setting} puts rows into one sequence, in which adapter 'prompt-tuning' would mix them" in result.stderr
+    message = f"{setting} needs an adapter that keeps packed rows separate; adapter 'prompt-tuning' does not"
+    assert message in result.stderr
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [("train.padding=always", "leaves nothing to pad"), ("train.group_by_length=true", "decides the batches")],
+    [
+        ("train.padding=always", "exclude each other: packed rows are not padded"),
+        ("train.group_by_length=true", "exclude each other: both select the rows of a batch"),
+    ],
 )
 def test_settings_that_exclude_each_other_are_named(other: str, message: str, cli: Any) -> None:
     result = cli("train", "--adapter", "full", "--set", "train.packing=true", "--set", other, "--dry-run")

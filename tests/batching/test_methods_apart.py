@@ -157,5 +157,5 @@ def test_replacing_a_row_leaves_the_other_as_it_was(method: str, tmp_path: Path)
 def test_a_method_that_mixes_rows_is_not_given_any_to_mix(method: str) -> None:
     objective = SupervisedFineTuning(NoOptions())
     insisting = batching(TrainConfig(padding="never"), composed(method), objective, TOKENIZER, print)
-    with pytest.raises(UnsupportedOp, match=f"cannot be had with 'tiny': adapter '{method}' would mix rows"):
+    with pytest.raises(UnsupportedOp, match=f"does not work with 'tiny': adapter '{method}' would mix rows"):
         insisting.__enter__()

@@ -417,9 +417,11 @@ def test_a_model_that_cannot_is_padded_and_said_so_or_refused() -> None:
     objective, said = SupervisedFineTuning(NoOptions()), []
     with batching(TrainConfig(), loaded, objective, TOKENIZER, said.append) as collate:
         assert "attention_mask" in collate(rows(2))
-    assert len(said) == 1 and said[0].startswith("padding  rows are padded: its code does not take its attention")
+    assert len(said) == 1 and said[0].startswith(
+        "padding  rows are padded: the model's code does not use transformers' attention"
+    )
     insisting = batching(TrainConfig(packing=True), loaded, objective, TOKENIZER, said.append)
-    with pytest.raises(UnsupportedOp, match=r"train\.packing=true cannot be had with 'small'"), insisting:
+    with pytest.raises(UnsupportedOp, match=r"train\.packing=true does not work with 'small'"), insisting:
         pass
 
 
@@ -442,7 +444,7 @@ def test_a_wrapper_that_passes_no_names_on_trains_on_padded_rows(tmp_path: Path)
     with batching(TrainConfig(), loaded, objective, TOKENIZER, said.append) as collate:
         found = held_out_loss(loaded.model, objective, held, collate, 2)
     assert [line.split(":")[1] for line in said] == [
-        " the forward of Narrow takes no position_ids", " the forward of Narrow passes no labels on",
+        " the forward of Narrow does not accept position_ids", " the forward of Narrow does not pass on labels",
     ]  # fmt: skip
     losses, _ = by_hand(reference, [[held]], 0.0)
     assert abs(found.mean - losses[0]) < 1e-10

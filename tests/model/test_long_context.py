@@ -223,7 +223,7 @@ def test_rows_longer_than_the_model_takes_are_an_early_error(
     (model / "model.safetensors").write_bytes(b"not weights")
     refused = cli("train", "--model", model, *QUICK, "--max-length", "3000", *dry)
     assert (refused.code, refused.stdout) == (2, "")
-    assert f"data.max_length=3000 is more than the 2048 tokens that '{model}' takes" in refused.stderr
+    assert f"data.max_length=3000 is more than the 2048 tokens that '{model}' supports" in refused.stderr
     assert "hint: --loader-opt context=3000 (YaRN), or --max-length 2048" in refused.stderr
     assert list(isolated.iterdir()) == []
     assert cli("train", "--model", model, *QUICK, "--max-length", "2048", "--dry-run").code == 0

@@ -41,7 +41,7 @@ def test_no_compiler_is_told_before_weights_are_read(cli: Any, monkeypatch: pyte
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = cli(*SHORT, "--output", "out", "--set", "train.compile=true", "--dry-run")
     assert result.code == 4
-    assert "train.compile=true needs a C++ compiler, and there is no 'no-such-compiler' here" in result.stderr
+    assert "train.compile=true needs a C++ compiler, but 'no-such-compiler' was not found" in result.stderr
     assert "CXX=clang++" in result.stderr
     assert cli(*SHORT, "--output", "out", "--dry-run").code == 0
 

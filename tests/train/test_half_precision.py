@@ -122,7 +122,9 @@ def test_weights_in_float16_are_refused_where_gradients_would_be_scaled(cli: Cli
         fp16 = True
 
     arguments: Any = OnGPU()
-    with pytest.raises(PluginError, match="trained weights in float16, whose gradients cannot be scaled"):
+    with pytest.raises(
+        PluginError, match="trained weights in float16, but the gradient scaler does not support float16 gradients"
+    ):
         _check_trained(loaded, arguments)
     arguments.fp16 = False
     _check_trained(loaded, arguments)

@@ -109,7 +109,7 @@ def test_a_tracker_that_fails_later_costs_no_training(cli: Cli, recorder: type[R
     recorder.fails_at = "log"
     result = cli("train", *QUICK, "--set", "train.report_to=recorder", "--output", "run")
     assert result.code == 0, result.stderr
-    assert result.stderr.count("recorder gets nothing more of this run: ValueError: no API key") == 1
+    assert result.stderr.count("recorder is disabled for the rest of this run: ValueError: no API key") == 1
     assert len(metrics("run")) == 4
 
 

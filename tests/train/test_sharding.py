@@ -103,7 +103,7 @@ def test_a_sharded_model_trains_answers_and_is_saved_as_a_whole_one(adapter: str
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, 3, "FSDP of version 1 wraps the model"),
+        ({"ACCELERATE_USE_FSDP": "true"}, 3, "FSDP 1 is not supported: it wraps the model"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
             2,

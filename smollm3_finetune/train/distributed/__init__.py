@@ -1,1 +1,1 @@
-"""Several processes that make one run."""
+"""One run in several processes."""

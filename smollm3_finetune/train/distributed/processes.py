@@ -1,7 +1,7 @@
-"""Several processes that train together, as torchrun or `accelerate launch` start them.
+"""Several processes that train together, started by torchrun or `accelerate launch`.
 
-Each has the whole model and its share of every batch; transformers' Trainer adds gradients up. The first process alone
-writes the run and speaks.
+Each process has the whole model and its share of every batch; transformers' Trainer sums the gradients. Only the first
+process writes the run and prints.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from smollm3_finetune.errors import ConfigError
 
 
 def world_size() -> int:
-    """How many processes train together. Raises ConfigError where the launcher's variable is no number."""
+    """The number of processes that train together. Raises ConfigError if WORLD_SIZE is not a positive integer."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or not int(text):
         raise ConfigError(
-            f"the environment variable WORLD_SIZE must be a number, and is {text!r}", hint="unset WORLD_SIZE"
+            f"the environment variable WORLD_SIZE must be a positive integer, not {text!r}", hint="unset WORLD_SIZE"
         )
     return int(text)
 
@@ -29,9 +29,9 @@ def is_main_process() -> bool:
 
 
 def of_main_process(path: Path) -> Path:
-    """The main process's value, in all of them: a directory that was named by the clock is one then.
+    """The main process's value of `path`, in every process: a directory named by the time would differ otherwise.
 
-    `TrainingArguments` must have been made, which connects the processes.
+    Call it after `TrainingArguments` was created, which connects the processes.
     """
     import torch.distributed as dist
 
@@ -43,9 +43,9 @@ def of_main_process(path: Path) -> Path:
 
 
 def shut_down_processes() -> None:
-    """End what connects the processes, if anything does; for the end of a program whose processes all went well.
+    """Destroy the process group, if there is one; call it at the end of a program whose processes all succeeded.
 
-    One that exits while a thread of the connection still holds a tensor may be aborted by it, when all work is done
+    A process that exits while a thread of the group still holds a tensor may abort after all work is done
     (https://github.com/pytorch/pytorch/pull/179291).
     """
     if world_size() == 1:
@@ -53,6 +53,6 @@ def shut_down_processes() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
-        gc.collect()  # a wrapped model that is garbage would keep the threads alive
-        with contextlib.suppress(RuntimeError):  # another process may be gone: everything is written by now
+        gc.collect()  # an uncollected wrapped model would keep the threads alive
+        with contextlib.suppress(RuntimeError):  # another process may have exited; everything is written already
             dist.destroy_process_group()

@@ -1,6 +1,6 @@
-"""Weights that a launcher has several processes share (FSDP, DeepSpeed): what is supported, and how they are saved.
+"""Sharded weights (FSDP, DeepSpeed): which launcher settings are supported, and how weights are saved.
 
-FSDP of version 2 shards a model in place, so that it trains, measures and answers as ever. What is saved is whole.
+FSDP 2 shards a model in place, so training, measuring and generating work unchanged. Saved weights are not sharded.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def check_sharding() -> None:
-    """Raises IncompatibleError or ConfigError for a launcher's settings that cannot be had here."""
+    """Raises IncompatibleError or ConfigError if a setting of the launcher is not supported."""
 
-    def asked(variable: str) -> bool:
+    def is_set(variable: str) -> bool:
         return os.environ.get(variable, "false").lower() in ("true", "1")
 
-    if asked("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
+    if is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
         raise IncompatibleError(
-            "DeepSpeed's ZeRO 3 cuts weights up while they are loaded, before an adapter is attached",
+            "DeepSpeed ZeRO 3 is not supported: it shards weights while they are loaded, before an adapter is attached",
             hint="accelerate launch --use_fsdp --fsdp_version 2, or --zero_stage 2",
         )
-    if not asked("ACCELERATE_USE_FSDP"):
+    if not is_set("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise IncompatibleError(
-            "FSDP of version 1 wraps the model, which an adapter cannot be saved from",
+            "FSDP 1 is not supported: it wraps the model, and an adapter cannot be saved from the wrapper",
             hint="accelerate launch --use_fsdp --fsdp_version 2",
         )
-    if asked(RAM_EFFICIENT):  # each process looks at its own weights, which all but the first would not have
+    if is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
         raise ConfigError(
-            "FSDP is told to load weights in one process only, and each one needs them",
+            "FSDP is configured to load weights in one process only, but every process needs them",
             hint="accelerate launch --fsdp_cpu_ram_efficient_loading false",
         )
 
 
 def _zero_stage() -> str:
-    """Of DeepSpeed, as text: from its own configuration where it has one."""
+    """DeepSpeed's ZeRO stage as text: from its configuration file if there is one."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file and file != "none":
         try:
             return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
-        except (OSError, ValueError, TypeError, KeyError):  # DeepSpeed itself says what is wrong with it
+        except (OSError, ValueError, TypeError, KeyError):  # DeepSpeed reports the error itself
             return ""
     return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
 
 
 @contextmanager
 def gathered_weights(model: nn.Module) -> Iterator[None]:
-    """Parameters that are shared are whole in every process while the context is open; all have to enter it.
+    """Gather sharded parameters in every process while the context is open; every process must enter it.
 
-    Changes to them are lost. Does nothing where none is shared.
+    Changes to them are lost. Does nothing if no parameter is sharded.
     """
     import torch
 
@@ -75,7 +75,7 @@ def gathered_weights(model: nn.Module) -> Iterator[None]:
         for name, parameter in list(module._parameters.items()):
             if not isinstance(parameter, DTensor):
                 continue
-            if id(parameter) not in found:  # tied ones once
+            if id(parameter) not in found:  # tied parameters are gathered once
                 tensor = parameter.detach().full_tensor()
                 found[id(parameter)] = torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad)
             replaced.append((module, name, parameter))
@@ -84,5 +84,5 @@ def gathered_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, parameter in replaced:
-            if module._parameters[name] is found[id(parameter)]:  # else a forward had FSDP put its own there
+            if module._parameters[name] is found[id(parameter)]:  # otherwise FSDP replaced it in a forward
                 module._parameters[name] = parameter
