@@ -12,7 +12,6 @@ no_think mode, traces are removed from answers.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.completeness import check_complete
 from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, escaped, escaped_text, flags
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
+from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
 from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
 from smollm3_finetune.errors import DataError, ModelError
 
@@ -136,7 +136,7 @@ class Renderer:
     def encode(self, conversation: Conversation, max_length: int) -> Encoded:
         """Token ids and labels of a conversation, cut to `max_length` tokens."""
         text, spans, notes = self.spans(conversation)
-        ids, labels = self._tokens(text, spans)
+        ids, labels = tokens_and_labels(self.tokenizer, text, spans)
         if conversation.text is not None and self.tokenizer.eos_token_id is not None:
             ids.append(int(self.tokenizer.eos_token_id))
             labels.append(ids[-1])
@@ -156,7 +156,7 @@ class Renderer:
         if not self.template:
             return found
         probe = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
-        supervised = [i for i in self._tokens(*self.spans(probe)[:2])[1] if i != IGNORE_INDEX]
+        supervised = [i for i in tokens_and_labels(self.tokenizer, *self.spans(probe)[:2])[1] if i != IGNORE_INDEX]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         return found + [i for i in supervised[-1:] if i in special and i not in found]
 
@@ -173,33 +173,6 @@ class Renderer:
             f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template, which {who}",
             hint="use the model's -Instruct variant, or --set data.template=FILE.jinja",
         )
-
-    def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """Token ids and labels. A token never contains both the end of a prompt and the start of an answer."""
-        ids, offsets = self._pieces(text, [])
-        starts = [start for start, _ in offsets]
-        containing = [(bound, bisect_right(starts, bound) - 1) for bound, _ in spans]
-        inside = [bound for bound, t in containing if t >= 0 and offsets[t][0] < bound < offsets[t][1]]
-        if inside:  # an answer that starts with a line break, which would be merged with the header's line break
-            ids, offsets = self._pieces(text, inside)
-        labels = [IGNORE_INDEX] * len(ids)
-        turn = 0
-        for t, (start, end) in enumerate(offsets):
-            while turn < len(spans) and spans[turn][1] <= start:
-                turn += 1
-            if turn < len(spans) and spans[turn][0] <= start and end <= spans[turn][1]:
-                labels[t] = ids[t]
-        return ids, labels
-
-    def _pieces(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of the text, split at `cuts` before tokenizing, and the (start, end) characters of each token."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
-            ids += encoded["input_ids"]
-            offsets += [(start + a, start + b) for a, b in encoded["offset_mapping"]]
-        return ids, offsets
 
     def _supervised_span(self, prepared: _Prepared, i: int, text: str) -> tuple[int, int] | None:
         """The supervised characters of message `i` in `text`; None if a model with this prompt would not write them."""
