@@ -1,4 +1,4 @@
-"""Shared by the tests of core: an isolated environment, real distributions on disk, and the command line."""
+"""Fixtures for the tests of core: an isolated environment, fake distributions on disk, and the command line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM
 GROUP = "smollm3_finetune"
 LONGEST = ("two_processes", "merge", "compiling", "train", "tutorials", "gptqmodel", "quantizing", "sharding", "check",
            "measure", "kit")  # fmt: skip
-"""The files that take longest, in this order."""
+"""The slowest test files, slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: begun last, one of them would keep a single process busy at the end."""
+    """Run the slowest files first: if one started last, a single process would run it alone at the end."""
     order = {f"test_{name}.py": at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, a cache of its own, no network, no plugin settings of whoever runs the tests.
+    """An empty working directory, a separate cache, no network, and no plugin settings from the environment.
 
-    Modules that a test imported from its own directory are forgotten afterwards.
+    Modules that a test imported from its own directory are removed afterwards.
     """
     work = tmp_path / "work"
     work.mkdir()
@@ -59,7 +59,7 @@ FakeDistribution = Callable[..., Path]
 
 @pytest.fixture
 def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDistribution:
-    """Make an installed distribution, for this process and for those it starts; returns the folder it lies in.
+    """Create an installed distribution for this process and its child processes; returns its folder.
 
     `fake_distribution("acme", "1.0", {"acme.hooks": SOURCE}, {"acme": "acme.hooks"})`
     """
@@ -74,7 +74,7 @@ def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDi
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
         lines = [f"[{GROUP}]", *(f"{k} = {v}" for k, v in (entry_points or {}).items())]
         (about / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for dotted, source in sorted((modules or {}).items(), reverse=True):  # a package after what is inside it
+        for dotted, source in sorted((modules or {}).items(), reverse=True):  # a package after its modules
             write_module(site, dotted, source)
         monkeypatch.syspath_prepend(str(site))
         before = os.environ.get("PYTHONPATH")
@@ -86,7 +86,7 @@ def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDi
 
 
 def write_module(site: Path, dotted: str, source: str) -> Path:
-    """A module's file, and the packages above it."""
+    """The file of a module, and the packages above it."""
     *packages, last = dotted.split(".")
     folder = site
     for package in packages:
@@ -100,14 +100,14 @@ def write_module(site: Path, dotted: str, source: str) -> Path:
 
 
 class Result(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     stdout: str
     stderr: str
 
     def report(self) -> dict[str, Any]:
-        """What a command that went well printed with --json."""
+        """The JSON output of a command that succeeded."""
         assert self.code == 0, self.stderr
         report: dict[str, Any] = json.loads(self.stdout)
         return report
@@ -115,7 +115,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def run_cli() -> Callable[..., Result]:
-    """`smollm3 ARGS` in a process of its own, which sees the fake distributions."""
+    """Run `smollm3 ARGS` in a separate process, which sees the fake distributions."""
 
     def run(*args: str, timeout: float = 300, input: str | None = None, **env: str) -> Result:
         done = subprocess.run(
@@ -129,7 +129,7 @@ def run_cli() -> Callable[..., Result]:
 
 @pytest.fixture
 def cli() -> Callable[..., Result]:
-    """`smollm3 ARGS` in this process: the same entry point, without the cost of starting Python."""
+    """Run `smollm3 ARGS` in this process: the same entry point, without starting Python."""
     from smollm3_finetune.main import main
 
     def run(*args: str) -> Result:
@@ -147,7 +147,7 @@ def cli() -> Callable[..., Result]:
 
 @pytest.fixture
 def plugin_file(tmp_path: Path) -> Callable[[str, str], Path]:
-    """A plugin file for `-p`, outside the working directory."""
+    """Write a plugin file for `-p`, outside the working directory."""
 
     def make(name: str, source: str) -> Path:
         folder = tmp_path / "files"
@@ -161,7 +161,7 @@ def plugin_file(tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.fixture
 def model_directory(tmp_path: Path) -> Path:
-    """A directory that looks like a model. Its weights are no weights, so whoever reads them fails."""
+    """A directory that looks like a model. Its weight file is invalid, so reading the weights fails."""
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps({"model_type": "smollm3", "architectures": ["X"]}))

@@ -1,9 +1,9 @@
-"""Runs core's tests where nothing but core and its own dependencies can be imported.
+"""Runs core's tests in an environment where only core and its dependencies can be imported.
 
     python tests/without_plugins.py [PYTEST ARGUMENTS]
 
-The interpreter starts without its site-packages and gets a folder of links instead, which holds every installed
-distribution but the plugins and the libraries that only plugins need: to Python they are not installed.
+The interpreter starts without its site-packages. Instead it gets a folder of links to all installed distributions,
+except the plugins and the libraries that only plugins need: for Python these are not installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAME = (
     "runs/resume", "scaffold/scaffold", "train/compiling", "train/half_precision", "train/measuring",
     "train/mishaps", "train/two_processes",
 )  # fmt: skip
-"""Tests of what looks at no plugin; the other session runs them."""
+"""Tests that use no plugins; the other session runs them."""
 
 
 def normal(name: str) -> str:
@@ -37,7 +37,7 @@ def normal(name: str) -> str:
 
 
 def link_all(folder: Path) -> set[str]:
-    """Link every file of every distribution that stays; returns the names of those left out."""
+    """Link every file of the kept distributions; returns the names of the skipped ones."""
     out: set[str] = set()
     for distribution in importlib.metadata.distributions():
         name = normal(distribution.name)

@@ -1,8 +1,8 @@
-"""The contract between loader, quantizer and adapter, on its hard case: a checkpoint quantizer with a one-way kernel.
+"""The contract between loader, quantizer and adapter, including a quantizer whose kernel is repacked permanently.
 
-Each pair goes through evaluate, train, evaluate, save, train, restore; at each point the adapter's gradients must
-equal those on the dense copy. Bounds: in float64 1e-9 (a sum of a few thousand products, rounded at 1e-16 each);
-in float32 1e-5; or the base's own `forward_rtol` where that is larger.
+Each pair runs evaluate, train, evaluate, save, train, restore. At each step the gradients of the adapter must equal
+those on the dense copy. Bounds: 1e-9 in float64 (a sum of a few thousand products, each rounded at 1e-16), 1e-5 in
+float32, or the `forward_rtol` of the base if that is larger.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def measured(quant: str, adapter: str, dtype: str) -> Comparison:
 
 def check(result: Comparison, bound: float) -> None:
     assert result.identity <= bound
-    assert result.moved > 1e-3, "an adapter that moves nothing cannot be compared"
+    assert result.moved > 1e-3, "the adapter must change the logits, otherwise the comparison shows nothing"
     assert list(result.gradients) == POINTS
     for point, error in (*result.gradients.items(), *result.logits.items()):
         assert error <= bound, f"{point}: {error}"
-    assert all(error == 0 for error in result.weights.values()), "read_weight changed on the way"
+    assert all(error == 0 for error in result.weights.values()), "read_weight changed during the run"
     assert result.restored <= bound
     assert result.trained
     assert result.base_trained == []
@@ -40,10 +40,10 @@ def test_an_out_of_tree_adapter_trains_as_on_the_dense_copy(quant: str) -> None:
     check(measured(quant, "scale", "float64"), FLOAT64)
 
 
-def test_a_one_way_kernel_that_is_not_pinned_fails_the_same_check() -> None:
+def test_a_kernel_that_is_repacked_fails_the_same_check() -> None:
     result = measured("rows-int8-unpinned", "scale", "float64")
-    assert result.logits["evaluate"] <= FLOAT64, "a single evaluation shows nothing"
-    assert all(error == 0 for error in result.weights.values()), "nor does reading the weights"
+    assert result.logits["evaluate"] <= FLOAT64, "one evaluation alone does not show the fault"
+    assert all(error == 0 for error in result.weights.values()), "reading the weights does not show it either"
     assert result.gradients["train"] > 0.1
     with pytest.raises(AssertionError, match=r"^train: 0\."):
         check(result, FLOAT64)
@@ -73,7 +73,7 @@ def test_lora_and_dora_train_as_on_the_dense_copy(quant: str, dtype: str, bound:
 
 @pytest.mark.plugins
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
-def test_lora_and_dora_show_a_kernel_that_is_not_pinned(adapter: str) -> None:
+def test_lora_and_dora_detect_a_kernel_that_is_repacked(adapter: str) -> None:
     result = measured("rows-int8-unpinned", adapter, "float64")
     assert result.logits["evaluate"] <= FLOAT64
     assert result.gradients["train"] > 0.1
@@ -81,7 +81,7 @@ def test_lora_and_dora_show_a_kernel_that_is_not_pinned(adapter: str) -> None:
 
 @pytest.mark.plugins
 @pytest.mark.parametrize("quant", ["bnb-4bit", "bnb-8bit"])
-def test_an_out_of_tree_adapter_composes_with_a_quantizer_that_never_heard_of_it(quant: str) -> None:
+def test_an_out_of_tree_adapter_works_on_a_quantizer_that_does_not_know_it(quant: str) -> None:
     check(measured(quant, "scale", "float32"), FLOAT32)
 
 

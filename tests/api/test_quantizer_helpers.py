@@ -1,4 +1,4 @@
-"""What `smollm3_finetune.api` gives to quantizers."""
+"""Helpers of `smollm3_finetune.api` for quantizers."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_the_architecture_has_no_weights_and_ignores_a_quantization() -> None:
     assert model.config.num_hidden_layers == 2
 
 
-def test_there_is_no_architecture_of_custom_code() -> None:
+def test_custom_code_has_no_architecture() -> None:
     assert architecture_of(source(model_type="nobodys", hidden_size=16)) is None
 
 
-def test_all_linear_layers_but_the_head_are_quantized() -> None:
+def test_all_linear_layers_except_the_head_are_quantized() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
     found = layers_to_quantize(model, "mine", source())
@@ -59,13 +59,13 @@ def test_all_linear_layers_but_the_head_are_quantized() -> None:
     ("skip", "left"),
     [(("k_proj",), 12), (("layers.0",), 7), (("layers.0.mlp", "k_proj"), 9), (("model.layers.1.mlp.up_proj",), 13)],
 )
-def test_what_is_skipped_is_named_by_whole_parts(skip: tuple[str, ...], left: int) -> None:
+def test_skip_modules_match_whole_parts_of_names(skip: tuple[str, ...], left: int) -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
     assert len(layers_to_quantize(model, "mine", source(), skip)) == left
 
 
-def test_a_name_that_no_layer_has_is_told_with_those_that_there_are() -> None:
+def test_an_unknown_skip_module_lists_the_linear_layers() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
     with pytest.raises(ConfigError, match="mine: skip_modules names 'proj', which is no linear layer") as caught:
@@ -73,7 +73,7 @@ def test_a_name_that_no_layer_has_is_told_with_those_that_there_are() -> None:
     assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
 
 
-def test_nothing_left_to_quantize_is_refused() -> None:
+def test_skipping_every_layer_is_refused() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
     with pytest.raises(IncompatibleError, match="mine finds no linear layer to quantize in 'some-model'"):
@@ -83,7 +83,7 @@ def test_nothing_left_to_quantize_is_refused() -> None:
 # -------------------------------------------------------------------------------------------- what is refused
 
 
-def test_a_quantized_checkpoint_is_refused_by_the_method_it_has() -> None:
+def test_a_quantized_checkpoint_is_refused_with_its_method() -> None:
     refuse_quantized("mine", source())
     with pytest.raises(IncompatibleError, match=r"mine cannot load 'some-model': .* already quantized by awq"):
         refuse_quantized("mine", source(quantization_config={"quant_method": "awq"}))
@@ -91,7 +91,7 @@ def test_a_quantized_checkpoint_is_refused_by_the_method_it_has() -> None:
         refuse_quantized("mine", source(quantization_config={}))
 
 
-def test_a_group_size_that_fits_is_proposed() -> None:
+def test_a_group_size_that_fits_is_suggested() -> None:
     error = group_size_error("mine", 100, "the 576 in_features of q_proj", [576, 1536])
     assert error.message == "mine: groups of 100 do not divide the 576 in_features of q_proj"
     assert error.hint == "--quant-opt group_size=64"
@@ -106,7 +106,7 @@ def test_a_group_size_that_fits_is_proposed() -> None:
         ("float64", "float32", "float32"), ("float8_e4m3fn", "bfloat16", "bfloat16"),
     ],
 )  # fmt: skip
-def test_the_dtype_counts_where_it_rounds_the_checkpoint(checkpoint: str, run: str, rounded: str | None) -> None:
+def test_the_dtype_counts_only_if_it_rounds_the_checkpoint(checkpoint: str, run: str, rounded: str | None) -> None:
     context: Any = SimpleNamespace(dtype=run)
     assert rounding_dtype(source(dtype=checkpoint), context) == rounded
     assert rounding_dtype(source(torch_dtype=f"torch.{checkpoint}"), context) == rounded
@@ -119,18 +119,18 @@ def test_the_dtype_counts_where_it_rounds_the_checkpoint(checkpoint: str, run: s
         ("float32", "bfloat16", "bfloat16"), ("bfloat16", "bfloat16", None), ("bfloat16", "float16", "float16"),
     ],
 )  # fmt: skip
-def test_a_method_that_looks_at_float32_values_is_not_decided_by_wider_ones(
+def test_a_method_that_reads_float32_values_ignores_wider_dtypes(
     checkpoint: str, run: str, rounded: str | None
 ) -> None:
     context: Any = SimpleNamespace(dtype=run)
     assert rounding_dtype(source(dtype=checkpoint), context, seen_in="float32") == rounded
 
 
-# --------------------------------------------------------------------------------------------------- the view
+# --------------------------------------------------------------------------------------------------- DequantizingOps
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_view_gives_the_weight_as_the_forward_rounds_it(compute: torch.dtype) -> None:
+def test_read_weight_rounds_as_the_forward_does(compute: torch.dtype) -> None:
     layer = nn.Linear(3, 2)
     held = layer.weight
     view = DequantizingOps(layer, lambda one: one.weight * 1, compute)
@@ -145,7 +145,7 @@ def test_the_view_gives_the_weight_as_the_forward_rounds_it(compute: torch.dtype
     assert held.abs().sum() > 0
 
 
-def test_a_weight_in_float64_stays_in_it() -> None:
+def test_a_float64_weight_stays_float64() -> None:
     layer = nn.Linear(3, 2, dtype=torch.float64)
     weight = DequantizingOps(layer, lambda one: one.weight * 1, torch.float64).read_weight()
     assert weight.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Attention that stays inside each row: windows, soft caps, other architectures, and those that would mix rows."""
+"""Attention within each row: sliding windows, soft caps, other architectures, and models that would mix rows."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim > 1:
-                p.normal_(0, 0.2)  # the usual start of 0.02 would hide what rows do to each other
+                p.normal_(0, 0.2)  # with the usual 0.02, rows would influence each other too little
     return model
 
 
 def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> list[Row]:
-    """Rows of different length; a part of their tokens is not learned."""
+    """Rows of different length; a part of their tokens is not supervised."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -57,8 +57,8 @@ def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> l
     return made
 
 
-def test_a_padded_model_would_see_the_other_row_without_its_own_attention() -> None:
-    """What the tests above would miss if the attention were not switched."""
+def test_without_the_switched_attention_rows_see_each_other() -> None:
+    """Shows that the tests above would fail without the switched attention."""
     model = small()
     batch = flatten(rows(2))
     del batch["labels"]
@@ -75,8 +75,8 @@ def test_a_label_too_few_or_too_many_is_told(labels: list[int]) -> None:
         flatten([{"input_ids": [5, 6, 7], "labels": labels}])
 
 
-def test_a_window_holds_inside_each_row() -> None:
-    """Mistral with a window of 4 tokens: rows of up to 12, against the model's own padded mask."""
+def test_a_sliding_window_applies_within_each_row() -> None:
+    """Mistral with a window of 4 tokens: rows of up to 12 tokens, compared with the model's own padded mask."""
     for kind in ("sdpa", "eager"):
         model = small(torch.float64, MistralConfig(**SIZES, sliding_window=4), kind)
         examples = rows(3, longest=12)
@@ -89,7 +89,7 @@ def test_a_window_holds_inside_each_row() -> None:
         assert float((torch.cat(alone) - together).abs().max()) < (1e-10 if attention == "sdpa" else 1e-5)
 
 
-def test_generation_is_untouched_while_rows_are_kept_apart() -> None:
+def test_generation_is_unchanged_with_the_switched_attention() -> None:
     model = small().eval()
     ids, mask = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     arguments: Any = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
@@ -112,7 +112,7 @@ def kept_apart(model: Any) -> None:
      Gemma2Config(**SIZES, head_dim=8, attn_logit_softcapping=5.0)],
     ids=lambda c: c.model_type,
 )  # fmt: skip
-def test_other_architectures_keep_rows_apart_too(config: Any) -> None:
+def test_other_architectures_keep_rows_separate(config: Any) -> None:
     kept_apart(small(torch.float32, config, "eager" if config.model_type == "gemma2" else "sdpa"))
 
 
@@ -123,7 +123,7 @@ def test_other_architectures_keep_rows_apart_too(config: Any) -> None:
       "the logits of a row change by")],
     ids=["bloom", "mamba"],
 )  # fmt: skip
-def test_models_that_would_mix_rows_are_found_out(config: Any, why: str) -> None:
+def test_models_that_would_mix_rows_are_detected(config: Any, why: str) -> None:
     model = small(torch.float32, config, "eager")
     with pytest.raises(RowsNotApart, match=why):
         kept_apart(model)
@@ -135,7 +135,7 @@ def test_models_that_would_mix_rows_are_found_out(config: Any, why: str) -> None
     [({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "the longest row of a batch"),
      ({"attention_chunk_size": 8}, "chunks of the whole sequence")],
 )  # fmt: skip
-def test_what_two_short_rows_cannot_show_is_read_from_the_configuration(change: dict[str, Any], why: str) -> None:
+def test_limits_longer_than_the_probe_are_read_from_the_configuration(change: dict[str, Any], why: str) -> None:
     with pytest.raises(RowsNotApart, match=why):
         kept_apart(small(**change))
 
@@ -149,17 +149,17 @@ def test_what_two_short_rows_cannot_show_is_read_from_the_configuration(change: 
         ("cpu", torch.bfloat16, True, False),
     ],
 )
-def test_varlen_kernels_are_for_half_precision_on_a_gpu(
+def test_varlen_kernels_are_used_in_half_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, autocast: bool, expected: bool
 ) -> None:
-    """The choice alone, with stand-ins: weights that are trained stay in float32 where autocast computes in half."""
+    """Only the choice of the kernel, with stubs: trained weights stay in float32, and autocast uses half precision."""
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: autocast)
     model: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, _supports_flash_attn=True)
     assert attention._flash_usable(model) is expected
 
 
-def test_the_borders_of_a_batch_are_read_once_for_all_layers() -> None:
+def test_row_boundaries_are_computed_once_per_batch() -> None:
     class Counted(torch.Tensor):
         reads = 0
 

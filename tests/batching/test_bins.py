@@ -1,4 +1,4 @@
-"""Packed sequences and batches of one length: every row once, few sequences, little memory, decided by the seed."""
+"""Packed sequences and length-grouped batches: every row once, few sequences, little memory, set by the seed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from smollm3_finetune.batching.strategy import check_objective
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import IncompatibleError
 
-# --------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------- refused settings
 
 
-def test_an_objective_without_flat_batches_is_refused_before_weights() -> None:
+def test_an_objective_without_flat_batches_is_refused_before_weights_are_read() -> None:
     objective: Any = SimpleNamespace(collator=None)
     check_objective(TrainConfig(), objective, "objective 'mine'")
     with pytest.raises(
@@ -34,7 +34,7 @@ def test_an_objective_without_flat_batches_is_refused_before_weights() -> None:
 
 @pytest.mark.plugins
 @pytest.mark.parametrize("setting", ["train.packing=true", "train.padding=never"])
-def test_packing_with_an_adapter_that_mixes_rows_is_refused_before_weights(setting: str, cli: Any) -> None:
+def test_packing_with_an_adapter_that_mixes_rows_is_refused_before_weights_are_read(setting: str, cli: Any) -> None:
     result = cli("train", "--adapter", "prompt-tuning", "--set", setting, "--output", "out")
     assert result.code == 3
     message = f"{setting} needs an adapter that keeps packed rows separate; adapter 'prompt-tuning' does not"
@@ -49,7 +49,7 @@ def test_packing_with_an_adapter_that_mixes_rows_is_refused_before_weights(setti
         ("train.group_by_length=true", "exclude each other: both select the rows of a batch"),
     ],
 )
-def test_settings_that_exclude_each_other_are_named(other: str, message: str, cli: Any) -> None:
+def test_contradicting_settings_are_named(other: str, message: str, cli: Any) -> None:
     result = cli("train", "--adapter", "full", "--set", "train.packing=true", "--set", other, "--dry-run")
     assert result.code == 2
     assert message in result.stderr
@@ -79,7 +79,7 @@ def test_a_packed_run_counts_its_steps_and_resumes_bit_for_bit(cli: Any) -> None
 
 
 @pytest.mark.plugins
-def test_a_learned_prompt_is_trained_and_measured(cli: Any) -> None:
+def test_prompt_tuning_trains_and_its_loss_is_measured(cli: Any) -> None:
     result = cli("train", "--adapter", "prompt-tuning", "--max-steps", "2", "--set", "data.limit=30", "--set",
                  "train.sample_tokens=2", "--learning-rate", "0.05", "--set", "train.logits=all")  # fmt: skip
     assert result.code == 0, result.stderr
@@ -92,7 +92,7 @@ def test_a_learned_prompt_is_trained_and_measured(cli: Any) -> None:
 
 
 def naive_best_fit(lengths: Sequence[int], capacity: int) -> int:
-    """How many bins the rule of the textbook makes."""
+    """The number of bins of best fit, as in textbooks."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [i for i, room in enumerate(rooms) if room >= length]
@@ -104,7 +104,7 @@ def naive_best_fit(lengths: Sequence[int], capacity: int) -> int:
 
 
 @pytest.mark.parametrize("capacity", [8, 64, 1000])
-def test_bins_hold_every_row_once_and_are_as_few_as_best_fit_makes(capacity: int) -> None:
+def test_bins_contain_every_row_once_and_are_as_few_as_with_best_fit(capacity: int) -> None:
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, capacity + 1, 500).astype(np.int32)
     found, borders = best_fit(lengths, capacity, seed=0)
@@ -114,7 +114,7 @@ def test_bins_hold_every_row_once_and_are_as_few_as_best_fit_makes(capacity: int
     assert len(sums) == naive_best_fit(lengths.tolist(), capacity)
 
 
-def test_bins_are_decided_by_the_seed_and_a_row_that_is_too_long_is_alone() -> None:
+def test_bins_depend_on_the_seed_and_a_too_long_row_has_its_own() -> None:
     lengths = np.array([3, 3, 3, 3, 5, 5, 20] * 9, dtype=np.int32)
     first, again, other = (best_fit(lengths, 8, seed)[0].tolist() for seed in (0, 0, 1))
     assert first == again != other
@@ -123,7 +123,7 @@ def test_bins_are_decided_by_the_seed_and_a_row_that_is_too_long_is_alone() -> N
     assert all(len(rows) == 1 for rows in alone) and len(alone) == 9
 
 
-def test_memory_of_bins_grows_by_a_few_bytes_a_row() -> None:
+def test_bins_need_a_few_bytes_per_row() -> None:
     def peak(count: int) -> tuple[int, int]:
         lengths = np.random.default_rng(0).integers(1, 900, count).astype(np.int32)
         tracemalloc.start()
@@ -138,7 +138,7 @@ def test_memory_of_bins_grows_by_a_few_bytes_a_row() -> None:
     assert (most - small_most) / 100_000 < 40
 
 
-def test_grouped_batches_hold_each_row_once_and_waste_little() -> None:
+def test_grouped_batches_contain_each_row_once_with_little_padding() -> None:
     lengths = np.random.default_rng(0).integers(1, 500, 1003).astype(np.int32)
 
     def padded(order: list[int]) -> int:
@@ -154,7 +154,7 @@ def test_grouped_batches_hold_each_row_once_and_waste_little() -> None:
     assert padded(first) < 1.1 * lengths.sum() < 1.5 * lengths.sum() < padded(list(Shuffled(1003, 0)))
 
 
-def test_a_run_with_batches_of_one_length_learns(cli: Any) -> None:
+def test_the_loss_falls_with_length_grouped_batches(cli: Any) -> None:
     result = cli("train", "--adapter", "full", "--max-steps", "5", "--set", "data.limit=40", "--set",
                  "train.sample_tokens=2", "--set", "train.group_by_length=true", "--json")  # fmt: skip
     report = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""The cross-entropy at supervised positions against torch's own."""
+"""The cross-entropy at supervised positions, compared with torch's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smollm3_finetune.batching.cross_entropy import supervised_cross_entropy
 
 
 def example(dtype: torch.dtype, rows: int = 7, vocabulary: int = 1000) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) of which some are far apart, and targets (N,) of which two are the same."""
+    """Logits (N, V), some of them far apart, and targets (N,), two of them equal."""
     chance = torch.Generator().manual_seed(0)
     logits = (30 * torch.randn(rows, vocabulary, generator=chance, dtype=torch.float64)).to(dtype)
     targets = torch.randint(vocabulary, (rows,), generator=chance)
@@ -22,8 +22,8 @@ def example(dtype: torch.dtype, rows: int = 7, vocabulary: int = 1000) -> tuple[
 
 @pytest.mark.parametrize("factor", [1.0, 65536.0, 1 / 300])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_it_is_torchs_own_in_value_and_gradient(dtype: torch.dtype, factor: float) -> None:
-    """For narrow logits, torch's in float32. `factor`: what the loss is multiplied with, as a loss scale does."""
+def test_value_and_gradient_equal_torchs(dtype: torch.dtype, factor: float) -> None:
+    """For logits in half precision, torch's loss is in float32. `factor` multiplies the loss, as a loss scale does."""
     logits, targets = example(dtype)
     wide = logits.double() if dtype == torch.float64 else logits.float()
     plain = F.cross_entropy(wide, targets, reduction="sum")
@@ -33,17 +33,17 @@ def test_it_is_torchs_own_in_value_and_gradient(dtype: torch.dtype, factor: floa
     assert (loss.dtype, gradient.dtype) == (plain.dtype, dtype)
     exact = 1e-14 if dtype == torch.float64 else 1e-6
     assert loss.item() == pytest.approx(plain.item(), rel=exact)
-    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, exact)  # of one rounding to the logits' dtype
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, exact)  # one rounding to the logits' dtype
     least = factor * (2**-24 if dtype == torch.float16 else exact)
     torch.testing.assert_close(gradient, wanted, rtol=rounding, atol=least)
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+def test_the_gradient_equals_finite_differences() -> None:
     logits, targets = example(torch.float64, rows=3, vocabulary=11)
     assert torch.autograd.gradcheck(lambda x: supervised_cross_entropy(x / 30, targets), logits)
 
 
-def test_without_a_gradient_it_is_the_same_number() -> None:
+def test_the_value_without_a_gradient_is_the_same() -> None:
     logits, targets = example(torch.float32)
     with torch.no_grad():
         alone = supervised_cross_entropy(logits, targets)
@@ -53,7 +53,7 @@ def test_without_a_gradient_it_is_the_same_number() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_a_second_backward_pass_gives_the_gradient_once_more(factor: float) -> None:
+def test_a_second_backward_pass_gives_the_same_gradient(factor: float) -> None:
     logits, targets = example(torch.float64)
     loss = factor * supervised_cross_entropy(logits, targets)
     (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
@@ -64,7 +64,7 @@ def test_a_second_backward_pass_gives_the_gradient_once_more(factor: float) -> N
 
 
 class Made(TorchDispatchMode):
-    """Counts the operations that give a new tensor of at least `elements`."""
+    """Counts the operations that create a tensor of at least `elements`."""
 
     def __init__(self, elements: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Made(TorchDispatchMode):
         return result
 
 
-def test_one_tensor_as_large_as_the_logits_is_made() -> None:
+def test_only_one_tensor_as_large_as_the_logits_is_created() -> None:
     logits, targets = example(torch.float32)
     with Made(logits.numel()) as made:
         torch.autograd.grad(supervised_cross_entropy(logits, targets), logits)

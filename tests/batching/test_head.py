@@ -1,4 +1,4 @@
-"""The output layer at supervised positions only: the same loss and gradients, through whatever wraps the model."""
+"""The output layer at supervised positions only: the same loss and gradients, also through wrappers of the model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def small(config: Any = None, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def with_adapter(name: str, model: Any, **options: Any) -> Any:
-    """What an adapter makes of the model, moved from where it starts."""
+    """The model with an adapter whose weights were moved from their initial values."""
     choice = choose(discover(PluginSelection.of([])), ADAPTER, name, options)
     none: Any = None
     context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype="float64", seed=3, cache=none, progress=none)
@@ -67,7 +67,7 @@ def with_adapter(name: str, model: Any, **options: Any) -> Any:
 
 
 def by_hand(model: Any) -> Tensor:
-    """The summed loss from all logits."""
+    """The summed loss, computed from all logits."""
     logits = model(input_ids=IDS, use_cache=False).logits[:, :-1].log_softmax(-1)  # (B, T - 1, V)
     wanted = LABELS[:, 1:]
     picked = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
@@ -87,7 +87,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @contextmanager
 def tokens_through(layer: nn.Module) -> Iterator[list[int]]:
-    """How many tokens the output layer is called for, call by call."""
+    """The number of tokens in each call of the output layer."""
     seen: list[int] = []
     hook = layer.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
     try:
@@ -98,7 +98,7 @@ def tokens_through(layer: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, THREE_ROWS, 1])
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_gradients_are_those_of_all_logits(tied: bool, logit_bytes: int) -> None:
+def test_loss_and_gradients_equal_those_of_all_logits(tied: bool, logit_bytes: int) -> None:
     model = small(SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=tied))
     expected = by_hand(model)
     wanted = gradients(model, expected / COUNT)
@@ -112,7 +112,7 @@ def test_loss_and_gradients_are_those_of_all_logits(tied: bool, logit_bytes: int
         same(gradients(model, out.loss), wanted)
 
 
-def test_the_output_layer_meets_supervised_tokens_only_and_few_at_a_time() -> None:
+def test_the_output_layer_gets_only_supervised_tokens_in_small_pieces() -> None:
     model = small()
     with supervised_logits(model, THREE_ROWS), torch.no_grad(), tokens_through(model.lm_head) as seen:
         model(input_ids=IDS, labels=LABELS)
@@ -121,7 +121,7 @@ def test_the_output_layer_meets_supervised_tokens_only_and_few_at_a_time() -> No
 
 
 def test_a_frozen_output_layer_computes_no_piece_twice() -> None:
-    """The gradient of what comes before it, by pieces, is that of all logits; and it is scaled as the loss is."""
+    """The gradient at the hidden states, computed in pieces, equals that of all logits and scales with the loss."""
     model = small(SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=False))
     model.lm_head.requires_grad_(False)
     wanted = gradients(model, 3 * by_hand(model) / COUNT)
@@ -132,7 +132,7 @@ def test_a_frozen_output_layer_computes_no_piece_twice() -> None:
     assert max(seen) == 3
 
 
-def test_the_mean_is_over_the_count_that_the_trainer_gives() -> None:
+def test_the_mean_uses_the_count_of_the_trainer() -> None:
     model = small()
     with supervised_logits(model), torch.no_grad():
         alone = model(input_ids=IDS, labels=LABELS)
@@ -151,7 +151,7 @@ def test_half_precision_losses_are_summed_in_float32() -> None:
         assert abs(float(out.loss) - float(own)) < 1e-2
 
 
-def test_everything_else_is_the_model_s_own() -> None:
+def test_other_calls_use_the_forward_of_the_model() -> None:
     model = small().eval()
     signature, own = inspect.signature(model.forward), model(input_ids=IDS, labels=LABELS, use_cache=False)
     with supervised_logits(model):
@@ -169,7 +169,7 @@ def test_everything_else_is_the_model_s_own() -> None:
 
 
 def test_the_first_labels_of_rows_are_not_measured() -> None:
-    """With or without logits; they are learned from nothing, or from a learned prompt."""
+    """With or without logits; nothing precedes these labels, or only a trained prompt."""
     model, objective = small().eval(), SupervisedFineTuning(NoOptions())
     batch = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_the_first_labels_of_rows_are_not_measured() -> None:
 
 
 class Loud(LlamaForCausalLM):  # type: ignore[misc]
-    """A model that changes its logits, and whose configuration says nothing of it."""
+    """A model that changes its logits without a setting in its configuration."""
 
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -221,7 +221,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_model_that_computes_more_keeps_its_own_forward(kind: str) -> None:
+def test_a_model_that_changes_logits_or_loss_keeps_its_forward(kind: str) -> None:
     model = OTHERS[kind]().eval()
     own = model(input_ids=IDS, labels=LABELS)
     with supervised_logits(model) as on:
@@ -231,13 +231,13 @@ def test_a_model_that_computes_more_keeps_its_own_forward(kind: str) -> None:
     assert torch.equal(again.logits, own.logits)
 
 
-def test_changed_logits_are_noticed_without_knowing_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_logits_are_detected_without_knowing_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHANGED_LOGITS", ())
     for kind in ("softcap", "divided", "multiplied"):
         assert not SupervisedForward(OTHERS[kind]()).agrees(), kind
 
 
-def test_what_a_hook_adds_to_the_output_layer_is_trained() -> None:
+def test_parameters_in_a_hook_of_the_output_layer_are_trained() -> None:
     """In one piece of logits and in several."""
     gradients = []
     for logit_bytes in (LOGIT_BYTES, THREE_ROWS):
@@ -255,7 +255,7 @@ def test_what_a_hook_adds_to_the_output_layer_is_trained() -> None:
 
 
 class TiedByReference(nn.Module):
-    """An output layer that multiplies by a weight that is none of its own."""
+    """An output layer that uses a weight of another module."""
 
     def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class TiedByReference(nn.Module):
         return nn.functional.linear(hidden, self.of[0].weight)
 
 
-def test_a_weight_that_the_output_layer_only_refers_to_is_trained() -> None:
+def test_a_weight_of_another_module_used_by_the_output_layer_is_trained() -> None:
     """In one piece of logits and in several: its gradient is that of all logits."""
     model = small(SmolLM3Config(**SIZES))
     model.requires_grad_(False)
@@ -280,7 +280,7 @@ def test_a_weight_that_the_output_layer_only_refers_to_is_trained() -> None:
 
 
 @pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, THREE_ROWS])
-def test_a_second_derivative_is_refused_and_not_left_out(logit_bytes: int) -> None:
+def test_a_second_derivative_is_an_error(logit_bytes: int) -> None:
     model = small()
     model.get_output_embeddings().requires_grad_(False)
     embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
@@ -290,7 +290,7 @@ def test_a_second_derivative_is_refused_and_not_left_out(logit_bytes: int) -> No
             torch.autograd.grad(loss, embedded, create_graph=True)
 
 
-def test_another_label_to_ignore_is_the_models_own_affair() -> None:
+def test_another_ignored_label_uses_the_forward_of_the_model() -> None:
     model = small().eval()
     labels = IDS.where(LABELS != IGNORE_INDEX, 5)
     own = model(input_ids=IDS, labels=labels, ignore_index=5)
@@ -299,7 +299,7 @@ def test_another_label_to_ignore_is_the_models_own_affair() -> None:
         assert model(input_ids=IDS, labels=LABELS, ignore_index=IGNORE_INDEX).logits is None
 
 
-def test_arguments_that_are_tensors_ask_for_the_models_own_forward() -> None:
+def test_tensor_arguments_use_the_forward_of_the_model() -> None:
     model = small()
     with supervised_logits(model) as on:
         assert on
@@ -307,7 +307,7 @@ def test_arguments_that_are_tensors_ask_for_the_models_own_forward() -> None:
     assert out.logits is not None
 
 
-def test_asking_leaves_mode_and_randomness_as_they_were() -> None:
+def test_the_check_restores_mode_and_random_state() -> None:
     model = small().train()
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -327,7 +327,7 @@ def test_asking_leaves_mode_and_randomness_as_they_were() -> None:
     [{"target_modules": ("q_proj", "lm_head")}, {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)}],
     ids=["lora on the head", "a head of its own"],
 )
-def test_an_adapter_on_the_output_layer_takes_part(options: dict[str, Any], logit_bytes: int) -> None:
+def test_an_adapter_on_the_output_layer_is_trained(options: dict[str, Any], logit_bytes: int) -> None:
     base = small(SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=False))
     model = with_adapter("lora", base, rank=4, **options)
     expected = by_hand(model)
@@ -341,7 +341,7 @@ def test_an_adapter_on_the_output_layer_takes_part(options: dict[str, Any], logi
 
 
 @pytest.mark.plugins
-def test_logits_made_again_in_the_backward_pass_drop_the_same_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_logits_use_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     base = small(SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=False))
     model = with_adapter("lora", base, rank=4, dropout=0.5, target_modules=("lm_head",)).train()
     found = []
@@ -354,7 +354,7 @@ def test_logits_made_again_in_the_backward_pass_drop_the_same_inputs(monkeypatch
 
 
 @pytest.mark.plugins
-def test_what_an_adapter_adds_to_the_loss_is_trained_and_not_measured() -> None:
+def test_a_loss_term_of_an_adapter_is_trained_but_not_reported() -> None:
     base = small()
     model = with_adapter("adalora", base, rank=2, initial_rank=4, warmup_steps=0, final_steps=2)
     own = model(input_ids=IDS, labels=LABELS)
@@ -363,13 +363,13 @@ def test_what_an_adapter_adds_to_the_loss_is_trained_and_not_measured() -> None:
         out = model(input_ids=IDS, labels=LABELS)
         batch = {"input_ids": IDS, "labels": LABELS}
         measured, terms = SupervisedFineTuning(NoOptions()).loss_sum(model, batch)
-    assert abs(float(out.loss) - float(own.loss)) < 1e-6  # transformers' own is in float32
+    assert abs(float(out.loss) - float(own.loss)) < 1e-6  # transformers' own loss is in float32
     assert float(out.loss) > float(expected) / COUNT + 1e-2
     assert terms == COUNT and abs(measured - float(expected)) < 1e-10
 
 
-def test_a_wrapper_that_passes_no_names_on_gets_the_model_s_own_logits() -> None:
-    """A forward with named arguments only: labels never reach the model, so logits must."""
+def test_a_wrapper_with_fixed_arguments_gets_the_logits_of_the_model() -> None:
+    """A forward with named arguments only: the labels do not reach the model, so it must return logits."""
     base = small()
 
     class Narrow(nn.Module):

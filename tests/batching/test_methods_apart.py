@@ -1,6 +1,6 @@
-"""What an adapter's descriptor says of packing holds in a run: through its batches and its Trainer, bit for bit.
+"""The `packs` value of an adapter's descriptor is correct in a run, with its batches and its Trainer, bitwise.
 
-Every adapter that is installed, the PEFT methods among them, on a random SmolLM3 of two layers.
+These tests run every installed adapter, including the PEFT methods, on a random SmolLM3 of two layers.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ FITTING: dict[str, dict[str, Any]] = {
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2)
 SECOND = list(range(40, 49))
 FIRSTS = ([3, 9, 27, 81, 99, 5, 7], [90, 30, 10, 11, 77, 6, 8])
-"""Two rows of one length, of which one or the other stands before `SECOND`."""
+"""Two rows of the same length; one of them precedes `SECOND`."""
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No collecting of garbage, which every Trainer does twice and which takes longer than its steps."""
+    """Turn off garbage collection: every Trainer runs it twice, which takes longer than its steps."""
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
 class Gradients(TrainerCallback):  # type: ignore[misc]
-    """What the optimizer sees."""
+    """The gradients that the optimizer gets."""
 
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
@@ -94,7 +94,7 @@ def tiny(dtype: torch.dtype) -> Any:
 
 
 def composed(method: str) -> LoadedModel:
-    """A tiny model with an adapter that has been moved from where it starts."""
+    """A tiny model with an adapter whose weights were moved from their initial values."""
     dtype = "float32" if method == "psoft" else "float64"  # PEFT does not initialize it in float64
     base = Base(model=tiny(getattr(torch, dtype)), fingerprint="tiny")
     none: Any = None
@@ -111,7 +111,7 @@ def composed(method: str) -> LoadedModel:
 
 
 def looked_at(method: str, first: list[int], out: Path) -> SimpleNamespace:
-    """Everything about the second row that could depend on the first, of which nothing is learned."""
+    """All results of the second row that could depend on the first, which is not supervised."""
     loaded, objective = composed(method), SupervisedFineTuning(NoOptions())
     examples = [
         {"input_ids": first, "labels": [IGNORE_INDEX] * len(first)},
@@ -143,7 +143,7 @@ def looked_at(method: str, first: list[int], out: Path) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if spec.packs])
-def test_replacing_a_row_leaves_the_other_as_it_was(method: str, tmp_path: Path) -> None:
+def test_replacing_a_row_does_not_change_the_other(method: str, tmp_path: Path) -> None:
     one, other = (looked_at(method, first, tmp_path) for first in FIRSTS)
     assert one.said == [] and one.supervised
     assert all(torch.equal(a, b) for a, b in zip(one.logits, other.logits, strict=True))
@@ -154,7 +154,7 @@ def test_replacing_a_row_leaves_the_other_as_it_was(method: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if not spec.packs])
-def test_a_method_that_mixes_rows_is_not_given_any_to_mix(method: str) -> None:
+def test_a_method_that_mixes_rows_gets_padded_batches(method: str) -> None:
     objective = SupervisedFineTuning(NoOptions())
     insisting = batching(TrainConfig(padding="never"), composed(method), objective, TOKENIZER, print)
     with pytest.raises(UnsupportedOp, match=f"does not work with 'tiny': adapter '{method}' would mix rows"):

@@ -1,4 +1,4 @@
-"""Rows that share a sequence: the same computation as padded ones, written out by hand, and no row sees another."""
+"""Packed rows: the same computation as a plain loop over padded rows, and no row influences another."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Row = dict[str, list[int]]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One thread; no collecting of garbage, which every Trainer does twice and which takes longer than its steps."""
+    """One thread, and no garbage collection: every Trainer runs it twice, which takes longer than its steps."""
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -67,7 +67,7 @@ def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim > 1:
-                p.normal_(0, 0.2)  # the usual start of 0.02 would hide what rows do to each other
+                p.normal_(0, 0.2)  # with the usual 0.02, rows would influence each other too little
     if dtype == torch.float64:
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
@@ -81,7 +81,7 @@ def wide_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> list[Row]:
-    """Rows of different length; a part of their tokens is not learned."""
+    """Rows of different length; a part of their tokens is not supervised."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -103,7 +103,7 @@ def adapted(model: Any, adapter: str = "full", dtype: str = "float64", **options
 
 
 def stirred(model: Any, amount: float) -> None:
-    """Adapters start at zero in one of their factors: move what is trained, so that they do something."""
+    """Move the trained weights: one factor of an adapter starts at zero, so it would have no effect."""
     torch.manual_seed(5)
     with torch.no_grad():
         for p in model.parameters():
@@ -125,14 +125,14 @@ class Quiet:
 
 
 class Kept(TrainerCallback):  # type: ignore[misc]
-    """The loss of every forward pass, and the gradients of every optimizer step as they were before it."""
+    """The loss of every forward pass, and the gradients before every optimizer step."""
 
     def __init__(self) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.losses: list[float] = []
 
     def watch(self, trainer: Any) -> None:
-        """Losses as they are; what the Trainer logs, it sums in float32."""
+        """Losses in full precision; the Trainer sums its logged losses in float32."""
         own = trainer.training_step
 
         def step(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -164,13 +164,13 @@ def run_trainer(
     return kept.losses, kept.gradients
 
 
-# ---------------------------------------------------------------------------------- the same as plain padding
+# ---------------------------------------------------------------------------------- equal to plain padding
 
 
 def by_hand(
     model: Any, batches: Sequence[Sequence[Sequence[Row]]], rate: float
 ) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
-    """Padded rows, all logits, cross-entropy written out; one optimizer step for each entry of `batches`."""
+    """Padded rows, all logits, an explicit cross-entropy; one optimizer step for each entry of `batches`."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     losses, gradients = [], []
@@ -199,7 +199,7 @@ def by_hand(
 
 
 def drawn(items: Sequence[Any], batch_size: int, accumulation: int, steps: int, seed: int) -> list[list[list[Row]]]:
-    """What the run draws for each step: micro-batches of rows, over as many passes as it takes."""
+    """The micro-batches of rows that the run uses in each step, over as many passes as needed."""
     batches: list[list[list[Row]]] = []
     sampler = Shuffled(len(items), seed)
     for epoch in itertools.count():
@@ -229,7 +229,7 @@ def compare(
     dtype: str = "float64",
     padding: Any = "never",
 ) -> tuple[float, float, float]:
-    """The furthest that loss, gradients and weights are from the plain loop's."""
+    """The largest distance of loss, gradients and weights from the plain loop's."""
     examples: Any = rows(30, masked=masked)
     batch_size = 2 if packing else 4
     if packing:
@@ -270,8 +270,8 @@ def test_twenty_steps_equal_the_plain_padded_loop(
     assert weight < 1e-10
 
 
-def test_padded_rows_whose_first_token_is_learned_equal_the_plain_loop(tmp_path: Path) -> None:
-    """Through the padded collator; a first token has nothing to be learned from."""
+def test_padded_rows_whose_first_token_is_supervised_equal_the_plain_loop(tmp_path: Path) -> None:
+    """With the padded collator; nothing precedes a first token, so it is not trained on."""
     loss, gradient, weight = compare(
         lambda: adapted(small()), tmp_path, packing=False, accumulation=4, masked=0.0, padding="always"
     )
@@ -320,14 +320,15 @@ def test_lora_with_a_trained_head_equals_the_plain_padded_loop(
     assert any("lm_head" in name for name in trained(make().model))
 
 
-def test_in_float32_the_difference_is_rounding(tmp_path: Path) -> None:
+def test_in_float32_only_rounding_differs(tmp_path: Path) -> None:
     loss, gradient, weight = compare(
         lambda: adapted(small(torch.float32), dtype="float32"), tmp_path, packing=True, accumulation=1, masked=0.4,
         dtype="float32",
     )  # fmt: skip
     assert loss < 1e-5
     assert gradient < 1e-5
-    assert weight < 1e-4  # Adam divides by a gradient's size, so rounding of a tiny one moves a weight by the rate
+    # Adam divides by the size of a gradient, so rounding of a tiny gradient moves a weight by the learning rate.
+    assert weight < 1e-4
 
 
 @pytest.mark.plugins
@@ -336,7 +337,7 @@ def test_in_float32_the_difference_is_rounding(tmp_path: Path) -> None:
     [("full", {}, [2, 2]), ("lora", {}, [2, 2]), ("lora", {"layers": (1,)}, [1, 2])],
     ids=["full", "lora", "lora on the second layer"],
 )
-def test_gradient_checkpointing_computes_again_what_trains_and_changes_nothing(
+def test_gradient_checkpointing_changes_nothing(
     adapter: str, options: dict[str, Any], computed: list[int], tmp_path: Path
 ) -> None:
     found = []
@@ -354,7 +355,7 @@ def test_gradient_checkpointing_computes_again_what_trains_and_changes_nothing(
     ((losses, _), weights, once), ((again, _), weights_again, passes) = found
     assert losses == again
     assert furthest(weights, weights_again) < 1e-12
-    measuring = once[0] - 3  # before the steps: whether rows stay apart, and whether the logits are the output layer's
+    measuring = once[0] - 3  # before the steps: checks that rows stay separate and where the logits come from
     assert [n - measuring for n in once] == [3, 3]
     assert [n - measuring for n in passes] == [3 * times for times in computed]
 
@@ -370,20 +371,18 @@ def test_held_out_loss_is_the_same_padded_or_not() -> None:
     assert max(loss.total for loss in found) - min(loss.total for loss in found) < 1e-10
 
 
-# ------------------------------------------------------------------------------------------ no row sees another
+# ------------------------------------------------------------------------------------------ no row influences another
 
 
 def other_first_row(examples: list[Row]) -> list[Row]:
-    """Other tokens in the first row, of equal length; in both lists nothing of it is learned."""
+    """The same batch with other tokens in the first row, which is not supervised in either."""
     first = [(i + 41) % (VOCABULARY - 3) + 3 for i in examples[0]["input_ids"]]
     return [{"input_ids": first, "labels": [IGNORE_INDEX] * len(first)}, *examples[1:]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("packing", [False, True])
-def test_replacing_a_row_leaves_the_others_as_they_were_bit_for_bit(
-    packing: bool, attention: str, tmp_path: Path
-) -> None:
+def test_replacing_a_row_does_not_change_the_others_bitwise(packing: bool, attention: str, tmp_path: Path) -> None:
     """Logits, and gradients of the other rows' loss, through the collator and the Trainer, trained and evaluated."""
     mine = rows(3)
     mine[0]["labels"] = [IGNORE_INDEX] * len(mine[0]["labels"])
@@ -408,10 +407,10 @@ def test_replacing_a_row_leaves_the_others_as_they_were_bit_for_bit(
     assert all(torch.equal(gradients[0][n], gradients_other[0][n]) for n in gradients[0])
 
 
-# ----------------------------------------------------------------------------------------- what cannot be had
+# ----------------------------------------------------------------------------------------- unsupported models
 
 
-def test_a_model_that_cannot_is_padded_and_said_so_or_refused() -> None:
+def test_an_unsupported_model_gets_padding_and_a_message_or_is_refused() -> None:
     loaded = adapted(small(torch.float32, BloomConfig(hidden_size=32, n_layer=2, n_head=2, vocab_size=VOCABULARY),
                            "eager"), dtype="float32")  # fmt: skip
     objective, said = SupervisedFineTuning(NoOptions()), []
@@ -426,7 +425,7 @@ def test_a_model_that_cannot_is_padded_and_said_so_or_refused() -> None:
 
 
 class Narrow(torch.nn.Module):
-    """What an adapter may put around a model: a forward that takes no other names."""
+    """A wrapper as an adapter may add it: its forward accepts only some named arguments."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -436,7 +435,7 @@ class Narrow(torch.nn.Module):
         return self.inside(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
 
-def test_a_wrapper_that_passes_no_names_on_trains_on_padded_rows(tmp_path: Path) -> None:
+def test_a_wrapper_with_fixed_arguments_trains_on_padded_rows(tmp_path: Path) -> None:
     loaded, reference, said = adapted(small()), small(), []
     assert loaded.adapted is not None
     loaded.adapted.model = Narrow(loaded.base.model)
@@ -450,8 +449,8 @@ def test_a_wrapper_that_passes_no_names_on_trains_on_padded_rows(tmp_path: Path)
     assert abs(found.mean - losses[0]) < 1e-10
 
 
-def test_layers_that_round_activations_widen_what_may_move_only_so_far() -> None:
-    """Rows that see each other move by about their own size, and must be found out on such layers too."""
+def test_layers_that_round_activations_widen_the_tolerance_only_a_little() -> None:
+    """Mixed rows change by about their own size, and must be detected on such layers too."""
     view = SimpleNamespace(forward_rtol=0.1)
     for dtype, exact in (("float64", 1e-5), ("bfloat16", 1e-3)):
         loaded = adapted(small(), dtype=dtype)

@@ -1,4 +1,4 @@
-"""The cache of derived checkpoints: whole entries only, built once, named by everything that decides them."""
+"""The cache of derived checkpoints: entries are complete, built once, and identified by their whole key."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_entry_is_built_once_and_found_afterwards(cache: Cache) -> None:
     assert (entry / "part").read_text() == "whole"
     assert cache.get_or_build("dense", KEY, build) == entry == cache.find("dense", KEY) == cache.location("dense", KEY)
     assert len(built) == 1
-    assert built[0] != entry  # made elsewhere and renamed
+    assert built[0] != entry  # built elsewhere and renamed
     assert json.loads(entry.with_name(f"{entry.name}.json").read_text()) == KEY
 
 
@@ -90,14 +90,14 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_of_several_processes_one_builds_and_the_others_wait(cache: Cache, tmp_path: Path) -> None:
+def test_only_one_of_several_processes_builds_and_the_others_wait(cache: Cache, tmp_path: Path) -> None:
     log = tmp_path / "log"
     children = [child(cache, log, 0.7) for _ in range(3)]
     assert [c.wait(120) for c in children] == [0, 0, 0]
     assert log.read_text() == "built\n"
 
 
-def test_a_killed_build_leaves_no_entry_and_the_next_build_sweeps_it(cache: Cache, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_no_entry_and_the_next_build_removes_its_files(cache: Cache, tmp_path: Path) -> None:
     log = tmp_path / "log"
     killed = child(cache, log, 600)
     wait_for(log)
@@ -119,17 +119,17 @@ def test_a_killed_build_leaves_no_entry_and_the_next_build_sweeps_it(cache: Cach
         {k: v for k, v in KEY.items() if k != "dtype"},
     ],
 )
-def test_every_part_of_the_key_decides_the_entry(other: dict[str, Any], cache: Cache) -> None:
+def test_every_part_of_the_key_changes_the_entry(other: dict[str, Any], cache: Cache) -> None:
     assert cache.location("dense", other) != cache.location("dense", KEY)
 
 
-def test_the_order_of_the_key_does_not_and_the_kind_does(cache: Cache) -> None:
+def test_the_kind_changes_the_entry_but_the_order_of_the_key_does_not(cache: Cache) -> None:
     backwards = dict(reversed(KEY.items()))
     assert cache.location("dense", backwards) == cache.location("dense", KEY)
     assert cache.location("packed", KEY) != cache.location("dense", KEY)
 
 
-def test_the_root_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_root_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path / "own"))
     assert default_root() == tmp_path / "own"
     assert Cache.default().root == tmp_path / "own"
@@ -142,7 +142,7 @@ def test_the_root_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
-def test_a_root_that_the_system_refuses_to_look_at_is_a_sentence(
+def test_a_root_that_cannot_be_accessed_is_one_sentence(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
@@ -161,7 +161,9 @@ def test_a_root_that_the_system_refuses_to_look_at_is_a_sentence(
             use("dense", KEY)
 
 
-def test_without_a_home_the_cache_asks_for_a_place(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_directory_the_hint_names_the_variable(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -176,7 +178,7 @@ def test_without_a_home_the_cache_asks_for_a_place(cli: Callable[..., Any], monk
     )
 
 
-def test_a_root_that_cannot_be_made_is_a_sentence_with_a_hint(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_created_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SmolLM3Error, match="cannot be written") as caught:
         Cache(tmp_path / "file").get_or_build("dense", KEY, fill)

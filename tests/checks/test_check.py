@@ -1,4 +1,4 @@
-"""`smollm3 plugins check`: what is wrong with a plugin is named, with what to do, and nothing else is."""
+"""`smollm3 plugins check`: each fault of a plugin is reported with a fix, and correct plugins pass."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_good_plugin_passes_every_check(cli: Cli, plugin_file: Callable[[str, 
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_wrong_is_named_with_what_to_do(case: str, cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+def test_each_fault_is_reported_with_a_fix(case: str, cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
     (before, after, times), check, says, fix = BROKEN[case]
     assert GOOD.count(before) >= times
     code, found = checks(cli, str(plugin_file("mine", GOOD.replace(before, after, times))))
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_named_with_what_to_do(case: str, cli: Cli, plugin_file
     assert "\n" not in wrong[check]["found"]
 
 
-def test_every_wrong_hook_name_is_told_at_once(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+def test_all_wrong_hook_names_are_reported_together(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
     source = GOOD.replace("@hookimpl\n", "") + "\n\ndef smollm3_loader():\n    return []\n"
     _, found = checks(cli, str(plugin_file("mine", source)))
     assert [c["found"] for c in found if c["check"] == HOOKS] == [
@@ -185,8 +185,8 @@ def test_nothing_in_the_working_directory_is_imported_by_checks_or_probes(
     assert run_pieces({"import": "import dataclasses, pluggy"})["import"].problem is None
 
 
-def test_installed_plugins_are_checked_each_for_itself(cli: Cli, fake_distribution: Any) -> None:
-    """One that imports torch does not make another look heavy; each is found by plugin, distribution and component."""
+def test_installed_plugins_are_checked_separately(cli: Cli, fake_distribution: Any) -> None:
+    """A plugin that imports torch does not affect the check of others; plugins are found by all their names."""
     acme = GOOD.replace("mine:", "acme_hooks:")
     zeta = "import transformers\n" + GOOD.replace("mine:", "zeta_hooks:").replace('"mine"', '"other"')
     zeta = zeta.replace("my-own", "yours")
@@ -200,7 +200,7 @@ def test_installed_plugins_are_checked_each_for_itself(cli: Cli, fake_distributi
         assert ({c["plugin"] for c in found}, failed(found), code) == ({"acme"}, {}, 0)
 
 
-def test_two_distributions_with_one_name_are_both_told(cli: Cli, fake_distribution: Any) -> None:
+def test_two_distributions_with_one_name_are_both_reported(cli: Cli, fake_distribution: Any) -> None:
     for name in ("acme", "zeta"):
         source = GOOD.replace("mine:", f"{name}_hooks:")
         fake_distribution(name, "1.0", {f"{name}_hooks": source}, {"tools": f"{name}_hooks"})
@@ -210,7 +210,7 @@ def test_two_distributions_with_one_name_are_both_told(cli: Cli, fake_distributi
     assert "zeta 1.0" in wrong["no other distribution has its entry-point name"]["found"]
 
 
-def test_a_broken_installed_plugin_is_told_and_others_are_not_blamed(cli: Cli, fake_distribution: Any) -> None:
+def test_a_broken_installed_plugin_is_reported_and_others_pass(cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme", "1.0", {"acme_hooks": GOOD.replace("mine:", "acme_hooks:")}, {"acme": "acme_hooks"})
     fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     result = cli("plugins", "check", "bad")
@@ -242,7 +242,7 @@ def test_the_built_in_components_and_the_plugins_of_this_repository_pass() -> No
         assert not wrong, (plugin, failed(found[plugin]))
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest(cli: Cli, fake_distribution: Any) -> None:
+def test_an_unknown_name_is_an_error_with_a_suggestion(cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme", "1", {"acme_hooks": GOOD.replace("mine:", "acme_hooks:")}, {"acme": "acme_hooks"})
     for name, hint in (("acmee", "did you mean 'acme'?"), ("xyzzy", "smollm3 plugins list")):
         result = cli("plugins", "check", name)
@@ -255,7 +255,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest(cli: Cli, fake_distributio
     assert cli("plugins", "check", "--no-plugins").code == 2
 
 
-def test_a_file_that_is_installed_too_is_the_one_that_is_checked(cli: Cli, fake_distribution: Any) -> None:
+def test_a_file_that_is_also_installed_is_checked_as_a_file(cli: Cli, fake_distribution: Any) -> None:
     """As with `pip install -e` of one module: discovery has it once, as what is installed."""
     source = GOOD.replace("mine:", "acme_hooks:")
     site = fake_distribution("acme-mine", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
@@ -268,7 +268,7 @@ def test_a_file_that_is_installed_too_is_the_one_that_is_checked(cli: Cli, fake_
     assert "factory acme_hooks:Mine makes what a run needs" in {c["check"] for c in only["checks"]}
 
 
-def test_a_file_is_checked_whatever_else_is_named(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+def test_a_file_is_checked_together_with_other_names(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
     mine = str(plugin_file("mine", GOOD))
     other = GOOD.replace("mine:", "other:").replace('"mine"', '"other"').replace("my-own", "other-own")
     result = cli("plugins", "check", "--json", mine, "-p", mine, "-p", str(plugin_file("other", other)))
@@ -276,7 +276,7 @@ def test_a_file_is_checked_whatever_else_is_named(cli: Cli, plugin_file: Callabl
     assert only["plugin"] == "mine"
 
 
-def test_marks_are_words_where_the_terminal_has_no_others(
+def test_marks_are_words_if_the_terminal_cannot_show_symbols(
     run_cli: Cli, plugin_file: Callable[[str, str], Path]
 ) -> None:
     result = run_cli("plugins", "check", str(plugin_file("mine", GOOD)), PYTHONIOENCODING="ascii")
@@ -309,7 +309,7 @@ def test_the_kit_passes_a_good_adapter_and_names_what_a_bad_one_breaks(run_cli: 
     assert "test_disabled_gives_the_base: " in found["adapter 'wrong'"]["found"]
 
 
-def test_without_pytest_deep_says_what_to_install(
+def test_deep_without_pytest_shows_what_to_install(
     cli: Cli, plugin_file: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import importlib.util
@@ -327,7 +327,7 @@ ENDS = {
 }
 
 
-def test_a_plugin_that_takes_python_down_is_known_by_its_distribution(cli: Cli, fake_distribution: Any) -> None:
+def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme-deadly", "1.0", {"deadly_hooks": "import os; os._exit(3)"}, {"deadly": "deadly_hooks"})
     done = cli("plugins", "check", "acme-deadly", "--json")
     assert done.code == 7
@@ -345,7 +345,7 @@ def test_a_plugin_that_takes_python_down_is_known_by_its_distribution(cli: Cli, 
 
 
 @pytest.mark.parametrize("case", ENDS)
-def test_a_plugin_that_takes_python_down_or_hangs_is_told_and_the_others_are_checked(
+def test_a_plugin_that_crashes_or_hangs_is_reported_and_others_are_checked(
     case: str, cli: Cli, fake_distribution: Any, isolated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smollm3_finetune.checks.plugin.SECONDS", 3.0)
@@ -373,7 +373,7 @@ def test_a_plugin_that_takes_python_down_or_hangs_is_told_and_the_others_are_che
 
 
 @pytest.mark.parametrize("command", [("plugins", "list", "--json"), ("compat", "--json")])
-def test_what_a_plugin_prints_at_import_stays_out_of_json(
+def test_output_of_a_plugin_at_import_does_not_enter_the_json(
     command: tuple[str, ...], cli: Cli, fake_distribution: Any
 ) -> None:
     fake_distribution("chatty", "1.0", {"chatty_hooks": "print('hello from chatty')"}, {"chatty": "chatty_hooks"})

@@ -1,4 +1,4 @@
-"""`smollm3 doctor`: what is wrong with a machine is found, named, and contained; what is secret is not shown."""
+"""`smollm3 doctor`: faults of a machine are found, reported and contained; secrets are not shown."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def requires(site: Path, *texts: str) -> None:
 
 
 def record(site: Path, *modules: str) -> None:
-    """Say which modules a fake distribution installs."""
+    """Declare the modules that a fake distribution installs."""
     next(site.glob("*.dist-info")).joinpath("top_level.txt").write_text("\n".join(modules) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------- probes
 
 
-def test_pieces_that_crash_end_or_hang_are_named_and_the_others_still_run() -> None:
+def test_probes_that_crash_exit_or_hang_are_reported_and_the_others_run() -> None:
     found = run_pieces(
         {
             "good": "import json; answer = json.dumps([1])",
@@ -73,7 +73,7 @@ def test_pieces_that_crash_end_or_hang_are_named_and_the_others_still_run() -> N
     assert [found[n].answer for n in ("good", "prints", "last")] == ["[1]", 2, 2]
 
 
-def test_a_package_that_was_built_for_another_numpy_is_named_though_it_only_prints() -> None:
+def test_a_package_built_for_another_numpy_is_reported_though_it_only_prints() -> None:
     says = "A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4.0"
     found = run_pieces(
         {"before": "answer = 1", "old": f"import sys; print({says!r}, file=sys.stderr)", "after": "answer = 1"}
@@ -82,7 +82,7 @@ def test_a_package_that_was_built_for_another_numpy_is_named_though_it_only_prin
     assert found["old"].problem == "it was built for numpy 1, and numpy 2 is installed"
 
 
-def test_many_pieces_and_much_noise_do_not_block() -> None:
+def test_many_probes_with_much_output_do_not_block() -> None:
     found = run_pieces(
         {f"p{i}": "import sys; sys.stderr.write('x' * 100_000); answer = 'y' * 50_000" for i in range(8)}
     )
@@ -92,7 +92,7 @@ def test_many_pieces_and_much_noise_do_not_block() -> None:
 # ------------------------------------------------------------------------------------------------ distributions
 
 
-def test_conflicts_are_found_through_everything_that_is_depended_on(fake_distribution: Any) -> None:
+def test_conflicts_are_found_through_all_dependencies(fake_distribution: Any) -> None:
     requires(fake_distribution("acme-top"), "acme-mid>=1", 'acme-never; python_version < "3"', "acme-opt; extra == 'x'")
     requires(fake_distribution("acme-mid", "1.5"), "acme-low<2", "acme-gone", "acme-mid", "acme-extra[fast]")
     fake_distribution("acme-low", "2.0")
@@ -106,7 +106,7 @@ def test_conflicts_are_found_through_everything_that_is_depended_on(fake_distrib
     assert conflicts(["no-such-distribution"]) == []
 
 
-def test_the_module_of_a_distribution_is_the_one_named_like_it(fake_distribution: Any) -> None:
+def test_the_module_of_a_distribution_has_its_name(fake_distribution: Any) -> None:
     from smollm3_finetune import distributions
 
     site = fake_distribution("acme-lib", "1", {"acme_lib": "", "tests": "", "aaa": ""})
@@ -189,7 +189,7 @@ def test_without_torch_or_transformers_no_run_is_possible(cli: Cli, probes: dict
     assert "no run is possible" in cli("doctor", "--no-plugins").stdout
 
 
-def test_a_device_of_torch_is_the_one_that_components_are_asked_about(
+def test_the_device_of_torch_is_used_for_the_components(
     cli: Cli, probes: dict[str, Probe], fake_distribution: Any
 ) -> None:
     gpu = {"name": "cuda:0", "title": "A GPU", "free": 1e9, "total": 2e9, "bfloat16": True}
@@ -205,7 +205,7 @@ def test_a_device_of_torch_is_the_one_that_components_are_asked_about(
     assert (code, "CUDA 13" in wrong["torch finds the GPU that it was built for"]["found"]) == (0, True)
 
 
-def test_a_known_problem_is_looked_for_where_its_packages_are(
+def test_a_known_problem_is_checked_only_if_its_packages_are_installed(
     cli: Cli, probes: dict[str, Probe], fake_distribution: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     known = tmp_path / "known.json"
@@ -233,7 +233,7 @@ def test_the_known_problems_are_well_formed() -> None:
         compile(problem.get("python", ""), "known_problems.json", "exec")
 
 
-def test_a_cache_that_cannot_be_written_makes_runs_impossible(
+def test_a_cache_that_cannot_be_written_is_an_error(
     cli: Cli, probes: dict[str, Probe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -244,7 +244,7 @@ def test_a_cache_that_cannot_be_written_makes_runs_impossible(
 
 
 @pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
-def test_a_cache_that_the_system_refuses_to_look_at_is_a_finding(
+def test_a_cache_that_cannot_be_accessed_is_reported(
     cli: Cli, probes: dict[str, Probe], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     for name in ("SMOLLM3_CACHE", "XDG_CACHE_HOME"):
@@ -257,7 +257,7 @@ def test_a_cache_that_the_system_refuses_to_look_at_is_a_finding(
     assert "\n  cannot be looked at\n" in cli("doctor", "--no-plugins").stdout
 
 
-def test_the_cache_is_measured_and_a_full_disk_is_told(
+def test_the_cache_size_and_a_full_disk_are_reported(
     cli: Cli, probes: dict[str, Probe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache(Path(os.environ["SMOLLM3_CACHE"]))
@@ -277,7 +277,7 @@ def test_the_cache_is_measured_and_a_full_disk_is_told(
         ("WORLD_SIZE", "4", "no launcher's variables are left over", 0),
     ],
 )
-def test_variables_that_break_runs_are_told(
+def test_variables_that_break_runs_are_reported(
     cli: Cli, probes: dict[str, Probe], monkeypatch: pytest.MonkeyPatch, name: str, value: str, check: str, code: int
 ) -> None:
     assert check not in problems(cli)[1]
@@ -302,7 +302,7 @@ def test_a_wrong_device_is_an_error(cli: Cli) -> None:
     assert (result.code, "did you mean 'cuda'?" in result.stderr) == (2, True)
 
 
-def test_a_named_file_that_is_broken_is_a_finding(cli: Cli, probes: dict[str, Probe], isolated: Path) -> None:
+def test_a_broken_plugin_file_is_reported(cli: Cli, probes: dict[str, Probe], isolated: Path) -> None:
     Path("broken.py").write_text("import no_such_module_at_all")
     done = cli("doctor", "-p", "broken.py", "--json")
     findings = [f for f in json.loads(done.stdout)["findings"] if not f["ok"]]

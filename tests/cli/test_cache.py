@@ -1,4 +1,4 @@
-"""`smollm3 cache list|clean`: what runs depend on is kept, nothing outside the cache is touched."""
+"""`smollm3 cache list|clean`: entries used by runs are kept, and nothing outside the cache is changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def put(file: Path, size: int) -> None:
 
 
 def make_run(path: Path, cache: Cache) -> Path:
-    """A run that used every entry which `cache` was asked for."""
+    """A run that used every entry requested from `cache`."""
     path.mkdir(parents=True)
     (path / "run.yaml").write_text("model: tiny\n")
     record_uses(path, cache)
@@ -58,7 +58,7 @@ def listed(cli: Cli, *arguments: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- listing
 
 
-def test_entries_are_listed_with_what_is_known_of_them(cli: Cli, cache: Cache) -> None:
+def test_entries_are_listed_with_their_details(cli: Cli, cache: Cache) -> None:
     small, large = make(cache, "gguf", "a", 500, days=3), make(cache, "tokens", "b", 70_000)
     found = listed(cli)["entries"]
     assert [(e["kind"], e["key"], e["bytes"]) for e in found] == [
@@ -73,14 +73,14 @@ def test_entries_are_listed_with_what_is_known_of_them(cli: Cli, cache: Cache) -
         assert text in shown, shown
 
 
-def test_finding_an_entry_makes_it_young_again(cache: Cache) -> None:
+def test_using_an_entry_resets_its_age(cache: Cache) -> None:
     make(cache, "gguf", "a", days=30)
     assert entries(cache.root)[0].days > 29
     Cache(cache.root).get_or_build("gguf", {"file": "a", "bits": 4}, lambda out: pytest.fail("built again"))
     assert entries(cache.root)[0].days < 0.01
 
 
-def test_an_empty_cache_and_an_absent_one_are_no_errors(cli: Cli, cache: Cache) -> None:
+def test_an_empty_or_missing_cache_is_not_an_error(cli: Cli, cache: Cache) -> None:
     assert not cache.root.exists()
     assert listed(cli)["entries"] == []
     assert "deleted 0" in cli("cache", "clean").stdout
@@ -109,14 +109,14 @@ def test_everything_is_deleted_and_the_next_build_works(cli: Cli, cache: Cache) 
     assert (entry / "weights").exists()
 
 
-def test_only_what_was_asked_for_is_deleted(cli: Cli, cache: Cache) -> None:
+def test_only_the_selected_entries_are_deleted(cli: Cli, cache: Cache) -> None:
     old, new, other = make(cache, "gguf", "a", days=40), make(cache, "gguf", "b"), make(cache, "tokens", "c", days=40)
     result = cli("cache", "clean", "--kind", "gguf", "--older-than", "30", "--yes")
     assert result.code == 0, result.stderr
     assert [p.exists() for p in (old, new, other)] == [False, True, True]
 
 
-def test_a_dry_run_deletes_nothing_and_says_what_would_be(cli: Cli, cache: Cache) -> None:
+def test_a_dry_run_lists_entries_without_deleting_them(cli: Cli, cache: Cache) -> None:
     entry = make(cache, "gguf", "a")
     result = cli("cache", "clean", "--dry-run")
     assert f"gguf/{entry.name[:8]}" in result.stdout
@@ -126,7 +126,7 @@ def test_a_dry_run_deletes_nothing_and_says_what_would_be(cli: Cli, cache: Cache
     assert entry.exists()
 
 
-def test_where_nobody_can_answer_nothing_is_deleted(run_cli: Cli, cache: Cache) -> None:
+def test_without_a_terminal_nothing_is_deleted(run_cli: Cli, cache: Cache) -> None:
     entry = make(cache, "gguf", "a")
     result = run_cli("cache", "clean", input="y\n")
     assert (result.code, "hint: --yes" in result.stderr) == (2, True)
@@ -134,7 +134,7 @@ def test_where_nobody_can_answer_nothing_is_deleted(run_cli: Cli, cache: Cache) 
 
 
 @pytest.mark.parametrize(("answer", "there"), [("n", True), ("y", False)])
-def test_on_a_terminal_it_asks(cache: Cache, answer: str, there: bool) -> None:
+def test_on_a_terminal_it_asks_for_confirmation(cache: Cache, answer: str, there: bool) -> None:
     import pty
 
     entry = make(cache, "gguf", "a")
@@ -153,7 +153,7 @@ def test_on_a_terminal_it_asks(cache: Cache, answer: str, there: bool) -> None:
 # ------------------------------------------------------------------------------------------------------ runs
 
 
-def test_what_a_run_depends_on_is_kept_wherever_the_run_lies(cli: Cli, cache: Cache, tmp_path: Path) -> None:
+def test_entries_used_by_a_run_are_kept_wherever_the_run_is(cli: Cli, cache: Cache, tmp_path: Path) -> None:
     mine = make(cache, "gguf", "a")
     run = make_run(tmp_path / "far" / "away", cache)
     other = make(Cache(cache.root), "gguf", "b")
@@ -174,7 +174,7 @@ def test_a_run_that_was_deleted_keeps_nothing(cli: Cli, cache: Cache, tmp_path: 
     assert not mine.exists()
 
 
-def test_a_run_that_was_moved_is_found_under_runs_and_where_it_is_named(
+def test_a_moved_run_is_found_under_runs_and_if_its_path_is_given(
     cli: Cli, cache: Cache, tmp_path: Path, isolated: Path
 ) -> None:
     mine = make(cache, "gguf", "a")
@@ -192,7 +192,7 @@ def test_a_run_that_was_moved_is_found_under_runs_and_where_it_is_named(
     assert not mine.exists()
 
 
-def test_a_run_does_without_tokenized_rows_and_names_each_entry_once(cache: Cache, tmp_path: Path) -> None:
+def test_a_run_does_not_keep_tokenized_rows_and_lists_each_entry_once(cache: Cache, tmp_path: Path) -> None:
     make(cache, "tokens", "a")
     assert uses_of(make_run(tmp_path / "one", cache)) == []
     entry = make(cache, "gguf", "b")
@@ -203,15 +203,15 @@ def test_a_run_does_without_tokenized_rows_and_names_each_entry_once(cache: Cach
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"entries": 3}', "{", '{"root": "x"}'])
-def test_a_damaged_reference_is_none(cache: Cache, tmp_path: Path, text: str) -> None:
+def test_a_damaged_reference_is_ignored(cache: Cache, tmp_path: Path, text: str) -> None:
     make(cache, "gguf", "a")
     run = make_run(tmp_path / "run", cache)
     (run / USES).write_text(text)
     assert entries(cache.root, [run])[0].runs == ()
 
 
-def test_a_training_run_names_the_base_that_it_quantized_first(run_cli: Cli, cache: Cache, isolated: Path) -> None:
-    """Through a quantizer that writes its checkpoint into the cache; the tokenized rows are not kept for it."""
+def test_a_training_run_refers_to_its_quantized_base(run_cli: Cli, cache: Cache, isolated: Path) -> None:
+    """With a quantizer that writes its checkpoint into the cache; the run does not keep the tokenized rows."""
     result = run_cli(
         "train", "-p", str(OUT_OF_TREE / "one_way_quantizer.py"), "--quant", "rows-int8", "--adapter", "scale",
         "-p", str(OUT_OF_TREE / "scale_adapter.py"), "--device", "cpu", "--max-steps", "1", "--batch-size", "2",
@@ -226,7 +226,7 @@ def test_a_training_run_names_the_base_that_it_quantized_first(run_cli: Cli, cac
     assert [e.name for e in entries(cache.root)] == [base.name]
 
 
-# --------------------------------------------------------------------------- killed builds, and what is not ours
+# --------------------------------------------------------------------------- killed builds, and foreign files
 
 
 BUILDER = """
@@ -243,7 +243,7 @@ Cache(Path(sys.argv[1])).get_or_build("gguf", {"k": 1}, build)
 
 @pytest.fixture
 def building(cache: Cache) -> Iterator[subprocess.Popen[str]]:
-    """A process that builds an entry and is not done."""
+    """A process that is building an entry."""
     child = subprocess.Popen([sys.executable, "-c", BUILDER, str(cache.root)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "building\n"
     yield child
@@ -252,7 +252,7 @@ def building(cache: Cache) -> Iterator[subprocess.Popen[str]]:
     child.stdout.close()
 
 
-def test_a_build_under_way_is_left_alone_and_a_killed_one_is_swept(
+def test_a_running_build_is_kept_and_a_killed_one_is_removed(
     cli: Cli, cache: Cache, building: subprocess.Popen[str]
 ) -> None:
     assert leftovers(cache.root) == []
@@ -266,7 +266,7 @@ def test_a_build_under_way_is_left_alone_and_a_killed_one_is_swept(
 
 
 def test_links_are_never_followed(cli: Cli, cache: Cache, tmp_path: Path) -> None:
-    """A kind, an entry, a leftover and a file inside an entry that are links to a user's own directory."""
+    """A kind, an entry, a leftover, and a file in an entry, each a link to a user's directory."""
     own = tmp_path / "own"
     (own / KEY).mkdir(parents=True)
     put(own / KEY / "precious", 5000)
@@ -288,8 +288,8 @@ def test_links_are_never_followed(cli: Cli, cache: Cache, tmp_path: Path) -> Non
     assert (own / KEY / "precious").exists()
 
 
-def test_what_no_build_made_is_left_alone(cli: Cli, cache: Cache) -> None:
-    """As when SMOLLM3_CACHE names a directory that holds other things too."""
+def test_files_that_are_not_from_a_build_are_kept(cli: Cli, cache: Cache) -> None:
+    """For example if SMOLLM3_CACHE is a directory with other files too."""
     mine = cache.root / "photos" / KEY
     mine.mkdir(parents=True)
     put(mine / "beach.jpg", 10)
@@ -326,7 +326,7 @@ def test_the_root_may_begin_with_a_tilde_and_must_be_a_directory(
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1"])
-def test_an_age_that_is_no_number_of_days_is_refused(cli: Cli, cache: Cache, number: str) -> None:
+def test_an_age_that_is_not_a_number_of_days_is_refused(cli: Cli, cache: Cache, number: str) -> None:
     done = cli("cache", "clean", "--yes", f"--older-than={number}")
     assert done.code == 2
     assert "--older-than" in done.stderr

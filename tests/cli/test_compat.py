@@ -1,4 +1,4 @@
-"""`smollm3 compat`: the table, one pair explained, and the results that plugins carry."""
+"""`smollm3 compat`: the table, the details of one pair, and the results shipped with plugins."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def acme(fake_distribution: Any) -> Callable[..., Path]:
 
 
 def cells_of(cli: Any, *args: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The cells that `smollm3 compat ARGS --json` gives, by quantizer, adapter and purpose."""
+    """The cells of `smollm3 compat ARGS --json`, by quantizer, adapter and purpose."""
     answer = cli("compat", *args, "--json")
     assert answer.code == 0, answer.stderr
     return {(c["quantizer"], c["adapter"], c["purpose"]): c for c in json.loads(answer.stdout)["cells"]}
@@ -105,19 +105,19 @@ def test_the_four_states(cli: Any, acme: Any) -> None:
     assert "acme.gone" in without_options["reason"]
 
 
-def test_a_merge_needs_to_read_weights_also_where_training_does_not(cli: Any, acme: Any) -> None:
+def test_a_merge_needs_read_weight_even_if_training_does_not(cli: Any, acme: Any) -> None:
     acme()
     assert cells_of(cli)["acme:packed", "acme:shift", "merge"]["reason"].startswith("no read-weight")
 
 
-def test_what_cannot_run_on_the_device_is_refused(cli: Any, acme: Any) -> None:
+def test_components_that_cannot_run_on_the_device_are_refused(cli: Any, acme: Any) -> None:
     acme()
     assert "npu only" in cells_of(cli)["smollm3-finetune:none", "acme:chip", "train"]["reason"]
     on_npu = cells_of(cli, "--device", "npu")["smollm3-finetune:none", "acme:chip", "train"]
     assert on_npu["state"] == "declared"
 
 
-def test_another_device_is_negotiated_anew_and_results_of_the_cpu_do_not_count_there(cli: Any, acme: Any) -> None:
+def test_another_device_is_negotiated_again_without_results_of_the_cpu(cli: Any, acme: Any) -> None:
     acme(result(), result(adapter="smollm3-finetune:full", holds=False))
     cuda = cells_of(cli, "--device", "cuda:1")
     assert cuda["acme:packed", "acme:shift", "train"]["reason"] == "no grad-input: no backward kernel on cuda"
@@ -125,7 +125,7 @@ def test_another_device_is_negotiated_anew_and_results_of_the_cpu_do_not_count_t
     assert cuda["smollm3-finetune:none", "acme:shift", "train"]["state"] == "declared"
 
 
-def test_adapters_that_go_alike_share_a_row_and_each_sign_used_is_explained(cli: Any, acme: Any) -> None:
+def test_adapters_with_equal_cells_share_a_row_and_the_used_symbols_are_explained(cli: Any, acme: Any) -> None:
     acme(result())
     lines = cli("compat", "--quant", "packed").stdout.splitlines()
     assert lines[0].split() == ["on", "cpu", "packed"]
@@ -153,7 +153,7 @@ def test_the_table_fits_the_terminal(cli: Any, acme: Any, monkeypatch: pytest.Mo
     assert len(heads) > 1 or columns != "46"
 
 
-def test_two_components_of_one_name_are_told_apart(cli: Any, acme: Any, fake_distribution: Any) -> None:
+def test_two_components_with_one_name_are_distinguished(cli: Any, acme: Any, fake_distribution: Any) -> None:
     acme()
     fake_distribution("zeta", "1.0", {"zeta.hooks": HOOKS}, {"zeta": "zeta.hooks"})
     head = cli("compat", "--adapter", "full").stdout.splitlines()[0]
@@ -179,7 +179,7 @@ def test_a_measured_pair_shows_operations_figures_versions_and_the_command(cli: 
         assert part in text, part
 
 
-def test_a_refused_pair_names_the_nearest_that_works(cli: Any, acme: Any) -> None:
+def test_a_refused_pair_suggests_the_nearest_that_works(cli: Any, acme: Any) -> None:
     acme()
     text = cli("compat", "--quant", "packed", "--adapter", "reader").stdout
     assert "train        refused: no read-weight: the weight is packed for good" in text
@@ -191,7 +191,7 @@ def test_a_refused_pair_names_the_nearest_that_works(cli: Any, acme: Any) -> Non
     assert about["provides"] == ["forward", "grad-input"]
 
 
-def test_a_refused_pair_that_was_run_all_the_same_says_what_came_out(cli: Any, acme: Any) -> None:
+def test_a_refused_pair_that_was_run_anyway_shows_its_result(cli: Any, acme: Any) -> None:
     failing = result(adapter="acme:reader", holds=False, note="RuntimeError: codes", figures={})
     file = acme(failing)
     pair = ("compat", "--quant", "packed", "--adapter", "reader")
@@ -201,7 +201,7 @@ def test_a_refused_pair_that_was_run_all_the_same_says_what_came_out(cli: Any, a
     assert "! reader on packed, to train: refused, and yet it works" in cli("compat", "--quant", "packed").stdout
 
 
-def test_a_result_that_does_not_hold_is_no_success(cli: Any, acme: Any) -> None:
+def test_a_result_that_does_not_hold_is_not_a_success(cli: Any, acme: Any) -> None:
     acme(result(holds=False, note="gradients 9.3e-01 off, at most 1.0e-05"))
     cell = cells_of(cli)["acme:packed", "acme:shift", "train"]
     assert (cell["state"], cell["holds"]) == ("measured", False)
@@ -210,7 +210,7 @@ def test_a_result_that_does_not_hold_is_no_success(cli: Any, acme: Any) -> None:
     assert "measured, and does not hold" in cli("compat", "--quant", "packed", "--adapter", "shift").stdout
 
 
-def test_measured_elsewhere_is_said(cli: Any, acme: Any) -> None:
+def test_results_of_another_machine_are_marked(cli: Any, acme: Any) -> None:
     acme(result(device="xpu"))
     text = cli("compat", "--quant", "packed", "--adapter", "shift").stdout
     assert "nobody measured it on cpu" in text
@@ -256,7 +256,7 @@ def test_another_version_makes_a_result_stale_and_a_build_does_not(cli: Any, acm
     assert "◐" in cli("compat", "--quant", "packed").stdout
 
 
-def test_of_several_results_a_fresh_one_counts_before_a_newer_stale_one(cli: Any, acme: Any) -> None:
+def test_a_current_result_counts_more_than_a_newer_outdated_one(cli: Any, acme: Any) -> None:
     stale = result(date="2026-11-20", versions={"acme": "0.9"}, holds=False)
     acme(stale, result(date="2026-11-02"), result(date="2026-11-03"))
     cell = cells_of(cli)["acme:packed", "acme:shift", "train"]
@@ -264,7 +264,7 @@ def test_of_several_results_a_fresh_one_counts_before_a_newer_stale_one(cli: Any
     assert [e["date"] for e in cell["evidence"]] == ["2026-11-03", "2026-11-02", "2026-11-20"]
 
 
-def test_a_plugin_file_carries_its_results_beside_it_and_its_version_is_its_content(cli: Any, plugin_file: Any) -> None:
+def test_a_plugin_file_has_its_results_next_to_it_and_its_content_is_its_version(cli: Any, plugin_file: Any) -> None:
     source = HOOKS.replace("acme.work", "mine")
     file: Path = plugin_file("mine", source)
     from smollm3_finetune.components.discovery import PluginSelection, discover
@@ -279,14 +279,14 @@ def test_a_plugin_file_carries_its_results_beside_it_and_its_version_is_its_cont
     assert cells_of(cli, "-p", str(file))["mine:packed", "mine:shift", "train"]["stale"]
 
 
-def test_results_for_pairs_of_others_are_left_out(cli: Any, acme: Any) -> None:
+def test_results_for_pairs_of_other_plugins_are_ignored(cli: Any, acme: Any) -> None:
     acme(result(), result(quantizer="smollm3-finetune:none", adapter="other:thing"))
     answer = cli("compat", "--quant", "packed")
     assert "1 results of plugin 'acme' (acme 1.0) are left out: none of its own components" in answer.stderr
     assert "●" in answer.stdout
 
 
-def test_a_plugin_that_is_left_out_states_nothing(cli: Any, acme: Any) -> None:
+def test_results_of_a_disabled_plugin_are_ignored(cli: Any, acme: Any) -> None:
     acme(result())
     assert not any("acme" in part for key in cells_of(cli, "-p", "no:acme") for part in key)
 
@@ -306,7 +306,7 @@ def test_a_plugin_that_is_left_out_states_nothing(cli: Any, acme: Any) -> None:
         (json.dumps({"format": 1, "results": [result(versions=[])]}), "'versions' must map"),
     ],
 )
-def test_a_broken_file_of_results_is_one_line_of_warning(cli: Any, acme: Any, text: str, says: str) -> None:
+def test_a_broken_file_of_results_is_one_warning_line(cli: Any, acme: Any, text: str, says: str) -> None:
     acme(text=text)
     answer = cli("compat", "--quant", "packed")
     assert answer.code == 0
@@ -331,14 +331,14 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("args", [(), ("--json",), ("--device", "cuda"), ("--quant", "none", "--adapter", "full")])
-def test_it_works_where_torch_cannot_be_imported(args: tuple[str, ...]) -> None:
+def test_it_works_without_torch(args: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", POISONED, "compat", *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "full" in done.stdout
 
 
-def test_what_cannot_be_measured_is_an_error_before_anything_runs(cli: Any, acme: Any, tmp_path: Path) -> None:
+def test_a_pair_that_cannot_be_measured_is_an_error_before_anything_runs(cli: Any, acme: Any, tmp_path: Path) -> None:
     acme()
     refused = cli("compat", "--quant", "packed", "--adapter", "reader", "--measure", str(tmp_path / "out.json"))
     assert refused.code == 3

@@ -1,4 +1,4 @@
-"""`smollm3 data preview` and `data stats`: what is shown is what a run would train on."""
+"""`smollm3 data preview` and `data stats` show exactly the tokens that a run would train on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(isolated: Path) -> Write:
 
 @pytest.fixture
 def few(write: Write) -> str:
-    """Seven rows. With `SHORT` two are cut, one of them before its answer, and one has no answer that is learned."""
+    """Seven rows. With `SHORT`, two are cut, one of them before its answer, and one has no supervised answer."""
     return write(
         talk("Hello", "Good day."),
         talk("word " * 80, "too late"),
@@ -68,7 +68,7 @@ def stats(cli: Cli, *args: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- preview
 
 
-def test_learned_text_stands_between_marks_exactly(cli: Cli, write: Write) -> None:
+def test_supervised_text_is_between_marks_exactly(cli: Cli, write: Write) -> None:
     file = write(talk("Hello", "Good day.", "And you?", "Well."), talk("a", "b"))
     result = cli("data", "preview", "--data", file, "--rows", "1")
     assert result.code == 0, result.stderr
@@ -87,7 +87,7 @@ def test_learned_text_stands_between_marks_exactly(cli: Cli, write: Write) -> No
     )
 
 
-def test_other_marks_are_taken_where_a_row_holds_the_usual_ones(cli: Cli, write: Write) -> None:
+def test_other_marks_are_used_if_a_row_contains_the_default_ones(cli: Cli, write: Write) -> None:
     file = write(talk("«Bonjour»", "«Salut»"), talk("a", "b"))
     out = cli("data", "preview", "--data", file).stdout
     assert "legend: ⟦learned⟧" in out
@@ -114,7 +114,7 @@ def test_rows_cannot_command_the_terminal(cli: Cli, write: Write) -> None:
         assert not set("\x1b\u202e\r") & set(out)
 
 
-def test_the_tokens_stand_beside_with_index_id_and_mask(cli: Cli, write: Write) -> None:
+def test_tokens_are_shown_with_index_id_and_mask(cli: Cli, write: Write) -> None:
     file = write(talk("Hello", "Good é."), talk("a", "b"))
     out = cli("data", "preview", "--data", file, "--rows", "1", "--tokens").stdout
     table = out.partition("  index      id  mask     token\n")[2].partition("\n\n")[0].splitlines()
@@ -135,7 +135,7 @@ def test_the_tokens_stand_beside_with_index_id_and_mask(cli: Cli, write: Write) 
     assert f"{len(rows)} tokens, {len(supervised)} learned" in out
 
 
-def test_raw_text_is_learned_but_for_its_first_token(cli: Cli, write: Write) -> None:
+def test_raw_text_is_supervised_except_for_its_first_token(cli: Cli, write: Write) -> None:
     file = write({"text": "Hello you."}, {"text": "Hello me."})
     out = cli("data", "preview", "--data", file, "--tokens").stdout
     rows = re.findall(r"^ +(\d+) +\d+  (learned|context)", out, re.MULTILINE)
@@ -144,7 +144,7 @@ def test_raw_text_is_learned_but_for_its_first_token(cli: Cli, write: Write) -> 
     assert "you.<|im_end|>»" in out
 
 
-def test_a_row_says_what_became_of_it(cli: Cli, few: str) -> None:
+def test_the_outcome_of_each_row_is_shown(cli: Cli, few: str) -> None:
     out = cli("data", "preview", "--data", few, "--rows", "7", *SHORT).stdout
     places = {m[1]: m[2] for m in re.finditer(r"^rows\.jsonl:(\d)  (.+)$", out, re.MULTILINE)}
     assert list(places) == list("1234567")
@@ -166,7 +166,7 @@ def test_a_row_says_what_became_of_it(cli: Cli, few: str) -> None:
     assert "│ «So.<|im_end|>»\n" in out
 
 
-def test_preview_counts_and_draws_lengths(cli: Cli, few: str) -> None:
+def test_preview_shows_counts_and_a_histogram_of_lengths(cli: Cli, few: str) -> None:
     out = cli("data", "preview", "--data", few, "--rows", "0", *SHORT).stdout
     assert "legend" not in out
     assert "source 0: rows.jsonl  (formatter messages)\n" in out
@@ -186,7 +186,7 @@ def test_preview_counts_and_draws_lengths(cli: Cli, few: str) -> None:
     assert out.count("what is longer than 64 is cut") == 1
 
 
-def test_a_sample_says_that_it_is_one(cli: Cli, write: Write) -> None:
+def test_a_sample_is_labeled_as_one(cli: Cli, write: Write) -> None:
     file = write(*(talk(f"Number {n}?", "Yes.") for n in range(30)))
     out = cli("data", "preview", "--data", file, "--rows", "0", "--sample", "10").stdout
     assert "  sample    10 of 30 rows, evenly spaced; counts are of these\n  rows      10 = " in out
@@ -227,7 +227,7 @@ def smollm3_objectives():
 """
 
 
-def test_another_objectives_own_masks_are_shown(cli: Cli, plugin_file: Any, write: Write) -> None:
+def test_masks_of_another_objective_are_shown(cli: Cli, plugin_file: Any, write: Write) -> None:
     plugin = plugin_file("pairs", PAIRS)
     file = write(talk("Hello", "Good day."), talk("a", "b"))
     result = cli("data", "preview", "--data", file, "--rows", "1", "-p", str(plugin), "--objective", "pairs")
@@ -272,7 +272,7 @@ def smollm3_objectives():
         ),
     ],
 )
-def test_an_objective_that_gives_no_example_is_named_with_the_row(
+def test_an_objective_that_returns_no_example_is_named_with_the_row(
     cli: Cli, plugin_file: Any, write: Write, result: str, said: str
 ) -> None:
     plugin = plugin_file("odd", ODD.replace("RESULT", result))
@@ -293,7 +293,7 @@ def test_an_objective_that_gives_no_example_is_named_with_the_row(
     ],
     ids=["tensors", "numpy", "names in another order"],
 )
-def test_what_holds_integers_is_an_example(
+def test_any_container_of_integers_is_a_valid_example(
     cli: Cli, plugin_file: Any, write: Write, result: str, tmp_path: Path
 ) -> None:
     source = "import numpy as np, torch\n" + ODD.replace("RESULT", result)
@@ -367,7 +367,7 @@ def test_weights_and_totals_of_several_sources(cli: Cli, write: Write) -> None:
     assert "█" not in out
 
 
-def test_where_nothing_can_be_learned_the_exit_code_is_5_and_the_counts_are_still_shown(cli: Cli, write: Write) -> None:
+def test_without_supervised_tokens_the_exit_code_is_5_and_the_counts_are_shown(cli: Cli, write: Write) -> None:
     file = write(*(talk(f"{n} " + "word " * 60, "late") for n in range(4)))
     for command in (["stats"], ["stats", "--json"], ["preview"]):
         result = cli("data", *command, "--data", file, "--max-length", "32")
@@ -383,7 +383,7 @@ def test_where_nothing_can_be_learned_the_exit_code_is_5_and_the_counts_are_stil
     assert cli("data", "stats", "--data", file, "--max-length", max(enough, key=int)).code == 0
 
 
-def test_a_row_that_the_template_refuses_is_named_by_its_place(cli: Cli, write: Write) -> None:
+def test_a_row_that_the_template_refuses_is_named_by_file_and_line(cli: Cli, write: Write) -> None:
     Path("no.jinja").write_text("{{ raise_exception('not this one') }}", encoding="utf-8")
     file = write(talk("a", "b"), talk("c", "d"))
     for command in ("preview", "stats"):
@@ -419,9 +419,7 @@ def test_problems_are_reported_together(cli: Cli) -> None:
         assert message in result.stderr
 
 
-def test_the_command_line_of_train_is_taken_as_it_is_and_nothing_is_written(
-    cli: Cli, write: Write, isolated: Path
-) -> None:
+def test_options_of_train_are_accepted_and_nothing_is_written(cli: Cli, write: Write, isolated: Path) -> None:
     file = write(talk("Hello", "Good day."), talk("a", "b"))
     args = ["--adapter", "full", "--quant", "none", "--epochs", "3", "--batch-size", "2", "--learning-rate", "1e-3"]
     args += ["--output", "out", "--device", "cpu", "--dtype", "float32", "--max-steps", "2", "--seed", "3"]
@@ -439,13 +437,13 @@ def smollm3_objectives():
 """
 
 
-def test_what_a_component_suggests_holds_as_it_does_in_train(cli: Cli, plugin_file: Any, write: Write) -> None:
+def test_suggestions_of_components_apply_as_in_train(cli: Cli, plugin_file: Any, write: Write) -> None:
     args = ["--data", write(talk("Hello", "Good day."), talk("a", "b")), "-p", str(plugin_file("short", SUGGESTS))]
     assert stats(cli, *args, "--objective", "short")["max_length"] == 64
     assert stats(cli, *args, "--objective", "short", "--max-length", "128")["max_length"] == 128
 
 
-def test_a_component_may_not_suggest_which_rows_there_are(cli: Cli, plugin_file: Any, write: Write) -> None:
+def test_a_component_may_not_suggest_data_options(cli: Cli, plugin_file: Any, write: Write) -> None:
     late = str(plugin_file("late", SUGGESTS.replace('"data.max_length": 64', '"data.held_out": 0.5')))
     rows = ("--data", write(talk("Hello", "Good day."), talk("a", "b")), "-p", late, "--objective", "short")
     for command in (("data", "stats"), ("train", "--adapter", "full", "--dry-run")):
@@ -469,11 +467,11 @@ def test_help_imports_nothing_heavy_and_hides_what_does_not_matter(args: list[st
     assert text
 
 
-# -------------------------------------------------------------------------------------- the same as training
+# -------------------------------------------------------------------------------------- equal to training
 
 
 def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any], int, int]:
-    """(counts, tokens, learned tokens) of the examples that training would read, of one source."""
+    """(counts, tokens, supervised tokens) of the examples of one source that training would read."""
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.load import Setting, assemble
@@ -496,7 +494,7 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
 
 
 def check_against_training(cli: Cli, file: Path, max_length: int, **data: Any) -> dict[str, Any]:
-    """The statistics of a file, which are those of the examples that training is given."""
+    """Assert that the statistics of a file equal those of the examples that training gets; return them."""
     options = ["--max-length", str(max_length), *(f"--set=data.{key}={value}" for key, value in data.items())]
     (source,) = stats(cli, "--data", str(file), *options)["sources"]
     counts, tokens, supervised = trained_on(file, max_length, **data)
@@ -508,7 +506,7 @@ def check_against_training(cli: Cli, file: Path, max_length: int, **data: Any) -
     return source
 
 
-def test_the_counts_are_those_of_the_examples_that_training_is_given(cli: Cli, few: str) -> None:
+def test_the_counts_equal_those_of_the_training_examples(cli: Cli, few: str) -> None:
     assert check_against_training(cli, Path(few).absolute(), 64, history="strip", held_out=0)["empty"] == 2
 
 
@@ -518,7 +516,7 @@ def test_the_counts_are_those_of_the_examples_that_training_is_given(cli: Cli, f
     [("alpaca_en_demo.json", "alpaca", 999), ("v1_sft_demo.jsonl", "messages", 500), ("c4_demo.jsonl", "text", 300)],
 )
 @pytest.mark.parametrize("max_length", [64, 1024])
-def test_all_real_rows_are_read_and_kept_cut_and_left_out_add_up(
+def test_all_real_rows_are_read_and_the_counts_add_up(
     name: str, formatter: str, rows: int, max_length: int, cli: Cli
 ) -> None:
     file = Path(str(REAL)) / name
@@ -531,14 +529,14 @@ def test_all_real_rows_are_read_and_kept_cut_and_left_out_add_up(
     assert len(source["empty_rows"]) == min(source["empty"], 5)
     assert 0 < source["cut"] < rows
     assert source["length"]["max"] > max_length
-    read = source["tokens"] + source["tokens_cut"] + max_length * source["empty"]  # those left out were all cut
+    read = source["tokens"] + source["tokens_cut"] + max_length * source["empty"]  # the skipped rows were all cut
     assert read == pytest.approx(source["length"]["mean"] * rows, abs=0.005 * rows)  # the mean has two decimals
 
 
 # ------------------------------------------------------------------------------------------------- numbers
 
 
-def test_a_sample_is_evenly_spaced_and_of_the_size_asked_for() -> None:
+def test_a_sample_is_evenly_spaced_and_has_the_requested_size() -> None:
     for total, wanted in ((1, 1), (7, 3), (10, 10), (10, 99), (1000, 7)):
         taken = [i for i, one in enumerate(sampled(total, wanted)) if one]
         assert len(taken) == min(total, wanted)
@@ -585,7 +583,7 @@ def test_options_reach_the_formatter_that_recognizes_the_rows(cli: Cli, write: W
     assert "learn_history" in wrong.stderr
 
 
-def test_options_of_a_formatter_need_its_name_where_there_are_several(cli: Cli, write: Write) -> None:
+def test_options_of_a_formatter_need_its_name_if_there_are_several(cli: Cli, write: Write) -> None:
     one = write(talk("One?", "First."), talk("a", "b"), name="one.jsonl")
     two = write(HISTORY, {**HISTORY, "output": "c"}, name="two.jsonl")
     common = ("data", "stats", "--data", one, "--data", two, "--json", "--set", "formatter.learn_history=false")
@@ -595,7 +593,7 @@ def test_options_of_a_formatter_need_its_name_where_there_are_several(cli: Cli, 
     assert "--formatter alpaca" in refused.stderr
 
 
-def test_a_repeated_run_of_several_sources_has_the_options_again(cli: Cli, write: Write) -> None:
+def test_a_repeated_run_of_several_sources_has_the_same_options(cli: Cli, write: Write) -> None:
     one = write(HISTORY, {**HISTORY, "output": "c"}, name="one.jsonl")
     two = write({**HISTORY, "output": "d"}, {**HISTORY, "output": "e"}, name="two.jsonl")
     option = ("--formatter", "alpaca", "--set", "formatter.learn_history=false")
@@ -607,7 +605,7 @@ def test_a_repeated_run_of_several_sources_has_the_options_again(cli: Cli, write
     assert supervised(cli("data", "stats", "--data", one, "--data", two, "--json")) > asked
 
 
-def test_preference_rows_say_that_sft_does_not_compare(cli: Cli, write: Write) -> None:
+def test_preference_rows_report_that_sft_ignores_the_rejected_answer(cli: Cli, write: Write) -> None:
     file = write(*({"prompt": f"{n}?", "chosen": "Yes.", "rejected": "No."} for n in range(4)))
     about = stats(cli, "--data", file)
     assert about["sources"][0]["notes"] == {"rejected answer not compared": 4}

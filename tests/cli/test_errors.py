@@ -1,6 +1,6 @@
 """Wrong input: one clear message, a documented exit code, no traceback, nothing written, no weights read.
 
-The model's weights in these tests are no weights, so a run that reads them ends differently.
+The weight file of the model is invalid in these tests, so a run that reads it fails with another error.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Failure(NamedTuple):
 def fails(
     cli: Callable[..., Any], isolated: Path, tmp_path: Path, model_directory: Path, rows_file: Path
 ) -> Callable[..., Failure]:
-    """Run a verb that must fail; whatever is not given is right."""
+    """Run a command that must fail; whatever is not given is right."""
 
     def run(code: int, *args: str, command: str = "train", **right: Any) -> Failure:
         defaults = {"model": model_directory, "adapter": "full", "data": rows_file, "device": "cpu"}
@@ -100,7 +100,7 @@ def test_an_unknown_loader_objective_and_formatter(fails: Fails) -> None:
     assert fails(2, "--formatter", "message").hint == "did you mean 'messages'?"
 
 
-def test_a_component_of_ours_that_is_not_installed(fails: Fails) -> None:
+def test_a_first_party_component_that_is_not_installed(fails: Fails) -> None:
     for args in (("--no-plugins", "--quant", "bnb"), ("--no-plugins", "--quant", "bnb-8bit")):
         failure = fails(2, *args)
         assert failure == (f"the quantizer '{args[-1]}' is not installed", "pip install ./plugins/smollm3-bitsandbytes")
@@ -171,7 +171,7 @@ def test_an_accelerator_that_is_not_there(fails: Fails, acme: None) -> None:
     assert fails(4, "--quant", "gpu").message == "quantizer 'gpu' runs on cuda only, and this run is on cpu"
 
 
-def test_independent_problems_come_in_one_message(
+def test_independent_problems_are_one_message(
     cli: Callable[..., Any], acme: None, isolated: Path, tmp_path: Path
 ) -> None:
     result = cli(
@@ -195,12 +195,12 @@ def test_a_missing_model(fails: Fails, tmp_path: Path) -> None:
     assert "--model tiny" in failure.hint
 
 
-def test_a_hub_model_that_cannot_be_had(fails: Fails) -> None:
+def test_a_hub_model_that_cannot_be_fetched(fails: Fails) -> None:
     failure = fails(6, model="no-such-organization/no-such-model")
     assert "'no-such-organization/no-such-model'" in failure.message
 
 
-def test_directories_that_hold_no_model(fails: Fails, tmp_path: Path, model_directory: Path) -> None:
+def test_directories_without_a_model(fails: Fails, tmp_path: Path, model_directory: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "there is no config.json in it" in fails(6, model=empty).message
@@ -212,7 +212,7 @@ def test_directories_that_hold_no_model(fails: Fails, tmp_path: Path, model_dire
     assert "cannot be read as JSON" in fails(6).message
 
 
-def test_a_quantized_checkpoint_that_nobody_reads(fails: Fails, model_directory: Path) -> None:
+def test_a_quantized_checkpoint_that_no_component_reads(fails: Fails, model_directory: Path) -> None:
     config = {"model_type": "smollm3", "quantization_config": {"quant_method": "nobodys"}}
     (model_directory / "config.json").write_text(json.dumps(config))
     assert "quantized by 'nobodys', and no installed plugin reads it" in fails(3).message
@@ -242,7 +242,7 @@ def test_empty_data(fails: Fails, rows_file: Path) -> None:
     assert fails(5).message == f"{rows_file} holds no rows"
 
 
-def test_one_row_and_something_held_out(fails: Fails, rows_file: Path) -> None:
+def test_one_row_cannot_be_split(fails: Fails, rows_file: Path) -> None:
     rows_file.write_text(rows_file.read_text().splitlines()[0] + "\n")
     assert fails(5).hint == "--set data.held_out=0"
 
@@ -250,7 +250,7 @@ def test_one_row_and_something_held_out(fails: Fails, rows_file: Path) -> None:
 # -------------------------------------------------------------------------------------------------- output
 
 
-def test_an_output_that_holds_a_run(fails: Fails, isolated: Path) -> None:
+def test_an_output_that_contains_a_run(fails: Fails, isolated: Path) -> None:
     run = isolated / "run"
     run.mkdir()
     (run / "run.yaml").write_text("seed: 7\n")
@@ -302,7 +302,7 @@ def test_a_plugin_file_that_is_broken_or_missing(fails: Fails, plugin_file: Call
     assert fails(2, "-p", "gone.py").message == "the plugin file 'gone.py' (-p) does not exist"
 
 
-def test_a_component_that_is_broken_inside(fails: Fails, acme: None, tiny_tokenizer: Path) -> None:
+def test_a_component_that_fails_when_created(fails: Fails, acme: None, tiny_tokenizer: Path) -> None:
     for kind in ("quant", "adapter"):
         failure = fails(7, f"--{kind}", "hollow", model=tiny_tokenizer)
         assert "acme_hollow:Gone, cannot be imported: RuntimeError: broken inside" in failure.message
@@ -310,7 +310,7 @@ def test_a_component_that_is_broken_inside(fails: Fails, acme: None, tiny_tokeni
 
 @pytest.fixture
 def tiny_tokenizer(model_directory: Path) -> Path:
-    """The model directory with a tokenizer, so that a run gets as far as making its parts."""
+    """The model directory with a tokenizer, so that a run gets as far as creating its components."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -331,7 +331,7 @@ def test_a_model_without_a_chat_template(fails: Fails, tiny_tokenizer: Path) -> 
     assert "has no chat template" in fails(6).message
 
 
-def test_rows_with_nothing_to_learn_within_the_length(fails: Fails, tiny_tokenizer: Path) -> None:
+def test_rows_without_supervised_tokens_within_the_length(fails: Fails, tiny_tokenizer: Path) -> None:
     failure = fails(5, "--max-length", "8")
     assert "has a supervised token within data.max_length=8 tokens" in failure.message
     assert failure.hint == "--max-length 16"
@@ -346,7 +346,7 @@ def test_two_plugins_with_one_name(fails: Fails, acme: None, fake_distribution: 
     assert "at most 8" in fails(2, "--quant", "zeta:ranged", "--quant-opt", "bits=9").message
 
 
-def test_a_claim_that_raises_does_not_stop_a_run_that_never_named_it(
+def test_a_claim_that_raises_does_not_stop_other_runs(
     cli: Callable[..., Any], fake_distribution: Any, model_directory: Path, rows_file: Path
 ) -> None:
     source = (
@@ -358,17 +358,17 @@ def test_a_claim_that_raises_does_not_stop_a_run_that_never_named_it(
     assert result.code == 0, result.stderr
 
 
-# ------------------------------------------------------------------------------------------------ the verbs
+# ------------------------------------------------------------------------------------------------ the commands
 
 
-def test_a_mistyped_verb_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
+def test_a_mistyped_command_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
     command, flag = cli("trian"), cli("train", "--quannt", "x")
     assert (command.code, flag.code) == (2, 2)
     assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in command.stderr
     assert "--quant" in flag.stderr
 
 
-def test_resuming_what_is_no_run(cli: Callable[..., Any]) -> None:
+def test_resuming_a_directory_that_is_not_a_run(cli: Callable[..., Any]) -> None:
     result = cli("train", "--resume", "nowhere")
     assert (result.code, result.stderr.splitlines()[0]) == (6, "error: 'nowhere' is not a run: it holds no run.yaml")
 
@@ -384,8 +384,8 @@ def test_an_empty_prompt(cli: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("args", [["--quant", "nonne"], ["--data", "gone.jsonl"], ["--config", "gone.yaml"]])
-def test_the_installed_command_says_the_same(args: list[str], run_cli: Any, isolated: Path) -> None:
-    """In a process of its own: nothing of torch's or of Python's own slips onto the streams."""
+def test_the_installed_command_prints_the_same_error(args: list[str], run_cli: Any, isolated: Path) -> None:
+    """In a separate process: no output of torch or Python appears on the streams."""
     result = run_cli("train", "--adapter", "full", "--device", "cpu", *args)
     assert result.code in (2, 5)
     assert result.stdout == ""

@@ -32,7 +32,7 @@ def write_rows(answer: str) -> Path:
 
 
 def dated(day: str) -> tuple[str, ...]:
-    """A run whose template tells the date."""
+    """A run whose template contains the date."""
     own = (DIRECTORY / "chat_template.jinja").read_text()
     Path("dated.jinja").write_text("Today is {{ strftime_now('%Y-%m-%d') }}. " + own)
     return "--set", "data.template=dated.jinja", "--set", f"data.date={day}"
@@ -40,7 +40,7 @@ def dated(day: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What models were given to answer, in order."""
+    """The prompts that models received, in order."""
     seen: list[str] = []
     own = Renderer.prompt
 
@@ -62,7 +62,7 @@ def generated(cli: Callable[..., Any], prompts: list[str], *args: str) -> str:
 
 
 @pytest.mark.parametrize(("answer", "mode"), [("It is {}.", False), ("<think>\nEasy.\n</think>\nIt is {}.", True)])
-def test_a_run_answers_in_the_mode_and_on_the_day_it_was_trained(
+def test_a_run_answers_with_the_mode_and_the_date_of_its_training(
     cli: Callable[..., Any], prompts: list[str], answer: str, mode: bool
 ) -> None:
     made = cli(
@@ -109,7 +109,7 @@ def length(prompt: str) -> int:
     return len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_before_weights(
+def test_a_prompt_that_does_not_fit_is_an_error_before_weights_are_read(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smollm3_finetune.model.load.compose", lambda *a, **k: pytest.fail("weights were read"))
@@ -138,7 +138,7 @@ def test_an_answer_is_cut_to_what_fits(cli: Callable[..., Any], monkeypatch: pyt
     assert wanted == [2048 - size, 2048 - size]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_prompt_or_a_template(
+def test_a_byte_order_mark_is_removed_from_prompts_and_templates(
     cli: Callable[..., Any], prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smollm3_finetune.inference.generate.answer", lambda *a, **k: "yes")

@@ -1,4 +1,4 @@
-"""Paths that the system refuses to look at: one sentence, exit code 2, nothing written."""
+"""Paths that cannot be accessed: one sentence, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = {
 @pytest.mark.parametrize(("path", "words"), [(NOBODY, "there is no home directory of '~nosuchuser'"),
                                              (LONG, "cannot be looked at: File name too long")])  # fmt: skip
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_path_that_cannot_be_looked_at(
+def test_a_path_that_cannot_be_accessed(
     cli: Callable[..., Any], isolated: Path, command: str, path: str, words: str
 ) -> None:
     if command.startswith("plugin") and path == LONG:
@@ -80,7 +80,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     directory.chmod(0o755)
 
 
-def test_a_closed_directory_and_what_is_in_it(closed: Path) -> None:
+def test_a_directory_without_permission_and_its_files(closed: Path) -> None:
     for path in (closed, closed / "inside"):
         with pytest.raises(ConfigError) as caught:
             user_path(path, "--output")
@@ -99,7 +99,7 @@ def test_a_plugin_file_that_may_not_be_read(closed: Path) -> None:
         assert caught.value.hint is not None
 
 
-def test_what_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accessible_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     for name in ("file", "gone", "file/under", "gone/under", ""):

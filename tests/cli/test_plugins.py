@@ -1,4 +1,4 @@
-"""`smollm3 plugins list|info`: what is there, what it needs, what it is."""
+"""`smollm3 plugins list|info`: plugins and components, their requirements and properties."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def install(fake_distribution: Any) -> None:
     fake_distribution("acme-tools", "1.0", {"acme_hooks": SOURCE}, {"acme": "acme_hooks"})
 
 
-def test_requirements_are_listed_with_what_is_missing(cli: Cli, fake_distribution: Any) -> None:
+def test_requirements_are_listed_with_missing_packages(cli: Cli, fake_distribution: Any) -> None:
     install(fake_distribution)
     fake_distribution("bad", "2.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     shown = " ".join(cli("plugins", "list", "--requirements", "--device", "cpu").stdout.split())
@@ -71,7 +71,7 @@ def test_requirements_are_listed_with_what_is_missing(cli: Cli, fake_distributio
     assert "requirements" not in json.loads(cli("plugins", "list", "--json").stdout)[0]
 
 
-def test_every_status_is_listed_and_named_files_stand_before_what_is_installed(
+def test_every_status_is_listed_and_plugin_files_come_first(
     cli: Cli, fake_distribution: Any, plugin_file: Callable[[str, str], Path]
 ) -> None:
     install(fake_distribution)
@@ -91,9 +91,7 @@ def about(cli: Cli, name: str, device: str = "cpu") -> dict[str, Any]:
     return dict(found)
 
 
-def test_a_quantizer_is_shown_with_calibration_and_how_its_checkpoints_are_known(
-    cli: Cli, fake_distribution: Any
-) -> None:
+def test_a_quantizer_is_shown_with_calibration_and_recognized_checkpoints(cli: Cli, fake_distribution: Any) -> None:
     install(fake_distribution)
     found = about(cli, "quad")
     assert (found["name"], found["needs_calibration"], found["marker_files"]) == ("four", True, ["four.json"])
@@ -105,7 +103,7 @@ def test_a_quantizer_is_shown_with_calibration_and_how_its_checkpoints_are_known
         assert text in shown, shown
 
 
-def test_an_adapter_is_shown_with_traits_options_and_what_it_suggests(cli: Cli, fake_distribution: Any) -> None:
+def test_an_adapter_is_shown_with_traits_options_and_suggestions(cli: Cli, fake_distribution: Any) -> None:
     install(fake_distribution)
     found = about(cli, "slim")
     assert found["traits"] == {"identity_at_start": True, "packs": True, "merges": False, "disables": True}
@@ -119,7 +117,7 @@ def test_an_adapter_is_shown_with_traits_options_and_what_it_suggests(cli: Cli, 
     assert "suggests     train.epochs=3.0" in shown
 
 
-def test_a_component_with_an_option_that_must_be_given_is_shown(cli: Cli, fake_distribution: Any) -> None:
+def test_a_component_with_a_required_option_is_shown(cli: Cli, fake_distribution: Any) -> None:
     install(fake_distribution)
     found = about(cli, "needy")
     assert found["needs"] == ["forward", "grad-input"]

@@ -1,4 +1,4 @@
-"""Standard output that is full or closed, and devices and templates that are wrong from the start."""
+"""A full or closed standard output, and invalid devices and templates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_sentence(args: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_an_error_that_cannot_be_told_keeps_its_exit_code() -> None:
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
     with open("/dev/full", "w") as full:
         args = ["train", "--resume", "gone"]
         done = subprocess.run([*COMMAND, *args], stdout=subprocess.PIPE, stderr=full, text=True, check=False)
@@ -42,7 +42,7 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code() -> None:
 
 
 @pytest.mark.parametrize("args", WRITING, ids=" ".join)
-def test_a_closed_pipe_is_no_error(args: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(args: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([*COMMAND, *args], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
@@ -67,7 +67,7 @@ def test_an_output_that_is_not_utf_8_gets_every_line(encoding: str) -> None:
     assert ("…é" if encoding == "cp1252" else "\\u2026é" if encoding == "latin-1" else "\\u2026\\u00e9") in shown
 
 
-def test_json_is_json_in_every_encoding() -> None:
+def test_json_output_is_valid_in_every_encoding() -> None:
     args = ["config", "show", "--json", "--output", "…é→😀"]
     environment = {**os.environ, "PYTHONIOENCODING": "koi8-r", "PYTHONUTF8": "1"}
     done = subprocess.run([*COMMAND, *args], capture_output=True, check=False, env=environment)
@@ -107,7 +107,7 @@ class Chatty:
 """
 
 
-def test_what_libraries_print_while_a_verb_works_stays_out_of_its_answer(
+def test_output_of_libraries_does_not_enter_the_result_of_a_command(
     cli: Callable[..., Any], fake_distribution: Any
 ) -> None:
     modules = {"chatty_hooks": CHATTY, "chatty_parts": CHATTY_PARTS}
@@ -138,7 +138,7 @@ def test_what_libraries_print_while_a_verb_works_stays_out_of_its_answer(
 
 @pytest.mark.parametrize(("device", "near"), [("distributed", None), ("cudaa", "cuda"), ("gpu", "cuda"), ("jit", None),
                                               ("autp", "auto"), ("nn", None), ("utils", None)])  # fmt: skip
-def test_what_is_no_device(cli: Callable[..., Any], device: str, near: str | None) -> None:
+def test_invalid_devices_are_refused(cli: Callable[..., Any], device: str, near: str | None) -> None:
     result = cli("train", "--adapter", "full", "--device", device, "--dry-run")
     assert (result.code, result.stdout) == (2, "")
     message, hint = result.stderr.splitlines()
@@ -147,11 +147,11 @@ def test_what_is_no_device(cli: Callable[..., Any], device: str, near: str | Non
     assert near is None or repr(near) in hint
 
 
-def test_devices_of_torch_are_names_of_devices() -> None:
+def test_devices_of_torch_are_accepted() -> None:
     for name in ("auto", "cpu", "cuda", "cuda:1", "mps", "xpu:0", "npu", "hpu"):
         check_device(name)
     assert resolve_device("cpu") == "cpu"
-    for kind in KINDS:  # none is taken for something else of torch's
+    for kind in KINDS:  # none is confused with another attribute of torch
         with contextlib.suppress(IncompatibleError):
             assert resolve_device(kind).partition(":")[0] == kind
     with pytest.raises(ConfigError):
@@ -179,7 +179,7 @@ def test_a_broken_template_is_named_with_its_line(cli: Callable[..., Any], wrong
     assert hint.startswith("  hint: ")
 
 
-def test_what_transformers_takes_is_taken() -> None:
+def test_templates_that_transformers_accepts_are_accepted() -> None:
     """Its generation block, loop controls and filters, and templates that are in use."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

@@ -1,4 +1,4 @@
-"""Nothing foreign runs unasked, nothing of a user's is lost, and nothing that went wrong is called a success."""
+"""Foreign code runs only if allowed, no file of a user is lost, and no failure is reported as success."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def finished(cli: Cli) -> Path:
 
 
 def with_code(directory: Path) -> Path:
-    """A copy of the embedded model whose tokenizer wants to run `evil.py`, which leaves a file when it does."""
+    """A copy of the embedded model whose tokenizer tries to run `evil.py`, which would create a file."""
     shutil.copytree(TINY, directory)
     file = directory / "tokenizer_config.json"
     about = json.loads(file.read_text())
@@ -36,7 +36,7 @@ def with_code(directory: Path) -> Path:
     return directory
 
 
-def test_code_beside_a_model_or_an_adapter_never_runs_unasked(run_cli: Cli, finished: Path) -> None:
+def test_code_of_a_model_or_an_adapter_runs_only_if_allowed(run_cli: Cli, finished: Path) -> None:
     answered = run_cli("generate", str(with_code(Path("coded"))), "--prompt", "hi", input="y\n" * 9)
     assert (answered.code, "Python code of its own" in answered.stderr) == (6, True)
     about = json.loads((finished / "adapter" / "tokenizer_config.json").read_text())
@@ -50,7 +50,7 @@ def test_code_beside_a_model_or_an_adapter_never_runs_unasked(run_cli: Cli, fini
 
 @pytest.mark.parametrize("said", ["true", '"yes"', "1", '"on"'])
 @pytest.mark.parametrize("option", ["trust_remote_code", "pickle"])
-def test_a_run_that_somebody_sent_cannot_grant_itself_trust(cli: Cli, finished: Path, option: str, said: str) -> None:
+def test_a_received_run_cannot_allow_its_own_code(cli: Cli, finished: Path, option: str, said: str) -> None:
     text = (finished / "run.yaml").read_text()
     loader = f"loader:\n  name: smollm3-finetune:hf\n  {option}: {said}\n"
     changed = text.replace("loader:\n  name: smollm3-finetune:tiny\n", loader)
@@ -63,7 +63,7 @@ def test_a_run_that_somebody_sent_cannot_grant_itself_trust(cli: Cli, finished: 
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--config"])
-def test_an_empty_path_is_an_error_and_not_the_default_run(cli: Cli, isolated: Path, flag: str) -> None:
+def test_an_empty_path_is_an_error(cli: Cli, isolated: Path, flag: str) -> None:
     result = cli("train", *QUICK, flag, "")
     assert result.code in (2, 6)
     assert list(isolated.iterdir()) == []
@@ -78,7 +78,7 @@ def test_a_finished_run_is_not_trained_further_by_resuming_it(cli: Cli, finished
 
 
 @pytest.mark.parametrize("keep", ["", "train:\n  max_steps: 4\n"])
-def test_a_damaged_configuration_is_not_another_run(cli: Cli, finished: Path, keep: str) -> None:
+def test_a_damaged_configuration_is_an_error(cli: Cli, finished: Path, keep: str) -> None:
     (finished / "run.yaml").write_text(keep)
     for command in (("generate", "base", "--prompt", "hi"), ("train", "--resume", "base", "--max-steps", "4")):
         refused = cli(*command)
@@ -92,7 +92,7 @@ def test_damaged_versions_are_named(cli: Cli, finished: Path, text: str) -> None
     assert (refused.code, "versions.json is damaged" in refused.stderr) == (6, True)
 
 
-def test_an_incomplete_checkpoint_is_passed_over_for_a_whole_one(cli: Cli, finished: Path) -> None:
+def test_an_incomplete_checkpoint_is_skipped_for_a_complete_one(cli: Cli, finished: Path) -> None:
     (finished / "checkpoints" / "checkpoint-2" / "optimizer.pt").unlink()
     (finished / "checkpoints" / "checkpoint-best").mkdir()
     result = cli("train", "--resume", "base", "--max-steps", "3")
@@ -101,7 +101,7 @@ def test_an_incomplete_checkpoint_is_passed_over_for_a_whole_one(cli: Cli, finis
     assert cli("train", "--resume", "base", "--max-steps", "4").code == 6
 
 
-def test_weights_that_are_no_numbers_are_not_saved_though_no_step_was_logged(cli: Cli) -> None:
+def test_weights_that_are_not_finite_are_not_saved_even_without_a_logged_step(cli: Cli) -> None:
     result = cli("train", *QUICK, "--lr", "1e30", "--set", "train.warmup=0", "--set", "train.log_every=50",
                  "--set", "train.max_grad_norm=1e30", "--output", "out")  # fmt: skip
     assert (result.code, "the trained weights became infinite or nan" in result.stderr) == (1, True), result.stderr
@@ -109,13 +109,13 @@ def test_weights_that_are_no_numbers_are_not_saved_though_no_step_was_logged(cli
 
 
 @pytest.mark.parametrize("wrong", [("--seed", "99999999999"), ("--set", "train.optimizer=adamw_troch")])
-def test_a_start_that_fails_leaves_the_output_free(cli: Cli, wrong: tuple[str, str]) -> None:
+def test_a_failed_start_leaves_no_output_directory(cli: Cli, wrong: tuple[str, str]) -> None:
     refused = cli("train", *QUICK, *wrong, "--output", "out")
     assert refused.code == 2, refused.stderr
     assert not Path("out").exists()
 
 
-def test_of_two_runs_only_one_gets_a_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_runs_gets_a_directory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when both looked before either wrote."""
     from smollm3_finetune.runs.rundir import RunDir
 
@@ -131,7 +131,7 @@ def test_of_two_runs_only_one_gets_a_directory(cli: Cli, monkeypatch: pytest.Mon
     ("text", "value"),
     [("What is C #?", "What is C #?"), ("#1", "#1"), ("2026-02-02", "2026-02-02"), ("=", "="), ("&a [*a]", "&a [*a]")],
 )
-def test_text_on_the_command_line_is_not_rewritten(text: str, value: str) -> None:
+def test_text_on_the_command_line_is_unchanged(text: str, value: str) -> None:
     from smollm3_finetune.config.yaml12 import parse_value
 
     assert parse_value(text) == value
@@ -147,7 +147,7 @@ def test_a_date_can_be_written_without_quotes(cli: Cli) -> None:
     ("line", "message"),
     [('{"instruction": "a\\ud800", "output": "b"}', "half a character"), ("[" * 100_000, "not valid JSON")],
 )
-def test_rows_that_break_readers_are_named(cli: Cli, line: str, message: str) -> None:
+def test_rows_that_cause_errors_in_readers_are_named(cli: Cli, line: str, message: str) -> None:
     Path("rows.jsonl").write_text(line + "\n")
     refused = cli("config", "validate", "--adapter", "full", "--data", "rows.jsonl", "--device", "cpu")
     assert (refused.code, message in refused.stderr) == (5, True), refused.stderr
@@ -183,7 +183,7 @@ RESTORE = "    def restore(self, base, path, ctx): pass\n"
         (", refine=nothing", RESTORE, "failed in refine(): TypeError: it returned None"),
     ],
 )
-def test_an_object_that_breaks_the_protocol_is_named_with_what_it_lacks(
+def test_an_object_without_required_methods_is_named_with_them(
     cli: Cli, plugin_file: Callable[[str, str], Path], more: str, body: str, message: str
 ) -> None:
     file = plugin_file("half", BROKEN.format(more=more, body=body))

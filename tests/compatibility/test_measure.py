@@ -1,4 +1,4 @@
-"""Pairs that are really run: `smollm3 compat --measure`, the sweep beneath it, and what is published."""
+"""Measured pairs: `smollm3 compat --measure`, the sweep that it runs, and the published results."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ for index, pair in enumerate(job["pairs"]):
 """
 
 
-def test_a_pair_that_hangs_or_dies_takes_no_other_with_it(fake_distribution: Any, tmp_path: Path) -> None:
+def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution: Any, tmp_path: Path) -> None:
     fake_distribution("acme", "1.0", {"acme_worker": WORKER})
 
     def pair(adapter: str) -> Pair:
@@ -113,7 +113,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.plugins
-def test_the_page_holds_the_published_results(benchmark: Any) -> None:
+def test_the_page_contains_the_published_results(benchmark: Any) -> None:
     page = importlib.import_module("compatibility_page")
     cells = benchmark.cells([])
     text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def test_the_page_holds_the_published_results(benchmark: Any) -> None:
     assert not [c for c in cells if c.reason is not None and c.holds], "a refusal is out of date"
 
 
-def test_every_result_that_core_ships_can_be_read_and_is_that_of_a_bundled_pair(benchmark: Any) -> None:
+def test_every_shipped_result_is_readable_and_of_a_bundled_pair(benchmark: Any) -> None:
     results = read(OWN_FILE)
     assert len({r.key for r in results}) == len(results) > 300
     assert {r.quantizer.partition(":")[0] for r in results} <= benchmark.BUNDLED
@@ -133,7 +133,7 @@ def test_every_result_that_core_ships_can_be_read_and_is_that_of_a_bundled_pair(
     assert all(r.figures["moved"] > 1e-4 for r in quantized if not r.adapter.endswith(":full"))
 
 
-def test_a_sampled_figure_is_held_against_the_published_one(benchmark: Any) -> None:
+def test_a_sampled_figure_is_compared_with_the_published_one(benchmark: Any) -> None:
     figures = {"gradients": 1e-6, "drift": 1e-5, "moved": 0.1}
     old = dataclasses.replace(read(OWN_FILE)[0], figures=figures)
 
@@ -150,7 +150,7 @@ def test_a_sampled_figure_is_held_against_the_published_one(benchmark: Any) -> N
 
 
 @pytest.mark.plugins
-def test_five_published_cells_chosen_by_the_commit_still_hold() -> None:
+def test_five_published_cells_chosen_by_the_commit_are_reproduced() -> None:
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     chosen_by = git.stdout.strip() or "no commit"
     command = [sys.executable, "benchmarks/compatibility.py", "--sample", "5", "--by", chosen_by]

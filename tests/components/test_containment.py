@@ -1,4 +1,4 @@
-"""Whatever one distribution does wrong, the tool stays usable, says so in a line, and refuses only what needs it."""
+"""A faulty distribution costs one warning line: the tool stays usable and refuses only runs that need the plugin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BROKEN = {
     "bad-descriptor": quantizer("acme", "factory='no colon'"),
     "newer-api": quantizer("acme", "factory='acme_hooks:Made', api=99"),
 }
-"""What discovery itself finds."""
+"""Faults that discovery finds."""
 
 LATER = {
     "factory-missing": (quantizer("acme", "factory='acme_hooks:Gone', provides=ALL_OPS"), "acme_hooks:Gone"),
@@ -55,19 +55,19 @@ LATER = {
         "the default of quant.bits does not pass its own check: expected integer (at most 8), got 9",
     ),
 }
-"""What shows when the component is used, with a part of what is said then."""
+"""Faults that appear when the component is used, each with a part of its message."""
 
 
-def plan_of_the_usual_run(cli: Cli) -> dict[str, Any]:
+def plan_of_a_default_run(cli: Cli) -> dict[str, Any]:
     done = cli(*DRY, "--adapter", "full")
     assert done.code == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    del found["run"]  # named by the clock
+    del found["run"]  # its name contains the time
     return found
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_distribution_costs_one_line_and_the_runs_that_need_it(
+def test_a_broken_distribution_costs_one_warning_and_the_runs_that_need_it(
     case: str, cli: Cli, fake_distribution: Any
 ) -> None:
     fake_distribution("acme-quant", "1.2", {"acme_hooks": BROKEN[case]}, {"acme": "acme_hooks"})
@@ -87,12 +87,10 @@ def test_a_broken_distribution_costs_one_line_and_the_runs_that_need_it(
 
 
 @pytest.mark.parametrize("case", LATER)
-def test_a_component_that_cannot_be_used_harms_only_the_run_that_names_it(
-    case: str, cli: Cli, fake_distribution: Any
-) -> None:
+def test_an_unusable_component_breaks_only_the_runs_that_select_it(case: str, cli: Cli, fake_distribution: Any) -> None:
     source, said = LATER[case]
     fake_distribution("acme-quant", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
-    plan_of_the_usual_run(cli)
+    plan_of_a_default_run(cli)
     assert cli("compat", "--quant", "none", "--adapter", "full").code == 0
     refused = cli(
         "train", "--adapter", "full", "--quant", "acme", "--device", "cpu", "--max-steps", "1", "--output", "run"
@@ -103,7 +101,7 @@ def test_a_component_that_cannot_be_used_harms_only_the_run_that_names_it(
     assert cli("plugins", "check", "acme").code == 7
 
 
-def test_an_import_that_never_ends_is_escaped_by_name(run_cli: Cli, fake_distribution: Any) -> None:
+def test_a_plugin_whose_import_hangs_can_be_disabled_by_name(run_cli: Cli, fake_distribution: Any) -> None:
     fake_distribution("acme-quant", "1.2", {"acme_hooks": "import time\ntime.sleep(600)\n"}, {"acme": "acme_hooks"})
     with pytest.raises(subprocess.TimeoutExpired):
         run_cli("plugins", "list", timeout=8)
@@ -113,11 +111,11 @@ def test_an_import_that_never_ends_is_escaped_by_name(run_cli: Cli, fake_distrib
     assert run_cli("plugins", "list", timeout=60, SMOLLM3_DISABLE_PLUGINS="acme").code == 0
 
 
-def test_one_name_in_two_distributions_must_be_decided_and_nothing_else(cli: Cli, fake_distribution: Any) -> None:
+def test_a_name_of_two_distributions_is_an_error_only_if_used(cli: Cli, fake_distribution: Any) -> None:
     for who in ("one", "two"):
         source = quantizer("acme", f"factory='{who}_hooks:Made'", GOOD)
         fake_distribution(f"quant-{who}", "1.0", {f"{who}_hooks": source}, {who: f"{who}_hooks"})
-    plan_of_the_usual_run(cli)
+    plan_of_a_default_run(cli)
     refused = cli(*DRY, "--adapter", "full", "--quant", "acme")
     assert refused.code == 7
     assert "offered by quant-one 1.0 and quant-two 1.0" in refused.stderr
@@ -141,13 +139,11 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-def test_a_plugin_that_takes_a_built_in_name_does_not_get_the_runs_that_name_none(
-    kind: str, cli: Cli, fake_distribution: Any
-) -> None:
-    usual = plan_of_the_usual_run(cli)
+def test_a_plugin_with_a_built_in_name_is_not_used_by_default(kind: str, cli: Cli, fake_distribution: Any) -> None:
+    default = plan_of_a_default_run(cli)
     name, source = TAKEN[kind]
     fake_distribution("acme-plugin", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
-    assert plan_of_the_usual_run(cli) == usual
+    assert plan_of_a_default_run(cli) == default
     flag = {"quantizer": "quant"}.get(kind, kind)
     asked = cli(*DRY, "--adapter", "full", f"--{flag}", name)
     assert asked.code == 7
@@ -197,7 +193,7 @@ RAISED = {
 
 @pytest.mark.parametrize("raised", RAISED)
 @pytest.mark.parametrize(("who", "kind"), [("halves", "formatter"), ("picky", "objective")])
-def test_a_component_that_fails_over_a_row_is_named_with_its_place(
+def test_a_component_that_fails_on_a_row_is_named_with_file_and_line(
     who: str, kind: str, raised: str, cli: Cli, fake_distribution: Any
 ) -> None:
     source = AT_A_ROW.replace("RAISED", raised) + f"WHO = {who!r}\n"
@@ -206,7 +202,7 @@ def test_a_component_that_fails_over_a_row_is_named_with_its_place(
     rows = ("--data", "rows.jsonl", "--formatter", "halves", "--objective", "picky")
     for command in (("data", "stats"), ("train", "--adapter", "full", "--device", "cpu", "--output", "run")):
         result = cli(*command, *rows)
-        if kind == "formatter" and raised.startswith(("KeyError", "TypeError")):  # what it may raise for a wrong row
+        if kind == "formatter" and raised.startswith(("KeyError", "TypeError")):  # allowed for an invalid row
             assert result.code == 5
             assert "error: rows.jsonl:3: " in result.stderr
             continue
@@ -227,7 +223,7 @@ def test_a_component_that_fails_over_a_row_is_named_with_its_place(
     ],
 )
 @pytest.mark.parametrize("who", ["halves", "picky"])
-def test_what_is_no_fault_of_a_component_is_not_blamed_on_it(
+def test_interrupts_and_memory_errors_are_not_attributed_to_a_component(
     who: str, raised: str, code: int, said: str, cli: Cli, fake_distribution: Any
 ) -> None:
     source = AT_A_ROW.replace("RAISED", raised) + f"WHO = {who!r}\n"
@@ -282,7 +278,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
     fake_distribution("acme-vault", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
     model = ("vault", "--prompt", "a") if command == "generate" else ("--model", "vault", "--adapter", "full")
     result = cli(*command.split(), *model, *(("--output", "run") if command == "train" else ()))
-    if (command, where) == ("config validate", "tokenizer"):  # which reads none
+    if (command, where) == ("config validate", "tokenizer"):  # which reads no tokenizer
         assert result.code == 0, result.stderr
         return
     assert result.code == 7, result.stderr
@@ -295,7 +291,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
 
 
 @pytest.mark.parametrize("where", ["open", "config", "tokenizer"])
-def test_what_a_loader_says_on_purpose_is_kept(where: str, cli: Cli, fake_distribution: Any) -> None:
+def test_an_error_that_a_loader_raises_on_purpose_is_unchanged(where: str, cli: Cli, fake_distribution: Any) -> None:
     source = LOADER.replace("RAISED", "ModelError('the vault is closed')") + f"WHERE = {where!r}\n"
     fake_distribution("acme-vault", "1.2", {"acme_hooks": source}, {"acme": "acme_hooks"})
     for command in (("data", "stats", "--model", "vault"), ("generate", "vault", "--prompt", "a")):

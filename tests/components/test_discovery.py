@@ -1,4 +1,4 @@
-"""Finding plugins: what is broken is contained, what is named is needed, nothing else is imported."""
+"""Discovery: broken plugins are contained, plugins named with -p are required, nothing else is imported."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def offered(registry: Registry, kind: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_is_contained_and_says_what_is_wrong(case: str, fake_distribution: Any) -> None:
+def test_a_broken_plugin_is_contained_and_its_error_is_recorded(case: str, fake_distribution: Any) -> None:
     source, expected = BROKEN[case]
     fake_distribution("acme-broken", "2.1", {"broken_plugin": source}, {"broken": "broken_plugin"})
     fake_distribution("acme-good", "1.0", {"good_plugin": GOOD}, {"good": "good_plugin"})
@@ -103,23 +103,23 @@ def test_a_broken_plugin_is_contained_and_says_what_is_wrong(case: str, fake_dis
     assert "smollm3-finetune:none" in offered(registry, QUANTIZER)
 
 
-def test_every_broken_plugin_at_once_leaves_the_good_one_working(fake_distribution: Any) -> None:
+def test_all_broken_plugins_together_leave_the_good_one_working(fake_distribution: Any) -> None:
     modules = {f"broken_{i}": source for i, (source, _) in enumerate(BROKEN.values())}
     fake_distribution("acme-broken", "1", modules, {f"x{i}": m for i, m in enumerate(modules)})
     fake_distribution("acme-good", "1.0", {"good_plugin": GOOD}, {"a-good": "good_plugin", "z-good": "good_again"})
     registry = discover()
-    assert len(list(registry.broken())) >= len(BROKEN) + 1  # z-good's module is not there
+    assert len(list(registry.broken())) >= len(BROKEN) + 1  # the module of z-good does not exist
     assert record(registry, "a-good").status == "active"
 
 
-def test_an_entry_point_to_nothing_is_broken(fake_distribution: Any) -> None:
+def test_an_entry_point_to_a_missing_module_is_broken(fake_distribution: Any) -> None:
     fake_distribution("acme", "1", {"acme_hooks": GOOD}, {"gone": "acme_missing", "attr": "acme_hooks:Absent"})
     registry = discover()
     assert "acme_missing" in (record(registry, "gone").error or "")
     assert "Absent" in (record(registry, "attr").error or "")
 
 
-def test_a_distribution_without_metadata_is_found_and_harms_nobody(fake_distribution: Any) -> None:
+def test_a_distribution_without_metadata_is_found(fake_distribution: Any) -> None:
     site = fake_distribution("acme", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     next(site.glob("*.dist-info/METADATA")).unlink()
     assert record(discover(), "acme").status == "active"
@@ -156,10 +156,12 @@ def test_a_blocked_plugin_is_not_imported(name: str, fake_distribution: Any, tmp
     assert not (tmp_path / "imported").exists()
     assert "acme_hooks" not in sys.modules
     discover()
-    assert (tmp_path / "imported").exists()  # so that the test can fail
+    assert (tmp_path / "imported").exists()  # shows that the test can fail
 
 
-def test_the_environment_blocks_names_and_everything(fake_distribution: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_blocks_names_or_all_plugins(
+    fake_distribution: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_distribution("acme", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "acme,")
     assert record(discover(PluginSelection.of([])), "acme").status == "disabled"
@@ -181,7 +183,7 @@ def test_the_built_in_components_cannot_be_left_out() -> None:
         discover(PluginSelection.of(["no:builtin"]))
 
 
-def test_no_plugins_leaves_entry_points_out_and_keeps_named_files(
+def test_no_plugins_skips_entry_points_but_loads_named_files(
     fake_distribution: Any, plugin_file: Callable[[str, str], Path]
 ) -> None:
     fake_distribution("acme", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
@@ -190,16 +192,16 @@ def test_no_plugins_leaves_entry_points_out_and_keeps_named_files(
     assert [p.name for p in registry.plugins] == ["builtin", "mine"]
 
 
-def test_no_plugins_with_a_name_in_the_environment_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_plugins_with_a_name_in_the_environment_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "acme")
     assert [p.name for p in discover(PluginSelection.of([], no_plugins=True)).plugins] == ["builtin"]
 
 
-def test_a_named_file_and_a_named_module_offer_components(
+def test_files_and_modules_given_with_p_offer_components(
     plugin_file: Callable[[str, str], Path], fake_distribution: Any
 ) -> None:
     mine = plugin_file("mine", GOOD.replace("'scale'", "'mine'"))
-    fake_distribution("acme", "1", {"acme.hooks": GOOD})  # on the path, with no entry point
+    fake_distribution("acme", "1", {"acme.hooks": GOOD})  # importable, but without an entry point
     registry = discover(PluginSelection.of([str(mine), "acme.hooks"]))
     assert {"mine:mine", "acme.hooks:scale"} <= offered(registry, ADAPTER)
     assert record(registry, "mine").origin == str(mine.resolve())
@@ -209,26 +211,26 @@ def test_a_plugin_named_twice_is_one_plugin(plugin_file: Callable[[str, str], Pa
     mine = plugin_file("mine", GOOD.replace("'scale'", "'mine'"))
     fake_distribution("acme", "1", {"acme_hooks": GOOD}, {"acme": "acme_hooks"})
     relative = os.path.relpath(mine)
-    registry = discover(PluginSelection.of([str(mine), relative, "acme_hooks"]))  # the module is an entry point already
+    registry = discover(PluginSelection.of([str(mine), relative, "acme_hooks"]))  # the module is also an entry point
     names = [o.full_name for o in registry.of(ADAPTER) if o.spec.name in ("mine", "scale")]
     assert names == ["mine:mine", "acme:scale"]
     assert registry.shared_names() == {}
 
 
 @pytest.mark.parametrize("text", ["missing.py", "./missing.py", "no_such_module_at_all", "no_such_package.inside"])
-def test_a_named_plugin_that_is_not_there_is_an_error(text: str) -> None:
+def test_a_missing_plugin_given_with_p_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=f"{text!r} \\(-p\\)"):
         discover(PluginSelection.of([text]))
 
 
-def test_a_directory_or_another_file_named_as_a_plugin_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_or_a_file_of_another_type_given_with_p_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ConfigError, match="Python file"):
             discover(PluginSelection.of([f"{path}"]))
 
 
-def test_a_named_plugin_that_is_broken_is_an_error(
+def test_a_broken_plugin_given_with_p_is_an_error(
     plugin_file: Callable[[str, str], Path], fake_distribution: Any
 ) -> None:
     mine = plugin_file("mine", "raise RuntimeError('no license')\n")
@@ -249,7 +251,7 @@ def test_a_plugin_file_never_replaces_a_module_of_its_name(plugin_file: Callable
     assert sys.modules["json"] is before
 
 
-def test_nothing_in_the_working_directory_is_imported_by_itself(isolated: Path) -> None:
+def test_files_in_the_working_directory_are_not_imported(isolated: Path) -> None:
     (isolated / "conftest.py").write_text("raise RuntimeError('imported')\n")
     (isolated / "smollm3_plugin.py").write_text("raise RuntimeError('imported')\n")
     assert all(p.origin in ("built in", "entry point") for p in discover().plugins)
@@ -278,7 +280,7 @@ def test_a_file_and_a_module_without_hooks_are_refused(isolated: Path) -> None:
             discover(PluginSelection.of((named,), no_plugins=True))
 
 
-def test_an_installed_module_without_hooks_is_broken_and_stops_nobody(fake_distribution: Any) -> None:
+def test_an_installed_module_without_hooks_is_broken_and_contained(fake_distribution: Any) -> None:
     fake_distribution("acme", "1.0", {"acme_hooks": "x = 1"}, {"acme": "acme_hooks"})
     (record,) = [r for r in discover().plugins if r.name == "acme"]
     assert (record.status, record.components) == ("broken", ())

@@ -1,4 +1,4 @@
-"""With many plugins installed: help imports none of them, and what lists them grows with their number and no faster."""
+"""With many plugins installed, help imports none of them, and the work of listing them grows linearly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(json.dumps({"modules": sorted(sys.modules), "calls": calls, "printed": out
 
 
 def installed(site: Path, count: int) -> Path:
-    """A site directory with so many plugin distributions, each with one quantizer."""
+    """A site directory with `count` plugin distributions, each with one quantizer."""
     for i in range(count):
         name = f"many{i:03d}"
         about = site / f"{name}-1.0.dist-info"
@@ -50,7 +50,7 @@ def installed(site: Path, count: int) -> Path:
 
 
 def observed(site: Path, *args: str) -> dict[str, object]:
-    """What `smollm3 ARGS` has imported, how many functions it has called and what it has printed."""
+    """The modules that `smollm3 ARGS` imports, its number of function calls, and its output."""
     path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-c", OBSERVED, *args], capture_output=True, text=True, check=True,
@@ -64,17 +64,17 @@ def observed(site: Path, *args: str) -> dict[str, object]:
 def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     root = tmp_path_factory.mktemp("sites")
     found = {count: installed(root / str(count), count) for count in (0, 25, 50, 100)}
-    for site in found.values():  # so that no call of a first run, which compiles, is counted
+    for site in found.values():  # the first run compiles, and its calls must not be counted
         observed(site, "plugins", "list")
     return found
 
 
 SILENT = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS if command != "train")]
-"""`train --help` is left out: it lists what is installed."""
+"""Without `train --help`, which lists installed components."""
 
 
 @pytest.mark.parametrize("args", SILENT, ids=" ".join)
-def test_help_imports_none_of_fifty_plugins_and_not_one_module_more(args: list[str], sites: dict[int, Path]) -> None:
+def test_help_imports_no_module_more_with_fifty_plugins(args: list[str], sites: dict[int, Path]) -> None:
     assert observed(sites[50], *args)["modules"] == observed(sites[0], *args)["modules"]
 
 
@@ -89,8 +89,8 @@ def test_listing_imports_each_plugin_and_nothing_heavy(sites: dict[int, Path]) -
 
 
 @pytest.mark.parametrize("args", [["plugins", "list"], ["plugins", "list", "--json"], ["compat", "--quant", "none"]])
-def test_the_work_of_listing_grows_with_the_number_of_plugins(args: list[str], sites: dict[int, Path]) -> None:
-    """Counted in function calls, which no other load of the machine changes: twice the plugins, twice the growth."""
+def test_the_work_of_listing_grows_linearly_with_the_number_of_plugins(args: list[str], sites: dict[int, Path]) -> None:
+    """The work is counted in function calls, which do not depend on the load of the machine."""
     calls = {count: int(str(observed(sites[count], *args)["calls"])) for count in sites}
     growth = (calls[50] - calls[25]) / 25, (calls[100] - calls[50]) / 50
     assert growth[0] > 0

@@ -1,4 +1,4 @@
-"""Whether a quantizer and an adapter can work together, decided from descriptors alone."""
+"""Whether a quantizer and an adapter are compatible, decided from descriptors alone."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def registry(*specs: Any) -> Registry:
     )
 
 
-def test_a_pair_works_when_everything_needed_is_provided() -> None:
+def test_a_pair_is_compatible_if_all_needed_operations_are_provided() -> None:
     assert pair_problem(registry(), chosen(quantizer(provides=LINEAR)), chosen(adapter()), CPU) is None
 
 
 @pytest.mark.parametrize("op", list(Op))
-def test_each_operation_alone_can_be_what_is_missing(op: Op) -> None:
+def test_each_operation_is_reported_if_missing(op: Op) -> None:
     q, a = chosen(quantizer(provides=ALL_OPS - {op})), chosen(adapter(needs={op}))
     assert missing_ops(q, a, CPU) == {op: "the quantizer does not declare it"}
     assert missing_ops(chosen(quantizer()), a, CPU) == {}
 
 
-def test_the_message_names_both_options_the_operation_the_reason_and_a_pair_that_works() -> None:
+def test_the_message_names_options_operation_and_reason_and_the_hint_pairs_that_work() -> None:
     int4 = quantizer(provides=LINEAR, absent={Op.READ_WEIGHT: "the weight is packed for good"})
     magnitude = adapter("magnitude", LINEAR | {Op.READ_WEIGHT})
     everything = registry(int4, magnitude, adapter("scale"), quantizer("dense"), adapter("bias", {Op.FORWARD}))
@@ -90,7 +90,7 @@ def test_without_any_pair_that_works_there_is_no_hint() -> None:
     assert problem.hint is None
 
 
-def test_refine_takes_operations_away_by_option_and_by_device() -> None:
+def test_refine_removes_operations_by_option_and_by_device() -> None:
     spec = quantizer(options=f"{HERE}:Kernel", refine=_refine)
     ops, absent = provided(chosen(spec, Kernel()), Env(device="cuda"))
     assert (ops, absent) == (ALL_OPS, {})
@@ -124,7 +124,7 @@ def test_a_refine_that_raises_is_the_plugins_fault() -> None:
             missing_ops(chosen(q), chosen(a), CPU)
 
 
-def test_broken_components_of_others_do_not_spoil_the_message() -> None:
+def test_other_broken_components_do_not_change_the_message() -> None:
     def refine(*_: Any) -> Any:
         raise KeyError("device")
 
@@ -140,7 +140,7 @@ def test_broken_components_of_others_do_not_spoil_the_message() -> None:
     assert problem.hint == "--quant int4 --adapter scale"
 
 
-def test_what_cannot_run_here_is_not_suggested() -> None:
+def test_components_with_unmet_requirements_are_not_suggested() -> None:
     int4, whole = quantizer(provides=LINEAR), adapter("whole", {Op.DENSE})
     others = (
         adapter("aaa", requires=Requires(distributions=("acme-missing",))),
@@ -155,7 +155,7 @@ def test_what_cannot_run_here_is_not_suggested() -> None:
     assert problem.hint is not None and problem.hint.endswith("or --quant bbb --adapter whole")
 
 
-def test_the_environment_has_the_kind_of_device_without_its_index() -> None:
+def test_the_environment_has_the_device_type_without_its_index() -> None:
     env = environment("cuda:1", Purpose.MERGE)
     assert (env.device, env.purpose) == ("cuda", Purpose.MERGE)
     assert env.tools <= {"c++"}

@@ -1,4 +1,4 @@
-"""Looking a component up: by name, alias and `distribution:name`, and what is said where there is none."""
+"""Finding a component by name, alias or `distribution:name`, and the errors if it is not found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TWO = Registry(
 )
 
 
-def test_a_full_name_of_what_is_not_installed_says_how_to_install_it() -> None:
+def test_a_full_name_that_is_not_installed_shows_how_to_install_it() -> None:
     with pytest.raises(UnknownComponentError, match="the quantizer 'kernels:int3' is not installed") as caught:
         TWO.find(QUANTIZER, "kernels:int3")
     assert caught.value.hint == "pip install kernels, or -p kernels.py or -p kernels where it is your own"
@@ -60,7 +60,7 @@ def test_a_name_of_another_kind_is_not_found() -> None:
         TWO.find(ADAPTER, "rows")
 
 
-def test_a_conflict_names_both_distributions_with_versions_and_full_names_settle_it() -> None:
+def test_a_conflict_names_both_distributions_and_is_resolved_by_full_names() -> None:
     with pytest.raises(PluginConflictError, match=r"quantizer 'int8' is offered by acme 1\.0 and zeta 2\.1") as caught:
         TWO.find(QUANTIZER, "int8")
     assert caught.value.hint == "--quant acme:int8 or --quant zeta:int8"
@@ -68,13 +68,13 @@ def test_a_conflict_names_both_distributions_with_versions_and_full_names_settle
     assert TWO.find(QUANTIZER, "acme:int8").version == "1.0"
 
 
-def test_an_alias_that_is_another_ones_name_is_a_conflict_too() -> None:
+def test_an_alias_equal_to_another_name_is_a_conflict() -> None:
     registry = Registry(components=(component("int8"), component("eight", "zeta", aliases=("int8",))))
     with pytest.raises(PluginConflictError, match=r"zeta 1\.0 and acme 1\.0"):
         registry.find(QUANTIZER, "int8")
 
 
-def test_installed_plugins_that_share_a_name_conflict_only_when_it_is_used(fake_distribution: Any) -> None:
+def test_plugins_that_share_a_name_conflict_only_if_it_is_used(fake_distribution: Any) -> None:
     source = (
         "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
         "    return [QuantizerSpec(name='int5', summary='s', factory='x:Y')]\n"
@@ -88,7 +88,7 @@ def test_installed_plugins_that_share_a_name_conflict_only_when_it_is_used(fake_
         registry.find(QUANTIZER, "int5")
 
 
-def test_a_plugin_that_takes_a_built_in_name_neither_hides_it_nor_is_hidden(fake_distribution: Any) -> None:
+def test_a_plugin_with_a_built_in_name_does_not_replace_the_built_in(fake_distribution: Any) -> None:
     source = (
         "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
         "    return [QuantizerSpec(name='none', summary='s', factory='x:Y')]\n"
@@ -100,7 +100,7 @@ def test_a_plugin_that_takes_a_built_in_name_neither_hides_it_nor_is_hidden(fake
     assert registry.find(QUANTIZER, "smollm3-finetune:none").spec.factory.startswith("smollm3_finetune.builtin")
 
 
-def test_a_mistyped_name_gets_a_suggestion_and_a_strange_one_the_list() -> None:
+def test_a_mistyped_name_gets_a_suggestion_and_an_unknown_one_the_list() -> None:
     with pytest.raises(UnknownComponentError) as caught:
         TWO.find(QUANTIZER, "rwos")
     assert caught.value.hint == "did you mean 'rows'?"
@@ -109,7 +109,7 @@ def test_a_mistyped_name_gets_a_suggestion_and_a_strange_one_the_list() -> None:
     assert caught.value.hint == "installed: int8, row-wise, rows"
 
 
-def test_a_name_that_somebody_publishes_gets_the_command_that_installs_it() -> None:
+def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
     for kind, name, folder in (
         (QUANTIZER, "bnb-4bit", "smollm3-bitsandbytes"),
         (ADAPTER, "lora", "smollm3-peft"),
@@ -123,7 +123,7 @@ def test_a_name_that_somebody_publishes_gets_the_command_that_installs_it() -> N
     assert caught.value.hint == "did you mean 'lora'?"
 
 
-def test_every_install_hint_leads_to_a_project_of_that_name() -> None:
+def test_every_install_hint_points_to_an_existing_project() -> None:
     kinds = {k.name for k in KINDS}
     assert set(known_components()) <= kinds
     for names in known_components().values():
@@ -142,7 +142,7 @@ def _broken(distribution: str) -> PluginRecord:
     )  # fmt: skip
 
 
-def test_a_name_that_a_broken_plugin_would_offer_raises_that_plugins_error() -> None:
+def test_a_name_of_a_broken_plugin_raises_the_error_of_the_plugin() -> None:
     registry = Registry(components=(component("rows"),), plugins=(_broken("smollm3-peft"), _broken("acme-bad")))
     with pytest.raises(PluginError, match=r"smollm3-peft.*no license"):
         registry.find(ADAPTER, "lora")
@@ -152,7 +152,7 @@ def test_a_name_that_a_broken_plugin_would_offer_raises_that_plugins_error() -> 
         registry.find(ADAPTER, "fancy")
 
 
-def test_a_name_of_a_disabled_plugin_says_so() -> None:
+def test_a_name_of_a_disabled_plugin_is_reported_as_disabled() -> None:
     record = PluginRecord(
         name="peft", distribution="smollm3-peft", version="1", origin="entry point", status="disabled"
     )
@@ -160,13 +160,13 @@ def test_a_name_of_a_disabled_plugin_says_so() -> None:
         Registry(components=(), plugins=(record,)).find(ADAPTER, "lora")
 
 
-def test_components_are_sorted_by_name_whatever_the_order_of_discovery() -> None:
+def test_components_are_sorted_by_name_in_any_order_of_discovery() -> None:
     backwards = Registry(components=TWO.components[::-1])
     names = [o.full_name for o in backwards.of(QUANTIZER)]
     assert names == [o.full_name for o in TWO.of(QUANTIZER)] == ["acme:int8", "zeta:int8", "acme:rows"]
 
 
-def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_the_plugin(
+def test_a_missing_package_of_a_factory_is_named_and_a_broken_factory_names_the_plugin(
     fake_distribution: Any,
 ) -> None:
     fake_distribution(
@@ -195,7 +195,7 @@ def test_a_factory_that_lacks_a_package_names_it_and_one_that_is_broken_names_th
     assert component("q", factory="acme.fine:Takes").create(options).options is options
 
 
-def test_options_that_are_no_dataclass_are_the_plugins_fault(fake_distribution: Any) -> None:
+def test_options_that_are_not_a_dataclass_are_a_plugin_error(fake_distribution: Any) -> None:
     fake_distribution("acme", "1.0", {"acme_options": "number = 3\nclass Plain: pass\n"})
     from smollm3_finetune.config.options import build
 
@@ -214,14 +214,14 @@ def _raises(_: Any) -> bool:
     raise AttributeError("not what I expected")
 
 
-def test_a_claim_that_raises_is_taken_as_no_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_claim_that_raises_counts_as_false_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     registry = Registry(components=(_claiming("bad", "acme", _raises), _claiming("good", "zeta", lambda row: True)))
     assert [o.spec.name for o in registry.claiming(FORMATTER, {"a": 1})] == ["good"]
     assert "formatter 'bad' (acme 1.0)" in caplog.text
     assert "AttributeError: not what I expected" in caplog.text
 
 
-def test_the_highest_rank_takes_a_claim_and_equal_ranks_are_all_given() -> None:
+def test_the_claims_of_highest_rank_are_returned() -> None:
     def yes(_: Any) -> bool:
         return True
 

@@ -1,4 +1,4 @@
-"""What a component requires, compared with what is installed; nothing is imported for it."""
+"""Requirements of a component, compared with the installed distributions, without importing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smollm3_finetune.components.requirements import installed_version, requirem
 from smollm3_finetune.errors import PluginError
 
 
-def test_what_is_installed_in_a_fitting_version_is_met_without_importing_it(fake_distribution: Any) -> None:
+def test_an_installed_distribution_meets_a_requirement_without_being_imported(fake_distribution: Any) -> None:
     fake_distribution("acme-kernels", "1.4.2", {"acme_kernels": "raise RuntimeError('imported')\n"})
     requires = Requires(distributions=("acme-kernels>=1.4,<2", "Acme_Kernels"))
     assert unmet_distributions(requires) == []
@@ -20,7 +20,7 @@ def test_what_is_installed_in_a_fitting_version_is_met_without_importing_it(fake
     assert "acme_kernels" not in sys.modules
 
 
-def test_a_missing_distribution_comes_with_the_command_that_installs_it() -> None:
+def test_a_missing_distribution_gets_the_install_command() -> None:
     (problem,) = requirement_problems("quantizer 'q'", Requires(distributions=("acme-missing>=2",)), "cpu")
     assert problem.message == "quantizer 'q' requires acme-missing>=2, but it is not installed"
     assert problem.hint == "pip install 'acme-missing>=2'"
@@ -33,24 +33,24 @@ def test_a_wrong_version_is_named(fake_distribution: Any) -> None:
     assert "requires acme-kernels>=2, but acme-kernels 1.4.2 is installed" in problem.message
 
 
-def test_a_development_version_counts(fake_distribution: Any) -> None:
+def test_a_development_version_meets_a_requirement(fake_distribution: Any) -> None:
     fake_distribution("acme-kernels", "2.1.dev3")
     assert unmet_distributions(Requires(distributions=("acme-kernels>=2",))) == []
 
 
-def test_markers_that_do_not_hold_here_are_not_required() -> None:
+def test_requirements_with_false_markers_are_ignored() -> None:
     requires = Requires(distributions=("acme-missing; python_version<'3'", "acme-gone; python_version>='3'"))
     assert [text for text, _ in unmet_distributions(requires)] == ["acme-gone; python_version>='3'"]
 
 
-def test_every_unmet_requirement_is_its_own_problem() -> None:
+def test_every_unmet_requirement_is_a_separate_problem() -> None:
     requires = Requires(distributions=("acme-one", "acme-two"), accelerators=("cuda",))
     problems = requirement_problems("quantizer 'q'", requires, "cpu")
     assert len(problems) == 3
     assert problems[2].message == "quantizer 'q' runs on cuda only, and this run is on cpu"
 
 
-def test_an_accelerator_is_met_whatever_its_index() -> None:
+def test_an_accelerator_with_any_index_meets_the_requirement() -> None:
     requires = Requires(accelerators=("cuda", "xpu"))
     assert requirement_problems("quantizer 'q'", requires, "cuda:1") == []
     assert requirement_problems("quantizer 'q'", requires, "xpu") == []

@@ -1,4 +1,4 @@
-"""The configuration: YAML 1.2, layers, where each value came from, and what is said of wrong keys."""
+"""The configuration: YAML 1.2, layers, the origin of each value, and errors for wrong keys."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_scalars_are_those_of_yaml_1_2(write: Write) -> None:
     assert lines[("c",)] == "run.yaml:3"
 
 
-def test_values_typed_on_the_command_line_are_read_the_same_way() -> None:
+def test_command_line_values_are_parsed_as_yaml() -> None:
     assert [parse_value(t) for t in ("2e-5", "no", "4", "true", "null")] == [2e-5, "no", 4, True, None]
     assert parse_value("[q_proj, v_proj]") == ["q_proj", "v_proj"]
-    assert parse_value("@x: [") == "@x: ["  # no YAML, so it is text
-    assert parse_value("2026-13-45") == "2026-13-45"  # looks like a date and is none
+    assert parse_value("@x: [") == "@x: ["  # not valid YAML, so it is text
+    assert parse_value("2026-13-45") == "2026-13-45"  # looks like a date, but is not valid
     assert parse_value("") == ""
 
 
@@ -65,7 +65,7 @@ def test_an_empty_file_and_empty_sections_are_the_defaults(write: Write) -> None
     assert load(write("# nothing\ntrain:\n#  max_steps: 3\ndata:\nquant:\n")).config == RunConfig()
 
 
-def test_what_is_not_yaml_names_file_and_line(write: Write) -> None:
+def test_invalid_yaml_is_an_error_with_file_and_line(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml:3: not valid YAML"):
         read_yaml(write("a: 1\nb: [1, 2\n"))
     with pytest.raises(ConfigError, match=r"run\.yaml:3: not valid YAML: found duplicate key \"seed\""):
@@ -83,14 +83,14 @@ def test_a_file_that_is_missing_or_no_text_is_an_error(isolated: Path) -> None:
             read_yaml(path)
 
 
-def test_merge_keys_and_anchors_are_values_with_a_place(write: Write) -> None:
+def test_values_from_merge_keys_and_anchors_have_an_origin(write: Write) -> None:
     values, lines = read_yaml(write("base: &base\n  max_steps: 3\ntrain:\n  <<: *base\n  epochs: 2\n"))
     assert values["train"] == {"max_steps": 3, "epochs": 2}
     assert lines[("train", "epochs")] == "run.yaml:5"
     assert lines[("train", "max_steps")].startswith("run.yaml")
 
 
-def test_what_is_written_is_read_back_the_same(write: Write, isolated: Path) -> None:
+def test_a_written_configuration_is_read_back_unchanged(write: Write, isolated: Path) -> None:
     file = write("model: tiny\ntrain: {learning_rate: 2e-5}\nquant: {name: gptq, bits: 4, words: [no, '1e3', on]}\n")
     loaded = load(file)
     again = isolated / "again.yaml"
@@ -102,7 +102,7 @@ def test_what_is_written_is_read_back_the_same(write: Write, isolated: Path) -> 
 # ------------------------------------------------------------------------------------------------- layers
 
 
-def test_later_layers_win_and_every_value_knows_where_it_came_from(write: Write) -> None:
+def test_later_layers_win_and_every_value_has_its_origin(write: Write) -> None:
     loaded = load(write("seed: 1\ntrain:\n  max_steps: 3\n  epochs: 2\n"), "train.max_steps=5")
     assert (loaded.config.train.max_steps, loaded.config.train.epochs, loaded.config.seed) == (5, 2.0, 1)
     assert loaded.origin("train.max_steps") == "--set train.max_steps"
@@ -110,7 +110,7 @@ def test_later_layers_win_and_every_value_knows_where_it_came_from(write: Write)
     assert loaded.origin("train.batch_size") == "default"
 
 
-def test_the_later_of_epochs_and_max_steps_says_how_long_a_run_is() -> None:
+def test_the_later_of_epochs_and_max_steps_sets_the_length_of_a_run() -> None:
     def config(*layers: dict[str, Any]) -> Any:
         made = [[Setting(key=("train", k), value=v, origin="here") for k, v in one.items()] for one in layers]
         return assemble(made).config.train
@@ -129,22 +129,22 @@ def test_a_section_may_be_a_name_or_a_mapping(write: Write) -> None:
     assert load(write("quant:\n"), "quant=gptq", "quant.bits=4").config.quant == expected
 
 
-def test_choosing_another_component_drops_the_options_of_the_one_before(write: Write) -> None:
+def test_selecting_another_component_drops_the_previous_options(write: Write) -> None:
     file = write("quant: {name: gptq, bits: 4}\nadapter: {name: lora, rank: 8}\n")
     loaded = load(file, "quant=bnb-4bit", "quant.double=true")
     assert loaded.config.quant == ComponentConfig(name="bnb-4bit", options={"double": True})
     assert loaded.config.adapter.options == {"rank": 8}
     assert "quant.bits" not in loaded.origins
-    assert load(file, "quant=gptq").config.quant.options == {"bits": 4}  # the same one keeps them
+    assert load(file, "quant=gptq").config.quant.options == {"bits": 4}  # the same component keeps its options
 
 
-def test_set_reaches_any_depth_and_leaves_its_neighbors(write: Write) -> None:
+def test_set_changes_one_key_at_any_depth(write: Write) -> None:
     file = write("quant: {name: x, deep: {a: 1, b: {c: 2}}}\n")
     assert load(file, "quant.deep.b.c=3").config.quant.options == {"deep": {"a": 1, "b": {"c": 3}}}
     assert load(file, "quant.deep.n.e.w=4").config.quant.options["deep"]["n"] == {"e": {"w": 4}}
 
 
-def test_a_mapping_and_keys_inside_it_are_put_together_in_any_order(write: Write) -> None:
+def test_a_mapping_and_keys_inside_it_are_merged_in_any_order(write: Write) -> None:
     whole, inside = "data.path={path: org/ds, limit: 3}", "data.path.split=test"
     expected = {"path": "org/ds", "limit": 3, "split": "test"}
     assert load(write(""), whole, inside).config.data.path == expected
@@ -156,7 +156,7 @@ def test_a_mapping_and_keys_inside_it_are_put_together_in_any_order(write: Write
     assert load(file, "quant.bits=4", "quant=x").config.quant.options == {"bits": 4, "deep": None}
 
 
-def test_keys_inside_a_value_without_keys_are_an_error_not_a_loss(write: Write, cli: Any) -> None:
+def test_keys_inside_a_value_that_is_not_a_mapping_are_an_error(write: Write, cli: Any) -> None:
     error = one_problem(write("data: {path: org/ds}\n"), "data.path.split=test_sft")
     assert error.message == "run.yaml:1 sets data.path to 'org/ds', so --set data.path.split cannot set a key inside it"
     hint = "instead of both: --set 'data.path={path: org/ds, split: test_sft}'"
@@ -196,7 +196,7 @@ def one_problem(path: Path, *sets: str) -> ConfigError:
     return caught.value
 
 
-def test_unknown_keys_name_file_and_line_and_the_nearest_key(write: Write) -> None:
+def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -> None:
     error = one_problem(write("seed: 1\nmodle: tiny\n"))
     assert (error.message, error.hint) == ("run.yaml:2: unknown key 'modle'", "did you mean 'model'?")
     error = one_problem(write("train:\n  max_step: 3\n"))
@@ -212,7 +212,7 @@ def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
     assert (error.message, error.hint) == ("--set trian.max_steps: unknown key 'trian'", "did you mean 'train'?")
 
 
-def test_wrong_values_name_place_key_range_and_value(write: Write) -> None:
+def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -> None:
     assert one_problem(write("train:\n  epochs: 1\n  batch_size: 0\n")).message == (
         "run.yaml:3: train.batch_size: expected integer (at least 1, at most 1000000), got 0"
     )
@@ -228,7 +228,7 @@ def test_wrong_values_name_place_key_range_and_value(write: Write) -> None:
     assert load(write("output: 2026-11-22\n")).config.output == "2026-11-22", "YAML 1.2's core has no dates"
 
 
-def test_every_wrong_key_is_reported_in_one_go(write: Write) -> None:
+def test_all_wrong_keys_are_reported_together(write: Write) -> None:
     with pytest.raises(Problems) as caught:
         load(write("modle: x\nseed: -1\ntrain: {epochs: 0, lr: 1}\ndata: 4\n"), "quant.name=3")
     messages = [p.message for p in caught.value.problems]
@@ -248,8 +248,8 @@ KEYWORDS = {
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Whether a value keeps to a schema, for the keywords that `run_schema` uses."""
-    assert set(schema) <= KEYWORDS, "teach this function the new keyword"
+    """Whether a value is valid under a schema, for the keywords that `run_schema` uses."""
+    assert set(schema) <= KEYWORDS, "add the new keyword to this function"
     if "$ref" in schema:
         return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
     if "anyOf" in schema and not any(accepts(s, value, root) for s in schema["anyOf"]):
@@ -284,7 +284,7 @@ def schema() -> dict[str, Any]:
     return dict(json.loads(json.dumps(made)))
 
 
-def test_the_schema_accepts_what_a_run_writes_and_a_default_configuration(schema: dict[str, Any]) -> None:
+def test_the_schema_accepts_default_and_resolved_configurations(schema: dict[str, Any]) -> None:
     assert accepts(schema, as_dict(RunConfig()), schema)
     full = ComponentConfig(name="smollm3-finetune:full", options={"parameters": ["*.norm"]})
     hf = {"revision": None, "trust_remote_code": False, "pickle": False}
@@ -306,7 +306,7 @@ def test_the_schema_accepts_what_a_run_writes_and_a_default_configuration(schema
         {"dtype": "int3"},
     ],
 )
-def test_the_schema_refuses_what_validate_refuses(value: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_the_schema_rejects_what_config_validate_rejects(value: dict[str, Any], schema: dict[str, Any]) -> None:
     assert not accepts(schema, value, schema)
 
 
@@ -318,10 +318,10 @@ def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("text", ["Hi: there", "- no list", "2026-13-45"])
-def test_text_on_the_command_line_stays_text(text: str) -> None:
+def test_text_on_the_command_line_is_not_parsed(text: str) -> None:
     assert parse_value(text) == text
 
 
-def test_lists_and_mappings_on_the_command_line_need_their_brackets() -> None:
+def test_lists_and_mappings_on_the_command_line_need_brackets() -> None:
     assert parse_value("[a, 2]") == ["a", 2]
     assert parse_value("{a: 1}") == {"a": 1}

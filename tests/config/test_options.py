@@ -1,4 +1,4 @@
-"""Options dataclasses: what help says of them, and what is said of wrong values."""
+"""Options dataclasses: their help, and errors for wrong values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smollm3_finetune.errors import ConfigError, PluginError, Problems, did_you_
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of a component."""
+    """Options of a component."""
 
     bits: int = option(4, "Bits of a weight.", ge=2, le=8)
     group: int = option(128, "Input channels in a group.", multiple_of=32)
@@ -44,7 +44,7 @@ def test_text_from_a_command_line_and_values_from_yaml_give_the_same_options() -
     assert build(Options, {"bits": "8", "double": "true", "rate": "0.5", "modules": ("q", "v")}, "quant") == expected
 
 
-def test_none_is_no_value_where_no_text_is_wanted() -> None:
+def test_the_text_none_is_unset_except_for_text_options() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Texts:
         name: str | None = option("x", "A name.")
@@ -55,13 +55,13 @@ def test_none_is_no_value_where_no_text_is_wanted() -> None:
     assert "got 'none'" in problems(bits="none")[0]
 
 
-def test_what_is_not_given_has_its_default() -> None:
+def test_omitted_options_have_their_defaults() -> None:
     built = build(Options, {}, "quant")
     assert built == Options()
     assert isinstance(built.modules, tuple)
 
 
-def test_out_of_range_names_origin_option_range_and_value() -> None:
+def test_out_of_range_values_are_errors_with_origin_option_range_and_value() -> None:
     assert problems(bits=9) == [
         "run.yaml:7: quant.bits: expected integer (at least 2, at most 8), got 9\n  hint: Bits of a weight."
     ]
@@ -69,7 +69,7 @@ def test_out_of_range_names_origin_option_range_and_value() -> None:
     assert "quant.rate: expected number or none (above 0, below 1), got 1" in problems(rate=1)[0]
 
 
-def test_a_wrong_type_or_word_names_what_was_expected() -> None:
+def test_a_wrong_type_or_word_is_an_error_with_the_expected_type() -> None:
     assert "quant.bits: expected integer (at least 2, at most 8), got 'four'" in problems(bits="four")[0]
     assert "quant.kind: expected nf4|fp4, got 'nf5'" in problems(kind="nf5")[0]
     assert "quant.modules: expected a list of text, got {'a': 1}" in problems(modules={"a": 1})[0]
@@ -84,18 +84,18 @@ def test_an_unknown_option_gets_a_suggestion_or_the_list() -> None:
     assert caught.value.hint == "it has no options"
 
 
-def test_independent_problems_are_reported_together_and_each_once() -> None:
+def test_all_problems_are_reported_together_and_once() -> None:
     found = problems(bit=4, kind="x", rate="much", modules=[[], {}])
     assert len(found) == 4
     assert [f.split(":")[0].split(" ")[0] for f in found] == ["quant", "quant.kind", "quant.rate", "quant.modules"]
 
 
-def test_the_dataclasses_own_check_becomes_a_config_error() -> None:
+def test_a_value_error_of_the_dataclass_becomes_a_config_error() -> None:
     with pytest.raises(ConfigError, match="quant: fp4 has no 3 bits"):
         build(Options, {"bits": 3, "kind": "fp4"}, "quant")
 
 
-def test_plain_dataclass_fields_keep_their_defaults_and_requirements() -> None:
+def test_plain_dataclass_fields_are_supported() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Plain:
         must: int
@@ -107,7 +107,7 @@ def test_plain_dataclass_fields_keep_their_defaults_and_requirements() -> None:
         build(Plain, {}, "adapter")
 
 
-def test_an_annotation_that_cannot_be_resolved_is_the_plugins_fault() -> None:
+def test_an_annotation_that_cannot_be_resolved_is_a_plugin_error() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Wrong:
         x: NoSuchType = option(1, "x")  # type: ignore[name-defined]  # noqa: F821
@@ -126,7 +126,7 @@ def test_help_has_type_default_range_and_text_in_order() -> None:
     assert infos["bits"].help == "Bits of a weight."
 
 
-def test_the_json_schema_has_limits_help_and_no_other_keys() -> None:
+def test_the_json_schema_has_limits_and_help_and_allows_no_other_keys() -> None:
     schema = json_schema(Options)
     assert schema["additionalProperties"] is False
     bits = schema["properties"]["bits"]
@@ -135,7 +135,7 @@ def test_the_json_schema_has_limits_help_and_no_other_keys() -> None:
     assert schema["properties"]["kind"]["enum"] == ["nf4", "fp4"]
 
 
-def test_describing_options_needs_no_pydantic() -> None:
+def test_describing_options_does_not_import_pydantic() -> None:
     code = (
         "import sys; from smollm3_finetune.config.options import describe; "
         "from smollm3_finetune.config.schema import *; "
@@ -144,7 +144,7 @@ def test_describing_options_needs_no_pydantic() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_suggestion_is_the_nearest_name_or_none() -> None:
+def test_a_suggestion_is_the_most_similar_name_or_none() -> None:
     assert did_you_mean("gtpq", ["gptq", "none"]) == "gptq"
     assert did_you_mean("xyzzy", ["gptq", "none"]) is None
 
@@ -162,11 +162,11 @@ def test_a_list_can_be_written_with_commas_or_as_one_value() -> None:
     assert build(Listed, {"layers": "1,2"}, "adapter").layers == (1, 2)
 
 
-def test_text_that_looks_like_a_number_is_text_where_text_is_wanted() -> None:
+def test_a_number_for_a_text_option_becomes_text() -> None:
     assert build(Listed, {"revision": 1234567}, "loader").revision == "1234567"
 
 
-def test_letters_in_the_wrong_order_are_the_likeliest_slip() -> None:
+def test_swapped_letters_are_preferred_in_suggestions() -> None:
     assert did_you_mean("lroa", ["road", "lora", "vera"]) == "lora"
 
 
@@ -176,12 +176,12 @@ class Renamed:
     kernel: Literal["dequantize", "fast"] = option("dequantize", "Kernel.", former_values={"dequantise": "dequantize"})
 
 
-def test_former_names_and_values_still_hold() -> None:
+def test_former_names_and_values_are_still_accepted() -> None:
     assert build(Renamed, {"learn_user": "true", "kernel": "dequantise"}, "quant") == Renamed(train_on_user=True)
     assert [i.name for i in describe(Renamed)] == ["train_on_user", "kernel"]
     assert "dequantise" not in str(json_schema(Renamed))
 
 
-def test_a_former_name_beside_the_present_one_is_refused() -> None:
+def test_a_former_name_together_with_the_current_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="quant has no option 'learn_user'"):
         build(Renamed, {"learn_user": True, "train_on_user": True}, "quant")

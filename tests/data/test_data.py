@@ -52,12 +52,12 @@ def write(isolated: Path) -> Write:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_jsonl_rows_know_their_line_blank_lines_counted(write: Write) -> None:
+def test_jsonl_rows_have_line_numbers_that_count_blank_lines(write: Write) -> None:
     rows = read_rows(write('\n{"a": 1}\n\n   \n{"a": 2}'))
     assert [(r.value, r.where) for r in rows] == [({"a": 1}, "rows.jsonl:2"), ({"a": 2}, "rows.jsonl:5")]
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_rows(write: Write) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_removed(write: Write) -> None:
     text = b'\xef\xbb\xbf{"a": "x"}\r\n{"a": "y"}\r\n'
     assert [(r.value["a"], r.where) for r in read_rows(write(text))] == [("x", "rows.jsonl:1"), ("y", "rows.jsonl:2")]
     text = b'\xef\xbb\xbf[{"a": "x"},\r\n {"a": "y"}]\r\n'
@@ -65,7 +65,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_rows(write: 
     assert [(r.value["a"], r.where) for r in rows] == [("x", "rows.json:1"), ("y", "rows.json:2")]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(write: Write) -> None:
+def test_a_byte_order_mark_is_removed_from_the_first_column(write: Write) -> None:
     assert [r.value for r in read_rows(write(b"\xef\xbb\xbfa,b\r\nx,y\r\n", "rows.csv"))] == [{"a": "x", "b": "y"}]
 
 
@@ -79,10 +79,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(write: Write) -> None:
         ("r.json", b"[\n", b'{"a": "\xc3\xa9"},\r\n', b'{"a": "caf\xe9"}]\n'),
     ],
 )
-def test_text_that_is_not_utf8_is_named_by_line_and_byte(
+def test_text_that_is_not_utf8_is_an_error_with_line_and_byte(
     name: str, head: bytes, row: bytes, tail: bytes, mark: bytes, write: Write
 ) -> None:
-    before = mark + head + row * 3000  # many times what is decoded at once
+    before = mark + head + row * 3000  # many times the size of a decoded block
     line, byte = before.count(b"\n") + 1, len(before) + tail.index(b"\xe9")
     with pytest.raises(DataError) as caught:
         read_rows(write(before + tail, name))
@@ -90,7 +90,7 @@ def test_text_that_is_not_utf8_is_named_by_line_and_byte(
     assert caught.value.message == said
 
 
-def test_a_file_that_ends_within_a_character_is_named_by_its_last_line(write: Write) -> None:
+def test_a_file_that_ends_within_a_character_is_an_error_with_its_last_line(write: Write) -> None:
     with pytest.raises(DataError, match=r"r\.jsonl:2: not UTF-8 text: unexpected end of data at byte 16 of the file"):
         read_rows(write(b'{"a": 1}\n{"a": "\xe4\xbd', "r.jsonl"))
 
@@ -100,7 +100,7 @@ def test_unicode_line_separators_inside_a_row_do_not_end_it(write: Write) -> Non
     assert [r.value["a"] for r in rows] == ["x\u2028y\x85z"]
 
 
-def test_json_rows_know_the_line_they_begin_on(write: Write) -> None:
+def test_json_rows_have_the_number_of_their_first_line(write: Write) -> None:
     text = '\n[\n  {"a": 1},\n  {\n    "a": 2\n  }\n,\n {"a": 3} ]\n\n'
     rows = read_rows(write(text, "rows.json"))
     assert [(r.value["a"], r.where) for r in rows] == [(1, "rows.json:3"), (2, "rows.json:4"), (3, "rows.json:8")]
@@ -134,7 +134,7 @@ def test_malformed_files_are_errors_with_file_and_line(text: Any, name: str, exp
     assert caught.value.exit_code == 5
 
 
-def test_files_that_cannot_be_rows_are_errors_with_a_hint(write: Write, isolated: Path) -> None:
+def test_unsupported_files_are_errors_with_a_hint(write: Write, isolated: Path) -> None:
     write("{}", "train.jsonl")
     write("a,b", "train.txt")
     (isolated / "folder").mkdir()
@@ -150,7 +150,7 @@ def test_files_that_cannot_be_rows_are_errors_with_a_hint(write: Write, isolated
         assert caught.value.hint == hint
 
 
-def test_a_limit_reads_no_further_than_it_must(write: Write) -> None:
+def test_a_limit_stops_reading_early(write: Write) -> None:
     assert [r.value["a"] for r in read_rows(write('{"a": 1}\n{"a": 2}\n{broken'), limit=2)] == [1, 2]
 
 
@@ -181,7 +181,7 @@ def test_messages_keep_their_turns_tools_and_template_arguments() -> None:
     assert conversation.template_kwargs == {"enable_thinking": False}
 
 
-def test_typed_parts_are_joined_whether_they_say_text_or_value() -> None:
+def test_typed_parts_with_text_or_value_are_joined() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "value": "two"}]
     conversation = one(MessagesFormatter, messages(("user", parts), ("assistant", "a")))
     assert conversation.messages[0]["content"] == "one two"
@@ -193,7 +193,7 @@ def test_a_tool_call_needs_no_content() -> None:
     assert one(MessagesFormatter, row).messages[1] == {"role": "assistant", "tool_calls": calls, "content": ""}
 
 
-def test_alpaca_rows_put_the_input_beneath_the_instruction() -> None:
+def test_alpaca_rows_put_the_input_after_the_instruction() -> None:
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Brief."}
     assert [(m["role"], m["content"]) for m in one(AlpacaFormatter, row).messages] == [
         ("system", "Brief."), ("user", "Add.\n\n1 2"), ("assistant", "3"),
@@ -249,7 +249,7 @@ def test_several_wrong_rows_are_named_together_and_the_rest_counted() -> None:
     assert lines[3:] == ["… and 2 more rows"]
 
 
-# ---------------------------------------------------------------------------------------------- recognize
+# ---------------------------------------------------------------------------------------------- detected formatter
 
 
 @pytest.fixture
@@ -257,18 +257,18 @@ def registry() -> Registry:
     return discover(PluginSelection.of([], no_plugins=True))
 
 
-def test_the_first_row_decides_the_formatter(registry: Registry) -> None:
+def test_the_first_row_determines_the_formatter(registry: Registry) -> None:
     for row, name in ((messages(("user", "u")), "messages"), ({"instruction": "", "output": ""}, "alpaca")):
         assert recognize(registry, Row(row, "x")).spec.name == name
 
 
-def test_columns_that_nobody_recognizes_are_listed(registry: Registry) -> None:
+def test_unrecognized_columns_are_listed(registry: Registry) -> None:
     with pytest.raises(DataError, match=r"^r:1: no formatter recognizes a row with the columns 'q', 'a'\n") as caught:
         recognize(registry, Row({"q": 1, "a": 2}, "r:1"))
     assert caught.value.hint is not None and "alpaca (instruction, optional input, output)" in caught.value.hint
 
 
-def test_a_row_that_two_formatters_claim_is_decided_by_the_user(registry: Registry) -> None:
+def test_a_row_that_two_formatters_claim_needs_a_choice(registry: Registry) -> None:
     with pytest.raises(ConfigError, match="several formatters recognize the rows of r:1") as caught:
         recognize(registry, Row({"messages": [], "instruction": "", "output": ""}, "r:1"))
     assert caught.value.hint == "--formatter smollm3-finetune:alpaca or --formatter smollm3-finetune:messages"
@@ -292,7 +292,7 @@ def test_the_split_loses_nothing_and_is_near_its_fraction() -> None:
     assert 340 < len(held_out) < 460  # 400, within 3.4 standard deviations of a binomial
 
 
-def test_rows_stay_on_their_side_when_others_are_added_or_reordered() -> None:
+def test_the_split_of_a_row_does_not_depend_on_other_rows() -> None:
     rows = conversations(range(200))
     held_out = set(keys(split(rows, 0.2, seed=0)[1]))
     assert set(keys(split(rows[::-1], 0.2, seed=0)[1])) == held_out
@@ -301,7 +301,7 @@ def test_rows_stay_on_their_side_when_others_are_added_or_reordered() -> None:
     assert set(keys(split(rows, 0.2, seed=1)[1])) != held_out
 
 
-def test_equal_rows_fall_on_one_side() -> None:
+def test_equal_rows_are_on_the_same_side_of_the_split() -> None:
     rows = conversations([n % 20 for n in range(200)])
     train, held_out = split(rows, 0.3, seed=0)
     assert train and held_out
@@ -309,13 +309,13 @@ def test_equal_rows_fall_on_one_side() -> None:
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 0.999999])
-def test_both_sides_get_a_row_however_few_there_are(fraction: float) -> None:
+def test_both_sides_of_the_split_get_a_row(fraction: float) -> None:
     for seed in range(20):
         train, held_out = split(conversations(range(2)), fraction, seed)
         assert len(train) == len(held_out) == 1
 
 
-def test_one_distinct_row_cannot_be_split_and_nothing_held_out_is_allowed() -> None:
+def test_one_distinct_row_cannot_be_split_but_held_out_0_is_allowed() -> None:
     with pytest.raises(DataError, match="only one distinct row") as caught:
         split(conversations([1, 1]), 0.1, 0)
     assert caught.value.hint == "--set data.held_out=0"

@@ -1,8 +1,8 @@
-"""Each bundled formatter from a row in a file to tokens and mask, the way a run takes, against tokens written by hand.
+"""Each bundled formatter, from a row in a file to tokens and mask as in a run, compared with handwritten tokens.
 
-Expectations come in two notations. ⟦…⟧ holds what is learned in both. `spelled` lists the tokens themselves, as the
-embedded tokenizer's vocabulary has them (Ġ is a space, Ċ a line break, other letters may be bytes), so that no
-tokenizer can hide a fault. `written` is text, each piece of which is tokenized on its own.
+Expectations have two notations. In both, ⟦…⟧ marks supervised tokens. `spelled` lists the tokens as in the embedded
+tokenizer's vocabulary (Ġ is a space, Ċ a line break, other letters may be bytes), so that no tokenizer can hide a
+fault. `written` is text whose pieces are tokenized separately.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONG = 1 << 20
 
 Row = dict[str, Any]
 Tokens = list[tuple[str, bool]]
-"""Each token and whether it is learned."""
+"""Each token, and whether it is supervised."""
 Supervise = Callable[..., Tokens | None]
 
 
@@ -55,9 +55,9 @@ def write_rows(*rows: Row, name: str = "rows.jsonl") -> str:
 
 @pytest.fixture
 def supervised(registry: Registry) -> Supervise:
-    """One row through file, formatter, objective `sft` and renderer; None where nothing in it is learned.
+    """One row through file, formatter, objective `sft` and renderer; None if no token is supervised.
 
-    The formatter is the one that recognizes the row, which must be the one named, unless it is given `options`.
+    Without `options`, the formatter is detected from the row and must be the given one.
     """
 
     def through(
@@ -85,7 +85,7 @@ def shown(example: Any) -> Tokens:
 
 
 def spelled(tokens: str) -> Tokens:
-    """Tokens with white space between them, which no token has in it."""
+    """Tokens separated by white space, which no token contains."""
     found: Tokens = []
     supervised = False
     for token in tokens.split():
@@ -112,7 +112,7 @@ CHATS: dict[str, Callable[[str, str], Row]] = {
     "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
     "preference": lambda q, a: {"prompt": q, "chosen": a, "rejected": "No."},
 }
-"""A row of each formatter that asks and answers. Raw text has no turns, and tests of its own."""
+"""A row of each formatter with a question and an answer. Raw text has no turns, and separate tests."""
 NO_THINK = "<|im_start|> system Ċ ## ĠMetadata Ċ Ċ Reasoning ĠMode : Ġ/ no _ think Ċ <|im_end|> Ċ "
 THINK = "<|im_start|> system Ċ ## ĠMetadata Ċ Ċ Reasoning ĠMode : Ġ/ think Ċ <|im_end|> Ċ "
 HI = "<|im_start|> user Ċ Hi <|im_end|> Ċ "
@@ -165,13 +165,13 @@ def test_a_question_and_its_answer_are_these_tokens(name: str, case: str, superv
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_system_column_stands_in_every_formatter(name: str, supervised: Supervise) -> None:
+def test_a_system_column_works_in_every_formatter(name: str, supervised: Supervise) -> None:
     row = {**CHATS[name]("Hi", "Hello!"), "system": "Be kind."}
     assert supervised(name, row) == spelled(INSTRUCTED + HI + FORCED + "⟦ Hello ! <|im_end|> ⟧ Ċ")
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_the_runs_mode_holds_for_rows_that_do_not_say(name: str, supervised: Supervise) -> None:
+def test_rows_without_a_mode_use_the_mode_of_the_run(name: str, supervised: Supervise) -> None:
     stripped = spelled(NO_THINK + HI + FORCED + "⟦ Hello ! <|im_end|> ⟧ Ċ")
     assert supervised(name, CHATS[name]("Hi", TRACED), enable_thinking=False) == stripped
     asked = spelled(THINK + HI + HEADER + "⟦ Hello ! <|im_end|> ⟧ Ċ")
@@ -193,7 +193,7 @@ def test_a_very_long_answer_is_cut_to_the_token(name: str, supervised: Supervise
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_very_long_question_leaves_nothing_to_learn(name: str, supervised: Supervise) -> None:
+def test_a_very_long_question_leaves_no_supervised_token(name: str, supervised: Supervise) -> None:
     row = CHATS[name]("8" * 5000, "Hello!")
     before = HEAD - 1 + 5000
     assert supervised(name, row, max_length=before) is None
@@ -428,7 +428,7 @@ CALLING: dict[str, list[Row]] = {
 
 
 @pytest.mark.parametrize("name", CALLING)
-def test_tools_their_calls_and_answers_are_shown_and_the_calls_learned(name: str, supervised: Supervise) -> None:
+def test_tools_calls_and_results_are_rendered_and_the_calls_are_supervised(name: str, supervised: Supervise) -> None:
     for row in CALLING[name]:
         assert supervised(name, row, template=TOOLS) == written(TOOLED)
 
@@ -442,7 +442,7 @@ def test_the_tokens_of_a_tool_call(supervised: Supervise) -> None:
     )  # fmt: skip
 
 
-def test_alpaca_shows_tools_too(supervised: Supervise) -> None:
+def test_alpaca_rows_render_tools(supervised: Supervise) -> None:
     row = {"instruction": "1+2?", "output": "It is 3.", "tools": [ADD]}
     context = TOOLED.partition("⟦")[0]
     assert supervised("alpaca", row, template=TOOLS) == written(context + "⟦It is 3.<|im_end|>⟧\n")
@@ -451,14 +451,14 @@ def test_alpaca_shows_tools_too(supervised: Supervise) -> None:
 # ---------------------------------------------------------------------------------------------- options of formatters
 
 
-def test_answers_in_an_alpaca_history_are_learned_unless_the_option_says_no(supervised: Supervise) -> None:
+def test_answers_in_an_alpaca_history_are_supervised_unless_the_option_is_false(supervised: Supervise) -> None:
     row = {"instruction": "And?", "output": "Two.", "history": [["Hi", "One."]]}
     assert supervised("alpaca", row, options={"learn_history": False}) == written(LAST_OF_TWO)
 
 
 @pytest.mark.parametrize("said", ["Hi", "d", "end", "im_end", "|", "user", "start", "</s>", "zq?qz", " Hi", "\nHi"])
-def test_a_users_turn_is_learned_whole_where_the_option_asks(said: str, supervised: Supervise) -> None:
-    """Whatever is said, also where it is a part of the tokens around it."""
+def test_user_turns_are_supervised_completely_if_the_option_is_set(said: str, supervised: Supervise) -> None:
+    """Whatever the text is, even if tokens would join it with its surroundings."""
     expected = PLAIN + f"<|im_start|>user\n⟦{said}<|im_end|>⟧\n" + ASK + "One.<|im_end|>\n"
     row = chat(user(said, weight=1), assistant("One.", weight=0))
     assert supervised("messages", row, options={"learn_user": True}) == written(expected)
@@ -476,7 +476,7 @@ def test_a_users_turn_is_learned_whole_where_the_option_asks(said: str, supervis
         ("preference", {"prompt": "Hi", "chosen": [assistant("One.", weight=0)], "rejected": "No."}),
     ],
 )
-def test_a_row_whose_only_answer_is_masked_teaches_nothing(name: str, row: Row, supervised: Supervise) -> None:
+def test_a_row_whose_only_answer_is_masked_has_no_supervised_token(name: str, row: Row, supervised: Supervise) -> None:
     assert supervised(name, row) is None
 
 
@@ -509,7 +509,7 @@ def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, super
         ("<think>\n</think>", "<think> Ċ </think> <|im_end|>"),
     ],
 )
-def test_raw_text_is_learned_to_its_end(text: str, tokens: str, supervised: Supervise) -> None:
+def test_raw_text_is_supervised_to_its_end(text: str, tokens: str, supervised: Supervise) -> None:
     assert supervised("text", {"text": text}) == spelled(f"⟦ {tokens} ⟧")
     assert supervised("text", {"body": text}, options={"column": "body"}) == spelled(f"⟦ {tokens} ⟧")
     assert supervised("text", {"text": text}, enable_thinking=False, template=TOOLS) == spelled(f"⟦ {tokens} ⟧")
@@ -544,7 +544,7 @@ def test_turns_in_a_csv_file_are_json_text(supervised: Supervise) -> None:
 
 
 @pytest.mark.parametrize("text", ["[{'role': 'user'}]", "[" * 100_000, "Hi", "", '{"role": "user"}'])
-def test_text_that_is_no_json_list_holds_no_turns(text: str, supervised: Supervise) -> None:
+def test_text_that_is_not_a_json_list_contains_no_turns(text: str, supervised: Supervise) -> None:
     with pytest.raises(DataError, match=r"no formatter recognizes a row with the columns 'messages'"):
         supervised("messages", {"messages": text})
     reason = "messages is not (valid|usable) JSON: " if text.startswith("[") else "'messages' must be a list"
@@ -558,8 +558,8 @@ def digits_row(name: str, question: str, count: int) -> Row:
 
 
 @pytest.mark.parametrize("name", [*CHATS, "text"])
-def test_the_counts_of_a_file_are_those_of_its_tokens(name: str, cli: Callable[..., Any]) -> None:
-    """Rows of 1 to 6 digits and of 100, which is cut; and one whose first 100 tokens are its question's."""
+def test_the_counts_of_a_file_match_its_tokens(name: str, cli: Callable[..., Any]) -> None:
+    """Rows of 1 to 6 digits, one of 100 digits, which is cut, and one whose question takes the first 100 tokens."""
     counts = [*range(1, 7), 100]
     file = write_rows(*(digits_row(name, "Hi", n) for n in counts), digits_row(name, "8" * 100, 1))
     result = cli("data", "stats", "--json", "--data", file, "--max-length", "64")
@@ -569,15 +569,15 @@ def test_the_counts_of_a_file_are_those_of_its_tokens(name: str, cli: Callable[.
     assert source["rows"] == 8 == source["train"] + source["held_out"] + source["empty"]
     assert (source["cut"], source["held_out"] > 0) == (2, True)
     short = sum(range(1, 7))
-    if name == "text":  # Hi, digits, end; all but the first token are learned
+    if name == "text":  # Hi, digits, end; all tokens except the first are supervised
         expected = (0, 6 * 2 + short + 64 + 64, 6 + short + 63 + 63, 2 * (102 - 64), 1 + 1 + 1, 102)
-    else:  # head, digits, end of turn, line break; `Hi` is one of the tokens that 100 digits stand in place of
+    else:  # header, digits, end of turn, line break; the 100 digits replace `Hi` and other tokens
         expected = (1, 6 * (HEAD + 2) + short + 64, 6 + short + 64 - HEAD, 133 - 64 + 133 - 64, HEAD + 1 + 2, 133)
     counted = [source[key] for key in ("empty", "tokens", "tokens_supervised", "tokens_cut")]
     assert (*counted, source["length"]["min"], source["length"]["max"]) == expected
 
 
-def test_a_row_that_only_reasons_is_counted_as_an_empty_turn(cli: Callable[..., Any]) -> None:
+def test_a_row_with_reasoning_only_is_counted_as_an_empty_turn(cli: Callable[..., Any]) -> None:
     rows = [CHATS["messages"](f"Hi {n}", "Hello!") for n in range(3)]
     file = write_rows(*rows, CHATS["messages"]("Hi", "<think>\nhm\n</think>\n"))
     result = cli("data", "stats", "--json", "--data", file, "--set", "data.held_out=0")

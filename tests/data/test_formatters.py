@@ -1,4 +1,4 @@
-"""The bundled formatters: which rows each recognizes, and exactly what conversation it makes of them."""
+"""The bundled formatters: the rows that each recognizes, and the exact conversations that it returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def registry() -> Registry:
 
 
 class Format:
-    """A row through the formatter of a name, made from its descriptor as a run does."""
+    """Format a row with the named formatter, created from its descriptor as in a run."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -106,9 +106,7 @@ ORDINARY: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "row"), ORDINARY, ids=[f"{i}-{name}" for i, (name, _) in enumerate(ORDINARY)])
-def test_an_ordinary_row_is_claimed_by_one_formatter_alone_ranks_aside(
-    name: str, row: dict[str, Any], registry: Registry
-) -> None:
+def test_an_ordinary_row_is_claimed_by_only_one_formatter(name: str, row: dict[str, Any], registry: Registry) -> None:
     claiming = [o.spec.name for o in registry.of(FORMATTER) if o.spec.claims(row)]  # type: ignore[attr-defined]
     assert claiming == [name]
 
@@ -135,16 +133,16 @@ def test_every_bundled_formatter_is_offered_with_a_summary_and_a_claim(registry:
         ({"prompt": "p", "completion": "c", "text": "p c"}, "prompt-completion"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_two_things_goes_to_the_richer_one(row: dict[str, Any], name: str, fmt: Format) -> None:
+def test_a_row_of_two_formats_goes_to_the_more_specific_formatter(row: dict[str, Any], name: str, fmt: Format) -> None:
     assert fmt.recognized(row) == [name]
 
 
 @pytest.mark.parametrize("row", [{}, {"text": None}, {"text": 3}, {"messages": "m"}, {"prompt": "p"}, {"output": "o"}])
-def test_rows_of_no_known_shape_are_claimed_by_nobody(row: dict[str, Any], fmt: Format) -> None:
+def test_unknown_rows_are_not_claimed(row: dict[str, Any], fmt: Format) -> None:
     assert fmt.recognized(row) == []
 
 
-def test_looking_at_claims_imports_no_formatter() -> None:
+def test_evaluating_claims_imports_no_formatter() -> None:
     import subprocess
     import sys
 
@@ -187,17 +185,17 @@ def test_typed_parts_are_joined_and_nulls_beside_them_do_not_matter(fmt: Format)
     [("developer", "system"), ("human", "user"), ("gpt", "assistant"), ("model", "assistant"), ("ipython", "tool"),
      ("function", "tool"), ("observation", "tool"), ("User", "user")],
 )  # fmt: skip
-def test_roles_go_by_their_usual_names(name: str, role: str, fmt: Format) -> None:
+def test_common_names_of_roles_are_supported(name: str, role: str, fmt: Format) -> None:
     row = chat({"role": name, "content": "x"}, assistant("a"))
     assert fmt("messages", row).messages[0] == {"role": role, "content": "x"}
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "žluťoučký 🦙 漢字", "a\u2028b\x85c", "e\u0301", "x\x00y", "<think>\n"])
-def test_the_words_of_a_user_are_kept_to_the_character(text: str, fmt: Format) -> None:
+def test_the_text_of_a_user_is_unchanged(text: str, fmt: Format) -> None:
     assert fmt("messages", chat(user(text), assistant("é"))).messages == (user(text), assistant("é"))
 
 
-def test_a_very_long_row_is_kept_whole(fmt: Format) -> None:
+def test_a_very_long_row_is_not_cut(fmt: Format) -> None:
     turns = [m for i in range(2000) for m in (user(f"{i} " + "long " * 200), assistant("answer " * 200))]
     conversation = fmt("messages", chat(*turns))
     assert conversation == Conversation(messages=tuple(turns))
@@ -214,7 +212,7 @@ CALL_FORMS = [
 
 
 @pytest.mark.parametrize("form", CALL_FORMS)
-def test_a_tool_call_comes_out_in_one_form(form: dict[str, Any], fmt: Format) -> None:
+def test_tool_calls_are_normalized(form: dict[str, Any], fmt: Format) -> None:
     expected = (user("u"), {"role": "assistant", "tool_calls": [call("f", {"x": [1, "ü"]})], "content": ""})
     for calls in ([form], form, json.dumps([form])):
         row = chat(user("u"), {"role": "assistant", "content": None, "tool_calls": calls})
@@ -269,12 +267,12 @@ def test_tools_are_read_from_a_list_or_from_json_text(name: str, columns: dict[s
 
 
 @pytest.mark.parametrize("nothing", [None, "", " ", "[]", []])
-def test_no_tools_are_said_in_many_ways(nothing: Any, fmt: Format) -> None:
+def test_empty_values_mean_no_tools(nothing: Any, fmt: Format) -> None:
     row = chat(user("u"), assistant("a"), tools=nothing)
     assert fmt("messages", row) == Conversation(messages=(user("u"), assistant("a")))
 
 
-def test_template_arguments_lose_what_a_table_filled_in_and_keep_false(fmt: Format) -> None:
+def test_template_arguments_drop_nulls_and_keep_false(fmt: Format) -> None:
     kwargs = {"enable_thinking": False, "custom_instructions": None, "python_tools": [], "xml_tools": ["{}"]}
     expected = {"enable_thinking": False, "xml_tools": ["{}"]}
     for value in (kwargs, json.dumps(kwargs)):
@@ -283,7 +281,7 @@ def test_template_arguments_lose_what_a_table_filled_in_and_keep_false(fmt: Form
         assert fmt("messages", chat(user("u"), assistant("a"), chat_template_kwargs=nothing)).template_kwargs == {}
 
 
-def test_a_system_column_comes_first_unless_it_is_there_already(fmt: Format) -> None:
+def test_a_system_column_is_added_unless_there_is_a_system_message(fmt: Format) -> None:
     expected = Conversation(messages=(system("s"), user("u"), assistant("a")))
     assert fmt("messages", chat(user("u"), assistant("a"), system="s")) == expected
     assert fmt("messages", chat(system("s"), user("u"), assistant("a"), system="s")) == expected
@@ -296,7 +294,7 @@ def test_a_system_column_comes_first_unless_it_is_there_already(fmt: Format) -> 
 
 
 def weighted(*weights: dict[str, Any]) -> dict[str, Any]:
-    """Two questions and two answers, with what each says of its weight."""
+    """Two questions and two answers, each with the given weight."""
     turns = [user("u"), assistant("a"), user("v"), assistant("b")]
     return chat(*({**t, **w} for t, w in zip(turns, weights, strict=True)))
 
@@ -306,7 +304,7 @@ COUNTED: list[dict[str, Any]] = [{}, {"loss_weight": 1.0}, {"weight": 1}, {"trai
 
 
 @pytest.mark.parametrize(("zero", "one"), list(itertools.product(MASKED, COUNTED)))
-def test_a_weight_of_zero_masks_an_answer_and_one_keeps_it(zero: dict[str, Any], one: Any, fmt: Format) -> None:
+def test_weight_0_masks_an_answer_and_weight_1_keeps_it(zero: dict[str, Any], one: Any, fmt: Format) -> None:
     plain = (user("u"), assistant("a"), user("v"), assistant("b"))
     assert fmt("messages", weighted(zero, one, zero, one)) == Conversation(messages=plain)
     assert fmt("messages", weighted({}, zero, {}, one)) == Conversation(messages=plain, supervised=(3,))
@@ -314,7 +312,7 @@ def test_a_weight_of_zero_masks_an_answer_and_one_keeps_it(zero: dict[str, Any],
 
 
 @pytest.mark.parametrize("one", COUNTED[1:4])
-def test_a_weight_makes_a_user_turn_count_only_where_the_option_asks(one: dict[str, Any], fmt: Format) -> None:
+def test_weights_of_user_turns_count_only_if_the_option_is_set(one: dict[str, Any], fmt: Format) -> None:
     row = weighted(one, {}, {}, {"weight": 0})
     assert fmt("messages", row).supervised == (1,)
     assert fmt("messages", row, learn_user=True).supervised == (0, 1)
@@ -324,14 +322,14 @@ def test_a_weight_makes_a_user_turn_count_only_where_the_option_asks(one: dict[s
     assert fmt("messages", only).supervised == (), "the row masks its only answer: counted, and no error"
 
 
-def test_a_weight_on_system_and_tool_turns_never_counts(fmt: Format) -> None:
+def test_weights_of_system_and_tool_turns_are_ignored(fmt: Format) -> None:
     row = chat(system("s") | {"weight": 1}, user("u"), tool("t", weight=1), assistant("a"))
     assert fmt("messages", row, learn_user=True).supervised is None
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "1", "false", float("nan"), [1]])
 @pytest.mark.parametrize("key", ["loss_weight", "weight", "train", "loss"])
-def test_other_weights_are_refused_wherever_they_stand(key: str, weight: Any, fmt: Format) -> None:
+def test_other_weights_are_refused_in_every_turn(key: str, weight: Any, fmt: Format) -> None:
     for i in range(2):
         row = chat(user("u"), assistant("a"))
         row["messages"][i][key] = weight
@@ -339,13 +337,13 @@ def test_other_weights_are_refused_wherever_they_stand(key: str, weight: Any, fm
         assert fmt.error("messages", row) == message
 
 
-def test_weights_that_disagree_are_refused(fmt: Format) -> None:
+def test_conflicting_weights_are_refused(fmt: Format) -> None:
     row = chat(user("u"), assistant("a", loss_weight=0.0, train=True))
     assert fmt.error("messages", row) == "messages[1]: loss_weight 0.0 and train True disagree"
 
 
 @pytest.mark.parametrize("nothing", ["", " \n", None, [], [{"type": "text", "text": ""}]])
-def test_an_empty_answer_stays_in_the_conversation_but_is_not_learned(nothing: Any, fmt: Format) -> None:
+def test_an_empty_answer_is_kept_but_not_supervised(nothing: Any, fmt: Format) -> None:
     conversation = fmt("messages", chat(user("u"), assistant(nothing), user("v"), assistant("b")))
     assert conversation.supervised == (3,)
     assert [m["content"].strip() for m in conversation.messages] == ["u", "", "v", "b"]
@@ -353,7 +351,7 @@ def test_an_empty_answer_stays_in_the_conversation_but_is_not_learned(nothing: A
     assert message == "there is no assistant message to train on: messages[1] is empty"
 
 
-def test_a_row_that_teaches_nothing_says_why_for_the_first_turns(fmt: Format) -> None:
+def test_a_row_without_supervised_turns_gives_the_reason(fmt: Format) -> None:
     row = chat(*(m for _ in range(5) for m in (user("u"), assistant(""))), system="s")
     assert fmt.error("messages", row) == (
         "there is no assistant message to train on: messages[1] is empty, messages[3] is empty, "
@@ -361,7 +359,7 @@ def test_a_row_that_teaches_nothing_says_why_for_the_first_turns(fmt: Format) ->
     )
 
 
-def test_indices_count_the_system_prompt_and_errors_do_not(fmt: Format) -> None:
+def test_indices_include_the_system_prompt_but_those_in_errors_do_not(fmt: Format) -> None:
     row = weighted({}, {"weight": 0}, {}, {}) | {"system": "s"}
     assert fmt("messages", row).supervised == (4,)
 
@@ -436,7 +434,7 @@ def test_a_wrong_row_of_messages_names_the_field(row: dict[str, Any], message: s
     assert fmt.error("messages", row) == message
 
 
-def test_a_role_that_nobody_uses_lists_those_that_are_known(fmt: Format) -> None:
+def test_an_unknown_role_lists_the_known_ones(fmt: Format) -> None:
     message = fmt.error("messages", chat({"role": "critic", "content": "c"}, assistant("a")))
     assert message.startswith("messages[0]: role must be one of system, developer, user, human, assistant, ")
     assert message.endswith(", found 'critic'")
@@ -466,7 +464,7 @@ def test_sharegpt_turns_tools_and_observations(fmt: Format) -> None:
     )  # fmt: skip
 
 
-def test_sharegpt_has_the_columns_weights_and_options_of_messages(fmt: Format) -> None:
+def test_sharegpt_supports_the_columns_weights_and_options_of_messages(fmt: Format) -> None:
     turns = [turn("human", "u", weight=1), turn("gpt", "", weight=1), turn("gpt", "a", weight=0), turn("gpt", "b")]
     row = {"conversations": turns, "system": "s", "tools": "", "chat_template_kwargs": {"enable_thinking": True}}
     expected = Conversation(
@@ -557,7 +555,7 @@ def test_prompt_and_completion_as_text_or_messages(prompt: Any, answer: Any, col
     assert fmt("prompt-completion", row) == Conversation(messages=(system("s"), user("p"), assistant("c")))
 
 
-def test_only_the_completion_is_learned_however_long_it_is(fmt: Format) -> None:
+def test_only_the_completion_is_supervised(fmt: Format) -> None:
     prompt = [system("s"), user("u"), assistant("a", weight=1), user("v")]
     completion = [assistant(None, tool_calls=[call("f", "{}")]), tool("1"), assistant("b"), assistant("c", weight=0)]
     conversation = fmt("prompt-completion", {"prompt": prompt, "completion": completion, "tools": [SCHEMA]})
@@ -595,7 +593,7 @@ def test_a_wrong_prompt_completion_row_names_the_column(row: dict[str, Any], mes
 # --------------------------------------------------------------------------------------------------- text
 
 
-def test_raw_text_is_untouched(fmt: Format) -> None:
+def test_raw_text_is_unchanged(fmt: Format) -> None:
     text = "  <|im_start|>é\u2028漢\r\n "
     assert fmt("text", {"text": text}) == Conversation(text=text)
     assert fmt("text", {"content": text, "text": "other"}, column="content") == Conversation(text=text)
@@ -625,11 +623,11 @@ PAIR = Conversation(messages=(user("u"), assistant("a")), rejected=(user("u"), a
         {"messages": [user("u")], "chosen": assistant("a"), "rejected": assistant("b")},
     ],
 )
-def test_a_pair_is_one_conversation_and_its_worse_twin(row: dict[str, Any], fmt: Format) -> None:
+def test_a_pair_is_a_conversation_with_a_rejected_alternative(row: dict[str, Any], fmt: Format) -> None:
     assert fmt("preference", row) == PAIR
 
 
-def test_the_prompt_of_a_pair_is_what_both_share_and_is_not_learned(fmt: Format) -> None:
+def test_the_prompt_of_a_pair_is_the_common_prefix_and_not_supervised(fmt: Format) -> None:
     shared = [system("s"), user("u"), assistant("a"), user("v")]
     row = {"chosen": [*shared, assistant("b")], "rejected": [*shared, assistant("c")], "tools": [SCHEMA]}
     expected = Conversation(
@@ -640,12 +638,12 @@ def test_the_prompt_of_a_pair_is_what_both_share_and_is_not_learned(fmt: Format)
     assert fmt("preference", split) == expected
 
 
-def test_a_pair_keeps_a_last_message_of_its_own_even_where_one_continues_the_other(fmt: Format) -> None:
+def test_both_sides_of_a_pair_keep_a_last_message_if_one_continues_the_other(fmt: Format) -> None:
     row = {"chosen": [user("u"), assistant("a")], "rejected": [user("u"), assistant("a"), user("v"), assistant("b")]}
     assert fmt("preference", row).supervised is None  # message 1, the assistant's only one
 
 
-def test_a_worse_answer_may_be_silence_and_a_system_prompt_may_stand_before_the_prompt(fmt: Format) -> None:
+def test_a_rejected_answer_may_be_empty_and_a_system_prompt_may_precede_the_prompt(fmt: Format) -> None:
     row: dict[str, Any] = {"prompt": "u", "chosen": "a", "rejected": ""}
     assert fmt("preference", row).rejected == (user("u"), assistant(""))
     row = {"prompt": "u", **{k: [system("s"), user("u"), assistant(k)] for k in ("chosen", "rejected")}}

@@ -36,7 +36,7 @@ LONG = 10_000
 
 
 def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a byte, and the two markers; so every boundary is a token boundary."""
+    """One token per byte, and the two markers, so every boundary is a token boundary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -52,7 +52,7 @@ def encode(tok: PreTrainedTokenizerFast, conversation: Conversation, max_length:
 
 
 def talk(*contents: str, **template_kwargs: Any) -> Conversation:
-    """Turns of user and assistant, in turn."""
+    """Alternating turns of user and assistant."""
     roles = ("user", "assistant")
     turns = tuple({"role": roles[i % 2], "content": c} for i, c in enumerate(contents))
     return Conversation(messages=turns, template_kwargs=template_kwargs)
@@ -79,11 +79,11 @@ def test_the_answer_and_its_end_are_supervised_and_nothing_else() -> None:
     assert supervised(talk("hello", "good day")) == ["good day<|im_end|>"]
 
 
-def test_what_the_generation_prompt_supplies_is_not_supervised() -> None:
+def test_tokens_of_the_generation_prompt_are_not_supervised() -> None:
     conversation = talk("hello", "good day", enable_thinking=False)
     assert supervised(conversation) == ["good day<|im_end|>"]
     text, _, _ = Renderer(tokenizer()).spans(conversation)
-    assert "<think>\n\n</think>\ngood day" in text  # it is there, and it is the prompt's
+    assert "<think>\n\n</think>\ngood day" in text  # it exists, and belongs to the prompt
 
 
 def test_a_trace_that_the_assistant_writes_itself_is_supervised() -> None:
@@ -94,7 +94,7 @@ def test_every_turn_of_the_assistant_is_supervised() -> None:
     assert supervised(talk("a", "one", "b", "two", "c")) == ["one<|im_end|>", "two<|im_end|>"]
 
 
-def test_text_that_repeats_or_is_not_ascii_moves_no_boundary() -> None:
+def test_repeated_and_non_ascii_text_has_correct_boundaries() -> None:
     assert supervised(talk("même", "même", "même", "été – 你好")) == ["même<|im_end|>", "été – 你好<|im_end|>"]
     assert supervised(talk("x", "ends with a line\n\n")) == ["ends with a line\n\n<|im_end|>"]
 
@@ -105,7 +105,7 @@ def test_a_conversation_is_cut_at_its_end() -> None:
     cut = encode(tokenizer(), conversation, len(whole.input_ids) - 6)
     assert cut.input_ids == whole.input_ids[:-6]
     assert (cut.length, cut.notes, whole.notes) == (len(whole.input_ids), ["cut"], [])
-    assert supervised(conversation, len(whole.input_ids) - 6) == ["good"]  # less ' day', <|im_end|> and the newline
+    assert supervised(conversation, len(whole.input_ids) - 6) == ["good"]  # without ' day', <|im_end|> and the newline
     assert supervised(conversation, 8) == []
 
 
@@ -129,7 +129,7 @@ def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
         encode(tokenizer(), conversation, LONG)
 
 
-def test_a_turn_that_the_template_rewrites_later_is_not_learned_from() -> None:
+def test_a_turn_that_the_template_rewrites_later_is_not_supervised() -> None:
     tok = tokenizer(REWRITES)
     assert supervised(talk("hi", "<think>hm</think>yes"), tok=tok) == ["<think>hm</think>yes<|im_end|>"]
     both = talk("hi", "<think>hm</think>yes", "and", "no")
@@ -137,7 +137,7 @@ def test_a_turn_that_the_template_rewrites_later_is_not_learned_from() -> None:
     assert encode(tok, both, LONG).notes == ["turn rewritten by the template"]
 
 
-def test_nothing_is_learned_where_the_prompt_is_no_prefix() -> None:
+def test_nothing_is_supervised_if_the_prompt_is_not_a_prefix() -> None:
     bad = tokenizer(TEMPLATE.replace("'' if think else '<think>", "'Sure: ' if think else '<think>"))
     assert supervised(talk("hi", "yes", enable_thinking=True), tok=bad) == []
 
@@ -163,6 +163,6 @@ def test_generation_stops_at_the_tokenizers_end_and_at_the_end_of_a_turn() -> No
     assert Renderer(tok).end_of_turn_ids() == [tok.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_turn_that_ends_in_ordinary_text_stops_nothing() -> None:
+def test_a_turn_that_ends_in_ordinary_text_adds_no_stop_token() -> None:
     tok = tokenizer(TEMPLATE.replace("<|im_end|>", "."))
     assert Renderer(tok).end_of_turn_ids() == [tok.eos_token_id]

@@ -1,4 +1,4 @@
-"""Sources of every kind, streamed, split, weighted, tokenized into the cache."""
+"""Sources of every kind: streamed, split, weighted, and tokenized into the cache."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def registry() -> Registry:
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> str:
-    """The rows in the format of the name's ending."""
+    """Write the rows in the format given by the file name."""
     file = Path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".jsonl":
@@ -67,7 +67,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.arrow", "stream.arrow"])
-def test_every_format_gives_the_same_rows_each_with_its_place(name: str) -> None:
+def test_every_format_gives_the_same_rows_with_line_numbers(name: str) -> None:
     (source,) = find_sources(write(name, ROWS))
     rows = list(source_rows(source))
     assert [dict(r.value) for r in rows] == ROWS
@@ -85,14 +85,14 @@ def test_every_format_gives_the_same_rows_each_with_its_place(name: str) -> None
         ("r.arrow", "nothing", "r.arrow is not an Arrow file"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_named(name: str, text: str, message: str) -> None:
+def test_a_file_with_a_wrong_extension_is_named(name: str, text: str, message: str) -> None:
     Path(name).write_text(text)
     with pytest.raises(DataError, match=message):
         list(source_rows(find_sources(name)[0]))
 
 
 def calls(**arguments: Any) -> dict[str, Any]:
-    """A row with a tool, a call of it with these arguments, and an answer that says nothing."""
+    """A row with a tool, a call of it with these arguments, and an empty answer."""
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     properties = {name: {"type": "string"} for name in arguments}
@@ -104,7 +104,7 @@ CALLS = [calls(city="Paris"), calls(query="x", within=[{"low": 1}, {"high": 2}, 
 
 
 @pytest.mark.parametrize("name", ["r.parquet", "r.arrow", "stream.arrow"])
-def test_a_table_teaches_no_nulls_that_only_fill_it_up(name: str, registry: Registry) -> None:
+def test_nulls_that_fill_up_a_table_are_not_trained_on(name: str, registry: Registry) -> None:
     (source,) = find_sources(write(name, CALLS))
     rows = [r.value for r in source_rows(source)]
     assert rows[0]["system"] is None, "a column stays"
@@ -115,13 +115,13 @@ def test_a_table_teaches_no_nulls_that_only_fill_it_up(name: str, registry: Regi
     assert [c for _, c in found] == [c for _, c in with_formatter(registry, jsonl, None, None).conversations()]
 
 
-def test_a_null_that_a_jsonl_row_states_stays() -> None:
+def test_explicit_nulls_in_jsonl_rows_are_kept() -> None:
     (source,) = find_sources(write("r.jsonl", [calls(city=None)]))
     (row,) = source_rows(source)
     assert row.value["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
 
 
-def test_a_directory_and_a_glob_are_all_their_files_in_order() -> None:
+def test_a_directory_and_a_glob_read_all_their_files_in_order() -> None:
     write("rows/b.jsonl", ROWS[20:])
     write("rows/a.csv", ROWS[:20])
     Path("rows/readme.txt").write_text("not rows")
@@ -129,7 +129,7 @@ def test_a_directory_and_a_glob_are_all_their_files_in_order() -> None:
     assert [dict(r.value) for r in source_rows(find_sources("rows/*.jsonl")[0])] == ROWS[20:]
 
 
-def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
+def test_sources_have_separate_options(registry: Registry) -> None:
     write("a.jsonl", ROWS)
     write("b.jsonl", [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}] * 3)
     a, b = find_sources(["a.jsonl", {"path": "b.jsonl", "weight": 2, "limit": 2}])
@@ -141,7 +141,7 @@ def test_several_sources_have_options_of_their_own(registry: Registry) -> None:
     assert len(list(source_rows(a, 5))) == 5
 
 
-def test_sources_have_titles_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_have_distinct_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeHub(monkeypatch)
     write("a.jsonl", ROWS)
     hub = {"path": "org/rows"}
@@ -226,7 +226,7 @@ def test_a_run_keeps_the_commit_of_a_hub_dataset(cli: Any, monkeypatch: pytest.M
     assert kept[1] == {**entry, "formatter": "smollm3-finetune:alpaca"}
 
 
-def test_a_wrong_split_is_one_sentence_with_the_way_to_name_one(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_split_is_one_sentence_with_a_hint(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeHub(monkeypatch)
     result = cli("train", "--adapter", "full", "--data", "org/rows", "--dry-run")
     assert result.code == 5
@@ -246,7 +246,7 @@ def test_an_empty_split_is_one_sentence(cli: Any, named: tuple[str, ...], monkey
     )
 
 
-def test_rows_of_the_hub_have_no_nulls_that_only_fill_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_hub_have_no_fill_up_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow
 
     FakeHub(monkeypatch, rows=pyarrow.Table.from_pylist(CALLS).to_pylist())
@@ -256,7 +256,7 @@ def test_rows_of_the_hub_have_no_nulls_that_only_fill_them_up(monkeypatch: pytes
     assert first.value["tools"] == CALLS[0]["tools"]
 
 
-def test_the_example_is_a_held_out_row_where_few_rows_move_the_border(registry: Registry) -> None:
+def test_the_example_is_a_held_out_row_for_few_rows_too(registry: Registry) -> None:
     moved = 0
     for start in range(20):
         rows = [{"instruction": f"{start}-{n} " + "and so on " * n, "output": "Yes."} for n in range(8)]
@@ -278,7 +278,7 @@ Make = Callable[..., Tokens]
 
 @pytest.fixture
 def make(registry: Registry, tmp_path: Path) -> Make:
-    """Tokens of sources on the embedded model's tokenizer; counts how often they were really made."""
+    """Tokens of sources with the embedded model's tokenizer; counts how often they were computed."""
     cache = Cache(tmp_path / "tokens")
     built: list[str] = []
 
@@ -304,7 +304,7 @@ def items(examples: Any) -> list[dict[str, list[int]]]:
     return [examples[i] for i in range(len(examples))]
 
 
-def test_every_row_is_trained_on_or_held_out_or_counted(make: Make) -> None:
+def test_every_row_is_trained_on_held_out_or_counted_as_skipped(make: Make) -> None:
     tokens = make(write("a.jsonl", ROWS), held_out=0.3)
     (counts,) = tokens.counts
     assert (counts.train, counts.held_out) == (len(tokens.train), len(tokens.held_out[0]))
@@ -315,7 +315,7 @@ def test_every_row_is_trained_on_or_held_out_or_counted(make: Make) -> None:
     assert tokens.train.lengths() == [len(e["input_ids"]) for e in items(tokens.train)]
 
 
-def test_rows_cut_before_their_answer_are_counted_as_empty(make: Make) -> None:
+def test_rows_cut_before_their_answer_are_counted(make: Make) -> None:
     long = {"instruction": "word " * 200, "input": "", "output": "never reached"}
     tokens = make(write("a.jsonl", [*ROWS, long]), max_length=64)
     (counts,) = tokens.counts
@@ -323,7 +323,7 @@ def test_rows_cut_before_their_answer_are_counted_as_empty(make: Make) -> None:
     assert counts.notes["cut"] >= 1
 
 
-def test_a_weight_decides_how_often_a_row_is_seen(make: Make) -> None:
+def test_a_weight_sets_how_often_a_row_is_used(make: Make) -> None:
     write("a.jsonl", ROWS)
     single = len(make("a.jsonl").train)
     assert len(make([{"path": "a.jsonl", "weight": 3}]).train) == 3 * single
@@ -333,7 +333,7 @@ def test_a_weight_decides_how_often_a_row_is_seen(make: Make) -> None:
     assert abs(sum(many) / len(many) - 0.25) < 0.02
 
 
-def test_the_second_time_nothing_is_made_and_any_change_makes_anew(make: Make) -> None:
+def test_tokens_are_computed_once_and_again_after_any_change(make: Make) -> None:
     built: list[str] = make.built  # type: ignore[attr-defined]
     file = write("a.jsonl", ROWS)
     first = items(make(file).train)
@@ -356,7 +356,7 @@ def test_the_second_time_nothing_is_made_and_any_change_makes_anew(make: Make) -
         assert len(built) == n
 
 
-def test_a_cache_entry_that_was_cut_is_made_again(make: Make, tmp_path: Path) -> None:
+def test_a_truncated_cache_entry_is_built_again(make: Make, tmp_path: Path) -> None:
     file = write("a.jsonl", ROWS)
     first = items(make(file).train)
     (entry,) = [p for p in (tmp_path / "tokens" / "tokens").iterdir() if p.is_dir()]
@@ -376,7 +376,7 @@ def test_a_full_disk_is_not_tried_twice(make: Make, monkeypatch: pytest.MonkeyPa
     assert len(make.built) == 1  # type: ignore[attr-defined]
 
 
-def test_many_rows_are_read_from_several_batches_in_any_order(make: Make) -> None:
+def test_rows_can_be_read_from_several_batches_in_any_order(make: Make) -> None:
     rows = [{"instruction": f"q {i}", "output": f"answer {i}"} for i in range(2 * BATCH + 7)]
     examples = make(write("a.jsonl", rows), held_out=0.0).train
     assert len(examples) == len(rows)
@@ -387,7 +387,7 @@ def test_many_rows_are_read_from_several_batches_in_any_order(make: Make) -> Non
         examples[len(rows)]
 
 
-def test_a_pass_sees_every_row_once_in_an_order_of_its_own() -> None:
+def test_each_pass_uses_every_row_once_in_a_new_order() -> None:
     size = 2 * PIECE + 3
     order = Shuffled(size, seed=1)
     first, again = list(order), list(order)
@@ -425,7 +425,7 @@ def test_losses_are_reported_by_source(cli: Callable[..., Any]) -> None:
     assert json.loads(again.stdout)["after"] == report["after"]
 
 
-def test_one_file_named_twice_is_two_sources(cli: Callable[..., Any]) -> None:
+def test_a_file_given_twice_is_two_sources(cli: Callable[..., Any]) -> None:
     write("a.jsonl", ROWS)
     path = "data.path=[{path: a.jsonl, limit: 20}, a.jsonl]"
     quick = ("--max-steps", "2", "--set", "train.sample_tokens=2", "--set", "data.held_out=0.3")
@@ -436,7 +436,7 @@ def test_one_file_named_twice_is_two_sources(cli: Callable[..., Any]) -> None:
     assert losses["a.jsonl"] != losses["a.jsonl (2)"]
 
 
-def test_a_run_resumed_elsewhere_tells_its_sources_by_their_paths(
+def test_a_run_resumed_in_another_directory_identifies_its_sources_by_path(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write("a.csv", ROWS[:20])
@@ -453,8 +453,8 @@ def test_a_run_resumed_elsewhere_tells_its_sources_by_their_paths(
     assert [r["title"] for r in report["rows"]] == ["work/a.csv", "work/b.csv"]
 
 
-def test_a_tuned_model_ends_its_turn_wherever_it_is_loaded(cli: Callable[..., Any]) -> None:
-    """The saved tokenizer and generation config name the end of a turn, whatever the base's said."""
+def test_a_tuned_model_ends_its_turn_if_loaded_elsewhere(cli: Callable[..., Any]) -> None:
+    """The saved tokenizer and generation config contain the end of a turn, even if the base's do not."""
     result = cli("train", "--adapter", "full", "--max-steps", "2", "--output", "out", "--json")
     assert result.code == 0, result.stderr
     tokenizer = json.loads(Path("out/adapter/tokenizer_config.json").read_text())

@@ -1,7 +1,7 @@
-"""Each trap of chat templates, on the embedded model's template and on templates of the kinds that users bring.
+"""Known problems of chat templates, tested on the embedded model's template and on templates as users have them.
 
-Expectations are written out by hand: «…» is what is learned, everything else is context. They are compared token by
-token with the embedded model's tokenizer, whose words are of several letters, so that boundaries matter.
+Expectations are handwritten: «…» marks supervised text, everything else is context. They are compared token by token
+with the embedded model's tokenizer, whose tokens have several letters, so that boundaries matter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADS = {
     PLAIN: "<|im_start|>system\nYou are a small assistant.<|im_end|>\n",
     CUTS: "",
 }
-"""What each template begins a conversation without a system message with."""
+"""The text with which each template begins a conversation without a system message."""
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 CALLED = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 SCHEMA = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
@@ -83,10 +83,10 @@ def talk(*messages: dict[str, Any], tools: tuple[dict[str, Any], ...] = (), **te
 
 
 def check(made: Renderer, conversation: Conversation, written: str) -> Counter[str]:
-    """The text, tokens and labels of a conversation are those of `written`; returns its notes, counted.
+    """Assert that text, tokens and labels of a conversation are those of `written`; returns its notes with counts.
 
-    Each learned answer must also be what a model is asked for: the prompt of the messages before it, in the same
-    mode, is the text before it.
+    Each supervised answer must also follow the generation prompt: the prompt of the previous messages, in the same
+    mode, is the text before the answer.
     """
     text, spans, _ = made.spans(conversation)
     assert text == written.replace("«", "").replace("»", "")
@@ -117,7 +117,7 @@ def head(name: str, mode: str) -> str:
     return HEADS[name].format(mode=mode)
 
 
-# ------------------------------------------------------------------------------------------- tokens, written out
+# ------------------------------------------------------------------------------------------- handwritten tokens
 
 
 def tokens_of(made: Renderer, conversation: Conversation) -> tuple[list[str], list[str]]:
@@ -128,7 +128,7 @@ def tokens_of(made: Renderer, conversation: Conversation) -> tuple[list[str], li
     return show(encoded.input_ids[: -len(supervised) - 1]), show(supervised)
 
 
-def test_every_token_of_a_no_think_row_is_accounted_for() -> None:
+def test_every_token_of_a_no_think_row_is_as_expected() -> None:
     context, supervised = tokens_of(renderer(PLAIN), talk(system("A"), user("B"), assistant("C")))
     newline = "Ċ"
     assert context == [
@@ -148,13 +148,13 @@ def test_every_token_of_a_no_think_row_is_accounted_for() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_mask_begins_after_what_the_generation_prompt_supplies(name: str) -> None:
+def test_the_mask_begins_after_the_generation_prompt(name: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     written = head(name, "no_think") + USER + HEADER + forced + "«Yes.<|im_end|>»\n"
     assert check(renderer(name), talk(user(), assistant()), written) == {}
 
 
-def test_the_templates_own_markers_would_have_covered_the_header_and_the_block() -> None:
+def test_the_generation_markers_of_the_template_include_the_header_and_the_block() -> None:
     rendered = tokenizer().apply_chat_template(
         [user(), assistant()], chat_template=source(LIKE), enable_thinking=False, return_dict=True,
         return_assistant_tokens_mask=True, tokenize=True,
@@ -185,14 +185,14 @@ def test_an_explicit_no_think_strips_traces_and_counts_them(name: str, by: str) 
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS])
-def test_the_rows_own_mode_goes_before_the_runs(name: str) -> None:
+def test_the_mode_of_a_row_overrides_that_of_the_run(name: str) -> None:
     written = head(name, "think") + USER + HEADER + "«Yes.<|im_end|>»\n"
     made = renderer(name, enable_thinking=False)
     assert check(made, talk(user(), assistant(), enable_thinking=True), written) == {}
 
 
 @pytest.mark.parametrize("name", MODAL)
-def test_nothing_in_template_kwargs_states_nothing(name: str) -> None:
+def test_empty_template_kwargs_set_no_mode(name: str) -> None:
     nothing = {"enable_thinking": None, "custom_instructions": None, "xml_tools": None, "python_tools": []}
     plain, empty = talk(user(), assistant()), talk(user(), assistant(), **nothing)
     assert renderer(name).spans(empty) == renderer(name).spans(plain)
@@ -200,7 +200,7 @@ def test_nothing_in_template_kwargs_states_nothing(name: str) -> None:
     assert made.mode(empty) is True
 
 
-def test_a_mode_that_is_no_truth_value_is_refused() -> None:
+def test_a_mode_that_is_not_a_boolean_is_refused() -> None:
     with pytest.raises(DataError, match="enable_thinking must be true or false, found 'no'"):
         renderer(LIKE).spans(talk(user(), assistant(), enable_thinking="no"))
 
@@ -215,7 +215,7 @@ def test_an_empty_block_in_the_row_does_not_double_the_templates(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_reasoning_beside_the_content_is_learned_where_the_template_reads_it_and_where_it_does_not(name: str) -> None:
+def test_reasoning_content_is_supervised_even_if_the_template_does_not_read_it(name: str) -> None:
     separator = "\n" if name == CUTS else ""
     written = head(name, "think") + USER + HEADER + f"«{TRACE}{separator}Yes.<|im_end|>»\n"
     for field in ("reasoning_content", "reasoning", "thinking"):
@@ -230,7 +230,7 @@ def test_two_different_reasonings_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS, PLAIN])
-def test_several_blocks_before_an_answer_are_learned_and_stripped_together(name: str) -> None:
+def test_several_reasoning_blocks_are_supervised_and_stripped_together(name: str) -> None:
     written = head(name, "think") + USER + HEADER + f"«<think>\n\n</think>\n{TRACE}{TRACE}Yes.<|im_end|>»\n"
     row = talk(user(), assistant(f"<think>\n\n</think>\n{TRACE}{TRACE}Yes."))
     assert check(renderer(name), row, written) == {}
@@ -244,7 +244,7 @@ def test_a_trace_that_lost_its_opening_tag_is_a_trace(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_think_tags_that_an_answer_mentions_stay_and_say_no_mode(name: str) -> None:
+def test_think_tags_mentioned_in_an_answer_are_kept_and_set_no_mode(name: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     says = "Put it between <think> and </think>, then answer."
     written = head(name, "no_think") + USER + HEADER + forced + f"«{says}<|im_end|>»\n"
@@ -256,13 +256,13 @@ AND = "<|im_start|>user\nAnd?<|im_end|>\n"
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS, PLAIN])
-def test_reasoning_stays_in_the_history_and_is_learned(name: str) -> None:
+def test_reasoning_kept_in_the_history_is_supervised(name: str) -> None:
     written = head(name, "think") + USER + HEADER + f"«{TRACE}One.<|im_end|>»\n" + AND + HEADER
     assert check(renderer(name), talk(*HISTORY), written + f"«{TRACE}Two.<|im_end|>»\n") == {}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_reasoning_stripped_from_the_history_is_not_learned_there(name: str) -> None:
+def test_reasoning_stripped_from_the_history_is_not_supervised(name: str) -> None:
     separator = "\n" if name == CUTS else ""
     written = head(name, "think") + USER + HEADER + "One.<|im_end|>\n" + AND + HEADER
     written += f"«{TRACE}{separator}Two.<|im_end|>»\n"
@@ -270,7 +270,7 @@ def test_reasoning_stripped_from_the_history_is_not_learned_there(name: str) -> 
     assert notes == {"earlier reasoning stripped": 1}
 
 
-def test_a_turn_that_the_template_cuts_later_is_not_learned() -> None:
+def test_a_turn_that_the_template_cuts_later_is_not_supervised() -> None:
     written = USER + HEADER + "One.<|im_end|>\n" + AND + HEADER + f"«{TRACE}\nTwo.<|im_end|>»\n"
     assert check(renderer(CUTS), talk(*HISTORY), written) == {"turn rewritten by the template": 1}
 
@@ -284,7 +284,7 @@ def test_answers_between_tool_calls_keep_their_reasoning() -> None:
         assert check(renderer(name, history="strip"), talk(*turns), written) == {}
 
 
-def test_a_template_that_cuts_the_reasoning_that_is_to_be_learned_is_refused() -> None:
+def test_a_template_that_cuts_supervised_reasoning_is_refused() -> None:
     cuts = str(source(PLAIN)).replace("message.content", "message.content.split('</think>')[-1]")
     made = Renderer(tokenizer(), RenderOptions(template=cuts))
     with pytest.raises(DataError, match="drops the reasoning of message 1"):
@@ -307,7 +307,7 @@ INSTRUCTED = {
 @pytest.mark.parametrize(
     "told", ["Read /data/think/a and x/no_think.", "Say /thinking.", "(/no_think)", "See /etc/system_override here."]
 )
-def test_a_flag_within_other_text_flips_nothing_and_stays(name: str, told: str) -> None:
+def test_a_flag_within_other_text_has_no_effect_and_is_kept(name: str, told: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     written = INSTRUCTED[name].format(mode="no_think", told=told) + USER + HEADER
     assert check(renderer(name), talk(system(told), user(), assistant()), written + forced + "«Yes.<|im_end|>»\n") == {}
@@ -319,7 +319,7 @@ def test_a_flag_within_other_text_flips_nothing_and_stays(name: str, told: str) 
 
 @pytest.mark.parametrize("name", [LIKE, TOOLS])
 @pytest.mark.parametrize("told", ["/no_think Be kind.", "Be kind. /no_think", "Be kind.\n/no_think"])
-def test_a_flag_that_the_template_obeys_is_the_rows_mode_and_strips_traces(name: str, told: str) -> None:
+def test_a_flag_that_the_template_obeys_sets_the_mode_and_strips_traces(name: str, told: str) -> None:
     left = told.replace("/no_think", "").rstrip()
     written = INSTRUCTED[name].format(mode="no_think", told=left) + USER + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
     row = talk(system(told), user(), assistant(TRACE + "Yes."))
@@ -329,13 +329,13 @@ def test_a_flag_that_the_template_obeys_is_the_rows_mode_and_strips_traces(name:
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS])
-def test_a_think_flag_makes_a_think_row_of_one_without_a_trace(name: str) -> None:
+def test_a_think_flag_makes_a_row_without_a_trace_a_think_row(name: str) -> None:
     written = INSTRUCTED[name].format(mode="think", told="Be kind.") + USER + HEADER + "«Yes.<|im_end|>»\n"
     row = talk(system("Be kind.\n/think"), user(), assistant())
     assert check(renderer(name, enable_thinking=False), row, written) == {}
 
 
-def test_the_embedded_template_obeys_a_flag_on_its_own_line_only() -> None:
+def test_the_embedded_template_obeys_only_a_flag_on_a_separate_line() -> None:
     own_line = talk(system("/no_think\nBe kind."), user(), assistant(TRACE + "Yes."))
     written = INSTRUCTED[EMBEDDED].format(mode="no_think", told="Be kind.") + USER + HEADER + EMPTY
     assert check(renderer(EMBEDDED), own_line, written + "«Yes.<|im_end|>»\n") == {"trace stripped": 1}
@@ -344,16 +344,16 @@ def test_the_embedded_template_obeys_a_flag_on_its_own_line_only() -> None:
     assert check(renderer(EMBEDDED), within, written + f"«{TRACE}Yes.<|im_end|>»\n") == {}
 
 
-def test_of_two_flags_the_one_that_the_template_obeys_decides() -> None:
+def test_of_two_flags_the_one_that_the_template_obeys_counts() -> None:
     row = talk(system("/think\nBe kind.\n/no_think"), user(), assistant(TRACE + "Yes."))
     for name in (EMBEDDED, LIKE, TOOLS):
         assert renderer(name).mode(row) is False
     swapped = replace(row, messages=(system("/no_think\nBe kind.\n/think"), *row.messages[1:]))
     assert renderer(EMBEDDED).mode(swapped) is True  # its last line wins
-    assert renderer(LIKE).mode(swapped) is False  # /no_think is looked for first
+    assert renderer(LIKE).mode(swapped) is False  # /no_think is searched first
 
 
-def test_a_flag_that_a_template_deletes_but_does_not_obey_decides_nothing() -> None:
+def test_a_flag_that_a_template_deletes_but_does_not_obey_has_no_effect() -> None:
     deletes = str(source(LIKE)).replace("{%- set state.mode = '/no_think' -%}", "")
     made = Renderer(tokenizer(), RenderOptions(template=deletes))
     told = INSTRUCTED[LIKE].format(mode="{mode}", told="Be kind.") + USER + HEADER
@@ -374,20 +374,20 @@ def test_a_flag_is_an_ordinary_word_to_a_template_without_flags() -> None:
 
 
 @pytest.mark.parametrize("name", [LIKE, TOOLS])
-def test_a_system_override_replaces_the_metadata_and_only_as_a_word(name: str) -> None:
+def test_a_system_override_replaces_the_metadata_only_as_a_whole_word(name: str) -> None:
     written = "<|im_start|>system\nBe kind.<|im_end|>\n" + USER + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
     assert check(renderer(name), talk(system("/system_override Be kind."), user(), assistant()), written) == {}
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS])
-def test_custom_instructions_are_guarded_like_a_system_text(name: str) -> None:
+def test_custom_instructions_are_escaped_like_a_system_message(name: str) -> None:
     told = "Read /data/no_think/a."
     written = INSTRUCTED[name].format(mode="think", told=told) + USER + HEADER + f"«{TRACE}Yes.<|im_end|>»\n"
     assert check(renderer(name), talk(user(), assistant(TRACE + "Yes."), custom_instructions=told), written) == {}
 
 
 @pytest.mark.parametrize("name", [LIKE, TOOLS])
-def test_a_flag_in_custom_instructions_is_the_rows_mode_where_the_template_obeys_it(name: str) -> None:
+def test_a_flag_in_custom_instructions_sets_the_mode_if_the_template_obeys_it(name: str) -> None:
     written = INSTRUCTED[name].format(mode="no_think", told=" Hurry.") + USER + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
     row = talk(user(), assistant(TRACE + "Yes."), custom_instructions="/no_think Hurry.")
     assert check(renderer(name), row, written) == {"trace stripped": 1}
@@ -404,7 +404,7 @@ def test_custom_instructions_that_the_template_drops_are_refused(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, TOOLS])
-def test_tool_calls_are_learned_and_tools_answers_are_not(name: str) -> None:
+def test_tool_calls_are_supervised_and_tool_results_are_not(name: str) -> None:
     turns = (user(), assistant("", tool_calls=[CALL]), tool(), assistant("It is 2."))
     written = (
         head(name, "no_think") + USER + HEADER + EMPTY + f"«{CALLED}<|im_end|>»\n"
@@ -413,7 +413,7 @@ def test_tool_calls_are_learned_and_tools_answers_are_not(name: str) -> None:
     assert check(renderer(name), talk(*turns), written) == {}
 
 
-def test_tool_calls_in_a_template_that_puts_answers_into_the_users_turn() -> None:
+def test_tool_calls_in_a_template_that_puts_results_into_the_user_turn() -> None:
     turns = (user(), assistant(TRACE, tool_calls=[CALL]), tool(), assistant(TRACE + "It is 2."))
     written = (
         USER + HEADER + f"«{TRACE}\n{CALLED}<|im_end|>»\n"
@@ -440,7 +440,7 @@ def test_a_tools_answer_as_the_users_words_is_refused() -> None:
         renderer(LIKE).spans(talk(user(), tool(), assistant()))
 
 
-def test_a_tools_answer_that_the_template_drops_is_refused() -> None:
+def test_a_tool_result_that_the_template_drops_is_refused() -> None:
     silent = str(source(CUTS)).replace("+ message.content + '</tool_response>", "+ '</tool_response>")
     with pytest.raises(DataError, match="the chat template drops message 1, role 'tool'"):
         Renderer(tokenizer(), RenderOptions(template=silent)).spans(talk(user(), tool("42"), assistant()))
@@ -461,7 +461,7 @@ TOOL_TEXT = {
 
 
 @pytest.mark.parametrize("name", [EMBEDDED, LIKE, TOOLS])
-def test_a_rows_tools_are_rendered_under_the_name_that_the_template_reads(name: str) -> None:
+def test_tools_are_passed_under_the_name_that_the_template_reads(name: str) -> None:
     written = TOOL_TEXT[name].format(schema=SHOWN_SCHEMA) + USER + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
     assert check(renderer(name), talk(user(), assistant(), tools=(SCHEMA,)), written) == {}
     assert check(renderer(name), talk(user(), assistant(), xml_tools=[SCHEMA]), written) == {}
@@ -469,7 +469,7 @@ def test_a_rows_tools_are_rendered_under_the_name_that_the_template_reads(name: 
 
 
 @pytest.mark.parametrize("name", [LIKE, TOOLS])
-def test_python_tools_in_template_kwargs_are_rendered_beside_xml_tools(name: str) -> None:
+def test_python_tools_in_template_kwargs_are_rendered_with_xml_tools(name: str) -> None:
     written = TOOL_TEXT[name].format(schema="one\nPython tools:\ndef two(): ...")
     written += USER + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
     row = talk(user(), assistant(), xml_tools=["one"], python_tools=["def two(): ..."])
@@ -503,7 +503,7 @@ def test_a_prompt_that_the_template_would_cut_is_refused_too() -> None:
 
 
 class Today(datetime.datetime):
-    """Another day than any on which this runs."""
+    """A day in the past."""
 
     @classmethod
     def now(cls, tz: Any = None) -> Today:
@@ -511,7 +511,7 @@ class Today(datetime.datetime):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_two_days_give_the_same_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_does_not_depend_on_the_day(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = talk(user(), assistant())
     before = renderer(name).spans(row)
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Today)
@@ -519,14 +519,14 @@ def test_two_days_give_the_same_text(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", [LIKE, TOOLS])
-def test_the_date_is_the_one_asked_for_or_todays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_is_the_configured_one_or_today(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = talk(user(), assistant())
     assert "Date: 07 March 2024\n" in renderer(name, date="2024-03-07").spans(row)[0]
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Today)
     assert "Date: 04 May 2031\n" in renderer(name, date=None).spans(row)[0]
 
 
-def test_a_fixed_date_is_formatted_as_python_does_it() -> None:
+def test_a_fixed_date_is_formatted_like_strftime() -> None:
     template = "  {%- set f = '%Y|%y|%m|%d|%-d|%B|%b|%A|%a|%H:%M:%S|%j|%I %p|100%%' %}\n \n {{ strftime_now(f) }}"
     text = Renderer(tokenizer(), RenderOptions(template=template, date="2024-03-07")).prompt([user("2024")])
     assert text == " \n 2024|24|03|07|7|March|Mar|Thursday|Thu|00:00:00|067|12 AM|100%"
@@ -547,14 +547,14 @@ def test_an_empty_turn_is_context_and_is_counted(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODAL)
 @pytest.mark.parametrize("content", [TRACE, "<think>\nhm, and so on"])
-def test_reasoning_without_an_answer_is_not_learned(name: str, content: str) -> None:
+def test_reasoning_without_an_answer_is_not_supervised(name: str, content: str) -> None:
     for made in (renderer(name), renderer(name, enable_thinking=False)):
         encoded = made.encode(talk(user(), assistant(content)), LONG)
         assert set(encoded.labels) == {IGNORE_INDEX} and "empty turn" in encoded.notes
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_words_of_other_scripts_move_no_boundary(name: str) -> None:
+def test_text_in_other_scripts_has_correct_boundaries(name: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     written = head(name, "no_think") + "<|im_start|>user\n你好 🙂<|im_end|>\n" + HEADER + forced
     row = talk(user("你好 🙂"), assistant("été – ‏שלום 👩‍👧"))
@@ -568,7 +568,7 @@ def test_an_answer_that_begins_with_a_line_break_shares_no_token_with_the_header
     assert check(renderer(name), talk(user(), assistant("\n\n  Yes.\n")), written) == {}
 
 
-def test_a_tokenizer_that_joins_line_breaks_learns_the_answers_own() -> None:
+def test_with_a_tokenizer_that_joins_line_breaks_those_of_the_answer_are_supervised() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -600,14 +600,14 @@ def test_a_conversation_may_begin_with_the_assistant(name: str) -> None:
     row = talk(assistant("Welcome."), user(), assistant())
     text, spans, notes = renderer(name).spans(row)
     supervised = [text[a:b] for a, b in spans]
-    if name == CUTS:  # the block that its prompt ends in is not there in earlier turns
+    if name == CUTS:  # the block at the end of its prompt does not occur in earlier turns
         assert (supervised, notes) == (["Yes.<|im_end|>"], ["turn rewritten by the template"])
     else:
         assert (supervised, notes) == (["Welcome.<|im_end|>", "Yes.<|im_end|>"], [])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_the_turns_asked_for_are_learned_users_included(name: str) -> None:
+def test_only_the_selected_turns_are_supervised_including_user_turns(name: str) -> None:
     forced = {PLAIN: "", CUTS: "<think>\n\n</think>\n\n"}.get(name, EMPTY)
     made = renderer(name)
     row = replace(talk(user(), assistant("One."), user("And?"), assistant()), supervised=(2, 3))
@@ -634,7 +634,7 @@ def test_generation_stops_at_the_end_of_a_turn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_single_turn_takes_three_renderings_at_most(name: str) -> None:
+def test_a_single_turn_needs_at_most_three_renderings(name: str) -> None:
     made = renderer(name)
     calls = Counter[str]()
     apply = made.tokenizer.apply_chat_template
@@ -649,7 +649,7 @@ def test_a_single_turn_takes_three_renderings_at_most(name: str) -> None:
     assert calls["render"] <= 3
 
 
-def test_a_prompt_without_a_mode_is_left_to_the_template_and_follows_the_history() -> None:
+def test_a_prompt_without_a_mode_uses_the_template_default_and_the_history() -> None:
     assert renderer(LIKE).prompt([user()]).endswith(HEADER)  # it thinks by default
     assert renderer(EMBEDDED).prompt([user()]).endswith(HEADER + EMPTY)  # it does not
     assert renderer(EMBEDDED).prompt([*HISTORY[:3]]).endswith(HEADER)

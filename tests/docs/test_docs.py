@@ -1,20 +1,21 @@
-"""The documentation says what the code does.
+"""The documentation agrees with the code.
 
-Whatever can be read off the code is a region of a page, between `<!-- KIND: ARGUMENT -->` and `<!-- end -->`:
+Everything that can be generated from the code is a region of a page, between `<!-- KIND: ARGUMENT -->` and
+`<!-- end -->`:
 
     file: PATH          a file of this repository, verbatim
     excerpt: PATH A B.C the functions, classes and methods of these names from a Python file
-    help: VERB …        the text of `smollm3 VERB … --help`, 100 columns wide
-    run: COMMAND        what `smollm3 COMMAND` prints, without any plugin in the way
+    help: COMMAND …     the output of `smollm3 COMMAND … --help`, 100 columns wide
+    run: COMMAND        the output of `smollm3 COMMAND` without plugins
     run-plugins: …      the same with the plugins under plugins/ installed
-    hook: NAME          a hook's signature and its docstring
-    fields: CLASS       the fields that a class of `smollm3_finetune.api` declares itself
-    members: CLASS      a protocol of `smollm3_finetune.api`, as it is declared
+    hook: NAME          the signature and the docstring of a hook
+    fields: CLASS       the fields of a class of `smollm3_finetune.api`, without inherited ones
+    members: CLASS      the declaration of a protocol of `smollm3_finetune.api`
     ops: -              the operations
-    options: SECTION    the keys of a part of the configuration, with defaults
+    options: SECTION    the keys of a section of the configuration, with defaults
     exit-codes: -       the errors and their exit codes
 
-Each is compared with the code. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_docs.py` writes them anew.
+Each region is compared with the code. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_docs.py` updates them.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def text_of(page: Path) -> str:
 
 @pytest.fixture
 def examples(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The examples under `examples/` of the working directory, importable as if they had never been imported."""
+    """The plugin files in `examples/`, importable as if they had not been imported before."""
     shutil.copytree(EXAMPLES, isolated / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for file in EXAMPLES.glob("*.py"):
         monkeypatch.delitem(sys.modules, file.stem, raising=False)
@@ -77,7 +78,7 @@ def examples(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def printed(arguments: list[str]) -> str:
-    """Everything that a command prints, on both streams, in this process."""
+    """The output of a command on both streams, run in this process."""
     from smollm3_finetune.main import main
 
     stream = io.StringIO()
@@ -86,7 +87,7 @@ def printed(arguments: list[str]) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
 
 
-# ------------------------------------------------------------------------------------------- what pages hold
+# ------------------------------------------------------------------------------------------- regions of pages
 
 
 def fenced(language: str, text: str) -> str:
@@ -99,7 +100,7 @@ def file_region(path: str) -> str:
 
 
 def excerpt_region(argument: str) -> str:
-    """Top-level definitions by name, and methods as CLASS.METHOD below the line of their class."""
+    """Top-level definitions by name; methods as CLASS.METHOD, after the line of their class."""
     path, *names = argument.split()
     source = text_of(ROOT / path)
     parts = []
@@ -125,7 +126,7 @@ def _lines(source: str, node: Any) -> str:
 
 def help_region(command: str) -> str:
     words = [] if command == "smollm3" else command.split()
-    apart = ["--no-plugins"] if words == ["train"] else []  # its end depends on what is installed
+    apart = ["--no-plugins"] if words == ["train"] else []  # its end depends on the installed plugins
     shown = " ".join(["smollm3", *words, *apart, "--help"])
     return fenced("console", f"$ {shown}\n{printed([*words, *apart, '--help'])}")
 
@@ -136,9 +137,9 @@ def run_region(command: str) -> str:
 
 
 def hook_region(name: str) -> str:
-    """A hook's signature, then its docstring with the example as code."""
+    """The signature of a hook, then its docstring with the example as code."""
     hook = getattr(hookspecs, name)
-    signature = f"def {name}{inspect.signature(hook)}".replace("'", "")  # annotations are kept as text
+    signature = f"def {name}{inspect.signature(hook)}".replace("'", "")  # annotations are strings
     prose, _, example = inspect.cleandoc(hook.__doc__).partition("Example:\n")
     return "\n".join((fenced("python", signature), prose.rstrip() + "\n", fenced("python", inspect.cleandoc(example))))
 
@@ -150,7 +151,7 @@ def _class_source(name: str) -> ast.ClassDef:
 
 
 def cell(text: str) -> str:
-    """Text in one cell of a table; code in double backticks becomes single."""
+    """Text for one cell of a table; double backticks become single ones."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -161,7 +162,7 @@ def table(*rows: tuple[str, ...]) -> str:
 
 
 def own_fields(name: str) -> list[tuple[ast.AnnAssign, str]]:
-    """The fields that a class of the api declares itself, each with the text that follows it."""
+    """The fields that a class of the api declares, each with the docstring after it."""
     body = _class_source(name).body
     found = []
     for node, following in zip(body, [*body[1:], None], strict=True):
@@ -172,7 +173,7 @@ def own_fields(name: str) -> list[tuple[ast.AnnAssign, str]]:
 
 
 def fields_region(name: str) -> str:
-    """The class's own fields; one without a text has that of its type."""
+    """The fields of the class, without inherited ones; a field without docstring gets that of its type."""
     rows = []
     for node, text in own_fields(name):
         assert isinstance(node.target, ast.Name)
@@ -185,7 +186,7 @@ def fields_region(name: str) -> str:
 
 
 def _default(node: ast.expr) -> str:
-    """A default as a reader would write it: the inside of `frozenset(…)`, an empty mapping for its factory."""
+    """A default as a reader would write it: the contents of `frozenset(…)`, an empty mapping for its factory."""
     text = ast.unparse(node)
     if text.startswith("frozenset({"):
         return text.removeprefix("frozenset(").removesuffix(")")
@@ -208,7 +209,7 @@ def ops_region(_: str) -> str:
 
 
 def options_region(section: str) -> str:
-    """`top`: the keys that are one value; else a section."""
+    """`top`: the keys with a single value; otherwise a section."""
     if section == "top":
         plain = [f.name for f in dataclasses.fields(schema.RunConfig)]
         plain = [n for n in plain if n not in (*schema.COMPONENT_SECTIONS, *schema.PLAIN_SECTIONS)]
@@ -260,9 +261,7 @@ def regions() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("page", "kind", "argument"), list(regions()))
-def test_what_a_page_takes_from_the_code_is_what_the_code_says(
-    page: Path, kind: str, argument: str, examples: Path
-) -> None:
+def test_regions_of_pages_agree_with_the_code(page: Path, kind: str, argument: str, examples: Path) -> None:
     right = KINDS_OF_REGION[kind](argument)
     opening = f"<!-- {kind}: {argument} -->\n"
     if UPDATE:
@@ -309,7 +308,7 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str
             yield from commands(inner, (*path, name))
 
 
-def test_every_verb_has_its_help_in_the_docs() -> None:
+def test_every_command_has_its_help_in_the_docs() -> None:
     from smollm3_finetune.cli import cli
 
     for command in commands(cli):
@@ -348,7 +347,7 @@ class CommandLine(NamedTuple):
 
 
 def command_lines() -> Iterator[CommandLine]:
-    """Every `smollm3 …` of a console block, of an indented block, and of inline code, of all pages."""
+    """Every `smollm3 …` command in console blocks, indented blocks and inline code of all pages."""
     for page in PAGES:
         text = text_of(page).replace("\\\n", " ")
         for language, body in FENCE.findall(text):
@@ -375,7 +374,7 @@ def _smollm3_calls(line: str) -> Iterator[str]:
 
 
 def parse(line: str) -> None:
-    """Let click parse a command line without carrying it out. Raises click.ClickException where it is wrong."""
+    """Let click parse a command line without running it. Raises click.ClickException if it is invalid."""
     from smollm3_finetune.cli import cli
 
     words = shlex.split(line, comments=True)[1:]
@@ -407,7 +406,7 @@ def test_every_command_line_of_a_page_parses(page: Path) -> None:
                 pytest.fail(f"{name_of(page)}: {line.text}: {e}")
 
 
-def test_command_lines_are_found_and_a_wrong_one_does_not_parse() -> None:
+def test_command_lines_are_found_and_an_invalid_one_does_not_parse() -> None:
     assert len(list(command_lines())) > 40
     with pytest.raises(click.NoSuchOption):
         parse("smollm3 train --quantt x")
@@ -419,7 +418,7 @@ def test_command_lines_are_found_and_a_wrong_one_does_not_parse() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as on GitHub."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
@@ -436,7 +435,7 @@ def test_links_between_pages_resolve(page: Path) -> None:
             assert anchor in anchors(file), f"{name_of(page)}: {target}"
 
 
-def test_every_page_is_reached_from_the_index() -> None:
+def test_every_page_is_linked_from_the_index() -> None:
     index = text_of(DOCS / "index.md")
     for page in DOCS.glob("*.md"):
         assert page.name == "index.md" or f"]({page.name}" in index, page.name
@@ -449,17 +448,17 @@ def test_every_page_is_reached_from_the_index() -> None:
 
 
 def messages() -> list[str]:
-    """The first column of the tables of messages in errors.md; `…` stands for what differs."""
+    """The first column of the tables of messages in errors.md; `…` stands for variable parts."""
     prose = REGION.sub("", text_of(DOCS / "errors.md"))
     return re.findall(r"^\| `([^`]+)` \| [^|`]", prose, re.MULTILINE)
 
 
 @pytest.mark.parametrize("message", messages())
 def test_every_documented_message_exists(message: str) -> None:
-    """Its fixed parts stand in core's or a plugin's code, or in a test that expects them."""
+    """The fixed parts of a message occur in the code of core or a plugin, or in a test that expects them."""
     files = [*(ROOT / "smollm3_finetune").rglob("*.py"), *(ROOT / "plugins").glob("*/smollm3_*/*.py"),
              *(f for f in (ROOT / "tests").rglob("*.py") if f != Path(__file__))]  # fmt: skip
-    sources = [re.sub(r'"\s*\n\s*f?"', "", text_of(f)) for f in files]  # text over several lines, joined
+    sources = [re.sub(r'"\s*\n\s*f?"', "", text_of(f)) for f in files]  # joins strings over several lines
     parts = [p.strip() for p in message.split("…") if len(p.strip()) > 3]
     assert parts
     assert any(all(part in source for part in parts) for source in sources), message
@@ -469,7 +468,7 @@ def test_every_documented_message_exists(message: str) -> None:
 
 
 def train_two_steps(run_cli: Any, *arguments: str) -> Path:
-    """A run of two steps in a process of its own; returns its directory."""
+    """A run of two steps in a separate process; returns its directory."""
     result = run_cli(
         "train", "--device", "cpu", "--data", "examples/rows.jsonl", "--max-steps", "2", "--batch-size", "2",
         "--set", "train.sample_tokens=4", "--output", "run", *arguments,
@@ -488,7 +487,7 @@ def test_the_example_adapter_trains_through_the_command_line(run_cli: Any, examp
 
 
 def test_the_example_adapter_and_quantizer_train_as_on_the_dense_copy(examples: Path) -> None:
-    """float64, so that only rounding at 1e-16 a product is left."""
+    """In float64, so that the only error is rounding of 1e-16 per product."""
     from smollm3_finetune.testing import check_composition, plan
 
     files = (str(examples / "int8_rows.py"), str(examples / "scale_adapter.py"))
@@ -512,20 +511,20 @@ def test_the_example_rows_are_read(run_cli: Any, examples: Path) -> None:
 
 
 @pytest.mark.plugins
-def test_the_example_configuration_is_right(run_cli: Any, examples: Path) -> None:
+def test_the_example_configuration_is_valid(run_cli: Any, examples: Path) -> None:
     result = run_cli("config", "validate", "--config", "examples/run.yaml", "--device", "cpu")
     assert result.code == 0, result.stderr
 
 
 @pytest.mark.parametrize("file", ["tests/out_of_tree/vault_loader.py", "tests/out_of_tree/scale_adapter.py",
                                   "tests/out_of_tree/one_way_quantizer.py"])  # fmt: skip
-def test_the_files_that_the_how_to_pages_show_are_run_by_other_tests(file: str) -> None:
+def test_files_shown_on_how_to_pages_are_run_by_other_tests(file: str) -> None:
     stem = Path(file).stem
     assert any(stem in text_of(f) for f in (ROOT / "tests").rglob("*.py") if f != Path(__file__))
 
 
 @pytest.mark.plugins
-def test_the_number_of_peft_methods_is_right(cli: Any) -> None:
+def test_the_number_of_peft_methods_is_correct(cli: Any) -> None:
     import json
 
     records = json.loads(cli("plugins", "list", "--json").stdout)

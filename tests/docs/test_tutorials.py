@@ -1,18 +1,17 @@
-"""The tutorials, followed to the letter: every file that they say to write, every command, every line of output.
+"""Runs the tutorials exactly as written: every file to write, every command, every line of output.
 
-A page is read from top to bottom, and carried out in an empty directory and a new environment:
+A page is followed from top to bottom in an empty directory and a new environment:
 
-    <!-- write PATH -->               the block below it is written to PATH
-    a console block                   each `$ ` line is run by bash; the lines below it are what it prints
-    <!-- only shown, because … -->    the block below it is neither
+    <!-- write PATH -->               the next block is written to PATH
+    a console block                   bash runs each `$ ` line; the lines after it are its expected output
+    <!-- only shown, because … -->    the next block is ignored
 
-A block of any other kind makes the test fail, and so does a command that fails without an `error:` or `FAILED` among
-the lines that are printed, or that does not fail with them. What a machine makes different is compared by `RULES`,
-line by line; the rest must be equal. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_tutorials.py` writes what differs
-anew.
+The test fails for any other kind of block. It also fails if a command fails but its output has no `error:` or
+`FAILED`, or if it succeeds with one of them. Parts of a line that depend on the machine are compared by `RULES`;
+everything else must be equal. `SMOLLM3_UPDATE_DOCS=1 pytest tests/docs/test_tutorials.py` updates the output.
 
-The environment is a new venv without a copy of torch: its site-packages hold links to what smollm3-finetune and pytest
-are made of, and no plugin. What an author builds is really built and installed there, by pip; only the build backend
+The environment is a new venv without a copy of torch: its site-packages contain links to smollm3-finetune, pytest and
+their dependencies, and no plugin. pip builds and installs the packages of the tutorial there; only the build backend
 comes from outside.
 """
 
@@ -45,7 +44,7 @@ WRITE = re.compile(r"<!-- write (\S+) -->")
 SHOWN = re.compile(r"<!-- only shown, because .+ -->")
 
 LOSS = re.compile(r"\b\d+\.\d{4}\b")
-"""A loss, which is printed with four digits; arithmetic differs between processors."""
+"""Tolerance of a loss, which is printed with four digits; arithmetic differs between processors."""
 LOSS_MAY_DIFFER = 0.05
 RULES = (
     (re.compile(r"\b\d+(?:\.\d+)? s\b|\b(?:\d+:)?\d+:\d\d(?= left$)"), "a time"),
@@ -55,7 +54,7 @@ RULES = (
     (re.compile(r"^after {10}\S.*"), "what the trained model answers"),
     (re.compile(r"\bsmollm3-finetune(?: |>=)\d+\.\d+\.\d+\S*"), "the version of this project"),
 )
-"""What may differ within a line, whatever its value."""
+"""Parts of a line whose value may differ."""
 
 
 # ------------------------------------------------------------------------------------------------ reading a page
@@ -72,12 +71,12 @@ class Command:
     line: str
     printed: str
     start: int
-    """Where what it prints stands in the page."""
+    """The position of the output on the page."""
     end: int
 
 
 def steps(page: str) -> Iterator[File | Command]:
-    """What a reader does, in order. Raises ValueError for a block of which nobody knows whether to type it."""
+    """The steps of a reader, in order. Raises ValueError for a block of unknown kind."""
     blocks = list(BLOCK.finditer(page))
     if 2 * len(blocks) != len(re.findall("^```", page, re.MULTILINE)):
         raise ValueError("a block does not begin or end where a line does")
@@ -104,41 +103,46 @@ def commands(body: str, offset: int) -> Iterator[Command]:
 
 
 def settled(line: str) -> str:
-    """A line with the values that a machine makes different named instead."""
+    """A line in which values that depend on the machine are replaced by names."""
     for pattern, name in RULES:
         line = pattern.sub(f"<{name}>", line)
     return LOSS.sub("<a loss>", line)
 
 
 def alike(printed: str, real: str) -> bool:
-    """Whether one line says what the other says."""
+    """Whether two lines are equal under `RULES`."""
     losses = zip_longest(LOSS.findall(printed), LOSS.findall(real), fillvalue="nan")
     return settled(printed) == settled(real) and all(abs(float(a) - float(b)) <= LOSS_MAY_DIFFER for a, b in losses)
 
 
 def difference(printed: str, real: str) -> str | None:
-    """The first line of a page that is not what was really printed."""
+    """The first line of a page that differs from the output."""
     for mine, its in zip_longest(printed.splitlines(), real.splitlines()):
         if mine is None or its is None or not alike(mine, its):
             return f"the page says  {mine}\nand it printed {its}"
     return None
 
 
-# ------------------------------------------------------------------------------------------------- carrying out
+# ------------------------------------------------------------------------------------------------- running
 
 
 def needed(*names: str) -> list[importlib.metadata.Distribution]:
-    """The installed distributions of these names and all that they require, without extras."""
+    """The installed distributions of these names and all their requirements, without extras."""
     found: dict[str, importlib.metadata.Distribution] = {}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    todo = [*names, *(Requirement(r).name for r in project["dependencies"])]  # an editable install's may be older
+    todo = [
+        *names,
+        *(Requirement(r).name for r in project["dependencies"]),
+    ]  # the metadata of an editable install may be older
     while todo:
         name = canonicalize_name(todo.pop())
         if name in found:
             continue
         try:
             found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:  # hatchling; and what a marker is for, on another machine
+        except (
+            importlib.metadata.PackageNotFoundError
+        ):  # hatchling, and requirements whose markers are for another machine
             continue
         requirements = [Requirement(r) for r in found[name].requires or ()]
         todo += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
@@ -170,7 +174,7 @@ class Environment:
         }  # fmt: skip
 
     def link(self, site: Path) -> list[importlib.metadata.EntryPoint]:
-        """Links to all that the environment is to have; returns its scripts."""
+        """Create the links of the environment; returns its scripts folder."""
         scripts: list[importlib.metadata.EntryPoint] = []
         for distribution in needed("smollm3-finetune", "pytest", "pip", "hatchling"):
             tops = {Path(f).parts[0] for f in distribution.files or () if not f.is_absolute() and ".." not in f.parts}
@@ -182,7 +186,7 @@ class Environment:
         return scripts
 
     def run(self, line: str) -> tuple[int, str]:
-        """The exit code and all that a command prints, as a terminal 100 columns wide shows it."""
+        """The exit code and the output of a command in a terminal with 100 columns."""
         done = subprocess.run(
             ["bash", "-c", line], cwd=self.work, env=self.variables, timeout=300, check=False, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -192,7 +196,7 @@ class Environment:
 
 
 def follow(page: Path, environment: Environment, *, update: bool = False) -> None:
-    """Do what a page says and compare what is printed; fails at the first thing that is not as it says."""
+    """Follow a page and compare the output; fails at the first difference."""
     text, new = page.read_text(encoding="utf-8"), ""
     done = 0
     for step in steps(text):
@@ -217,15 +221,15 @@ def follow(page: Path, environment: Environment, *, update: bool = False) -> Non
 
 
 @pytest.mark.parametrize("name", ["tutorial-adapter.md", "tutorial-quantizer.md"])
-def test_a_tutorial_is_right_to_the_letter(name: str, tmp_path: Path) -> None:
+def test_a_tutorial_works_exactly_as_written(name: str, tmp_path: Path) -> None:
     follow(DOCS / name, Environment(tmp_path), update=UPDATE)
 
 
-# ------------------------------------------------------------------------------------- that this test can fail
+# ------------------------------------------------------------------------------------- tests of this test
 
 
 class Machine:
-    """Stands for an environment in which nothing needs to be built."""
+    """A stub of an environment in which nothing is built."""
 
     def __init__(self, folder: Path) -> None:
         self.work, self.variables = folder, dict(os.environ)
@@ -272,16 +276,16 @@ def test_times_and_small_differences_of_losses_pass(tmp_path: Path, right: str, 
     ("right", "wrong"),
     [
         ("took 7.6 s\n$", "taken 7.6 s\n$"),  # another word
-        ("took 7.6 s\n$", "$"),  # a line that is printed and not in the page
-        ("took 7.6 s\n$", "took 7.6 s\nmore\n$"),  # a line that is in the page and not printed
+        ("took 7.6 s\n$", "$"),  # a printed line that is not on the page
+        ("took 7.6 s\n$", "took 7.6 s\nmore\n$"),  # a line on the page that is not printed
         ("4.3383 before\ntook", "4.4383 before\ntook"),  # another loss
-        ("exit 3", "exit 0"),  # tells of an error and succeeds
-        ("echo error: on purpose", "echo on purpose"),  # fails and tells of none
-        ("<!-- write greet.sh -->", "<!-- write great.sh -->"),  # the file is not there
+        ("exit 3", "exit 0"),  # shows an error but succeeds
+        ("echo error: on purpose", "echo on purpose"),  # fails but shows no error
+        ("<!-- write greet.sh -->", "<!-- write great.sh -->"),  # the file does not exist
         ("<!-- only shown, because it would never end -->\n```console\n$ sleep", "```console\n$ exit 1; sleep"),
     ],
 )
-def test_a_page_that_is_wrong_fails(tmp_path: Path, right: str, wrong: str) -> None:
+def test_a_wrong_page_fails(tmp_path: Path, right: str, wrong: str) -> None:
     page = tmp_path / "page.md"
     assert right in GOOD
     page.write_text(GOOD.replace(right, wrong))
@@ -297,7 +301,7 @@ def test_a_page_that_is_wrong_fails(tmp_path: Path, right: str, wrong: str) -> N
         ("```\n\n<!-- only", "\n<!-- only"),
     ],
 )
-def test_a_block_of_which_nobody_knows_what_to_do_is_an_error(tmp_path: Path, right: str, wrong: str) -> None:
+def test_a_block_of_unknown_kind_is_an_error(tmp_path: Path, right: str, wrong: str) -> None:
     page = tmp_path / "page.md"
     assert right in GOOD
     page.write_text(GOOD.replace(right, wrong))
@@ -305,7 +309,7 @@ def test_a_block_of_which_nobody_knows_what_to_do_is_an_error(tmp_path: Path, ri
         follow(page, Machine(tmp_path))
 
 
-def test_updating_writes_what_was_printed_and_nothing_else(tmp_path: Path) -> None:
+def test_updating_replaces_only_the_output(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         GOOD.replace("took 7.6 s\n$", "taken 7.6 s\n$").replace("$ bash greet.sh\nheld-out", "$ bash greet.sh\nheld")
@@ -318,11 +322,11 @@ def test_updating_writes_what_was_printed_and_nothing_else(tmp_path: Path) -> No
 
 
 CODE = ("UnsupportedOp",)
-"""What is quoted there and is no message."""
+"""Quotes on the page that are not messages."""
 
 
 def messages() -> list[str]:
-    """What the first column of its tables quotes; commands left out."""
+    """Quotes in the first column of the tables, without commands."""
     cells = re.findall(r"^\| (`[^|]+?) \|", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
     quoted = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
     return [text for text in quoted if not text.startswith("smollm3 ") and text not in CODE]

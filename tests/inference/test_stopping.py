@@ -1,4 +1,4 @@
-"""A tuned model stops at the end of its turn: in `smollm3 generate`, and for whoever loads what was saved."""
+"""A tuned model stops at the end of its turn, in `smollm3 generate` and if the saved model is loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TURN, TEXT = "<|im_end|>", "<|end_of_text|>"
 IDS = {TURN: 4, TEXT: 1}
 QUESTIONS = ("What is the capital of France?", "What is the opposite of big?")
 MOST = 64
-"""Tokens that an answer may have; several times as many as it needs."""
+"""Limit of the tokens of an answer; several times as many as needed."""
 
 
 def base_that_stops_at(token: str) -> str:
-    """A copy of the embedded model that takes one token alone for an end."""
+    """A copy of the embedded model with only one end token."""
     folder = Path(shutil.copytree(TINY, "base"))
     for name, key, value in (
         ("config.json", "eos_token_id", IDS[token]),
@@ -36,7 +36,7 @@ def base_that_stops_at(token: str) -> str:
 
 
 def template_that_ends_turns_with(token: str) -> str:
-    """A copy of the embedded template with another end of the assistant's turns."""
+    """A copy of the embedded template with another end token of the assistant's turns."""
     source = (TINY / "chat_template.jinja").read_text(encoding="utf-8")
     assert source.count(f"calls.text + '{TURN}'") == 2
     Path("other.jinja").write_text(source.replace(f"calls.text + '{TURN}'", f"calls.text + '{token}'"))
@@ -44,7 +44,7 @@ def template_that_ends_turns_with(token: str) -> str:
 
 
 def written(folder: str, question: str, *, endless: bool = False) -> list[int]:
-    """The tokens that a saved model answers with where transformers alone decides when to stop."""
+    """The answer tokens of a saved model if transformers alone decides when to stop."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     if endless:
         model.generation_config.eos_token_id = None

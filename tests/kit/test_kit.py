@@ -1,6 +1,6 @@
-"""The conformance kit fails each broken plugin by the right tests, and by no others; their good twins pass.
+"""Each broken plugin fails exactly the expected tests of the conformance kit, and the correct plugins pass.
 
-One pytest run in a process of its own takes every plugin of `broken_plugins/`, and the examples, through the kit.
+One pytest run in a separate process applies the kit to every plugin in `broken_plugins/` and to the examples.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ QUANTIZERS: dict[str, set[str]] = {
     "head-too": {"test_the_head_stays_tied_to_the_embeddings", GRADIENTS},
     "views-all": {"test_ordinary_layers_have_no_view"},
     "undequantized": {"test_read_weight_has_shape_and_format", SAME},
-    "dropped-bias": {"test_forward_is_near_the_dense_model", GRADIENTS},  # the dense copy has a place for the bias
+    "dropped-bias": {"test_forward_is_near_the_dense_model", GRADIENTS},  # the dense copy has a bias
     "unseeded": {"test_loading_twice_gives_the_same"},
-    "one-name": {"test_fingerprint_follows_the_weights"},
-    "options-unnamed": {"test_fingerprint_follows_the_weights"},
+    "constant-fingerprint": {"test_fingerprint_follows_the_weights"},
+    "options-not-in-fingerprint": {"test_fingerprint_follows_the_weights"},
     "half-sealed": {"test_read_weight_raises_where_it_is_not_declared"},
     "half-dense": {"test_weights_are_no_parameters_where_dense_is_not_declared"},
     "half-trains": {"test_no_wrong_gradient_where_grad_input_is_not_declared"},
@@ -67,20 +67,20 @@ ADAPTERS: dict[str, set[str]] = {
     "delta": set(),
     "delta-kept": set(),
     "no-identity": {"test_starts_as_the_base_where_declared"},
-    # what it trains of the base is not saved, not merged and not disabled either
+    # the trained parameters of the base are also not saved, not merged and not disabled
     "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, MERGED, DISABLED, HALF},
     "base-drifts": {"test_only_the_adapter_trains", RESTORED},
     "gradient-factor": {"test_gradients_are_what_the_loss_does"},
     "merged-transposed": {MERGED},
     "merged-twice": {MERGED},
     "merged-without-bias": {MERGED},
-    "merges-all-the-same": {MERGED},
+    "merges-undeclared": {MERGED},
     "forgets-strength": {RESTORED},
     "forgets-momentum": {RESTORED, COMPARED},
     "leaks": {"test_packed_rows_do_not_influence_each_other"},
     "never-disabled": {DISABLED},
-    "disabled-for-good": {DISABLED},
-    "disables-all-the-same": {DISABLED},
+    "not-enabled-after-error": {DISABLED},
+    "disables-undeclared": {DISABLED},
     "reads-undeclared": {
         "test_starts_as_the_base_where_declared",
         "test_attaching_is_deterministic",
@@ -95,7 +95,7 @@ ADAPTERS: dict[str, set[str]] = {
         COMPARED,
         HALF,
     },
-    "by-chance": {"test_attaching_is_deterministic"},
+    "unseeded": {"test_attaching_is_deterministic"},
     "pickled": {"test_saved_files_are_safetensors_and_text"},
     "frozen-after-restore": {RESTORED, COMPARED},
     "breaks-at-the-end": {"test_on_step_keeps_the_run_going"},
@@ -107,12 +107,12 @@ LOADERS: dict[str, set[str]] = {
     "shelf": set(),
     "eager": {"test_opening_reads_no_weights"},
     "converts-early": {"test_opening_reads_no_weights"},
-    "one-name": {"test_fingerprint_identifies_the_weights"},
-    "name-of-place": {"test_fingerprint_identifies_the_weights"},
+    "constant-fingerprint": {"test_fingerprint_identifies_the_weights"},
+    "fingerprint-of-path": {"test_fingerprint_identifies_the_weights"},
     "raises-others": {"test_an_unknown_reference_raises_model_error"},
     "has-all-files": {"test_has_file_knows_what_is_there"},
-    "stays": {"test_at_takes_weights_and_config_from_another_directory"},
-    "deaf": {"test_load_gives_a_causal_language_model"},
+    "ignores-path": {"test_at_takes_weights_and_config_from_another_directory"},
+    "ignores-dtype": {"test_load_gives_a_causal_language_model"},
     "claims-all": {"test_claims_its_reference_and_no_nonsense"},
     "heavy-claims": {"test_claims_is_light"},
 }
@@ -130,7 +130,7 @@ GOOD = [name for name, failing in EXPECTED.items() if not failing]
 
 
 class Outcome(NamedTuple):
-    """What became of one test of the kit."""
+    """The outcome of one test of the kit."""
 
     status: str
     """`passed`, `failed` or `skipped`."""
@@ -142,7 +142,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """For each plugin, the outcome of each of its tests."""
+    """For each plugin, the outcome of every test."""
     folder = tmp_path_factory.mktemp("kit")
     report = folder / "report.xml"
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib --tb=short\n", encoding="utf-8")
@@ -170,17 +170,17 @@ def _read(report: Path) -> Iterator[tuple[str, str, Outcome]]:
         yield case.get("classname", "").rpartition("Test_")[2], case.get("name", ""), Outcome(status, message)
 
 
-def test_every_plugin_is_taken_through_the_kit(outcomes: Outcomes) -> None:
+def test_the_kit_runs_on_every_plugin(outcomes: Outcomes) -> None:
     assert set(outcomes) == set(EXPECTED)
     assert len(EXPECTED) - len(GOOD) >= 12
 
 
 @pytest.mark.parametrize("plugin", EXPECTED)
-def test_the_kit_fails_exactly_what_is_wrong(outcomes: Outcomes, plugin: str) -> None:
+def test_exactly_the_expected_tests_fail(outcomes: Outcomes, plugin: str) -> None:
     assert {test for test, outcome in outcomes[plugin].items() if outcome.status == "failed"} == EXPECTED[plugin]
 
 
-def test_every_test_of_the_kit_fails_some_plugin_or_is_passed_by_a_dense_one(outcomes: Outcomes) -> None:
+def test_every_test_of_the_kit_can_fail_or_is_passed_by_a_dense_quantizer(outcomes: Outcomes) -> None:
     able_to_fail = {test for failing in EXPECTED.values() for test in failing}
     elsewhere = {"test_dense_weights_can_be_replaced", "test_weights_take_gradients", "test_tokenizer_loads"}
     assert {test for tests in outcomes.values() for test in tests} == able_to_fail | elsewhere

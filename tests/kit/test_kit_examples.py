@@ -1,4 +1,4 @@
-"""The adapters under examples/ pass the conformance kit, and train on every bundled quantizer without knowing any."""
+"""The adapters in examples/ pass the conformance kit, and train on every bundled quantizer without knowing it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GPTQ = ROOT / "plugins" / "smollm3-gptq" / "tests" / "autogptq-0.7.1-4bit-32g"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def names_of_their_own() -> Iterator[None]:
-    """A plugin file is a module named like itself; another test's `scale_adapter` is put back afterwards."""
+def separate_modules() -> Iterator[None]:
+    """A plugin file becomes a module of the same name; another test's `scale_adapter` is restored afterwards."""
     names = [file.stem for file in EXAMPLES.glob("*.py")]
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield
@@ -53,7 +53,7 @@ def bottlenecks(**options: Any) -> Any:
     )
 
 
-def test_a_bottleneck_adds_what_its_formula_says(tmp_path: Path) -> None:
+def test_a_bottleneck_equals_its_formula(tmp_path: Path) -> None:
     chosen = bottlenecks(size=3, after=["0.mlp.down_proj"])
     base = stub_base(chosen.adapter.component.spec.needs, "float64")
     adapted = chosen.adapter.create().attach(base, chosen.context, None)
@@ -71,7 +71,7 @@ def test_a_bottleneck_adds_what_its_formula_says(tmp_path: Path) -> None:
     torch.testing.assert_close(layer(x), y + gelu @ up.weight.T + up.bias, rtol=1e-12, atol=1e-12)
 
 
-def test_layers_that_are_not_there_and_bottlenecks_of_another_size_are_errors(tmp_path: Path) -> None:
+def test_unknown_layers_and_bottlenecks_of_another_size_are_errors(tmp_path: Path) -> None:
     def on_a_base(**options: Any) -> Any:
         chosen = bottlenecks(**options)
         return chosen.adapter.create(), chosen.quantizer.create().load(chosen.source, chosen.context), chosen.context
@@ -95,9 +95,9 @@ BASES = {
         str(GPTQ),
         "--max-length",
         "512",
-    ),  # a checkpoint that auto-gptq wrote: its quantizer recognizes it
+    ),  # a checkpoint written by auto-gptq, which its quantizer recognizes
 }
-"""What is trained on, as a user would type it."""
+"""The base of the training run, as command-line options."""
 
 RATES = {"bottleneck": "0.01", "scale": "0.05"}
 
@@ -106,7 +106,7 @@ RATES = {"bottleneck": "0.01", "scale": "0.05"}
 @pytest.mark.parametrize("adapter", RATES)
 @pytest.mark.parametrize("base", BASES)
 def test_adapters_outside_peft_train_on_every_base(cli: Any, isolated: Path, base: str, adapter: str) -> None:
-    """A few steps lower the loss on rows that were held out."""
+    """A few steps lower the held-out loss."""
     result = cli(
         "train", "-p", str(EXAMPLES / f"{adapter}_adapter.py"), "--adapter", adapter, *BASES[base], "--device", "cpu",
         "--max-steps", "8", "--batch-size", "4", "--learning-rate", RATES[adapter], "--output", "run", "--json",

@@ -1,7 +1,7 @@
-"""The kit's fixtures do what they say, for those who ask for them; importing the kit takes neither pytest nor torch.
+"""The fixtures of the kit work and are loaded only on request; importing the kit imports neither pytest nor torch.
 
-The fixtures are used in a pytest run in a process of its own: here they would be hidden by those of `conftest.py`.
-`test_kit_own.py` uses the one that needs torch.
+The fixtures run in a separate pytest process, because the fixtures of `conftest.py` would hide them here.
+`test_kit_own.py` uses the fixture that needs torch.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def test_a_fake_distribution_is_discovered(fake_distribution):
     site = fake_distribution("acme", "1.5", modules, {"acme": "acme"})
     assert (site / "acme" / "inner" / "heavy.py").exists()
     assert importlib.metadata.version("acme") == "1.5"
-    offer = discover(PluginSelection.of(())).find(QUANTIZER, "acme-4bit")
-    assert (offer.distribution, offer.version) == ("acme", "1.5")
-    assert offer._import("factory").__name__ == "Quantizer"
+    component = discover(PluginSelection.of(())).find(QUANTIZER, "acme-4bit")
+    assert (component.distribution, component.version) == ("acme", "1.5")
+    assert component._import("factory").__name__ == "Quantizer"
 
 
-def test_its_modules_are_forgotten():
+def test_modules_of_a_fake_distribution_are_removed():
     assert "acme" not in sys.modules
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("acme")
 
 
-def test_the_command_line_sees_it_in_this_process_and_in_another(cli, run_cli, fake_distribution):
+def test_cli_and_run_cli_see_a_fake_distribution(cli, run_cli, fake_distribution):
     fake_distribution("acme", "1.5", {"acme": HOOKS}, {"acme": "acme"})
     for run in (cli, run_cli):
         result = run("plugins", "list")
@@ -62,7 +62,7 @@ def test_the_command_line_sees_it_in_this_process_and_in_another(cli, run_cli, f
     assert cli("plugins", "info", "nothing-of-the-kind").code == 2
 
 
-def test_the_embedded_model_is_there(tiny_model):
+def test_tiny_model_is_the_embedded_model(tiny_model):
     assert json.loads((tiny_model / "config.json").read_text())["num_hidden_layers"] == 8
 """
 WITHOUT = """
@@ -72,7 +72,7 @@ NAMES = ["empty_registry", "fake_distribution", "small_model", "tiny_model", "cl
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_not_there_unasked(request, name):
+def test_fixtures_are_not_loaded_by_default(request, name):
     with pytest.raises(pytest.FixtureLookupError):
         request.getfixturevalue(name)
 """
@@ -86,19 +86,19 @@ def run_pytest(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, "-p", "no:cacheprovider"], capture_output=True, text=True, check=False)
 
 
-def test_the_fixtures_do_what_they_say(tmp_path: Path) -> None:
+def test_the_fixtures_work(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, USES)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 passed" in done.stdout
 
 
-def test_the_fixtures_are_not_loaded_unasked(tmp_path: Path) -> None:
+def test_the_fixtures_are_loaded_only_on_request(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, WITHOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 passed" in done.stdout
 
 
-def test_importing_the_kit_takes_neither_pytest_nor_torch() -> None:
+def test_importing_the_kit_imports_neither_pytest_nor_torch() -> None:
     code = (
         "import sys; sys.modules['pytest'] = None\n"
         "import smollm3_finetune.testing as t\n"

@@ -1,4 +1,4 @@
-"""The built-in components and the out-of-tree ones of these tests pass the conformance kit."""
+"""The built-in components and those in tests/out_of_tree pass the conformance kit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def test_the_small_model_is_written_once_and_loads(small_model: Path) -> None:
     assert small_model == Path(small_source().path)
     model = small_source().load()
     assert model.config.num_hidden_layers == 2
-    assert sum(name.endswith("bias") for name, _ in model.named_parameters()) == 14, "on each of seven layers, twice"
+    assert sum(name.endswith("bias") for name, _ in model.named_parameters()) == 14, (
+        "seven layers in each of two blocks"
+    )
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
@@ -48,12 +50,12 @@ class Unpinned(TestRowsInt8):
     __test__ = False
 
 
-def test_a_one_way_kernel_that_is_not_pinned_fails_the_kit(tmp_path: Path) -> None:
+def test_a_kernel_that_is_repacked_fails_the_kit(tmp_path: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"no gradient flows to the input of .* \(after an evaluation\)"):
         Unpinned().test_gradients_stay_right_through_a_run(tmp_path)
 
 
-def test_bits_that_are_not_stated_leave_room_for_three_and_for_no_more(tmp_path: Path) -> None:
+def test_without_bits_the_bound_is_that_of_three_bits(tmp_path: Path) -> None:
     class Unstated(TestRowsInt8):
         bits = None
 
@@ -66,7 +68,7 @@ def test_bits_that_are_not_stated_leave_room_for_three_and_for_no_more(tmp_path:
 
 
 class TestRounding(QuantizerConformance):
-    """It loads what it wrote into ordinary layers."""
+    """Loads its own checkpoints into ordinary layers."""
 
     component = "rounding"
     plugins = (OUT_OF_TREE / "rounding_quantizer.py",)

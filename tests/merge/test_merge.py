@@ -1,4 +1,4 @@
-"""`smollm3 merge`: what is saved computes what was trained, for every base; what does not is refused and not kept."""
+"""`smollm3 merge`: the saved model computes what was trained, for every base; a wrong merge is refused and deleted."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ FILES = tuple(str(HERE / f"{name}.py") for name in NAMES)
 FLAGS = tuple(word for file in FILES for word in ("-p", file))
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 IDS = torch.randint(3, 2000, (6, 40), generator=torch.Generator().manual_seed(7))
-"""240 positions, none of which are those of the gate."""
+"""240 positions, different from those of the gate."""
 EXACT = 1e-4
 NOISE = {"bnb-8bit": 2e-2}
-"""Where the base rounds its activations."""
+"""The bound if the base rounds its activations."""
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ def relative(found: torch.Tensor, right: torch.Tensor) -> float:
 def trained(
     adapter: str, quant: str | None = None, model: str | Path = "tiny", push: float = 0.04, path: str = "adapter"
 ) -> tuple[torch.Tensor, float]:
-    """A saved adapter far from its start: its logits on its base, and how far it moves those of the base."""
+    """Save an adapter far from its initial values; its logits on the base, and their distance from the base's."""
     alone = logits(load_model(model, quant=quant, plugins=FILES).model)
     loaded = load_model(model, quant=quant, adapter=adapter, purpose="train", plugins=FILES)
     generator = torch.Generator().manual_seed(1)
@@ -78,7 +78,7 @@ def trained(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Saved adapters that several tests merge, by name: none of them is changed."""
+    """Saved adapters by name; several tests merge them without changing them."""
     folder = tmp_path_factory.mktemp("saved")
     for name in ("delta", "bias-only"):
         trained(name, path=str(folder / name))
@@ -86,14 +86,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def plain(path: str | Path) -> Any:
-    """The model in a directory, as somebody without this package loads it."""
+    """The model in a directory, loaded without this package."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
 
 
 def nothing_at(directory: Path) -> bool:
-    """Neither a result, nor a part of one, nor a lock."""
+    """Assert that there is no result, no partial result and no lock."""
     return not [p for p in directory.parent.iterdir() if directory.name in p.name]
 
 
@@ -112,9 +112,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("quant", "adapter"), PAIRS)
-def test_the_merged_model_computes_what_the_adapter_computes_on_its_base(
-    quant: str, adapter: str, cli: Callable[..., Any]
-) -> None:
+def test_the_merged_model_equals_the_adapter_on_its_base(quant: str, adapter: str, cli: Callable[..., Any]) -> None:
     right, moved = trained(adapter, quant)
     bound = NOISE.get(quant, EXACT)
     assert moved > 5 * bound, "an adapter that moves nothing shows nothing"
@@ -134,7 +132,7 @@ def test_the_merged_model_computes_what_the_adapter_computes_on_its_base(
     assert not list(Path().glob(".merged*")), "no part of it and no lock is left beside it"
 
 
-def test_a_run_is_merged_beside_its_adapter_into_a_model_that_answers(cli: Callable[..., Any], rows_file: Path) -> None:
+def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows_file: Path) -> None:
     assert (
         cli("train", "--data", rows_file, "--adapter", "full", "--max-steps", "2", "--output", "r", "--lr", "1e-3").code
         == 0
@@ -186,7 +184,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("adapter", "message"), FAULTS, ids=[a for a, _ in FAULTS])
-def test_a_wrong_merge_is_named_and_not_kept(
+def test_a_wrong_merge_is_reported_and_deleted(
     adapter: str, message: str, cli: Callable[..., Any], saved: dict[str, Path]
 ) -> None:
     path = saved.get(adapter, saved["delta"])
@@ -197,7 +195,7 @@ def test_a_wrong_merge_is_named_and_not_kept(
     assert nothing_at(Path("merged"))
 
 
-def test_a_wrong_merge_is_wrong_by_more_than_the_bound_and_its_twin_is_not(
+def test_a_wrong_merge_exceeds_the_bound_and_the_correct_one_does_not(
     cli: Callable[..., Any], saved: dict[str, Path]
 ) -> None:
     asked = ("merge", "tiny", "--adapter-path", saved["delta"], *FLAGS)
@@ -223,9 +221,7 @@ def biased_model(directory: Path) -> Path:
     return directory
 
 
-def test_a_dropped_bias_is_named_and_where_there_is_a_place_for_one_it_is_merged(
-    tmp_path: Path, cli: Callable[..., Any]
-) -> None:
+def test_a_bias_that_cannot_be_saved_is_reported_and_others_are_merged(tmp_path: Path, cli: Callable[..., Any]) -> None:
     base = biased_model(tmp_path / "biased")
     right, moved = trained("delta", model=base)
     assert moved > 100 * EXACT
@@ -260,17 +256,17 @@ def test_a_longer_context_is_saved_with_the_model(tmp_path: Path, cli: Callable[
     assert relative(logits(alone), right) <= EXACT
 
 
-def test_a_scale_that_went_stale_is_told_apart_from_the_noise_of_the_base(cli: Callable[..., Any]) -> None:
+def test_a_stale_scale_is_distinguished_from_rounding_of_the_base(cli: Callable[..., Any]) -> None:
     trained("delta", "stale")
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", "--json", *FLAGS)
     assert done.code == 6, done.stderr
     assert "quantizer 'stale' reads other weights than it multiplies by" in done.stderr
     assert nothing_at(Path("merged"))
-    wide = ("--max-drift", "10")  # which is about the merge, and no leave for this
+    wide = ("--max-drift", "10")  # this option is about the merge and does not allow a stale scale
     assert cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", *wide, *FLAGS).code == 6
 
 
-def test_what_was_saved_is_compared_after_it_was_loaded_again(
+def test_the_saved_model_is_loaded_again_and_compared(
     monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any], saved: dict[str, Path]
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -296,7 +292,7 @@ def test_what_was_saved_is_compared_after_it_was_loaded_again(
     assert nothing_at(Path("merged"))
 
 
-def test_force_keeps_a_merge_that_is_too_far_off_and_says_so(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
+def test_force_keeps_a_wrong_merge_with_a_warning(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
     asked = ("merge", "tiny", "--adapter-path", saved["delta"], "--output", "merged", "--max-drift", "1e-12", *FLAGS)
     refused = cli(*asked)
     assert refused.code == 6
@@ -314,7 +310,7 @@ def test_force_keeps_a_merge_that_is_too_far_off_and_says_so(cli: Callable[..., 
     ).read_text(encoding="utf-8")
 
 
-def test_an_adapter_that_moves_nothing_is_merged_with_a_warning(cli: Callable[..., Any]) -> None:
+def test_an_adapter_without_effect_is_merged_with_a_warning(cli: Callable[..., Any]) -> None:
     trained("delta", push=0.0)
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", *FLAGS)
     assert done.code == 0
@@ -322,7 +318,7 @@ def test_an_adapter_that_moves_nothing_is_merged_with_a_warning(cli: Callable[..
     assert "Note: the adapter changes nothing" in Path("merged/README.md").read_text(encoding="utf-8")
 
 
-def test_the_number_format_is_the_one_asked_for(cli: Callable[..., Any]) -> None:
+def test_the_merged_model_has_the_requested_dtype(cli: Callable[..., Any]) -> None:
     right, _ = trained("delta", push=0.2)
     sizes, errors = {}, {}
     for dtype in ("float16", "bfloat16", "float64"):
@@ -344,7 +340,7 @@ def test_the_number_format_is_the_one_asked_for(cli: Callable[..., Any]) -> None
 # ------------------------------------------------------------------------------------- before weights are read
 
 
-def test_what_cannot_be_merged_is_refused_before_weights_are_read(
+def test_impossible_merges_are_refused_before_weights_are_read(
     model_directory: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     saved = Path("adapter")
@@ -384,7 +380,7 @@ def test_what_cannot_be_merged_is_refused_before_weights_are_read(
     assert nothing_at(Path("merged"))
 
 
-def test_merging_needs_reading_and_training_does_not() -> None:
+def test_merging_needs_read_weight_but_training_does_not() -> None:
     registry = discover(PluginSelection.of(FILES))
     adapter = choose(registry, ADAPTER, "delta", {})
     sealed = choose(registry, QUANTIZER, "sealed", {})
@@ -406,7 +402,7 @@ def test_a_method_without_a_merge_is_refused(cli: Callable[..., Any]) -> None:
     assert "--adapter prompt-tuning cannot be merged" in done.stderr
 
 
-def test_an_adapter_of_other_weights_is_refused_and_any_base_allows_it(cli: Callable[..., Any]) -> None:
+def test_an_adapter_of_another_base_is_refused_unless_any_base_is_given(cli: Callable[..., Any]) -> None:
     trained("delta", "rows-int8")
     asked = ("merge", "tiny", "--adapter-path", "adapter", "--output", "merged", "--quant", "none", *FLAGS)
     done = cli(*asked)
@@ -419,7 +415,7 @@ def test_an_adapter_of_other_weights_is_refused_and_any_base_allows_it(cli: Call
     assert "trained on the base" not in Path("merged/README.md").read_text(encoding="utf-8")
 
 
-def test_nothing_of_a_user_is_overwritten(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
+def test_existing_files_are_not_overwritten(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
     full = Path("full")
     full.mkdir()
     (full / "mine.txt").write_text("mine")
@@ -437,7 +433,7 @@ def test_nothing_of_a_user_is_overwritten(cli: Callable[..., Any], saved: dict[s
     assert Path("empty/model.safetensors").exists()
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_weights_are_read(
+def test_too_little_disk_space_is_reported_before_weights_are_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from collections import namedtuple
@@ -531,7 +527,7 @@ def test_killed_at_ten_moments_a_merge_leaves_nothing_at_its_output(isolated: Pa
                     os.kill(child, signal.SIGKILL)
             ended.append(int(merger.stdout.readline()))
             left += any(isolated.glob(PARTIAL))
-            if Path("merged").exists():  # it was quicker than this loop: then it is whole
+            if Path("merged").exists():  # the merge ended before the kill: then it is complete
                 assert relative(logits(plain(Path("merged"))), right) <= EXACT, moment
                 if moment in MOMENTS:
                     shutil.rmtree("merged")
@@ -557,7 +553,7 @@ def test_a_killed_command_leaves_nothing_at_its_output_and_the_next_one_complete
     assert sorted(p.name for p in isolated.iterdir() if "merged" in p.name) == ["merged"]
 
 
-def test_files_beside_the_output_that_only_look_like_its_own_stay(tmp_path: Path) -> None:
+def test_files_next_to_the_output_with_similar_names_are_kept(tmp_path: Path) -> None:
     there = tmp_path / "poetry"
     for name in ("poetry.lock", "poetry.partial-backup", ".poetry.smollm3-partial-x"):
         (tmp_path / name).mkdir()
@@ -575,7 +571,7 @@ def test_an_output_that_cannot_be_replaced_is_refused_at_once(tmp_path: Path, mo
         pass
 
 
-def test_only_what_belongs_to_a_model_is_copied(tmp_path: Path) -> None:
+def test_only_files_of_the_model_are_copied(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     kept = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE",
@@ -637,7 +633,7 @@ def test_links_of_the_hubs_cache_are_copied(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
-def test_a_link_out_of_the_model_is_told_by_the_verb(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_link_out_of_the_model_is_reported(cli: Callable[..., Any], tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(TINY, model)
     (tmp_path / "secret").write_text("secret")
@@ -648,7 +644,7 @@ def test_a_link_out_of_the_model_is_told_by_the_verb(cli: Callable[..., Any], tm
     assert not Path("written/LICENSE").exists()
 
 
-def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
+def test_two_merges_cannot_write_to_the_same_directory(tmp_path: Path) -> None:
     there = tmp_path / "x [1]" / "merged"
     with output.claimed(there):
         live = there.with_name(".merged.smollm3-partial-0123abcd")
@@ -667,7 +663,7 @@ def test_two_merges_do_not_write_to_one_directory(tmp_path: Path) -> None:
     assert not list(there.parent.iterdir())
 
 
-def test_a_directory_that_fills_meanwhile_is_not_touched(tmp_path: Path) -> None:
+def test_a_directory_that_is_filled_during_the_merge_is_not_changed(tmp_path: Path) -> None:
     there = tmp_path / "merged"
     with output.partial(there) as path:
         (path / "config.json").write_text("{}")
@@ -683,7 +679,7 @@ def test_a_directory_that_fills_meanwhile_is_not_touched(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("quantizer", ["rounding", "rows-int8"])
-def test_the_merged_model_is_quantized_again_by_whoever_writes_checkpoints(
+def test_the_merged_model_is_quantized_again_by_quantizers_that_write_checkpoints(
     quantizer: str, cli: Callable[..., Any]
 ) -> None:
     right, moved = trained("delta", "rows-int8", push=0.2)
@@ -716,7 +712,7 @@ def test_the_merged_model_is_quantized_again_by_whoever_writes_checkpoints(
     assert sorted(p.name for p in Path().iterdir()) == ["adapter", "coarse", "dense", "eight"]
 
 
-def test_calibration_rows_reach_the_quantizer_that_asks_for_them(tmp_path: Path, saved: dict[str, Path]) -> None:
+def test_calibration_rows_are_passed_to_a_quantizer_that_needs_them(tmp_path: Path, saved: dict[str, Path]) -> None:
     asked: list[int] = []
 
     def calibration() -> Sequence[Sequence[int]]:
@@ -749,7 +745,7 @@ def test_the_prompts_are_fixed_and_many() -> None:
     assert len({i for row in rows for i in row}) > 200
 
 
-def test_the_bounds_follow_the_number_formats_and_the_noise_of_the_base() -> None:
+def test_the_bounds_depend_on_the_dtypes_and_the_rounding_of_the_base() -> None:
     exact = gate.Limits.of("float32", "float32", 0.0, None)
     assert (exact.dense, exact.merged, exact.excess) == (1e-4, 1e-4, 1e-4)
     rounded = gate.Limits.of("float32", "bfloat16", 0.0, None)
@@ -761,7 +757,7 @@ def test_the_bounds_follow_the_number_formats_and_the_noise_of_the_base() -> Non
     assert (own.merged, own.excess) == (1e-3, 1e-3)
 
 
-def test_a_figure_that_is_no_number_is_a_fault() -> None:
+def test_a_figure_that_is_not_finite_fails_the_gate() -> None:
     limits = gate.Limits.of("float32", "float32", 0.0, None)
     good = {"positions": 1, "moved": 0.1, "dense": 0.0, "merged": 1e-7, "base": 0.0, "drift": 1e-7}
     assert gate.fault(gate.Figures(**good), limits, "q") is None
@@ -775,7 +771,7 @@ def test_a_figure_that_is_no_number_is_a_fault() -> None:
     assert compare.drift([torch.ones(2, 3) * 1.5], same) == pytest.approx(0.5)
 
 
-def test_a_card_links_to_a_base_of_the_hub_only() -> None:
+def test_a_card_links_only_to_a_base_on_the_hub() -> None:
     about = {
         "title": "t", "model": "HuggingFaceTB/SmolLM3-3B", "quantizer": "none", "adapter": "scale",
         "adapter_options": {"layers": ["a", "b"]}, "dtype": "bfloat16", "parameters": 12, "forced": False,

@@ -1,4 +1,4 @@
-"""A saved adapter is plain PEFT's: another process, with transformers and peft alone, computes the same logits."""
+"""A saved adapter is in PEFT's format: a process with only transformers and peft computes the same logits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.plugins
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 PAIRS = [(q, a) for q in ("none", "bnb-4bit", "bnb-8bit") for a in ("lora", "dora")]
 DENSE = 1e-5
-"""float32: eight layers of products that are summed in another order."""
+"""float32: eight layers of products with another order of summation."""
 SAME_BASE = {"none": DENSE, "bnb-4bit": DENSE, "bnb-8bit": 5e-2}
 """bitsandbytes' own 8-bit evaluation rounds activations to 8 bits too; ours on a CPU does not."""
 STOCK_FAILS = {("bnb-8bit", "dora")}
-"""PEFT's own DoRA on 8-bit layers breaks in a forward that follows an evaluation."""
+"""PEFT's own DoRA on 8-bit layers fails in a forward after an evaluation."""
 
 PLAIN = """
 import json, sys
@@ -56,7 +56,7 @@ assert not [m for m in sys.modules if m.startswith("smollm3")], "this process mu
 
 
 def tuned(quant: str, adapter: str, directory: Path) -> tuple[Any, float]:
-    """Logits of a pushed adapter, saved with the dense copy of its base; and how far it moves them."""
+    """Logits of a perturbed adapter, saved with the dense copy of its base, and their distance from the base's."""
     import torch
 
     made = plan("tiny", quant=quant, adapter=adapter)

@@ -1,4 +1,4 @@
-"""`context` of the loader `hf`: YaRN, what it refuses, and what keeps an adapter on the base it was trained on.
+"""`context` of the loader `hf`: YaRN, refused models, and the check that an adapter has the base it was trained on.
 
 The reference for the numbers is the embedded model, copied into a directory, with transformers' own YaRN.
 """
@@ -25,7 +25,7 @@ QUICK = ("--adapter", "full", "--max-steps", "2", "--set", "data.limit=40", "--s
 
 
 class Said:
-    """A `Progress` that keeps its lines."""
+    """A `Progress` that records its lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -75,7 +75,7 @@ def by_hand(model: Path, context: int) -> Any:
 
 
 @pytest.mark.parametrize("context", [4096, 5000])
-def test_logits_are_those_of_transformers_yarn(model: Path, context: int) -> None:
+def test_logits_equal_those_of_transformers_yarn(model: Path, context: int) -> None:
     ids = tokens(200)
     found = loaded(model, context).model
     assert torch.equal(logits(found, ids), logits(by_hand(model, context), ids))
@@ -94,7 +94,7 @@ def test_the_frequencies_are_those_of_the_paper(model: Path) -> None:
     assert long.attention_scaling == pytest.approx(0.1 * math.log(4) + 1)
 
 
-def test_layers_without_rope_are_not_touched(model: Path) -> None:
+def test_layers_without_rope_are_unchanged(model: Path) -> None:
     """A model in which no layer has rope computes the same with any context."""
     change_config(model, no_rope_layers=[0] * 8)
     ids = tokens(64)
@@ -119,7 +119,7 @@ def test_one_line_warns(model: Path) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 1024, NATIVE])
-def test_a_context_that_fits_changes_nothing_and_says_so(model: Path, context: int) -> None:
+def test_a_context_that_already_fits_changes_nothing_and_is_reported(model: Path, context: int) -> None:
     said: Any = Said()
     same = loaded(model, context, progress=said)
     assert said.lines == [f"context={context} has no effect: {model} already takes 2048 tokens"]
@@ -128,13 +128,13 @@ def test_a_context_that_fits_changes_nothing_and_says_so(model: Path, context: i
     assert torch.equal(logits(same.model, tokens(50)), logits(plain.model, tokens(50)))
 
 
-def test_the_fingerprint_tells_the_scaling(model: Path) -> None:
+def test_the_fingerprint_depends_on_the_scaling(model: Path) -> None:
     found = {loaded(model, c).base.fingerprint for c in (None, 4096, 8192, 4096)}
     assert len(found) == 3
 
 
-def test_a_source_elsewhere_is_scaled_as_well(model: Path, tmp_path: Path) -> None:
-    """What a quantizer that writes a checkpoint loads afterwards."""
+def test_a_source_in_another_directory_is_scaled_too(model: Path, tmp_path: Path) -> None:
+    """As a quantizer that writes a checkpoint loads it afterwards."""
     source = loaded(model, 4096).plan.source
     written = Path(shutil.copytree(model, tmp_path / "written"))
     again = source.at(written)
@@ -161,7 +161,7 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("config", REFUSED)
-def test_a_model_that_yarn_is_not_for(model: Path, config: str) -> None:
+def test_a_model_that_does_not_support_yarn_is_refused(model: Path, config: str) -> None:
     changes, words = REFUSED[config]
     change_config(model, **changes)
     with pytest.raises(IncompatibleError) as caught:
@@ -171,7 +171,7 @@ def test_a_model_that_yarn_is_not_for(model: Path, config: str) -> None:
 
 
 @pytest.mark.parametrize("context", [0, -5, 1.5, "many"])
-def test_a_context_that_is_no_number_of_tokens(model: Path, context: Any) -> None:
+def test_a_context_that_is_not_a_number_of_tokens_is_refused(model: Path, context: Any) -> None:
     with pytest.raises(ConfigError, match="context"):
         loaded(model, context)
 
@@ -207,7 +207,7 @@ def test_a_run_generates_and_resumes_with_its_context(cli: Callable[..., Any], m
     assert cli("generate", model, *forced, "--prompt", prompt).code == 0
 
 
-def test_an_adapter_without_a_context_is_not_put_on_a_stretched_base(cli: Callable[..., Any], model: Path) -> None:
+def test_an_adapter_without_a_context_is_refused_on_a_scaled_base(cli: Callable[..., Any], model: Path) -> None:
     assert cli("train", "--model", model, *QUICK, "--output", "out").code == 0
     refused = cli("generate", model, "--adapter-path", "out/adapter", "--loader-opt", "context=4096", "--prompt", "a")
     assert refused.code == 6
@@ -217,7 +217,7 @@ def test_an_adapter_without_a_context_is_not_put_on_a_stretched_base(cli: Callab
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_rows_longer_than_the_model_takes_are_an_early_error(
+def test_rows_longer_than_the_context_are_an_early_error(
     cli: Callable[..., Any], model: Path, isolated: Path, dry: list[str]
 ) -> None:
     (model / "model.safetensors").write_bytes(b"not weights")
@@ -231,7 +231,7 @@ def test_rows_longer_than_the_model_takes_are_an_early_error(
     assert cli("train", "--model", model, *QUICK, *mended).code == 0
 
 
-def test_the_hint_names_what_helps_this_model(cli: Callable[..., Any], model: Path) -> None:
+def test_the_hint_depends_on_the_model(cli: Callable[..., Any], model: Path) -> None:
     embedded = cli("train", "--adapter", "full", "--max-length", "3000", "--dry-run")
     assert "hint: --max-length 2048\n" in embedded.stderr
     change_config(model, model_type="opt", rope_parameters=None, rope_theta=None, max_position_embeddings=512)

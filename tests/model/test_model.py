@@ -1,4 +1,4 @@
-"""`load_model` composes by name: built-in components, out-of-tree ones by file and by installed entry point."""
+"""`load_model` combines components by name: built-in, from plugin files, and from installed entry points."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_without_an_adapter_the_base_comes_back_as_it_is() -> None:
+def test_without_an_adapter_the_base_is_returned_unchanged() -> None:
     loaded = load_model()
     assert loaded.adapted is None
     assert loaded.model is loaded.base.model
@@ -94,13 +94,13 @@ def test_a_prequantized_checkpoint_is_claimed_and_never_loaded_dense(tmp_path: P
 def test_the_dense_copy_computes_what_the_quantized_base_computes() -> None:
     loaded = load_model("tiny", quant="rows-int8", dtype="float64", purpose="train", plugins=FILES)
     dense = dense_copy(loaded.base, torch.float64)
-    # one matrix product instead of a product by hand: float64 rounding through eight layers
+    # nn.Linear instead of an explicit product: float64 rounding through eight layers
     assert torch.allclose(logits(dense), logits(loaded.model), rtol=1e-12, atol=1e-12)
     head: Any = dense
     assert head.get_output_embeddings().weight is head.get_input_embeddings().weight
 
 
-def test_an_adapter_is_refused_on_other_weights_than_its_own() -> None:
+def test_an_adapter_is_refused_on_another_base() -> None:
     trained = load_model("tiny", quant="rows-int8", adapter="scale", plugins=FILES)
     trained.save(Path("adapter"))
     with pytest.raises(ModelError, match="other weights"):
@@ -114,7 +114,7 @@ def test_the_two_rounded_bases_of_different_bits_have_different_fingerprints() -
     assert four.base.fingerprint != eight.base.fingerprint
 
 
-def test_a_local_directory_needs_safetensors_unless_pickles_are_asked_for(tmp_path: Path) -> None:
+def test_a_local_directory_needs_safetensors_unless_pickle_is_allowed(tmp_path: Path) -> None:
     directory = tmp_path / "pickled"
     shutil.copytree(TINY, directory)
     state = load_model(directory).model.state_dict()
@@ -126,7 +126,7 @@ def test_a_local_directory_needs_safetensors_unless_pickles_are_asked_for(tmp_pa
     assert torch.equal(logits(loaded.model), logits(load_model().model.float()))
 
 
-def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(tmp_path: Path) -> None:
+def test_code_of_a_model_runs_only_if_allowed(tmp_path: Path) -> None:
     directory = tmp_path / "coded"
     shutil.copytree(TINY, directory)
     config = (directory / "config.json").read_text()
@@ -151,7 +151,7 @@ def test_full_weights_save_and_restore() -> None:
     assert torch.equal(logits(again.model), logits(loaded.model))
 
 
-def test_the_public_names_are_where_they_are_promised() -> None:
+def test_the_public_names_are_importable() -> None:
     from smollm3_finetune.model import load_model as from_module
 
     assert smollm3_finetune.load_model is from_module
@@ -161,7 +161,7 @@ def test_the_public_names_are_where_they_are_promised() -> None:
 
 
 @pytest.mark.plugins
-def test_the_seed_decides_an_adapter_and_the_caller_draws_as_if_nothing_was() -> None:
+def test_the_seed_determines_an_adapter_and_the_random_state_is_restored() -> None:
     def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed + 7)
         loaded = load_model("tiny", adapter="lora", purpose="train", seed=seed)

@@ -1,4 +1,4 @@
-"""Resuming: damaged checkpoints are named, and no step is in the metrics twice."""
+"""Resuming: damaged checkpoints are reported, and the metrics contain each step once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut_in_half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_a_checkpoint_that_was_cut_short_is_named(
+def test_a_truncated_checkpoint_is_named(
     cli: Callable[..., Any], interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smollm3_finetune.train.run.compose", lambda *a, **k: pytest.fail("weights were read"))
@@ -51,8 +51,8 @@ def test_a_checkpoint_that_was_cut_short_is_named(
         assert cli("train", "--resume", "out", "--max-steps", "6").code == 6
 
 
-def test_what_torch_cannot_read_is_named_too(cli: Callable[..., Any], interrupted: Path) -> None:
-    """A whole archive with something else in it."""
+def test_a_checkpoint_that_torch_cannot_read_is_named(cli: Callable[..., Any], interrupted: Path) -> None:
+    """A valid archive with other contents."""
     import torch
 
     newest = interrupted / "checkpoints" / "checkpoint-4"
@@ -63,7 +63,7 @@ def test_what_torch_cannot_read_is_named_too(cli: Callable[..., Any], interrupte
     assert f"hint: rm -r {newest}" in result.stderr
 
 
-def test_the_hint_mends_it_and_no_step_is_there_twice(cli: Callable[..., Any], interrupted: Path) -> None:
+def test_the_hint_works_and_the_metrics_contain_each_step_once(cli: Callable[..., Any], interrupted: Path) -> None:
     newest = interrupted / "checkpoints" / "checkpoint-4"
     cut_in_half(newest / "optimizer.pt")
     assert cli("train", "--resume", "out", "--max-steps", "6").code == 6
@@ -78,7 +78,7 @@ def test_the_hint_mends_it_and_no_step_is_there_twice(cli: Callable[..., Any], i
     assert not (interrupted / "metrics.partial").exists()
 
 
-def test_other_rows_than_those_it_began_with_are_refused(cli: Callable[..., Any]) -> None:
+def test_resuming_with_other_rows_is_refused(cli: Callable[..., Any]) -> None:
     rows = Path("rows.jsonl")
     line = '{"prompt": "What is %d and one?", "completion": "It is %d."}\n'
     rows.write_text("".join(line % (n, n + 1) for n in range(20)), encoding="utf-8")
@@ -99,7 +99,7 @@ def test_other_rows_than_those_it_began_with_are_refused(cli: Callable[..., Any]
     assert cli("train", "--resume", "run", "--max-steps", "4").code == 0
 
 
-def test_the_number_of_processes_stays(cli: Callable[..., Any], interrupted: Path) -> None:
+def test_the_number_of_processes_cannot_change(cli: Callable[..., Any], interrupted: Path) -> None:
     versions = interrupted / "versions.json"
     versions.write_text(versions.read_text().replace('"processes": 1', '"processes": 2'))
     refused = cli("train", "--resume", str(interrupted))
@@ -108,7 +108,7 @@ def test_the_number_of_processes_stays(cli: Callable[..., Any], interrupted: Pat
     assert "--nproc-per-node 2" in refused.stderr
 
 
-def test_the_only_checkpoint_has_none_before_it(cli: Callable[..., Any], interrupted: Path) -> None:
+def test_a_damaged_only_checkpoint_has_no_earlier_one_to_suggest(cli: Callable[..., Any], interrupted: Path) -> None:
     shutil.rmtree(interrupted / "checkpoints" / "checkpoint-2")
     newest = interrupted / "checkpoints" / "checkpoint-4"
     cut_in_half(newest / "scheduler.pt")

@@ -46,7 +46,7 @@ def test_a_saved_run_resumes_to_the_same_weights(cli: Callable[..., Any], saved:
     assert json.loads(done.stdout)["steps"] == 6
     found = weights(run)
     assert found.keys() == expected.keys()
-    for key, value in expected.items():  # of another processor, kernels may round otherwise
+    for key, value in expected.items():  # kernels of another processor may round differently
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
     assert sorted((saved / "cache").rglob("*.safetensors")) == cached, "a base was quantized again"
 

@@ -1,4 +1,4 @@
-"""`smollm3 plugins new`: what it writes is right as it stands, is found, is checked, and its own tests pass."""
+"""`smollm3 plugins new`: a new plugin works unchanged, is discovered, passes the checks, and its tests pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Cli = Callable[..., Any]
 
 
 def install(directory: Path) -> None:
-    """What `pip install -e` adds: metadata with the entry points of its pyproject.toml."""
+    """Add the metadata that `pip install -e` would add, with the entry points of pyproject.toml."""
     project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
     about = directory / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     about.mkdir()
@@ -46,7 +46,7 @@ def install(directory: Path) -> None:
 
 
 def parse(line: str) -> None:
-    """Let click parse a command without carrying it out."""
+    """Let click parse a command without running it."""
     from smollm3_finetune.cli import cli
 
     words, command, context = shlex.split(line)[1:], cli, click.Context(cli, info_name="smollm3")
@@ -85,7 +85,7 @@ def test_every_kind_is_offered_and_has_all_its_templates() -> None:
 
 
 def test_the_tests_of_every_new_package_pass(packages: dict[str, Path]) -> None:
-    """In a process of their own, all together so that torch is imported once."""
+    """All in one separate process, so that torch is imported only once."""
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-rA"]
     done = subprocess.run(
         [*command, *(str(p / "tests") for p in packages.values())], capture_output=True, text=True, check=False
@@ -114,7 +114,7 @@ def test_every_new_package_is_installed_checked_and_shown(
         assert records[name]["components"] == [f"{kind} {name}"]
 
 
-def test_a_new_package_says_what_it_is_and_what_it_needs(packages: dict[str, Path]) -> None:
+def test_a_new_package_describes_itself_and_its_requirements(packages: dict[str, Path]) -> None:
     for kind, directory in packages.items():
         project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
         package = f"smollm3_acme_{kind}"
@@ -131,9 +131,7 @@ def test_a_new_package_says_what_it_is_and_what_it_needs(packages: dict[str, Pat
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
-def test_what_is_written_is_formatted_and_passes_the_rules_of_this_project(
-    packages: dict[str, Path], cli: Cli, isolated: Path
-) -> None:
+def test_new_files_are_formatted_and_pass_the_lint_rules(packages: dict[str, Path], cli: Cli, isolated: Path) -> None:
     single = isolated / "single"
     single.mkdir()
     for kind in NAMES:
@@ -179,7 +177,7 @@ def test_a_file_of_each_kind_is_a_plugin_and_passes_the_checks(cli: Cli, isolate
     assert (result.code, "nothing wrong" in result.stdout) == (0, True), result.stdout
 
 
-def test_the_printed_commands_can_be_typed(cli: Cli, isolated: Path) -> None:
+def test_the_printed_commands_are_valid(cli: Cli, isolated: Path) -> None:
     for kind in NAMES:
         for more in ([], ["--file"]):
             printed = cli("plugins", "new", kind, f"acme-{kind}", *more).stdout
@@ -199,9 +197,7 @@ def test_the_printed_commands_can_be_typed(cli: Cli, isolated: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "hint"), [("My_Quant", "'my-quant'"), ("4bit", "'bit'"), ("a--b", "'a-b'"), ("../up", "'up'"), ("é", "")]
 )
-def test_a_name_that_no_component_may_have_is_refused_with_one_that_may(
-    cli: Cli, isolated: Path, name: str, hint: str
-) -> None:
+def test_an_invalid_name_is_refused_with_a_valid_suggestion(cli: Cli, isolated: Path, name: str, hint: str) -> None:
     result = cli("plugins", "new", "adapter", name)
     assert result.code == 2
     assert "must be lower-case words joined by single hyphens" in result.stderr
@@ -209,7 +205,7 @@ def test_a_name_that_no_component_may_have_is_refused_with_one_that_may(
     assert list(isolated.iterdir()) == []
 
 
-def test_nothing_that_is_there_is_overwritten(cli: Cli, isolated: Path) -> None:
+def test_existing_files_are_not_overwritten(cli: Cli, isolated: Path) -> None:
     (isolated / "smollm3-acme").mkdir()
     (isolated / "acme_adapter.py").write_text("mine")
     (isolated / "link").symlink_to("nowhere")
@@ -239,7 +235,7 @@ def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
     assert (result.code, "quantizer" in result.stderr) == (2, True)
 
 
-def test_a_name_that_an_installed_plugin_offers_is_refused_with_another(cli: Cli, isolated: Path) -> None:
+def test_a_name_of_an_installed_component_is_refused_with_a_suggestion(cli: Cli, isolated: Path) -> None:
     done = cli("plugins", "new", "formatter", "alpaca")
     assert done.code == 2
     assert "the formatter 'alpaca' is offered by smollm3-finetune already" in done.stderr

@@ -1,4 +1,4 @@
-"""What is imported when: help stays light, core names no method, plugins see only the public contract."""
+"""Imports: help imports few modules, core names no method, and plugins import only the public API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps([code, sorted(sys.modules)]))
 
 
 def modules_after(*args: str) -> set[str]:
-    """Every module that `smollm3 ARGS` has imported when it ends."""
+    """All modules that `smollm3 ARGS` has imported when it ends."""
     done = subprocess.run([sys.executable, "-c", MODULES_OF, *args], capture_output=True, text=True, check=True)
     code, modules = json.loads(done.stdout)
     assert not code, done.stderr
@@ -59,7 +59,7 @@ def test_no_help_imports_anything_heavy(args: list[str]) -> None:
     assert not modules_after(*args) & HEAVY
 
 
-def test_every_verb_is_in_the_help_list_above() -> None:
+def test_every_subcommand_is_in_the_list_above() -> None:
     import importlib
 
     for command, (where, _) in COMMANDS.items():
@@ -69,7 +69,7 @@ def test_every_verb_is_in_the_help_list_above() -> None:
             assert [command, inner, "--help"] in HELPS
 
 
-def test_root_help_does_no_discovery_and_stays_in_its_module_budget() -> None:
+def test_root_help_runs_no_discovery_and_stays_in_its_module_budget() -> None:
     modules = modules_after("--help")
     libraries = HEAVY | {"pluggy", "pydantic", "rich", "ruamel", "importlib.metadata", "huggingface_hub", "asyncio"}
     assert not modules & libraries
@@ -101,7 +101,7 @@ def test_train_help_stays_in_its_module_budget() -> None:
     ],
     ids=" ".join,
 )
-def test_looking_imports_nothing_heavy(args: list[str]) -> None:
+def test_commands_that_only_show_import_nothing_heavy(args: list[str]) -> None:
     assert not modules_after(*args) & HEAVY
 
 
@@ -112,7 +112,7 @@ def test_config_validate_imports_nothing_heavy(model_directory: Path, rows_file:
     assert not modules & HEAVY
 
 
-def test_the_package_itself_is_light_and_its_public_names_are_there() -> None:
+def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, smollm3_finetune as s; assert s.__version__; s.hookimpl; "
         f"assert not {HEAVY!r} & set(sys.modules), sys.modules"
@@ -127,11 +127,11 @@ METHODS = (
     "unsloth", "trl",
 )  # fmt: skip
 ALLOWED = {
-    ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer looks at
+    ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer reads
     ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
 }
 SHOW_EXAMPLES = {"cli/options.py", "cli/commands/train.py", "model/load.py", "model/plan.py"}
-"""Where help and hints show a user what to type."""
+"""Files whose help and hints contain examples for users."""
 
 
 def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:
@@ -140,7 +140,7 @@ def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:
 
 
 def docstrings(tree: ast.AST) -> set[int]:
-    """The ids of string nodes that stand alone as a statement: docstrings of anything."""
+    """The ids of string nodes that are statements: docstrings of modules, classes, functions and attributes."""
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
 
 
@@ -175,7 +175,7 @@ def test_core_names_no_plugin_and_no_method() -> None:
     assert len(texts) <= 6
 
 
-def test_the_scan_finds_a_name_wherever_it_hides() -> None:
+def test_the_scan_finds_names_in_every_kind_of_node() -> None:
     for source in (
         "import peft", "from peft.tuners import lora as x", "import smollm3_gguf.loader", "x = 'smollm3-peft'",
         "def load_gptq(): pass", "f(use_bnb=1)", "model.peft_config", "class LoraThing: pass", "x = f'{y} gguf'",
@@ -198,12 +198,12 @@ def packages() -> list[Path]:
     return sorted(p.parent for p in (ROOT / "plugins").glob("*/pyproject.toml"))
 
 
-def test_there_are_plugins_to_look_at() -> None:
+def test_the_plugin_folders_are_found() -> None:
     assert {"smollm3-peft", "smollm3-bitsandbytes", "smollm3-gguf", "smollm3-gptq"} <= {p.name for p in packages()}
 
 
 @pytest.mark.parametrize("project", packages(), ids=lambda p: p.name)
-def test_a_plugin_imports_only_the_contract_from_the_host(project: Path) -> None:
+def test_a_plugin_imports_only_the_public_api_of_core(project: Path) -> None:
     (package,) = (p for p in project.iterdir() if (p / "__init__.py").exists() and p.name.startswith("smollm3_"))
     host = {m for _, tree in trees(package) for m in imported(tree) if m.split(".")[0] == "smollm3_finetune"}
     assert host == {"smollm3_finetune.api"}
@@ -219,7 +219,7 @@ def test_a_plugin_never_imports_another_one(project: Path) -> None:
 
 
 def module_level(tree: ast.Module) -> Iterator[str]:
-    """What a module imports when it is imported; `if TYPE_CHECKING:` is not."""
+    """The imports that run when a module is imported, without those under `if TYPE_CHECKING:`."""
 
     def visit(nodes: Any) -> Iterator[str]:
         for node in nodes:

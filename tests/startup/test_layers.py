@@ -1,4 +1,4 @@
-"""Each package imports only from layers below it: the import graph, read from the syntax trees."""
+"""Each package imports only from lower layers; the import graph is read from the syntax trees."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("main",),
     ("testing",),
 )
-"""Packages and modules of core, bottom to top; those of one layer know nothing of each other."""
+"""Packages and modules of core, bottom to top; those of the same layer do not import each other."""
 
 BUILTIN_MAY_IMPORT = {"api", "model_files", "errors", "paths"}
-"""What the built-in plugin imports: the contract, and the few modules beneath it."""
+"""The packages that the built-in plugin may import: the public API, and a few modules below it."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -49,7 +49,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports_of(tree: ast.AST, known: set[str]) -> Iterator[str]:
-    """The modules of core that a module imports, wherever the import is: at the top, in a function, for types."""
+    """The modules of core that a module imports: at the top, in functions, or only for types."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == NAME)
@@ -77,8 +77,8 @@ def test_every_package_has_a_layer_and_every_layer_exists() -> None:
     assert {package_of(m) for m in GRAPH} - {""} == set(LEVEL)
 
 
-def arrows(layers: dict[str, int], imports: dict[str, set[str]]) -> list[str]:
-    """Imports that do not go down."""
+def upward_imports(layers: dict[str, int], imports: dict[str, set[str]]) -> list[str]:
+    """Imports of modules that are not in a lower layer."""
     return [
         f"{module} imports {target}"
         for module, targets in imports.items()
@@ -90,16 +90,16 @@ def arrows(layers: dict[str, int], imports: dict[str, set[str]]) -> list[str]:
     ]
 
 
-def test_imports_run_down_the_layers_only() -> None:
-    assert arrows(LEVEL, GRAPH) == []
+def test_modules_import_only_from_lower_layers() -> None:
+    assert upward_imports(LEVEL, GRAPH) == []
 
 
-def test_nothing_below_imports_the_package_itself() -> None:
-    """Its public names are resolved from above: whoever is inside takes them from where they are defined."""
+def test_no_module_imports_the_package_itself() -> None:
+    """Modules of core import public names from the modules that define them."""
     assert [m for m, targets in GRAPH.items() if NAME in targets] == []
 
 
-def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+def cycles(imports: dict[str, set[str]]) -> list[list[str]]:
     """Strongly connected components of more than one module (Tarjan, SIAM J. Comput. 1(2), 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -127,15 +127,15 @@ def circles(imports: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    """A package and its own lazy `__getattr__` do not count: they are one thing."""
+def test_the_import_graph_has_no_cycles() -> None:
+    """Imports between a package and its own modules, as by a lazy `__getattr__`, do not count."""
     own = {
         m: {t for t in targets if not (t.startswith(f"{m}.") or m.startswith(f"{t}."))} for m, targets in GRAPH.items()
     }
-    assert circles(own) == []
+    assert cycles(own) == []
 
 
-def test_the_built_in_plugin_imports_the_contract_and_little_else() -> None:
+def test_the_built_in_plugin_imports_only_the_allowed_packages() -> None:
     found = {package_of(t) for m, targets in GRAPH.items() if package_of(m) == "builtin" for t in targets}
     assert found - {"builtin"} <= BUILTIN_MAY_IMPORT
 
@@ -149,11 +149,11 @@ def test_the_built_in_plugin_imports_the_contract_and_little_else() -> None:
         ("if TYPE_CHECKING:\n    from smollm3_finetune import paths", {"smollm3_finetune.paths"}),
     ],
 )
-def test_an_import_is_found_wherever_it_is(source: str, imports: set[str]) -> None:
+def test_imports_are_found_in_every_place(source: str, imports: set[str]) -> None:
     assert set(imports_of(ast.parse(source), set(GRAPH))) == imports
 
 
-def test_a_wrong_arrow_and_a_circle_are_found() -> None:
+def test_an_upward_import_and_a_cycle_are_found() -> None:
     graph = {"smollm3_finetune.low.a": {"smollm3_finetune.high.b"}, "smollm3_finetune.high.b": set()}
-    assert arrows({"low": 0, "high": 1}, graph) == ["smollm3_finetune.low.a imports smollm3_finetune.high.b"]
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert upward_imports({"low": 0, "high": 1}, graph) == ["smollm3_finetune.low.a imports smollm3_finetune.high.b"]
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]

@@ -1,4 +1,4 @@
-"""`train.compile=true`: the same losses, and an early word where there is no compiler."""
+"""`train.compile=true`: the same losses, and an early error if there is no compiler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def losses(run: str) -> list[float]:
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-def test_a_compiled_run_has_the_losses_of_one_that_is_not(cli: Any) -> None:
+def test_a_compiled_run_has_the_same_losses(cli: Any) -> None:
     from torch._dynamo.utils import counters
 
     counters.clear()
@@ -33,11 +33,11 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(cli: Any) -> None:
     assert compiled.code == 0, compiled.stderr
     assert counters["stats"]["unique_graphs"] > 0
     assert "dynamo" not in compiled.stderr
-    # Fused operations round otherwise, in float32.
+    # Fused operations round differently in float32.
     assert losses("compiled") == pytest.approx(losses("plain"), rel=1e-5)
 
 
-def test_no_compiler_is_told_before_weights_are_read(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_before_weights_are_read(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = cli(*SHORT, "--output", "out", "--set", "train.compile=true", "--dry-run")
     assert result.code == 4
@@ -46,7 +46,7 @@ def test_no_compiler_is_told_before_weights_are_read(cli: Any, monkeypatch: pyte
     assert cli(*SHORT, "--output", "out", "--dry-run").code == 0
 
 
-def test_a_compiler_that_is_named_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine = tmp_path / "my-c++"
     mine.write_text("#!/bin/sh\n")
     mine.chmod(0o755)

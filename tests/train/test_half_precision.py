@@ -1,4 +1,4 @@
-"""Runs that compute in half precision: what is trained stays in float32, and all is measured as it is trained."""
+"""Runs in half precision: trained weights stay in float32, and losses are measured as in training."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_full_keeps_weights_in_float32_while_they_are_trained(
     assert {p.dtype for p in loaded.model.parameters()} == {dtype}
 
 
-def test_small_steps_are_not_rounded_away(cli: Cli) -> None:
-    """Four steps of 1e-6 are far less than 1/256 of nearly every weight: in bfloat16 they leave no trace."""
+def test_small_steps_change_the_weights(cli: Cli) -> None:
+    """Four steps of 1e-6 are far less than 1/256 of nearly every weight: in bfloat16 they have no effect."""
     before = {n: p.detach() for n, p in load_model("tiny", dtype="bfloat16").model.named_parameters()}
     moved = {}
     for master in ("true", "false"):
@@ -52,11 +52,11 @@ def test_small_steps_are_not_rounded_away(cli: Cli) -> None:
         tensors = saved(report["adapter"])
         changed = sum(int((tensors[n].float() != before[n].float()).sum()) for n in tensors)
         moved[master] = changed / sum(t.numel() for t in tensors.values())
-    assert moved["true"] > 0.5  # the rest: rows of the embedding that no token met
+    assert moved["true"] > 0.5  # the rest are embedding rows of tokens that did not occur
     assert moved["false"] < 0.01
 
 
-def test_weights_that_are_trained_in_bfloat16_are_told(cli: Cli) -> None:
+def test_training_weights_in_bfloat16_is_reported(cli: Cli) -> None:
     told = "weights are trained in bfloat16"
     options = ("--adapter-opt", "master_weights=false")
     assert told in cli("train", "--adapter", "full", *options, *QUICK, "--output", "one").stderr
@@ -80,7 +80,7 @@ def test_a_step_computes_in_bfloat16(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("adapter", ["full", "scale"])
 def test_before_and_after_are_measured_alike(cli: Cli, adapter: str) -> None:
-    """With a rate so small that nothing moves, both losses are one number."""
+    """With a learning rate so small that nothing changes, both losses are equal."""
     nothing = ("--learning-rate", "1e-30", "--set", "train.weight_decay=0")
     report = cli("train", "-p", SCALE, "--adapter", adapter, *QUICK, *nothing, "--output", "out", "--json").report()
     assert report["after"]["held_out_loss"] == report["before"]["held_out_loss"]
@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: s
     assert {t.dtype for t in weights.values()} == {torch.float32}
 
 
-def test_it_learns_and_answers(cli: Cli) -> None:
+def test_the_loss_falls_and_the_model_answers(cli: Cli) -> None:
     report = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e-3", "--output", "o", "--json").report()
     assert report["after"]["held_out_loss"] < 0.95 * report["before"]["held_out_loss"]
     answered = cli("generate", "o", "--prompt", "What is 2 + 2?", "--max-new-tokens", "3", "--dtype", "bfloat16")
@@ -110,7 +110,7 @@ def test_it_learns_and_answers(cli: Cli) -> None:
 HALF_SCALE = Path(SCALE).read_text().replace("ctx.trained_dtype", "torch.float16").replace('"scale"', '"half"')
 
 
-def test_weights_in_float16_are_refused_where_gradients_would_be_scaled(cli: Cli, tmp_path: Path) -> None:
+def test_weights_in_float16_are_refused_if_gradients_would_be_scaled(cli: Cli, tmp_path: Path) -> None:
     from smollm3_finetune.errors import PluginError
     from smollm3_finetune.train.trainer import _check_trained
 

@@ -1,4 +1,4 @@
-"""What a run measures on the way and tells others: held-out loss every few steps, trackers; and runs on raw text."""
+"""Measurements during a run: held-out loss every few steps, trackers; also runs on raw text."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def metrics(run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_held_out_loss_in_between_is_that_of_a_run_which_ends_there(cli: Cli) -> None:
-    """And measuring changes nothing of the training."""
+def test_an_intermediate_held_out_loss_equals_that_of_a_run_that_ends_there(cli: Cli) -> None:
+    """Measuring does not change the training."""
     constant = ("--set", "train.schedule=constant", "--set", "train.warmup=0")
     plain = cli("train", *QUICK, *constant, "--output", "plain", "--json").report()
     told = cli("train", *QUICK, *constant, "--set", "train.eval_every=2", "--output", "measured", "--json")
@@ -43,7 +43,7 @@ def test_the_held_out_loss_in_between_is_that_of_a_run_which_ends_there(cli: Cli
     assert f"held-out loss after 2 steps: {between['held_out_loss']:.4f}" in told.stderr
 
 
-def test_a_resumed_run_keeps_what_was_measured_before_its_checkpoint(cli: Cli) -> None:
+def test_a_resumed_run_keeps_the_measurements_before_its_checkpoint(cli: Cli) -> None:
     every = ("--set", "train.eval_every=1", "--set", "train.save_every=2")
     cli("train", *QUICK, *every, "--max-steps", "3", "--output", "run", "--json").report()
     assert [r["step"] for r in metrics("run") if "held_out_loss" in r] == [1, 2, 3]
@@ -58,7 +58,7 @@ def test_without_held_out_rows_there_is_nothing_to_measure(cli: Cli) -> None:
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """A tracker that writes down what it gets."""
+    """A tracker that records its calls."""
 
     got: list[dict[str, Any]]
     fails_at = ""
@@ -84,7 +84,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     return Recorder
 
 
-def test_a_tracker_gets_what_metrics_jsonl_has(cli: Cli, recorder: type[Recorder]) -> None:
+def test_a_tracker_gets_the_entries_of_metrics_jsonl(cli: Cli, recorder: type[Recorder]) -> None:
     to = ("--set", "train.report_to=recorder", "--set", "train.eval_every=2")
     cli("train", *QUICK, *to, "--output", "runs/one", "--json").report()
     name, *logs = recorder.got
@@ -96,7 +96,7 @@ def test_a_tracker_gets_what_metrics_jsonl_has(cli: Cli, recorder: type[Recorder
         assert len(expected) == count
 
 
-def test_a_tracker_that_cannot_start_ends_the_run_in_a_sentence(cli: Cli, recorder: type[Recorder]) -> None:
+def test_a_tracker_that_cannot_start_is_one_sentence(cli: Cli, recorder: type[Recorder]) -> None:
     recorder.fails_at = "begin"
     result = cli("train", *QUICK, "--set", "train.report_to=[recorder]", "--output", "run")
     assert result.code == 1
@@ -105,7 +105,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_in_a_sentence(cli: Cli, record
     assert not Path("run").exists(), "nothing was trained, and the same command can be given again"
 
 
-def test_a_tracker_that_fails_later_costs_no_training(cli: Cli, recorder: type[Recorder]) -> None:
+def test_a_tracker_that_fails_later_does_not_stop_the_training(cli: Cli, recorder: type[Recorder]) -> None:
     recorder.fails_at = "log"
     result = cli("train", *QUICK, "--set", "train.report_to=recorder", "--output", "run")
     assert result.code == 0, result.stderr
@@ -120,7 +120,7 @@ def test_a_tracker_that_fails_later_costs_no_training(cli: Cli, recorder: type[R
         ("wandb", 4, "train.report_to=wandb needs a package that is not installed\n  hint: pip install wandb"),
     ],
 )
-def test_a_tracker_that_is_not_there_is_told_before_weights(
+def test_a_missing_tracker_is_reported_before_weights_are_read(
     cli: Cli, recorder: type[Recorder], name: str, code: int, message: str
 ) -> None:
     result = cli("train", *QUICK, "--set", f"train.report_to={name}", "--dry-run")
@@ -164,14 +164,14 @@ def test_conversations_need_a_template(cli: Cli, base_model: str) -> None:
     assert not Path("runs").exists()
 
 
-def test_a_saved_device_has_no_number_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_device_has_no_index_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert repeatable("cuda:1") == "cuda:1"
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert (repeatable("cuda:0"), repeatable("cpu")) == ("cuda", "cpu")
 
 
-def test_columns_of_other_names(cli: Cli) -> None:
+def test_columns_can_be_renamed(cli: Cli) -> None:
     rows = [{"question": f"What is {n}?", "answer": f"It is {n}.", "completion": "not this"} for n in range(20)]
     Path("rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     named = ("--set", "formatter.prompt=question", "--set", "formatter.completion=answer")

@@ -1,4 +1,4 @@
-"""What goes wrong on a user's machine, told in a sentence: memory, damaged files, contradicting settings."""
+"""Failures on a user's machine, each reported in one sentence: memory, damaged files, contradicting settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def directory(tmp_path: Path) -> Path:
         (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), "nothing more can", "--output"),
     ],
 )
-def test_what_is_the_machines_fault_is_no_bug(
+def test_resource_errors_are_not_reported_as_bugs(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, hint: str
 ) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocato
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
     ],
 )
-def test_what_is_of_the_machine(error: Exception, expected: bool) -> None:
+def test_resource_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert is_resource_error(error) is expected
 
 
@@ -123,7 +123,7 @@ RAISED = {
 
 @pytest.mark.parametrize("raised", RAISED)
 @pytest.mark.parametrize("where", ["load", "attach", "open"])
-def test_what_is_the_machines_fault_is_not_blamed_on_a_component(
+def test_resource_errors_are_not_attributed_to_a_component(
     cli: Cli, plugin_file: Callable[[str, str], Path], where: str, raised: str
 ) -> None:
     file = plugin_file("starved", STARVED.replace("RAISED", raised))
@@ -138,7 +138,7 @@ def test_what_is_the_machines_fault_is_not_blamed_on_a_component(
 
 
 @pytest.mark.parametrize("error", [FULL, NO_MEMORY, OSError(errno.ENETUNREACH, "Network is unreachable")])
-def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_full_disk_is_not_reported_as_a_network_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     from smollm3_finetune.builtin.hf import HubSource
 
     def fails(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("error", [NO_MEMORY, SafetensorError(f"Cannot allocate memory (os error {errno.ENOMEM})")])
-def test_too_little_memory_is_no_fault_of_saved_weights(
+def test_out_of_memory_is_not_reported_as_damaged_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     load_model("tiny", adapter="full", purpose="train").save(tmp_path / "saved")
@@ -167,12 +167,12 @@ def test_too_little_memory_is_no_fault_of_saved_weights(
     assert caught.value is error
 
 
-def test_other_faults_still_are(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_attributed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smollm3_finetune.train.run.compose", lambda *a, **k: 1 / 0)
     assert "unexpected ZeroDivisionError" in cli("train", "--adapter", "full", *QUICK).stderr
 
 
-def test_weights_that_were_cut_short_are_named(cli: Cli, directory: Path) -> None:
+def test_truncated_weights_are_named(cli: Cli, directory: Path) -> None:
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     result = cli("generate", str(directory), "--prompt", "Hello!")
@@ -180,7 +180,7 @@ def test_weights_that_were_cut_short_are_named(cli: Cli, directory: Path) -> Non
     assert "a weight file of" in result.stderr and "is damaged" in result.stderr
 
 
-def test_saved_weights_of_another_shape_or_cut_short_are_named(cli: Cli) -> None:
+def test_saved_weights_of_another_shape_or_truncated_are_named(cli: Cli) -> None:
     assert cli("train", "--adapter", "full", *QUICK).code == 0
     file = Path("run/adapter/model.safetensors")
     whole = file.read_bytes()
@@ -196,16 +196,16 @@ def test_saved_weights_of_another_shape_or_cut_short_are_named(cli: Cli) -> None
     assert f"{file} is damaged" in result.stderr
 
 
-def test_an_adapter_that_was_not_saved_to_the_end_is_none(cli: Cli) -> None:
+def test_a_partially_saved_adapter_is_not_an_adapter(cli: Cli) -> None:
     assert cli("train", "--adapter", "full", *QUICK).code == 0
-    Path("run/adapter/smollm3.json").unlink()  # the last file that is written
+    Path("run/adapter/smollm3.json").unlink()  # written last
     result = cli("generate", "run", "--prompt", "Hello!")
     assert result.code == 6
     assert "has not finished" in result.stderr
 
 
-def test_a_generation_config_that_contradicts_itself_loses_no_weights(tmp_path: Path) -> None:
-    """Transformers refuses to save one that was changed, and `stop_at` changes it."""
+def test_an_invalid_generation_config_does_not_prevent_saving(tmp_path: Path) -> None:
+    """transformers refuses to save an invalid config that was changed, and `stop_at` changes it."""
     loaded = load_model("tiny", adapter="full", purpose="train")
     own = loaded.base.model.generation_config
     own.do_sample, own.temperature = False, 0.6
@@ -218,14 +218,14 @@ def test_a_generation_config_that_contradicts_itself_loses_no_weights(tmp_path: 
 
 
 @pytest.mark.parametrize(("word", "meant"), [("bf16", "bfloat16"), ("float61", "float16"), ("int8", None)])
-def test_a_number_format_that_is_none_is_the_users_mistake(cli: Cli, word: str, meant: str | None) -> None:
+def test_an_unknown_dtype_is_a_user_error(cli: Cli, word: str, meant: str | None) -> None:
     result = cli("generate", "tiny", "--prompt", "Hello!", "--dtype", word)
     assert result.code == 2
     assert f"--dtype takes a number format, got {word!r}" in result.stderr
     assert (f"did you mean {meant!r}?" if meant else "one of: auto, float32") in result.stderr
 
 
-def test_a_prompt_from_standard_input_ends_where_it_ends(run_cli: Callable[..., Any]) -> None:
+def test_a_prompt_from_standard_input_loses_only_its_last_line_break(run_cli: Callable[..., Any]) -> None:
     common = ("generate", "tiny", "--json", "--max-new-tokens", "2")
     typed = run_cli(*common, "--prompt", "Hello!")
     piped = run_cli(*common, "--prompt", "-", input="Hello!\n")
@@ -266,7 +266,7 @@ def test_a_run_keeps_the_commit_of_a_hub_model(tmp_path: Path) -> None:
     assert YarnSource(inner=source, native=8, context=16, remote_code=False).pins == source.pins
 
 
-def test_what_pins_a_source_is_in_the_run_and_beside_the_adapter(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pins_of_a_source_are_saved_with_the_run_and_the_adapter(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from smollm3_finetune.model_files.source import DirectorySource
 
     monkeypatch.setattr(DirectorySource, "pins", {"revision": "0123abcd"}, raising=False)
@@ -288,7 +288,7 @@ def test_a_tokenizer_that_git_lfs_did_not_fetch_is_named(cli: Cli, directory: Pa
     assert "git lfs pull" in result.stderr
 
 
-def test_a_run_is_used_from_another_directory(
+def test_a_run_can_be_used_from_another_directory(
     cli: Cli, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(directory.parent)
@@ -312,7 +312,7 @@ def test_a_run_that_diverges_without_an_infinity_keeps_its_report(cli: Cli) -> N
     assert len(lines) == 6
 
 
-def test_a_hint_to_delete_a_checkpoint_can_be_typed_as_it_stands(cli: Cli) -> None:
+def test_a_hint_to_delete_a_checkpoint_can_be_typed(cli: Cli) -> None:
     saving = ("--set", "train.save_every=1", "--output", "my runs/a")
     assert cli("train", "--adapter", "full", *QUICK, *saving).code == 0
     Path("my runs/a/checkpoints/checkpoint-1/optimizer.pt").write_bytes(b"short")
@@ -334,7 +334,7 @@ def test_a_checkpoint_has_the_template_and_the_end_that_were_trained(cli: Cli) -
     assert [t.eos_token for t in found] == ["<|im_end|>", "<|im_end|>"]
 
 
-def test_two_processes_do_not_resume_one_run(cli: Cli) -> None:
+def test_two_processes_cannot_resume_the_same_run(cli: Cli) -> None:
     assert cli("train", "--adapter", "full", *QUICK, "--set", "train.save_every=1").code == 0
     before = Path("run/metrics.jsonl").read_text()
     with RunDir(Path("run")).held():

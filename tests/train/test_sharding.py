@@ -1,4 +1,4 @@
-"""Weights that processes share by FSDP: two of them on a CPU, without accelerate, which shards on GPUs only."""
+"""Weights sharded by FSDP over two processes on a CPU, without accelerate, which shards only on GPUs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ leave()
 
 @pytest.mark.plugins
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_a_sharded_model_trains_answers_and_is_saved_as_a_whole_one(adapter: str) -> None:
+def test_a_sharded_model_trains_answers_and_is_saved_unsharded(adapter: str) -> None:
     Path("sharded.py").write_text(SHARDED)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
@@ -113,7 +113,7 @@ def test_a_sharded_model_trains_answers_and_is_saved_as_a_whole_one(adapter: str
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, 3, "ZeRO 3"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_before_weights(
+def test_unsupported_combinations_are_refused_before_weights_are_read(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], code: int, message: str
 ) -> None:
     Path("ds.json").write_text('{"zero_optimization": {"stage": 3}}')
@@ -126,7 +126,7 @@ def test_what_cannot_be_shared_is_refused_before_weights(
     assert not Path("run").exists()
 
 
-def test_without_processes_nothing_is_touched() -> None:
+def test_without_several_processes_nothing_changes() -> None:
     from smollm3_finetune.train.distributed.sharding import gathered_weights
 
     model = torch.nn.Linear(2, 2)

@@ -29,7 +29,7 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
+def test_a_run_writes_the_documented_files(cli: Cli) -> None:
     report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert sorted(p.name for p in Path("out").iterdir()) == [
         "adapter", "before.json", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
@@ -44,7 +44,7 @@ def test_a_run_writes_what_the_documentation_says(cli: Cli) -> None:
     assert saved["model"] == "tiny"
 
 
-def test_each_run_gets_a_directory_of_its_own(cli: Cli) -> None:
+def test_each_run_gets_a_new_directory(cli: Cli) -> None:
     first = cli("train", "--adapter", "full", *QUICK, "--json").report()
     second = cli("train", "--adapter", "full", *QUICK, "--json").report()
     assert first["run"] != second["run"]
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(cli: Cli, adapter: s
     assert [r["loss"] for r in metrics("part")] == [r["loss"] for r in metrics("whole")]
 
 
-def test_a_trained_adapter_is_there_whatever_happens_afterwards(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_adapter_is_kept_if_a_later_step_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("out of memory while answering")
 
@@ -101,8 +101,8 @@ def test_a_trained_adapter_is_there_whatever_happens_afterwards(cli: Cli, monkey
     assert load_model("tiny", adapter_path="out/adapter", plugins=(SCALE,)).adapted is not None
 
 
-def test_weights_that_are_no_numbers_are_not_saved_though_no_loss_was_looked_at(cli: Cli) -> None:
-    """The last loss that is logged is of an earlier step, and there are no held-out rows."""
+def test_weights_that_are_not_finite_are_not_saved_even_without_a_loss(cli: Cli) -> None:
+    """The last logged loss is that of an earlier step, and there are no held-out rows."""
     blind = ("--set", "data.held_out=0", "--set", "train.log_every=50", "--set", "train.save_every=3")
     result = cli("train", "--adapter", "full", *QUICK, *blind, "--learning-rate", "1e30", "--output", "out")
     assert result.code == 1
@@ -112,7 +112,7 @@ def test_weights_that_are_no_numbers_are_not_saved_though_no_loss_was_looked_at(
     assert not Path("out/adapter").exists()
 
 
-def test_a_resumed_run_logs_and_saves_as_it_is_told_now(cli: Cli) -> None:
+def test_a_resumed_run_uses_the_new_settings_for_logging_and_saving(cli: Cli) -> None:
     cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
                   "--set", "train.save_every=2", "--set", "train.log_every=2", "--json").report()  # fmt: skip
     now = ("--set", "train.save_every=3", "--set", "train.log_every=1")
@@ -121,31 +121,31 @@ def test_a_resumed_run_logs_and_saves_as_it_is_told_now(cli: Cli) -> None:
     assert sorted(p.name for p in Path("part/checkpoints").iterdir())[-2:] == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_runs_that_start_in_one_second_get_directories_of_their_own(isolated: Path) -> None:
+def test_runs_that_start_in_the_same_second_get_different_directories(isolated: Path) -> None:
     from smollm3_finetune.runs.rundir import RunDir
 
-    both = [RunDir.fresh(None, "tiny-lora") for _ in range(2)]  # neither is made yet
+    both = [RunDir.fresh(None, "tiny-lora") for _ in range(2)]  # neither exists yet
     first, second = (run.reserved().path for run in both)
     assert first != second
     assert first.is_dir() and second.is_dir()
 
 
-def test_one_device_is_used_where_no_launcher_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it can be seen without a GPU: what the Trainer reads is the device of the run, and one of it."""
+def test_without_a_launcher_one_device_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, only this can be tested: the Trainer reads the device of the run, and one device."""
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.train.arguments import _on_one_device, arguments
 
     args = arguments(RunConfig(), "cpu", "float32", tmp_path)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    args._n_gpu = 4  # what TrainingArguments finds on a machine with four
+    args._n_gpu = 4  # as TrainingArguments finds on a machine with four GPUs
     _on_one_device(args, "cuda:1")
     assert args.device == torch.device("cuda:1")
     assert args.n_gpu == 1
     assert chosen == ["cuda:1"]
 
 
-def test_a_resumed_run_keeps_what_decides_it(cli: Cli) -> None:
+def test_a_resumed_run_keeps_its_fixed_settings(cli: Cli) -> None:
     cli("train", "--adapter", "full", *QUICK, "--output", "part", "--json").report()
     refused = cli("train", "--resume", "part", "--learning-rate", "1e-3")
     assert refused.code == 2
@@ -162,7 +162,7 @@ def test_dry_run_loads_and_writes_nothing(cli: Cli, isolated: Path) -> None:
     assert list(isolated.iterdir()) == []
 
 
-def test_what_a_user_sets_wins_over_what_a_component_suggests(cli: Cli) -> None:
+def test_settings_of_the_user_override_suggestions_of_components(cli: Cli) -> None:
     result = cli("train", "--adapter", "full", "--learning-rate", "0.5", "--dry-run", "--json")
     config = json.loads(result.stdout)["config"]
     assert config["train"]["learning_rate"] == 0.5
@@ -171,8 +171,8 @@ def test_what_a_user_sets_wins_over_what_a_component_suggests(cli: Cli) -> None:
     assert json.loads(epochs.stdout)["config"]["train"]["max_steps"] is None
 
 
-def test_held_out_loss_is_the_mean_over_supervised_tokens_whatever_the_batches() -> None:
-    """Against a plain float64 computation row by row."""
+def test_held_out_loss_is_the_mean_over_supervised_tokens_for_any_batches() -> None:
+    """Compared with a plain float64 computation for each row."""
     loaded = load_model("tiny", dtype="float64")
     model: Any = loaded.model
     objective = SupervisedFineTuning(NoOptions())
@@ -231,7 +231,7 @@ def _mean_loss_of_first_rows(count: int, max_length: int) -> float:
     return held_out_loss(loaded.model, objective, examples, objective.collator(loaded.tokenizer), 3).mean
 
 
-def test_a_run_whose_loss_is_not_finite_fails_and_says_so(cli: Cli) -> None:
+def test_a_loss_that_is_not_finite_is_an_error(cli: Cli) -> None:
     result = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e30", "--output", "out", "--set",
                  "train.max_grad_norm=1e30")  # fmt: skip
     assert result.code == 1
@@ -239,7 +239,7 @@ def test_a_run_whose_loss_is_not_finite_fails_and_says_so(cli: Cli) -> None:
     assert not Path("out/adapter").exists()
 
 
-def test_settings_of_two_layers_are_the_later_ones() -> None:
+def test_later_layers_of_settings_win() -> None:
     layers = [[Setting(key=("seed",), value=n, origin=f"layer {n}")] for n in (1, 2)]
     loaded = assemble(layers)
     assert (loaded.config.seed, loaded.origin("seed")) == (2, "layer 2")
@@ -296,7 +296,7 @@ def smollm3_objectives():
 """
 
 
-def test_an_objective_may_log_what_it_likes(cli: Cli, plugin_file: Any) -> None:
+def test_an_objective_may_log_any_values(cli: Cli, plugin_file: Any) -> None:
     plugin = str(plugin_file("chatty", CHATTY))
     common = ("train", "--adapter", "full", "--max-steps", "2", "--set", "train.sample_tokens=2")
     result = cli(*common, "--set", "data.limit=20", "-p", plugin, "--objective", "chatty", "--output", "out")

@@ -1,4 +1,4 @@
-"""Two processes that train together, on a CPU: the losses of one, and one run directory, written once."""
+"""Two processes that train together on a CPU: the same losses as with one, and one run directory, written once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ they learn from different numbers of tokens."""
 def in_two_processes(
     *arguments: str, program: Sequence[str] = ("-m", "smollm3_finetune.main")
 ) -> subprocess.CompletedProcess[str]:
-    """`smollm3 ARGUMENTS`, or another program, under torchrun."""
+    """Run `smollm3 ARGUMENTS`, or another program, with torchrun."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return subprocess.run(
         [*launcher, *program, *arguments],
@@ -77,18 +77,18 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_does(cli: Callable[..., Any]) -> None:
+def test_two_processes_train_like_one(cli: Callable[..., Any]) -> None:
     alone = cli(*RUN, *QUICK, "--batch-size", "4", "--output", "alone")
     assert alone.code == 0, alone.stderr
     both = in_two_processes(*RUN, *QUICK, "--batch-size", "2")
     assert both.returncode == 0, both.stderr
 
-    (run,) = Path("runs").iterdir()  # named by the clock, which the two read at different times
+    (run,) = Path("runs").iterdir()  # its name contains the time, which the two processes read at different moments
     assert {f.name for f in (run / "checkpoints" / f"checkpoint-{STEPS}").glob("rng_state_*")} == {
         "rng_state_0.pth",
         "rng_state_1.pth",
     }
-    one, two = json.loads(alone.stdout), json.loads(both.stdout)  # one report, so one process spoke
+    one, two = json.loads(alone.stdout), json.loads(both.stdout)  # one report, so only one process printed it
     assert two["tokens"] == one["tokens"]
     assert both.stderr.count("step 1/") == 1
     assert [row["step"] for row in steps_of(run)] == [1, 2, 3]
@@ -137,7 +137,7 @@ def test_passes_that_do_not_divide_evenly_are_those_of_one_process(
     assert json.loads(both.stdout)["tokens"] == json.loads(alone.stdout)["tokens"]
 
 
-def test_going_on_in_the_second_pass_takes_the_rows_of_that_pass() -> None:
+def test_resuming_in_the_second_pass_uses_the_rows_of_that_pass() -> None:
     """24 rows, 22 or so to train on: six steps of two times two make the first pass."""
     rows = ("--set", "data.limit=24", "--set", "train.sample_tokens=2", "--set", "train.schedule=constant")
     steps = ("--max-steps", "10", "--set", "train.save_every=8")
@@ -154,8 +154,8 @@ def test_going_on_in_the_second_pass_takes_the_rows_of_that_pass() -> None:
     assert json.loads(resumed.stdout)["tokens"] == json.loads(whole.stdout)["tokens"]
 
 
-def test_a_loss_that_is_no_number_ends_both_processes() -> None:
-    """Had only one of them stopped, it would have waited for the other's gradients until the timeout."""
+def test_a_loss_that_is_not_finite_ends_both_processes() -> None:
+    """If only one process stopped, the other would wait for its gradients until the timeout."""
     both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--learning-rate", "1e30", "--output", "out")
     assert both.returncode != 0
     assert "became" in both.stderr and "nan by step" in both.stderr
@@ -163,8 +163,8 @@ def test_a_loss_that_is_no_number_ends_both_processes() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduling classes")
-def test_processes_let_go_of_each_other_before_they_end() -> None:
-    """Else a run whose work is done and saved ends with SIGABRT now and then."""
+def test_processes_destroy_their_group_before_they_exit() -> None:
+    """Otherwise a completed run sometimes ends with SIGABRT."""
     Path("slow.py").write_text(SLOW_TO_LET_GO)
     both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--output", "out", program=("slow.py",))
     assert len(list(Path().glob("idle-*"))) >= 2, "no thread was made idle"

@@ -1,6 +1,6 @@
 """bitsandbytes quantizers: `bnb-4bit` (NF4, FP4) and `bnb-8bit` (LLM.int8), on CPU and on CUDA.
 
-Only descriptors are here; torch, transformers and bitsandbytes are imported when a run names one of them.
+This module contains only descriptors; torch, transformers and bitsandbytes are imported when a run uses one of them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
 PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 DEVICES = {4: ("cpu", "cuda", "xpu", "hpu", "mps"), 8: ("cpu", "cuda", "xpu", "hpu")}
-"""Bits to the device types for which bitsandbytes 0.50 has kernels."""
+"""Number of bits to the device types for which bitsandbytes 0.50 has kernels."""
 
 
 def claims_4bit(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a checkpoint which bitsandbytes wrote in 4 bits."""
+    """Whether a `config.json` describes a checkpoint that bitsandbytes quantized to 4 bits."""
     return _load_in(config, "load_in_4bit")
 
 
 def claims_8bit(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a checkpoint which bitsandbytes wrote in 8 bits."""
+    """Whether a `config.json` describes a checkpoint that bitsandbytes quantized to 8 bits."""
     return _load_in(config, "load_in_8bit")
 
 
@@ -32,18 +32,18 @@ def _load_in(config: Mapping[str, Any], key: str) -> bool:
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return False
-    # Checkpoints of transformers < 4.33 name no method.
+    # Checkpoints written by transformers < 4.33 do not state the method.
     method = quantization.get("quant_method", "bitsandbytes")
     return method == "bitsandbytes" and bool(quantization.get(key, quantization.get(f"_{key}", False)))
 
 
 def refine_4bit(options: Any, env: Env) -> Mapping[Op, str]:
-    """All operations are absent on a device without 4-bit kernels; the options change none."""
+    """All operations are absent on a device without 4-bit kernels; the options have no effect."""
     return _without_kernels(4, env)
 
 
 def refine_8bit(options: Any, env: Env) -> Mapping[Op, str]:
-    """All operations are absent on a device without 8-bit kernels; the options change none."""
+    """All operations are absent on a device without 8-bit kernels; the options have no effect."""
     return _without_kernels(8, env)
 
 
@@ -79,7 +79,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
         ),
         QuantizerSpec(
             name="bnb-8bit",
-            summary="bitsandbytes LLM.int8: 8-bit weights, one scale a row, quantized while loading",
+            summary="bitsandbytes LLM.int8: 8-bit weights, one scale per row, quantized while loading",
             factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb8bitOptions",
             requires=REQUIRES,

@@ -1,4 +1,4 @@
-"""What both quantizers check in `config.json` before any weights are read, and how they name the result."""
+"""Checks of `config.json` before weights are read, and the fingerprint of the base, for both quantizers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from smollm3_finetune.api import (
 )
 
 ALWAYS_SKIPPED = ("lm_head",)
-"""Left unquantized where the architecture cannot be built without weights to find its output head."""
+"""Layers left unquantized if the architecture cannot be built without weights to find its output head."""
 
 
 def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a checkpoint that is quantized already; None for a full-precision one.
+    """The `quantization_config` of a quantized checkpoint; None if the checkpoint is full-precision.
 
-    Raises IncompatibleError where another method wrote it, or bitsandbytes with another number of bits.
+    Raises IncompatibleError if another method quantized it, or bitsandbytes with another number of bits.
     """
     stored = source.config.get("quantization_config")
     if not isinstance(stored, Mapping):
@@ -31,7 +31,7 @@ def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] 
     if method != "bitsandbytes":
         raise IncompatibleError(
             f"bnb-{bits}bit cannot load {source.ref!r}: its weights are already quantized by {method}",
-            hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
+            hint="leave --quant out to load it as it is, or use a full-precision checkpoint",
         )
     other = 12 - bits
     if stored.get(f"load_in_{other}bit") or not stored.get(f"load_in_{bits}bit"):
@@ -41,18 +41,18 @@ def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] 
         )
     if stored.get("llm_int8_has_fp16_weight"):
         raise IncompatibleError(
-            f"bnb-{bits}bit cannot load {source.ref!r}: it keeps 16-bit weights beside the 8-bit ones "
-            "(llm_int8_has_fp16_weight), which this quantizer does not do",
-            hint="name a full-precision checkpoint",
+            f"bnb-{bits}bit cannot load {source.ref!r}: it has 16-bit weights in addition to the 8-bit weights "
+            "(llm_int8_has_fp16_weight), which this quantizer does not support",
+            hint="use a full-precision checkpoint",
         )
     return stored
 
 
 def refuse_contradictions(name: str, source: ModelSource, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raise ConfigError where an option that was given says other than the quantized checkpoint does.
+    """Raises ConfigError if an option contradicts the quantized checkpoint.
 
-    None and an empty tuple in `asked` mean that the option was not given. Of layers left unquantized the checkpoint
-    may have more: the output head is always among them.
+    None and an empty tuple in `asked` mean that the option was not given. The checkpoint may have more unquantized
+    layers than `skip_modules`: the output head is always one of them.
     """
     wrong = [
         f"{key} is {_shown(value)}, but the checkpoint has {_shown(stored[key])}"
@@ -62,8 +62,8 @@ def refuse_contradictions(name: str, source: ModelSource, asked: Mapping[str, An
     ]
     if wrong:
         raise ConfigError(
-            f"{name}: {source.ref!r} is already quantized and cannot be quantized otherwise: {'; '.join(wrong)}",
-            hint="leave the option out, or name a full-precision checkpoint",
+            f"{name}: {source.ref!r} is already quantized and cannot be quantized again: {'; '.join(wrong)}",
+            hint="leave the option out, or use a full-precision checkpoint",
         )
 
 
@@ -74,10 +74,11 @@ def _shown(value: Any) -> str:
 
 
 def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> list[str] | None:
-    """`skip_modules` and the output head, for transformers, which forgets the head once a list is given.
+    """`skip_modules` and the output head; None if `skip_modules` is empty, so that transformers chooses.
 
-    A quantized head would lose its tie to the embeddings. None leaves the choice to transformers. The names are
-    checked against the architecture built without weights; raises ConfigError for one that matches no linear layer.
+    If transformers receives a list, it no longer adds the head, and a quantized head would lose its tie to the
+    embeddings. The names are checked against the architecture, built without weights. Raises ConfigError if a name
+    matches no linear layer.
     """
     asked = list(skip_modules)
     if not asked:
@@ -95,15 +96,15 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
             layers = sorted({linear.rsplit(".", 1)[-1] for linear in linears})
             raise ConfigError(
                 f"{name}: skip_modules names {key!r}, which matches no linear layer of {source.ref!r}",
-                hint=f"its linear layers are {', '.join(layers)}",
+                hint=f"linear layers of the model: {', '.join(layers)}",
             )
     return sorted({*asked, *get_keys_to_not_convert(skeleton)})
 
 
-def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **decides: Any) -> str:
-    """Identifies the quantized weights: the source's, the method, and the options that alter a weight.
+def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **options: Any) -> str:
+    """The fingerprint of the quantized weights: of the source, the method, and the options that change a weight.
 
-    The run's dtype counts only where it rounds the checkpoint before it is quantized, so that an adapter trained
-    in bfloat16 finds the same base in float32 when the checkpoint is in bfloat16.
+    It depends on the run's dtype only if that dtype rounds the checkpoint before quantization. An adapter trained in
+    bfloat16 on a bfloat16 checkpoint therefore finds the same base in float32.
     """
-    return fingerprint(source.fingerprint, name, rounding_dtype(source, ctx), decides)
+    return fingerprint(source.fingerprint, name, rounding_dtype(source, ctx), options)

@@ -1,4 +1,4 @@
-"""`bnb-8bit`: LLM.int8 weights, one scale a row, quantized by bitsandbytes while they are loaded.
+"""`bnb-8bit`: LLM.int8 weights with one scale per row, quantized by bitsandbytes while loading.
 
 Source: LLM.int8(), arXiv:2208.07339, section 2.
 """
@@ -28,21 +28,21 @@ from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
 NAME = "bnb-8bit"
 OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 DEQUANTIZING = ("cpu", "xpu")
-"""Device types on which bitsandbytes has a route that dequantizes and multiplies."""
+"""Device types on which bitsandbytes can multiply by the dequantized weight."""
 FORWARD_RTOL = 0.1
-"""How far rounding the activations to 8 bits moves a layer's output on the other devices, at the default threshold.
+"""Relative error of a layer's output on the other devices, from rounding the activations to 8 bits.
 
-On a pretrained model of 135 M parameters the median layer is off by 0.02 and the worst by 0.08 (0.12 with
-`threshold: 0`), by bitsandbytes' own reference kernel; on random weights and inputs by 0.007.
+Measured with bitsandbytes' own reference kernel at the default threshold: on a pretrained model of 135 M parameters,
+0.02 for the median layer and 0.08 for the worst (0.12 with `threshold: 0`); on random weights and inputs, 0.007.
 """
 
 
-class DequantisingState(bnb.MatmulLtState):  # type: ignore[misc]  # bitsandbytes has no types
-    """The state of a layer that takes the training route in eval mode too.
+class DequantizingState(bnb.MatmulLtState):  # type: ignore[misc]  # bitsandbytes has no types
+    """The state of a layer that uses the training code path in eval mode too.
 
-    On a CPU bitsandbytes multiplies by the dequantized weight in training, and in eval mode rounds the activations
-    to 8 bits first, which there is no faster: evaluation and generation would compute another function than the
-    one that is trained. `Linear8bitLt.forward` writes its mode into `is_training`, which chooses the route.
+    On a CPU, bitsandbytes multiplies by the dequantized weight in training. In eval mode it first rounds the
+    activations to 8 bits, which is not faster on a CPU: evaluation and generation would not compute the function that
+    was trained. `Linear8bitLt.forward` writes its mode to `is_training`, which selects the code path.
     """
 
     @property
@@ -65,7 +65,7 @@ class Bnb8bitOps:
 
     @property
     def forward_rtol(self) -> float:
-        """0 where the weight is dequantized and multiplied by; elsewhere activations are rounded to 8 bits."""
+        """0 if the layer multiplies by the dequantized weight; otherwise it rounds activations to 8 bits."""
         return 0.0 if self.layer.weight.device.type in DEQUANTIZING else FORWARD_RTOL
 
     @property
@@ -73,11 +73,11 @@ class Bnb8bitOps:
         return self.layer.out_features, self.layer.in_features
 
     def read_weight(self) -> Tensor:
-        """The weight (out, in) as codes times row scale / 127, as a new float32 tensor on the layer's device.
+        """The weight (out, in): codes times row scale / 127, as a new float32 tensor on the layer's device.
 
-        Bit-equal at every moment: bitsandbytes keeps codes CB (out, in) and scales SCB (out,) on the parameter
-        until the first forward, and on the layer's state from then on.
-        Source: bitsandbytes 0.50 `autograd._functions.MatMul8bitFp`, whose order of operations is kept.
+        The result is always bitwise equal: bitsandbytes keeps codes CB (out, in) and scales SCB (out,) on the
+        parameter until the first forward, and on the layer's state afterwards.
+        Source: bitsandbytes 0.50 `autograd._functions.MatMul8bitFp`, with the same order of operations.
         """
         holder = self.layer.weight if getattr(self.layer.weight, "SCB", None) is not None else self.layer.state
         codes = self.layer.weight.data if holder.CB is None else holder.CB
@@ -87,37 +87,37 @@ class Bnb8bitOps:
             return weight.mul_(scales.to(torch.float32).unsqueeze(1).mul(1.0 / 127.0))  # (out, in) * (out, 1)
 
 
-class _CastLines(logging.Filter):
-    """Drops the line that bitsandbytes logs for every layer in every forward on a GPU: inputs are cast to float16.
+class _CastMessageFilter(logging.Filter):
+    """Drops the message that bitsandbytes logs for every layer in every forward on a GPU: inputs are cast to float16.
 
-    They are rounded to 8 bits right after; `forward_rtol` states what that costs.
+    The inputs are rounded to 8 bits afterwards; `forward_rtol` states the error of that.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
-_FILTER = _CastLines()
+_FILTER = _CastMessageFilter()
 
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
-    """The operations of an 8-bit layer; None for any other."""
+    """The operations of an 8-bit layer; None for any other layer."""
     return Bnb8bitOps(layer) if isinstance(layer, bnb.nn.Linear8bitLt) else None
 
 
 class Bnb8bitQuantizer:
-    """Loads a source with its linear layers in 8 bits, or a checkpoint that is in 8 bits already."""
+    """Loads a model with its linear layers in 8 bits, or a checkpoint that is already in 8 bits."""
 
     def __init__(self, options: Bnb8bitOptions) -> None:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; unquantized tensors (embeddings, norms, head) are in `ctx.dtype`.
 
-        Raises ConfigError for options that contradict a checkpoint already in 8 bits or name a layer that is not
-        there, IncompatibleError for one quantized otherwise; both before weights are read.
+        Raises ConfigError if options contradict a checkpoint that is already in 8 bits, or name a layer that does not
+        exist; IncompatibleError if the checkpoint was quantized in another way. Both before weights are read.
         """
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_FILTER)  # twice is once
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_FILTER)  # adding it twice has no effect
         stored = stored_quantization(source, bits=8)
         plan = self._plan(source, stored)
         kwargs: dict[str, Any] = {}
@@ -131,13 +131,13 @@ class Bnb8bitQuantizer:
         model = source.load(dtype=ctx.torch_dtype, device_map={"": ctx.device}, **kwargs)
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear8bitLt):
-                layer.state.__class__ = DequantisingState
+                layer.state.__class__ = DequantizingState
                 own_outputs(layer)
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 
     def _plan(self, source: ModelSource, stored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The options that decide the weights; the threshold is about activations and decides none."""
+        """The options that determine the weights; the threshold affects only activations."""
         if stored is None:
             return {"skip_modules": sorted(self.options.skip_modules)}
         has = {

@@ -1,4 +1,4 @@
-"""`bnb-4bit`: NF4 and FP4 weights in blocks of 64, quantized by bitsandbytes while they are loaded.
+"""`bnb-4bit`: NF4 and FP4 weights in blocks of 64, quantized by bitsandbytes while loading.
 
 Source: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantization).
 """
@@ -29,14 +29,13 @@ NAME = "bnb-4bit"
 
 
 def read_weight(layer: Any) -> Tensor:
-    """The weight (out, in) of a `bitsandbytes.nn.Linear4bit`, as a new tensor in the dtype that it is settled for.
+    """The weight (out, in) of a `bitsandbytes.nn.Linear4bit`, as a new tensor in the dtype of its quantization state.
 
-    Valid before and after any forward, also in the layout into which bitsandbytes repacks a layer on CPUs with
-    AVX512-BF16.
+    Valid before and after any forward, and also if bitsandbytes has repacked the layer for CPUs with AVX512-BF16.
     Source: bitsandbytes 0.50 `functional.dequantize_4bit`; blocks of 64 along the flattened (out, in) matrix.
     """
     data = layer.weight.data
-    # `or`: after FSDP or a deep copy the state may be on the module alone.
+    # `or`: after FSDP or a deep copy, only the module may have the state.
     state = getattr(layer.weight, "quant_state", None) or layer.quant_state
     if getattr(state, "packing_format_for_cpu", False):
         data, state = _unpacked(data, state)
@@ -45,10 +44,10 @@ def read_weight(layer: Any) -> Tensor:
 
 
 def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """The codes and a state of bitsandbytes' plain layout, from the AVX512-BF16 one; arguments are left as they are.
+    """Convert codes and state from the AVX512-BF16 layout to the plain layout; the arguments are not changed.
 
-    bitsandbytes' own inverse loses the scales of a layer without double quantization (it leaves them transposed)
-    and rounds the others once more, so only the codes are taken from it.
+    bitsandbytes' own inverse returns wrong scales for a layer without double quantization (it leaves them transposed),
+    and rounds the scales of other layers again. Therefore only the codes of its result are used.
     """
     state = copy.copy(state)
     scales = state.absmax  # (in / blocksize, out), bfloat16: what the packed kernel multiplies by
@@ -59,23 +58,23 @@ def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
-    """The operations of a 4-bit layer; None for any other."""
+    """The operations of a 4-bit layer; None for any other layer."""
     if not isinstance(layer, bnb.nn.Linear4bit):
         return None
     return DequantizingOps(layer, read_weight, layer.compute_dtype or torch.float32)
 
 
 class Bnb4bitQuantizer:
-    """Loads a source with its linear layers in 4 bits, or a checkpoint that is in 4 bits already."""
+    """Loads a model with its linear layers in 4 bits, or a checkpoint that is already in 4 bits."""
 
     def __init__(self, options: Bnb4bitOptions) -> None:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
+        """The frozen model on `ctx.device`; unquantized tensors (embeddings, norms, head) are in `ctx.dtype`.
 
-        Raises ConfigError for options that contradict a checkpoint already in 4 bits or name a layer that is not
-        there, IncompatibleError for one quantized otherwise; both before weights are read.
+        Raises ConfigError if options contradict a checkpoint that is already in 4 bits, or name a layer that does not
+        exist; IncompatibleError if the checkpoint was quantized in another way. Both before weights are read.
         """
         stored = stored_quantization(source, bits=4)
         plan = self._plan(source, stored)
@@ -89,12 +88,12 @@ class Bnb4bitQuantizer:
                 bnb_4bit_compute_dtype=compute,
                 llm_int8_skip_modules=all_skipped(NAME, source, self.options.skip_modules),
             )
-        # bitsandbytes quantizes no float64, and for a float64 input its CPU kernel returns uninitialized memory.
+        # bitsandbytes cannot quantize float64, and for a float64 input its CPU kernel returns uninitialized memory.
         dtype = torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
         model = source.load(dtype=dtype, device_map={"": ctx.device}, **kwargs)
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear4bit):
-                settle(layer, compute)
+                fix_weight(layer, compute)
                 own_outputs(layer)
         if ctx.torch_dtype == torch.float64:
             _widen(model)
@@ -102,7 +101,7 @@ class Bnb4bitQuantizer:
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 
     def _plan(self, source: ModelSource, stored: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The options that decide the weights."""
+        """The options that determine the weights."""
         options = self.options
         if stored is None:
             return {
@@ -130,15 +129,15 @@ class Bnb4bitQuantizer:
         return torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
 
 
-def settle(layer: Any, compute: torch.dtype) -> None:
-    """Make forward, backward and `read_weight` of a `Linear4bit` use one and the same weight, for good.
+def fix_weight(layer: Any, compute: torch.dtype) -> None:
+    """Make forward, backward and `read_weight` of a `Linear4bit` use the same weight permanently.
 
-    * bitsandbytes dequantizes to the input's dtype in the forward but to `quant_state.dtype`, that of the
-      checkpoint, in the backward; both become `compute`. It also takes the compute dtype from the first input
-      unless told that it is settled.
-    * On a CPU with AVX512-BF16 the first forward in eval mode repacks the layer for a kernel that rounds the block
-      scales to bfloat16 and has no gradient, and nothing turns it back: training after an evaluation would lose
-      gradients in silence. Such a layer stays in the plain layout, whatever the purpose.
+    * bitsandbytes dequantizes to the input's dtype in the forward, but to `quant_state.dtype`, the dtype of the
+      checkpoint, in the backward; here both are `compute`. `compute_type_is_set` stops bitsandbytes from taking the
+      compute dtype from the first input.
+    * On a CPU with AVX512-BF16, the first forward in eval mode repacks the layer for a kernel that rounds the block
+      scales to bfloat16 and has no gradient. This is never undone: training after an evaluation would silently lose
+      gradients. Therefore the layer always stays in the plain layout.
     """
     layer.support_avx512bf16_for_cpu = False
     layer.compute_dtype = compute
@@ -147,7 +146,7 @@ def settle(layer: Any, compute: torch.dtype) -> None:
 
 
 def _widen(model: nn.Module) -> None:
-    """Every parameter that is not quantized, to float64; a 4-bit layer casts its input and its output."""
+    """Convert every unquantized parameter to float64; a 4-bit layer casts its input and its output."""
     for module in model.modules():
         if not isinstance(module, bnb.nn.Linear4bit):
             for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The options of both quantizers. Light: no torch, no bitsandbytes."""
+"""Options of both quantizers. Imports neither torch nor bitsandbytes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class Bnb4bitOptions:
-    """Options of `bnb-4bit`. An option left at None takes the value of a checkpoint that is already in 4 bits."""
+    """Options of `bnb-4bit`. If a checkpoint is already in 4 bits, an option of None takes its value."""
 
     quant_type: Literal["nf4", "fp4"] | None = option(
-        None, "Code table: nf4 (normal-float, the default) or fp4; a quantized checkpoint keeps its own."
+        None, "Data type of the codes: nf4 (NormalFloat, the default) or fp4; a quantized checkpoint keeps its own."
     )
     double_quant: bool | None = option(
-        None, "Quantize the block scales too: 4.13 instead of 4.5 bits a weight (default true, as in QLoRA)."
+        None, "Quantize the block scales too: 4.13 instead of 4.5 bits per weight (default: true, as in QLoRA)."
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "What weights are dequantized to and multiplied in; auto: the run's dtype (float32 for float64)."
+        "auto",
+        "Dtype of the dequantized weights and the matrix products; auto: the run's dtype (float32 in a float64 run).",
     )
     skip_modules: tuple[str, ...] = option(
-        (), "Names of linear layers to leave unquantized, beside the output head (which always is)."
+        (), "Names of linear layers to leave unquantized, in addition to the output head."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bnb8bitOptions:
-    """Options of `bnb-8bit`. An option left at None takes the value of a checkpoint that is already in 8 bits."""
+    """Options of `bnb-8bit`. If a checkpoint is already in 8 bits, an option of None takes its value."""
 
     threshold: float | None = option(
         None,
-        "On a GPU, input features with a value of this magnitude are multiplied unrounded (default 6; 0: none are).",
+        "On a GPU, input features with values of at least this magnitude are not rounded (default 6; 0: round all).",
         ge=0,
     )
     skip_modules: tuple[str, ...] = option(
-        (), "Names of linear layers to leave unquantized, beside the output head (which always is)."
+        (), "Names of linear layers to leave unquantized, in addition to the output head."
     )

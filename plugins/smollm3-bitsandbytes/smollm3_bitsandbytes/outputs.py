@@ -1,4 +1,4 @@
-"""What a layer of bitsandbytes gives, so that an adapter may add to it."""
+"""Outputs of bitsandbytes layers that adapters can change in place."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 def own_outputs(layer: nn.Module) -> None:
-    """Make the layer's outputs tensors of their own from now on.
+    """Make the layer return outputs that can be changed in place.
 
-    A layer with a bias gives a view of what bitsandbytes' autograd function made, and torch refuses to change such a
-    view in place, as AdaLoRA, C3A and GraLoRA do with `y += …`.
+    A layer with a bias returns a view of the output of bitsandbytes' autograd function. torch does not allow to change
+    such a view in place, but AdaLoRA, C3A and GraLoRA do so with `y += …`.
     """
-    layer.register_forward_hook(_own)
+    layer.register_forward_hook(_clone_view)
 
 
-def _own(layer: nn.Module, args: Any, y: Tensor) -> Tensor | None:
+def _clone_view(layer: nn.Module, args: Any, y: Tensor) -> Tensor | None:
     return y.clone() if y.requires_grad and y._is_view() else None

@@ -1,4 +1,4 @@
-"""A tiny random SmolLM3 on disk, and what the tests of both quantizers share."""
+"""Fixtures for the tests of both quantizers: a tiny random SmolLM3 on disk, a build context, token ids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Silent:
 
 @pytest.fixture(scope="session")
 def context() -> Callable[..., BuildContext]:
-    """Makes a BuildContext for the CPU; the quantizers here use no cache."""
+    """Factory of BuildContexts for the CPU; these quantizers use no cache."""
 
     def make(dtype: str = "float32", purpose: Purpose = Purpose.TRAIN) -> BuildContext:
         cache: Any = None

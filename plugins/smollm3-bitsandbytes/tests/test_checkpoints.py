@@ -1,4 +1,4 @@
-"""Checkpoints that are quantized already, options that contradict them, layers left out, fingerprints."""
+"""Quantized checkpoints, options that contradict them, skipped layers, fingerprints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_saved_quantized_checkpoint_is_claimed_and_loads_back_equal(
 ):
     base = quantizer(options).load(source, context(dtype))
     with torch.no_grad():
-        logits = base.model.eval()(ids).logits  # a forward first: it moves the 8-bit codes
+        logits = base.model.eval()(ids).logits  # run a forward first: it moves the 8-bit codes
     base.model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     four = quantizer is Bnb4bitQuantizer
@@ -60,15 +60,15 @@ def test_a_saved_quantized_checkpoint_is_claimed_and_loads_back_equal(
         torch.testing.assert_close(again.model.eval()(ids).logits, logits, rtol=0, atol=0)
 
 
-def test_the_options_that_made_a_checkpoint_may_be_given_again(source, context, tmp_path):
+def test_the_options_of_a_checkpoint_may_be_repeated(source, context, tmp_path):
     options = Bnb4bitOptions(quant_type="fp4", double_quant=False, skip_modules=("k_proj",))
     Bnb4bitQuantizer(options).load(source, context()).model.save_pretrained(tmp_path)
     base = Bnb4bitQuantizer(options).load(directory_source(tmp_path, ref="saved"), context())
     assert len(weights(base)) == 4 * 6
 
 
-def test_a_checkpoint_stored_in_bfloat16_trains_right_in_float32(source, context, tmp_path):
-    """bitsandbytes would round the weight to bfloat16 in the backward alone, since the checkpoint says so."""
+def test_a_checkpoint_stored_in_bfloat16_trains_correctly_in_float32(source, context, tmp_path):
+    """bitsandbytes would round the weight to bfloat16 in the backward only, because the checkpoint has that dtype."""
     Bnb4bitQuantizer(Bnb4bitOptions()).load(source, context("bfloat16")).model.save_pretrained(tmp_path)
     base = Bnb4bitQuantizer(Bnb4bitOptions()).load(directory_source(tmp_path, ref="saved"), context("float32"))
     layer = base.model.model.layers[0].mlp.down_proj
@@ -80,7 +80,7 @@ def test_a_checkpoint_stored_in_bfloat16_trains_right_in_float32(source, context
     torch.testing.assert_close(x.grad, torch.ones_like(y) @ weight, rtol=1e-5, atol=1e-5)
 
 
-def test_full_precision_and_foreign_configs_are_not_claimed():
+def test_configs_of_full_precision_or_other_methods_are_not_claimed():
     for config in ({}, {"quantization_config": None}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}):
         assert not claims_4bit(config)
         assert not claims_8bit(config)
@@ -124,13 +124,13 @@ GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
         ),
     ],
 )
-def test_what_contradicts_the_checkpoint_is_refused_before_weights(context, quantizer, config, error, text):
+def test_contradictions_of_the_checkpoint_are_refused_before_weights_are_read(context, quantizer, config, error, text):
     with pytest.raises(error) as caught:
         quantizer.load(Unreadable(config), context())
     assert text in str(caught.value)
 
 
-def test_a_misspelled_skip_module_is_refused_before_weights(source, context):
+def test_a_misspelled_skip_module_is_refused_before_weights_are_read(source, context):
     unreadable = Unreadable(source.config)
     with pytest.raises(ConfigError, match="'k_porj', which matches no linear layer") as caught:
         Bnb4bitQuantizer(Bnb4bitOptions(skip_modules=("k_porj",))).load(unreadable, context())
@@ -155,7 +155,7 @@ def test_skipped_layers_and_the_head_stay_dense(source, context, dense, quantize
     )
 
 
-def test_compute_dtype_is_kept_and_does_not_alter_the_fingerprint(source, context):
+def test_compute_dtype_is_used_and_does_not_change_the_fingerprint(source, context):
     base = Bnb4bitQuantizer(Bnb4bitOptions(compute_dtype="bfloat16")).load(source, context())
     layer = base.model.model.layers[0].self_attn.q_proj
     y = layer(torch.randn(2, layer.in_features))
@@ -165,7 +165,7 @@ def test_compute_dtype_is_kept_and_does_not_alter_the_fingerprint(source, contex
     assert base.fingerprint == Bnb4bitQuantizer(Bnb4bitOptions()).load(source, context()).fingerprint
 
 
-def test_the_fingerprint_follows_the_weights(source, context, tmp_path):
+def test_the_fingerprint_changes_if_and_only_if_the_weights_do(source, context, tmp_path):
     def mark(quantizer, dtype="float32", of=source):
         return quantizer.load(of, context(dtype)).fingerprint
 

@@ -1,4 +1,4 @@
-"""What the plugin offers, without what it needs to do it."""
+"""The plugin's descriptors, which work without its dependencies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_operation_is_provided_or_has_a_reason(spec):
 
 
 @pytest.mark.parametrize("spec", smollm3_quantizers(), ids=lambda s: s.name)
-def test_a_device_without_kernels_has_no_operation(spec):
+def test_a_device_without_kernels_has_no_operations(spec):
     for purpose in Purpose:
         assert spec.refine(None, Env(device="cpu", purpose=purpose)) == {}
         assert spec.refine(None, Env(device="cuda", purpose=purpose)) == {}

@@ -1,4 +1,4 @@
-"""`read_weight` against dequantizations written in NumPy from the formats' definitions."""
+"""`read_weight` compared with dequantization in NumPy, written from the definitions of the formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FP4 = np.concatenate([FP4, -FP4])
 
 
 def numpy_4bit(layer, table):
-    """Codes, high nibble first, times the scale of their block of 64; the scales of a nested state from theirs."""
+    """Codes (high nibble first) times the scale of their block of 64; nested scales are dequantized first."""
     state = layer.weight.quant_state
     packed = layer.weight.data.numpy().reshape(-1)
     codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)
@@ -50,7 +50,7 @@ def test_4bit_read_weight_is_table_times_scale(source, context, dense, quant_typ
         assert tuple(weight.shape) == ops.shape == (layer.out_features, layer.in_features)
         assert not weight.requires_grad
         expected = numpy_4bit(layer, NF4 if quant_type == "nf4" else FP4)
-        # One or two roundings of float32 apart: bitsandbytes fuses the nested scale's multiply and add.
+        # One or two float32 roundings apart: bitsandbytes fuses the nested scale's multiply and add.
         np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6, atol=1e-7)
         original = dense.get_submodule(name).weight
         error = ((weight - original).norm() / original.norm()).item()
@@ -66,7 +66,7 @@ def test_8bit_read_weight_is_code_times_row_scale(source, context, dense):
         original = dense.get_submodule(name).weight.detach().numpy().astype(np.float16).astype(np.float32)
         absmax = np.abs(original).max(axis=1, keepdims=True)  # (out, 1)
         codes = np.round(original * (127 / absmax))
-        # A code may fall on either side of a tie, so compare what is sure: within one code, nearly all equal.
+        # A tie may be rounded up or down, so the bound is one code, and nearly all weights must be equal.
         expected = codes * absmax / 127
         step = absmax / 127
         assert np.abs(weight.numpy() - expected).max() <= step.max() * 1.001
@@ -91,7 +91,7 @@ def test_read_weight_returns_a_new_tensor(source, context, module):
     assert base.ops_for(base.model.model.norm) is None
 
 
-def test_bfloat16_read_weight_is_what_the_bfloat16_forward_multiplies_by(source, context):
+def test_bfloat16_read_weight_equals_the_weight_of_the_bfloat16_forward(source, context):
     base = four_bit.Bnb4bitQuantizer(Bnb4bitOptions()).load(source, context("bfloat16"))
     layer = base.model.model.layers[0].mlp.up_proj
     weight = base.ops_for(layer).read_weight()

@@ -1,4 +1,4 @@
-"""Forward, gradient and `read_weight` along evaluate, train, evaluate, save, train, against a dense copy."""
+"""Forward, gradient and `read_weight` equal a dense copy's at every step: evaluate, train, evaluate, save, train."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dense_copy(base):
 
 
 def through(model, embeddings):
-    """Logits, and the gradient at the embeddings of a sum over them with fixed factors."""
+    """Logits, and the gradient at the embeddings of a fixed linear combination of the logits."""
     x = embeddings.clone().requires_grad_()
     logits = model(inputs_embeds=x, use_cache=False).logits
     factors = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -51,7 +51,7 @@ def through(model, embeddings):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_layer_equals_its_dense_twin_at_every_step(source, context, tmp_path, case, dtype):
+def test_every_layer_equals_its_dense_copy_at_every_step(source, context, tmp_path, case, dtype):
     quantizer, options = CASES[case]
     base = quantizer(options).load(source, context(dtype))
     torch_dtype = getattr(torch, dtype)
@@ -95,13 +95,13 @@ def test_the_whole_model_equals_its_dense_copy_at_every_step(source, context, id
         got_logits, got_gradient = through(base.model, embeddings)
         assert relative(got_logits, logits) <= 1e-5
         assert relative(got_gradient, gradient) <= 1e-5
-    base.model.to("cpu")  # what a trainer does, after the codes have moved to the layer's state
+    base.model.to("cpu")  # a trainer does this after the codes have moved to the layer's state
     assert relative(through(base.model.train(), embeddings)[1], gradient) <= 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_nothing_of_the_base_trains_and_the_rest_is_in_the_run_dtype(source, context, case, dtype):
+def test_the_base_is_frozen_and_unquantized_tensors_are_in_the_run_dtype(source, context, case, dtype):
     quantizer, options = CASES[case]
     base = quantizer(options).load(source, context(dtype))
     assert not any(p.requires_grad for p in base.model.parameters())
@@ -127,8 +127,8 @@ def test_a_cpu_with_avx512_bf16_does_not_repack_a_loaded_layer(source, context, 
     assert relative(x.grad, torch.ones(3, layer.out_features) @ weight) <= 1e-5
 
 
-def test_without_the_pin_such_a_cpu_would_repack(source, context, monkeypatch):
-    """The test above can fail: the stock layer takes the one-way kernel."""
+def test_without_fix_weight_such_a_cpu_would_repack(source, context, monkeypatch):
+    """Shows that the test above can fail: the stock layer is repacked permanently."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     base = Bnb4bitQuantizer(Bnb4bitOptions()).load(source, context())
     layer = base.model.model.layers[0].self_attn.q_proj
@@ -144,7 +144,7 @@ def test_without_the_pin_such_a_cpu_would_repack(source, context, monkeypatch):
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"])
-def test_read_weight_of_a_repacked_layer_is_right_and_does_not_change_it(source, context, name, double_quant):
+def test_read_weight_of_a_repacked_layer_is_correct_and_does_not_change_it(source, context, name, double_quant):
     base = Bnb4bitQuantizer(Bnb4bitOptions(double_quant=double_quant)).load(source, context())
     layer = base.model.model.layers[1].get_submodule(name)
     plain = base.ops_for(layer).read_weight()
@@ -158,8 +158,8 @@ def test_read_weight_of_a_repacked_layer_is_right_and_does_not_change_it(source,
     assert layer.weight.quant_state.original_nested is double_quant
 
 
-def test_without_the_pin_8bit_evaluation_would_be_another_function(source, context):
-    """The tests above can fail: the stock layer rounds its input to 8 bits in eval mode, and logs a line each time."""
+def test_without_the_state_8bit_evaluation_would_compute_another_function(source, context):
+    """Shows that the tests above can fail: the stock layer rounds its input to 8 bits in eval mode."""
     base = Bnb8bitQuantizer(Bnb8bitOptions()).load(source, context())
     layer = base.model.model.layers[0].mlp.down_proj
     weight = base.ops_for(layer).read_weight()
@@ -181,10 +181,10 @@ def test_an_8bit_layer_survives_a_deep_copy(source, context):
     assert torch.equal(base.ops_for(after).read_weight(), base.ops_for(layer).read_weight())
 
 
-def test_8bit_logs_no_line_for_every_layer(source, context, caplog):
+def test_8bit_layers_log_no_cast_message(source, context, caplog):
     base = Bnb8bitQuantizer(Bnb8bitOptions()).load(source, context())
     layer = base.model.model.layers[0].mlp.down_proj
-    layer.state.__class__ = bnb.MatmulLtState  # the route that a GPU takes
+    layer.state.__class__ = bnb.MatmulLtState  # the code path of a GPU
     with caplog.at_level(logging.WARNING), torch.no_grad():
         layer.eval()(torch.randn(2, layer.in_features))
     assert "inputs will be cast" not in caplog.text

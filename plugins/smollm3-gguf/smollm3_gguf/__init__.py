@@ -1,6 +1,6 @@
 """Loader `gguf`: fine-tune the model in a `.gguf` file, on disk or in a Hub repository.
 
-Only the descriptor is here; transformers and gguf are imported when a run opens such a file.
+This module contains only the descriptor; transformers and gguf are imported when a run opens such a file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from smollm3_finetune.api import LoaderSpec, Requires, hookimpl
 
 
 def claims(ref: str) -> bool:
-    """Whether a reference names a GGUF file, by its ending."""
+    """Whether a reference ends in `.gguf`."""
     return ref.lower().endswith(".gguf")
 
 
@@ -23,7 +23,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             options="smollm3_gguf.options:GgufOptions",
             requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
             claims=claims,
-            # Above loaders that claim any path or anything that looks like a Hub reference.
+            # Higher than loaders that claim any path, or anything that looks like a Hub reference.
             rank=10,
         )
     ]

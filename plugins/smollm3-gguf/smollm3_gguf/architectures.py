@@ -1,4 +1,4 @@
-"""Which GGUF architectures transformers reads, and the config that a header implies. Imports no torch."""
+"""GGUF architectures that transformers can read, and the config that a header implies. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from smollm3_gguf.header import Header
 
 NOT_CAUSAL = frozenset({"t5", "t5encoder", "umt5"})
-"""Architectures that transformers reads and that are no causal language models."""
+"""Architectures that transformers can read but that are not causal language models."""
 
 
 def _plain(name: str) -> str:
-    """`qwen2_moe`, `qwen2moe` and `qwen2-moe` are one architecture."""
+    """Normalize a name: `qwen2_moe`, `qwen2moe` and `qwen2-moe` are the same architecture."""
     return name.lower().replace("-", "").replace("_", "")
 
 
 def readable() -> dict[str, str]:
-    """The causal architectures that the installed transformers reads: plain name to transformers' model type."""
+    """Causal architectures that the installed transformers can read: normalized name to transformers' model type."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     names = set(GGUF_CONFIG_MAPPING) - {"general", "tokenizer"}
     try:
         from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
-    except ImportError:  # transformers older than its second GGUF reader
+    except ImportError:  # transformers without its second GGUF reader
         pass
     else:
         names |= set(GGUF_CONFIG_ARCHS)
@@ -31,17 +31,17 @@ def readable() -> dict[str, str]:
 
 
 def model_type(architecture: str) -> str | None:
-    """transformers' model type for llama.cpp's architecture name; None where transformers cannot read it."""
+    """transformers' model type for llama.cpp's architecture name; None if transformers cannot read it."""
     return readable().get(_plain(architecture))
 
 
 def implied_config(header: Header, dtype: str) -> dict[str, Any]:
-    """What the header tells of the `config.json` that the conversion will write.
+    """The part of the converted `config.json` that the header determines.
 
-    `model_type`, the sizes (`hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads`,
-    `num_key_value_heads`, `head_dim`, `vocab_size`, `max_position_embeddings`), the RoPE base, the normalization's
-    epsilon and the token ids, each where the header states it; `tie_word_embeddings` and `dtype`. No
-    `quantization_config`, since the converted model is dense.
+    Contains `model_type`, `tie_word_embeddings` and `dtype`; and, if the header states them, the sizes (`hidden_size`,
+    `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`, `vocab_size`,
+    `max_position_embeddings`), the RoPE base, the epsilon of the normalization and the token ids. Contains no
+    `quantization_config`, because the converted model is dense.
     """
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 

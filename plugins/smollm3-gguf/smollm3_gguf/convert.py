@@ -1,4 +1,4 @@
-"""One GGUF file into one directory of Hugging Face's layout: dense safetensors, tokenizer, generation config."""
+"""Convert a GGUF file to a Hugging Face model directory: dense safetensors, tokenizer, generation config."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers.utils import logging as transformers_logging
 from smollm3_finetune.api import ModelError, Progress, Task, is_resource_error
 
 CHAT_END = "<|im_end|>"
-"""What ends a turn in the ChatML template."""
+"""The token that ends a turn in the ChatML template."""
 
 
 def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress: Progress) -> None:
-    """Dequantize `file`, which holds so many `tensors`, into the empty directory `out`.
+    """Dequantize `file`, which contains `tensors` tensors, into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError where transformers cannot read the file; a full disk
-    and too little memory are raised as they are.
+    Needs memory for the whole model in `dtype`. Raises ModelError if transformers cannot read the file; out-of-memory
+    and disk-full errors are raised unchanged.
     """
     with progress.task(f"dequantizing {file.name}", total=tensors + 2) as task, _reporting(task):
         try:
@@ -39,8 +39,8 @@ def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress:
                 raise
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(
-                f"{ref} could not be dequantized by transformers: {reason}",
-                hint="the file may be damaged; --debug shows the whole error",
+                f"transformers could not dequantize {ref}: {reason}",
+                hint="download the file again, it may be damaged; --debug shows the full error",
             ) from e
 
 
@@ -48,18 +48,18 @@ def _load_model(ref: str, file: Path, dtype: torch.dtype) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"gguf_file": file.name, "dtype": dtype}
     try:
         from transformers import GgufConfig
-    except ImportError:  # older transformers dequantize whatever they read
+    except ImportError:  # older versions of transformers always dequantize
         pass
     else:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     model: PreTrainedModel
     model, info = AutoModelForCausalLM.from_pretrained(str(file.parent), output_loading_info=True, **kwargs)
-    # transformers fills what the file lacks with random numbers and says so in a log line.
+    # transformers initializes missing weights with random numbers and only logs a message.
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{ref} lacks {len(missing)} of the model's weights: {', '.join(missing[:3])}"
             + (", …" if len(missing) > 3 else ""),
-            hint="the file is incomplete, or this version of transformers does not know its tensor names",
+            hint="download the file again, or upgrade transformers if it does not know the names of these tensors",
         )
     if getattr(model, "hf_quantizer", None) is not None:  # dense now; `save_pretrained` refuses otherwise
         model.hf_quantizer = None
@@ -69,10 +69,10 @@ def _load_model(ref: str, file: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make generation stop where the chat template ends a turn.
+    """Make generation stop at the end of a turn of the chat template.
 
-    A ChatML model whose file names the base model's end of text as `eos` would talk on after `<|im_end|>`. That
-    becomes the tokenizer's `eos`, and generation stops at either.
+    Some files of ChatML models give the base model's end of text as `eos`: generation would continue after
+    `<|im_end|>`. Here `<|im_end|>` becomes the tokenizer's `eos`, and generation stops at either token.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or CHAT_END not in template:
@@ -90,7 +90,7 @@ def end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
 
 @contextlib.contextmanager
 def _reporting(task: Task) -> Iterator[None]:
-    """Turn transformers' own progress bars and log lines into steps of `task`, one a tensor."""
+    """Turn transformers' own progress bars and log lines into steps of `task`, one per tensor."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     def counted(items: Iterable[Any], **_: Any) -> Iterator[Any]:
@@ -99,7 +99,7 @@ def _reporting(task: Task) -> Iterator[None]:
             task.advance()
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    bar = reader.tqdm  # from tqdm itself, so that `disable_progress_bar` leaves it alone
+    bar = reader.tqdm  # imported from tqdm, so `disable_progress_bar` has no effect on it
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     reader.tqdm = counted

@@ -1,4 +1,4 @@
-"""Where a reference's file is: on disk, or in a Hub repository; and whether it can be read."""
+"""Find the file of a reference, on disk or in a Hub repository, and check that it can be read."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ HUB_REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>.+\.gguf)", re.I
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """A file that was found, not read."""
+    """A GGUF file that was found but not read yet."""
 
     ref: str
     local: Path | None
-    """Where it is on disk; None as long as it is only on the Hub."""
+    """The path on disk; None if the file is only on the Hub."""
     repo: str = ""
-    """Of a file that is, or was, on the Hub."""
+    """The Hub repository; empty if the file does not come from the Hub."""
     name: str = ""
     revision: str | None = None
-    """What was asked for: a branch, a tag or a commit."""
+    """The requested branch, tag or commit."""
 
     @cached_property
     def commit(self) -> str | None:
-        """The Hub's commit that is read: that of the copy in the cache, else what the revision stands for now.
+        """The Hub commit of the file: that of the copy in the cache, otherwise the current commit of `revision`.
 
-        None for a file that is not of the Hub. Raises whatever huggingface_hub does where the Hub cannot be asked.
+        None if the file does not come from the Hub. Raises huggingface_hub's exceptions if the Hub cannot be reached.
         """
         if not self.repo:
             return None
@@ -48,11 +48,11 @@ class GgufFile:
         return commit
 
     def _commit_of(self, copy: Path) -> str:
-        """Of a copy in the Hub's cache, SNAPSHOTS/COMMIT/NAME."""
+        """The commit of a copy in the Hub's cache, from its path: SNAPSHOTS/COMMIT/NAME."""
         return copy.parents[self.name.count("/")].name
 
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         if self.local is not None:
             return self.local.stat().st_size
         with self.open() as stream:
@@ -60,7 +60,7 @@ class GgufFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The bytes; of a file on the Hub, only the parts that are read are transferred."""
+        """Open the file; if it is on the Hub, only the parts that are read are downloaded."""
         if self.local is not None:
             with self.local.open("rb") as stream:
                 yield stream
@@ -72,15 +72,15 @@ class GgufFile:
                 yield cast(BinaryIO, remote)
 
     def on_disk(self) -> Path:
-        """The file as a path, downloaded into the Hub's cache where it is not there yet."""
+        """The path of the file, which is downloaded into the Hub's cache if necessary."""
         if self.local is not None:
             return self.local
         from huggingface_hub import hf_hub_download
 
         try:
-            # by what was asked for, so that the cache knows it and a later run needs no network
+            # by the requested revision, so that the cache stores it and a later run needs no network
             path = Path(hf_hub_download(self.repo, self.name, revision=self.revision))
-            if self._commit_of(path) != self.commit:  # a branch that has moved since the header was read
+            if self._commit_of(path) != self.commit:  # the branch has moved since the header was read
                 path = Path(hf_hub_download(self.repo, self.name, revision=self.commit))
             return path
         except Exception as e:
@@ -90,10 +90,10 @@ class GgufFile:
 
 
 def find_file(ref: str, revision: str | None) -> GgufFile:
-    """The file that a reference names: a path, or `org/repo/FILE.gguf` on the Hub where there is no such path.
+    """The file of a reference: a path, or `org/repo/FILE.gguf` on the Hub if the path does not exist.
 
-    Raises ModelError, with the nearest name in the folder, where there is nothing, ConfigError where the system
-    refuses to look.
+    Raises ModelError, with the most similar name in the folder, if there is no such file; ConfigError if the path
+    cannot be accessed.
     """
     hub = HUB_REFERENCE.fullmatch(ref)
     try:
@@ -104,9 +104,9 @@ def find_file(ref: str, revision: str | None) -> GgufFile:
             raise _missing(path)
     except RuntimeError as e:
         user = ref.partition("/")[0]
-        raise ConfigError(f"the model {ref!r}: there is no home directory of {user!r}", hint=f"./{ref}") from e
+        raise ConfigError(f"the model {ref!r}: the user {user!r} has no home directory", hint=f"./{ref}") from e
     except OSError as e:
-        raise ConfigError(f"the model {ref!r} cannot be looked at: {e.strerror or e}", hint="another path") from e
+        raise ConfigError(f"the model {ref!r} cannot be accessed: {e.strerror or e}", hint="use another path") from e
     from huggingface_hub import try_to_load_from_cache
 
     repo, name = hub["repo"], hub["file"]
@@ -117,13 +117,13 @@ def find_file(ref: str, revision: str | None) -> GgufFile:
 
 
 def check_file(file: GgufFile) -> Header:
-    """The header of a file that transformers can convert. Raises ModelError with what stands in the way."""
+    """The header of a file that transformers can convert. Raises ModelError with the reason if it cannot."""
     try:
         with file.open() as stream:
             header = read_header(stream)
         size = file.size()
     except BadHeader as e:
-        raise ModelError(f"{file.ref} {e}", hint="download it again, or name another file") from e
+        raise ModelError(f"{file.ref} {e}", hint="download it again, or use another file") from e
     except Exception as e:
         if is_resource_error(e):
             raise
@@ -135,7 +135,7 @@ def check_file(file: GgufFile) -> Header:
     parts = header.metadata.get("split.count", 1)
     if not isinstance(parts, int):
         raise ModelError(
-            f"{file.ref}: its split.count is {parts!r:.40} where a number was expected", hint="download it again"
+            f"{file.ref}: its split.count is {parts!r:.40}, but a number was expected", hint="download it again"
         )
     if parts > 1:
         raise ModelError(
@@ -145,14 +145,14 @@ def check_file(file: GgufFile) -> Header:
     expected = header.data_start + _data_size(file.ref, header)
     if size < expected:
         raise ModelError(
-            f"{file.ref} is cut off: its header announces {expected:,} bytes, it has {size:,}",
+            f"{file.ref} is truncated: its header requires {expected:,} bytes, but it has {size:,}",
             hint="download it again",
         )
     return header
 
 
 def _data_size(ref: str, header: Header) -> int:
-    """Bytes of the data section up to the end of its last tensor."""
+    """Bytes of the data section, up to the end of its last tensor."""
     from gguf.constants import GGML_QUANT_SIZES
 
     sizes = {int(kind): block for kind, block in GGML_QUANT_SIZES.items()}
@@ -172,12 +172,12 @@ def _missing(path: Path) -> ModelError:
     siblings = []
     if path.parent.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(".gguf"))
-    hint = _nearest(path.name, siblings, f"{path.parent}/") or "a file on the Hub is named org/repo/FILE.gguf"
-    return ModelError(f"there is no file {path}", hint=hint)
+    hint = _nearest(path.name, siblings, f"{path.parent}/") or "for a file on the Hub, use org/repo/FILE.gguf"
+    return ModelError(f"the file {path} does not exist", hint=hint)
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether the Hub answers that there is no such file, repository or revision."""
+    """Whether the Hub reports that the file, repository or revision does not exist."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     missing = (FileNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
@@ -185,20 +185,23 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _not_on_hub(file: GgufFile) -> ModelError:
-    """For a file, a repository or a revision that the Hub does not have (or hides)."""
+    """The error for a file, repository or revision that the Hub does not have, or hides."""
     from huggingface_hub import HfFileSystem
 
     folder = f"{file.repo}/{file.name}".rpartition("/")[0]
     at = f" at revision {file.revision}" if file.revision else ""
     try:
         found = [str(n) for n in HfFileSystem().ls(folder, detail=False, revision=file.revision)]
-    except Exception:  # no such repository, or none that may be seen
+    except Exception:  # no such repository, or no access to it
         return ModelError(
-            f"the Hub has no {file.repo}{at}, or does not show it",
+            f"the Hub has no {file.repo}{at}, or you have no access to it",
             hint="check the name; for a private or gated repository run `hf auth login` first",
         )
     siblings = sorted(n.rpartition("/")[2] for n in found if n.lower().endswith(".gguf"))
-    hint = _nearest(file.name.rpartition("/")[2], siblings, f"{folder}/") or "the repository has no GGUF file there"
+    hint = (
+        _nearest(file.name.rpartition("/")[2], siblings, f"{folder}/")
+        or "the repository has no GGUF file in this folder"
+    )
     return ModelError(f"{file.repo} on the Hub has no file {file.name}{at}", hint=hint)
 
 
@@ -211,19 +214,19 @@ def _nearest(name: str, siblings: list[str], folder: str) -> str | None:
 def _not_reached(ref: str, error: Exception) -> ModelError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ModelError(
-        f"{ref} is not on disk and could not be had from the Hub: {reason}",
-        hint="check the name and the network, or download the file and give its path",
+        f"{ref} is not on disk and could not be fetched from the Hub: {reason}",
+        hint="check the name and the network, or download the file and pass its path",
     )
 
 
 def _unsupported(ref: str, architecture: str) -> ModelError:
     if architecture == "smollm3":
         return ModelError(
-            f"{ref} is of architecture smollm3, which transformers cannot read from GGUF (the format has no key for "
+            f"{ref} has the architecture smollm3, which transformers cannot read from GGUF (the format has no key for "
             "SmolLM3's layers without RoPE)",
-            hint="train the original instead: smollm3 train --model HuggingFaceTB/SmolLM3-3B",
+            hint="train the original model: smollm3 train --model HuggingFaceTB/SmolLM3-3B",
         )
     return ModelError(
-        f"{ref} is of architecture {architecture}, which transformers cannot read from GGUF",
-        hint=f"name the model's original repository; readable are {', '.join(sorted(readable().values()))}",
+        f"{ref} has the architecture {architecture}, which transformers cannot read from GGUF",
+        hint=f"use the model's original repository; transformers can read {', '.join(sorted(readable().values()))}",
     )

@@ -1,7 +1,7 @@
 """The header of a GGUF file: metadata and the table of tensors, without the tensors.
 
-A reader of its own because `gguf.GGUFReader` makes a NumPy array of every token: 7 s for a vocabulary of 49,152,
-where walking over them takes a tenth of one. Standard library only.
+`gguf.GGUFReader` is not used because it creates a NumPy array for every token: 7 s for a vocabulary of 49,152. This
+reader skips the tokens and takes a tenth of a second. Imports only the standard library.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
 
@@ -14,19 +14,19 @@ from typing import Any, BinaryIO
 
 MAGIC = b"GGUF"
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-"""`struct` format of every metadata type of fixed size, by its number."""
+"""Number of every metadata type of fixed size to its `struct` format."""
 STRING, ARRAY = 8, 9
 LIMIT = 1 << 26
-"""No string, no count in a sound header is larger; more means that the bytes are not what they should be."""
+"""Upper limit of lengths and counts in a valid header; a larger value means that the file is corrupt."""
 
 
 class BadHeader(ValueError):
-    """The bytes are not those of a GGUF file. The text completes "FILE …"."""
+    """The bytes are not a valid GGUF header. The message completes "FILE …"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies."""
+    """Shape, type and position of one tensor."""
 
     shape: tuple[int, ...]
     """Outermost dimension first, as in torch; (out, in) for a linear layer."""
@@ -37,10 +37,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What stands before the weights."""
+    """The part of a GGUF file before the weights."""
 
     metadata: Mapping[str, Any]
-    """Scalars and strings as they are, arrays of numbers as lists, arrays of strings as their length."""
+    """Scalars and strings unchanged, arrays of numbers as lists, arrays of strings as their length."""
     tensors: Mapping[str, TensorInfo]
     data_start: int
     """Offset of the data section in the file, in bytes."""
@@ -58,7 +58,7 @@ class _Stream:
     def take(self, n: int) -> bytes:
         data = self.stream.read(n) if n <= LIMIT else b""
         if len(data) != n:
-            raise BadHeader("ends, or turns to nonsense, inside its header")
+            raise BadHeader("is truncated or corrupt inside its header")
         return data
 
     def number(self, fmt: str) -> Any:
@@ -67,7 +67,7 @@ class _Stream:
     def count(self) -> int:
         value: int = self.number("<Q")
         if value > LIMIT:
-            raise BadHeader("turns to nonsense inside its header")
+            raise BadHeader("is corrupt inside its header")
         return value
 
     def text(self) -> str:
@@ -81,7 +81,7 @@ class _Stream:
         if kind != ARRAY:
             raise BadHeader(f"has a metadata value of the unknown type {kind}")
         kind, length = self.number("<I"), self.count()
-        if kind == STRING:  # a vocabulary: walked over, not kept
+        if kind == STRING:  # a vocabulary: skipped
             for _ in range(length):
                 self.take(self.count())
             return length
@@ -92,7 +92,7 @@ class _Stream:
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """The header of an open GGUF file. Raises BadHeader where it is none."""
+    """Read the header of an open GGUF file. Raises BadHeader if it is not valid."""
     s = _Stream(stream)
     magic = stream.read(4)
     if magic != MAGIC:
@@ -106,11 +106,11 @@ def read_header(stream: BinaryIO) -> Header:
         key = s.text()
         metadata[key] = s.value(s.number("<I"))
     if "general.architecture" not in metadata:
-        raise BadHeader("names no architecture (general.architecture)")
+        raise BadHeader("does not state its architecture (general.architecture)")
     tensors: dict[str, TensorInfo] = {}
     for _ in range(tensor_count):
         name = s.text()
-        dims = [s.count() for _ in range(min(s.number("<I"), 8))]  # fastest-moving dimension first
+        dims = [s.count() for _ in range(min(s.number("<I"), 8))]  # stored with the fastest-varying dimension first
         tensors[name] = TensorInfo(shape=tuple(reversed(dims)), ggml_type=s.number("<I"), offset=s.number("<Q"))
     alignment = int(metadata.get("general.alignment", 32)) or 32
     data_start = -(-stream.tell() // alignment) * alignment

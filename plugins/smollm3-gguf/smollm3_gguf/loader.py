@@ -1,4 +1,4 @@
-"""The loader: finds and checks the file when it is opened, converts it when its weights are first asked for."""
+"""The loader: finds and checks the file when it is opened, and converts it when its weights are first needed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KIND = "gguf"
-"""The folder of the cache."""
+"""The kind of the cache entries."""
 CONVERSION = 1
-"""Raised when the conversion writes something else; converted copies of before are then made anew."""
+"""Increase this when the output of the conversion changes; files are then converted again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class GgufSource:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What the header implies; the converted `config.json` once it exists."""
+        """The config that the header implies, or the converted `config.json` once it exists."""
         if "path" in self.__dict__:
             return self._converted.config
         return self._implied
@@ -48,13 +48,13 @@ class GgufSource:
 
     @cached_property
     def _sha256(self) -> str:
-        """Of the file's content; downloads a file that is only on the Hub."""
+        """SHA-256 of the file's content; downloads the file if it is only on the Hub."""
         with self.file.on_disk().open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     @cached_property
     def path(self) -> Path:
-        """The converted copy, made when first asked for and kept in the cache."""
+        """The converted copy, which is built at the first access and kept in the cache."""
         key = {
             "file": self._sha256,
             "dtype": self.options.dtype,
@@ -72,16 +72,16 @@ class GgufSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of the file's content and the dtype of the copy: the same for every version of the tools."""
+        """Fingerprint of the file's content and the dtype of the copy; independent of library versions."""
         return fingerprint("gguf", self._sha256, self.options.dtype)
 
     @property
     def pins(self) -> Mapping[str, str]:
-        """Of a file on the Hub its commit, under which this very file is opened again."""
+        """The commit of a file on the Hub, so that the same file is opened again; empty for other files."""
         return {} if self.file.commit is None else {"revision": self.file.commit}
 
     def has_file(self, name: str) -> bool:
-        """Never: of what a checkpoint may hold, a GGUF file is none."""
+        """Always False: a GGUF file contains no checkpoint files."""
         return False
 
     @cached_property
@@ -105,16 +105,16 @@ class GgufLoader:
         self.options = options
 
     def open(self, ref: str, ctx: BuildContext) -> GgufSource:
-        """The source of a file that was found and whose header says that transformers can read it.
+        """The source for a file that exists and, according to its header, can be read by transformers.
 
-        Raises ModelError for a missing, damaged or split file, and for an architecture that transformers does not
-        read; no weights are read and nothing is downloaded but the header.
+        Raises ModelError if the file is missing, damaged or split, or if transformers cannot read its architecture.
+        No weights are read, and only the header is downloaded.
         """
         file = find_file(ref, self.options.revision)
         header = check_file(file)
         if "rope_freqs.weight" in header.tensors:
             ctx.progress.say(
-                f"{ref} rescales its RoPE frequencies (Llama 3.1 and later), which transformers leaves out when it "
-                "reads GGUF: long contexts will be off; prefer the original repository"
+                f"{ref} rescales its RoPE frequencies (Llama 3.1 and later), which transformers ignores when it reads "
+                "GGUF: long contexts will be wrong; use the original repository"
             )
         return GgufSource(ref=ref, file=file, header=header, options=self.options, ctx=ctx)

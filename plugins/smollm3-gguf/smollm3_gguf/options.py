@@ -1,4 +1,4 @@
-"""The options of loader `gguf`. Light: no torch, no transformers."""
+"""Options of the loader `gguf`. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class GgufOptions:
     """Options of `gguf`."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "What the dequantized copy is stored in: float32 keeps every value; the others halve the disk."
+        "float32", "Dtype of the dequantized copy: float32 keeps every value; the others need half the disk space."
     )
     revision: str | None = option(None, "Branch, tag or commit of the Hub repository (default: its main branch).")

@@ -1,4 +1,4 @@
-"""What the tests of the loader share."""
+"""Fixtures for the tests of the loader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 class Recorder:
-    """A `Progress` that remembers what it was told."""
+    """A `Progress` that records its calls."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
@@ -42,7 +42,7 @@ class Recorder:
 
 @pytest.fixture(scope="session")
 def tiny_gguf() -> ModuleType:
-    """The module `tiny_gguf.py` beside this file."""
+    """The module `tiny_gguf.py` in this folder."""
     spec = importlib.util.spec_from_file_location("smollm3_gguf_tiny", Path(__file__).with_name("tiny_gguf.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -53,7 +53,7 @@ def tiny_gguf() -> ModuleType:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Callable[..., BuildContext]:
-    """Makes a BuildContext for the CPU with a cache of the test's own and a progress that records."""
+    """Factory of BuildContexts for the CPU, with a separate cache for each test and a recording progress."""
 
     def make(cache: Path | None = None) -> BuildContext:
         return BuildContext(

@@ -13,7 +13,7 @@ from smollm3_finetune.testing import LoaderConformance
 class TestGguf(LoaderConformance):
     component = "gguf"
     unknown = "/nowhere/nothing.gguf"
-    files = ()  # of what a checkpoint may hold, a GGUF file is none
+    files = ()  # a GGUF file contains no checkpoint files
 
     @pytest.fixture(autouse=True)
     def writer(self, tiny_gguf: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""What is loaded equals what the file holds; it is converted once, and whole."""
+"""The loaded weights equal those in the file; a file is converted once, and completely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT = GgufLoader(GgufOptions())
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
-def test_loaded_weights_are_the_file_s_exactly(tiny_gguf, context, tmp_path, kind):
+def test_loaded_weights_equal_those_in_the_file(tiny_gguf, context, tmp_path, kind):
     held = tiny_gguf.write(tmp_path / "tiny.gguf", kind=GGMLQuantizationType[kind])
     source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
     model = source.load(dtype=torch.float32)
@@ -33,7 +33,7 @@ def test_loaded_weights_are_the_file_s_exactly(tiny_gguf, context, tmp_path, kin
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_copy_is_in_the_dtype_that_was_asked_for(tiny_gguf, context, tmp_path, dtype):
+def test_the_copy_is_in_the_requested_dtype(tiny_gguf, context, tmp_path, dtype):
     held = tiny_gguf.write(tmp_path / "tiny.gguf")
     source = GgufLoader(GgufOptions(dtype=dtype)).open(str(tmp_path / "tiny.gguf"), context())
     model = source.load(dtype="auto")
@@ -42,7 +42,7 @@ def test_the_copy_is_in_the_dtype_that_was_asked_for(tiny_gguf, context, tmp_pat
     assert torch.equal(model.state_dict()[name], torch.from_numpy(held[name]).to(model.dtype))
 
 
-def test_nothing_is_converted_before_it_is_needed_and_then_once(tiny_gguf, context, tmp_path):
+def test_a_file_is_converted_once_and_only_when_needed(tiny_gguf, context, tmp_path):
     path = tmp_path / "tiny.gguf"
     tiny_gguf.write(path)
     ctx = context()
@@ -66,14 +66,14 @@ def test_nothing_is_converted_before_it_is_needed_and_then_once(tiny_gguf, conte
     moved.parent.mkdir()
     path.rename(moved)
     again_ctx = context()
-    again = DEFAULT.open(str(moved), again_ctx)  # the content decides, not the name
+    again = DEFAULT.open(str(moved), again_ctx)  # the cache key is the content, not the name
     again.load()
     assert not again_ctx.progress.tasks
     assert again.fingerprint == fingerprint
     assert again.path == source.path
 
 
-def test_the_header_s_config_is_light(tiny_gguf, context, tmp_path):
+def test_the_config_comes_from_the_header(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     config = DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).config
     expected = {
@@ -93,7 +93,7 @@ def test_the_header_s_config_is_light(tiny_gguf, context, tmp_path):
     assert expected.items() <= config.items()
 
 
-def test_other_content_and_other_dtype_are_other_models(tiny_gguf, context, tmp_path):
+def test_another_content_or_dtype_is_another_model(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "a.gguf")
     tiny_gguf.write(tmp_path / "b.gguf", kind=GGMLQuantizationType.Q8_0)
     a = DEFAULT.open(str(tmp_path / "a.gguf"), context())
@@ -111,7 +111,7 @@ NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocato
 
 @pytest.mark.parametrize("error", [FULL, MemoryError(), NO_MEMORY])
 @pytest.mark.parametrize("where", ["from_pretrained", "save_pretrained"])
-def test_what_the_machine_lacks_is_no_damage_of_the_file(tiny_gguf, context, tmp_path, monkeypatch, where, error):
+def test_resource_errors_are_raised_unchanged(tiny_gguf, context, tmp_path, monkeypatch, where, error):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
 
@@ -130,7 +130,7 @@ def test_a_file_on_disk_has_no_pins(tiny_gguf, context, tmp_path):
     assert DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).pins == {}
 
 
-def test_the_tokenizer_and_its_template_survive(tiny_gguf, context, tmp_path):
+def test_the_tokenizer_and_its_template_are_kept(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     tokenizer = DEFAULT.open(str(tmp_path / "tiny.gguf"), context()).tokenizer()
     assert tokenizer.chat_template == tiny_gguf.CHATML
@@ -147,7 +147,7 @@ def test_the_tokenizer_and_its_template_survive(tiny_gguf, context, tmp_path):
     ]
 
 
-def test_a_chatml_model_stops_where_a_turn_ends(tiny_gguf, context, tmp_path):
+def test_a_chatml_model_stops_at_the_end_of_a_turn(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf", eos=0)  # the base model's end of text
     source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
     assert source.tokenizer().eos_token == "<|im_end|>"
@@ -157,14 +157,14 @@ def test_a_chatml_model_stops_where_a_turn_ends(tiny_gguf, context, tmp_path):
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
-def test_without_chatml_the_file_s_end_token_stays(tiny_gguf, context, tmp_path, template):
+def test_without_chatml_the_end_token_of_the_file_is_kept(tiny_gguf, context, tmp_path, template):
     tiny_gguf.write(tmp_path / "tiny.gguf", eos=0, template=template)
     source = DEFAULT.open(str(tmp_path / "tiny.gguf"), context())
     assert source.tokenizer().eos_token == "<|endoftext|>"
     assert source.load().generation_config.eos_token_id == 0
 
 
-def test_missing_weights_are_refused_not_invented(tiny_gguf, context, tmp_path):
+def test_missing_weights_are_an_error(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf", leave_out="blk.1.ffn_up")
     ctx = context()
     source = DEFAULT.open(str(tmp_path / "tiny.gguf"), ctx)
@@ -210,7 +210,7 @@ def start(path, cache, how="live"):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
+def test_only_one_of_two_processes_converts(tiny_gguf, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     runs = [start(tmp_path / "tiny.gguf", tmp_path / "cache") for _ in range(2)]
     done = [run.communicate(timeout=120) for run in runs]
@@ -220,7 +220,7 @@ def test_of_two_processes_one_converts(tiny_gguf, tmp_path):
     assert len(set(paths)) == 1
 
 
-def test_a_conversion_killed_half_way_leaves_no_entry(tiny_gguf, context, tmp_path):
+def test_a_killed_conversion_leaves_no_cache_entry(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     run = start(tmp_path / "tiny.gguf", tmp_path / "cache", "die")
     run.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""References: what is found, what is refused, and in which words."""
+"""References: which files are found, which are refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def refusal(path, context):
 
 
 @pytest.mark.parametrize("ref", ["a.gguf", "dir/A.GGUF", "org/repo/model-Q4_K_M.gguf", "org/repo/sub/model.gguf"])
-def test_claims_what_ends_in_gguf(ref):
+def test_claims_references_that_end_in_gguf(ref):
     assert claims(ref)
 
 
 @pytest.mark.parametrize("ref", ["HuggingFaceTB/SmolLM3-3B", "a.gguf/", "gguf", "org/repo-GGUF", "a.gguf.txt"])
-def test_claims_nothing_else(ref):
+def test_does_not_claim_other_references(ref):
     assert not claims(ref)
 
 
-def test_a_missing_file_names_the_nearest(tiny_gguf, context, tmp_path):
+def test_a_missing_file_suggests_the_most_similar_name(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "smollm2-Q4_1.gguf")
     text = refusal(tmp_path / "smollm2-Q4_l.gguf", context)
-    assert "there is no file" in text
+    assert f"the file {tmp_path / 'smollm2-Q4_l.gguf'} does not exist" in text
     assert f"did you mean {tmp_path / 'smollm2-Q4_1.gguf'}?" in text
 
 
-def test_a_missing_file_lists_what_is_there(tiny_gguf, context, tmp_path):
+def test_a_missing_file_lists_the_files_of_the_folder(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "smollm2-Q4_1.gguf")
     assert "/ has smollm2-Q4_1.gguf" in refusal(tmp_path / "x.gguf", context)
 
 
-def test_a_missing_folder_points_to_the_hub_s_form(context, tmp_path):
+def test_a_missing_folder_shows_the_form_of_hub_references(context, tmp_path):
     assert "org/repo/FILE.gguf" in refusal(tmp_path / "none" / "x.gguf", context)
 
 
@@ -58,13 +58,13 @@ def test_an_empty_file_is_not_a_gguf_file(context, tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 99, 0x03000000])
-def test_another_version_is_named(context, tmp_path, version):
+def test_an_unsupported_version_is_named(context, tmp_path, version):
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + version.to_bytes(4, "little") + b"\0" * 16)
     assert f"GGUF version {version}" in refusal(tmp_path / "x.gguf", context)
 
 
 @pytest.mark.parametrize("keep", [20, 200, 1500])
-def test_a_cut_header_is_refused(tiny_gguf, context, tmp_path, keep):
+def test_a_truncated_header_is_refused(tiny_gguf, context, tmp_path, keep):
     tiny_gguf.write(tmp_path / "whole.gguf")
     (tmp_path / "x.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:keep])
     assert "inside its header" in refusal(tmp_path / "x.gguf", context)
@@ -75,19 +75,19 @@ def test_an_overwritten_header_is_refused(tiny_gguf, context, tmp_path):
     data = bytearray((tmp_path / "x.gguf").read_bytes())
     data[24:600] = b"\xff" * 576
     (tmp_path / "x.gguf").write_bytes(bytes(data))
-    assert "nonsense" in refusal(tmp_path / "x.gguf", context)
+    assert "corrupt inside its header" in refusal(tmp_path / "x.gguf", context)
 
 
-def test_cut_weights_are_refused_with_both_sizes(tiny_gguf, context, tmp_path):
+def test_truncated_weights_are_refused_with_both_sizes(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "whole.gguf")
     data = (tmp_path / "whole.gguf").read_bytes()
     (tmp_path / "x.gguf").write_bytes(data[:-5000])
     text = refusal(tmp_path / "x.gguf", context)
-    assert "is cut off" in text
-    assert f"it has {len(data) - 5000:,}" in text
+    assert "is truncated" in text
+    assert f"but it has {len(data) - 5000:,}" in text
 
 
-def test_smollm3_is_refused_with_the_command_that_works(tiny_gguf, context, tmp_path):
+def test_smollm3_is_refused_with_a_command_that_works(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "x.gguf", architecture="smollm3")
     text = refusal(tmp_path / "x.gguf", context)
     assert "architecture smollm3" in text
@@ -95,41 +95,41 @@ def test_smollm3_is_refused_with_the_command_that_works(tiny_gguf, context, tmp_
 
 
 @pytest.mark.parametrize("architecture", ["clip", "t5", "rwkv7"])
-def test_an_architecture_that_transformers_does_not_read_is_named(tiny_gguf, context, tmp_path, architecture):
+def test_an_unsupported_architecture_is_named(tiny_gguf, context, tmp_path, architecture):
     tiny_gguf.write(tmp_path / "x.gguf", architecture=architecture)
     text = refusal(tmp_path / "x.gguf", context)
-    assert f"is of architecture {architecture}, which transformers cannot read from GGUF" in text
+    assert f"has the architecture {architecture}, which transformers cannot read from GGUF" in text
     assert "llama" in text
 
 
-def test_a_part_of_a_split_model_is_refused_with_the_remedy(tiny_gguf, context, tmp_path):
+def test_a_part_of_a_split_model_is_refused_with_the_command_to_join_it(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "x.gguf", extra={"split.count": 3})
     text = refusal(tmp_path / "x.gguf", context)
     assert "one of 3 parts" in text
     assert "llama-gguf-split --merge" in text
 
 
-def test_a_count_of_parts_that_is_text_is_refused(tiny_gguf, context, tmp_path):
+def test_a_split_count_that_is_not_a_number_is_refused(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "x.gguf", extra={"split.count": "three"})
-    assert "its split.count is 'three' where a number was expected" in refusal(tmp_path / "x.gguf", context)
+    assert "its split.count is 'three', but a number was expected" in refusal(tmp_path / "x.gguf", context)
 
 
-def test_a_path_of_nobody_s_home_is_refused(context):
+def test_the_home_directory_of_an_unknown_user_is_refused(context):
     with pytest.raises(ConfigError) as caught:
         GgufLoader(GgufOptions()).open("~nosuchuser/x.gguf", context())
-    assert caught.value.message == "the model '~nosuchuser/x.gguf': there is no home directory of '~nosuchuser'"
+    assert caught.value.message == "the model '~nosuchuser/x.gguf': the user '~nosuchuser' has no home directory"
     assert caught.value.hint == "./~nosuchuser/x.gguf"
 
 
-def test_a_path_that_the_system_refuses_to_look_at_is_refused(context, tmp_path):
-    path = tmp_path / ("x" * 300) / "x.gguf"  # stat() refuses this as it refuses a closed directory
-    with pytest.raises(ConfigError, match="cannot be looked at: File name too long"):
+def test_a_path_that_cannot_be_accessed_is_refused(context, tmp_path):
+    path = tmp_path / ("x" * 300) / "x.gguf"  # stat() fails as for a directory without permission
+    with pytest.raises(ConfigError, match="cannot be accessed: File name too long"):
         GgufLoader(GgufOptions()).open(str(path), context())
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(),
                                    RuntimeError("No space left on device (os error 28)")])  # fmt: skip
-def test_what_the_machine_lacks_is_no_fault_of_the_network(monkeypatch, error):
+def test_resource_errors_while_downloading_are_raised_unchanged(monkeypatch, error):
     def fails(*args, **kwargs):
         raise error
 
@@ -140,7 +140,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_network(monkeypatch, error):
     assert caught.value is error
 
 
-def test_rescaled_rope_is_pointed_out(tiny_gguf, context, tmp_path, monkeypatch):
+def test_rescaled_rope_is_reported(tiny_gguf, context, tmp_path, monkeypatch):
     names = {**tiny_gguf.NAMES, "model.norm": "rope_freqs"}
     monkeypatch.setattr(tiny_gguf, "NAMES", names)
     tiny_gguf.write(tmp_path / "x.gguf")
@@ -166,11 +166,11 @@ def test_a_hub_file_in_the_cache_is_used_without_a_network(tiny_gguf, context, t
     assert pinned.fingerprint == source.fingerprint
 
 
-def test_a_hub_file_that_cannot_be_had_says_so(context, tmp_path, monkeypatch):
+def test_a_hub_file_that_cannot_be_fetched_is_an_error(context, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     text = refusal("org/repo/tiny.gguf", context)
-    assert "org/repo/tiny.gguf is not on disk and could not be had from the Hub" in text
+    assert "org/repo/tiny.gguf is not on disk and could not be fetched from the Hub" in text
 
 
 LIGHT = """
@@ -202,7 +202,7 @@ def test_opening_imports_no_torch(tiny_gguf, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_one_descriptor_says_what_it_needs():
+def test_the_descriptor_declares_its_requirements():
     [spec] = smollm3_loaders()
     assert spec.requires.distributions
     assert spec.claims is claims

@@ -1,4 +1,4 @@
-"""Files on the Hub, against a server on this machine that answers as the Hub does."""
+"""Files on the Hub, tested with a local server that answers like the Hub."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     data = b""
     main = COMMIT
-    sent: list[tuple[str, int]] = []  # noqa: RUF012  (of this class, whichever thread answers)
-    """Each answer with a part of the file: what was asked, and how many bytes it got."""
+    sent: list[tuple[str, int]] = []  # noqa: RUF012  (one list for all threads)
+    """Each answer with a part of the file: the request, and the number of bytes sent."""
 
     def log_message(self, *args): ...
 
@@ -36,7 +36,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def commit(self):
-        """That of the request, which names a commit or a branch."""
+        """The commit of the request, which names a commit or a branch."""
         return next((c for c in (COMMIT, OTHER) if c in self.path), Hub.main)
 
     def do_HEAD(self):
@@ -74,7 +74,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
     tiny_gguf.write(tmp_path / "tiny.gguf")
-    Hub.data = (tmp_path / "tiny.gguf").read_bytes() + bytes(8 << 20)  # so that the header is a small part
+    Hub.data = (tmp_path / "tiny.gguf").read_bytes() + bytes(8 << 20)  # so that the header is a small part of the file
     Hub.sent.clear()
     Hub.main = COMMIT
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -88,7 +88,7 @@ def endpoint(tiny_gguf, tmp_path) -> Iterator[str]:
 
 def run(code, endpoint, tmp_path):
     """The lines that `code` prints in a process whose Hub is `endpoint`."""
-    hub = re.compile(r"HF_|HUGGINGFACE_|.*_PROXY$", re.IGNORECASE)  # a cache of the machine's own, for one
+    hub = re.compile(r"HF_|HUGGINGFACE_|.*_PROXY$", re.IGNORECASE)  # for example the location of the user's cache
     env = {name: value for name, value in os.environ.items() if not hub.match(name)}
     env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
@@ -100,7 +100,7 @@ def run(code, endpoint, tmp_path):
     return done.stdout.splitlines()
 
 
-def test_opening_transfers_the_header_and_only_use_the_file(endpoint, tmp_path):
+def test_opening_downloads_only_the_header(endpoint, tmp_path):
     code = "file = find_file('org/repo/tiny.gguf', None); print(check_file(file).architecture, file.local)"
     assert run(code, endpoint, tmp_path) == ["llama None"]
     assert 0 < sum(size for _, size in Hub.sent) < 2 << 20, Hub.sent
@@ -115,7 +115,7 @@ def test_opening_transfers_the_header_and_only_use_the_file(endpoint, tmp_path):
     assert COMMIT in second
 
 
-def test_what_the_hub_lacks_is_named(endpoint, tmp_path):
+def test_files_and_repositories_that_the_hub_lacks_are_named(endpoint, tmp_path):
     code = (
         "for ref in ('org/repo/tiny2.gguf', 'org/other/tiny.gguf'):\n"
         "    try: check_file(find_file(ref, None))\n"
@@ -123,7 +123,7 @@ def test_what_the_hub_lacks_is_named(endpoint, tmp_path):
     )
     file, repository = run(code, endpoint, tmp_path)
     assert file == "org/repo on the Hub has no file tiny2.gguf | did you mean org/repo/tiny.gguf?"
-    assert repository.startswith("the Hub has no org/other, or does not show it | ")
+    assert repository.startswith("the Hub has no org/other, or you have no access to it | ")
 
 
 PINS = """
@@ -152,10 +152,10 @@ def test_a_file_on_the_hub_is_pinned_to_its_commit(endpoint, tmp_path):
     assert commit == COMMIT
     assert f"/snapshots/{COMMIT}/" in path
     code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], source.file.local)"
-    assert run(code, "http://127.0.0.1:9", tmp_path) == [line], "once it is there, no network is needed"
+    assert run(code, "http://127.0.0.1:9", tmp_path) == [line], "a file in the cache needs no network"
 
 
-def test_a_branch_that_moves_after_its_header_was_read_is_not_followed(endpoint, tmp_path):
+def test_a_branch_that_moves_after_the_header_was_read_is_not_followed(endpoint, tmp_path):
     code = PINS + (
         "import urllib.request, os\n"
         "source = opened(revision='main')\n"
@@ -170,4 +170,4 @@ def test_a_branch_that_moves_after_its_header_was_read_is_not_followed(endpoint,
 
 def test_a_revision_that_the_hub_lacks_is_named(endpoint, tmp_path):
     code = "try: check_file(find_file('org/repo/tiny.gguf', 'gone'))\nexcept ModelError as e: print(e.message)"
-    assert run(code, endpoint, tmp_path) == ["the Hub has no org/repo at revision gone, or does not show it"]
+    assert run(code, endpoint, tmp_path) == ["the Hub has no org/repo at revision gone, or you have no access to it"]

@@ -1,4 +1,4 @@
-"""Writes a tiny GGUF file of LLaMA architecture with the gguf package, in the way of llama.cpp's converter."""
+"""Writes a tiny LLaMA GGUF file with the gguf package, in the same way as llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write(
     leave_out: str = "",
     extra: dict[str, int | str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Write the file; returns what it holds, dequantized by `gguf.quants`, by transformers' names."""
+    """Write the file; returns its weights, dequantized by `gguf.quants`, by transformers' names."""
     w = gguf.GGUFWriter(path, architecture)
     w.add_context_length(128)
     w.add_embedding_length(HIDDEN)

@@ -1,6 +1,6 @@
-"""GPTQ quantizer for smollm3: reads GPTQ checkpoints, and makes them from full-precision models through gptqmodel.
+"""GPTQ quantizer for smollm3: loads GPTQ checkpoints, and quantizes full-precision models with gptqmodel.
 
-Only the descriptor is here; torch, transformers and gptqmodel are imported when a run names it.
+This module contains only the descriptor; torch, transformers and gptqmodel are imported when a run uses it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 from smollm3_finetune.api import Env, ModelSource, Op, QuantizerSpec, hookimpl
 
 PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
-PACKED = "weights are stored as codes of few bits with scales"
+PACKED = "weights are stored as low-bit codes with scales"
 ONE_WAY = (
-    "kernel=gptqmodel repacks its weights for inference at the first evaluation, for good; kernel=dequantize keeps them"
+    "kernel=gptqmodel permanently repacks its weights for inference at the first evaluation; kernel=dequantize does not"
 )
 
 
 def claims(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is that of a checkpoint which gptqmodel, AutoGPTQ or optimum wrote."""
+    """Whether a `config.json` describes a checkpoint written by gptqmodel, AutoGPTQ or optimum."""
     quantization = config.get("quantization_config")
     return isinstance(quantization, Mapping) and quantization.get("quant_method") == "gptq"
 
 
 def refine(options: Any, env: Env) -> Mapping[Op, str]:
-    """gptqmodel's own kernels only run forward, and on a CPU those for 2, 3 and 8 bits are compiled first."""
+    """gptqmodel's own kernels support only the forward; on a CPU, those for 2, 3 and 8 bits must be compiled first."""
     if options.kernel != "gptqmodel":
         return {}
     absent = {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
@@ -34,7 +34,7 @@ def refine(options: Any, env: Env) -> Mapping[Op, str]:
 
 
 def check(options: Any, source: ModelSource) -> None:
-    """Refuse a source that is quantized otherwise, or is none of a format that can be read; reads no weights."""
+    """Raises an error if the source is quantized in another way or has an unsupported format; reads no weights."""
     from smollm3_gptq.checkpoint import described, refuse_contradictions
 
     stored = described(source)
@@ -48,7 +48,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
         QuantizerSpec(
             name="gptq",
             aliases=("auto-gptq",),
-            summary="GPTQ: 2 to 8-bit weights fitted to calibration rows; reads checkpoints, or makes them first",
+            summary="GPTQ: 2 to 8-bit weights fitted to calibration rows; loads GPTQ checkpoints, or quantizes first",
             factory="smollm3_gptq.quantizer:GPTQQuantizer",
             options="smollm3_gptq.options:GPTQOptions",
             provides=PROVIDES,

@@ -1,8 +1,8 @@
-"""What a GPTQ checkpoint says of itself: gptqmodel's, AutoGPTQ's and optimum's, of formats v1 and v2.
+"""Read the description and the tensors of GPTQ checkpoints, of formats v1 and v2, by gptqmodel, AutoGPTQ or optimum.
 
-Checkpoints that AutoGPTQ wrote keep their description in `quantize_config.json` or name their weights
-`gptq_model-4bit-128g.safetensors`; transformers and gptqmodel load neither. `view` shows any of them under the names
-that transformers expects, through links in a temporary directory; the original is left as it is.
+Checkpoints written by AutoGPTQ have their description in `quantize_config.json`, or weights with a name such as
+`gptq_model-4bit-128g.safetensors`; neither transformers nor gptqmodel can load these. `view` presents any checkpoint
+under the names that transformers expects, with links in a temporary directory. The original is not changed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from smollm3_gptq.options import GPTQOptions
 DESCRIPTION = "quantize_config.json"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 FORMATS = {"gptq": True, "gptq_v2": False}
-"""Name of a format to whether zero points are stored less one."""
+"""Name of a format to whether it stores each zero point minus one."""
 WORD = 32
 PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-"""The end of the name of one of several files of weights."""
+"""The end of the name of a weight file that is one of several."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Layer:
     out_features: int
     bits: int
     bias: bool
-    """Whether it has one that is not zero; AutoGPTQ writes zeros for layers without."""
+    """Whether the layer has a nonzero bias; AutoGPTQ writes zeros for layers without bias."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Checkpoint:
     files: tuple[Path, ...]
 
     def layers(self) -> dict[str, Layer]:
-        """The quantized layers by name, from the headers of the files. Raises ModelError where one is not whole."""
+        """The quantized layers by name, from the headers of the files. Raises ModelError if one is incomplete."""
         shapes: dict[str, list[int]] = {}
         biased: set[str] = set()
         for file in self.files:
@@ -70,7 +70,9 @@ class Checkpoint:
             if missing:
                 raise ModelError(f"{self.directory}: the quantized layer {layer} has no {', '.join(missing)}")
             if any(len(shapes[f"{layer}.{p}"]) != 2 for p in PARTS[:3]):
-                raise ModelError(f"{self.directory}: the quantized layer {layer} holds tensors that are no matrices")
+                raise ModelError(
+                    f"{self.directory}: the quantized layer {layer} contains tensors that are not matrices"
+                )
             words, out_features = shapes[f"{layer}.qweight"]
             bits = int(self.description["bits"])
             in_features = shapes[f"{layer}.g_idx"][0] if f"{layer}.g_idx" in shapes else words * WORD // bits
@@ -81,28 +83,28 @@ class Checkpoint:
                 if shapes[f"{layer}.{part}"] != shape:
                     has = " by ".join(map(str, shapes[f"{layer}.{part}"]))
                     raise ModelError(
-                        f"{self.directory}: {part} of {layer} is {has}, where {' by '.join(map(str, shape))} is needed"
+                        f"{self.directory}: {part} of {layer} is {has}, but must be {' by '.join(map(str, shape))}"
                     )
             found[layer] = Layer(in_features, out_features, width, layer in biased)
         if not found:
-            raise ModelError(f"{self.directory} says that it is a GPTQ checkpoint, and holds no quantized layer")
+            raise ModelError(f"{self.directory} is described as a GPTQ checkpoint, but contains no quantized layer")
         return found
 
     def tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(layer, its tensors by part), one layer in memory at a time; g_idx is made up where none is stored."""
+        """Yield (layer, its tensors by part), one layer in memory at a time; g_idx is generated if it is not stored."""
         import torch
 
-        where = {}
+        file_of = {}
         for file in self.files:
             with _opened(file) as tensors:
-                where.update(dict.fromkeys(tensors.keys(), file))
-        for name in sorted(n for n in where if n.endswith(".qweight")):
+                file_of.update(dict.fromkeys(tensors.keys(), file))
+        for name in sorted(n for n in file_of if n.endswith(".qweight")):
             layer = name.removesuffix(".qweight")
             parts = {}
             for part in PARTS:
                 stored = f"{layer}.{part}"
-                if stored in where:
-                    with _opened(where[stored]) as tensors:
+                if stored in file_of:
+                    with _opened(file_of[stored]) as tensors:
                         parts[part] = tensors.get_tensor(stored)
             if "g_idx" not in parts:
                 size = int(self.description["group_size"])
@@ -112,9 +114,9 @@ class Checkpoint:
 
 
 def described(source: ModelSource) -> Mapping[str, Any] | None:
-    """How a checkpoint says that it was quantized; None for a full-precision one. Reads no weights.
+    """The quantization config of a checkpoint; None if the checkpoint is full-precision. Reads no weights.
 
-    Raises IncompatibleError for one that another method quantized or that is packed for one kernel.
+    Raises IncompatibleError if another method quantized it, or if it is packed for one kernel.
     """
     stored = source.config.get("quantization_config")
     if stored is None and source.has_file(DESCRIPTION):
@@ -128,24 +130,24 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
     if not isinstance(stored, Mapping) or method != "gptq":
         raise IncompatibleError(
             f"gptq cannot load {source.ref!r}: its weights are already quantized by {method}",
-            hint="leave --quant out to load it as it is, or name a full-precision checkpoint",
+            hint="leave --quant out to load it as it is, or use a full-precision checkpoint",
         )
     layout = _layout(stored)
     if stored.get("is_marlin_format") or layout not in FORMATS:
         packing = layout if layout not in FORMATS else "marlin"
         raise IncompatibleError(
-            f"gptq cannot load {source.ref!r}: its weights are packed as {packing}, for one kernel",
-            hint="name the checkpoint of format gptq that it was made from",
+            f"gptq cannot load {source.ref!r}: its weights are packed as {packing}, which only one kernel can read",
+            hint="use the checkpoint of format gptq from which it was converted",
         )
     if (packed := str(stored.get("pack_dtype", "int32"))) != "int32":
         raise IncompatibleError(f"gptq cannot load {source.ref!r}: its codes are packed in {packed}, not in int32")
     wrong = [_wrong_number(key, stored) for key in ("bits", "group_size")]
     if not any(wrong) and stored["bits"] not in (2, 3, 4, 8):
-        wrong = [f"bits is {stored['bits']}, not 2, 3, 4 or 8,"]
+        wrong = [f"bits is {stored['bits']}, not 2, 3, 4 or 8"]
     if not any(wrong) and (stored["group_size"] == 0 or stored["group_size"] < -1):
-        wrong = [f"group_size is {stored['group_size']}, neither -1 nor a number of features,"]
+        wrong = [f"group_size is {stored['group_size']}, neither -1 nor a number of features"]
     if what := next(filter(None, wrong), None):
-        raise ModelError(f"gptq cannot load {source.ref!r}: {what} in its quantization config")
+        raise ModelError(f"gptq cannot load {source.ref!r}: in its quantization config, {what}")
     return stored
 
 
@@ -153,17 +155,17 @@ def _wrong_number(key: str, stored: Mapping[str, Any]) -> str | None:
     if stored.get(key) is None:
         return f"{key} is missing"
     if not isinstance(stored[key], int) or isinstance(stored[key], bool):
-        return f"{key} is {json.dumps(stored[key])}, not a whole number,"
+        return f"{key} is {json.dumps(stored[key])}, not an integer"
     return None
 
 
 def _layout(stored: Mapping[str, Any]) -> str:
-    """The name of the format, as the checkpoint says it; AutoGPTQ's first checkpoints said nothing."""
+    """The name of the format; early AutoGPTQ checkpoints do not state it."""
     return str(stored.get("checkpoint_format") or stored.get("format") or "gptq")
 
 
 def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
-    """Raise ConfigError where an option that was given says other than the quantized checkpoint does."""
+    """Raises ConfigError if an option contradicts the quantized checkpoint."""
     defaults = {"desc_act": False, "sym": True}
     wrong = []
     for key in ("bits", "group_size", "desc_act", "sym"):
@@ -172,46 +174,45 @@ def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], option
             wrong.append(f"{key} is {json.dumps(asked)}, but the checkpoint has {json.dumps(has)}")
     if wrong:
         raise ConfigError(
-            f"gptq: {source.ref!r} is already quantized and cannot be quantized otherwise: {'; '.join(wrong)}",
-            hint="leave the option out, or name a full-precision checkpoint",
+            f"gptq: {source.ref!r} is already quantized and cannot be quantized again: {'; '.join(wrong)}",
+            hint="leave the option out, or use a full-precision checkpoint",
         )
 
 
 def open_checkpoint(directory: Path, description: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint in a directory. Raises ModelError where there are no weights in safetensors files."""
+    """The checkpoint in a directory. Raises ModelError if it contains no weights in safetensors files."""
     return Checkpoint(directory, description, FORMATS[_layout(description)], _weight_files(directory))
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:
-    """The files that hold the checkpoint: those of its index, its numbered parts, or the only one.
+    """The weight files of the checkpoint: the files in its index, its numbered parts, or a single file.
 
-    Raises ModelError where there are none, where one that the index names is missing, and where which of several is
-    meant is not said.
+    Raises ModelError if there are none, if a file in the index is missing, or if there are several sets of files.
     """
     files = tuple(sorted(directory.glob("*.safetensors")))
     if not files:
         raise ModelError(
-            f"{directory} holds no weights (*.safetensors)",
-            hint="a GPTQ checkpoint in pickled .bin or .pt files has to be converted first",
+            f"{directory} contains no weights (*.safetensors)",
+            hint="convert pickled weights (.bin or .pt) to safetensors first",
         )
     indexes = sorted(directory.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
         named = {directory / name for name in _weight_map(indexes[0]).values()}
         if missing := sorted(f.name for f in named if not f.is_file()):
-            raise ModelError(f"{indexes[0]} names {missing[0]}, which is not there", hint="copy or download it again")
+            raise ModelError(f"{indexes[0]} names {missing[0]}, which does not exist", hint="copy or download it again")
         return tuple(sorted(named))
     sets = {PART.sub("", f.name) for f in files}
     if len(sets) > 1 or len(indexes) > 1:
         names = ", ".join(f.name for f in (indexes or files)[:4])
         raise ModelError(
-            f"{directory} holds more than one set of weights: {names}",
+            f"{directory} contains more than one set of weights: {names}",
             hint="move all but one of them out of the directory",
         )
     return files
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor to file, as the index of a checkpoint in parts says it. Raises ModelError where it does not."""
+    """The map from tensor to file in the index of a checkpoint. Raises ModelError if the index is invalid."""
     try:
         about = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -224,7 +225,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 @contextmanager
 def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iterator[Path]:
-    """A directory that shows the checkpoint under transformers' names, with another `quantization_config`."""
+    """A directory that presents the checkpoint under transformers' names, with another `quantization_config`."""
     with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name:
         shown = Path(name)
         original = checkpoint.directory.resolve()
@@ -245,7 +246,7 @@ def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iter
 
 
 def _usual_name(file: str) -> str:
-    """The name under which transformers looks for a file of weights."""
+    """The name that transformers expects for a weight file."""
     part = PART.search(file)
     return f"model{part[0]}" if part else "model.safetensors"
 

@@ -1,4 +1,4 @@
-"""What can be done with a layer of gptqmodel's own kernels: run it forward, and nothing else."""
+"""Operations of a layer with gptqmodel's own kernels: only the forward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ForwardOnly:
 
     @property
     def forward_rtol(self) -> float:
-        """2e-2: the kernel for CPUs rounds scales and activations to bfloat16."""
+        """2e-2, because the CPU kernel rounds scales and activations to bfloat16."""
         return 2e-2
 
     @property
@@ -30,9 +30,9 @@ class ForwardOnly:
         return int(self.layer.out_features), int(self.layer.in_features)
 
     def read_weight(self) -> Tensor:
-        raise UnsupportedOp("gptqmodel's kernels give no weight back", hint="--quant-opt kernel=dequantize")
+        raise UnsupportedOp("gptqmodel's kernels cannot return the weight", hint="--quant-opt kernel=dequantize")
 
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
-    """The operations of a quantized layer; None for any other."""
+    """The operations of a quantized layer; None for any other layer."""
     return ForwardOnly(layer) if hasattr(layer, "in_features") and hasattr(layer, "qweight") else None

@@ -1,8 +1,8 @@
-"""Loading a GPTQ checkpoint into a model of `GPTQLinear` layers, through transformers' own loading.
+"""Load a GPTQ checkpoint into a model with `GPTQLinear` layers, using transformers.
 
-transformers makes the model without weights, a quantizer registered here puts empty `GPTQLinear` layers in, and
-transformers reads all other weights. The codes are then read layer by layer, so that they exist once in memory and
-their scales are never rounded to the run's dtype.
+transformers builds the model without weights, the quantizer registered here inserts empty `GPTQLinear` layers, and
+transformers loads all other weights. Then the codes are read layer by layer. Thus memory holds them only once, and the
+scales are never rounded to the run's dtype.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHOD = "smollm3-gptq"
-"""What `quant_method` says while transformers loads; it would hand the name gptq to optimum."""
+"""The value of `quant_method` while transformers loads; for the name gptq, transformers would use optimum."""
 
 
 @register_quantization_config(METHOD)
 class _Layers(QuantizationConfigMixin):  # type: ignore[misc]
-    """The layers to replace: name to the fields of a `checkpoint.Layer`."""
+    """The layers to replace: name to the fields of its `checkpoint.Layer`."""
 
     def __init__(self, layers: dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         self.quant_method = METHOD
@@ -39,7 +39,7 @@ class _Layers(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class _Replacer(HfQuantizer):  # type: ignore[misc]
-    """Puts `GPTQLinear` layers without codes into the model, before transformers reads weights."""
+    """Inserts `GPTQLinear` layers without codes into the model before transformers reads weights."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         modules = dict(model.named_modules())
@@ -47,10 +47,10 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
         for name, about in self.quantization_config.layers.items():
             layer = modules.get(name)
             if layer is None:
-                raise ModelError(f"the checkpoint has a quantized layer {name!r}, which the architecture has not")
+                raise ModelError(f"the checkpoint has a quantized layer {name!r}, which the architecture lacks")
             shape, wanted = (about["out_features"], about["in_features"]), tuple(layer.weight.shape)
-            if sorted(shape) != sorted(wanted):  # a Conv1D has its weight the other way round
-                raise ModelError(f"the checkpoint's {name!r} is {shape}, where the architecture has {wanted}")
+            if sorted(shape) != sorted(wanted):  # the weight of a Conv1D is transposed
+                raise ModelError(f"the checkpoint's {name!r} has shape {shape}, but the architecture has {wanted}")
             linear = GPTQLinear(about["in_features"], about["out_features"], about["bits"])
             bias = getattr(layer, "bias", None)
             if bias is not None:
@@ -73,9 +73,9 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
 
 
 def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildContext) -> PreTrainedModel:
-    """The frozen model on `ctx.device`; whatever is not quantized is in `ctx.dtype`.
+    """The frozen model on `ctx.device`; unquantized tensors are in `ctx.dtype`.
 
-    Raises ModelError where the checkpoint's layers are not those of its architecture.
+    Raises ModelError if the checkpoint's layers do not match its architecture.
     """
     layers = checkpoint.layers()
     config = {"quant_method": METHOD, "layers": {n: dataclasses.asdict(layer) for n, layer in layers.items()}}
@@ -84,10 +84,10 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     for name, parts in checkpoint.tensors():
         linear = model.get_submodule(name)
         if not torch.equal(parts["g_idx"].unique().long(), torch.arange(len(parts["scales"]))):
-            raise ModelError(f"{source.ref!r}: the groups of the quantized layer {name} are not those of its scales")
+            raise ModelError(f"{source.ref!r}: the groups of the quantized layer {name} do not match its scales")
         if not bool(parts["scales"].isfinite().all()):
             raise ModelError(
-                f"{source.ref!r}: the quantized layer {name} holds scales that are not finite numbers",
+                f"{source.ref!r}: the quantized layer {name} contains scales that are not finite",
                 hint="copy or download it again, or quantize again with a larger --quant-opt damp_percent",
             )
         on_device = {part: tensor.to(ctx.device) for part, tensor in parts.items()}

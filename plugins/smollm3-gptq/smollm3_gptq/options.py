@@ -1,4 +1,4 @@
-"""The options of `gptq`. Light: no torch, no gptqmodel."""
+"""Options of `gptq`. Imports neither torch nor gptqmodel."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQOptions:
-    """Options of `gptq`. One left at None takes the value of a checkpoint that is quantized already."""
+    """Options of `gptq`. If a checkpoint is already quantized, an option of None takes its value."""
 
     bits: Literal[2, 3, 4, 8] | None = option(
-        None, "Bits of a weight (default 4); a quantized checkpoint keeps its own."
+        None, "Bits per weight (default 4); a quantized checkpoint keeps its own."
     )
     group_size: int | None = option(
         None,
-        "Input features that share a scale and a zero point; -1: a whole row (default: 128, else the largest of 64, 32 "
-        "and 16 that divides every layer).",
+        "Input features that share a scale and a zero point; -1: a whole row (default: the largest of 128, 64, 32 and "
+        "16 that divides the input width of every layer; otherwise -1).",
         ge=-1,
     )
     desc_act: bool | None = option(
         None, "Quantize input features in the order of their activations (act-order; default false)."
     )
-    sym: bool | None = option(None, "Symmetric: the zero point stands in the middle of the codes (default true).")
+    sym: bool | None = option(None, "Symmetric: the zero point is the middle of the code range (default true).")
     damp_percent: float = option(0.05, "Added to the diagonal of the Hessian, as a fraction of its mean.", gt=0, lt=1)
     kernel: Literal["dequantize", "gptqmodel"] = option(
         "dequantize",
-        "What multiplies: dequantize (in PyTorch; trains, on any device), or gptqmodel (its fastest for the device, "
-        "for generating alone: its kernels have no gradient).",
+        "Kernel of the matrix products: dequantize (in PyTorch; trains, on any device), or gptqmodel (its fastest for "
+        "the device; only for inference, because its kernels have no gradient).",
         former_values={"dequantise": "dequantize"},
     )

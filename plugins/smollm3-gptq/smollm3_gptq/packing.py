@@ -1,7 +1,7 @@
-"""Codes of few bits in 32-bit words, as GPTQ checkpoints hold them, and in bytes, as they are held in memory.
+"""Pack and unpack low-bit codes: 32-bit words in GPTQ checkpoints, bytes in memory.
 
-In a checkpoint the codes of a column form one little-endian stream of bits through its words: with 3 bits a code may
-lie across two words. In memory each code has 2, 4 or 8 bits of a byte, along a row of the weight.
+In a checkpoint, the codes of a column form one little-endian bit stream across its words, so a 3-bit code may span two
+words. In memory, each code takes 2, 4 or 8 bits of a byte, along a row of the weight.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 HELD_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
-"""Bits of a code in a checkpoint to its bits in memory."""
+"""Bits of a code in a checkpoint to bits of the code in memory."""
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
-    """Codes (n · 32 / bits, m) as uint8 from int32 words (n, m), whose streams of bits run along the first axis."""
+    """Codes (n · 32 / bits, m) as uint8 from int32 words (n, m), whose bit streams run along the first axis."""
     mask = (1 << bits) - 1
     if 32 % bits == 0:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
@@ -22,14 +22,14 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
         return codes.to(torch.uint8).flatten(0, 1)
     wide = words.to(torch.int64) & 0xFFFFFFFF
     following = torch.cat([wide[1:], torch.zeros_like(wide[:1])])
-    pairs = wide | (following << 32)  # the sign bit may be set; what is shifted in stays above the mask
+    pairs = wide | (following << 32)  # the sign bit may be set; bits that the shift adds are masked out
     position = torch.arange(0, 32 * len(words) - bits + 1, bits, device=words.device)
     codes = (pairs[position // 32] >> (position % 32)[:, None]) & mask
     return codes.to(torch.uint8)
 
 
 def pack_bytes(codes: Tensor, bits: int) -> Tensor:
-    """Bytes (rows, ⌈n · bits / 8⌉) from codes (rows, n); `bits` of 2, 4 or 8, low bits first."""
+    """Pack codes (rows, n) into bytes (rows, ⌈n · bits / 8⌉), low bits first; `bits` is 2, 4 or 8."""
     each = 8 // bits
     if codes.shape[1] % each:
         codes = torch.nn.functional.pad(codes, (0, each - codes.shape[1] % each))
@@ -41,7 +41,7 @@ def pack_bytes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bytes(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Codes (rows, columns) from the bytes that `pack_bytes` made."""
+    """Unpack codes (rows, columns) from the bytes of `pack_bytes`."""
     if bits == 8:
         return packed
     mask = (1 << bits) - 1

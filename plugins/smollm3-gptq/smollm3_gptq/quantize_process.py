@@ -1,4 +1,4 @@
-"""Running the worker that quantizes, and showing what it does."""
+"""Run the worker process that quantizes, and show its progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smollm3_finetune.api import Progress, SmolLM3Error
 
 
 class QuantizingFailed(SmolLM3Error):
-    """gptqmodel ended with an error."""
+    """gptqmodel failed."""
 
 
 def quantize(
@@ -30,15 +30,15 @@ def quantize(
     title: str,
     progress: Progress,
 ) -> None:
-    """Quantize the checkpoint in `source` into the empty directory `out`, shown layer by layer.
+    """Quantize the checkpoint in `source` into the empty directory `out`, with one progress step per layer.
 
-    `options` are those of gptqmodel's `QuantizeConfig`, `calibration` token ids. Raises QuantizingFailed with
-    gptqmodel's own words, and keeps what it printed in a file that the hint names.
+    `options` are arguments of gptqmodel's `QuantizeConfig`; `calibration` contains token ids. Raises QuantizingFailed
+    with gptqmodel's message; the hint names a file with gptqmodel's output.
     """
-    with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name, ExitStack() as open_ends:
+    with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name, ExitStack() as stack:
         scratch = Path(name)
         reader, writer = os.pipe()
-        events = open_ends.enter_context(os.fdopen(reader, encoding="utf-8"))
+        events = stack.enter_context(os.fdopen(reader, encoding="utf-8"))
         spec = scratch / "job.json"
         job = {
             "source": str(source.resolve()),
@@ -51,11 +51,11 @@ def quantize(
         }
         spec.write_text(json.dumps(job), encoding="utf-8")
         log = scratch / "output.txt"
-        with log.open("wb") as printed:
+        with log.open("wb") as output:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "smollm3_gptq.quantize_worker", str(spec)],
                 stdin=subprocess.PIPE,
-                stdout=printed,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writer,),
                 cwd=scratch,
@@ -63,7 +63,7 @@ def quantize(
             )
         os.close(writer)
         try:
-            error = _shown(events, title, progress)
+            error = _show_events(events, title, progress)
             code = worker.wait()
         finally:
             worker.kill()
@@ -71,28 +71,28 @@ def quantize(
             if worker.stdin is not None:
                 worker.stdin.close()
         if error is not None or code != 0:
-            kept = _kept(log)
-            why = error or f"its process ended with code {code}, without a word (out of memory?)"
-            raise QuantizingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"what it printed: {kept}")
-    _tidy(out)
+            kept = _keep_output(log)
+            why = error or f"its process exited with code {code} and no error message (out of memory?)"
+            raise QuantizingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"see its output: {kept}")
+    _remove_local_traces(out)
 
 
-def _shown(events: Any, title: str, progress: Progress) -> str | None:
-    """Show the worker's events until it ends; returns its error, if it told one."""
+def _show_events(events: Any, title: str, progress: Progress) -> str | None:
+    """Show the worker's events until it ends; returns its error, or None."""
     error = None
-    with ExitStack() as shown:
+    with ExitStack() as stack:
         task = None
         for line in events:
             event = json.loads(line)
             if "layers" in event:
-                task = shown.enter_context(progress.task(f"quantizing {title}", event["layers"]))
+                task = stack.enter_context(progress.task(f"quantizing {title}", event["layers"]))
             elif "layer" in event and task is not None:
                 task.advance()
             elif "rounded" in event:
                 names = event["rounded"]
                 progress.say(
                     f"warning: gptqmodel rounded {len(names)} layers of {title} to nearest, without GPTQ, because the "
-                    f"calibration did not reach or could not solve them: {', '.join(names[:5])}"
+                    f"calibration did not reach them or GPTQ failed on them: {', '.join(names[:5])}"
                 )
             elif "error" in event:
                 error = event["error"]
@@ -100,10 +100,10 @@ def _shown(events: Any, title: str, progress: Progress) -> str | None:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """gptqmodel's temporary files go into the scratch directory, and on two cores it must be told of two workers.
+    """The environment of the worker: temporary files go to the scratch directory; gptqmodel needs at least two workers.
 
-    How many threads add up decides the last bits of a sum, and these which code a weight gets: the number is the
-    machine's and not that of the caller's OMP_NUM_THREADS, so that the same machine makes the same weights again.
+    The number of threads affects the last bits of a sum, and these can affect the code of a weight. Therefore the
+    number is that of the machine's cores, not the caller's OMP_NUM_THREADS: the same machine gives the same weights.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     env = {**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(cores)}
@@ -112,16 +112,16 @@ def _environment(scratch: Path) -> dict[str, str]:
     return env
 
 
-def _kept(log: Path) -> Path:
-    """A copy of what the worker printed that outlives the scratch directory."""
+def _keep_output(log: Path) -> Path:
+    """Copy the worker's output to a file outside the scratch directory, which is deleted."""
     descriptor, name = tempfile.mkstemp(prefix="smollm3-gptq-", suffix=".txt")
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(log.read_bytes())
     return Path(name)
 
 
-def _tidy(out: Path) -> None:
-    """Leave nothing in the checkpoint that belongs to this machine or this run."""
+def _remove_local_traces(out: Path) -> None:
+    """Remove logs and paths of this machine from the checkpoint."""
     (out / "quant_log.csv").unlink(missing_ok=True)
     for name, inside in (("quantize_config.json", ()), ("config.json", ("quantization_config",))):
         file = out / name

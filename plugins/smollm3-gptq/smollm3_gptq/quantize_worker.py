@@ -1,9 +1,9 @@
-"""Quantizing with gptqmodel, in a process of its own: `python -m smollm3_gptq.quantize_worker SPEC`.
+"""Quantize with gptqmodel in a separate process: `python -m smollm3_gptq.quantize_worker SPEC`.
 
-gptqmodel prints, patches transformers, safetensors and the environment and writes logs into the working directory.
-None of this reaches the process that trains. SPEC is a JSON file with what `Job` holds. Events go to the file
-descriptor in it as lines of JSON: `{"layers": n}`, `{"layer": i}`, `{"rounded": names}`, `{"error": text}`,
-`{"done": true}`.
+gptqmodel prints, patches transformers, safetensors and the environment, and writes logs to the working directory. The
+separate process keeps all this away from training. SPEC is a JSON file with the job that `quantize_process` writes. The
+worker writes events as JSON lines to the file descriptor `events` of the job: `{"layers": n}`, `{"layer": i}`,
+`{"rounded": names}`, `{"error": text}`, `{"done": true}`.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from pathlib import Path
 from typing import Any
 
 TOO_SHORT = 10
-"""Calibration rows of at most so many tokens are left out by gptqmodel."""
+"""gptqmodel skips calibration rows of at most this many tokens."""
 
 
 def main(spec: Path) -> int:
     job = json.loads(spec.read_text(encoding="utf-8"))
     events = os.fdopen(job["events"], "w", encoding="utf-8", buffering=1)
 
-    def tell(**event: Any) -> None:
+    def send(**event: Any) -> None:
         print(json.dumps(event), file=events, flush=True)
 
     threading.Thread(target=_end_with_parent, args=[spec.parent], daemon=True).start()
     try:
-        _quantize(job, tell)
+        _quantize(job, send)
     except BaseException as e:
         lines = str(e).strip().splitlines()
-        tell(error=f"{type(e).__name__}: {lines[0] if lines else ''}".rstrip(": "))
+        send(error=f"{type(e).__name__}: {lines[0] if lines else ''}".rstrip(": "))
         raise
-    tell(done=True)
+    send(done=True)
     return 0
 
 
 def _end_with_parent(scratch: Path) -> None:
-    """The parent holds the other end of standard input and never writes: its end is the parent's end."""
-    os.read(0, 1)  # not through sys.stdin, whose lock must be free when Python ends
+    """Exit when the parent exits: it holds the other end of standard input and never writes, so EOF means its end."""
+    os.read(0, 1)  # not sys.stdin, whose lock must be free when Python exits
     shutil.rmtree(scratch, ignore_errors=True)  # gptqmodel's temporary files are as large as the model
     os._exit(1)
 
 
-def _quantize(job: dict[str, Any], tell: Any) -> None:
+def _quantize(job: dict[str, Any], send: Any) -> None:
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 
     torch.manual_seed(job["seed"])
     device = torch.device(job["device"])
     model = GPTQModel.load(job["source"], QuantizeConfig(**job["options"], device=device))
-    tell(layers=int(model.model.config.get_text_config().num_hidden_layers))
+    send(layers=int(model.model.config.get_text_config().num_hidden_layers))
 
-    class Telling:
+    class LayerCallback:
         def layer_complete(self, *, layer_idx: int, submodule_finalized: bool, **more: Any) -> None:
             if submodule_finalized:
-                tell(layer=layer_idx)
+                send(layer=layer_idx)
 
-    model.layer_callback = Telling()
+    model.layer_callback = LayerCallback()
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in job["calibration"]]
     model.quantize(rows, batch_size=1, calibration_data_min_length=TOO_SHORT)
     if rounded := [f"{e['layer']}.{e['module']}" for e in model.quant_log if "fallback" in str(e.get("loss"))]:
-        tell(rounded=rounded)
+        send(rounded=rounded)
     model.save(job["out"])
 
 

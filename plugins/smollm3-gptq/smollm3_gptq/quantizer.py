@@ -1,4 +1,4 @@
-"""Quantizer `gptq`: a checkpoint that is quantized already, or one that is quantized first, into the cache."""
+"""Quantizer `gptq`: loads a quantized checkpoint, or quantizes a model into the cache and loads it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KIND = "gptq"
-"""The folder of the cache."""
+"""The kind of the cache entries."""
 WORK = 1
-"""Raised when the same options lead to other weights; what is in the cache is then made anew."""
+"""Increase this when the same options lead to other weights; cache entries are then rebuilt."""
 GPTQMODEL = ("7.5", "7.6")
-"""The versions of gptqmodel that this plugin was written for: from, to below."""
+"""The supported versions of gptqmodel: lower bound, exclusive upper bound."""
 GROUP_SIZES = (128, 64, 32, 16)
 DIGEST = "weights.sha256"
 
@@ -42,13 +42,15 @@ DIGEST = "weights.sha256"
 class GPTQQuantizer:
     def __init__(self, options: GPTQOptions) -> None:
         if options.group_size == 0:
-            raise ConfigError("quant.group_size: a group cannot be empty", hint="--quant-opt group_size=128")
+            raise ConfigError(
+                "quant.group_size is 0, but a group needs at least one input feature", hint="--quant-opt group_size=128"
+            )
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model with its layers as GPTQ codes; a full-precision source is quantized first.
+        """The frozen model with GPTQ layers; a full-precision source is quantized first.
 
-        Raises ModelError for a checkpoint that is not whole; options that contradict one were refused by `check`.
+        Raises ModelError if a checkpoint is incomplete. `check` has already refused options that contradict it.
         """
         stored = described(source)
         if stored is not None:
@@ -72,20 +74,20 @@ class GPTQQuantizer:
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
         """Write the quantized checkpoint of a full-precision source into the empty directory `out`.
 
-        Raises ConfigError where the source is quantized already, DataError where no calibration row is long enough.
+        Raises ConfigError if the source is already quantized, DataError if no calibration row is long enough.
         """
         if described(source) is not None:
             raise ConfigError(
-                f"{source.ref!r} is quantized already", hint="name the full-precision checkpoint it was made from"
+                f"{source.ref!r} is already quantized", hint="use the full-precision checkpoint it was made from"
             )
         self._write(source, out, ctx, _calibration(ctx, source))
 
     def _quantized(self, source: ModelSource, ctx: BuildContext) -> Path:
-        """The cache's entry for this source, these options and these calibration rows."""
+        """The cache entry for this source, these options and these calibration rows."""
         rows = _calibration(ctx, source)
         key = {
             "weights": source.fingerprint,
-            "options": self._decisive(source),
+            "options": self._weight_options(source),
             "calibration": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
             "gptqmodel": _installed("gptqmodel"),
             "work": WORK,
@@ -97,8 +99,8 @@ class GPTQQuantizer:
 
         return ctx.cache.get_or_build(KIND, key, build)
 
-    def _decisive(self, source: ModelSource) -> dict[str, Any]:
-        """The arguments of gptqmodel's `QuantizeConfig` that decide the weights."""
+    def _weight_options(self, source: ModelSource) -> dict[str, Any]:
+        """The arguments of gptqmodel's `QuantizeConfig` that determine the weights."""
         options = self.options
         size = options.group_size
         if size is None:
@@ -107,10 +109,10 @@ class GPTQQuantizer:
             "bits": options.bits or 4,
             "group_size": size,
             "desc_act": bool(options.desc_act),
-            "act_group_aware": size != -1 and not options.desc_act,  # gptqmodel's default, which refuses whole rows
+            "act_group_aware": size != -1 and not options.desc_act,  # gptqmodel's default; not supported for whole rows
             "sym": options.sym is not False,
             "damp_percent": options.damp_percent,
-            # v1 holds each zero point less one, which fails where an asymmetric one is 0
+            # v1 stores each zero point minus one, which fails if an asymmetric zero point is 0
             "format": "gptq" if options.sym is not False else "gptq_v2",
         }
 
@@ -118,33 +120,33 @@ class GPTQQuantizer:
         from smollm3_gptq.quantize_process import quantize
 
         _check_gptqmodel()
-        options = self._decisive(source)
+        options = self._weight_options(source)
         title = f"{Path(source.ref).name} to {options['bits']} bits"
         quantize(source.path, out, options, rows, device=ctx.device, seed=ctx.seed, title=title, progress=ctx.progress)
 
 
 def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
-    """The calibration rows that gptqmodel will use. Raises DataError where there are none."""
+    """The calibration rows that gptqmodel will use. Raises DataError if there are none."""
     rows = [list(row) for row in ctx.calibration()]
     size = source.config.get("vocab_size")
     for n, row in enumerate(rows):
         if any(i < 0 or (isinstance(size, int) and i >= size) for i in row):
-            raise DataError(f"calibration row {n} holds token ids outside the vocabulary of {size} tokens")
+            raise DataError(f"calibration row {n} contains token ids outside the vocabulary of {size} tokens")
     usable = [row for row in rows if len(row) > TOO_SHORT]
     if not usable:
         raise DataError(
-            f"none of the {len(rows)} calibration rows is longer than {TOO_SHORT} tokens, which gptqmodel leaves out",
+            f"none of the {len(rows)} calibration rows is longer than {TOO_SHORT} tokens; gptqmodel skips shorter rows",
             hint="--set calibration.length=2048, or --set calibration.path=FILE with longer rows",
         )
     return usable
 
 
 def _fitting_group_size(source: ModelSource) -> int:
-    """The largest usual group size that divides the input of every layer. Reads the headers of the weight files."""
+    """The largest of GROUP_SIZES that divides the input width of every layer, or -1. Reads only file headers."""
     inputs: set[int] = set()
     for file in sorted(source.path.glob("*.safetensors")):
         with safe_open(str(file), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no mapping)
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 shape = tensors.get_slice(name).get_shape()
                 if len(shape) == 2 and ".layers." in f".{name}" and name.endswith(".weight"):
                     inputs.add(int(shape[1]))
@@ -162,7 +164,7 @@ def _description(directory: Path) -> Mapping[str, Any]:
 
 
 def _rope_scaling(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How a model's positions are stretched, where they are: with the same weights it is another base."""
+    """The RoPE scaling of a model, or None; the same weights with another scaling are another base."""
     about = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return about if about.get("rope_type", about.get("type", "default")) != "default" else None
 
@@ -184,11 +186,11 @@ def _installed(distribution: str) -> str | None:
 
 
 def _check_gptqmodel() -> None:
-    """Raises MissingRequirementError where gptqmodel or what it needs is not installed."""
+    """Raises MissingRequirementError if gptqmodel or one of its requirements is not installed."""
     found = _installed("gptqmodel")
     low, high = GPTQMODEL
     if found is None or not Version(low) <= Version(found) < Version(high):
-        what = "which is not installed" if found is None else f"and {found} is installed"
+        what = "which is not installed" if found is None else f"but {found} is installed"
         raise MissingRequirementError(
             f"quantizing with gptq needs gptqmodel>={low},<{high}, {what}",
             hint=f"pip install 'gptqmodel>={low},<{high}' optimum requests",
@@ -199,7 +201,7 @@ def _check_gptqmodel() -> None:
 
 
 def _with_gptqmodel(source: ModelSource, checkpoint: Checkpoint, ctx: BuildContext) -> PreTrainedModel:
-    """The model on gptqmodel's own kernels, for generating; through transformers' GPTQ path."""
+    """The model with gptqmodel's own kernels, for inference, loaded by transformers' GPTQ support."""
     from smollm3_gptq.checkpoint import view
 
     _check_gptqmodel()
@@ -208,6 +210,6 @@ def _with_gptqmodel(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     with view(checkpoint, about) as directory:
         model = source.at(directory).load(dtype=ctx.torch_dtype, device_map={"": ctx.device})
     if not any("Linear" in type(m).__name__ and hasattr(m, "qweight") for m in model.modules()):
-        raise ModelError(f"gptqmodel put no quantized layer into {source.ref!r}")
+        raise ModelError(f"gptqmodel created no quantized layer in {source.ref!r}")
     model.requires_grad_(False)
     return model

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny dense model, GPTQ codes packed and unpacked in NumPy, checkpoints made of them."""
+"""Shared fixtures: a tiny dense model, GPTQ codes packed and unpacked in NumPy, checkpoints made of them."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 TOKENIZER = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 STD = 0.08
-"""Of weights. At the usual initialization (0.02) every layer is nearly linear and errors hide."""
+"""Standard deviation of weights. With the usual 0.02, every layer is nearly linear, which hides errors."""
 
 
 # ------------------------------------------------------------------------------- the format, in NumPy
 
 
 def bits_of(words: np.ndarray) -> np.ndarray:
-    """(n, m) int32 to (32 n, m): the stream of bits of each column, low bits first."""
+    """(n, m) int32 to (32 n, m): the bit stream of each column, low bits first."""
     as_bytes = np.ascontiguousarray(words.T).astype("<i4").view(np.uint8)  # (m, 4 n)
     return np.unpackbits(as_bytes, axis=1, bitorder="little").T
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """(n, m) int32 to codes (32 n / bits, m), whose streams run down the columns."""
+    """(n, m) int32 to codes (32 n / bits, m); the bit streams run down the columns."""
     stream = bits_of(words)
     pieces = stream.reshape(-1, bits, words.shape[1])
     return sum(pieces[:, k].astype(np.int64) << k for k in range(bits))
@@ -71,9 +71,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def dequantized(parts: Mapping[str, np.ndarray], bits: int, *, less_one: bool, group_size: int) -> np.ndarray:
-    """The weight (out, in) in float32 of one layer's tensors.
+    """The weight (out, in) of one layer in float32, from its tensors.
 
-    Source: the class `QuantLinear` of AutoGPTQ 0.7.1; v1 holds each zero point less one, in as many bits.
+    Source: the class `QuantLinear` of AutoGPTQ 0.7.1; v1 stores each zero point minus one, modulo 2^bits.
     """
     codes = unpack(parts["qweight"], bits)  # (in, out)
     scales = parts["scales"].astype(np.float32)  # (groups, out)
@@ -90,7 +90,7 @@ def dequantized(parts: Mapping[str, np.ndarray], bits: int, *, less_one: bool, g
 
 
 def weights_in(directory: Path) -> dict[str, np.ndarray]:
-    """The dequantized weight of each quantized layer of a checkpoint, read from its files alone."""
+    """The dequantized weight of each quantized layer of a checkpoint, read only from its files."""
     about = json.loads((directory / "config.json").read_text()).get("quantization_config") or json.loads(
         (directory / "quantize_config.json").read_text()
     )
@@ -110,7 +110,7 @@ def weights_in(directory: Path) -> dict[str, np.ndarray]:
 
 
 def dense_logits(directory: Path, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of a plain transformers model in float64 that was given the unpacked weights."""
+    """The logits of a plain transformers model in float64 with the unpacked weights."""
     config = AutoConfig.from_pretrained(str(directory))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -143,9 +143,9 @@ def make_checkpoint(
     intermediate: int = 96,
     seed: int = 0,
 ) -> Path:
-    """A LLaMA whose linear layers are random GPTQ codes, in the layout of AutoGPTQ and gptqmodel.
+    """Write a LLaMA with random GPTQ codes in its linear layers, in the layout of AutoGPTQ and gptqmodel.
 
-    Asymmetric zero points take every value, 0 and the largest among them.
+    Asymmetric zero points take every value, including 0 and the maximum.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -170,7 +170,7 @@ def make_checkpoint(
         if not sym:
             zeros = rng.integers(0, top + 1, zeros.shape)
             zeros[0, 0], zeros[-1, 1] = 0, top
-        step = STD * np.sqrt(12) / top  # the deviation of a uniform distribution
+        step = STD * np.sqrt(12) / top  # the standard deviation of a uniform distribution
         scales = (step * rng.uniform(0.5, 1.5, zeros.shape)).astype(np.float16)
         index = (np.arange(in_features) // size).astype(np.int32)
         stored = (zeros - 1) % 2**bits if layout == "gptq" else zeros
@@ -192,7 +192,7 @@ def make_checkpoint(
 
 @pytest.fixture(scope="session")
 def numpy_gptq() -> SimpleNamespace:
-    """The format written in NumPy, which shares no code with the plugin."""
+    """The format in NumPy, without any code of the plugin."""
     functions = (pack, unpack, weights_in, dense_logits, make_checkpoint)
     return SimpleNamespace(**{f.__name__: f for f in functions})
 
@@ -202,7 +202,7 @@ def numpy_gptq() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory and a cache of its own."""
+    """An empty working directory and a separate cache."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -215,7 +215,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BuildContext]:
-    """Makes a BuildContext for the CPU, with a cache of its own unless it is given one."""
+    """Factory of BuildContexts for the CPU, with a new cache unless one is passed."""
 
     def make(
         dtype: str = "float32",
@@ -262,14 +262,14 @@ REAL = {
     "3-bit-asymmetric": GPTQOptions(bits=3, group_size=32, sym=False),
     "8-bit-row": GPTQOptions(bits=8, group_size=-1),
 }
-"""What gptqmodel is asked to make; each takes a process and its imports."""
+"""Checkpoints that gptqmodel quantizes; each needs a process with its imports."""
 
 
 @pytest.fixture(scope="session")
 def real(
     dense: Path, rows: list[list[int]], context: Callable[..., BuildContext], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Checkpoints that gptqmodel made of `dense`, through the plugin's `write`."""
+    """Checkpoints quantized by gptqmodel from `dense`, through the plugin's `write`."""
     needs_gptqmodel()
     root = tmp_path_factory.mktemp("real")
 
@@ -324,12 +324,12 @@ save_file(out, sys.argv[3])
 
 @pytest.fixture(scope="session")
 def own(real: dict[str, Path], autogptq: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What gptqmodel itself makes of the checkpoints: weights, gradients before and after an evaluation, logits."""
+    """Results of gptqmodel on the checkpoints: weights, gradients before and after an evaluation, logits."""
     file = tmp_path_factory.mktemp("own") / "own.safetensors"
     job = json.dumps({case: str(directory) for case, directory in real.items()})
     done = subprocess.run(
         [sys.executable, "-c", OWN, job, str(autogptq), str(file)], capture_output=True, text=True, check=False,
-        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", "GPTQMODEL_CPU_WORKERS": "2"},  # it would compile for a minute
+        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", "GPTQMODEL_CPU_WORKERS": "2"},  # else it compiles for a minute
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return load_torch(file)
@@ -342,7 +342,7 @@ def needs_gptqmodel() -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
-    """Copies a checkpoint, to be altered."""
+    """Copies a checkpoint so that a test can change it."""
 
     def copy(directory: Path, name: str = "copied") -> Path:
         return Path(shutil.copytree(directory, tmp_path / name))
@@ -352,12 +352,12 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def autogptq() -> Path:
-    """A checkpoint that auto-gptq 0.7.1 wrote: a random LLaMA of three layers, its zero biases included."""
+    """A checkpoint written by auto-gptq 0.7.1: a random LLaMA of three layers, including zero biases."""
     return HERE / "autogptq-0.7.1-4bit-32g"
 
 
 class Result(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     stdout: str
@@ -382,7 +382,7 @@ def cli() -> Callable[..., Result]:
     return run
 
 
-# --------------------------------------------------------------------------- a gptqmodel that is quick
+# --------------------------------------------------------------------------- a fast fake of gptqmodel
 
 FAKE_TORCH = """
 def manual_seed(seed): ...
@@ -395,14 +395,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ABOUT = json.loads(Path(__file__).with_name("about.json").read_text())
-told = 0
+logged = 0
 
 def note(**event):
     with open(ABOUT["log"], "a") as log:
         log.write(json.dumps(event) + "\\n")
-    global told
-    told += 1
-    if told == ABOUT.get("stop"):
+    global logged
+    logged += 1
+    if logged == ABOUT.get("stop"):
         time.sleep(60)
 
 print("gptqmodel prints a lot")
@@ -455,7 +455,7 @@ class GPTQModel:
 
 
 class Fake(NamedTuple):
-    """A stand-in for gptqmodel in the worker's process, and what it told."""
+    """A fake gptqmodel in the worker process, and the events that it logged."""
 
     log: Path
     about: Path
@@ -488,8 +488,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, dense: Path) -> Path:
 
 @pytest.fixture
 def fake(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """The worker imports a gptqmodel (and a torch) that take no time; all else is the real thing."""
-    needs_gptqmodel()  # its version is looked at
+    """The worker imports a fake gptqmodel (and torch) that take no time; everything else is real."""
+    needs_gptqmodel()  # its version is checked
     site = tmp_path / "site"
     (site / "gptqmodel").mkdir(parents=True)
     (site / "torch.py").write_text(FAKE_TORCH)

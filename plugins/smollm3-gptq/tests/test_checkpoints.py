@@ -1,4 +1,4 @@
-"""Checkpoints that are quantized already: how they are recognized, what is refused before weights, what loads."""
+"""Quantized checkpoints: which are recognized, which are refused before weights are read, and how they load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hashes(directory):
 
 
 def altered(directory, **changes):
-    """Change `quantization_config`; None takes a key away."""
+    """Change `quantization_config`; None removes a key."""
     file = directory / "config.json"
     config = json.loads(file.read_text())
     for key, value in changes.items():
@@ -42,7 +42,7 @@ def altered(directory, **changes):
 
 
 def only_described_beside(directory):
-    """Move the description out of config.json, to where AutoGPTQ before 0.5 had it."""
+    """Move the description from config.json to quantize_config.json, as in AutoGPTQ before 0.5."""
     file = directory / "config.json"
     config = json.loads(file.read_text())
     (directory / DESCRIPTION).write_text(json.dumps(config.pop("quantization_config")))
@@ -51,7 +51,7 @@ def only_described_beside(directory):
 
 
 def split(directory, prefix):
-    """Two files of weights and an index, named as AutoGPTQ named them."""
+    """Split the weights into two files with an index, named as by AutoGPTQ."""
     (file,) = directory.glob("*.safetensors")
     tensors = load_file(file)
     file.unlink()
@@ -68,7 +68,7 @@ def split(directory, prefix):
 
 
 def assert_right(directory, numpy_gptq, dtype="float32", **more):
-    """Loaded without naming a quantizer, it computes what the NumPy weights do; its files stay as they are."""
+    """Loaded without --quant, the logits equal those of the NumPy weights, and the files are not changed."""
     before = hashes(directory)
     loaded = load_model(directory, device="cpu", dtype=dtype, **more)
     assert loaded.plan.quantizer.component.spec.name == "gptq"
@@ -84,7 +84,7 @@ def assert_right(directory, numpy_gptq, dtype="float32", **more):
 # ------------------------------------------------------------------------------------------ recognized
 
 
-def test_claims_is_of_configs_that_say_gptq():
+def test_claims_configs_of_method_gptq():
     assert claims({"quantization_config": V1})
     for config in ({}, {"quantization_config": None}, {"quantization_config": {"quant_method": "awq", "bits": 4}}):
         assert not claims(config)
@@ -92,13 +92,13 @@ def test_claims_is_of_configs_that_say_gptq():
 
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_checkpoint_is_recognized_and_computes_what_its_weights_say(numpy_gptq, tmp_path, layout, dtype):
+def test_a_checkpoint_is_recognized_and_its_logits_are_correct(numpy_gptq, tmp_path, layout, dtype):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", layout=layout, sym=layout == "gptq", layers=2)
     assert_right(made, numpy_gptq, dtype)
 
 
 @pytest.mark.parametrize("key", ["checkpoint_format", "format"])
-def test_the_format_is_found_under_both_of_its_names(numpy_gptq, tmp_path, key):
+def test_the_format_is_read_from_either_key(numpy_gptq, tmp_path, key):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", layout="gptq_v2", sym=False)
     right = numpy_gptq.weights_in(made)
     altered(made, **{"checkpoint_format": None, key: "gptq_v2"})
@@ -117,23 +117,23 @@ def test_a_checkpoint_described_only_in_quantize_config_is_recognized(numpy_gptq
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_auto_gptqs_own_checkpoint_computes_what_its_weights_say(autogptq, numpy_gptq, dtype):
+def test_a_checkpoint_of_auto_gptq_has_correct_logits(autogptq, numpy_gptq, dtype):
     loaded = assert_right(autogptq, numpy_gptq, dtype)
     quantized = [m for m in loaded.model.modules() if loaded.base.ops_for(m)]
     assert len(quantized) == 3 * 7
-    assert all(layer.bias is None for layer in quantized)  # AutoGPTQ writes zeros where the model has none
+    assert all(layer.bias is None for layer in quantized)  # AutoGPTQ writes zeros if the model has no biases
 
 
-def test_auto_gptqs_own_checkpoint_without_the_description_in_its_config(autogptq, numpy_gptq, copied):
+def test_a_checkpoint_of_auto_gptq_described_only_in_quantize_config(autogptq, numpy_gptq, copied):
     assert_right(only_described_beside(copied(autogptq)), numpy_gptq)
 
 
 @pytest.mark.parametrize("prefix", ["gptq_model-4bit-32g", "model"])
-def test_auto_gptqs_own_checkpoint_in_two_files(autogptq, numpy_gptq, copied, prefix):
+def test_a_checkpoint_of_auto_gptq_in_two_files(autogptq, numpy_gptq, copied, prefix):
     assert_right(split(copied(autogptq), prefix), numpy_gptq)
 
 
-def test_a_longer_context_does_not_touch_the_codes(autogptq, numpy_gptq):
+def test_a_longer_context_does_not_change_the_weights(autogptq, numpy_gptq):
     loaded = load_model(autogptq, loader_options={"context": 1024}, device="cpu", dtype="float32")
     assert loaded.model.config.rope_parameters["rope_type"] == "yarn"
     assert loaded.model.config.max_position_embeddings == 1024
@@ -142,7 +142,7 @@ def test_a_longer_context_does_not_touch_the_codes(autogptq, numpy_gptq):
         np.testing.assert_array_equal(found.numpy(), weight)
 
 
-def test_the_other_name_is_the_same_and_says_so(autogptq, numpy_gptq):
+def test_the_alias_loads_the_same_quantizer_and_is_reported(autogptq, numpy_gptq):
     lines = []
 
     class Heard:
@@ -157,7 +157,7 @@ def test_the_other_name_is_the_same_and_says_so(autogptq, numpy_gptq):
     np.testing.assert_array_equal(found.numpy(), weight)
 
 
-def test_the_fingerprint_follows_the_weights_and_not_the_dtype(autogptq, context, copied):
+def test_the_fingerprint_depends_on_the_weights_but_not_the_dtype(autogptq, context, copied):
     def mark(directory, dtype="float32"):
         return GPTQQuantizer(GPTQOptions()).load(directory_source(directory, ref="m"), context(dtype)).fingerprint
 
@@ -170,12 +170,12 @@ def test_the_fingerprint_follows_the_weights_and_not_the_dtype(autogptq, context
     assert mark(other) != mark(autogptq)
 
 
-# ------------------------------------------------------------------------------ refused before weights
+# ------------------------------------------------------------------------------ refused before weights are read
 
 
 @pytest.fixture
 def described_only(tmp_path):
-    """Makes a directory that holds config.json and no weights at all."""
+    """Factory of directories with a config.json and no weights."""
 
     def make(**quantization):
         directory = tmp_path / "described"
@@ -198,7 +198,7 @@ def described_only(tmp_path):
         ({"bits": 3, "sym": False}, "bits is 3, but the checkpoint has 4; sym is false, but the checkpoint has true"),
     ],
 )
-def test_options_that_contradict_are_refused_from_the_config_alone(described_only, option, text):
+def test_contradicting_options_are_refused_by_reading_only_the_config(described_only, option, text):
     with pytest.raises(ConfigError) as caught:
         check(GPTQOptions(**option), described_only(**V1))
     assert text in caught.value.message
@@ -206,13 +206,13 @@ def test_options_that_contradict_are_refused_from_the_config_alone(described_onl
 
 
 @pytest.mark.plugins
-def test_options_that_contradict_are_refused_by_dry_run(autogptq, cli):
+def test_contradicting_options_are_refused_by_a_dry_run(autogptq, cli):
     done = cli("train", "--model", autogptq, "--quant", "gptq", "--quant-opt", "bits=3", "--device", "cpu", "--dry-run")
     assert done.code == 2
     assert "bits is 3, but the checkpoint has 4" in done.stderr
 
 
-def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
+def test_the_options_of_a_checkpoint_may_be_repeated(autogptq, context):
     options = GPTQOptions(bits=4, group_size=32, desc_act=False, sym=True)
     GPTQQuantizer(options).load(directory_source(autogptq, ref="m"), context())
 
@@ -220,29 +220,37 @@ def test_options_that_made_a_checkpoint_may_be_given_again(autogptq, context):
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"is_marlin_format": True}, IncompatibleError, "its weights are packed as marlin, for one kernel"),
-        ({"checkpoint_format": "marlin"}, IncompatibleError, "its weights are packed as marlin, for one kernel"),
-        ({"format": "bitblas"}, IncompatibleError, "its weights are packed as bitblas, for one kernel"),
+        (
+            {"is_marlin_format": True},
+            IncompatibleError,
+            "its weights are packed as marlin, which only one kernel can read",
+        ),
+        (
+            {"checkpoint_format": "marlin"},
+            IncompatibleError,
+            "its weights are packed as marlin, which only one kernel can read",
+        ),
+        ({"format": "bitblas"}, IncompatibleError, "its weights are packed as bitblas, which only one kernel can read"),
         ({"pack_dtype": "int64"}, IncompatibleError, "packed in int64, not in int32"),
         ({"quant_method": "awq"}, IncompatibleError, "already quantized by awq"),
-        ({"checkpoint_format": ["gptq"]}, IncompatibleError, "packed as ['gptq'], for one kernel"),
-        ({"format": 2}, IncompatibleError, "packed as 2, for one kernel"),
-        ({"bits": 5}, ModelError, "bits is 5, not 2, 3, 4 or 8, in its quantization config"),
-        ({"bits": "4"}, ModelError, 'bits is "4", not a whole number, in its quantization config'),
-        ({"bits": True}, ModelError, "bits is true, not a whole number"),
+        ({"checkpoint_format": ["gptq"]}, IncompatibleError, "packed as ['gptq'], which only one kernel can read"),
+        ({"format": 2}, IncompatibleError, "packed as 2, which only one kernel can read"),
+        ({"bits": 5}, ModelError, "in its quantization config, bits is 5, not 2, 3, 4 or 8"),
+        ({"bits": "4"}, ModelError, 'in its quantization config, bits is "4", not an integer'),
+        ({"bits": True}, ModelError, "bits is true, not an integer"),
         ({"group_size": None}, ModelError, "group_size is missing"),
-        ({"group_size": "128"}, ModelError, 'group_size is "128", not a whole number'),
+        ({"group_size": "128"}, ModelError, 'group_size is "128", not an integer'),
         ({"group_size": 0}, ModelError, "group_size is 0, neither -1 nor a number of features"),
     ],
 )
-def test_what_cannot_be_read_is_refused_from_the_config_alone(described_only, change, error, text):
+def test_unsupported_checkpoints_are_refused_by_reading_only_the_config(described_only, change, error, text):
     about = {k: v for k, v in {**V1, **change}.items() if v is not None}
     with pytest.raises(error) as caught:
         check(GPTQOptions(), described_only(**about))
     assert text in caught.value.message
 
 
-def test_a_description_that_names_no_method_is_read_where_the_user_does(numpy_gptq, tmp_path):
+def test_a_description_without_method_is_loaded_only_with_quant(numpy_gptq, tmp_path):
     made = altered(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2), quant_method=None)
     with pytest.raises(IncompatibleError, match="does not say by which method") as caught:
         load_model(made, device="cpu")
@@ -251,24 +259,24 @@ def test_a_description_that_names_no_method_is_read_where_the_user_does(numpy_gp
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(autogptq, context, tmp_path):
-    with pytest.raises(ConfigError, match="is quantized already") as caught:
+    with pytest.raises(ConfigError, match="is already quantized") as caught:
         GPTQQuantizer(GPTQOptions()).write(directory_source(autogptq, ref="m"), tmp_path, context())
     assert "full-precision checkpoint it was made from" in caught.value.hint
 
 
 @pytest.mark.parametrize("move", [lambda d: d, only_described_beside], ids=["config", "quantize_config"])
-def test_quant_none_on_a_gptq_checkpoint_says_what_to_do(numpy_gptq, tmp_path, move):
+def test_quant_none_on_a_gptq_checkpoint_is_refused_with_a_hint(numpy_gptq, tmp_path, move):
     made = move(numpy_gptq.make_checkpoint(tmp_path / "made"))
     with pytest.raises(IncompatibleError, match="already quantized by 'gptq'") as caught:
         load_model(made, quant="none", device="cpu")
     assert "leave --quant out, or --quant gptq" in caught.value.hint
 
 
-# ------------------------------------------------------------------------------------ damaged, foreign
+# ------------------------------------------------------------------------------------ damaged or inconsistent
 
 
 def refused(directory):
-    """What load_model says, in one sentence and without blaming the plugin."""
+    """The message of load_model: one sentence that does not blame the plugin."""
     with pytest.raises(SmolLM3Error) as caught:
         load_model(directory, device="cpu", dtype="float32")
     assert isinstance(caught.value, ModelError), str(caught.value)
@@ -276,14 +284,14 @@ def refused(directory):
     return caught.value.message
 
 
-def test_layers_that_the_architecture_has_not_are_one_sentence(numpy_gptq, tmp_path):
+def test_layers_that_the_architecture_lacks_are_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", layers=2)
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     assert "a quantized layer 'model.layers.1." in refused(made)
 
 
-def test_layers_of_other_shapes_than_the_architectures_are_one_sentence(numpy_gptq, tmp_path):
+def test_layers_of_another_shape_than_the_architectures_are_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
@@ -291,47 +299,47 @@ def test_layers_of_other_shapes_than_the_architectures_are_one_sentence(numpy_gp
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.999, 0.001])
-def test_truncated_weights_are_one_sentence(autogptq, copied, kept):
+def test_truncated_weights_are_refused(autogptq, copied, kept):
     file = copied(autogptq) / "gptq_model-4bit-32g.safetensors"
     os.truncate(file, int(file.stat().st_size * kept))
     assert str(file) in refused(file.parent)
 
 
-def test_two_sets_of_weights_are_not_guessed_from(numpy_gptq, tmp_path):
+def test_two_sets_of_weights_are_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     shutil.copy(made / "model.safetensors", made / "gptq_model-4bit-32g.safetensors")
     assert "more than one set of weights: gptq_model-4bit-32g.safetensors, model.safetensors" in refused(made)
 
 
-def test_a_file_beside_those_of_the_index_is_not_read(numpy_gptq, tmp_path):
+def test_a_file_that_is_not_in_the_index_is_not_read(numpy_gptq, tmp_path):
     made = split(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2), "gptq_model-4bit-32g")
     save_file({"model.layers.0.mlp.up_proj.scales": torch.zeros(1, 1)}, made / "optimizer.safetensors")
     assert_right(made, numpy_gptq)
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": "../b"}}', "{"])
-def test_an_index_that_names_no_files_is_one_sentence(numpy_gptq, tmp_path, index):
+def test_an_invalid_index_is_refused(numpy_gptq, tmp_path, index):
     made = split(numpy_gptq.make_checkpoint(tmp_path / "made"), "model")
     (made / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refused(made)
 
 
-def test_a_part_that_is_not_there_is_named(numpy_gptq, tmp_path):
+def test_a_missing_weight_file_is_named(numpy_gptq, tmp_path):
     made = split(numpy_gptq.make_checkpoint(tmp_path / "made"), "model")
     (made / "model-00002-of-00002.safetensors").unlink()
-    assert "names model-00002-of-00002.safetensors, which is not there" in refused(made)
+    assert "names model-00002-of-00002.safetensors, which does not exist" in refused(made)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scales_that_are_no_numbers_are_one_sentence(numpy_gptq, tmp_path, value):
+def test_scales_that_are_not_finite_are_refused(numpy_gptq, tmp_path, value):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     tensors = load_file(made / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = value
     save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    assert "model.layers.0.mlp.up_proj holds scales that are not finite" in refused(made)
+    assert "model.layers.0.mlp.up_proj contains scales that are not finite" in refused(made)
 
 
-def test_a_layer_that_lacks_a_part_is_one_sentence(numpy_gptq, tmp_path):
+def test_a_layer_without_scales_is_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     tensors = load_file(made / "model.safetensors")
     del tensors["model.layers.0.mlp.up_proj.scales"]
@@ -339,34 +347,34 @@ def test_a_layer_that_lacks_a_part_is_one_sentence(numpy_gptq, tmp_path):
     assert "model.layers.0.mlp.up_proj has no scales" in refused(made)
 
 
-def test_a_checkpoint_without_quantized_layers_is_one_sentence(numpy_gptq, tmp_path):
+def test_a_checkpoint_without_quantized_layers_is_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     tensors = {n: t for n, t in load_file(made / "model.safetensors").items() if n.endswith(".weight")}
     save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    assert "holds no quantized layer" in refused(made)
+    assert "contains no quantized layer" in refused(made)
 
 
-def test_parts_that_do_not_fit_each_other_are_one_sentence(numpy_gptq, tmp_path):
+def test_groups_that_do_not_match_the_scales_are_refused(numpy_gptq, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     tensors = load_file(made / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.g_idx"] += 7  # groups that have no scale
+    tensors["model.layers.0.mlp.up_proj.g_idx"] += 7  # groups without scales
     save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
     assert "model.layers.0.mlp.up_proj" in refused(made)
 
 
-def test_other_bits_than_the_config_says_are_one_sentence(numpy_gptq, tmp_path):
-    """A file of 8 bits under a config of 4, without g_idx, would otherwise be twice as wide."""
+def test_other_bits_than_in_the_config_are_refused(numpy_gptq, tmp_path):
+    """Without g_idx, 8-bit weights with a 4-bit config would otherwise load as layers of twice the width."""
     made = altered(numpy_gptq.make_checkpoint(tmp_path / "made", bits=8, g_idx=False), bits=4)
     refused(made)
 
 
-def test_a_description_that_is_no_json_is_one_sentence(numpy_gptq, tmp_path):
+def test_a_description_that_is_not_json_is_refused(numpy_gptq, tmp_path):
     made = only_described_beside(numpy_gptq.make_checkpoint(tmp_path / "made"))
     (made / DESCRIPTION).write_text("{")
     assert f"{DESCRIPTION} cannot be read" in refused(made)
 
 
-def test_pickled_weights_are_refused_with_what_to_do(described_only, context):
-    with pytest.raises(ModelError, match="holds no weights") as caught:
+def test_pickled_weights_are_refused_with_a_hint(described_only, context):
+    with pytest.raises(ModelError, match="contains no weights") as caught:
         GPTQQuantizer(GPTQOptions()).load(described_only(**V1), context())
     assert ".bin or .pt" in caught.value.hint

@@ -1,4 +1,4 @@
-"""The quantizer passes the conformance kit on checkpoints whose codes the tests made themselves, in NumPy."""
+"""The quantizer passes the conformance kit on checkpoints that the tests create in NumPy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rounded_checkpoint(out: Path, dense: Path, numpy_gptq: SimpleNamespace, bits
         groups = weight.reshape(len(weight), -1, GROUP)
         scales = (np.abs(groups).max(2) / (middle - 1)).astype(np.float16)  # (out, groups)
         codes = np.rint(groups / scales[..., None].astype(np.float32)).reshape(weight.shape) + middle
-        zeros = np.full(scales.T.shape, middle - 1)  # v1 holds each zero point less one
+        zeros = np.full(scales.T.shape, middle - 1)  # v1 stores each zero point minus one
         layer = name.removesuffix(".weight")
         tensors[f"{layer}.qweight"] = numpy_gptq.pack(codes.clip(0, 2**bits - 1).astype(np.int64).T, bits)
         tensors[f"{layer}.qzeros"] = numpy_gptq.pack(zeros.T, bits).T.copy()

@@ -1,4 +1,4 @@
-"""What the plugin offers, without what it needs to do it."""
+"""The plugin's descriptor, which works without its dependencies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_descriptors_and_options_import_nothing_heavy():
     assert done.stdout.strip() == "gptq"
 
 
-def test_of_core_only_the_public_contract_is_used():
+def test_only_the_public_api_of_core_is_imported():
     package = Path(smollm3_gptq.__file__).parent
     for file in package.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -57,12 +57,12 @@ def test_every_operation_is_provided_or_has_a_reason():
 
 @pytest.mark.parametrize("purpose", list(Purpose))
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
-def test_in_pytorch_every_device_has_every_operation(device, purpose):
+def test_kernel_dequantize_has_every_operation_on_every_device(device, purpose):
     for bits in (None, 2, 3, 4, 8):
         assert refine(GPTQOptions(bits=bits), Env(device=device, purpose=purpose)) == {}
 
 
-def test_gptqmodels_kernels_only_run_forward():
+def test_gptqmodels_kernels_support_only_the_forward():
     options = GPTQOptions(kernel="gptqmodel")
     assert refine(options, Env(device="cuda")) == {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
     assert refine(options, Env(device="cpu")) == {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
@@ -89,13 +89,13 @@ def test_gptqmodels_kernels_for_other_than_4_bits_need_a_compiler_on_a_cpu(bits)
         ({"group": 64}, "group"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(given, text):
+def test_invalid_options_are_refused_by_name(given, text):
     with pytest.raises(ConfigError) as caught:
         plan("tiny", quant="gptq", quant_options=given)
     assert text in str(caught.value)
 
 
-def test_options_that_are_left_out_are_left_open():
+def test_omitted_options_are_none():
     options = plan("tiny", quant="gptq").quantizer.options
     assert (options.bits, options.group_size, options.desc_act, options.sym) == (None, None, None, None)
     asked = {"bits": 3, "group_size": -1, "desc_act": True, "sym": False}
@@ -105,7 +105,7 @@ def test_options_that_are_left_out_are_left_open():
 
 @pytest.mark.plugins
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
-def test_training_on_a_one_way_kernel_is_refused_before_weights(numpy_gptq, tmp_path, adapter):
+def test_training_on_gptqmodels_kernel_is_refused_before_weights_are_read(numpy_gptq, tmp_path, adapter):
     made = numpy_gptq.make_checkpoint(tmp_path / "made")
     (made / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(IncompatibleError) as caught:

@@ -1,6 +1,6 @@
-"""Against gptqmodel itself: the checkpoints that it writes, its dequantization, its kernels.
+"""Comparison with gptqmodel: the checkpoints that it writes, its dequantization, its kernels.
 
-One file, so that tests which run on several cores have gptqmodel make these checkpoints once.
+These tests are in one file, so that gptqmodel makes the checkpoints only once if tests run on several cores.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_checkpoints_of_gptqmodel_read_as_numpy_unpacks_them(real, numpy_gptq, c
 
 
 def test_checkpoints_of_gptqmodel_read_as_gptqmodel_dequantizes_them(real, own, context):
-    """Its products are rounded to the scales' half precision, 2^-11 of their value; ours are not rounded."""
+    """gptqmodel rounds the products to half precision like the scales (relative 2^-11); this plugin does not."""
     for case, directory in real.items():
         weights = weights_of(base_of(directory, context()))
         assert len(weights) == 2 * 7
@@ -64,7 +64,7 @@ def test_checkpoints_of_gptqmodel_read_as_gptqmodel_dequantizes_them(real, own, 
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 3e-6), ("float64", 1e-12)])
-def test_checkpoints_of_gptqmodel_compute_what_their_weights_say(real, numpy_gptq, context, dtype, bound):
+def test_checkpoints_of_gptqmodel_have_correct_logits(real, numpy_gptq, context, dtype, bound):
     for case, directory in real.items():
         with torch.no_grad():
             logits = base_of(directory, context(dtype)).model.eval()(IDS, use_cache=False).logits
@@ -72,20 +72,20 @@ def test_checkpoints_of_gptqmodel_compute_what_their_weights_say(real, numpy_gpt
 
 
 @pytest.mark.plugins
-def test_an_adapter_trains_right_on_what_gptqmodel_made(real):
+def test_an_adapter_trains_correctly_on_checkpoints_of_gptqmodel(real):
     for case in ("4-bit", "4-bit-act-order"):
         result = check_composition(plan(str(real[case]), adapter="lora"))
         assert max(result.gradients.values()) <= 1e-5
         assert max(result.logits.values()) <= 1e-5
 
 
-def test_the_trap_is_real_gptqmodels_kernel_loses_its_gradient_at_an_evaluation(own):
-    """Why `kernel=gptqmodel` is not for training, and its tests could fail."""
+def test_gptqmodels_kernel_has_wrong_gradients_after_an_evaluation(own):
+    """The reason why `kernel=gptqmodel` cannot train; also shows that the gradient tests can fail."""
     right, wrong = own["gradient/right"], own["gradient/after an evaluation"]
     assert relative(wrong, right) > 0.5
 
 
-def test_gptqmodels_kernel_gives_the_right_gradient_before_an_evaluation(own, real, context):
+def test_gptqmodels_kernel_has_correct_gradients_before_an_evaluation(own, real, context):
     base = base_of(real["4-bit"], context())
     x = base.model.get_input_embeddings()(IDS).detach().requires_grad_()
     logits = base.model.train()(inputs_embeds=x, use_cache=False).logits
@@ -93,8 +93,8 @@ def test_gptqmodels_kernel_gives_the_right_gradient_before_an_evaluation(own, re
     assert relative(x.grad, own["gradient/right"]) < 1e-3
 
 
-def test_generating_with_gptqmodels_kernel_computes_the_same(own, real, autogptq, context):
-    """Its 4-bit kernel on a CPU multiplies in bfloat16, the others in float16."""
+def test_logits_with_gptqmodels_kernel_are_close(own, real, autogptq, context):
+    """On a CPU, its 4-bit kernel multiplies in bfloat16, its other kernels in float16."""
     for case, directory in {**real, "autogptq": autogptq}.items():
         with torch.no_grad():
             logits = base_of(directory, context()).model.eval()(IDS, use_cache=False).logits

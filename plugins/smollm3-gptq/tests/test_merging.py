@@ -1,4 +1,4 @@
-"""Merging into a GPTQ base, and back into GPTQ: `smollm3 merge` knows nothing of either."""
+"""Merging on a GPTQ base, and quantizing the result again: `smollm3 merge` has no special code for GPTQ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def off(found, right):
 
 @pytest.fixture
 def tokenized(dense):
-    """Puts a tokenizer beside a checkpoint; its vocabulary is larger than the model's, so prompts are drawn ids."""
+    """Adds a tokenizer to a checkpoint; its vocabulary is larger than the model's, so prompts are random ids."""
 
     def put(directory):
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -48,7 +48,7 @@ def tokenized(dense):
 
 
 def trained(checkpoint, adapter, path):
-    """An adapter far from its start, saved: its logits on the checkpoint, and those of the checkpoint alone."""
+    """Save an adapter far from its initial values; return its logits on the checkpoint and those of the base alone."""
     alone = logits(load_model(checkpoint).model)
     loaded = load_model(checkpoint, adapter=adapter, purpose="train")
     generator = torch.Generator().manual_seed(1)
@@ -62,10 +62,10 @@ def trained(checkpoint, adapter, path):
 
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_merged_model_computes_what_the_adapter_does_on_the_codes(numpy_gptq, tokenized, cli, case, adapter):
+def test_the_merged_model_equals_the_adapter_on_the_quantized_base(numpy_gptq, tokenized, cli, case, adapter):
     made = tokenized(numpy_gptq.make_checkpoint(Path("made").absolute(), **CASES[case]))
     right, alone = trained(made, adapter, Path("adapter"))
-    assert off(right, alone) > 0.05, "an adapter that moves nothing shows nothing"
+    assert off(right, alone) > 0.05, "the adapter must change the logits"
     done = cli("merge", made, "--adapter-path", "adapter", "--output", "merged", "--dtype", "float32", "--json")
     assert done.code == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32)
@@ -87,7 +87,7 @@ def test_a_tuned_model_is_quantized_again_on_the_rows_of_its_run(dense, cli, fak
     assert done.code == 0, done.stderr
     kept = json.loads(Path("run/calibration.json").read_text())["input_ids"]
     usable = [row for row in kept if len(row) > 10]
-    assert fake.events("rows") == [usable, usable], "the base's rows are those of the tuned model"
+    assert fake.events("rows") == [usable, usable], "the merged model must be quantized with the rows of the base"
     out = Path("run/merged-gptq")
     assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "gptq"
     assert "gptq" in (out / "README.md").read_text()

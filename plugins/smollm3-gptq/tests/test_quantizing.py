@@ -1,4 +1,4 @@
-"""Quantizing a full-precision model: into the cache once, in a process whose ways stay inside it, whatever ends it."""
+"""Quantizing a full-precision model: once, into the cache, in an isolated process, and safely if interrupted."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def weights_of(base):
 
 
 def entries(cache):
-    """The finished entries of a cache's folder, and what else lies there."""
+    """The finished and the unfinished entries of a cache."""
     found = list((Path(cache) / "gptq").iterdir()) if (Path(cache) / "gptq").exists() else []
     done = [f for f in found if f.is_dir() and ".partial-" not in f.name]
     return done, [f for f in found if ".partial-" in f.name]
 
 
 def copies(finished, log=None):
-    """A `quantize` that copies a finished checkpoint."""
+    """Return a `quantize` function that copies a finished checkpoint."""
 
     def quantize(source, out, options, calibration, **more):
         if log is not None:
@@ -83,7 +83,7 @@ open(sys.argv[2], "w").write(json.dumps(about))
 
 
 class Tuned:
-    """A run of `smollm3 train --quant gptq --adapter lora`, in a process and with everything of its own."""
+    """A run of `smollm3 train --quant gptq --adapter lora` in a separate process, folder and cache."""
 
     def __init__(self, root, dense):
         self.root, self.work, self.cache, self.scratch = root, root / "work", root / "cache", root / "scratch"
@@ -112,31 +112,31 @@ def tuned(dense, tmp_path_factory):
     return Tuned(tmp_path_factory.mktemp("tuned"), dense)
 
 
-def assert_supervised(report):
+def assert_loss_fell(report):
     assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"] - 0.1
 
 
 @pytest.mark.plugins
 def test_one_command_quantizes_and_trains(tuned):
     assert tuned.about["code"] == 0, tuned.done.stderr
-    assert_supervised(tuned.report())
+    assert_loss_fell(tuned.report())
     assert "quantizing small to 4 bits" in tuned.done.stderr
 
 
 @pytest.mark.plugins
-def test_nothing_of_gptqmodel_reaches_the_run(tuned):
+def test_gptqmodel_has_no_effect_on_the_run(tuned):
     printed = tuned.done.stdout + tuned.done.stderr
     for word in ("GPT-QModel", "gptqmodel", "Quantiz", "damp", "Traceback"):
         assert word not in printed
     assert tuned.about["modules"] == []
-    assert set(tuned.about["environment"]) <= {"GOMP_SPINCOUNT"}  # which core sets
+    assert set(tuned.about["environment"]) <= {"GOMP_SPINCOUNT"}  # set by core
     assert tuned.about["patched"] is False
     assert [f.name for f in tuned.work.iterdir()] == ["run"]  # no ./logs
     assert [f.name for f in tuned.scratch.iterdir() if "gptq" in f.name] == []
 
 
 @pytest.mark.plugins
-def test_the_checkpoint_says_nothing_of_this_machine(tuned):
+def test_the_checkpoint_contains_no_paths_of_this_machine(tuned):
     (entry,), left = entries(tuned.cache)
     assert not left
     names = {f.name for f in entry.iterdir()}
@@ -151,14 +151,14 @@ def test_the_checkpoint_says_nothing_of_this_machine(tuned):
 
 
 @pytest.mark.plugins
-def test_the_run_keeps_its_calibration(tuned):
+def test_the_run_stores_its_calibration_rows(tuned):
     rows = json.loads((tuned.run / "calibration.json").read_text())["input_ids"]
     assert len(rows) == 8
     assert max(map(len, rows)) == 48
 
 
 @pytest.mark.plugins
-def test_another_run_does_not_quantize_again(tuned, dense, cli, monkeypatch):
+def test_another_run_uses_the_cached_weights(tuned, dense, cli, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("quantized again")
 
@@ -169,12 +169,12 @@ def test_another_run_does_not_quantize_again(tuned, dense, cli, monkeypatch):
                "--output", "second")  # fmt: skip
     assert done.code == 0, done.stderr
     assert "quantizing" not in done.stderr
-    assert_supervised(tuned.report("second"))
+    assert_loss_fell(tuned.report("second"))
     assert tuned.report("second")["before"] == tuned.report()["before"]
 
 
 @pytest.mark.plugins
-def test_a_run_whose_cache_is_gone_makes_the_same_weights_again(tuned, cli, monkeypatch):
+def test_without_the_cache_a_run_quantizes_to_the_same_weights(tuned, cli, monkeypatch):
     monkeypatch.setenv("SMOLLM3_CACHE", str(tuned.cache))
     ask = ("generate", tuned.run, "--prompt", "Hello!", "--max-new-tokens", "8")
     first = cli(*ask)
@@ -191,10 +191,10 @@ def test_a_run_whose_cache_is_gone_makes_the_same_weights_again(tuned, cli, monk
     assert not list(Path.cwd().iterdir())
 
 
-# ------------------------------------------------------------------- what asks for quantizing anew
+# ------------------------------------------------------------------- what causes quantizing again
 
 
-def test_the_cache_is_asked_by_weights_options_and_calibration(dense, finished, context, rows, tmp_path, monkeypatch):
+def test_the_cache_key_is_weights_options_and_calibration(dense, finished, context, rows, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(process, "quantize", copies(finished, made))
     cache = tmp_path / "cache"
@@ -208,10 +208,10 @@ def test_the_cache_is_asked_by_weights_options_and_calibration(dense, finished, 
     assert builds() == 0
     assert builds(dtype="bfloat16") == builds(purpose=Purpose.INFER) == 0
     assert builds(options=GPTQOptions(group_size=32, bits=4, sym=True, desc_act=False)) == 0
-    assert builds(options=GPTQOptions()) == 0  # 32 is what fits widths of 64 and 96
+    assert builds(options=GPTQOptions()) == 0  # the default is 32 for widths of 64 and 96
     one_token_more = [*rows[:-1], [*rows[-1], 5]]
     assert builds(rows=one_token_more) == builds(rows=rows[:-1]) == 1
-    assert builds(rows=[*rows, [5] * 10]) == 0  # gptqmodel would leave it out
+    assert builds(rows=[*rows, [5] * 10]) == 0  # gptqmodel would skip this row
     for option in ({"bits": 8}, {"group_size": 16}, {"desc_act": True}, {"sym": False}, {"damp_percent": 0.1}):
         assert builds(options=GPTQOptions(**{"group_size": 32, **option})) == 1, option
     other = Path(shutil.copytree(dense, tmp_path / "other"))
@@ -230,14 +230,14 @@ def test_the_cache_is_asked_by_weights_options_and_calibration(dense, finished, 
         ({"group_size": -1}, {"group_size": -1, "act_group_aware": False}),
     ],
 )
-def test_gptqmodel_is_told_the_options(dense, finished, context, rows, monkeypatch, option, wanted):
+def test_gptqmodel_receives_the_options(dense, finished, context, rows, monkeypatch, option, wanted):
     made = []
     monkeypatch.setattr(process, "quantize", copies(finished, made))
     load(dense, context(rows=rows), GPTQOptions(**option))
     assert wanted.items() <= made[0].items()
 
 
-def test_the_fingerprint_follows_the_weights_that_came_out(dense, finished, context, rows, fake):
+def test_the_fingerprint_depends_on_the_quantized_weights(dense, finished, context, rows, fake):
     def mark(rows):
         return load(dense, context(rows=rows)).fingerprint  # a new cache each time
 
@@ -245,7 +245,7 @@ def test_the_fingerprint_follows_the_weights_that_came_out(dense, finished, cont
     assert mark([*rows[:-1], [*rows[-1], 5]]) != mark(rows)
 
 
-def test_write_makes_the_checkpoint_where_it_is_told_to(dense, finished, context, rows, fake, tmp_path):
+def test_write_puts_the_checkpoint_into_the_given_directory(dense, finished, context, rows, fake, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     GPTQQuantizer(OPTIONS).write(directory_source(dense, ref="small"), out, context(rows=rows))
@@ -259,14 +259,14 @@ def test_write_makes_the_checkpoint_where_it_is_told_to(dense, finished, context
 # ----------------------------------------------------------------------------------- calibration rows
 
 
-def test_rows_that_are_all_too_short_are_one_sentence(dense, context, tmp_path):
+def test_only_too_short_rows_are_refused(dense, context, tmp_path):
     with pytest.raises(DataError, match="none of the 3 calibration rows is longer than 10 tokens") as caught:
         load(dense, context(rows=[[5] * 10, [6] * 4, []], cache=tmp_path / "cache"))
     assert "calibration.path" in caught.value.hint
     assert entries(tmp_path / "cache") == ([], [])
 
 
-def test_rows_that_are_too_short_are_left_out(dense, context, rows, fake):
+def test_too_short_rows_are_skipped(dense, context, rows, fake):
     load(dense, context(rows=[[5] * 10, *rows, [5] * 11]))
     assert fake.events("rows") == [[*rows, [5] * 11]]
 
@@ -295,7 +295,7 @@ def test_a_file_of_calibration_rows_is_used(dense, cli, fake, tmp_path):
 
 @pytest.fixture
 def quick(dense, cli, fake, tmp_path):
-    """A run whose weights the fake gptqmodel made; they depend on the calibration rows."""
+    """A run with weights from the fake gptqmodel; they depend on the calibration rows."""
     done = cli("train", "--model", dense, *SMALL, "--max-steps", "2", "--set", "train.save_every=1", "--output", "run")
     assert done.code == 0, done.stderr
     return Path("run").resolve()
@@ -306,7 +306,7 @@ def ask(cli, run):
 
 
 @pytest.mark.plugins
-def test_a_run_is_made_again_from_the_calibration_that_it_kept(quick, cli, fake, tmp_path):
+def test_a_run_is_quantized_again_with_its_stored_calibration(quick, cli, fake, tmp_path):
     first = ask(cli, quick)
     assert len(fake.events("started")) == 1
     shutil.rmtree(tmp_path / "cache")
@@ -318,7 +318,7 @@ def test_a_run_is_made_again_from_the_calibration_that_it_kept(quick, cli, fake,
 
 
 @pytest.mark.plugins
-def test_a_run_is_resumed_on_the_calibration_that_it_kept(quick, cli, fake, tmp_path):
+def test_a_run_is_resumed_with_its_stored_calibration(quick, cli, fake, tmp_path):
     shutil.rmtree(tmp_path / "cache" / "gptq")
     done = cli("train", "--resume", quick, "--max-steps", "3")
     assert done.code == 0, done.stderr
@@ -327,7 +327,7 @@ def test_a_run_is_resumed_on_the_calibration_that_it_kept(quick, cli, fake, tmp_
 
 
 @pytest.mark.plugins
-def test_quantizing_alone_makes_the_weights_of_a_run_with_the_same_rows(quick, dense, cli, fake, context, tmp_path):
+def test_quantize_gives_the_weights_of_a_run_with_the_same_rows(quick, dense, cli, fake, context, tmp_path):
     done = cli("quantize", dense, *HOW, "--output", "made")
     assert done.code == 0, done.stderr
     assert "offload_to_disk_path" not in Path("made/config.json").read_text()
@@ -340,7 +340,7 @@ def test_quantizing_alone_makes_the_weights_of_a_run_with_the_same_rows(quick, d
 
 
 @pytest.mark.plugins
-def test_weights_that_come_out_otherwise_are_refused(quick, cli, tmp_path):
+def test_weights_that_differ_from_the_runs_are_refused(quick, cli, tmp_path):
     file = quick / "calibration.json"
     about = json.loads(file.read_text())
     about["input_ids"][0][0] += 1
@@ -352,23 +352,23 @@ def test_weights_that_come_out_otherwise_are_refused(quick, cli, tmp_path):
 
 
 @pytest.mark.plugins
-def test_a_run_without_its_calibration_says_what_is_missing(quick, cli):
+def test_a_run_without_its_calibration_reports_the_missing_rows(quick, cli):
     (quick / "calibration.json").unlink()
     done = ask(cli, quick)
     assert done.code == 2
     assert "needs calibration rows" in done.stderr
 
 
-# --------------------------------------------------------------------------------------- what goes wrong
+# --------------------------------------------------------------------------------------- errors
 
 
-def test_an_error_of_gptqmodel_is_one_sentence_and_what_it_printed_is_kept(dense, context, rows, fake, tmp_path):
+def test_an_error_of_gptqmodel_is_one_sentence_and_its_output_is_kept(dense, context, rows, fake, tmp_path):
     fake.set(error="no luck\nand more")
     cache = tmp_path / "cache"
     with pytest.raises(QuantizingFailed) as caught:
         load(dense, context(rows=rows, cache=cache))
     assert caught.value.message == "gptqmodel could not quantize small to 4 bits: ValueError: no luck"
-    kept = Path(caught.value.hint.removeprefix("what it printed: "))
+    kept = Path(caught.value.hint.removeprefix("see its output: "))
     printed = kept.read_text()
     kept.unlink()
     assert "gptqmodel prints a lot" in printed
@@ -376,14 +376,14 @@ def test_an_error_of_gptqmodel_is_one_sentence_and_what_it_printed_is_kept(dense
     assert entries(cache) == ([], [])
 
 
-def test_a_worker_that_dies_is_one_sentence(dense, context, rows, fake):
+def test_a_worker_that_exits_without_a_message_is_one_sentence(dense, context, rows, fake):
     fake.set(exit=9)
-    with pytest.raises(QuantizingFailed, match="its process ended with code 9, without a word") as caught:
+    with pytest.raises(QuantizingFailed, match="its process exited with code 9 and no error message") as caught:
         load(dense, context(rows=rows))
-    Path(caught.value.hint.removeprefix("what it printed: ")).unlink()
+    Path(caught.value.hint.removeprefix("see its output: ")).unlink()
 
 
-def test_layers_that_gptqmodel_only_rounded_are_told(dense, context, rows, fake):
+def test_layers_that_gptqmodel_only_rounded_are_reported(dense, context, rows, fake):
     said = []
     ctx = context(rows=rows)
     ctx.progress.say = said.append
@@ -405,14 +405,14 @@ def test_an_error_of_gptqmodel_leaves_no_run(dense, cli, fake):
     assert "gptqmodel could not quantize small to 4 bits: ValueError: no luck" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("run").exists()
-    Path(done.stderr.partition("what it printed: ")[2].strip()).unlink()
+    Path(done.stderr.partition("see its output: ")[2].strip()).unlink()
 
 
 # ------------------------------------------------------------------------------------ several processes
 
 
 def forked(work):
-    """Run `work()` in a copy of this process; returns its id."""
+    """Run `work()` in a fork of this process; returns its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -442,11 +442,11 @@ def until(condition, seconds=20.0):
     return False
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
 @linux
-def test_of_two_processes_one_quantizes(dense, context, rows, fake, tmp_path):
+def test_only_one_of_two_processes_quantizes(dense, context, rows, fake, tmp_path):
     fake.set(pause=0.1)
     both = [forked(lambda: load(dense, context(rows=rows, cache=tmp_path / "cache"))) for _ in range(2)]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in both] == [0, 0]
@@ -456,16 +456,16 @@ def test_of_two_processes_one_quantizes(dense, context, rows, fake, tmp_path):
 
 
 EVENTS = 10
-"""What the fake tells in a whole run: started, options, rows, two layers, four files, saved."""
+"""Events that the fake logs in a complete run: started, options, rows, two layers, four files, saved."""
 
 
 @linux
 @pytest.mark.parametrize("moment", range(EVENTS + 1))
-def test_killed_at_any_moment_leaves_nothing_half_written(dense, context, rows, fake, tmp_path, monkeypatch, moment):
+def test_a_kill_at_any_moment_leaves_no_partial_entry(dense, context, rows, fake, tmp_path, monkeypatch, moment):
     cache, scratch = tmp_path / "cache", tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    fake.set(stop=max(moment, 1))  # it tells so many events and does nothing more
+    fake.set(stop=max(moment, 1))  # it logs this many events and then sleeps
     ctx = context(rows=rows, cache=cache)
     parent = forked(lambda: load(dense, ctx))
     lines = lambda: len(fake.log.read_text().splitlines()) if fake.log.exists() else 0  # noqa: E731
@@ -483,14 +483,14 @@ def test_killed_at_any_moment_leaves_nothing_half_written(dense, context, rows, 
     assert len(fake.events("saved")) == saved + 1
     done, left = entries(cache)
     assert (len(done), left) == (1, [])
-    whole = load(dense, context(rows=rows))  # in a cache of its own
+    whole = load(dense, context(rows=rows))  # in a new cache
     assert base.fingerprint == whole.fingerprint
     right = weights_of(whole)
     assert all(torch.equal(w, right[n]) for n, w in weights_of(base).items())
 
 
 @linux
-def test_interrupted_from_the_keyboard_ends_the_worker_and_leaves_nothing(dense, context, rows, fake, tmp_path):
+def test_a_keyboard_interrupt_ends_the_worker_and_leaves_nothing(dense, context, rows, fake, tmp_path):
     fake.set(pause=30)
     parent = forked(lambda: load(dense, context(rows=rows, cache=tmp_path / "cache")))
     assert until(lambda: fake.events("step"))

@@ -1,7 +1,7 @@
-"""`read_weight` against dequantizations written in NumPy from the format's definition, bit by bit.
+"""`read_weight` compared bitwise with dequantization in NumPy, written from the definition of the format.
 
-Products of a code's difference (at most nine bits) and a half-precision scale are exact in float32, so the comparison
-is exact.
+The product of a difference of codes (at most nine bits) and a half-precision scale is exact in float32, so the
+comparison is exact.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def assert_equal(base, right):
         np.testing.assert_array_equal(weight.numpy(), right[name], err_msg=name)
 
 
-def test_the_reference_unpacks_what_big_integers_say(numpy_gptq):
-    """The reference itself: a column is one little-endian number, its codes digits to the base 2^bits."""
+def test_the_numpy_reference_agrees_with_big_integers(numpy_gptq):
+    """Tests the reference: a column is one little-endian integer whose digits to the base 2^bits are the codes."""
     rng = np.random.default_rng(0)
     for bits in (2, 3, 4, 8):
         codes = rng.integers(0, 2**bits, (64, 5))
@@ -54,7 +54,7 @@ def test_the_reference_unpacks_what_big_integers_say(numpy_gptq):
     ("bits", "layout", "act_order", "sym"),
     list(product((2, 3, 4, 8), ("gptq", "gptq_v2"), (False, True), (False, True))),
 )
-def test_every_format_reads_as_numpy_unpacks_it(numpy_gptq, context, tmp_path, bits, layout, act_order, sym):
+def test_every_format_equals_the_numpy_reference(numpy_gptq, context, tmp_path, bits, layout, act_order, sym):
     made = numpy_gptq.make_checkpoint(
         tmp_path / "made", bits=bits, layout=layout, act_order=act_order, sym=sym, seed=bits
     )
@@ -82,7 +82,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("case", GROUPS)
-def test_groups_of_every_kind_read_as_numpy_unpacks_them(numpy_gptq, context, tmp_path, case, bits):
+def test_every_kind_of_group_equals_the_numpy_reference(numpy_gptq, context, tmp_path, case, bits):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", bits=bits, sym=False, **GROUPS[case])
     base = base_of(made, context())
     right = numpy_gptq.weights_in(made)
@@ -98,7 +98,7 @@ def test_groups_of_every_kind_read_as_numpy_unpacks_them(numpy_gptq, context, tm
         torch.testing.assert_close(layer(x), y, rtol=1e-12, atol=1e-12)
 
 
-def test_the_rest_of_the_checkpoint_is_read_too(numpy_gptq, context, tmp_path):
+def test_unquantized_tensors_are_loaded_too(numpy_gptq, context, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", bias=True)
     base = base_of(made, context())
     state = base.model.state_dict()
@@ -109,7 +109,7 @@ def test_the_rest_of_the_checkpoint_is_read_too(numpy_gptq, context, tmp_path):
     assert not any(b.is_meta for b in base.model.buffers())
 
 
-def test_a_quantized_head_is_a_layer_like_others(numpy_gptq, context, tmp_path):
+def test_a_quantized_head_is_supported(numpy_gptq, context, tmp_path):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", head=True)
     base = base_of(made, context())
     right = numpy_gptq.weights_in(made)
@@ -118,7 +118,7 @@ def test_a_quantized_head_is_a_layer_like_others(numpy_gptq, context, tmp_path):
     assert base.model(torch.tensor([[5, 6]])).logits.shape == (1, 2, 128)
 
 
-def test_read_weight_returns_a_new_tensor_and_ops_are_only_of_quantized_layers(numpy_gptq, context, tmp_path):
+def test_read_weight_returns_a_new_tensor_and_only_quantized_layers_have_ops(numpy_gptq, context, tmp_path):
     base = base_of(numpy_gptq.make_checkpoint(tmp_path / "made", act_order=True), context())
     layer = base.model.model.layers[0].mlp.down_proj
     ops = base.ops_for(layer)
@@ -134,7 +134,7 @@ def test_read_weight_returns_a_new_tensor_and_ops_are_only_of_quantized_layers(n
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_bfloat16_read_weight_is_what_the_bfloat16_forward_multiplies_by(numpy_gptq, context, tmp_path, act_order):
+def test_bfloat16_read_weight_equals_the_weight_of_the_bfloat16_forward(numpy_gptq, context, tmp_path, act_order):
     made = numpy_gptq.make_checkpoint(tmp_path / "made", act_order=act_order)
     base = base_of(made, context("bfloat16"))
     for name, right in numpy_gptq.weights_in(made).items():

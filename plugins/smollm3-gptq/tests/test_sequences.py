@@ -1,4 +1,4 @@
-"""Forward, gradient and `read_weight` along evaluate, train, save, train, restore, against a dense copy."""
+"""Forward, gradient and `read_weight` equal a dense copy's at every step: evaluate, train, save, train, restore."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = {
     "2-bit-row-bias": {"bits": 2, "group_size": -1, "bias": True},
 }
 BOUNDS = {"float32": 1e-5, "float64": 1e-10}
-"""float32: sums in another order; float64 leaves no room for a weight that is not the same."""
+"""float32 allows another order of summation; the float64 bound detects any difference of a weight."""
 IDS = torch.randint(3, 120, (2, 16), generator=torch.Generator().manual_seed(1))
 
 
@@ -41,7 +41,7 @@ def relative(a, b):
 
 
 def through(model, embeddings):
-    """Logits, and the gradient at the embeddings of a sum over them with fixed factors."""
+    """Logits, and the gradient at the embeddings of a fixed linear combination of the logits."""
     x = embeddings.clone().requires_grad_()
     logits = model(inputs_embeds=x, use_cache=False).logits
     factors = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -68,7 +68,7 @@ def test_an_adapter_trains_as_on_the_dense_copy_through_a_whole_run(made, case, 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_model_alone_equals_its_dense_copy_at_every_step(made, context, tmp_path, case, dtype):
+def test_the_base_alone_equals_its_dense_copy_at_every_step(made, context, tmp_path, case, dtype):
     base = base_of(made[case], context(dtype))
     twin = dense_copy(base, base.model.dtype)
     embeddings = base.model.get_input_embeddings()(IDS).detach()
@@ -89,7 +89,7 @@ def test_the_model_alone_equals_its_dense_copy_at_every_step(made, context, tmp_
 
 
 @pytest.mark.parametrize("case", ["4-bit", "4-bit-act-order"])
-def test_bfloat16_is_as_right_as_its_dense_copy_in_bfloat16(made, context, case):
+def test_bfloat16_is_as_accurate_as_the_dense_copy_in_bfloat16(made, context, case):
     base = base_of(made[case], context("bfloat16"))
     twin = dense_copy(base, torch.bfloat16)
     embeddings = base.model.get_input_embeddings()(IDS).detach()
@@ -97,12 +97,12 @@ def test_bfloat16_is_as_right_as_its_dense_copy_in_bfloat16(made, context, case)
     logits, gradient = through(twin, embeddings)
     found_logits, found_gradient = through(base.model.train(), embeddings)
     exact_logits, exact_gradient = through(dense_copy(base, torch.float64), embeddings.double())
-    # Act-order sums in another order, so both differ from the exact product by as much, and not more.
+    # Act-order changes the order of summation, so both may have an error of the same size, but not a larger one.
     assert relative(found_logits, exact_logits) <= 1.25 * relative(logits, exact_logits)
     assert relative(found_gradient, exact_gradient) <= 1.25 * relative(gradient, exact_gradient)
 
 
-def test_autocast_multiplies_in_its_own_dtype(made, context):
+def test_autocast_multiplies_in_the_autocast_dtype(made, context):
     base = base_of(made["4-bit-act-order"], context())
     layer = base.model.model.layers[0].mlp.down_proj
     x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -153,10 +153,10 @@ def test_the_backward_pass_keeps_no_dequantized_weight(made, context, dtype):
     kept = saved_shapes(lambda: base.model.train().model(inputs_embeds=embeddings, use_cache=False))
     assert not [s for s in kept if s in sizes]
     dense = saved_shapes(lambda: twin.train().model(inputs_embeds=embeddings, use_cache=False))
-    assert len([s for s in dense if s in sizes]) >= 2 * 7  # the test can fail: nn.Linear keeps its own
+    assert len([s for s in dense if s in sizes]) >= 2 * 7  # shows that the test can fail: nn.Linear keeps its weight
 
 
-def test_codes_are_held_in_as_few_bytes_as_they_need(made, context):
+def test_codes_are_packed_in_bytes(made, context):
     for case, bits in {"4-bit": 4, "3-bit-v2-asymmetric": 4, "2-bit-row-bias": 2}.items():
         base = base_of(made[case], context())
         layer = base.model.model.layers[0].mlp.down_proj

@@ -1,4 +1,4 @@
-"""PEFT's methods as adapters of smollm3-finetune. Light: imports neither torch nor peft."""
+"""PEFT's methods as adapters of smollm3-finetune. This module imports neither torch nor peft."""
 
 from __future__ import annotations
 

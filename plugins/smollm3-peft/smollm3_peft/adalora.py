@@ -1,9 +1,10 @@
-"""AdaLoRA: its schedule, and a saved form that loads back.
+"""AdaLoRA: its rank schedule, and saved adapters that can be loaded again.
 
-PEFT cuts the ranks out of the tensors when it saves (`rank_pattern` in the config) and cannot load the result: it
-makes layers of the first rank, or cuts them by the pattern and then copies tensors that do not fit. Singular values
-that were cut are zero, so the uncut tensors compute the same. They are what is saved here, with no `rank_pattern`,
-and stock PEFT loads them. The allocator's averages go into a file of their own, for training further.
+When PEFT saves, it truncates the tensors to the current ranks (`rank_pattern` in the config), and it cannot load the
+result: it builds layers of the initial rank, or truncates them by the pattern and then copies tensors of another shape.
+Pruned singular values are zero, so the untruncated tensors compute the same. This module saves the untruncated tensors
+without `rank_pattern`, and stock PEFT loads them. The allocator's moving averages are saved in a separate file, so that
+training can continue.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraAdapted(PeftAdapted):
-    """Moves the ranks after each step, and saves uncut tensors."""
+    """Updates the ranks after each step, and saves untruncated tensors."""
 
     def __init__(self, model: PeftModel, base: Base, spec: AdapterSpec, biases: Biases) -> None:
         super().__init__(model, base, spec, biases)
@@ -34,7 +35,7 @@ class AdaLoraAdapted(PeftAdapted):
         self.saver.after = self._save_allocator
 
     def on_step(self, step: int) -> None:
-        """Update the importance of every singular value from the gradients, and cut the least important."""
+        """Update the importance of every singular value from the gradients, and prune the least important."""
         self.model.base_model.update_and_allocate(step)
 
     def _hide_pattern(self) -> None:
@@ -55,15 +56,18 @@ class AdaLoraAdapted(PeftAdapted):
 
 
 class AdaLoraAdapter(PeftAdapter):
-    """AdaLoRA, over the length of the run."""
+    """AdaLoRA with a rank schedule over the length of the run."""
 
     adapted_class = AdaLoraAdapted
 
     def schedule(self, total_steps: int | None) -> dict[str, Any]:
-        """Raises ConfigError when the length is unknown or too short for the schedule."""
+        """The schedule arguments of PEFT's config.
+
+        Raises ConfigError if the length is unknown or too short for the schedule.
+        """
         if total_steps is None:
             raise ConfigError(
-                "adapter 'adalora' cuts its ranks over the length of the run, which is not known here",
+                "adapter 'adalora' needs the number of training steps for its rank schedule, but it is not known",
                 hint="--max-steps 1000",
             )
         options: Any = self.options
@@ -71,7 +75,8 @@ class AdaLoraAdapter(PeftAdapter):
         final = total_steps // 5 if options.final_steps is None else options.final_steps
         if warmup + final >= total_steps:
             raise ConfigError(
-                f"adapter 'adalora': {warmup} warmup_steps and {final} final_steps leave none of {total_steps}",
+                f"adapter 'adalora': {warmup} warmup_steps and {final} final_steps leave no step of {total_steps} for "
+                "reducing ranks",
                 hint=f"--max-steps {warmup + final + 1}",
             )
         if options.initial_rank < options.rank:
@@ -82,7 +87,7 @@ class AdaLoraAdapter(PeftAdapter):
         return {"total_step": total_steps, "tinit": warmup, "tfinal": final}
 
     def adapted(self, model: PeftModel, base: Base, biases: Biases) -> PeftAdapted:
-        # PEFT makes its rank counters anew when it casts them to the base's dtype, and then trains them unsaved.
+        # PEFT recreates its rank counters to cast them to the base's dtype; these would be trained, but not saved.
         for name, parameter in model.named_parameters():
             if ".ranknum." in name:
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""PEFT's methods on any base: attach, restore, merge, and the adapted model that the trainer gets."""
+"""Attach, restore and merge any PEFT method on any base; the adapted model that the trainer receives."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
-"""Biases that are trained, each with the values that it has in the base."""
+"""Trained biases, each with its values in the base."""
 
 
 class PeftAdapted:
-    """A model with one of PEFT's adapters on it."""
+    """A model with a PEFT adapter."""
 
     def __init__(self, model: PeftModel, base: Base, spec: AdapterSpec, biases: Biases) -> None:
         self.model = model
@@ -51,40 +51,40 @@ class PeftAdapted:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base alone, while the context is open; what is trained is the same afterwards."""
+        """Disable the adapter inside the context; `requires_grad` of every parameter is restored afterwards."""
         if not self._spec.disables:
             raise UnsupportedOp(
-                f"adapter {self._spec.name!r} moved part of the base into itself, so the base alone is not there",
+                f"adapter {self._spec.name!r} cannot be disabled: it moved part of the base weights into the adapter",
                 hint="--adapter-opt init=default",
             )
-        trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         try:
             with peft_patches.quiet(), self._base_biases(), self.model.disable_adapter():
                 yield
         finally:
-            for parameter, requires_grad in trained:
+            for parameter, requires_grad in flags:
                 parameter.requires_grad_(requires_grad)
 
     @contextmanager
     def _base_biases(self) -> Iterator[None]:
-        """The base's own biases meanwhile: PEFT leaves trained ones in when it disables an adapter."""
-        own = [parameter.detach().clone() for parameter, _ in self._biases]
+        """Restore the base's biases inside the context: PEFT keeps trained biases when it disables an adapter."""
+        trained = [parameter.detach().clone() for parameter, _ in self._biases]
         try:
             _copy_all((parameter, value) for parameter, value in self._biases)
             yield
         finally:
-            _copy_all((parameter, value) for (parameter, _), value in zip(self._biases, own, strict=True))
+            _copy_all((parameter, value) for (parameter, _), value in zip(self._biases, trained, strict=True))
 
     def on_step(self, step: int) -> None:
-        """Nothing: most methods have no schedule of their own."""
+        """Do nothing: most methods have no schedule."""
 
     def save(self, path: Path) -> None:
-        """Write PEFT's own format: `adapter_config.json` and `adapter_model.safetensors`."""
+        """Save in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
         self.model.save_pretrained(str(path))
 
 
 class PeftAdapter:
-    """Any method of PEFT that replaces modules; which one, the options class says."""
+    """Any PEFT method that replaces modules; the options class selects the method."""
 
     adapted_class: type[PeftAdapted] = PeftAdapted
 
@@ -94,12 +94,12 @@ class PeftAdapter:
         self.spec = refined(options.method, options)
 
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> PeftAdapted:
-        """Put a fresh adapter on `base`.
+        """Attach a new adapter to `base`.
 
         Raises:
-            ConfigError: for options that do not fit the model.
-            UnsupportedOp: when the method needs more than the quantized layers offer.
-            IncompatibleError: when the adapted model does not start as the base although the method should.
+            ConfigError: if options do not fit the model.
+            UnsupportedOp: if the method needs an operation that a quantized layer does not provide.
+            IncompatibleError: if the adapted model does not start as its base although the method should.
         """
         self.check_operations(base)
         config = peft_config.build(self.options, base, **self.schedule(total_steps))
@@ -120,10 +120,10 @@ class PeftAdapter:
         return self.adapted(model, base, biases)
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> PeftAdapted:
-        """Put a saved adapter on `base`.
+        """Attach a saved adapter to `base`.
 
         Raises:
-            ModelError: when `path` holds no adapter of this method, or one for another model.
+            ModelError: if `path` contains no adapter of this method, or an adapter for another model.
         """
         self.check_operations(base)
         config = self.read_config(path)
@@ -138,20 +138,20 @@ class PeftAdapter:
         config.base_model_name_or_path = base.model.name_or_path
         if not trainable:
             model.requires_grad_(False)
-        elif peft_patches.widen_trained(model, ctx.trained_dtype):  # which were rounded when they were loaded
+        elif peft_patches.widen_trained(model, ctx.trained_dtype):  # loading rounded them: load again
             set_peft_model_state_dict(model, load_file(str(path / WEIGHTS_FILE)))
         return self.adapted(model, base, biases)
 
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
-        """Fold a saved adapter into `dense` and return the plain model, embeddings tied as before.
+        """Merge a saved adapter into `dense` and return the plain model; tied embeddings stay tied.
 
         Raises:
-            UnsupportedOp: for methods that are no change of weights.
+            UnsupportedOp: if the method does not change weights.
         """
         if not self.spec.merges:
             raise UnsupportedOp(
-                f"adapter {self.method!r} is no change of weights, so it cannot be merged",
-                hint="keep the adapter beside its base: smollm3 generate RUN",
+                f"adapter {self.method!r} does not change the model's weights, so it cannot be merged",
+                hint="use the adapter without merging: smollm3 generate RUN",
             )
         config = self.read_config(path)
         base = Base(model=dense, fingerprint="")
@@ -167,25 +167,26 @@ class PeftAdapter:
         merged.requires_grad_(False)
         if tied and not _tied(merged):
             raise IncompatibleError(
-                "the merged model would no longer tie its embeddings to its head",
+                "after merging, the embeddings and the head of the model would no longer be tied",
                 hint="train the adapter without embed_tokens and lm_head",
             )
         merged.config.tie_word_embeddings = tied
         return merged
 
     def check_operations(self, base: Base) -> None:
-        """Raises UnsupportedOp when a quantized layer has not all operations that the method needs."""
+        """Raises UnsupportedOp if a quantized layer lacks an operation that the method needs."""
         for name, layer in base.model.named_modules():
             ops = base.ops_for(layer)
             missing = () if ops is None else sorted(set(self.spec.needs) - ops.ops)
             if missing:
                 raise UnsupportedOp(
-                    f"adapter {self.method!r} needs {', '.join(missing)}, and the quantized {name!r} does not offer it",
+                    f"adapter {self.method!r} needs {', '.join(missing)}, which the quantized layer {name!r} does not "
+                    "provide",
                     hint="--adapter lora" if self.method != "lora" else "--adapter-opt init=default",
                 )
 
     def schedule(self, total_steps: int | None) -> dict[str, Any]:
-        """More arguments for PEFT's config, from the length of the run."""
+        """Additional arguments of PEFT's config that depend on the length of the run."""
         return {}
 
     def adapted(self, model: PeftModel, base: Base, biases: Biases) -> PeftAdapted:
@@ -193,7 +194,7 @@ class PeftAdapter:
         return self.adapted_class(model, base, self.spec, biases)
 
     def load(self, model: nn.Module, path: Path, config: PeftConfig, trainable: bool) -> PeftModel:
-        """PEFT's own loading, which must find every tensor it wants."""
+        """Load with PEFT, and check that every expected tensor was found."""
         with peft_patches.quiet():
             loaded = PeftModel.from_pretrained(
                 model, str(path), config=config, is_trainable=trainable, torch_device=str(_device(model))
@@ -202,21 +203,21 @@ class PeftAdapter:
         return loaded
 
     def read_config(self, path: Path) -> PeftConfig:
-        """The config of a saved adapter, checked to be one of this method.
+        """The config of a saved adapter of this method.
 
         Raises:
-            ModelError: when a file is missing, unreadable, or another method's.
+            ModelError: if a file is missing or cannot be read, or if the adapter is of another method.
         """
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (path / name).is_file():
-                raise ModelError(f"{path} holds no adapter: {name} is missing", hint=f"ls {path}")
+                raise ModelError(f"{path} contains no adapter: {name} is missing", hint=f"ls {path}")
         try:
             found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"]
         except (ValueError, KeyError, TypeError) as e:
-            raise ModelError(f"{path / CONFIG_FILE} is not the config of an adapter: {e}") from e
+            raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: {e}") from e
         if found != peft_type(self.method):
             raise ModelError(
-                f"the adapter in {path} is of PEFT's type {found}, and {self.method!r} was asked for",
+                f"the adapter in {path} has PEFT type {found}, but {self.method!r} was requested",
                 hint=f"--adapter {component(str(found))}",
             )
         with peft_patches.quiet(), peft_patches.explained(f"{path / CONFIG_FILE} cannot be read", ModelError):
@@ -225,7 +226,7 @@ class PeftAdapter:
 
     @contextmanager
     def _injecting(self, base: Base, ctx: BuildContext) -> Iterator[None]:
-        """Everything that PEFT must not see otherwise, while it changes the model."""
+        """The patches under which PEFT changes the model: views of quantized layers, plain backends, dtypes."""
         with (
             peft_patches.quiet(),
             peft_patches.only_plain_backends(),
@@ -236,7 +237,7 @@ class PeftAdapter:
 
 
 class _Saver:
-    """Takes the place of `save_pretrained`, also for the trainer's checkpoints: PEFT's own asks the Hub two things."""
+    """Replaces `save_pretrained`, also for the trainer's checkpoints: PEFT's own sends two requests to the Hub."""
 
     def __init__(self, model: PeftModel) -> None:
         self.model = model
@@ -262,7 +263,7 @@ def _copy_all(pairs: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
 
 
 def _bias_copies(model: nn.Module, config: PeftConfig) -> Biases:
-    """The biases of a bare base, each with a copy of its values, where the adapter trains biases."""
+    """The biases of a base without adapter, each with a copy of its values; empty if the adapter trains no bias."""
     if getattr(config, "bias", "none") == "none":
         return []
     named = model.named_parameters()
@@ -270,22 +271,25 @@ def _bias_copies(model: nn.Module, config: PeftConfig) -> Biases:
 
 
 def _check_names(model: PeftModel, path: Path) -> None:
-    """Raises ModelError unless the tensors of a saved adapter are those that the model takes: PEFT only warns."""
+    """Raises ModelError if a saved adapter has other tensors than the model expects; PEFT only warns."""
     with safe_open(str(path / WEIGHTS_FILE), framework="pt") as tensors:
         found = set(tensors.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = sorted(expected - found)
     unknown = sorted(found - expected - set(model.state_dict()))
-    for names, fault in ((missing, "lacks tensors that this model needs"), (unknown, "has tensors for other modules")):
+    for names, fault in (
+        (missing, "lacks tensors that this model needs"),
+        (unknown, "has tensors for modules that this model lacks"),
+    ):
         if names:
             raise ModelError(
                 f"the adapter in {path} {fault}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""),
-                hint="give the base that it was trained on",
+                hint="use the base that the adapter was trained on",
             )
 
 
 def _merge_tied_once(model: PreTrainedModel) -> None:
-    """Let the head of a tied model follow the embeddings' merge: PEFT would add the same update to the weight twice."""
+    """Do not merge the head of a tied model: PEFT would add the same update to the shared weight twice."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if isinstance(head, BaseTunerLayer) and isinstance(embeddings, BaseTunerLayer):
         weights = [layer.get_base_layer().weight.data_ptr() for layer in (head, embeddings)]
@@ -294,7 +298,7 @@ def _merge_tied_once(model: PreTrainedModel) -> None:
 
 
 def _merge_nothing(*args: Any, **kwargs: Any) -> None:
-    """The shared weight is merged through the embeddings."""
+    """Do nothing: the shared weight is merged through the embeddings."""
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
@@ -306,7 +310,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _tolerance(model: nn.Module, ctx: BuildContext) -> float:
-    """How far the logits may be from the base's: rounding, and ten times what the quantized forward rounds itself."""
+    """Allowed distance of the logits from the base's: rounding, plus ten times the error of the quantized forward."""
     rounding = 1e-3 if ctx.dtype in ("float32", "float64") else 5e-2
     views = [module for module in model.modules() if isinstance(module, LinearView)]
     return rounding + 10 * max((view.ops.forward_rtol for view in views), default=0.0)

@@ -1,8 +1,9 @@
-"""Quantized linear layers as PEFT sees them: ordinary `nn.Linear`s whose weight is read through `LinearOps`.
+"""Views that present quantized linear layers to PEFT as `nn.Linear` layers; weights are read through `LinearOps`.
 
-PEFT has one class per method and per quantization library. A `LinearView` stands where a quantized layer stood, owns
-it, and calls it in its forward, so that PEFT's plain `nn.Linear` class serves every method on every quantizer, and no
-library is named here. What it cannot do is be written to: every in-place change of its weight raises.
+PEFT has one class for each pair of method and quantization library. A `LinearView` replaces a quantized layer, owns it,
+and calls it in its forward. PEFT's plain `nn.Linear` class can therefore serve every method on every quantizer, and
+this module does not depend on any quantization library. Views are read-only: every in-place change of the weight raises
+an error.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from torch.utils import _pytree as pytree
 
 from smollm3_finetune.api import LinearOps, Op, UnsupportedOp
 
-MERGE_HINT = "save it, and merge into the dense base: PeftModel.from_pretrained(dense, PATH).merge_and_unload()"
+MERGE_HINT = (
+    "save the adapter and merge it into the dense base: PeftModel.from_pretrained(dense, PATH).merge_and_unload()"
+)
 
 
 class LazyWeight(torch.Tensor):  # type: ignore[misc]
-    """A weight (out, in) that knows its shape, dtype and device, and is dequantized by the operation that uses it.
+    """A weight (out, in) with a shape, dtype and device that is dequantized only by the operation that uses it.
 
-    PEFT asks most weights for their dtype and device only; on a base of several GB, dequantizing for that would cost
-    more than training does. An autograd graph that holds one holds no dense copy: its backward reads it again.
+    PEFT needs only the dtype and device of most weights; on a base of several GB, dequantizing for that would cost
+    more than training. An autograd graph that keeps a LazyWeight keeps no dense copy: the backward pass dequantizes
+    it again.
     """
 
     _view: LinearView
@@ -55,7 +59,7 @@ class LazyWeight(torch.Tensor):  # type: ignore[misc]
 
     @property
     def data(self) -> Tensor:
-        # The same object: `weight.data.add_(…)` on a dense copy would be lost without a word.
+        # The same object, so that `weight.data.add_(…)` raises; on a dense copy the change would be lost silently.
         return self
 
     @data.setter
@@ -67,7 +71,7 @@ class LazyWeight(torch.Tensor):  # type: ignore[misc]
 
 
 class LinearView(nn.Linear):  # type: ignore[misc]
-    """Stands for one quantized layer, and owns it."""
+    """Replaces one quantized layer, and owns it."""
 
     def __init__(self, layer: nn.Module, ops: LinearOps, name: str, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
@@ -76,7 +80,7 @@ class LinearView(nn.Linear):  # type: ignore[misc]
         self.ops = ops
         self.dtype = dtype
         self.layer = layer
-        # Shared under the name that a dense copy has, so that biases are saved as PEFT saves them.
+        # Registered under its name in a dense model, so that biases are saved in PEFT's format.
         self.register_parameter("bias", getattr(layer, "bias", None))
         self.register_state_dict_post_hook(_drop_second_bias)
 
@@ -91,11 +95,11 @@ class LinearView(nn.Linear):  # type: ignore[misc]
         return LazyWeight(self, self.dtype, device)
 
     def read_weight(self) -> Tensor:
-        """The dequantized weight (out, in), new, without grad. Raises UnsupportedOp where it cannot be read."""
+        """The dequantized weight (out, in), a new tensor without grad. Raises UnsupportedOp if it cannot be read."""
         if Op.READ_WEIGHT not in self.ops.ops:
             raise UnsupportedOp(
-                f"the adapter needs the weight of `{self.name}`, and its quantizer offers no {Op.READ_WEIGHT}",
-                hint="--adapter lora needs only forward and grad-input",
+                f"the adapter reads the weight of `{self.name}`, but its quantizer does not provide {Op.READ_WEIGHT}",
+                hint="use --adapter lora, which needs only forward and grad-input",
             )
         return self.ops.read_weight().detach()
 
@@ -106,12 +110,12 @@ class LinearView(nn.Linear):  # type: ignore[misc]
 
 
 def _drop_second_bias(view: LinearView, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """The bias is in the view's state under its own name; as the layer's it would be saved twice."""
+    """Remove the bias of the quantized layer from the state: it is already saved as the bias of the view."""
     state.pop(f"{prefix}layer.bias", None)
 
 
 def refusal(view: LinearView) -> UnsupportedOp:
-    """The error for a change of a quantized weight."""
+    """The error for an in-place change of a quantized weight."""
     return UnsupportedOp(
         f"`{view.name}` is quantized, and changing its weight in place would round it again and damage the model",
         hint=MERGE_HINT,
@@ -121,7 +125,7 @@ def refusal(view: LinearView) -> UnsupportedOp:
 def install_views(
     model: nn.Module, ops_for: Callable[[nn.Module], LinearOps | None], dtype: torch.dtype
 ) -> list[LinearView]:
-    """Put a view in the place of every quantized layer of `model`, and return the views."""
+    """Replace every quantized layer of `model` with a view, and return the views."""
     found = [(name, layer, ops) for name, layer in model.named_modules() if name and (ops := ops_for(layer))]
     views = []
     for name, layer, ops in found:
@@ -133,7 +137,7 @@ def install_views(
 
 
 def remove_unused_views(model: nn.Module) -> None:
-    """Put back the layer of every view that no adapter took, so that the rest of the model is as it was."""
+    """Replace every view without an adapter with its layer, so that the rest of the model is unchanged."""
     for parent in list(model.modules()):
         if isinstance(parent, BaseTunerLayer):
             continue
@@ -146,7 +150,7 @@ def remove_unused_views(model: nn.Module) -> None:
 def views_in(
     model: nn.Module, ops_for: Callable[[nn.Module], LinearOps | None], dtype: torch.dtype
 ) -> Iterator[list[LinearView]]:
-    """Views while the context is open; those that an adapter took stay, and refuse to be merged in place."""
+    """Install views inside the context; views with an adapter stay, and cannot be merged in place."""
     views = install_views(model, ops_for, dtype)
     try:
         yield views
@@ -158,7 +162,7 @@ def views_in(
 
 
 class _RefuseMerge:
-    """Takes the place of a tuner layer's `merge`."""
+    """Replaces the `merge` of a tuner layer."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,7 +1,7 @@
-"""Every PEFT method that is offered, with what it needs and what it is; light.
+"""Descriptors of the offered PEFT methods: the operations that each needs, and its properties.
 
-What stands here was measured, not copied from papers: needs by counting the reads of a quantized weight, the traits by
-`tests/test_methods.py`.
+The values were measured, not copied from papers: `needs` by counting reads of a quantized weight, the other properties
+by `tests/test_methods.py`. This module imports neither torch nor peft.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from smollm3_finetune.api import AdapterSpec, Op, Requires
 
-# PEFT's plain classes serve quantized layers through views (views.py), which rely on how PEFT reads a base layer, and
-# `LoraConfig._register_custom_module` is private: another minor version of PEFT has to be tried before it is allowed.
+# Views (linear_view.py) rely on how PEFT reads a base layer, and `LoraConfig._register_custom_module` is private. Test
+# another minor version of PEFT before allowing it here.
 PEFT = "peft>=0.21,<0.22"
 
 FORWARDS = frozenset({Op.FORWARD, Op.GRAD_INPUT})
 READS = FORWARDS | {Op.READ_WEIGHT}
 """The method reads base weights, at the start or in each forward."""
 WRITES = READS | {Op.DENSE}
-"""The method changes base weights or works on plain `nn.Linear` only."""
+"""The method changes base weights or supports only plain `nn.Linear`."""
 
 
 def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS, **traits: Any) -> AdapterSpec:
@@ -37,7 +37,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
 
 
 def refine_lora(spec: AdapterSpec, options: Any) -> AdapterSpec:
-    """PiSSA and OLoRA move part of the base into the adapter; MiCA reads it; a random B is no identity."""
+    """PiSSA and OLoRA move part of the base into the adapter; MiCA reads it; a random B changes the output."""
     if options.init in ("pissa", "olora"):
         return dataclasses.replace(spec, needs=WRITES, disables=False)
     if options.init == "mica":
@@ -48,12 +48,12 @@ def refine_lora(spec: AdapterSpec, options: Any) -> AdapterSpec:
 
 
 def refine_zeros(spec: AdapterSpec, options: Any) -> AdapterSpec:
-    """Only coefficients that start at zero start as the base."""
+    """The model starts as its base only if the coefficients are initialized to zero."""
     return dataclasses.replace(spec, identity_at_start=options.init == "zeros")
 
 
 def _prompt(name: str, summary: str, options: str) -> AdapterSpec:
-    """A method that trains inputs: PEFT drops the position ids, so packed rows influence each other."""
+    """A method that trains a prompt: PEFT drops the position ids, so packed rows influence each other."""
     factory = "prompts:PromptAdapter"
     return _spec(name, summary, options, identity_at_start=False, packs=False, merges=False, factory=factory)
 
@@ -64,7 +64,7 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec("rslora", "LoRA scaled by alpha / √rank, for large ranks", "options:RsLoraOptions", refine=refine_lora),
     _spec(
         "adalora",
-        "AdaLoRA: spends its rank on the layers that matter",
+        "AdaLoRA: gives more rank to the layers that need it",
         "options:AdaLoraOptions",
         factory="adalora:AdaLoraAdapter",
     ),
@@ -79,24 +79,28 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec("gralora", "GraLoRA: LoRA on each block of the weight", "weight_options:GraloraOptions"),
     _spec("hira", "HiRA: the weight times a low-rank matrix, elementwise", "weight_options:HiraOptions", READS),
     _spec("hra", "HRA: a chain of Householder reflections", "weight_options:HraOptions", READS),
-    _spec("ia3", "IA³: learned factors of keys, values and hidden units", "weight_options:Ia3Options"),
-    _spec("ln-tuning", "trains the normalization layers alone", "weight_options:LnTuningOptions"),
+    _spec("ia3", "IA³: learned scales of keys, values and hidden units", "weight_options:Ia3Options"),
+    _spec("ln-tuning", "trains only the normalization layers", "weight_options:LnTuningOptions"),
     _spec("loha", "LoHa: the elementwise product of two low-rank matrices", "weight_options:LohaOptions"),
     _spec("lokr", "LoKr: the Kronecker product of two small matrices", "weight_options:LokrOptions"),
     _spec("miss", "MiSS: one matrix shared by the shards of a weight", "weight_options:MissOptions"),
     _spec("oft", "OFT: orthogonal rotations of blocks of the input", "weight_options:OftOptions"),
     _spec("osf", "OSF: trains the small singular directions", "weight_options:OsfOptions", READS),
-    _spec("peanut", "PEANuT: a small network of the weight", "weight_options:PeanutOptions", READS),
+    _spec(
+        "peanut", "PEANuT: a small network computes the update from the weight", "weight_options:PeanutOptions", READS
+    ),
     _spec("psoft", "PSOFT: rotations inside the principal subspace", "weight_options:PsoftOptions", READS),
     _spec("pvera", "PVeRA: VeRA with sampled hidden values", "weight_options:PveraOptions"),
     _spec("randlora", "RandLoRA: sums of fixed random matrices", "weight_options:RandLoraOptions"),
     _spec("road", "RoAd: rotations and scales of pairs of outputs", "weight_options:RoadOptions"),
-    _spec("shira", "SHiRA: a random choice of the weight's own entries", "weight_options:ShiraOptions", READS),
-    _spec("supertuning", "Super-Tuning: the weight's largest entries", "weight_options:SuperTuningOptions", READS),
-    _spec("tinylora", "TinyLoRA: a handful of parameters for each layer", "weight_options:TinyLoraOptions", READS),
+    _spec("shira", "SHiRA: trains a random subset of the weight's entries", "weight_options:ShiraOptions", READS),
+    _spec(
+        "supertuning", "Super-Tuning: trains the weight's largest entries", "weight_options:SuperTuningOptions", READS
+    ),
+    _spec("tinylora", "TinyLoRA: a few parameters for each layer", "weight_options:TinyLoraOptions", READS),
     _spec(
         "unilora",
-        "Uni-LoRA: all updates from one short vector",
+        "Uni-LoRA: all updates computed from one short vector",
         "weight_options:UniLoraOptions",
         identity_at_start=False,
     ),
@@ -109,25 +113,25 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec("vera", "VeRA: learned scales of fixed random matrices", "weight_options:VeraOptions"),
     _spec("waveft", "WaveFT: a few wavelet coefficients of the update", "weight_options:WaveFtOptions"),
     _spec("trainable-tokens", "trains the embeddings of some tokens", "prompt_options:TrainableTokensOptions"),
-    _prompt("prompt-tuning", "trains embeddings before every input", "prompt_options:PromptTuningOptions"),
-    _prompt("p-tuning", "trains a network that makes such embeddings", "prompt_options:PTuningOptions"),
-    _prompt("prefix-tuning", "trains keys and values of every layer", "prompt_options:PrefixTuningOptions"),
+    _prompt("prompt-tuning", "trains embeddings prepended to every input", "prompt_options:PromptTuningOptions"),
+    _prompt("p-tuning", "trains a network that computes prepended embeddings", "prompt_options:PTuningOptions"),
+    _prompt("prefix-tuning", "trains keys and values prepended in every layer", "prompt_options:PrefixTuningOptions"),
 )
 
 BY_NAME = {spec.name: spec for spec in METHODS}
 
 
 def peft_type(method: str) -> str:
-    """What `adapter_config.json` calls a method."""
+    """The name of a method in `adapter_config.json`."""
     return "LORA" if method in ("dora", "rslora") else method.upper().replace("-", "_")
 
 
 def component(peft_type: str) -> str:
-    """The component for one of PEFT's types, whether it is offered or not."""
+    """The component name for a PEFT type, even if the component is not offered."""
     return peft_type.lower().replace("_", "-")
 
 
 def refined(method: str, options: Any) -> AdapterSpec:
-    """The descriptor of a method, as it is with these options."""
+    """The descriptor of a method with these options."""
     spec = BY_NAME[method]
     return spec.refine(spec, options) if spec.refine is not None else spec

@@ -1,4 +1,4 @@
-"""The model card beside a saved adapter, written from what is at hand: PEFT's own reads the base's cache path."""
+"""The model card of a saved adapter. It is built from the adapter's config; PEFT's own reads the base's cache path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ tags:
 
 # {title}
 
-An adapter of PEFT's type {kind} for `{name}`, made with smollm3-finetune and PEFT {version}.
+A PEFT adapter of type {kind} for `{name}`, trained with smollm3-finetune and PEFT {version}.
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -28,7 +28,7 @@ model = AutoPeftModelForCausalLM.from_pretrained("this directory")
 
 
 def write_card(directory: Path, model: Any) -> None:
-    """Write README.md, unless the directory has one."""
+    """Write README.md if the directory has none."""
     import peft
 
     path = directory / "README.md"

@@ -1,6 +1,6 @@
-"""The options of the LoRA family, and what the options of all methods share. Light: imports neither torch nor peft.
+"""Options of the LoRA family, and base classes for the options of all methods. Imports neither torch nor peft.
 
-Each class names its method (`method`) and PEFT's name for fields that are called differently there (`peft_names`).
+Each class names its method (`method`), and PEFT's names for fields that have another name there (`peft_names`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """What the implementation reads of every options class."""
+    """Class attributes that the implementation reads from every options class."""
 
     method: ClassVar[str]
     peft_names: ClassVar[Mapping[str, str]] = {}
-    """PEFT's names of fields that are called differently there; a field that maps to "" is not passed on."""
+    """PEFT's names of fields that have another name there; a field that maps to "" is not passed to PEFT."""
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {}
-    """PEFT's values of fields whose values are called differently there."""
+    """PEFT's values of fields whose values have another name there."""
     fixed: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of PEFT's config class that are no options."""
+    """Arguments of PEFT's config class that are not options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class TargetOptions(MethodOptions):
     target_modules: tuple[str, ...] = option(
         ("all-linear",),
         "Modules that get an adapter, by the end of their names (`q_proj,v_proj`); `all-linear`: every linear layer "
-        "but the head.",
+        "except the head.",
     )
     modules_to_save: tuple[str, ...] = option(
-        (), "Modules that are trained in full and saved with the adapter, by the end of their names."
+        (), "Modules to train in full and save with the adapter, by the end of their names."
     )
 
 
@@ -52,7 +52,7 @@ class _LoraFamily(LayerOptions):
     alpha: float = option(32.0, "The update is scaled by alpha / rank.", gt=0)
     dropout: float = option(0.0, "Probability that an input of A is dropped in training.", ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = option(
-        "none", "Biases that are trained too: none, all of the model's, or those of the target modules."
+        "none", "Biases to train too: none, all biases of the model, or those of the target modules."
     )
 
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
@@ -65,8 +65,9 @@ class LoraOptions(_LoraFamily):
     method: ClassVar[str] = "lora"
     init: Literal["default", "gaussian", "orthogonal", "mica", "pissa", "olora", "random"] = option(
         "default",
-        "Start of A and B. default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica start as the "
-        "base; pissa and olora move part of the base weight into the adapter; random does not start as the base.",
+        "Initialization of A and B. With default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica "
+        "the model starts as its base; pissa and olora move part of the base weight into the adapter; with random, the "
+        "model does not start as its base.",
     )
 
     peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
@@ -80,7 +81,7 @@ class RsLoraOptions(_LoraFamily):
     method: ClassVar[str] = "rslora"
     alpha: float = option(8.0, "The update is scaled by alpha / sqrt(rank).", gt=0)
     init: Literal["default", "gaussian", "orthogonal", "mica"] = option(
-        "default", "Start of A and B, as for lora; all of them start as the base."
+        "default", "Initialization of A and B, as for lora; with each of them the model starts as its base."
     )
 
     peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
@@ -93,7 +94,9 @@ class DoraOptions(_LoraFamily):
     """DoRA: LoRA on the direction of each weight row, with a learned magnitude."""
 
     method: ClassVar[str] = "dora"
-    init: Literal["default", "gaussian"] = option("default", "Start of A: uniform or normal; B starts at zero.")
+    init: Literal["default", "gaussian"] = option(
+        "default", "Initialization of A: uniform (default) or normal (gaussian); B starts at zero."
+    )
 
     peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"default": True}}
@@ -102,18 +105,18 @@ class DoraOptions(_LoraFamily):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLoraOptions(LayerOptions):
-    """AdaLoRA: starts with a larger rank everywhere and keeps the singular values that matter."""
+    """AdaLoRA: starts with a larger rank everywhere and keeps the most important singular values."""
 
     method: ClassVar[str] = "adalora"
-    rank: int = option(8, "Mean rank of a layer at the end.", ge=1)
+    rank: int = option(8, "Mean rank of the layers at the end.", ge=1)
     initial_rank: int = option(12, "Rank of every layer at the start; at least `rank`.", ge=1)
     alpha: float = option(32.0, "The update is scaled by alpha / rank.", gt=0)
     dropout: float = option(0.0, "Probability that an input of A is dropped in training.", ge=0, lt=1)
-    warmup_steps: int | None = option(None, "Optimizer steps before ranks are cut; none: a tenth of the run.", ge=0)
+    warmup_steps: int | None = option(None, "Optimizer steps before ranks are reduced; none: a tenth of the run.", ge=0)
     final_steps: int | None = option(
-        None, "Optimizer steps at the end with ranks fixed; none: a fifth of the run.", ge=0
+        None, "Optimizer steps with fixed ranks at the end; none: a fifth of the run.", ge=0
     )
-    interval: int = option(1, "Optimizer steps between two cuts.", ge=1)
+    interval: int = option(1, "Optimizer steps between two reductions of the ranks.", ge=1)
     orthogonality: float = option(0.5, "Weight of the loss term that keeps A and B orthogonal.", ge=0)
 
     peft_names: ClassVar[Mapping[str, str]] = {

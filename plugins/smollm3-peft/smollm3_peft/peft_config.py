@@ -1,4 +1,4 @@
-"""From options to PEFT's config objects."""
+"""PEFT's config objects, built from options."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RESOLVED = ("target_modules", "modules_to_save", "layers", "feedforward_modules
 
 
 def build(options: MethodOptions, base: Base, **more: Any) -> PeftConfig:
-    """The config of PEFT for these options on this model.
+    """PEFT's config for these options on this model.
 
     Raises:
-        ConfigError: for module names, layers or sizes that do not fit the model.
+        ConfigError: if module names, layers or sizes do not fit the model.
     """
     arguments: dict[str, Any] = {**options.fixed, **_modules(options, base)}
     for field in dataclasses.fields(options):
@@ -39,7 +39,7 @@ def build(options: MethodOptions, base: Base, **more: Any) -> PeftConfig:
     try:
         config = config_class(task_type=TaskType.CAUSAL_LM, **{**arguments, **more})
     except (ValueError, TypeError) as e:
-        raise ConfigError(f"adapter {options.method!r} cannot be made with these options: {e}") from e
+        raise ConfigError(f"adapter {options.method!r} cannot be built with these options: {e}") from e
     return serve_plain_layers(config)
 
 
@@ -69,17 +69,17 @@ def _modules(options: MethodOptions, base: Base) -> dict[str, Any]:
         if peft_type(options.method) != "LORA":
             raise ConfigError(
                 f"adapter {options.method!r} cannot train the embeddings of a model that ties them to its head",
-                hint="--adapter lora keeps the tie",
+                hint="use --adapter lora, which keeps them tied",
             )
         arguments["ensure_weight_tying"] = True
     return arguments
 
 
 def serve_plain_layers(config: PeftConfig) -> PeftConfig:
-    """Let a LoRA config build PEFT's plain layers only.
+    """Make a LoRA config build only PEFT's plain layers.
 
-    PEFT asks every optional quantization library about every layer; one of the wrong version raises ImportError even
-    where nothing is quantized. No layer needs them here: a quantized one is a `LinearView`.
+    PEFT asks every optional quantization library about every layer, and a library of the wrong version raises
+    ImportError even if nothing is quantized. No layer needs these libraries here: a quantized layer is a `LinearView`.
     """
     if config.peft_type == PeftType.LORA:
         config._register_custom_module({nn.Module: _plain_layer})
@@ -90,7 +90,7 @@ def _plain_layer(target: nn.Module, adapter_name: str, config: PeftConfig, **kwa
     layer: nn.Module | None = dispatch_default(target, adapter_name, config=config, **kwargs)
     if layer is None:
         raise ConfigError(
-            f"target_modules names a {type(target).__name__}, on which LoRA cannot go",
+            f"target_modules names a module of type {type(target).__name__}, which LoRA does not support",
             hint="--adapter-opt target_modules=all-linear",
         )
     return layer

@@ -1,4 +1,4 @@
-"""Small contexts around PEFT: its warnings, random numbers, probing of libraries, exceptions and dtypes."""
+"""Context managers around PEFT for warnings, random numbers, optional libraries, exceptions and dtypes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 
 from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_resource_error
 
-_PEFTS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError)
-"""What PEFT and safetensors raise for options and files that do not fit."""
+_PEFT_ERRORS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError)
+"""Exceptions that PEFT and safetensors raise if options or files do not fit."""
 
 
 @contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """PEFT's warnings, kept from users, whom they tell about PEFT's inside; the caller looks at those that matter."""
+    """Hide PEFT's warnings, which are about its internals, from users; yields the list of them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -28,7 +28,7 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
 
 @contextmanager
 def seeded(ctx: BuildContext) -> Iterator[None]:
-    """Random numbers from the run's seed, without moving the stream of those that come after."""
+    """Use random numbers from the run's seed inside the context; the state of the generators is restored afterwards."""
     device = torch.device(ctx.device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -38,40 +38,40 @@ def seeded(ctx: BuildContext) -> Iterator[None]:
 
 @contextmanager
 def only_plain_backends() -> Iterator[None]:
-    """PEFT's quantization backends off: no layer needs one, and asking for one imports its library.
+    """Turn off PEFT's quantization backends: no layer needs one, and the check for one imports its library.
 
-    An optional library of the wrong version raises there, although nothing that is loaded uses it.
+    An optional library of the wrong version raises an error in this check, even if no loaded model uses it.
     """
-    asking = [name for name in dir(backends) if name.startswith("is_") and name.endswith("_available")]
-    own = {name: getattr(backends, name) for name in asking}
+    checks = [name for name in dir(backends) if name.startswith("is_") and name.endswith("_available")]
+    originals = {name: getattr(backends, name) for name in checks}
     try:
-        for name in asking:
+        for name in checks:
             setattr(backends, name, lambda: False)
         yield
     finally:
-        for name, function in own.items():
+        for name, function in originals.items():
             setattr(backends, name, function)
 
 
 @contextmanager
 def explained(what: str, error: type[SmolLM3Error] = ConfigError) -> Iterator[None]:
-    """PEFT's exceptions as one of this project's, with PEFT's own sentence; what the machine lacks stays as it is."""
+    """Turn PEFT's exceptions into `error`, with PEFT's message; resource errors are raised unchanged."""
     try:
         yield
     except SmolLM3Error:
         raise
-    except _PEFTS as e:
+    except _PEFT_ERRORS as e:
         if is_resource_error(e):
             raise
-        sentence = " ".join(str(e).split())
-        raise error(f"{what}: {sentence[:400]}") from e
+        message = " ".join(str(e).split())
+        raise error(f"{what}: {message[:400]}") from e
 
 
 @contextmanager
 def new_tensors_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that PEFT adds to `model` meanwhile get `dtype` where that is float64; PEFT itself makes float32.
+    """If `dtype` is float64, convert the tensors that PEFT adds to `model` inside the context; PEFT creates float32.
 
-    In half precision the adapter stays float32, as PEFT makes it.
+    In half precision the adapter stays float32, as PEFT creates it.
     """
     known = {id(tensor) for tensor in _tensors(model)}
     yield
@@ -80,21 +80,24 @@ def new_tensors_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def widen_trained(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Make what is trained `dtype` where it is narrower; whether anything was. PEFT copies some weights as they are."""
+    """Convert trainable parameters that are narrower than `dtype`; returns whether there were any.
+
+    PEFT copies some weights in the base's dtype.
+    """
     narrow = [p for p in model.parameters() if p.requires_grad and p.dtype.itemsize < dtype.itemsize]
     for parameter in narrow:
         parameter.data = parameter.data.to(dtype)
     return bool(narrow)
 
 
-def to_float64(model: nn.Module, but: set[int]) -> None:
-    """Make every floating tensor of `model` float64 whose id is not in `but`."""
+def to_float64(model: nn.Module, excluded: set[int]) -> None:
+    """Convert every floating-point tensor of `model` to float64, except those whose id is in `excluded`."""
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if id(parameter) not in but and parameter.is_floating_point():
+            if id(parameter) not in excluded and parameter.is_floating_point():
                 parameter.data = parameter.data.double()
         for name, buffer in module.named_buffers(recurse=False):
-            if id(buffer) not in but and buffer.is_floating_point():
+            if id(buffer) not in excluded and buffer.is_floating_point():
                 module._buffers[name] = buffer.double()
 
 
@@ -104,7 +107,7 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients, with every module's own mode put back."""
+    """Eval mode without gradients inside the context; every module's mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -124,14 +127,15 @@ def probe(model: Any, vocabulary: int) -> torch.Tensor:
 
 
 def check_identity(before: torch.Tensor, after: torch.Tensor, tolerance: float, method: str) -> None:
-    """Raises IncompatibleError when a fresh adapter changes what the model computes.
+    """Raises IncompatibleError if a new adapter changes the output of the model.
 
-    A method whose forward goes past the quantized layer can train on a model that is not there, and its loss falls.
+    If the forward of a method bypasses the quantized layer, it trains on a wrong base, and its loss still falls.
     """
     scale = before.norm().clamp_min(torch.finfo(before.dtype).tiny)
     distance = float((after - before).norm() / scale)
     if not distance <= tolerance:
         raise IncompatibleError(
-            f"a fresh {method!r} should compute what its base computes, and its logits are {distance:.1%} off",
+            f"a new {method!r} adapter should not change the output of its base, but the logits differ by "
+            f"{distance:.1%}",
             hint="--adapter lora",
         )

@@ -1,4 +1,4 @@
-"""The options of methods that train inputs, not weights. Light: standard library only."""
+"""Options of the methods that train inputs instead of weights. Imports neither torch nor peft."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ class TrainableTokensOptions(MethodOptions):
     """Trains the embeddings of some tokens."""
 
     method: ClassVar[str] = "trainable-tokens"
-    token_ids: tuple[int, ...] = option((), "Ids of the tokens that are trained, such as those of new special tokens.")
+    token_ids: tuple[int, ...] = option(
+        (), "Ids of the tokens whose embeddings are trained, for example new special tokens."
+    )
     peft_names: ClassVar[Mapping[str, str]] = {"token_ids": "token_indices"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTuningOptions(MethodOptions):
-    """Trains embeddings that stand before every input."""
+    """Trains embeddings that are prepended to every input."""
 
     method: ClassVar[str] = "prompt-tuning"
     virtual_tokens: int = option(20, "Length of the trained prompt (tokens).", ge=1)
@@ -30,10 +32,10 @@ class PromptTuningOptions(MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PTuningOptions(PromptTuningOptions):
-    """Trains a small network that makes the embeddings before every input."""
+    """Trains a small network that computes the embeddings prepended to every input."""
 
     method: ClassVar[str] = "p-tuning"
-    encoder: Literal["MLP", "LSTM"] = option("MLP", "Kind of the network.")
+    encoder: Literal["MLP", "LSTM"] = option("MLP", "Type of the network.")
     encoder_width: int = option(128, "Width of the network.", ge=1)
     peft_names: ClassVar[Mapping[str, str]] = {
         **PromptTuningOptions.peft_names,
@@ -47,7 +49,7 @@ class PrefixTuningOptions(PromptTuningOptions):
     """Trains keys and values that every layer attends to."""
 
     method: ClassVar[str] = "prefix-tuning"
-    projection: bool = option(False, "Make the prefix by a network of width `encoder_width`.")
+    projection: bool = option(False, "Compute the prefix with a network of width `encoder_width`.")
     encoder_width: int = option(128, "Width of the network.", ge=1)
     peft_names: ClassVar[Mapping[str, str]] = {
         **PromptTuningOptions.peft_names,

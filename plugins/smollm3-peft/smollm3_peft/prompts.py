@@ -1,4 +1,7 @@
-"""Prompt methods: nothing of the base is replaced, and what PEFT saves cannot be trained further without this file."""
+"""Prompt methods, which replace no module of the base.
+
+PEFT saves only the prompt, which cannot be trained further. This module also saves the network that computes it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ENCODER_FILE = "prompt_encoder.safetensors"
 
 
 class PromptAdapted(PeftAdapted):
-    """Saves the network that makes the prompt, beside the prompt that it made."""
+    """Saves the network that computes the prompt, in addition to the prompt."""
 
     def __init__(self, model: PeftModel, base: Base, spec: AdapterSpec, biases: Biases) -> None:
         super().__init__(model, base, spec, biases)
@@ -38,7 +41,7 @@ class PromptAdapter(PeftAdapter):
         return super().adapted(model, base, biases)
 
     def load(self, model: nn.Module, path: Path, config: PeftConfig, trainable: bool) -> PeftModel:
-        """As PEFT loads; for training, which PEFT refuses, the saved network."""
+        """Load with PEFT for inference. PEFT refuses to load for training: then load the saved network."""
         if not trainable:
             loaded = super().load(model, path, config, trainable)
             if _match_float64(loaded):
@@ -48,7 +51,7 @@ class PromptAdapter(PeftAdapter):
         if not file.is_file():
             raise ModelError(
                 f"the adapter in {path} cannot be trained further: {ENCODER_FILE} is missing",
-                hint="start a new one; PEFT itself saves a prompt for use only",
+                hint="train a new adapter; without this file the prompt can only be used for inference",
             )
         config.inference_mode = False
         loaded = get_peft_model(model, config)
@@ -58,7 +61,7 @@ class PromptAdapter(PeftAdapter):
 
 
 def _match_float64(model: PeftModel) -> bool:
-    """Make the prompt float64 on a float64 base, and say whether it is one; PEFT makes prompts float32."""
+    """Convert the prompt to float64 if the base is float64; returns whether it is. PEFT creates float32 prompts."""
     wide = bool(model.base_model.dtype == torch.float64)
     if wide:
         model.prompt_encoder.double()

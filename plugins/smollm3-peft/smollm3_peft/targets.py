@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes on: shorthands resolved, names checked, wrong ones explained."""
+"""Selects the modules that get an adapter: resolves shorthands, checks names, and explains wrong ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
 
 
 def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> list[str]:
-    """The full names of all linear layers, quantized or not, but the head, which shares its weight with the input."""
+    """Full names of all linear layers, quantized or not, except the head, which shares the embeddings' weight."""
     head = model.get_output_embeddings()
     names: list[str] = []
-    inside: tuple[str, ...] = ()  # a quantized layer may hold linear layers of its own
+    inside: tuple[str, ...] = ()  # a quantized layer may contain linear layers
     for name, module in model.named_modules():
         if module is head or name.startswith(inside or ("\0",)):
             continue
@@ -35,25 +35,25 @@ def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> list[str]:
 
 
 def norm_names(model: nn.Module) -> list[str]:
-    """The full names of all normalization layers, by the names of their classes."""
+    """Full names of all normalization layers, found by the names of their classes."""
     return [name for name, module in model.named_modules() if name and "norm" in type(module).__name__.lower()]
 
 
 def suffixes(names: Iterable[str]) -> list[str]:
-    """The last components of module names, without repeats, in their order."""
+    """The last components of module names, without duplicates, in order."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def matches(name: str, wanted: str) -> bool:
-    """Whether PEFT matches module `name` by `wanted`: the whole name or its last components."""
+    """Whether PEFT matches module `name` with `wanted`: the full name or its last components."""
     return name == wanted or name.endswith("." + wanted)
 
 
 def resolve(model: PreTrainedModel, ops_for: OpsFor, wanted: Sequence[str], option: str) -> list[str]:
-    """The module names to give to PEFT.
+    """The module names to pass to PEFT.
 
     Raises:
-        ConfigError: when nothing is wanted, or a name matches no module.
+        ConfigError: if `wanted` is empty, or a name matches no module.
     """
     if not wanted:
         raise ConfigError(f"{option} is empty", hint=f"--adapter-opt {option}={ALL_LINEAR}")
@@ -72,41 +72,41 @@ def resolve(model: PreTrainedModel, ops_for: OpsFor, wanted: Sequence[str], opti
 
 
 def check_exists(model: PreTrainedModel, ops_for: OpsFor, wanted: str, option: str) -> None:
-    """Raises ConfigError, with the nearest name, when `wanted` matches no module."""
+    """Raises ConfigError, with the most similar name, if `wanted` matches no module."""
     names = [name for name, _ in model.named_modules() if name]
     if any(matches(name, wanted) for name in names):
         return
     linear = suffixes(linear_names(model, ops_for))
     near = difflib.get_close_matches(wanted, [*linear, *suffixes(names)], n=1, cutoff=0.55)
-    hint = f"did you mean {near[0]!r}?" if near else f"its linear layers are: {', '.join(linear)}"
-    raise ConfigError(f"{option} names {wanted!r}, and the model has no such module", hint=hint)
+    hint = f"did you mean {near[0]!r}?" if near else f"linear layers of the model: {', '.join(linear)}"
+    raise ConfigError(f"{option} names {wanted!r}, but the model has no such module", hint=hint)
 
 
 def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Raises ConfigError when a layer index is outside the model."""
+    """Raises ConfigError if a layer index is outside the model."""
     count = int(model.config.get_text_config().num_hidden_layers)
     wrong = [index for index in layers if not 0 <= index < count]
     if wrong:
         raise ConfigError(
-            f"layers names {', '.join(map(str, wrong))}, and the model has layers 0 to {count - 1}",
+            f"layers names {', '.join(map(str, wrong))}, but the model has layers 0 to {count - 1}",
             hint=f"--adapter-opt layers={count - 2},{count - 1}",
         )
 
 
 def check_modules_to_save(model: PreTrainedModel, ops_for: OpsFor, wanted: Sequence[str]) -> None:
-    """Raises when a module that is to be trained in full does not exist or is quantized."""
+    """Raises ConfigError if a module to train in full does not exist, IncompatibleError if it is quantized."""
     for name in wanted:
         check_exists(model, ops_for, name, "modules_to_save")
         for full, module in model.named_modules():
             if matches(full, name) and any(ops_for(child) is not None for child in module.modules()):
                 raise IncompatibleError(
-                    f"modules_to_save names {name!r}, and {full!r} is quantized, so it cannot be trained in full",
+                    f"modules_to_save names {name!r}, but {full!r} is quantized and cannot be trained in full",
                     hint=f"--adapter-opt target_modules={name}",
                 )
 
 
 def ties_touched(model: PreTrainedModel, names: Iterable[str]) -> bool:
-    """Whether one of `names` is an embedding or a head that share one weight in this model."""
+    """Whether `names` includes the embeddings or the head of a model that ties them."""
     if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         return False
     tied = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -115,13 +115,13 @@ def ties_touched(model: PreTrainedModel, names: Iterable[str]) -> bool:
 
 
 def check_tokens(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Raises ConfigError when no token is named, or one that the model does not have."""
+    """Raises ConfigError if `token_ids` is empty or contains an id outside the vocabulary."""
     size = int(model.get_input_embeddings().weight.shape[0])
     if not token_ids:
         raise ConfigError("token_ids is empty", hint=f"--adapter-opt token_ids={size - 2},{size - 1}")
     wrong = [token for token in token_ids if not 0 <= token < size]
     if wrong:
         raise ConfigError(
-            f"token_ids names {', '.join(map(str, wrong))}, and the model has tokens 0 to {size - 1}",
+            f"token_ids names {', '.join(map(str, wrong))}, but the model has tokens 0 to {size - 1}",
             hint=f"--adapter-opt token_ids={size - 1}",
         )

@@ -1,7 +1,7 @@
-"""The options of methods that change linear layers and are not of the LoRA family. Light: standard library only.
+"""Options of the methods that change linear layers, except the LoRA family. Imports neither torch nor peft.
 
-Defaults are PEFT's, or the paper's, except where those do not fit SmolLM3's widths (2048, 512, 11008) or do not start
-as the base. Lengths and counts are in the unit that the help names.
+Defaults are PEFT's or the paper's, unless these do not fit SmolLM3's widths (2048, 512, 11008) or the model would not
+start as its base. The help of an option states the unit of lengths and counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class BoftOptions(LayerOptions):
     """BOFT: orthogonal rotations built from butterfly factors."""
 
     method: ClassVar[str] = "boft"
-    block_size: int = option(4, "Width of a rotation block (input channels); must divide every layer's inputs.", ge=2)
+    block_size: int = option(
+        4, "Width of a rotation block (input channels); must divide the input width of every layer.", ge=2
+    )
     butterfly_factors: int = option(1, "Butterfly factors; 1 is OFT with blocks.", ge=1)
     dropout: float = option(0.0, "Probability that a block is the identity in training.", ge=0, lt=1)
     peft_names: ClassVar[Mapping[str, str]] = {
@@ -45,9 +47,11 @@ class C3aOptions(LayerOptions):
     """C3A: block-circular convolutions."""
 
     method: ClassVar[str] = "c3a"
-    block_size: int = option(128, "Side of a circulant block (channels); must divide every layer's widths.", ge=1)
+    block_size: int = option(
+        128, "Side of a circulant block (channels); must divide the input and output width of every layer.", ge=1
+    )
     init: Literal["zeros", "xavier_uniform", "kaiming_uniform", "gaussian"] = option(
-        "zeros", "Start of the kernels; only zeros starts as the base."
+        "zeros", "Initialization of the kernels; only with zeros the model starts as its base."
     )
     peft_names: ClassVar[Mapping[str, str]] = {"init": "init_weights"}
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"zeros": True}}
@@ -55,12 +59,12 @@ class C3aOptions(LayerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DeftOptions(LayerOptions):
-    """DEFT: takes a learned subspace out of the weight and puts a learned update in its place."""
+    """DEFT: removes a learned subspace of the weight and replaces it with a learned update."""
 
     method: ClassVar[str] = "deft"
     rank: int = option(8, _RANK, ge=1)
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
-    decomposition: Literal["relu", "qr"] = option("relu", "How the subspace is made.")
+    decomposition: Literal["relu", "qr"] = option("relu", "How the subspace is computed.")
     peft_names: ClassVar[Mapping[str, str]] = {
         "rank": "r",
         "dropout": "deft_dropout",
@@ -75,7 +79,7 @@ class DeloraOptions(LayerOptions):
     method: ClassVar[str] = "delora"
     rank: int = option(8, _RANK, ge=1)
     bound: float = option(15.0, "Initial bound of the update's norm (lambda in the paper).", gt=0)
-    dropout: float = option(0.0, "Probability that a module's update is left out in training.", ge=0, lt=1)
+    dropout: float = option(0.0, "Probability that the update of a module is skipped in training.", ge=0, lt=1)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "bound": "delora_lambda", "dropout": "module_dropout"}
 
 
@@ -84,10 +88,11 @@ class FourierFtOptions(LayerOptions):
     """FourierFT: a few learned Fourier coefficients of the update."""
 
     method: ClassVar[str] = "fourierft"
-    n_frequency: int = option(1000, "Coefficients of each layer; at most outputs × inputs.", ge=1)
-    scaling: float = option(150.0, "Factor of the update.", gt=0)
+    n_frequency: int = option(1000, "Coefficients per layer; at most outputs × inputs.", ge=1)
+    scaling: float = option(150.0, "Scale of the update.", gt=0)
     init: Literal["zeros", "gaussian"] = option(
-        "zeros", "Start of the coefficients; gaussian, PEFT's default, does not start as the base."
+        "zeros",
+        "Initialization of the coefficients; with gaussian, PEFT's default, the model does not start as its base.",
     )
     peft_names: ClassVar[Mapping[str, str]] = {"init": "init_weights"}
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"zeros": True, "gaussian": False}}
@@ -98,7 +103,7 @@ class FrodOptions(LayerOptions):
     """FRoD: a rotation shared by all layers of a kind, with sparse learned factors."""
 
     method: ClassVar[str] = "frod"
-    sparse_rate: float = option(0.01, "Share of the entries of each factor that are trained.", gt=0, le=1)
+    sparse_rate: float = option(0.01, "Fraction of the entries of each factor that are trained.", gt=0, le=1)
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
     peft_names: ClassVar[Mapping[str, str]] = {"dropout": "frod_dropout"}
     fixed: ClassVar[Mapping[str, Any]] = {"progressbar": False}
@@ -140,31 +145,33 @@ class HraOptions(LayerOptions):
     """HRA: a chain of Householder reflections of the input."""
 
     method: ClassVar[str] = "hra"
-    rank: int = option(8, "Reflections of each layer; even, so that they cancel at the start.", ge=2, multiple_of=2)
-    orthogonalize: bool = option(False, "Make the reflections' vectors orthogonal (Gram-Schmidt).")
+    rank: int = option(
+        8, "Reflections per layer; an even number, so that they cancel at the start.", ge=2, multiple_of=2
+    )
+    orthogonalize: bool = option(False, "Orthogonalize the vectors of the reflections (Gram-Schmidt).")
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "orthogonalize": "apply_GS"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3Options(TargetOptions):
-    """IA³: learned factors of keys, values and hidden units."""
+    """IA³: learned scales of keys, values and hidden units."""
 
     method: ClassVar[str] = "ia3"
     target_modules: tuple[str, ...] = option(
-        ("k_proj", "v_proj", "down_proj"), "Modules that get factors, by the end of their names."
+        ("k_proj", "v_proj", "down_proj"), "Modules that are scaled, by the end of their names."
     )
     feedforward_modules: tuple[str, ...] = option(
-        ("down_proj",), "Those of the target modules whose input is scaled, in place of their output."
+        ("down_proj",), "Target modules whose input is scaled instead of their output."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LnTuningOptions(TargetOptions):
-    """Trains the normalization layers alone."""
+    """Trains only the normalization layers."""
 
     method: ClassVar[str] = "ln-tuning"
     target_modules: tuple[str, ...] = option(
-        ("all-norm",), "Modules that are trained, by the end of their names; `all-norm`: every normalization layer."
+        ("all-norm",), "Modules to train, by the end of their names; `all-norm`: every normalization layer."
     )
 
 
@@ -176,7 +183,7 @@ class LohaOptions(LayerOptions):
     rank: int = option(8, "Rank R of each of the two matrices.", ge=1)
     alpha: float = option(8.0, "The update is scaled by alpha / rank.", gt=0)
     rank_dropout: float = option(0.0, "Probability that a rank is dropped in training.", ge=0, lt=1)
-    module_dropout: float = option(0.0, "Probability that a module's update is left out in training.", ge=0, lt=1)
+    module_dropout: float = option(0.0, "Probability that the update of a module is skipped in training.", ge=0, lt=1)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r"}
 
 
@@ -204,10 +211,12 @@ class OftOptions(LayerOptions):
     """OFT: orthogonal rotations of blocks of the input."""
 
     method: ClassVar[str] = "oft"
-    block_size: int = option(32, "Width of a rotation block (input channels); must divide every layer's inputs.", ge=2)
+    block_size: int = option(
+        32, "Width of a rotation block (input channels); must divide the input width of every layer.", ge=2
+    )
     dropout: float = option(0.0, "Probability that a block is the identity in training.", ge=0, lt=1)
     constrained: bool = option(False, "Keep the rotations near the identity (COFT).")
-    share_blocks: bool = option(False, "One rotation for all blocks of a layer.")
+    share_blocks: bool = option(False, "Use one rotation for all blocks of a layer.")
     peft_names: ClassVar[Mapping[str, str]] = {
         "block_size": "oft_block_size",
         "dropout": "module_dropout",
@@ -221,18 +230,20 @@ class OsfOptions(TargetOptions):
     """OSF: trains the small singular directions of every weight; needs memory for a dense copy of the targets."""
 
     method: ClassVar[str] = "osf"
-    frozen_rank: int | None = option(None, "Largest singular directions kept as they are; none: half of them.", ge=1)
+    frozen_rank: int | None = option(
+        None, "Number of the largest singular directions that stay frozen; none: half of them.", ge=1
+    )
     peft_names: ClassVar[Mapping[str, str]] = {"frozen_rank": "effective_rank"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeanutOptions(LayerOptions):
-    """PEANuT: a small network of the weight itself."""
+    """PEANuT: a small network computes the update from the weight."""
 
     method: ClassVar[str] = "peanut"
     rank: int = option(32, "Width R of the network.", ge=1)
     depth: int = option(0, "Pairs of hidden layers.", ge=0)
-    scaling: float = option(1.0, "Factor of the update.", gt=0)
+    scaling: float = option(1.0, "Scale of the update.", gt=0)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r"}
 
 
@@ -251,7 +262,7 @@ class RandLoraOptions(LayerOptions):
     """RandLoRA: full-rank updates from sums of fixed random matrices."""
 
     method: ClassVar[str] = "randlora"
-    rank: int = option(32, "Rank R of each random matrix; a smaller one trains more parameters.", ge=1)
+    rank: int = option(32, "Rank R of each random matrix; a smaller rank trains more parameters.", ge=1)
     alpha: float = option(640.0, "The update is scaled by alpha / rank.", gt=0)
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
     projection_seed: int = option(0, _SEED, ge=0)
@@ -269,16 +280,18 @@ class RoadOptions(TargetOptions):
 
     method: ClassVar[str] = "road"
     variant: Literal["road_1", "road_2", "road_4"] = option("road_1", "Parameters for each pair of outputs: 1, 2 or 4.")
-    group_size: int = option(64, "Width of a group (output channels); must divide every layer's outputs.", ge=2)
+    group_size: int = option(
+        64, "Width of a group (output channels); must divide the output width of every layer.", ge=2
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShiraOptions(TargetOptions):
-    """SHiRA: trains a sparse random choice of the weight's own entries."""
+    """SHiRA: trains a sparse random subset of the weight's entries."""
 
     method: ClassVar[str] = "shira"
     rank: int = option(32, "Trains R × (inputs + outputs) entries of each weight.", ge=1)
-    mask_seed: int = option(0, "Seed of the choice of entries.", ge=0)
+    mask_seed: int = option(0, "Seed of the random selection of entries.", ge=0)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "mask_seed": "random_seed"}
 
 
@@ -287,17 +300,19 @@ class SuperTuningOptions(TargetOptions):
     """Super-Tuning: trains the largest entries of each weight."""
 
     method: ClassVar[str] = "supertuning"
-    sparsity: float = option(0.99, "Share of the entries that stays as it is.", gt=0, lt=1)
+    sparsity: float = option(0.99, "Fraction of the entries that stay frozen.", gt=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyLoraOptions(LayerOptions):
-    """TinyLoRA: a handful of parameters for each layer, in the base weight's principal subspace."""
+    """TinyLoRA: a few parameters for each layer, in the principal subspace of the base weight."""
 
     method: ClassVar[str] = "tinylora"
     rank: int = option(2, "Rank R of the principal subspace.", ge=1)
-    size: int = option(64, "Trained parameters of each group of layers.", ge=1)
-    weight_tying: float = option(0.0, "Share of the layers that use one set of parameters: 0 none, 1 all.", ge=0, le=1)
+    size: int = option(64, "Trained parameters per group of layers.", ge=1)
+    weight_tying: float = option(
+        0.0, "Fraction of the layers that share one set of parameters: 0 none, 1 all.", ge=0, le=1
+    )
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
     projection_seed: int = option(42, _SEED, ge=0)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "size": "u", "dropout": "tinylora_dropout"}
@@ -305,7 +320,7 @@ class TinyLoraOptions(LayerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class UniLoraOptions(LayerOptions):
-    """Uni-LoRA: all LoRA matrices of the model from one short trained vector."""
+    """Uni-LoRA: computes all LoRA matrices of the model from one short trained vector."""
 
     method: ClassVar[str] = "unilora"
     rank: int = option(4, _RANK, ge=1)
@@ -327,8 +342,10 @@ class VbLoraOptions(LayerOptions):
     method: ClassVar[str] = "vblora"
     rank: int = option(4, _RANK, ge=1)
     num_vectors: int = option(256, "Vectors in the bank.", ge=2)
-    vector_length: int = option(128, "Length of a vector (channels); must divide every layer's widths.", ge=1)
-    topk: int = option(2, "Vectors mixed for each piece.", ge=1)
+    vector_length: int = option(
+        128, "Length of a vector (channels); must divide the input and output width of every layer.", ge=1
+    )
+    topk: int = option(2, "Vectors mixed for each piece of a LoRA matrix.", ge=1)
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "dropout": "vblora_dropout"}
 
@@ -340,7 +357,7 @@ class VeraOptions(LayerOptions):
     method: ClassVar[str] = "vera"
     rank: int = option(256, "Rank R of the random matrices.", ge=1)
     dropout: float = option(0.0, _DROPOUT, ge=0, lt=1)
-    d_initial: float = option(0.1, "Start of the scales of A.")
+    d_initial: float = option(0.1, "Initial value of the scales of A.")
     projection_seed: int = option(0, _SEED, ge=0)
     peft_names: ClassVar[Mapping[str, str]] = {
         "rank": "r",
@@ -366,7 +383,7 @@ class WaveFtOptions(LayerOptions):
     """WaveFT: a few learned wavelet coefficients of the update."""
 
     method: ClassVar[str] = "waveft"
-    n_frequency: int = option(2592, "Coefficients of each layer; at most outputs × inputs.", ge=1)
-    scaling: float = option(25.0, "Factor of the update.", gt=0)
+    n_frequency: int = option(2592, "Coefficients per layer; at most outputs × inputs.", ge=1)
+    scaling: float = option(25.0, "Scale of the update.", gt=0)
     wavelet: str = option("db1", "Wavelet family (db1, sym2, coif1, …).")
     peft_names: ClassVar[Mapping[str, str]] = {"wavelet": "wavelet_family"}

@@ -1,4 +1,4 @@
-"""A tiny SmolLM3, a stub quantizer, and one run of a method through everything that it promises."""
+"""A tiny SmolLM3, a stub quantizer, and one run of a method that records everything its descriptor claims."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ SMALL: dict[str, dict[str, Any]] = {
 """Options that fit widths of 64 and 128."""
 
 LEARNING_RATE = {"unilora": 0.5}
-"""AdamW's, 0.01 where nothing is said: Uni-LoRA's one vector starts at 0.02 and moves the logits little."""
+"""For AdamW; default 0.01. Uni-LoRA's one vector starts at 0.02 and changes the logits little."""
 
 
 class StubLinear(nn.Module):
-    """A quantized layer of nobody's: int8 weight and one scale for each output."""
+    """A quantized layer that no library knows: an int8 weight and one scale for each output."""
 
     reads = 0
 
@@ -140,7 +140,7 @@ def dense_copy(model: nn.Module) -> Any:
 
 
 def make_base(kind: str, dtype: torch.dtype = torch.float64, model: Any = None) -> Base:
-    """`none`: ordinary layers; `stub`: every linear layer but the head quantized."""
+    """`none`: ordinary layers; `stub`: every linear layer except the head is quantized."""
     model = tiny(dtype) if model is None else model
     if kind == "none":
         return Base(model=model, fingerprint="none")
@@ -167,7 +167,7 @@ IDS = torch.randint(3, 128, (2, 10), generator=torch.Generator().manual_seed(1))
 
 
 def logits(model: Any, ids: Tensor = IDS, **kwargs: Any) -> Tensor:
-    """Logits (B, T, V) in eval mode, those of a learned prompt left out."""
+    """Logits (B, T, V) in eval mode, without the positions of a learned prompt."""
     model.eval()
     with torch.no_grad():
         out: Tensor = model(input_ids=ids, use_cache=False, **kwargs).logits
@@ -175,7 +175,7 @@ def logits(model: Any, ids: Tensor = IDS, **kwargs: Any) -> Tensor:
 
 
 def gradients(model: Any) -> tuple[float, dict[str, Tensor]]:
-    """The loss and the gradient of everything that is trained, in train mode."""
+    """The loss, and the gradient of every trained parameter, in train mode."""
     model.train()
     model.zero_grad()
     torch.manual_seed(7)
@@ -197,7 +197,7 @@ def gradient_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def packing_leak(model: Any) -> float:
-    """How far the second of two packed rows moves when the first one changes."""
+    """How much the logits of the second of two packed rows change if the first row changes."""
     positions = torch.arange(10).repeat(2)[None]
     rows = IDS.reshape(1, -1)
     changed = rows.clone()
@@ -207,7 +207,7 @@ def packing_leak(model: Any) -> float:
 
 
 def run(method: str, kind: str, dtype: torch.dtype, tmp: Path) -> SimpleNamespace:
-    """Evaluate, train, evaluate, save, train, restore; the gradients are compared with a dense copy's at each point."""
+    """Evaluate, train, evaluate, save, train, restore; compare the gradients with a dense copy's at each step."""
     r = SimpleNamespace(method=method, kind=kind, dtype=dtype, spec=BY_NAME[method], gradient=[], losses=[])
     base = make_base(kind, dtype)
     base_ids = {id(t) for t in base.model.parameters()}
@@ -228,7 +228,7 @@ def run(method: str, kind: str, dtype: torch.dtype, tmp: Path) -> SimpleNamespac
     reference = make_adapter(method).restore(dense, tmp / "start", context(dtype)).model
 
     def train(model: Any) -> float:
-        """Gradients, compared with the dense copy's, which on ordinary layers is the base itself; gives the loss."""
+        """Compare gradients with those of the dense copy (on ordinary layers, the base itself); return the loss."""
         loss, grads = gradients(model)
         if kind == "none" and model is adapted.model:
             return loss

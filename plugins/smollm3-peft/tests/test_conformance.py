@@ -1,4 +1,4 @@
-"""PEFT's methods pass the conformance kit, on layers that offer what each declares to need and nothing else."""
+"""PEFT's methods pass the conformance kit, on layers that provide only the operations that the method declares."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TestIa3(AdapterConformance):
 
 
 class TestAdaLora(AdapterConformance):
-    """It changes its rank in `on_step`, and has state."""
+    """Changes its rank in `on_step`, and has state."""
 
     component = "adalora"
     options: ClassVar = {"rank": 3, "initial_rank": 6, "warmup_steps": 0, "final_steps": 2}
 
 
 class TestPissa(AdapterConformance):
-    """It moves part of the base into the adapter: it needs dense layers, is never disabled, and has no float64."""
+    """Moves part of the base into the adapter: needs dense layers, cannot be disabled, and has no float64."""
 
     component = "lora"
     options: ClassVar = {"rank": 4, "init": "pissa"}
@@ -38,7 +38,7 @@ class TestPissa(AdapterConformance):
 
 
 class TestPromptTuning(AdapterConformance):
-    """It is no identity at the start, does not pack and does not merge."""
+    """Does not start as its base, does not pack and does not merge."""
 
     component = "prompt-tuning"
     options: ClassVar = {"virtual_tokens": 4}

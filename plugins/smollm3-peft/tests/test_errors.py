@@ -1,4 +1,4 @@
-"""Mistakes of users: one sentence, and a hint that can be typed."""
+"""Errors for mistakes of users: one sentence, and a hint that can be typed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def attach(lab: Any, method: str, kind: str = "none", steps: int | None = None, 
 def test_a_mistyped_target_module_gets_a_suggestion(lab: Any) -> None:
     with pytest.raises(ConfigError) as e:
         attach(lab, "lora", target_modules=("q_porj", "v_proj"))
-    assert e.value.message == "target_modules names 'q_porj', and the model has no such module"
+    assert e.value.message == "target_modules names 'q_porj', but the model has no such module"
     assert e.value.hint == "did you mean 'q_proj'?"
 
 
-def test_an_unrelated_target_module_gets_the_names_there_are(lab: Any) -> None:
+def test_an_unknown_target_module_lists_the_linear_layers(lab: Any) -> None:
     with pytest.raises(ConfigError) as e:
         attach(lab, "lora", "stub", target_modules=("xyzzy",))
-    assert e.value.hint == "its linear layers are: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    assert e.value.hint == "linear layers of the model: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
 
 def test_empty_target_modules_are_refused(lab: Any) -> None:
@@ -38,14 +38,14 @@ def test_empty_target_modules_are_refused(lab: Any) -> None:
 def test_layers_outside_the_model_are_named(lab: Any) -> None:
     with pytest.raises(ConfigError) as e:
         attach(lab, "lora", layers=(1, 7))
-    assert e.value.message == "layers names 7, and the model has layers 0 to 1"
+    assert e.value.message == "layers names 7, but the model has layers 0 to 1"
 
 
 @pytest.mark.parametrize("error", [
     OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: …"),
 ])  # fmt: skip
-def test_what_the_machine_lacks_is_no_mistake_of_the_user(
+def test_resource_errors_are_raised_unchanged(
     lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     attach(lab, "lora").save(tmp_path)
@@ -70,7 +70,7 @@ def test_a_mistyped_module_to_save_gets_a_suggestion(lab: Any) -> None:
 
 
 def test_a_quantized_module_cannot_be_trained_in_full(lab: Any) -> None:
-    with pytest.raises(IncompatibleError, match="is quantized, so it cannot be trained in full"):
+    with pytest.raises(IncompatibleError, match="is quantized and cannot be trained in full"):
         attach(lab, "lora", "stub", modules_to_save=("down_proj",))
 
 
@@ -80,7 +80,7 @@ def test_only_the_lora_family_trains_tied_embeddings(lab: Any) -> None:
     assert "--adapter lora" in str(e.value.hint)
 
 
-def test_sizes_that_do_not_fit_carry_pefts_sentence(lab: Any) -> None:
+def test_sizes_that_do_not_fit_show_pefts_message(lab: Any) -> None:
     with pytest.raises(ConfigError, match=r"adapter 'c3a' cannot be attached: .*block size"):
         attach(lab, "c3a", block_size=48)
 
@@ -99,8 +99,8 @@ def test_tokens_must_be_in_the_vocabulary(lab: Any, ids: tuple[int, ...], words:
 @pytest.mark.parametrize(
     ("steps", "options", "words"),
     [
-        (None, {}, "length of the run"),
-        (10, {"warmup_steps": 8, "final_steps": 2}, "leave none of 10"),
+        (None, {}, "needs the number of training steps"),
+        (10, {"warmup_steps": 8, "final_steps": 2}, "leave no step of 10 for reducing ranks"),
         (10, {"rank": 8, "initial_rank": 4}, "initial_rank 4 is below rank 8"),
     ],
 )
@@ -122,21 +122,21 @@ def restore(lab: Any, path: Path, method: str = "lora") -> Any:
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_missing_file_is_named(lab: Any, saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(ModelError, match=f"holds no adapter: {name} is missing"):
+    with pytest.raises(ModelError, match=f"contains no adapter: {name} is missing"):
         restore(lab, saved)
     with pytest.raises(ModelError, match=f"{name} is missing"):
         lab.make_adapter("lora").merge(lab.tiny(), saved)
 
 
-def test_another_methods_adapter_is_refused_with_its_name(lab: Any, saved: Path) -> None:
-    with pytest.raises(ModelError, match="is of PEFT's type LORA, and 'vera' was asked for") as e:
+def test_an_adapter_of_another_method_is_refused_with_its_name(lab: Any, saved: Path) -> None:
+    with pytest.raises(ModelError, match="has PEFT type LORA, but 'vera' was requested") as e:
         restore(lab, saved, "vera")
     assert e.value.hint == "--adapter lora"
 
 
-def test_a_config_that_is_none_is_refused(lab: Any, saved: Path) -> None:
+def test_an_invalid_adapter_config_is_refused(lab: Any, saved: Path) -> None:
     (saved / "adapter_config.json").write_text("not json")
-    with pytest.raises(ModelError, match="is not the config of an adapter"):
+    with pytest.raises(ModelError, match="is not an adapter config"):
         restore(lab, saved)
 
 
@@ -146,15 +146,15 @@ def test_an_adapter_of_another_model_is_refused(lab: Any, saved: Path) -> None:
         lab.make_adapter("lora").restore(wider, saved, lab.context())
 
 
-def test_a_deeper_model_does_not_get_half_an_adapter(lab: Any, saved: Path) -> None:
+def test_an_adapter_with_too_few_layers_is_refused(lab: Any, saved: Path) -> None:
     deeper = lab.make_base("none", model=lab.tiny(num_hidden_layers=3, no_rope_layers=[1, 0, 1]))
     with pytest.raises(ModelError, match="lacks tensors that this model needs"):
         lab.make_adapter("lora").restore(deeper, saved, lab.context())
 
 
-def test_a_shallower_model_does_not_drop_half_of_an_adapter(lab: Any, saved: Path) -> None:
+def test_an_adapter_with_too_many_layers_is_refused(lab: Any, saved: Path) -> None:
     shallow = lab.make_base("none", model=lab.tiny(num_hidden_layers=1, no_rope_layers=[1]))
-    with pytest.raises(ModelError, match="has tensors for other modules"):
+    with pytest.raises(ModelError, match="has tensors for modules that this model lacks"):
         lab.make_adapter("lora").restore(shallow, saved, lab.context())
 
 
@@ -165,7 +165,7 @@ def test_a_truncated_file_is_refused(lab: Any, saved: Path) -> None:
         restore(lab, saved)
 
 
-def test_a_prompt_that_peft_saved_cannot_be_trained_further(lab: Any, tmp_path: Path) -> None:
+def test_a_prompt_without_its_encoder_cannot_be_trained_further(lab: Any, tmp_path: Path) -> None:
     attach(lab, "prompt-tuning").save(tmp_path)
     (tmp_path / "prompt_encoder.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be trained further"):

@@ -1,4 +1,4 @@
-"""In a bfloat16 run every method keeps what it trains in float32, and finds it again when the run is resumed."""
+"""In a bfloat16 run, every method trains float32 parameters and restores them exactly when the run is resumed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def trained(loaded: Any) -> dict[str, torch.Tensor]:
 
 
 def nudge(tensors: dict[str, torch.Tensor]) -> None:
-    """Less than bfloat16 could hold beside anything of size 1."""
+    """Add less than bfloat16 can represent next to values of size 1."""
     with torch.no_grad():
         for tensor in tensors.values():
             tensor.add_(torch.full_like(tensor, 1e-4))
 
 
 @pytest.mark.parametrize("method", [spec.name for spec in METHODS])
-def test_what_is_trained_is_float32_and_resumed_exactly(method: str, tmp_path: Path) -> None:
+def test_trained_parameters_are_float32_and_resumed_exactly(method: str, tmp_path: Path) -> None:
     options = {"token_ids": [5, 6]} if method == "trainable-tokens" else {}
     loaded = load_model("tiny", adapter=method, adapter_options=options, purpose="train", dtype="bfloat16", **STEPS)
     parameters = trained(loaded)
@@ -36,7 +36,7 @@ def test_what_is_trained_is_float32_and_resumed_exactly(method: str, tmp_path: P
     again = load_model("tiny", adapter_path=tmp_path / "saved", purpose="train", dtype="bfloat16", **STEPS)
     resumed = trained(again)
     assert set(resumed) == set(parameters)
-    if method not in ("prompt-tuning", "p-tuning", "prefix-tuning"):  # which save what their network makes
+    if method not in ("prompt-tuning", "p-tuning", "prefix-tuning"):  # these save the output of their network
         assert all(torch.equal(resumed[n], p) for n, p in parameters.items())
     ids = torch.arange(12)[None]
     with torch.autocast("cpu", torch.bfloat16):
@@ -48,7 +48,7 @@ def test_what_is_trained_is_float32_and_resumed_exactly(method: str, tmp_path: P
     assert bool(answering.model(input_ids=ids).logits.isfinite().all())
 
 
-def test_biases_and_modules_that_are_saved_are_float32_too() -> None:
+def test_saved_modules_are_float32_too() -> None:
     options = {"rank": 4, "modules_to_save": ["embed_tokens"]}
     loaded = load_model("tiny", adapter="lora", adapter_options=options, purpose="train", dtype="bfloat16")
     assert {p.dtype for p in trained(loaded).values()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Every method keeps what its descriptor says, on ordinary layers and on a quantizer that PEFT has never seen."""
+"""Every method behaves as its descriptor says, on ordinary layers and on a quantizer that PEFT does not know."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_starts_as_its_base(case: Any) -> None:
         assert case.identity > 0
 
 
-def test_gradients_equal_those_on_the_dense_copy_at_every_point(case: Any) -> None:
-    # fresh, trained, trained after a save, restored; on ordinary layers the last says all
+def test_gradients_equal_those_on_the_dense_copy_at_every_step(case: Any) -> None:
+    # three training steps, then restored; on ordinary layers only the restored adapter is compared
     assert len(case.gradient) == (4 if case.kind == "stub" else 1)
     assert max(case.gradient) <= 1e-5
 
 
-def test_only_the_adapter_trains_and_it_learns(case: Any) -> None:
+def test_only_the_adapter_trains_and_its_loss_falls(case: Any) -> None:
     assert not case.trains_base
     assert case.trained_dtypes == {case.dtype}
     assert case.moved >= 1e-2
@@ -62,18 +62,18 @@ def test_restores_to_the_same_logits(case: Any) -> None:
     assert case.trained_train == 1
 
 
-def test_disabled_is_the_base_alone_and_comes_back(case: Any) -> None:
+def test_disabling_gives_the_base_and_is_undone_afterwards(case: Any) -> None:
     assert case.disabled == 0
     assert case.enabled == 0
     assert case.flags_kept
 
 
-def test_reads_weights_only_if_it_says_so(case: Any) -> None:
+def test_reads_weights_only_if_declared(case: Any) -> None:
     if case.kind == "stub":
         assert (case.reads > 0) == (Op.READ_WEIGHT in case.spec.needs)
 
 
-def test_packed_rows_are_as_separate_as_it_says(case: Any) -> None:
+def test_packed_rows_are_separate_as_declared(case: Any) -> None:
     assert (case.leak <= 1e-12 if case.dtype == torch.float64 else case.leak <= 1e-6) == case.spec.packs
 
 
@@ -93,7 +93,7 @@ def test_merging_into_the_dense_copy_equals_the_adapter(case: Any, lab: Any) -> 
 
 def test_merging_in_place_is_refused_on_a_quantized_base(case: Any) -> None:
     if case.kind == "none" or not case.spec.merges or case.method in ("ln-tuning", "trainable-tokens"):
-        pytest.skip("nothing quantized is touched")
+        pytest.skip("no quantized layer has an adapter")
     for merge in (case.adapted.model.merge_and_unload, case.adapted.model.merge_adapter):
         with pytest.raises(UnsupportedOp, match="would damage the model"):
             merge()

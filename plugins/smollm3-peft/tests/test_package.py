@@ -1,4 +1,4 @@
-"""The package as discovery sees it: light, complete, described as it is."""
+"""The package as discovery sees it: few imports, complete descriptors, and a README that agrees with them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_method_has_options_with_help_and_a_peft_type(spec: Any) -> None:
     assert load(spec.factory)(options()).spec.name == spec.name
 
 
-def test_every_argument_is_one_of_pefts(lab: Any) -> None:
+def test_every_option_maps_to_an_argument_of_peft(lab: Any) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     for spec in METHODS:
@@ -68,7 +68,7 @@ def test_every_argument_is_one_of_pefts(lab: Any) -> None:
         assert ours | set(options.fixed) <= known, spec.name
 
 
-def test_the_readme_table_says_what_the_descriptors_say() -> None:
+def test_the_readme_table_agrees_with_the_descriptors() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     cells = {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
     table = {name: row for name, row in cells.items() if len(row) == 5}
@@ -88,7 +88,7 @@ def test_the_readme_table_says_what_the_descriptors_say() -> None:
         ], spec.name
 
 
-def test_only_the_api_of_the_host_is_imported() -> None:
+def test_only_the_public_api_of_core_is_imported() -> None:
     for path in (ROOT / "smollm3_peft").glob("*.py"):
         for module in re.findall(r"(?:from|import) (smollm3_finetune[.\w]*)", path.read_text()):
             assert module == "smollm3_finetune.api", f"{path.name} imports {module}"

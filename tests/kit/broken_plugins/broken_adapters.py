@@ -1,8 +1,8 @@
-"""Adapters that are wrong in one way each, and `delta` and `delta-kept`, which are right.
+"""Adapters with one fault each, and `delta` and `delta-kept`, which are correct.
 
-Each adds a learned matrix (out, in) to the query and output projections, which are square, by a forward hook. Its
-step of its own carries momentum on, and its strength grows with the steps: both are state that must be saved. What a
-class overrides is what is wrong with it.
+Each adds a trained matrix (out, in) to the query and output projections, which are square, in a forward hook.
+`on_step` applies momentum, and the strength of the adapter grows with the steps: both are state that must be saved. The
+overridden method of a class is its fault.
 """
 
 import contextlib
@@ -11,31 +11,31 @@ import json
 from smollm3_finetune.api import AdapterSpec, Op, UnsupportedOp, hookimpl
 
 FILE, STATE = "delta.safetensors", "delta.json"
-RIGHT = {"packs": True}
+CORRECT = {"packs": True}
 VARIANTS = {
-    "delta": ("Delta", RIGHT),
+    "delta": ("Delta", CORRECT),
     "delta-kept": ("Kept", {"merges": False, "disables": False, "identity_at_start": False}),
-    "no-identity": ("NoIdentity", RIGHT),
-    "base-trains": ("BaseTrains", RIGHT),
-    "base-drifts": ("BaseDrifts", RIGHT),
-    "gradient-factor": ("GradientFactor", RIGHT),
-    "merged-transposed": ("MergedTransposed", RIGHT),
-    "merged-twice": ("MergedTwice", RIGHT),
-    "merged-without-bias": ("MergedWithoutBias", RIGHT),
-    "merges-all-the-same": ("Delta", {**RIGHT, "merges": False}),
-    "forgets-strength": ("ForgetsStrength", RIGHT),
-    "forgets-momentum": ("ForgetsMomentum", RIGHT),
-    "leaks": ("Leaks", {**RIGHT, "merges": False}),
-    "never-disabled": ("NeverDisabled", RIGHT),
-    "disabled-for-good": ("DisabledForGood", RIGHT),
-    "disables-all-the-same": ("Delta", {**RIGHT, "disables": False}),
-    "reads-undeclared": ("ReadsUndeclared", RIGHT),
-    "by-chance": ("ByChance", RIGHT),
-    "pickled": ("Pickled", RIGHT),
-    "frozen-after-restore": ("FrozenAfterRestore", RIGHT),
-    "breaks-at-the-end": ("BreaksAtTheEnd", RIGHT),
-    "rounds-steps": ("RoundsSteps", RIGHT),
-    "casts-nothing": ("CastsNothing", RIGHT),
+    "no-identity": ("NoIdentity", CORRECT),
+    "base-trains": ("BaseTrains", CORRECT),
+    "base-drifts": ("BaseDrifts", CORRECT),
+    "gradient-factor": ("GradientFactor", CORRECT),
+    "merged-transposed": ("MergedTransposed", CORRECT),
+    "merged-twice": ("MergedTwice", CORRECT),
+    "merged-without-bias": ("MergedWithoutBias", CORRECT),
+    "merges-undeclared": ("Delta", {**CORRECT, "merges": False}),
+    "forgets-strength": ("ForgetsStrength", CORRECT),
+    "forgets-momentum": ("ForgetsMomentum", CORRECT),
+    "leaks": ("Leaks", {**CORRECT, "merges": False}),
+    "never-disabled": ("NeverDisabled", CORRECT),
+    "not-enabled-after-error": ("NotEnabledAfterError", CORRECT),
+    "disables-undeclared": ("Delta", {**CORRECT, "disables": False}),
+    "reads-undeclared": ("ReadsUndeclared", CORRECT),
+    "unseeded": ("Unseeded", CORRECT),
+    "pickled": ("Pickled", CORRECT),
+    "frozen-after-restore": ("FrozenAfterRestore", CORRECT),
+    "breaks-at-the-end": ("BreaksAtTheEnd", CORRECT),
+    "rounds-steps": ("RoundsSteps", CORRECT),
+    "casts-nothing": ("CastsNothing", CORRECT),
 }
 
 
@@ -174,7 +174,7 @@ class Adapted:
 
 
 class Kept(Delta):
-    """Starts away from the base, and says of itself that it neither merges nor can be disabled."""
+    """Does not start as the base, and declares that it can be neither merged nor disabled."""
 
     def start(self, shape):
         import torch
@@ -182,10 +182,10 @@ class Kept(Delta):
         return 0.02 * torch.randn(shape)
 
     def merge(self, dense, path):
-        raise UnsupportedOp("it is no change of weights")
+        raise UnsupportedOp("this adapter cannot be merged")
 
     def disabled(self, adapted):
-        raise UnsupportedOp("the base alone is not there")
+        raise UnsupportedOp("this adapter cannot be disabled")
 
 
 class NoIdentity(Delta):
@@ -201,7 +201,7 @@ class BaseTrains(Delta):
 
 
 class BaseDrifts(Delta):
-    """Writes into a weight of the base with each step, without a gradient."""
+    """Changes a weight of the base in each step, without a gradient."""
 
     def step(self, adapted):
         adapted.model.get_submodule("model.norm").weight.data *= 1.0001
@@ -239,10 +239,10 @@ class ForgetsMomentum(Delta):
 
 
 class Leaks(Delta):
-    """Adds a little of what it computes for the token before, whichever row that is of."""
+    """Adds a part of its output for the previous token, even if that belongs to another row."""
 
     def merge(self, dense, path):
-        raise UnsupportedOp("it is no change of weights")
+        raise UnsupportedOp("this adapter cannot be merged")
 
     def added(self, x, delta):
         own = super().added(x, delta)
@@ -254,8 +254,8 @@ class NeverDisabled(Delta):
         return contextlib.nullcontext()
 
 
-class DisabledForGood(Delta):
-    """Comes back only where the context ends without an exception."""
+class NotEnabledAfterError(Delta):
+    """Is enabled again only if the context ends without an exception."""
 
     @contextlib.contextmanager
     def disabled(self, adapted):
@@ -271,8 +271,8 @@ class ReadsUndeclared(Delta):
                 ops.read_weight()
 
 
-class ByChance(Delta):
-    """Starts a little away from the base, by a random number that no seed decides."""
+class Unseeded(Delta):
+    """Starts with a tiny random offset that does not depend on the seed."""
 
     def start(self, shape):
         import random
@@ -302,7 +302,7 @@ class FrozenAfterRestore(Delta):
 
 
 class BreaksAtTheEnd(Delta):
-    """Divides by the steps that are left."""
+    """Divides by the number of remaining steps."""
 
     def step(self, adapted):
         if adapted.total_steps is not None:
@@ -310,14 +310,14 @@ class BreaksAtTheEnd(Delta):
 
 
 class RoundsSteps(Delta):
-    """Trains in the number format of the run, whatever it is."""
+    """Trains in the dtype of the run, even in half precision."""
 
     def dtype(self, ctx):
         return ctx.torch_dtype
 
 
 class CastsNothing(Delta):
-    """Keeps its matrices in float32 where nothing is trained, too, and multiplies by them as they are."""
+    """Keeps its matrices in float32 for inference too, and does not cast its input or output."""
 
     def dtype(self, ctx):
         import torch

@@ -1,6 +1,6 @@
-"""Loaders that are wrong in one way each, and `shelf`, which is right: `NAME://DIRECTORY` is a directory.
+"""Loaders with one fault each, and `shelf`, which is correct: `NAME://DIRECTORY` is a directory.
 
-What a class overrides is what is wrong with it.
+The overridden method of a class is its fault.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ VARIANTS = {
     "shelf": "Shelf",
     "eager": "Eager",
     "converts-early": "ConvertsEarly",
-    "one-name": "OneName",
-    "name-of-place": "NameOfPlace",
+    "constant-fingerprint": "ConstantFingerprint",
+    "fingerprint-of-path": "FingerprintOfPath",
     "raises-others": "RaisesOthers",
     "has-all-files": "HasAllFiles",
-    "stays": "Stays",
-    "deaf": "Deaf",
+    "ignores-path": "IgnoresPath",
+    "ignores-dtype": "IgnoresDtype",
     "claims-all": "ClaimsAll",
     "heavy-claims": "HeavyClaims",
 }
@@ -42,7 +42,7 @@ def claims_of(name):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Everything that a directory source does, through methods that can be overridden."""
+    """A directory source whose behavior the loader can override."""
 
     own: object
     loader: object
@@ -106,12 +106,12 @@ class ConvertsEarly(Shelf):
         ctx.cache.get_or_build("shelf", {"of": str(directory)}, lambda out: (out / "converted").touch())
 
 
-class OneName(Shelf):
+class ConstantFingerprint(Shelf):
     def identity(self, source):
         return "shelf"
 
 
-class NameOfPlace(Shelf):
+class FingerprintOfPath(Shelf):
     def identity(self, source):
         return fingerprint(str(source.path), source.fingerprint)
 
@@ -126,13 +126,13 @@ class HasAllFiles(Shelf):
         return True
 
 
-class Stays(Shelf):
+class IgnoresPath(Shelf):
     def at(self, source, path):
         return source
 
 
-class Deaf(Shelf):
-    """Loads in the dtype that it likes."""
+class IgnoresDtype(Shelf):
+    """Always loads in bfloat16."""
 
     def arguments(self, kwargs):
         return {**kwargs, "dtype": "bfloat16"}

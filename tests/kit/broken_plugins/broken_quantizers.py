@@ -1,6 +1,6 @@
-"""Quantizers that are wrong in one way each, and `rows`, `rows-written` and `rows-sealed`, which are right.
+"""Quantizers with one fault each, and `rows`, `rows-written` and `rows-sealed`, which are correct.
 
-Rows are rounded to 8 bits with one scale each. What a class overrides is what is wrong with it.
+They round rows to 8 bits with one scale each. The overridden method of a class is its fault.
 """
 
 import json
@@ -17,7 +17,7 @@ METHOD = "rows-written"
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    bits: int = option(8, "Bits of a weight.", ge=2, le=8)
+    bits: int = option(8, "Bits per weight.", ge=2, le=8)
 
 
 def mine(config):
@@ -44,8 +44,8 @@ VARIANTS = {
     "undequantized": ("Undequantized", TRAINS, None),
     "dropped-bias": ("DroppedBias", TRAINS, None),
     "unseeded": ("Unseeded", TRAINS, None),
-    "one-name": ("OneName", TRAINS, None),
-    "options-unnamed": ("OptionsUnnamed", TRAINS, None),
+    "constant-fingerprint": ("ConstantFingerprint", TRAINS, None),
+    "options-not-in-fingerprint": ("OptionsNotInFingerprint", TRAINS, None),
     "half-sealed": ("HalfSealed", SEALED, None),
     "half-dense": ("HalfDense", TRAINS, None),
     "half-trains": ("HalfTrains", ONLY_FORWARD, None),
@@ -96,7 +96,7 @@ def linear_class():
             return self.owner.multiply(self, x)
 
     class Scaled(torch.autograd.Function):
-        """The identity, whose gradient is a tenth too large."""
+        """The identity with a gradient that is a tenth too large."""
 
         @staticmethod
         def forward(ctx, x):
@@ -107,7 +107,7 @@ def linear_class():
             return 1.1 * gradient
 
     class Flat(torch.autograd.Function):
-        """Takes and gives what it got, as a view."""
+        """The identity, which returns a view."""
 
         @staticmethod
         def forward(ctx, x):
@@ -131,7 +131,7 @@ class RowOps:
 
     @property
     def ops(self):
-        return frozenset(self.layer.owner.components)
+        return frozenset(self.layer.owner.operations)
 
     @property
     def shape(self):
@@ -142,7 +142,7 @@ class RowOps:
 
 
 class Rows:
-    components = TRAINS
+    operations = TRAINS
 
     def __init__(self, options):
         self.options = options
@@ -151,7 +151,7 @@ class Rows:
         return self.options.bits
 
     def codes(self, weight):
-        """Integers and one scale a row of a weight (out, in)."""
+        """Integer codes and one scale per row of a weight (out, in)."""
         import torch
 
         top = 2 ** (self.bits() - 1) - 1
@@ -185,23 +185,25 @@ class Rows:
         from torch import nn
 
         model = source.load(dtype=ctx.torch_dtype)
-        head = self.left_out(model)
+        head = self.head_to_skip(model)
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear) and layer is not head:
                 codes, scale = self.codes(layer.weight.detach())
-                model.set_submodule(name, self.made(layer, linear_class()(self, codes, scale, self.bias(layer))))
+                model.set_submodule(
+                    name, self.finish_layer(layer, linear_class()(self, codes, scale, self.bias(layer)))
+                )
         self.freeze(model)
         return Base(model=model, fingerprint=self.identity(source, ctx), ops_for=self.ops_for)
 
-    def left_out(self, model):
+    def head_to_skip(self, model):
         return model.get_output_embeddings()
 
-    def made(self, linear, quantized):
+    def finish_layer(self, linear, quantized):
         return quantized
 
 
 class Sealed(Rows):
-    components = SEALED
+    operations = SEALED
 
     def read(self, layer):
         raise UnsupportedOp("these weights cannot be read")
@@ -214,7 +216,7 @@ class Transposed(Rows):
 
 
 class StaleScale(Rows):
-    """Its first evaluation fits the scales anew; what is read has those of before."""
+    """The first evaluation changes the scales; `read_weight` still uses the old ones."""
 
     def multiply(self, layer, x):
         import torch
@@ -237,7 +239,7 @@ class NoGradient(Rows):
 
 
 class OneWay(Rows):
-    """Its first evaluation repacks the layer for a kernel without gradients."""
+    """The first evaluation repacks the layer for a kernel without gradients."""
 
     def multiply(self, layer, x):
         import torch
@@ -264,9 +266,9 @@ class GivesAView(Rows):
 
 
 class HalfTrains(GradientFactor):
-    """grad-input is not declared, and a gradient arrives that is wrong."""
+    """grad-input is not declared, but a wrong gradient arrives."""
 
-    components = ONLY_FORWARD
+    operations = ONLY_FORWARD
 
 
 class DroppedBias(Rows):
@@ -275,7 +277,7 @@ class DroppedBias(Rows):
 
 
 class Unseeded(Rows):
-    """Rounds up or down by chance, by torch's own random numbers."""
+    """Rounds up or down at random, with torch's global generator."""
 
     def to_integer(self, x):
         import torch
@@ -283,37 +285,37 @@ class Unseeded(Rows):
         return (x + torch.rand_like(x) - 0.5).round()
 
 
-class OneName(Rows):
+class ConstantFingerprint(Rows):
     def identity(self, source, ctx):
         return "rows"
 
 
-class OptionsUnnamed(Rows):
+class OptionsNotInFingerprint(Rows):
     def identity(self, source, ctx):
         return fingerprint("rows", source.fingerprint)
 
 
 class HalfSealed(Rows):
-    """read-weight is not declared, and gives a weight all the same."""
+    """read-weight is not declared, but returns a weight anyway."""
 
-    components = SEALED
+    operations = SEALED
 
 
 class HalfDense(Rows):
-    """Keeps the weight that it was made from, which the forward no longer uses."""
+    """Keeps the original weight, which the forward does not use."""
 
-    def made(self, linear, quantized):
+    def finish_layer(self, linear, quantized):
         quantized.weight = linear.weight
         return quantized
 
 
 class HeadToo(Rows):
-    def left_out(self, model):
+    def head_to_skip(self, model):
         return None
 
 
 class ViewsAll(Rows):
-    """Gives a view of every linear layer, quantized or not."""
+    """Returns ops for every linear layer, quantized or not."""
 
     def ops_for(self, layer):
         from torch import nn
@@ -325,7 +327,7 @@ class ViewsAll(Rows):
 
 
 class Undequantized(Rows):
-    """Gives its weight in a class of its own."""
+    """Returns its weight as a tensor subclass."""
 
     def read(self, layer):
         import torch
@@ -354,7 +356,7 @@ class Unseen(Rows):
 
 
 class TooCoarse(Rows):
-    """Says 8 bits, and rounds to 5."""
+    """Claims 8 bits, but rounds to 5."""
 
     def bits(self):
         return 5

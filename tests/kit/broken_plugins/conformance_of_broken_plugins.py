@@ -1,6 +1,6 @@
-"""A conformance class for each plugin of this folder, and for the examples, which are right.
+"""A conformance class for each plugin in this folder, and for the examples, which are correct.
 
-`tests/kit/test_kit.py` runs them, and says which tests must fail.
+`tests/kit/test_kit.py` runs them and states which tests must fail.
 """
 
 import importlib.util
@@ -9,12 +9,12 @@ from pathlib import Path
 from smollm3_finetune.testing import AdapterConformance, LoaderConformance, QuantizerConformance, write_small_model
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
+EXAMPLES = HERE.parents[2] / "examples"
 FILES = {kind: HERE / f"broken_{kind}.py" for kind in ("quantizers", "adapters", "loaders")}
 
 
 def names(kind):
-    """The components that a plugin file offers."""
+    """The names of the components in a plugin file."""
     spec = importlib.util.spec_from_file_location(f"names_of_{kind}", FILES[kind])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
