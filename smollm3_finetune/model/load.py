@@ -185,7 +185,7 @@ def compose(
     if plan.saved is None:
         with attributed_to(plan.adapter.component), _seeded(plan.context):
             adapted = adapter.attach(base, plan.context, total_steps)
-            plan.adapter.component.check_methods(adapted, ADAPTED, "what attach() returns")
+            plan.adapter.component.check_methods(adapted, ADAPTED, "attach()")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
     if check_base:
         check_fingerprint(plan, base)
@@ -224,7 +224,7 @@ def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
     assert plan.saved is not None
     with attributed_to(plan.adapter.component):
         adapted = adapter.restore(base, plan.saved.path, plan.context)
-        plan.adapter.component.check_methods(adapted, ADAPTED, "what restore() returns")
+        plan.adapter.component.check_methods(adapted, ADAPTED, "restore()")
     return adapted
 
 

@@ -213,7 +213,7 @@ def test_a_component_that_fails_over_a_row_is_named_with_its_place(
         assert result.code == 7, result.stderr
         assert result.stderr.endswith(
             f"error: rows.jsonl:3: {kind} {who!r} (acme-rows 1.2) failed: {RAISED[raised]}\n"
-            "  hint: the same command with --debug shows where\n"
+            "  hint: to see the traceback: --debug\n"
         )
     assert not Path("run").exists()
 
@@ -290,7 +290,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
         "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
         "list": "TypeError: the config of what open() returned is list and no mapping of keys",
     }.get(where, "PermissionError: [Errno 13] closed")
-    assert f"error: {VAULT}{said}\n  hint: the same command with --debug shows where" in result.stderr
+    assert f"error: {VAULT}{said}\n  hint: to see the traceback: --debug" in result.stderr
     assert not Path("run").exists()
 
 

@@ -118,7 +118,9 @@ def test_a_refine_that_raises_is_the_plugins_fault() -> None:
         raise KeyError("device")
 
     for q, a in ((quantizer(refine=refine), adapter()), (quantizer(), adapter(refine=refine))):
-        with pytest.raises(PluginError, match=r"(quantizer 'int4'|adapter 'scale') \(acme 1\.0\) failed in refine\(\): KeyError"):
+        with pytest.raises(
+            PluginError, match=r"(quantizer 'int4'|adapter 'scale') \(acme 1\.0\) failed in refine\(\): KeyError"
+        ):
             missing_ops(chosen(q), chosen(a), CPU)
 
 

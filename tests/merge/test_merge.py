@@ -346,7 +346,7 @@ def test_what_cannot_be_merged_is_refused_before_weights_are_read(
     asked = ("merge", model_directory, "--adapter-path", saved, "--output", "merged", *FLAGS)
     done = cli(*asked, "--adapter", "delta-kept")
     assert done.code == 3
-    assert "--adapter delta-kept cannot be merged: it is no change of the model's weights" in done.stderr
+    assert "--adapter delta-kept cannot be merged: it does not change the model's weights" in done.stderr
     assert "smollm3 generate RUN" in done.stderr
     done = cli(*asked, "--adapter", "delta", "--quant", "sealed")
     assert done.code == 3
