@@ -288,7 +288,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
     assert result.code == 7, result.stderr
     said = {
         "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
-        "list": "TypeError: the config of what open() returned is list and no mapping of keys",
+        "list": "TypeError: open() returned a source whose config is list, not a mapping",
     }.get(where, "PermissionError: [Errno 13] closed")
     assert f"error: {VAULT}{said}\n  hint: to see the traceback: --debug" in result.stderr
     assert not Path("run").exists()
