@@ -17,8 +17,8 @@ PUSH = 0.02
 ROUNDING: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 """For each dtype, the largest relative error allowed between two computations that differ only in their order.
 
-A sum of a few thousand products has an error of about a thousand roundings: 1e-16 each in float64, 6e-8 in float32 (which
-mostly cancel), 4e-3 in bfloat16 (accumulated in float32, so only the results are rounded).
+A sum of a few thousand products has an error of about a thousand roundings: 1e-16 each in float64, 6e-8 in float32
+(which mostly cancel), 4e-3 in bfloat16 (accumulated in float32, so only the results are rounded).
 """
 
 

@@ -221,7 +221,7 @@ def test_a_generation_config_that_contradicts_itself_loses_no_weights(tmp_path: 
 def test_a_number_format_that_is_none_is_the_users_mistake(cli: Cli, word: str, meant: str | None) -> None:
     result = cli("generate", "tiny", "--prompt", "Hello!", "--dtype", word)
     assert result.code == 2
-    assert f"--dtype takes a number format, got {word!r}" in result.stderr
+    assert f"--dtype takes a torch dtype, got {word!r}" in result.stderr
     assert (f"did you mean {meant!r}?" if meant else "one of: auto, float32") in result.stderr
 
 
