@@ -32,7 +32,7 @@ CHECK = "it passes the conformance kit"
 
 
 def require_kit() -> None:
-    """Raises MissingRequirementError where pytest is not installed."""
+    """Raises MissingRequirementError if pytest is not installed."""
     if importlib.util.find_spec("pytest") is None:
         raise MissingRequirementError("--deep runs the conformance kit in pytest, which is not installed",
                                       hint="pip install 'pytest>=8.3'")  # fmt: skip
