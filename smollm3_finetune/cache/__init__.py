@@ -1,1 +1,1 @@
-"""What was made once and is kept: entries by key, what lies there, and which runs need it."""
+"""The cache of derived files: entries by key, their listing and deletion, and the runs that need them."""

@@ -1,7 +1,7 @@
-"""What lies in the cache, and taking it away again: `smollm3 cache list` and `clean`.
+"""Lists and deletes the entries of the cache: `smollm3 cache list` and `clean`.
 
-Only what this project made is looked at: directories below the root with the name of a key, and what killed builds
-left. A link is never followed, so nothing outside the root is ever measured or deleted.
+Only directories that this project made are considered: those named by a key, and leftovers of killed builds. Links are
+never followed, so nothing outside the root is measured or deleted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
     size: int
     """Bytes on disk."""
     used: float
-    """When it was last found or built, in seconds since the epoch."""
+    """The time of its last use or build, in seconds since the epoch."""
     made_from: Mapping[str, Any]
     runs: tuple[Path, ...]
     """The runs that depend on it."""
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def days(self) -> float:
-        """Since it was last used."""
+        """Days since its last use."""
         return max(time.time() - self.used, 0) / DAY
 
 
@@ -57,7 +57,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _folders(root: Path, kind: str | None) -> Iterator[Path]:
-    """The folders of the cache's kinds."""
+    """The directories of the kinds, or of one kind."""
     with contextlib.suppress(OSError):
         yield from (p for p in sorted(root.iterdir()) if _is_folder(p) and kind in (None, p.name))
 
@@ -68,14 +68,14 @@ def _children(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
 
 
 def entries(root: Path, runs: Sequence[Path] = (), kind: str | None = None) -> list[Entry]:
-    """The finished entries, of one kind or all, those that take most first."""
+    """The finished entries of one kind or all, the largest first."""
     found = []
     for folder in _folders(root, kind):
         for path in _children(folder, KEY):
             about = path.with_name(f"{path.name}.json")
             if not about.is_file() and not path.with_name(f"{path.name}.lock").exists():
-                continue  # a directory of that name which no build made
-            with contextlib.suppress(FileNotFoundError):  # taken away while we look
+                continue  # a directory with such a name that no build made
+            with contextlib.suppress(FileNotFoundError):  # deleted by another process
                 stamp = (about if about.is_file() else path).stat().st_mtime
                 needed = tuple(keeping(path, runs))
                 found.append(Entry(path=path, size=size_of(path), used=stamp, made_from=_read(about), runs=needed))
@@ -83,18 +83,18 @@ def entries(root: Path, runs: Sequence[Path] = (), kind: str | None = None) -> l
 
 
 def leftovers(root: Path, kind: str | None = None) -> list[Path]:
-    """What killed builds left; a build that is under way holds its lock, and is not among them."""
+    """Directories that killed builds left; running builds hold their lock and are not listed."""
     found = []
     for folder in _folders(root, kind):
         for path in _children(folder, LEFTOVER):
-            with _held(path.with_name(path.name.partition(".")[0])) as mine:
-                if mine:
+            with _held(path.with_name(path.name.partition(".")[0])) as held:
+                if held:
                     found.append(path)
     return found
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of the files below a directory, and of no file behind a link."""
+    """Bytes of the files below a directory; links are not followed."""
     total = 0
     for folder, _, files in os.walk(directory, followlinks=False):
         for name in files:
@@ -104,16 +104,16 @@ def size_of(directory: Path) -> int:
 
 
 def take_away(path: Path, root: Path) -> bool:
-    """Delete an entry or a leftover; False where somebody is building it or it is not below `root` by itself."""
+    """Delete an entry or a leftover; False if it is being built, or is not directly in the cache `root`."""
     if path.is_symlink() or path.parent.is_symlink() or path.parent.parent.resolve() != root.resolve():
         return False
     key = path.name.partition(".")[0]
     entry = path.with_name(key)
-    with _held(entry) as mine:
-        if not mine or not path.is_dir():
+    with _held(entry) as held:
+        if not held or not path.is_dir():
             return False
         gone = path
-        if path == entry:  # whoever looks for it finds it whole or not at all
+        if path == entry:  # other processes find it complete or not at all
             gone = path.with_name(f"{key}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
             path.rename(gone)
             for file in (entry.with_name(f"{key}.json"), runs_file(entry)):
@@ -124,7 +124,7 @@ def take_away(path: Path, root: Path) -> bool:
 
 @contextlib.contextmanager
 def _held(entry: Path) -> Iterator[bool]:
-    """Hold an entry's lock where nobody else does; yields whether it is held."""
+    """Acquire an entry's lock if it is free; yields whether it was acquired."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{entry}.lock", timeout=0)
@@ -148,7 +148,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list[Entry], list[Entry]]:
-    """The entries to delete, and those old enough that are kept because a run depends on them."""
+    """The entries to delete, and the old entries that are kept because a run depends on them."""
     old = [e for e in found if e.days >= older_than]
     kept = [e for e in old if e.runs and not force]
     return [e for e in old if e not in kept], kept
@@ -164,6 +164,6 @@ def shown_size(size: float) -> str:
 
 
 def shown_origin(about: Mapping[str, Any]) -> str:
-    """What an entry was made from, in a few words: its plain values, long ones cut."""
+    """The source of an entry, in one line: the plain values of its key, long ones shortened."""
     plain = {k: v for k, v in about.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
     return ", ".join(f"{k}={v if len(str(v)) <= 20 else f'{str(v)[:12]}…'}" for k, v in plain.items())

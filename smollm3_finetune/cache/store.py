@@ -1,13 +1,13 @@
-"""A content-addressed cache of derived checkpoints: entries appear whole or not at all, one process builds.
+"""A content-addressed cache of derived checkpoints: entries appear complete or not at all, and one process builds.
 
 Loaders that convert (gguf) and quantizers that write checkpoints use it through `BuildContext.cache`. An entry's
-name is a hash of everything that decides its content, so entries never go stale; they only become unused.
+name is a hash of everything that decides its content: entries never become outdated, only unused.
 
     <root>/<kind>/<key>/          the entry, as `build` left it
-    <root>/<kind>/<key>.json      what it was made from, readable; as old as the entry's last use
-    <root>/<kind>/<key>.lock      held while it is built or taken away; its holder alone touches the entry
-    <root>/<kind>/<key>.runs      the runs that depend on it, a directory a line (see `use.py`)
-    <root>/<kind>/<key>.partial-* a build under way, or what a killed one left; swept by the next build
+    <root>/<kind>/<key>.json      its key, readable; its modification time is the entry's last use
+    <root>/<kind>/<key>.lock      held while the entry is built or deleted; only its holder changes the entry
+    <root>/<kind>/<key>.runs      the runs that depend on it, one directory per line (see `use.py`)
+    <root>/<kind>/<key>.partial-* a running build, or a leftover of a killed one; deleted by the next build
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.paths import user_path
 
-HINT = "set SMOLLM3_CACHE=DIR to a directory that can be written"
+HINT = "set SMOLLM3_CACHE=DIR to a writable directory"
 
 
 def default_root() -> Path:
-    """`$SMOLLM3_CACHE`, `~` resolved, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`.
+    """`$SMOLLM3_CACHE` with `~` expanded, else `$XDG_CACHE_HOME/smollm3`, else `~/.cache/smollm3`.
 
-    Raises ConfigError where there is no home directory, or where the system refuses to look.
+    Raises ConfigError if there is no home directory, or if the system refuses to read the path.
     """
     root = _root()
     if not os.environ.get("SMOLLM3_CACHE"):
@@ -51,7 +51,7 @@ def _root() -> Path:
         try:
             base = str(Path.home() / ".cache")
         except RuntimeError as e:
-            raise ConfigError("the cache has no place: there is no home directory", hint=HINT) from e
+            raise ConfigError("the cache needs a home directory, but there is none", hint=HINT) from e
     return Path(base) / "smollm3"
 
 
@@ -61,15 +61,15 @@ class Cache:
 
     root: Path
     used: dict[Path, None] = field(default_factory=dict, compare=False, repr=False)
-    """The entries that were found or built through this object, in that order."""
+    """The entries that this object found or built, in that order."""
 
     @classmethod
     def default(cls) -> Cache:
-        """The user's own. Whether it can be looked at matters once something is looked for: not every run does."""
+        """The user's cache. Its directory is not checked until an entry is looked up: not every run needs it."""
         return cls(_root())
 
     def location(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """Where the entry of `key` lies, or will lie."""
+        """The path of the entry of `key`, whether or not it exists."""
         return self.root / kind / fingerprint(key)
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
@@ -78,19 +78,19 @@ class Cache:
         return entry if self._has(entry) else None
 
     def get_or_build(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-        """The entry of `key`, made by `build(empty directory)` where it is not there yet.
+        """The entry of `key`, built by `build(empty directory)` if it does not exist yet.
 
-        `key` is JSON-like and names everything that decides the content, versions of the tools included. Of
-        several processes one builds and the others wait. A build that raises or is killed leaves no entry.
+        `key` is JSON-like and names everything that decides the content, including versions of tools. If
+        several processes need it, one builds and the others wait. A build that raises or is killed leaves no entry.
         """
         entry = self.location(kind, key)
         if self._has(entry):
             return self._use(entry)
         with self._locked(entry):
-            if entry.is_dir():  # built while we waited
+            if entry.is_dir():  # built by another process while this one waited
                 return self._use(entry)
-            for left in entry.parent.glob(f"{entry.name}.partial-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in entry.parent.glob(f"{entry.name}.partial-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             partial = entry.with_name(f"{entry.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
             partial.mkdir()
             try:
@@ -103,21 +103,21 @@ class Cache:
         return self._use(entry)
 
     def _has(self, entry: Path) -> bool:
-        """Whether an entry is finished. Raises SmolLM3Error where the system refuses to look."""
+        """Whether an entry is finished. Raises SmolLM3Error if the cache directory cannot be read."""
         try:
             return entry.is_dir()
         except OSError as e:
-            raise SmolLM3Error(f"the cache directory {self.root} cannot be looked at: {e.strerror}", hint=HINT) from e
+            raise SmolLM3Error(f"the cache directory {self.root} cannot be read: {e.strerror}", hint=HINT) from e
 
     def _use(self, entry: Path) -> Path:
-        """Note that an entry is used, and when: the age of its `.json`."""
+        """Record the use of an entry, and its time: the modification time of its `.json`."""
         self.used[entry] = None
-        with contextlib.suppress(OSError):  # a cache that may only be read
+        with contextlib.suppress(OSError):  # a read-only cache
             os.utime(entry.with_name(f"{entry.name}.json"))
         return entry
 
     def drop(self, kind: str, key: Mapping[str, Any]) -> None:
-        """Take an entry away, as one does that turns out to be damaged; the next build makes it again."""
+        """Delete an entry, for example a damaged one; the next `get_or_build` builds it again."""
         entry = self.location(kind, key)
         with self._locked(entry):
             if entry.is_dir():
@@ -127,7 +127,7 @@ class Cache:
 
     @contextmanager
     def _locked(self, entry: Path) -> Iterator[None]:
-        """Hold the entry's lock. Raises SmolLM3Error where the cache cannot be written."""
+        """Hold the entry's lock. Raises SmolLM3Error if the cache cannot be written."""
         from filelock import FileLock
 
         lock = FileLock(f"{entry}.lock")

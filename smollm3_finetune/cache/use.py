@@ -1,9 +1,9 @@
-"""Which runs depend on which entries of the cache, so that `smollm3 cache clean` does not take a run's base away.
+"""Records which runs depend on which cache entries, so that `smollm3 cache clean` does not delete a run's base.
 
-A run that loads its base through the cache (a converted file, a base that was quantized first) names these entries in
-`cache.json` in its directory, and each entry's `.runs` file names the run's directory. The run's own word decides:
-a directory that is gone, or that no longer names the entry, keeps nothing. Tokenized rows are not among them, because
-they are made again from the rows in seconds.
+A run that loads its base from the cache (a converted file, a base that was quantized first) names these entries in
+`cache.json` in its directory, and each entry's `.runs` file names the run's directory. `cache.json` decides: a run
+that was deleted, or that no longer names the entry, keeps nothing. Tokenized rows are not recorded, because they are
+made again from the rows in seconds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from smollm3_finetune.cache.store import Cache
 
 USES = "cache.json"
 NOT_KEPT = ("tokens",)
-"""Kinds that a run does without."""
+"""Kinds of entries that are not kept for a run."""
 
 
 def record_uses(run: Path, cache: Cache) -> None:
-    """Write down, on both sides, what a run's base was made of; beside what the run named before it was resumed.
+    """Record the cache entries of a run's base, in the run and in the entries; entries of an earlier start are kept.
 
-    A file that cannot be written is no reason to stop a run.
+    A file that cannot be written does not stop a run.
     """
     entries = [e for e in cache.used if e.parent.name not in NOT_KEPT and e.is_dir()]
     if not entries:
@@ -51,7 +51,7 @@ def runs_file(entry: Path) -> Path:
 
 
 def uses_of(run: Path) -> list[str]:
-    """The entries that a run names; none where it names none or its file is damaged."""
+    """The entries that a run names; empty if it names none or its file is damaged."""
     try:
         entries = json.loads((run / USES).read_text(encoding="utf-8"))["entries"]
         return [str(e) for e in entries]
@@ -60,7 +60,7 @@ def uses_of(run: Path) -> list[str]:
 
 
 def keeping(entry: Path, elsewhere: Iterable[Path] = ()) -> list[Path]:
-    """The runs that depend on an entry: those in its `.runs` file, and those of `elsewhere`, that still say so."""
+    """The runs that depend on an entry: those of its `.runs` file and of `elsewhere` whose `cache.json` names it."""
     try:
         named = [Path(line) for line in runs_file(entry).read_text(encoding="utf-8").splitlines() if line]
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def keeping(entry: Path, elsewhere: Iterable[Path] = ()) -> list[Path]:
 
 
 def runs_below(folders: Iterable[Path]) -> Iterator[Path]:
-    """The runs in each of some folders, or the folder itself where it is one."""
+    """The runs in each of the folders, and each folder that is a run itself."""
     for folder in folders:
         with contextlib.suppress(OSError):
             if (folder / USES).is_file():

@@ -1,1 +1,1 @@
-"""Looking at plugins and at this machine, and saying what is wrong: `smollm3 plugins check` and `smollm3 doctor`."""
+"""Checks of plugins and of this machine: `smollm3 plugins check` and `smollm3 doctor`."""

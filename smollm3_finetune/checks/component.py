@@ -1,4 +1,4 @@
-"""Whether one component keeps what its descriptor says: options, implementation, requirements, negotiation."""
+"""Checks one component against its descriptor: options, implementation, requirements, negotiation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLAIMED: Mapping[Any, tuple[Any, ...]] = {
                 {"quantization_config": {"quant_method": "another"}}),
     FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
 }  # fmt: skip
-"""Plain input on which `claims` must not raise. No formatter claims the empty row, no quantizer any of these."""
+"""Simple inputs on which `claims` must not raise. No formatter may claim the empty row, no quantizer any of these."""
 
 
 def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
@@ -44,7 +44,7 @@ def component_findings(component: RegisteredComponent, registry: Registry) -> li
         try:
             found += list(check(component, registry))
         except SmolLM3Error as e:
-            found.append(_finding(component, "it can be looked at", False, e.message, e.hint or ""))
+            found.append(_finding(component, "it can be checked", False, e.message, e.hint or ""))
     return found
 
 
@@ -53,7 +53,7 @@ def _finding(component: RegisteredComponent, check: str, ok: bool, found: str = 
 
 
 def _problem(raises: Callable[[], Any]) -> str:
-    """What a call raises, in one line; empty where it does not."""
+    """The exception of a call, in one line; empty if it raises none."""
     try:
         raises()
     except SmolLM3Error as e:
@@ -75,21 +75,25 @@ def _options(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
         yield _finding(component, f"options {dotted} is a dataclass", False, e.message, e.hint or "")
         return
     frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    yield _finding(component, f"options {dotted} is a frozen dataclass", frozen, "" if frozen else "it can be changed",
+    yield _finding(component, f"options {dotted} is a frozen dataclass", frozen, "" if frozen else "it is mutable",
                    "@dataclass(frozen=True, kw_only=True)")  # fmt: skip
-    kinds = {n: t for n, t in field_types(cls).items() if n in {f.name for f in dataclasses.fields(cls)}}
-    odd = [f"{n}: {getattr(t, '__name__', t)}" for n, t in kinds.items() if not _supported(t)]
-    yield _finding(component, "its options are of types that users can write", not odd, ", ".join(odd),
+    types_by_name = {n: t for n, t in field_types(cls).items() if n in {f.name for f in dataclasses.fields(cls)}}
+    unsupported = [f"{n}: {getattr(t, '__name__', t)}" for n, t in types_by_name.items() if not _supported(t)]
+    yield _finding(component, "its options have supported types", not unsupported, ", ".join(unsupported),
                    "int, float, bool, str, Literal[…], X | None or tuple[X, …]")  # fmt: skip
-    silent = [i.name for i in describe(cls) if not i.help]
+    undocumented = [i.name for i in describe(cls) if not i.help]
     yield _finding(
-        component, "every option has help", not silent, ", ".join(silent), 'option(default, "One line of help.")'
+        component,
+        "every option has help",
+        not undocumented,
+        ", ".join(undocumented),
+        'option(default, "One line of help.")',
     )
-    if odd:
+    if unsupported:
         return
-    trip = _problem(lambda: _round_trip(cls, component.kind.section))
-    yield _finding(component, "its defaults pass their own checks and survive run.yaml", not trip, trip,
-                   "a default must be within its range and equal after being written and read")  # fmt: skip
+    problem = _problem(lambda: _round_trip(cls, component.kind.section))
+    yield _finding(component, "its defaults are valid and survive run.yaml", not problem, problem,
+                   "keep each default within its range, and equal after it is written and read")  # fmt: skip
 
 
 def _supported(annotation: Any) -> bool:
@@ -107,7 +111,7 @@ def _supported(annotation: Any) -> bool:
 
 
 def _round_trip(cls: type, section: str) -> None:
-    """Raises where the defaults, written into a run's configuration and read again, are refused or others."""
+    """Raises if the defaults, written to a run's configuration and read again, are refused or differ."""
     made: Any = build(cls, {}, section)
     written = json.loads(json.dumps(plain(options_dict(made)), allow_nan=False))
     again: Any = build(cls, written, section)
@@ -120,7 +124,7 @@ def _round_trip(cls: type, section: str) -> None:
 
 def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
     dotted, kind = component.spec.factory, component.kind
-    title = f"factory {dotted} makes what a run needs"
+    title = f"factory {dotted} creates the component"
     unmet = unmet_distributions(component.spec.requires)
     try:
         made = component.create(build(component.options_class(), {}, kind.section))
@@ -135,8 +139,8 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
     misfits = [p for name in methods if (p := _misfit(made, name, PROTOCOLS[kind]))]
     if kind is QUANTIZER and callable(getattr(made, "write", None)):
         misfits += [p] if (p := _misfit(made, "write", api.CheckpointQuantizer)) else []
-    yield _finding(component, "its methods take what they are given", not misfits, "; ".join(misfits),
-                   "smollm3_finetune.api holds the protocol")  # fmt: skip
+    yield _finding(component, "its methods accept the protocol's arguments", not misfits, "; ".join(misfits),
+                   "see the protocols in smollm3_finetune.api")  # fmt: skip
 
 
 def _last_file(error: BaseException) -> str:
@@ -147,12 +151,12 @@ def _last_file(error: BaseException) -> str:
 
 
 def _misfit(made: Any, name: str, protocol: Any) -> str:
-    """How a method's signature differs from the protocol's, where a call with the protocol's arguments would fail."""
-    right = [p.name for p in inspect.signature(getattr(protocol, name)).parameters.values() if p.name != "self"]
+    """Why a call of a method with the protocol's arguments would fail; empty if it would not."""
+    arguments = [p.name for p in inspect.signature(getattr(protocol, name)).parameters.values() if p.name != "self"]
     try:
-        inspect.signature(getattr(made, name)).bind(*right)
+        inspect.signature(getattr(made, name)).bind(*arguments)
     except TypeError as e:
-        return f"{name}({', '.join(right)}): {e}"
+        return f"{name}({', '.join(arguments)}): {e}"
     except ValueError:  # a builtin without a signature
         return ""
     return ""
@@ -172,13 +176,15 @@ def _requirements(component: RegisteredComponent, registry: Registry) -> Iterato
     named = ", ".join(requires.distributions) or "none"
     yield _finding(component, f"its requirements are met ({named})", not unmet, found,
                    "pip install " + " ".join(f"'{text}'" for text, _ in unmet))  # fmt: skip
-    odd = [a for a in requires.accelerators if a not in DEVICES]
+    unknown = [a for a in requires.accelerators if a not in DEVICES]
     if requires.accelerators:
-        yield _finding(component, "its accelerators are devices of torch", not odd, ", ".join(odd), ", ".join(DEVICES))
+        yield _finding(
+            component, "its accelerators are torch devices", not unknown, ", ".join(unknown), ", ".join(DEVICES)
+        )
 
 
 def _api(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
-    yield _finding(component, f"it was written for api {component.spec.api}, and this is api {api.API_VERSION}",
+    yield _finding(component, f"it was written for api {component.spec.api}; this is api {api.API_VERSION}",
                    1 <= component.spec.api <= api.API_VERSION, "", f"write api={api.API_VERSION}")  # fmt: skip
 
 
@@ -191,11 +197,11 @@ def _names(component: RegisteredComponent, registry: Registry) -> Iterator[Findi
         for name in mine
         if name in (o.spec.name, *o.spec.aliases)
     ]
-    fix = f"another name, or users must type {component.kind.flag} {component.full_name}"
-    yield _finding(component, "nobody else offers its name or an alias", not taken, ", ".join(taken), fix)
-    again = [a for a in component.spec.aliases if mine.count(a) > 1]
+    fix = f"choose another name; otherwise users must type {component.kind.flag} {component.full_name}"
+    yield _finding(component, "no other component uses its name or aliases", not taken, ", ".join(taken), fix)
+    repeated = [a for a in component.spec.aliases if mine.count(a) > 1]
     if component.spec.aliases:
-        yield _finding(component, "its aliases are other names", not again, ", ".join(again), "name each once")
+        yield _finding(component, "its aliases are distinct", not repeated, ", ".join(repeated), "list each name once")
 
 
 def _suggests(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
@@ -204,12 +210,12 @@ def _suggests(component: RegisteredComponent, registry: Registry) -> Iterator[Fi
         return
     settings = [Setting(key=tuple(str(k).split(".")), value=v, origin="suggests") for k, v in suggests.items()]
     problem = _problem(lambda: assemble([settings]))
-    yield _finding(component, f"what it suggests is in the configuration ({', '.join(suggests)})", not problem, problem,
-                   "smollm3 config show prints every key")  # fmt: skip
+    yield _finding(component, f"its suggestions are configuration keys ({', '.join(suggests)})", not problem, problem,
+                   "to see every key: smollm3 config show")  # fmt: skip
     late = [str(key) for key in suggests if not may_be_suggested(str(key))]
     if late and not problem:
-        yield _finding(component, "what it suggests decides no row", False, f"{', '.join(late)} would come too late",
-                       f"keys of train, or {', '.join(SUGGESTIBLE)}")  # fmt: skip
+        yield _finding(component, "its suggestions select no rows", False, f"{', '.join(late)} would apply too late",
+                       f"suggest keys of train, or {', '.join(SUGGESTIBLE)}")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- negotiation
@@ -220,7 +226,7 @@ def _claims(component: RegisteredComponent, registry: Registry) -> Iterator[Find
     if claims is None:
         return
     if not callable(claims):
-        yield _finding(component, "claims can be asked", False, f"it is {claims!r}", "a function")
+        yield _finding(component, "claims can be called", False, f"it is {claims!r}", "set claims to a function")
         return
     problems = []
     for n, subject in enumerate(CLAIMED[component.kind]):
@@ -229,13 +235,13 @@ def _claims(component: RegisteredComponent, registry: Registry) -> Iterator[Find
         if problem:
             problems.append(f"claims({subject!r}) raises {problem}")
         elif answers[0] and ((n == 0 and component.kind is FORMATTER) or component.kind is QUANTIZER):
-            problems.append(f"claims({subject!r}) is {answers[0]!r}, so runs that never named it would get it")
+            problems.append(f"claims({subject!r}) returns {answers[0]!r}, so runs that do not name it would use it")
     text = "; ".join(problems)
-    yield _finding(component, "claims answers for anything and claims not everything", not problems, text,
+    yield _finding(component, "claims accepts any input and does not claim everything", not problems, text,
                    "use .get() and check types")  # fmt: skip
     rank: Any = getattr(component.spec, "rank", 0)
     if not isinstance(rank, int):
-        yield _finding(component, "rank is a number", False, repr(rank), "rank=0")
+        yield _finding(component, "rank is an integer", False, repr(rank), "rank=0")
 
 
 def _refine(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
@@ -246,13 +252,13 @@ def _refine(component: RegisteredComponent, registry: Registry) -> Iterator[Find
     problems = [
         p for arguments, kind in _questions(component, defaults) if (p := _refine_problem(refine, arguments, kind))
     ]
-    yield _finding(component, "refine answers on every device and for every purpose", not problems,
+    yield _finding(component, "refine works on every device and for every purpose", not problems,
                    "; ".join(dict.fromkeys(problems)),
                    "return a mapping of operations to reasons, or an AdapterSpec")  # fmt: skip
 
 
 def _questions(component: RegisteredComponent, defaults: Any) -> Iterator[tuple[tuple[Any, ...], type]]:
-    """The arguments of each call of `refine`, and what it must return."""
+    """The arguments of each call of `refine`, and the type that it must return."""
     if isinstance(component.spec, AdapterSpec):
         yield (component.spec, defaults), AdapterSpec
     if isinstance(component.spec, QuantizerSpec):
@@ -270,6 +276,6 @@ def _refine_problem(refine: Any, arguments: tuple[Any, ...], kind: type) -> str:
     if not isinstance(answers[0], kind):
         return f"it returns {answers[0]!r}"
     if isinstance(answers[0], Mapping):
-        odd = [str(k) for k in answers[0] if k not in set(Op)]
-        return f"{', '.join(odd)}: no operation" if odd else ""
+        unknown = [str(k) for k in answers[0] if k not in set(Op)]
+        return f"it returns unknown operations: {', '.join(unknown)}" if unknown else ""
     return ""

@@ -1,4 +1,4 @@
-"""The conformance kit run on a plugin's components, in a pytest of its own: with weights, so it takes minutes."""
+"""Runs the conformance kit on a plugin's components in a separate pytest process; with weights, it takes minutes."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
 
 CLASSES = {QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance"}
-"""Of the kit; a loader's needs a reference to open, which only its author can make."""
+"""The kit's test classes. That of a loader needs a model reference, which only its author can provide."""
 SECONDS = 600
-"""For each component."""
+"""The time limit for each component."""
 TEST = """
 
 class TestComponent{number}({cls}):
     component = {component!r}
     plugins = {plugins!r}
-    dtype = "float32"  # some libraries compute in nothing wider
+    dtype = "float32"  # some libraries do not compute in float64
 """
-CHECK = "it conforms, in sequences of calls"
+CHECK = "it passes the conformance kit"
 
 
 def require_kit() -> None:
-    """Raises MissingRequirementError where pytest is not installed."""
+    """Raises MissingRequirementError if pytest is not installed."""
     if importlib.util.find_spec("pytest") is None:
         raise MissingRequirementError("--deep runs the conformance kit in pytest, which is not installed",
                                       hint="pip install 'pytest>=8.3'")  # fmt: skip
 
 
 def deep_findings(target: Target) -> list[Finding]:
-    """One finding for each component of a kind that the kit can be run on, with the tests that failed."""
-    tried = [o for o in target.components if o.kind in CLASSES]
-    found = _run(tried, target) if tried else []
+    """One finding for each component of a kind that the kit can be run on, with its failed tests."""
+    testable = [o for o in target.components if o.kind in CLASSES]
+    found = _run(testable, target) if testable else []
     return [*found, *(_not_run(o) for o in target.components if o.kind is LOADER)]
 
 
 def _not_run(component: RegisteredComponent) -> Finding:
     return Finding(subject=component.title, check=CHECK, ok=False, serious=False,
-                   found="not run: the kit cannot make a reference that it opens",
-                   fix="LoaderConformance in your own tests, as in those of smollm3 plugins new loader")  # fmt: skip
+                   found="not run: the kit has no reference for this loader to open",
+                   fix="use LoaderConformance in your own tests, as smollm3 plugins new loader does")  # fmt: skip
 
 
 def _run(components: Sequence[RegisteredComponent], target: Target) -> list[Finding]:
-    """All in one process, a class for each."""
+    """Run all components in one process, with one class for each."""
     files = tuple(str(Path(r).resolve()) if r.endswith(".py") else r for r in target.requested if r[:3] != "no:")
     with tempfile.TemporaryDirectory(prefix="smollm3-check-") as directory:
         test, results = Path(directory) / "test_conformance.py", Path(directory) / "results.xml"
@@ -70,9 +70,9 @@ def _run(components: Sequence[RegisteredComponent], target: Target) -> list[Find
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False,
                                   env=environment)  # fmt: skip
         except subprocess.TimeoutExpired:
-            return [_finding(o, False, f"it was not done after {SECONDS * len(components)} s") for o in components]
+            return [_finding(o, False, f"it did not finish within {SECONDS * len(components)} s") for o in components]
         if not results.exists():
-            last = next(iter(reversed((done.stderr or done.stdout).strip().splitlines())), "it said nothing")
+            last = next(iter(reversed((done.stderr or done.stdout).strip().splitlines())), "it printed nothing")
             return [_finding(o, False, f"pytest ended with {done.returncode}: {last}") for o in components]
         cases = list(ElementTree.parse(results).iter("testcase"))
     return [
@@ -87,17 +87,17 @@ def _judged(component: RegisteredComponent, cases: Sequence[ElementTree.Element]
     for case in cases:
         skipped += case.find("skipped") is not None
         for word in ("failure", "error"):
-            wrong = case.find(word)
-            if wrong is not None:
-                bad.append(f"{case.get('name')}: {' '.join((wrong.get('message') or '').split())[:400]}")
+            problem = case.find(word)
+            if problem is not None:
+                bad.append(f"{case.get('name')}: {' '.join((problem.get('message') or '').split())[:400]}")
     passed = len(cases) - skipped - len(bad)
     if not cases:
-        return _finding(component, False, "none of its tests was run")
+        return _finding(component, False, "none of its tests ran")
     if bad:
         return _finding(component, False, "; ".join(bad))
     return _finding(component, True, f"{passed} tests passed, {skipped} do not apply")
 
 
 def _finding(component: RegisteredComponent, ok: bool, found: str) -> Finding:
-    fix = "" if ok else "the same tests in a class of your own show where: smollm3 plugins new writes such tests"
+    fix = "" if ok else "to debug, run the same tests from your own class: smollm3 plugins new writes one"
     return Finding(subject=component.title, check=CHECK, ok=ok, found=found, fix=fix)

@@ -1,7 +1,7 @@
-"""What would keep a run from working on this machine: versions, devices, packages, plugins, cache, environment.
+"""Checks that this machine can run smollm3: versions, devices, packages, plugins, cache, environment.
 
-Nothing heavy is imported here. Libraries are imported in a process of their own, so that one that crashes or hangs is
-a finding like any other.
+Nothing heavy is imported here. Libraries are imported in a separate process, so that a crash or a hang is a finding
+like any other.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from smollm3_finetune.version import __version__
 
 KNOWN = Path(__file__).with_name("known_problems.json")
 ESSENTIAL = ("torch", "transformers", "accelerate", "safetensors", "datasets")
-"""Without these no run works."""
+"""The packages that every run needs."""
 PREFIXES = ("SMOLLM3_", "OMP_", "GOMP_", "MKL_", "HF_", "TRANSFORMERS_", "CUDA_", "PYTORCH_", "TOKENIZERS_", "NCCL_")
 SINGLE = (
     "THP_MEM_ALLOC_ENABLE",
@@ -52,7 +52,7 @@ SINGLE = (
 )
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|_KEY$|CREDENTIAL")
 LOW_DISK = 5e9
-"""Bytes: a converted or quantized model of three billion weights takes about this."""
+"""In bytes: about the size of a converted or quantized model with three billion weights."""
 DEVICES = """
 import torch
 answer = {"torch": torch.__version__, "threads": torch.get_num_threads(), "devices": []}
@@ -63,7 +63,7 @@ if torch.cuda.is_available():
         answer["devices"].append({"name": f"cuda:{i}", "title": name, "free": free, "total": total,
                                   "bfloat16": torch.cuda.is_bf16_supported()})
 elif torch.version.cuda:
-    answer["note"] = f"torch was built for CUDA {torch.version.cuda} and finds no device"
+    answer["note"] = f"torch was built for CUDA {torch.version.cuda} but finds no device"
 if getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
     answer["devices"].append({"name": "mps", "title": "Apple GPU"})
 if hasattr(torch, "xpu") and torch.xpu.is_available():
@@ -74,7 +74,7 @@ if hasattr(torch, "xpu") and torch.xpu.is_available():
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that was found."""
+    """The results of all checks."""
 
     versions: Mapping[str, str | None]
     devices: tuple[Mapping[str, Any], ...]
@@ -91,9 +91,9 @@ class Report:
 def examine(
     registry: Registry, device: str | None = None, seconds: float = SECONDS, broken: Sequence[PluginError] = ()
 ) -> Report:
-    """Look at everything. `device` is the one that components are asked about; by default the best that is there.
+    """Run all checks. `device` is the device that components are checked for; default: the best available.
 
-    `broken` is what discovery said of files that were named and cannot be used.
+    `broken` are the errors of plugin files that were named and cannot be used.
     """
     named = _distributions(registry)
     pieces = {"devices": DEVICES}
@@ -112,7 +112,7 @@ def examine(
         *_conflicts(named),
         *_known_findings(problems, probes),
         *_plugins(registry),
-        *(_finding("plugin", "a file that was named can be used", False, e.message, e.hint or "") for e in broken),
+        *(_finding("plugin", "the named plugin file can be used", False, e.message, e.hint or "") for e in broken),
         *_requirements(registry, device),
         *cache_findings,
         *_environment_findings(),
@@ -125,7 +125,7 @@ def examine(
 
 
 def _distributions(registry: Registry) -> list[str]:
-    """The distributions that decide whether things work: core's requirements, plugins, and what these require."""
+    """The distributions to check: the requirements of core, the plugins and their requirements."""
     roots = [CORE_DISTRIBUTION, *(r.distribution for r in registry.plugins if r.status == "active")]
     names = [*ESSENTIAL, *(r for r in roots if installed_version(r) is not None)]
     for root in roots:
@@ -147,7 +147,7 @@ def _known() -> list[dict[str, Any]]:
 
 
 def _devices(probe: Probe) -> list[Mapping[str, Any]]:
-    """The CPU, then what torch finds."""
+    """The CPU, then the devices that torch finds."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -164,7 +164,7 @@ def _torch_findings(probe: Probe, device: str, devices: Iterable[Mapping[str, An
     found = [_finding("torch", f"torch works, on {names}", True)]
     if note:
         found.append(_finding("torch", "torch finds the GPU that it was built for", False, note,
-                              "nvidia-smi shows the driver; --device cpu trains without", serious=False))  # fmt: skip
+                              "check the driver with nvidia-smi, or use --device cpu", serious=False))  # fmt: skip
     return found
 
 
@@ -172,7 +172,7 @@ def _torch_findings(probe: Probe, device: str, devices: Iterable[Mapping[str, An
 
 
 def _imports(named: Iterable[str], probes: Mapping[str, Probe]) -> list[Finding]:
-    found, good = [], 0
+    found, imported = [], 0
     for name in named:
         if installed_version(name) is None:
             if name in ESSENTIAL:
@@ -181,17 +181,17 @@ def _imports(named: Iterable[str], probes: Mapping[str, Probe]) -> list[Finding]
         for module in modules_of(name)[:1]:
             probe = probes.get(f"import {module}")
             if probe is None or probe.problem is None:
-                good += 1
+                imported += 1
                 continue
             found.append(_finding(name, f"{name} {installed_version(name)} can be imported", False, probe.problem,
                                   f"pip install --force-reinstall {name}", serious=name in ESSENTIAL))  # fmt: skip
-    return [_finding("packages", f"{good} packages can be imported", bool(good)), *found]
+    return [_finding("packages", f"{imported} packages can be imported", bool(imported)), *found]
 
 
 def _conflicts(named: Iterable[str]) -> list[Finding]:
     found = conflicts(named)
     if not found:
-        return [_finding("packages", "what packages require of each other is there", True)]
+        return [_finding("packages", "the requirements of all packages are met", True)]
     core = {w.name for w in requirements(CORE_DISTRIBUTION)}
     return [
         _finding(c.distribution, "its requirements are met", False, c.text, f"pip install '{c.requirement}'",
@@ -206,10 +206,10 @@ def _known_findings(problems: Iterable[Mapping[str, Any]], probes: Mapping[str, 
         missing = [n for n in p.get("needs", ()) if installed_version(n) is None]
         broken = probes[f"known {i}"].problem if "python" in p else None
         title = " and ".join(f"{n} {installed_version(n)}" for n in p["installed"])
-        what = f"no {' and no '.join(missing)}" if missing else broken or ""
+        problem = f"missing: {', '.join(missing)}" if missing else broken or ""
         fix = f"pip install {' '.join(missing)}" if missing else p.get("fix", "")
-        found.append(_finding(p["installed"][0], f"{title}: no known problem", not what,
-                              f"{p['says']} ({what})" if what else "", fix, serious=False))  # fmt: skip
+        found.append(_finding(p["installed"][0], f"{title}: no known problem", not problem,
+                              f"{p['says']} ({problem})" if problem else "", fix, serious=False))  # fmt: skip
     return found
 
 
@@ -224,14 +224,14 @@ def _plugins(registry: Registry) -> list[Finding]:
         found.append(_finding(r.name, f"the plugin {r.name} ({r.distribution} {r.version}) works", False,
                               r.error or "", f"smollm3 plugins check {r.name}", serious=False))  # fmt: skip
     if not any(o.spec.name == DEFAULT_ADAPTER for o in registry.of(ADAPTER)):
-        found.append(_finding("plugins", f"the default adapter {DEFAULT_ADAPTER} is there", False, "no plugin offers "
-                              "it, so every run must name one", f"smollm3 train --adapter {DEFAULT_ADAPTER}, which "
-                              "says what to install", serious=False))  # fmt: skip
+        found.append(_finding("plugins", f"the default adapter {DEFAULT_ADAPTER} is installed", False, "no plugin "
+                              "offers it, so every run must name an adapter", "to see what to install: smollm3 train "
+                              f"--adapter {DEFAULT_ADAPTER}", serious=False))  # fmt: skip
     return found
 
 
 def _requirements(registry: Registry, device: str) -> list[Finding]:
-    """Of every component, whether it could be used on `device`."""
+    """Whether each component can be used on `device`."""
     found, usable = [], 0
     for component in registry.components:
         try:
@@ -254,35 +254,36 @@ def _cache() -> tuple[dict[str, Any], list[Finding]]:
         root = default_root()
     except ConfigError as e:
         nothing = {"root": None, "entries": 0, "bytes": 0, "writable": False, "free": 0, "leftovers": 0}
-        return nothing, [_finding("cache", "the cache can be looked at", False, e.message, e.hint or "")]
-    there = next(p for p in (root, *root.absolute().parents) if p.exists())
-    problem = _cannot_write(there)
-    free = shutil.disk_usage(there).free
-    held, left = entries(root), leftovers(root)
-    size = sum(e.size for e in held)
-    about = {"root": str(root), "entries": len(held), "bytes": size, "writable": not problem, "free": free,
-             "leftovers": len(left)}  # fmt: skip
-    hint = "set SMOLLM3_CACHE=DIR to a directory that can be written"
+        return nothing, [_finding("cache", "the cache can be read", False, e.message, e.hint or "")]
+    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+    problem = _write_problem(existing)
+    free = shutil.disk_usage(existing).free
+    finished, partial = entries(root), leftovers(root)
+    size = sum(e.size for e in finished)
+    about = {"root": str(root), "entries": len(finished), "bytes": size, "writable": not problem, "free": free,
+             "leftovers": len(partial)}  # fmt: skip
+    hint = "set SMOLLM3_CACHE=DIR to a writable directory"
     found = [_finding("cache", f"the cache {root} can be written", not problem, problem, hint)]
     if free < LOW_DISK:
-        found.append(_finding("cache", "there is room in the cache", False, f"{shown_size(free)} are free",
+        found.append(_finding("cache", "the disk of the cache has enough space", False, f"{shown_size(free)} free",
                               "smollm3 cache clean, or SMOLLM3_CACHE=DIR on another disk", serious=False))  # fmt: skip
-    if left:
-        found.append(_finding("cache", "no killed build left anything", False, f"{len(left)} directories",
+    if partial:
+        found.append(_finding("cache", "no killed build left files in the cache", False, f"{len(partial)} directories",
                               "smollm3 cache clean", serious=False))  # fmt: skip
     return about, found
 
 
-def _cannot_write(directory: Path) -> str:
+def _write_problem(directory: Path) -> str:
+    """Why a directory cannot be written; empty if it can."""
     try:
         with tempfile.TemporaryFile(dir=directory):
-            return "" if directory.is_dir() else "it is no directory"
+            return "" if directory.is_dir() else "it is not a directory"
     except OSError as e:
         return e.strerror or str(e)
 
 
 def _environment() -> dict[str, str]:
-    """The variables that matter; of secrets only that they are set."""
+    """The relevant variables; the values of secrets are not shown."""
     names = [n for n in sorted(os.environ) if n.startswith(PREFIXES) or n in SINGLE]
     return {n: "(set, not shown)" if SECRET.search(n) else os.environ[n] for n in names}
 
@@ -290,7 +291,7 @@ def _environment() -> dict[str, str]:
 def _environment_findings() -> list[Finding]:
     found = []
     if sys.flags.optimize:
-        found.append(_finding("environment", "assertions are on", False, "PYTHONOPTIMIZE or -O is set",
+        found.append(_finding("environment", "assertions are enabled", False, "PYTHONOPTIMIZE or -O is set",
                               "unset PYTHONOPTIMIZE", serious=False))  # fmt: skip
     for name in ("OMP_NUM_THREADS", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
         value = os.environ.get(name)
@@ -298,8 +299,8 @@ def _environment_findings() -> list[Finding]:
             found.append(_finding("environment", f"{name} is a number", False, f"it is {value!r}", f"unset {name}",
                                   serious=name == "WORLD_SIZE"))  # fmt: skip
     if os.environ.get("WORLD_SIZE", "1") != "1" and "MASTER_ADDR" not in os.environ:
-        found.append(_finding("environment", "no launcher's variables are left over", False, "WORLD_SIZE is "
-                              f"{os.environ['WORLD_SIZE']} and there is no MASTER_ADDR", "unset WORLD_SIZE",
+        found.append(_finding("environment", "no launcher variables are left over", False, "WORLD_SIZE is "
+                              f"{os.environ['WORLD_SIZE']} but MASTER_ADDR is not set", "unset WORLD_SIZE",
                               serious=False))  # fmt: skip
     return found
 

@@ -1,4 +1,4 @@
-"""What a check found: one line each, right or wrong, with what to do where it is wrong."""
+"""Results of checks: one line each, passed or failed, with the fix if it failed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     subject: str
-    """What was looked at: a plugin, or `adapter 'lora'`."""
+    """The subject of the check: a plugin, or `adapter 'lora'`."""
     check: str
-    """In a few words, what should hold."""
+    """The statement that should be true, in a few words."""
     ok: bool
     found: str = ""
-    """What is wrong, or a detail worth knowing."""
+    """The problem, or a detail of a passed check."""
     fix: str = ""
-    """What to do where it is wrong."""
+    """How to fix the problem."""
     serious: bool = True
-    """Whether it counts; False for what is merely worth knowing."""
+    """Whether a failure counts as an error; False for a warning."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def wrong(findings: Sequence[Finding]) -> list[Finding]:
+    """The failed checks that count as errors."""
     return [f for f in findings if not f.ok and f.serious]

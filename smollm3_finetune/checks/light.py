@@ -1,7 +1,7 @@
-"""A plugin's hooks and options imported where torch and its like cannot be: they must not need them.
+"""Imports a plugin's hooks and options with torch and other heavy packages blocked: they must not need them.
 
-`heavy_imports` starts a Python of its own, because this one may have imported them already; that Python runs this
-module, which leaves every other plugin out.
+`heavy_imports` starts a separate Python process, because this one may have imported heavy packages already. That
+process runs this module with every other plugin disabled.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ HEAVY = frozenset((
 ))  # fmt: skip
 SECONDS = 60
 SLOW = 1.0
-"""Seconds that importing a plugin's hooks may take."""
+"""The number of seconds that importing a plugin's hooks may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """How a plugin's hooks and options were imported."""
+    """The result of importing a plugin's hooks and options."""
 
     heavy: tuple[tuple[str, str], ...]
-    """Each heavy module that was asked for, and the file and line that asked."""
+    """Each heavy module that was imported, and the file and line of the import."""
     seconds: float
     printed: str
-    """What the import wrote to standard output."""
+    """The output that the import wrote to standard output."""
     failed: str | None
-    """Why that Python ended early."""
+    """Why the Python process ended early, or None."""
 
 
-class _Poison(importlib.abc.MetaPathFinder):
-    """Refuses heavy modules, and keeps who asked for them."""
+class _ImportBlocker(importlib.abc.MetaPathFinder):
+    """Refuses heavy modules, and records the lines that import them."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -57,15 +57,15 @@ class _Poison(importlib.abc.MetaPathFinder):
 
 
 def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
-    """Import the hooks and options of `plugin` in a Python of its own; `requested` are values of `-p`.
+    """Import the hooks and options of `plugin` in a separate Python process; `requested` are values of `-p`.
 
-    `-P` keeps the working directory out of its path: nothing there is imported by itself.
+    `-P` keeps the working directory out of `sys.path`: nothing in it is imported by accident.
     """
     command = [sys.executable, "-P", "-m", "smollm3_finetune.checks.light", plugin, *requested]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Light(heavy=(), seconds=SECONDS, printed="", failed=f"it was not done after {SECONDS} s")
+        return Light(heavy=(), seconds=SECONDS, printed="", failed=f"it did not finish within {SECONDS} s")
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -80,20 +80,20 @@ def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
 
 
 def main(plugin: str, requested: Sequence[str]) -> None:
-    """Discover, and import the options of what `plugin` offers; print what was asked for as JSON."""
+    """Discover plugins and import the options of `plugin`'s components; print the heavy imports as JSON."""
     from smollm3_finetune.components.discovery import PluginSelection, discover
 
-    poison = _Poison()
-    sys.meta_path.insert(0, poison)
+    blocker = _ImportBlocker()
+    sys.meta_path.insert(0, blocker)
     printed, began = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(printed):
-        with contextlib.suppress(Exception):  # what is broken is told by discovery in the other Python
+        with contextlib.suppress(Exception):  # discovery in the other process reports broken plugins
             for component in discover(PluginSelection.of(tuple(requested))).components:
                 if component.plugin == plugin:
                     with contextlib.suppress(Exception):
                         importlib.import_module(component.spec.options.partition(":")[0])
         seconds = time.perf_counter() - began
-    print(json.dumps({"heavy": poison.asked, "seconds": seconds, "printed": printed.getvalue()[:200]}))
+    print(json.dumps({"heavy": blocker.asked, "seconds": seconds, "printed": printed.getvalue()[:200]}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whether a plugin keeps the contract, as far as can be told without weights; for authors and for their CI.
+"""Checks whether a plugin follows the contract, without loading weights; for plugin authors and their CI.
 
-Discovery stops at the first thing that is wrong with a plugin and a run at the first that it needs. Here everything
-is looked at: hooks, descriptors, options, implementations, requirements, and what other plugins offer.
+Discovery stops at the first problem of a plugin, and a run at the first problem that affects it. These checks report
+all: of hooks, descriptors, options, implementations, requirements, and names that other plugins use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.paths import user_path
 
 SECONDS = 60.0
-"""For the import of one plugin, before it is taken to hang."""
+"""The time limit for the import of one plugin; after that it counts as hanging."""
 HOOKS = tuple(k.hook for k in KINDS)
 BUILT_IN = "built in"
 
@@ -40,7 +40,7 @@ class Target:
     name: str
     distribution: str
     requested: tuple[str, ...]
-    """Values of `-p` with which it is found."""
+    """The values of `-p` with which it is discovered."""
     record: PluginRecord | None
     """None for a file that discovery refuses."""
     error: PluginError | None
@@ -54,10 +54,10 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Fatal:
-    """A plugin that takes Python down or never ends when it is imported."""
+    """A plugin whose import ends Python or never finishes."""
 
     asked: str
-    """The file of `-p`, or the `no:NAME` that leaves an installed plugin out."""
+    """The file of `-p`, or the `no:NAME` that disables an installed plugin."""
     distribution: str
     finding: Finding
 
@@ -66,9 +66,9 @@ class Fatal:
 
 
 def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[Fatal]:
-    """What takes Python down or never ends when it is imported, of all that discovery would import.
+    """The plugins that discovery would import and whose import ends Python or never finishes.
 
-    Looked at in a process of its own, before anything is imported here.
+    They are imported in a separate process, before anything is imported in this one.
     """
     files = [r for r in requested if not r.startswith("no:")]
     files += [name] if name is not None and (name.endswith(".py") or os.sep in name) else []
@@ -90,16 +90,16 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
             finding = Finding(
                 subject=asked.removeprefix("no:"), check="it can be imported", ok=False,
                 found="importing it raises KeyboardInterrupt" if not probe.ended else f"importing it: {probe.problem}",
-                fix="do at import nothing but define and decorate; -p no:NAME leaves an installed plugin out",
+                fix="only define and decorate functions at import; to disable an installed plugin: -p no:NAME",
             )  # fmt: skip
             found.append(Fatal(asked=asked, distribution=distributions[asked], finding=finding))
     return found
 
 
 def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False, told: bool = False) -> list[Target]:
-    """The plugins that `plugins check [NAME|FILE]` means, but those that are `fatal`.
+    """The plugins that `plugins check [NAME|FILE]` selects, except those that are `fatal`.
 
-    Raises ConfigError where there is none of that name; not where one was `told` already.
+    Raises ConfigError if no plugin has that name, unless one was reported already (`told`).
     """
     requested = tuple(requested)
     if name is not None and (name.endswith(".py") or os.sep in name):
@@ -115,8 +115,8 @@ def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False
             known = [n for r in registry.plugins for n in (r.name, r.distribution)]
             near = did_you_mean(name, [*known, *(o.spec.name for o in registry.components)])
             hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
-            raise ConfigError(f"no installed plugin is called {name!r}, and none offers it", hint=hint)
-        if told:  # of a distribution, the plugins that can be imported
+            raise ConfigError(f"no installed plugin has the name {name!r} or offers a component with it", hint=hint)
+        if told:  # only the plugins of the distribution that can be imported
             chosen = [r for r in chosen if r.status != "disabled"]
         elif chosen[0].status == "disabled":
             raise ConfigError(
@@ -140,7 +140,7 @@ def _target(record: PluginRecord, registry: Registry, requested: tuple[str, ...]
 
 
 def _file_target(file: str, requested: tuple[str, ...], no_plugins: bool) -> Target:
-    """A `-p` file; one that is broken is a target too, where discovery raises."""
+    """The target for a `-p` file; also for a broken file, for which discovery raises."""
     wanted = (*requested, file)
     try:
         registry = discover(PluginSelection.of(wanted, no_plugins))
@@ -154,7 +154,7 @@ def _file_target(file: str, requested: tuple[str, ...], no_plugins: bool) -> Tar
 
 
 def _record_of(file: str, registry: Registry) -> PluginRecord:
-    """What discovery says of a `-p` file that it took: its own record, or that of the plugin installed from it."""
+    """The record of a `-p` file that discovery accepted: its own, or that of the plugin installed from it."""
     path = user_path(file, "the plugin file").resolve()
     own = (r for r in registry.plugins if r.origin == str(path))
     installed = (r for r in registry.plugins if r.origin != BUILT_IN and _is_from(path, _module(r)))
@@ -167,14 +167,14 @@ def _is_from(path: Path, module: Any) -> bool:
 
 
 def check(target: Target) -> list[Finding]:
-    """Everything that was looked at, in an order in which an author would mend it."""
+    """All findings, in the order in which an author would fix them."""
     found = [*_light(target), *_hook_names(target)]
     if target.error is not None:
         cause = target.error.__cause__
         found.append(
             Finding(
                 subject=target.name,
-                check="it is imported and its descriptors are right",
+                check="it can be imported and its descriptors are valid",
                 ok=False,
                 found=f"{type(cause).__name__}: {' '.join(str(cause).split())}" if cause else target.error.message,
                 fix=_advice(cause),
@@ -185,10 +185,10 @@ def check(target: Target) -> list[Finding]:
     found.append(
         Finding(
             subject=target.name,
-            check="it is imported and its descriptors are right",
+            check="it can be imported and its descriptors are valid",
             ok=bool(count),
             found=f"{count} component{'' if count == 1 else 's'}" if count else "its hooks offer nothing",
-            fix="" if count else "return a descriptor from a hook: smollm3_finetune.api.hookspecs shows them",
+            fix="" if count else "return a descriptor from a hook; see smollm3_finetune.api.hookspecs",
         )
     )
     found += _shared_name(target)
@@ -203,7 +203,7 @@ def _light(target: Target) -> list[Finding]:
     others = {r.name for r in target.registry.plugins if r.origin == "entry point"} - {target.name}
     light = heavy_imports([*target.requested, *(f"no:{n}" for n in sorted(others))], target.name)
     if light.failed is not None:
-        return [_finding(target, "its hooks and options can be imported", False, light.failed, "see its traceback with "
+        return [_finding(target, "its hooks and options can be imported", False, light.failed, "to see its traceback: "
                          f"python -X faulthandler -c 'import {target.name}'")]  # fmt: skip
     asked = "; ".join(dict.fromkeys(f"{module} at {where}" for module, where in light.heavy))
     found = [
@@ -211,11 +211,11 @@ def _light(target: Target) -> list[Finding]:
                  "import it in the implementation, inside a function, or under `if TYPE_CHECKING:`"),
         _finding(target, f"importing them takes less than {SLOW:g} s", light.seconds < SLOW or bool(asked),
                  "" if light.seconds < SLOW else f"{light.seconds:.2f} s",
-                 "python -X importtime shows what takes long"),
+                 "to see which import takes long: python -X importtime"),
     ]  # fmt: skip
     if light.printed:
         found.append(_finding(target, "importing them prints nothing", False, repr(light.printed),
-                              "standard output carries what users asked for: log instead"))  # fmt: skip
+                              "use logging: standard output is reserved for results"))  # fmt: skip
     return found
 
 
@@ -224,7 +224,7 @@ def _finding(target: Target, check: str, ok: bool, found: str = "", fix: str = "
 
 
 def _module(record: PluginRecord) -> Any:
-    """The plugin itself, where it could be imported."""
+    """The module of the plugin, or None if it cannot be imported."""
     if record.origin.endswith(".py"):
         return sys.modules.get(record.name)
     try:
@@ -232,12 +232,12 @@ def _module(record: PluginRecord) -> Any:
             return importlib.import_module(record.origin.rpartition(" ")[2])
         points = importlib.metadata.entry_points(group=GROUP, name=record.name)
         return next(p for p in points if p.dist is not None and p.dist.name == record.distribution).load()
-    except (Exception, SystemExit):  # what is wrong is told by discovery
+    except (Exception, SystemExit):  # discovery reports the problem
         return None
 
 
 def _hook_names(target: Target) -> list[Finding]:
-    """Every name in the module that looks like a hook and is none: discovery tells the first alone."""
+    """Every name in the module that looks like a hook but is not one; discovery reports only the first."""
     if target.record is not None and target.record.origin == BUILT_IN:
         return []
     module = _module(target.record) if target.record is not None else sys.modules.get(target.name)
@@ -256,20 +256,20 @@ def _hook_names(target: Target) -> list[Finding]:
             fix = f"did you mean {near}?" if near else f"the hooks are: {', '.join(HOOKS)}"
             found.append((f"there is no hook {name}", fix))
     if not found:
-        return [_finding(target, "its hooks have the names of hooks and @hookimpl", True)]
-    return [_finding(target, "its hooks have the names of hooks and @hookimpl", False, *one) for one in found]
+        return [_finding(target, "its hooks have known names and @hookimpl", True)]
+    return [_finding(target, "its hooks have known names and @hookimpl", False, *one) for one in found]
 
 
 def _advice(cause: BaseException | None) -> str:
     if isinstance(cause, ModuleNotFoundError):
-        return f"pip install {(cause.name or '').partition('.')[0]}, or import it where it is used"
+        return f"pip install {(cause.name or '').partition('.')[0]}, or import it inside the function that uses it"
     if isinstance(cause, SyntaxError):
         return f"{cause.filename}:{cause.lineno}"
-    return "docs/hooks.md describes hooks and descriptors; --debug shows the traceback"
+    return "docs/hooks.md describes hooks and descriptors; to see the traceback: --debug"
 
 
 def _shared_name(target: Target) -> list[Finding]:
     others = [r for r in target.registry.shared_names().get(target.name, []) if r.distribution != target.distribution]
     who = ", ".join(f"{r.distribution} {r.version}" for r in others)
     return [_finding(target, "no other distribution has its entry-point name", not others, who,
-                     "another name in [project.entry-points.smollm3_finetune]")]  # fmt: skip
+                     "choose another name in [project.entry-points.smollm3_finetune]")]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Small pieces of Python, such as imports, run in a process of their own: a crash or a hang there is a finding."""
+"""Runs small pieces of Python, such as imports, in a separate process, so that a crash or a hang is a finding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 SECONDS = 180.0
-"""For one piece: importing torch on a busy machine with a cold disk takes a minute."""
+"""The time limit for one piece: importing torch on a busy machine with a cold disk takes a minute."""
 OLD_NUMPY = re.compile(r"compiled using NumPy 1\.x|_ARRAY_API not found|numpy\.dtype size changed")
 CHILD = """
 import json, os, sys
@@ -35,17 +35,17 @@ for name, code in pieces.items():
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """How one piece went."""
+    """The result of one piece."""
 
     problem: str | None = None
     answer: Any = None
-    """What it left in the name `answer`."""
+    """The value that it assigned to `answer`."""
     ended: bool = False
-    """Whether it took Python down, or would not end."""
+    """Whether it ended Python, or exceeded the time limit."""
 
 
 def run_pieces(pieces: Mapping[str, str], seconds: float = SECONDS) -> dict[str, Probe]:
-    """Run each piece, all in one process as long as it lives; one that ends or hangs it is named and passed over."""
+    """Run all pieces in one process; after a piece that ends or hangs it, the rest runs in a new process."""
     rest, found = dict(pieces), dict[str, Probe]()
     while rest:
         found |= _run(rest, seconds)
@@ -54,17 +54,17 @@ def run_pieces(pieces: Mapping[str, str], seconds: float = SECONDS) -> dict[str,
 
 
 def _run(pieces: Mapping[str, str], seconds: float) -> dict[str, Probe]:
-    """As far as one process gets: at least the first piece has a finding. `-P`: no module of the working directory."""
+    """The results of one process, at least that of the first piece. `-P` excludes modules of the working directory."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace",
     )  # fmt: skip
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     lines: queue.Queue[str | None] = queue.Queue()
-    said: list[str] = []
+    errors: list[str] = []
     readers = (
         threading.Thread(target=_forward, args=(child.stdout, lines), daemon=True),
-        threading.Thread(target=lambda: said.extend(child.stderr or ()), daemon=True),
+        threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True),
     )
     for reader in readers:
         reader.start()
@@ -77,7 +77,7 @@ def _run(pieces: Mapping[str, str], seconds: float) -> dict[str, Probe]:
             line = lines.get(timeout=seconds)
         except queue.Empty:
             child.kill()
-            found[current] = Probe(problem=f"it was not done after {seconds:g} s", ended=True)
+            found[current] = Probe(problem=f"it did not finish within {seconds:g} s", ended=True)
             break
         if line is None:
             if len(found) < len(pieces):
@@ -92,11 +92,11 @@ def _run(pieces: Mapping[str, str], seconds: float) -> dict[str, Probe]:
         reader.join(timeout=5)
         if not reader.is_alive():  # else a process that the child started still writes there
             stream.close()
-    return _with_old_numpy(found, "".join(said))
+    return _with_old_numpy(found, "".join(errors))
 
 
 def _forward(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    """Every line of a stream, then None."""
+    """Put every line of a stream into `lines`, then None."""
     for line in stream:
         lines.put(line)
     lines.put(None)
@@ -111,12 +111,12 @@ def _ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def _with_old_numpy(found: Mapping[str, Probe], said: str) -> dict[str, Probe]:
-    """The findings, with what numpy merely prints when a package was built for numpy 1 and cannot use this one."""
-    parts = said.split("\0")  # text, name, text, name, text, …
+def _with_old_numpy(found: Mapping[str, Probe], errors: str) -> dict[str, Probe]:
+    """The results, with a problem for each package built for numpy 1: numpy 2 only prints a message about it."""
+    parts = errors.split("\0")  # text, name, text, name, text, …
     by_name = dict(zip(parts[1::2], parts[2::2], strict=False))
     return {
-        name: Probe(problem="it was built for numpy 1, and numpy 2 is installed", answer=probe.answer)
+        name: Probe(problem="it was built for numpy 1, but numpy 2 is installed", answer=probe.answer)
         if probe.problem is None and OLD_NUMPY.search(by_name.get(name, ""))
         else probe
         for name, probe in found.items()

@@ -1,1 +1,1 @@
-"""What plugins offer: found, registered, selected by name, checked against this machine and each other."""
+"""The components of plugins: discovered, registered, selected by name, and checked for this machine and each other."""

@@ -1,7 +1,7 @@
-"""Finding plugins: built-ins, then entry points sorted by name, then the files a user named with `-p`.
+"""Discovers plugins: the built-in one, then entry points sorted by name, then the files and modules of `-p`.
 
-A plugin that cannot be imported or breaks the contract is contained: it becomes a `broken` record and offers
-nothing. Nothing in the working directory is executed unless it was named.
+A plugin that cannot be imported or breaks the contract is contained: it becomes a `broken` record without components.
+Nothing in the working directory is executed unless `-p` names it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class PluginSelection:
-    """Which plugins a user asked for, beside those that are installed."""
+    """The plugins that a user adds to the installed ones, and those that a user disables."""
 
     files: tuple[str, ...] = ()
     """`-p`: paths of Python files, or importable module names."""
@@ -48,7 +48,7 @@ class PluginSelection:
 
     @classmethod
     def of(cls, requested: Sequence[str], no_plugins: bool = False) -> PluginSelection:
-        """From the values of `-p`, the flag `--no-plugins` and `SMOLLM3_DISABLE_PLUGINS`."""
+        """The selection for the values of `-p`, the flag `--no-plugins` and `SMOLLM3_DISABLE_PLUGINS`."""
         blocked = {r[3:] for r in requested if r.startswith("no:")}
         disabled = os.environ.get("SMOLLM3_DISABLE_PLUGINS", "")
         if disabled in ("1", "all", "true"):
@@ -61,7 +61,7 @@ class PluginSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A plugin that was found and not imported yet."""
+    """A plugin that was found but not imported yet."""
 
     name: str
     distribution: str
@@ -81,11 +81,11 @@ class _Candidate:
         )
 
 
-def discover(wanted: PluginSelection = PluginSelection()) -> Registry:
-    """Import every wanted plugin's light module and collect what it offers.
+def discover(selection: PluginSelection = PluginSelection()) -> Registry:
+    """Import the hook module of every selected plugin and collect its components.
 
-    Raises ConfigError for a `-p` that is not there, PluginError for one that is broken (it was named, so the run
-    needs it), and for any broken plugin where `SMOLLM3_STRICT_PLUGINS=1`.
+    Raises ConfigError if a `-p` plugin does not exist, and PluginError if a `-p` plugin is broken or, with
+    `SMOLLM3_STRICT_PLUGINS=1`, if any plugin is broken.
     """
     manager = pluggy.PluginManager("smollm3_finetune")
     manager.add_hookspecs(hookspecs)
@@ -94,27 +94,27 @@ def discover(wanted: PluginSelection = PluginSelection()) -> Registry:
     records: list[PluginRecord] = []
     components: list[RegisteredComponent] = []
     seen: list[Any] = []
-    candidates = _candidates(wanted)
-    _check_blocked(wanted, candidates)
+    candidates = _candidates(selection)
+    _check_blocked(selection, candidates)
     for candidate in candidates:
-        if {candidate.name, candidate.distribution} & wanted.blocked and candidate.origin != "built in":
+        if {candidate.name, candidate.distribution} & selection.blocked and candidate.origin != "built in":
             records.append(candidate.record("disabled"))
             continue
         began = time.perf_counter()
         try:
             plugin = candidate.load()
             if candidate.origin != "entry point" and any(plugin is other for other in seen):
-                continue  # named twice, or named and installed
+                continue  # named twice, or both named and installed
             found = _collect(manager, candidate, plugin)
         except KeyboardInterrupt:
             raise
-        except BaseException as e:  # SystemExit at import included: one plugin never takes the tool down
+        except BaseException as e:  # including SystemExit at import: one plugin must not end the tool
             named = candidate.origin not in ("built in", "entry point")
-            leave_out = "" if named else f"-p no:{candidate.name} leaves it out; "
+            disable = "" if named else f"to disable it: -p no:{candidate.name}; "
             error = PluginError(
                 f"plugin {candidate.name!r} ({candidate.distribution} {candidate.version}, {candidate.origin}) "
                 f"is broken: {_brief(e)}",
-                hint=f"{leave_out}--debug shows its traceback",
+                hint=f"{disable}to see its traceback: --debug",
             )
             error.__cause__ = e
             if strict or named:
@@ -131,20 +131,20 @@ def discover(wanted: PluginSelection = PluginSelection()) -> Registry:
     return Registry(components=tuple(components), plugins=tuple(records))
 
 
-def _check_blocked(wanted: PluginSelection, candidates: Sequence[_Candidate]) -> None:
-    """Raises ConfigError for a `-p no:NAME` that leaves nothing out, before any plugin is imported."""
-    if wanted.blocked & {"builtin", CORE_DISTRIBUTION}:
-        raise ConfigError("the built-in components cannot be left out", hint="-p no:NAME takes an installed plugin")
+def _check_blocked(selection: PluginSelection, candidates: Sequence[_Candidate]) -> None:
+    """Raises ConfigError, before any plugin is imported, if a `-p no:NAME` disables nothing."""
+    if selection.blocked & {"builtin", CORE_DISTRIBUTION}:
+        raise ConfigError("the built-in components cannot be disabled", hint="name an installed plugin: -p no:NAME")
     known = {n for c in candidates for n in (c.name, c.distribution)}
-    for name in sorted(wanted.blocked - known) if wanted.entry_points else ():
+    for name in sorted(selection.blocked - known) if selection.entry_points else ():
         installed = sorted({c.name for c in candidates if c.origin == "entry point"})
         near = did_you_mean(name, installed)
         hint = f"did you mean no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
-        raise ConfigError(f"there is no plugin {name!r} to leave out", hint=hint)
+        raise ConfigError(f"there is no plugin {name!r} to disable", hint=hint)
 
 
-def _candidates(wanted: PluginSelection) -> list[_Candidate]:
-    """Every plugin to look at, in order; nothing is imported yet."""
+def _candidates(selection: PluginSelection) -> list[_Candidate]:
+    """Every plugin to consider, in order; nothing is imported yet."""
     builtin = _Candidate(
         name="builtin",
         distribution=CORE_DISTRIBUTION,
@@ -153,7 +153,7 @@ def _candidates(wanted: PluginSelection) -> list[_Candidate]:
         load=lambda: importlib.import_module("smollm3_finetune.builtin"),
     )
     installed = []
-    if wanted.entry_points:
+    if selection.entry_points:
         for point in importlib.metadata.entry_points(group=GROUP):
             distribution = point.dist
             installed.append(
@@ -166,15 +166,15 @@ def _candidates(wanted: PluginSelection) -> list[_Candidate]:
                 )
             )
     installed.sort(key=lambda c: (c.name, c.distribution))
-    return [builtin, *installed, *(_named(text) for text in wanted.files)]
+    return [builtin, *installed, *(_named(text) for text in selection.files)]
 
 
 def _named(text: str) -> _Candidate:
-    """The plugin that `-p TEXT` names: a Python file, or a module that can be imported."""
+    """The plugin of `-p TEXT`: a Python file or an importable module."""
     if text.endswith(".py") or os.sep in text:
         path = user_path(text, "the plugin file (-p)")
         if not path.is_file() or path.suffix != ".py":
-            wrong = "is no Python file" if path.exists() else "does not exist"
+            wrong = "is not a Python file" if path.exists() else "does not exist"
             raise ConfigError(f"the plugin file {text!r} (-p) {wrong}", hint="-p PATH/TO/plugin.py")
         path = path.resolve()
         return _Candidate(
@@ -188,7 +188,7 @@ def _named(text: str) -> _Candidate:
         found = importlib.util.find_spec(text)
     except (ImportError, ValueError):
         found = None
-    except Exception as e:  # looking for `a.b` imports `a`
+    except Exception as e:  # find_spec("a.b") imports `a`
         raise PluginError(f"the plugin module {text!r} (-p) cannot be imported: {_brief(e)}") from e
     if found is None:
         raise ConfigError(f"the plugin module {text!r} (-p) cannot be found", hint="-p PATH/TO/plugin.py")
@@ -203,9 +203,9 @@ def _named(text: str) -> _Candidate:
 
 
 def _file_version(path: Path) -> str:
-    """A version for a file that has none: it changes with the content, so nothing made by an old one is reused.
+    """A version for a plugin file, derived from its content: cache entries of an older content are not reused.
 
-    Raises ConfigError where the file cannot be read.
+    Raises ConfigError if the file cannot be read.
     """
     from smollm3_finetune.model_files.json_files import file_sha256
 
@@ -215,17 +215,17 @@ def _file_version(path: Path) -> str:
         import shlex
 
         raise ConfigError(f"the plugin file {str(path)!r} (-p) cannot be read: {e.strerror or e}",
-                          hint=f"chmod u+r {shlex.quote(str(path))}, or another file") from e  # fmt: skip
+                          hint=f"chmod u+r {shlex.quote(str(path))}") from e  # fmt: skip
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a plugin file under its own stem, so that its dotted strings (`my_plugin:Factory`) resolve."""
+    """Import a plugin file as the module of its stem, so that its dotted strings (`my_plugin:Factory`) resolve."""
     name = path.stem
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
     importable = None if known is not None else importlib.util.find_spec(name)
-    if importable is not None and importable.origin == str(path):  # its folder is on the path already
+    if importable is not None and importable.origin == str(path):  # its folder is already on sys.path
         return importlib.import_module(name)
     if known is not None or importable is not None:
         raise ConfigError(f"the name {name!r} is taken by another module", hint=f"rename {path}")
@@ -242,10 +242,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[RegisteredComponent]:
-    """Ask each hook of an imported plugin, alone. Raises whatever is wrong with it."""
+    """Call each hook of one imported plugin. Raises the first violation of the contract, or what a hook raises."""
     _check_hook_names(manager, plugin)
     if not any(manager.parse_hookimpl_opts(plugin, name) is not None for name in dir(plugin)):
-        raise TypeError("there is no hook in it: a function such as smollm3_adapters, with @hookimpl")
+        raise TypeError("it has no hook: define a function such as smollm3_adapters, with @hookimpl")
     unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
     try:
         manager.register(plugin, name=unique)
@@ -263,13 +263,13 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
         _check_twice(components)
         return components
     except BaseException:
-        if manager.has_plugin(unique):  # a failed register() leaves it half active
+        if manager.has_plugin(unique):  # a failed register() leaves it half registered
             manager.unregister(name=unique)
         raise
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """A misspelled or undecorated hook is silent in pluggy; here it is an error."""
+    """Raises TypeError for a misspelled or undecorated hook, which pluggy ignores silently."""
     hooks = [k.hook for k in KINDS]
     for name in dir(plugin):
         if manager.parse_hookimpl_opts(plugin, name) is not None:
@@ -283,7 +283,7 @@ def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
 
 
 def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
-    """What one plugin's hook of this kind returns, a generator drained here, inside our own `try`."""
+    """The descriptors of one plugin's hook; a generator is consumed here, so that its errors are attributed."""
     caller = getattr(manager.hook, kind.hook)
     found: list[Any] = []
     for implementation in caller.get_hookimpls():
@@ -293,13 +293,13 @@ def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
             raise TypeError(f"{kind.hook} cannot be a wrapper: hooks return descriptors")
         answer = implementation.function()
         if answer is None or isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
-            raise TypeError(f"{kind.hook} must return an iterable of descriptors, and returned {answer!r}")
+            raise TypeError(f"{kind.hook} must return an iterable of descriptors, but returned {answer!r}")
         found += list(answer)
     return found
 
 
 def _check_twice(components: Iterable[RegisteredComponent]) -> None:
-    """One plugin may give a name to one component of a kind only: `dist:name` could not tell them apart."""
+    """Raises ValueError if a plugin uses a name twice in one kind: `dist:name` would be ambiguous."""
     taken = set()
     for component in components:
         for name in {component.spec.name, *component.spec.aliases}:
@@ -309,30 +309,30 @@ def _check_twice(components: Iterable[RegisteredComponent]) -> None:
 
 
 def _checked(spec: Any, kind: Kind) -> ComponentSpec:
-    """A descriptor that keeps the contract. Raises TypeError or ValueError that names the field."""
+    """The descriptor, if it follows the contract. Raises TypeError or ValueError that names the field."""
     if not isinstance(spec, kind.spec):
-        raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, and returned {spec!r}")
+        raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, but returned {spec!r}")
     if not isinstance(spec.api, int) or spec.api > API_VERSION:
         raise ValueError(
-            f"{spec.name!r} was written for api {spec.api}, and this smollm3-finetune has api {API_VERSION}: "
+            f"{spec.name!r} was written for api {spec.api}, but this smollm3-finetune has api {API_VERSION}: "
             "upgrade smollm3-finetune"
         )
-    several = {"aliases": spec.aliases, **vars(spec.requires)}
-    for label, values in several.items():
+    tuples = {"aliases": spec.aliases, **vars(spec.requires)}
+    for label, values in tuples.items():
         if isinstance(values, str) or not all(isinstance(v, str) for v in values):
-            raise TypeError(f"{spec.name!r}: {label} must be a tuple of text, and is {values!r}")
+            raise TypeError(f"{spec.name!r}: {label} must be a tuple of strings, got {values!r}")
     for name in (spec.name, *spec.aliases):
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"the name {name!r} must be lower-case words joined by single hyphens")
     for label, dotted in (("factory", spec.factory), ("options", spec.options)):
         if not isinstance(dotted, str) or not DOTTED.fullmatch(dotted):
-            raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', and is {dotted!r}")
+            raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', got {dotted!r}")
     if not spec.summary:
         raise ValueError(f"{spec.name!r} has no summary")
     return spec
 
 
 def _brief(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception as one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

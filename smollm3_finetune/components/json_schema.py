@@ -12,7 +12,7 @@ from smollm3_finetune.errors import SmolLM3Error
 
 
 def run_schema(registry: Registry) -> dict[str, Any]:
-    """A section of a component is a name, or a mapping of its name and the options of that component."""
+    """The schema of a run. A component's section is a name, or a mapping with the name and that component's options."""
     schema = json_schema(RunConfig)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "smollm3 run"
@@ -30,7 +30,7 @@ def _section(registry: Registry, kind: Kind) -> dict[str, Any]:
         mine = [component.spec.name, *component.spec.aliases, component.full_name]
         try:
             options = json_schema(component.options_class())
-        except SmolLM3Error:  # a component whose options cannot be imported is shown by `plugins list`
+        except SmolLM3Error:  # options that cannot be imported; `plugins list` shows the component
             continue
         names += mine
         properties = {"name": {"enum": mine}, **options.get("properties", {})}

@@ -1,4 +1,4 @@
-"""The kinds of component: for each its descriptor class, its hook and how a user names it."""
+"""The kinds of components, each with its descriptor class, its hook and its command-line option."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Kind:
     spec: type[ComponentSpec]
     hook: str
     flag: str
-    """The command-line option that chooses one."""
+    """The command-line option that selects a component of this kind."""
     section: str
     """The configuration section that holds its name and options."""
     methods: tuple[str, ...]
-    """What an object made by a factory of this kind must have."""
+    """The methods that an object made by a factory of this kind must have."""
 
 
 LOADER = Kind(

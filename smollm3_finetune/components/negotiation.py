@@ -1,6 +1,6 @@
-"""Whether a quantizer and an adapter can work together: pure comparison of descriptors, nothing is imported.
+"""Checks whether a quantizer and an adapter work together: descriptors are compared, nothing is imported.
 
-A quantizer provides operations, an adapter needs some. Neither knows the other's name.
+A quantizer provides operations and an adapter needs some. Neither knows the other's name.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
 
 T = TypeVar("T")
-NO_CHANGE = "it is no change of the model's weights"
-INSTEAD_OF_MERGING = "keep the adapter beside its base: smollm3 generate RUN"
+NO_CHANGE = "it does not change the model's weights"
+INSTEAD_OF_MERGING = "use the adapter without merging: smollm3 generate RUN"
 
 
 def environment(device: str, purpose: Purpose) -> Env:
-    """What descriptors may know about this machine."""
+    """The facts about this machine that descriptors may depend on."""
     tools = frozenset({"c++"} if any(shutil.which(c) for c in ("c++", "g++", "clang++", "cl")) else ())
     return Env(device=device.partition(":")[0], purpose=purpose, tools=tools)
 
 
 def provided(quantizer: SelectedComponent, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
-    """The operations of a quantizer here and with these options, and the reasons for those that are absent."""
+    """The operations of a quantizer on this machine with these options, and the reason for each absent operation."""
     spec: QuantizerSpec = quantizer.spec
     absent = dict(spec.absent)
     if spec.refine is not None:
@@ -41,7 +41,7 @@ def provided(quantizer: SelectedComponent, env: Env) -> tuple[frozenset[Op], Map
 
 
 def refined(adapter: SelectedComponent) -> AdapterSpec:
-    """An adapter's descriptor as it holds with these options."""
+    """An adapter's descriptor, refined for its options."""
     spec: AdapterSpec = adapter.spec
     if spec.refine is None:
         return spec
@@ -53,20 +53,20 @@ def refined(adapter: SelectedComponent) -> AdapterSpec:
 
 
 def needed(adapter: SelectedComponent, purpose: Purpose) -> frozenset[Op]:
-    """What the base's layers must be able to do: what the adapter needs, and for a merge the dense copy's reading."""
+    """The operations that the base must provide: the adapter's needs, and READ_WEIGHT for a merge's dense copy."""
     needs = frozenset(refined(adapter).needs)
     return needs | {Op.READ_WEIGHT} if purpose is Purpose.MERGE else needs
 
 
 def missing_ops(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> dict[Op, str]:
-    """What is needed with the adapter and the quantizer does not provide, each with the reason."""
+    """The operations that the adapter needs and the quantizer does not provide, each with the reason."""
     ops, absent = provided(quantizer, env)
-    lacking = sorted(needed(adapter, env.purpose) - ops)
-    return {op: absent.get(op, "the quantizer does not declare it") for op in lacking}
+    missing = sorted(needed(adapter, env.purpose) - ops)
+    return {op: absent.get(op, "the quantizer does not declare it") for op in missing}
 
 
 def refusal(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
-    """Why a pair cannot work, in a few words and without their names; None where it can."""
+    """Why a pair does not work, in a few words and without the names; None if it works."""
     if env.purpose is Purpose.MERGE and not refined(adapter).merges:
         return NO_CHANGE
     by_reason: dict[str, list[str]] = {}
@@ -78,17 +78,17 @@ def refusal(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) 
 def pair_problem(
     registry: Registry, quantizer: SelectedComponent, adapter: SelectedComponent, env: Env
 ) -> IncompatibleError | None:
-    """Why a pair cannot work, in one sentence with the nearest pair that does; None where it can."""
+    """Why a pair does not work, with the nearest pair that does as the hint; None if it works."""
     adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
     quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
     merging = env.purpose is Purpose.MERGE
     if merging and not refined(adapter).merges:
         return IncompatibleError(f"{adapter_flag} cannot be merged: {NO_CHANGE}", hint=INSTEAD_OF_MERGING)
-    lacking = missing_ops(quantizer, adapter, env)
-    if not lacking:
+    missing = missing_ops(quantizer, adapter, env)
+    if not missing:
         return None
-    reasons = "; ".join(f"{op} ({reason})" for op, reason in lacking.items())
-    if merging:  # it was trained on this base, so no other pair can stand in
+    reasons = "; ".join(f"{op} ({reason})" for op, reason in missing.items())
+    if merging:  # the adapter was trained on this base: no other pair can replace it
         return IncompatibleError(
             f"merging {adapter_flag} needs operations that {quant_flag} does not provide on {env.device}: {reasons}",
             hint=INSTEAD_OF_MERGING,
@@ -100,12 +100,12 @@ def pair_problem(
 
 
 def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
-    """A working pair that keeps one of the two: the quantizer first, since it decides the memory."""
+    """A working pair that keeps one of the two; first the quantizer, because it decides the memory use."""
 
     def defaults(kind: Kind) -> list[SelectedComponent]:
         found = []
         for component in registry.of(kind):
-            with contextlib.suppress(SmolLM3Error):  # one that is broken or cannot run here is not suggested
+            with contextlib.suppress(SmolLM3Error):  # do not suggest components that are broken or cannot run here
                 if requirement_problems(component.title, component.spec.requires, env.device):
                     continue
                 chosen = SelectedComponent(
@@ -116,13 +116,13 @@ def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: Selected
         return found
 
     needs = frozenset(refined(adapter).needs)
-    others = sorted(  # prefer the adapter that asks for most, so the nearest to what was wanted
+    others = sorted(  # prefer the adapter whose needs overlap most with those of the requested one
         (c for c in defaults(ADAPTER) if not missing_ops(quantizer, c, env)),
         key=lambda c: (-len(needs & frozenset(refined(c).needs)), c.spec.name != DEFAULT_ADAPTER, c.spec.name),
     )
     bases = [c for c in defaults(QUANTIZER) if not missing_ops(c, adapter, env)]
     hints = []
-    if any(c.spec is adapter.spec for c in others):  # the method is right, its options are not
+    if any(c.spec is adapter.spec for c in others):  # the method works, but not with these options
         hints.append(f"{ADAPTER.flag} {adapter.spec.name} with its default options")
     elif others:
         hints.append(f"{QUANTIZER.flag} {quantizer.spec.name} {ADAPTER.flag} {others[0].spec.name}")

@@ -1,4 +1,4 @@
-"""What the active plugins offer, and looking a component up by name."""
+"""The components of the active plugins, and their lookup by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN_FILE = Path(__file__).with_name("known_components.json")
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredComponent:
-    """A component and who offers it."""
+    """A component and the plugin that offers it."""
 
     kind: Kind
     spec: ComponentSpec
@@ -38,38 +38,38 @@ class RegisteredComponent:
 
     @property
     def full_name(self) -> str:
-        """`distribution:name`, which stays right whatever else is installed; saved configurations hold it."""
+        """`distribution:name`, which is unambiguous whatever else is installed; saved configurations use it."""
         return f"{self.distribution}:{self.spec.name}"
 
     @property
     def title(self) -> str:
-        """How messages speak of it: `quantizer 'none'`."""
+        """The component's name in messages: `quantizer 'none'`."""
         return f"{self.kind.name} {self.spec.name!r}"
 
     def options_class(self) -> type:
-        """The options dataclass. Raises PluginError where it cannot be imported."""
+        """The options dataclass. Raises PluginError if it cannot be imported."""
         cls = self._import("options")
         if not isinstance(cls, type):
-            raise PluginError(f"{self.title} ({self.distribution} {self.version}): {self.spec.options} is no class")
+            raise PluginError(f"{self.title} ({self.distribution} {self.version}): {self.spec.options} is not a class")
         return cls
 
     def create(self, options: Any) -> Any:
-        """The component, from its validated options. Raises PluginError where its factory does not do that."""
+        """The component, made from its validated options. Raises PluginError if its factory fails or lacks methods."""
         factory = self._import("factory")
         with attributed_to(self, "its factory"):
             made = factory(options)
         methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
-        self.check_methods(made, methods, f"what {self.spec.factory} makes")
+        self.check_methods(made, methods, f"the factory {self.spec.factory}")
         return made
 
-    def check_methods(self, made: Any, methods: Iterable[str], what: str) -> None:
-        """Raises PluginError that names the first method which an object of this component lacks."""
+    def check_methods(self, made: Any, methods: Iterable[str], maker: str) -> None:
+        """Raises PluginError if `made`, which `maker` returned, lacks one of the methods; names the first."""
         for name in methods:
             if not callable(getattr(made, name, None)):
                 raise PluginError(
-                    f"{self.title} ({self.distribution} {self.version}): {what}, a {type(made).__name__}, "
-                    f"has no method {name!r}",
-                    hint="smollm3_finetune.api holds the protocol",
+                    f"{self.title} ({self.distribution} {self.version}): {maker} returned an object of type "
+                    f"{type(made).__name__}, which has no method {name!r}",
+                    hint="see the protocols in smollm3_finetune.api",
                 )
 
     def _import(self, label: str) -> Any:
@@ -94,10 +94,10 @@ class RegisteredComponent:
 
 @contextlib.contextmanager
 def attributed_to(component: RegisteredComponent, doing: str = "", where: str = "") -> Iterator[None]:
-    """An exception that a component did not raise on purpose becomes a PluginError that names it.
+    """Turn an exception that a component did not raise on purpose into a PluginError that names the component.
 
-    `doing` is the function of the plugin that is called, `where` the place of the row that it is given. A full disk and
-    a lack of memory are not attributed to anybody.
+    `doing` is the plugin's function that is called, `where` the location of the row that it gets. Exceptions for a full
+    disk or for lack of memory pass unchanged.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def attributed_to(component: RegisteredComponent, doing: str = "", where: str = 
         raise PluginError(
             f"{where}{': ' if where else ''}{component.title} ({component.distribution} {component.version}) failed"
             f"{' in ' if doing else ''}{doing}: {type(e).__name__}: {first_line(e)}",
-            hint="the same command with --debug shows where",
+            hint="to see the traceback: --debug",
         ) from e
 
 
@@ -126,7 +126,7 @@ class PluginRecord:
     components: tuple[str, ...] = ()
     error: str | None = None
     exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
-    """For a broken one: the error to raise when a run needs it."""
+    """For a broken plugin: the error to raise if a run needs it."""
 
 
 def _claims(component: RegisteredComponent, subject: Any) -> bool:
@@ -137,21 +137,21 @@ def _claims(component: RegisteredComponent, subject: Any) -> bool:
         import logging
 
         logging.getLogger("smollm3_finetune").warning(
-            "warning: %s (%s %s) is left out, its claims() raised %s: %s",
+            "warning: %s (%s %s) is ignored: its claims() raised %s: %s",
             component.title, component.distribution, component.version, type(e).__name__, e,
         )  # fmt: skip
         return False
 
 
 def known_components() -> dict[str, dict[str, str]]:
-    """For each kind, names that somebody publishes and the text to give to `pip install`."""
+    """For each kind, the names of published components and the argument of `pip install` for each."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
     return known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """Everything that can be named in a run."""
+    """Every component that a run can name."""
 
     components: tuple[RegisteredComponent, ...]
     plugins: tuple[PluginRecord, ...] = ()
@@ -163,7 +163,7 @@ class Registry:
     def claiming(self, kind: Kind, subject: Any) -> list[RegisteredComponent]:
         """The components of a kind that claim `subject`; of several, those of the highest rank.
 
-        One whose `claims` raises does not claim, and a line says so: it must not stop runs that never named it.
+        A component whose `claims` raises is skipped with a warning: it must not stop runs that do not name it.
         """
         found = [o for o in self.of(kind) if _claims(o, subject)]
         highest = max((getattr(o.spec, "rank", 0) for o in found), default=0)
@@ -173,7 +173,7 @@ class Registry:
         return (p for p in self.plugins if p.status == "broken")
 
     def shared_names(self) -> dict[str, list[PluginRecord]]:
-        """Entry-point names that several distributions use, so that `-p no:NAME` would mean them all."""
+        """Entry-point names that several distributions use: `-p no:NAME` disables all of them."""
         by_name: dict[str, list[PluginRecord]] = {}
         for record in self.plugins:
             by_name.setdefault(record.name, []).append(record)
@@ -182,8 +182,8 @@ class Registry:
     def find(self, kind: Kind, name: str) -> RegisteredComponent:
         """The component that a user calls `name`: a name, an alias, or `distribution:name`.
 
-        Raises PluginConflictError where a bare name is offered twice, PluginError where the plugin that would offer
-        it is broken, UnknownComponentError with a suggestion where nobody does.
+        Raises PluginConflictError if two distributions offer a bare name, PluginError if the plugin that would offer
+        it is broken, and UnknownComponentError with a suggestion if no plugin offers it.
         """
         distribution, colon, bare = name.rpartition(":")
         components = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
@@ -200,12 +200,12 @@ class Registry:
     def _unknown(self, kind: Kind, name: str, bare: str) -> Exception:
         install = known_components().get(kind.name, {}).get(bare)
         for record in self.plugins:
-            mine = record.distribution == name.rpartition(":")[0] or (
+            offers_it = record.distribution == name.rpartition(":")[0] or (
                 install is not None and record.distribution == install.rpartition("/")[2]
             )
-            if mine and record.status == "broken":
+            if offers_it and record.status == "broken":
                 return record.exceptions[0]
-            if mine and record.status == "disabled":
+            if offers_it and record.status == "disabled":
                 return UnknownComponentError(
                     f"the {kind.name} {name!r} is offered by the plugin {record.name!r}, which is disabled",
                     hint=f"run without -p no:{record.name} and SMOLLM3_DISABLE_PLUGINS",
@@ -214,9 +214,9 @@ class Registry:
             return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
         distribution = name.rpartition(":")[0]
         if distribution and distribution not in {r.distribution for r in self.plugins}:
-            alike = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
-            near = did_you_mean(distribution, sorted(alike))
-            hint = f"pip install {distribution}, or -p {distribution}.py or -p {distribution} where it is your own"
+            offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
+            near = did_you_mean(distribution, sorted(offering))
+            hint = f"pip install {distribution}, or for a plugin of your own: -p {distribution}.py or -p {distribution}"
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )

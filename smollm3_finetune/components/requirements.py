@@ -1,4 +1,4 @@
-"""Whether what a component requires is there, from package metadata alone: nothing is imported."""
+"""Checks requirements of components against package metadata; nothing is imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
-    """Each requirement that is not met, with what was found: (`bitsandbytes>=0.49`, `it is not installed`)."""
+    """Each requirement that is not met, and why: (`bitsandbytes>=0.49`, `it is not installed`)."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     unmet = []
@@ -30,7 +30,9 @@ def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
         try:
             wanted = Requirement(text)
         except InvalidRequirement as e:
-            raise PluginError(f"a plugin requires {text!r}, which is no requirement: {e}".splitlines()[0]) from e
+            raise PluginError(
+                f"a plugin requires {text!r}, which is not a valid requirement: {e}".splitlines()[0]
+            ) from e
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
         found = installed_version(wanted.name)
@@ -52,8 +54,8 @@ def requirement_problems(what: str, requires: Requires, device: str) -> list[Mis
         names = " or ".join(requires.accelerators)
         problems.append(
             MissingRequirementError(
-                f"{what} runs on {names} only, and this run is on {kind}",
-                hint=f"--device {requires.accelerators[0]}, on a machine that has one",
+                f"{what} runs on {names} only, but this run is on {kind}",
+                hint=f"use a machine with such a device: --device {requires.accelerators[0]}",
             )
         )
     return problems
@@ -61,23 +63,23 @@ def requirement_problems(what: str, requires: Requires, device: str) -> list[Mis
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """A requirement of a distribution that is not met."""
+    """An unmet requirement of a distribution."""
 
     distribution: str
     version: str
     requirement: str
     found: str | None
-    """The version that is installed, or None."""
+    """The installed version, or None."""
 
     @property
     def text(self) -> str:
         name = Requirement(self.requirement).name
         found = "is not installed" if self.found is None else f"{self.found} is installed"
-        return f"{self.distribution} {self.version} requires {self.requirement}, and {name} {found}"
+        return f"{self.distribution} {self.version} requires {self.requirement}, but {name} {found}"
 
 
 def requirements(name: str, extras: Iterable[str] = ()) -> Iterator[Requirement]:
-    """What a distribution requires here: markers looked at, extras only where named. Nothing where it is not there."""
+    """The requirements of a distribution whose markers apply, with the named extras; none if it is not installed."""
     try:
         texts = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
@@ -93,11 +95,11 @@ def requirements(name: str, extras: Iterable[str] = ()) -> Iterator[Requirement]
 
 
 def conflicts(roots: Iterable[str]) -> list[Conflict]:
-    """Every requirement that is not met among distributions and all that they depend on, as `pip check` does."""
+    """Every unmet requirement of the distributions and of their dependencies, as `pip check` finds them."""
     found, seen = [], set[tuple[str, frozenset[str]]]()
-    waiting = [(name, frozenset[str]()) for name in roots]
-    while waiting:
-        name, extras = waiting.pop(0)
+    queue = [(name, frozenset[str]()) for name in roots]
+    while queue:
+        name, extras = queue.pop(0)
         if (canonicalize_name(name), extras) in seen:
             continue
         seen.add((canonicalize_name(name), extras))
@@ -105,17 +107,17 @@ def conflicts(roots: Iterable[str]) -> list[Conflict]:
         if version is None:
             continue
         for wanted in requirements(name, extras):
-            have = installed_version(wanted.name)
-            if have is None or not wanted.specifier.contains(have, prereleases=True):
+            installed = installed_version(wanted.name)
+            if installed is None or not wanted.specifier.contains(installed, prereleases=True):
                 text = str(wanted).partition(";")[0].strip()
-                found.append(Conflict(distribution=name, version=version, requirement=text, found=have))
-            if have is not None:
-                waiting.append((wanted.name, frozenset(wanted.extras)))
+                found.append(Conflict(distribution=name, version=version, requirement=text, found=installed))
+            if installed is not None:
+                queue.append((wanted.name, frozenset(wanted.extras)))
     return list(dict.fromkeys(found))
 
 
 def modules_of(name: str) -> list[str]:
-    """The modules that a distribution installs at the top, its namesake first; at most one is worth importing."""
+    """The top-level modules of a distribution, the one that resembles its name first."""
     wanted = canonicalize_name(name)
     found = [m for m, owners in _owners().items() if wanted in owners and m.isidentifier() and not m.startswith("_")]
     near = wanted.replace("-", "_")

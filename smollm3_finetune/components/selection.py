@@ -1,4 +1,4 @@
-"""A component that was selected by name, with its validated options, and whose failure is whose."""
+"""A component that was selected by name, with its validated options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smollm3_finetune.config.options import build
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedComponent:
-    """A component and the validated options it will be made with."""
+    """A component and its validated options."""
 
     component: RegisteredComponent
     options: Any
@@ -29,7 +29,7 @@ class SelectedComponent:
 def choose(
     registry: Registry, kind: Kind, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
 ) -> SelectedComponent:
-    """A named component with its options validated. Raises what `Registry.find` and `options.build` raise."""
+    """The component of this name with its options validated. Raises what `Registry.find` and `options.build` raise."""
     component = registry.find(kind, name)
     prefix = f"{kind.section}."
     where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Values that components suggest, put below what the user set."""
+"""Configuration values that components suggest; those that the user set take precedence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
 from smollm3_finetune.errors import PluginError
 
 SUGGESTIBLE = ("data.max_length", "calibration.rows", "calibration.length")
-"""What a component may suggest beside the keys of `train`: nothing that decides which rows there are."""
+"""The keys that a component may suggest in addition to those of `train`; none of them selects rows."""
 
 
 def may_be_suggested(key: str) -> bool:
@@ -17,16 +17,17 @@ def may_be_suggested(key: str) -> bool:
 
 
 def with_suggestions(loaded: LoadedConfig, components: Sequence[SelectedComponent]) -> LoadedConfig:
-    """The configuration again, with what the chosen components suggest beneath what the user set.
+    """The configuration with the suggestions of the selected components, below the values that the user set.
 
-    Raises PluginError for a suggestion that would come too late: rows are read before.
+    Raises PluginError if a component suggests another key: rows are read before suggestions apply.
     """
     for c in components:
         for key in c.component.spec.suggests:
             if not may_be_suggested(key):
                 raise PluginError(
-                    f"{c.component.title} suggests {key}; components may suggest train.… and {', '.join(SUGGESTIBLE)}",
-                    hint="tell the plugin's author",
+                    f"{c.component.title} suggests {key}, but components may only suggest train.… and "
+                    f"{', '.join(SUGGESTIBLE)}",
+                    hint="report this to the plugin's author",
                 )
     layers = [
         [

@@ -1,6 +1,6 @@
-"""A model, whatever its variant: `load_model` composes loader, quantizer and adapter into a `LoadedModel`.
+"""Models of every variant: `load_model` composes loader, quantizer and adapter into a `LoadedModel`.
 
-Importing this package imports nothing heavy; the two names are resolved when first used.
+Importing this package imports nothing heavy: the two names are resolved when they are first used.
 """
 
 from __future__ import annotations

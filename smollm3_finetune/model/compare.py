@@ -1,4 +1,4 @@
-"""What every check is measured by: relative norms, logits, gradients and one step of training, and their bounds."""
+"""Measurements that the checks share: relative norms, logits, gradients and one training step, with their bounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STEP_SIZE = 1e-2
 PUSH = 0.02
 """Standard deviation of the noise added to a fresh adapter, so that no gradient is zero by symmetry."""
 ROUNDING: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
-"""The largest relative error that a computation in each dtype may show against the same one in another order.
+"""For each dtype, the largest relative error allowed between two computations that differ only in their order.
 
-A sum of a few thousand products is off by about a thousand roundings: 1e-16 each in float64, 6e-8 in float32 (which
-mostly cancel), 4e-3 in bfloat16 (accumulated in float32, so only the results are rounded).
+A sum of a few thousand products has an error of about a thousand roundings: 1e-16 each in float64, 6e-8 in float32
+(which mostly cancel), 4e-3 in bfloat16 (accumulated in float32, so only the results are rounded).
 """
 
 
@@ -30,12 +30,12 @@ def relative_error(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> 
 
 
 def drift(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """`relative_error` of two lists of tensors, pair by pair; not a number if a value is not."""
+    """`relative_error` of two lists of tensors, pair by pair; NaN if a value is NaN."""
     return _relative_norm(zip(found, right, strict=True))
 
 
 def _relative_norm(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """‖found − right‖ / ‖right‖ over all pairs together, summed in float64; not a number if `right` is all zeros."""
+    """‖found − right‖ / ‖right‖ over all pairs together, summed in float64; NaN if `right` is all zeros."""
     difference = size = 0.0
     for one, exact in pairs:
         wide = exact.double()
@@ -45,7 +45,7 @@ def _relative_norm(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def apart(found: Tensor, right: Tensor) -> float:
-    """`relative_error` of one tensor; infinite where the shapes differ or a value is not finite, 0 where all are 0."""
+    """`relative_error` of one tensor; infinite if the shapes differ or a value is not finite, 0 if both are 0."""
     if found.shape != right.shape or not bool(found.isfinite().all()):
         return float("inf")
     if not bool(right.any()):
@@ -54,7 +54,7 @@ def apart(found: Tensor, right: Tensor) -> float:
 
 
 def push(model: nn.Module) -> None:
-    """Add noise to everything that is trained, the same in each call and in every dtype."""
+    """Add noise to every trainable parameter, the same noise in each call and in every dtype."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -66,7 +66,7 @@ def push(model: nn.Module) -> None:
 
 
 def logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Tensor:
-    """(B, T, V), in evaluation mode and without gradients; the mode is put back."""
+    """(B, T, V), in evaluation mode and without gradients; the mode is restored."""
     import torch
 
     training = model.training
@@ -80,7 +80,7 @@ def logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Tensor:
 
 
 def logits_of_rows(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """For each row of T ids, a batch of its own, the logits (T, V) on the CPU, in float32 or wider."""
+    """The logits (T, V) of each row of T ids, on the CPU, in float32 or wider; each row is a separate batch."""
     import torch
 
     device = next(model.parameters()).device
@@ -89,24 +89,24 @@ def logits_of_rows(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tens
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean over all tokens but the first, in the dtype of the logits; a learned prompt's logits are left out."""
+    """The mean over all tokens except the first, in the dtype of the logits; logits of a trained prompt are skipped."""
     from torch.nn import functional as F
 
-    own = logits[:, -ids.shape[1] :]
-    return F.cross_entropy(own[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    of_tokens = logits[:, -ids.shape[1] :]
+    return F.cross_entropy(of_tokens[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    """The gradient of the mean cross-entropy in each trained parameter, in training mode, under a fixed seed.
+    """The gradient of the mean cross-entropy for each trainable parameter, in training mode with a fixed seed.
 
-    They stay on the parameters, for `descend`. Raises AssertionError where one does not arrive.
+    The gradients stay on the parameters, for `descend`. Raises AssertionError if a parameter gets none.
     """
     import torch
 
     model.train()
     for parameter in model.parameters():
         parameter.grad = None
-    torch.manual_seed(7)  # of dropout
+    torch.manual_seed(7)  # for dropout
     cross_entropy(model(input_ids=ids, use_cache=False).logits, ids).backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     lost = [n for n, p in trained.items() if p.grad is None]
@@ -116,7 +116,7 @@ def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 
 def descend(adapted: Adapted, step: int) -> None:
-    """One step of plain gradient descent, then the adapter's own step, with the gradients still there."""
+    """One step of plain gradient descent, then the adapter's `on_step`, before the gradients are cleared."""
     import torch
 
     with torch.no_grad():
@@ -127,7 +127,7 @@ def descend(adapted: Adapted, step: int) -> None:
 
 
 def input_gradient(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the mean cross-entropy in the input embeddings (B, T, D), in training mode, and the logits."""
+    """The gradient of the mean cross-entropy for the input embeddings (B, T, D), in training mode, and the logits."""
     import torch
 
     model.train()
@@ -141,9 +141,9 @@ def input_gradient(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
-    """`weight` (out, in) rounded to the nearest of 2^bits - 1 evenly spaced values, a scale for each group of a row.
+    """`weight` (out, in) rounded to the nearest of 2^bits - 1 evenly spaced values, with one scale a group.
 
-    `group_size` is in input features; None: a whole row, and the last group of a row may be shorter.
+    `group_size` is in input features; None: a whole row. The last group of a row may be shorter.
     """
     import torch
 

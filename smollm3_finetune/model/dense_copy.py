@@ -1,4 +1,4 @@
-"""A dense copy of a quantized base: the same model with ordinary weights, each as the quantized layer reads it."""
+"""A dense copy of a quantized base: the same model with ordinary weights, dequantized by its layers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A new model in `dtype` (float32 unless given) whose linear weights are those of `base`, dequantized.
+    """A new model in `dtype` (default: float32) whose linear weights are those of `base`, dequantized.
 
-    `base` is left as it is; it must not have an adapter on it. Ties are kept. Raises UnsupportedOp where a layer
-    cannot be read.
+    `base` is not changed and must not have an adapter. Tied weights stay tied. Raises UnsupportedOp if the weight of a
+    layer cannot be read.
     """
     import torch
 
@@ -28,24 +28,26 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     state: dict[str, torch.Tensor] = {}
-    inside: list[str] = []
+    prefixes: list[str] = []
     for name, layer in model.named_modules():
         ops = base.ops_for(layer)
         if ops is None:
             continue
-        inside.append(f"{name}.")
+        prefixes.append(f"{name}.")
         state[f"{name}.weight"] = ops.read_weight().to(dtype)
         if getattr(layer, "bias", None) is not None:
             state[f"{name}.bias"] = layer.bias.detach().to(dtype)
-    quantized = tuple(inside)
+    quantized = tuple(prefixes)
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
         if not (quantized and name.startswith(quantized)):
             state[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
     dense: PreTrainedModel = type(model)._from_config(config, dtype=dtype).to(model.device)
     missing, unexpected = dense.load_state_dict(state, strict=False)
-    wanted = {n for n, _ in dense.named_parameters()}
-    if lost := sorted(wanted & set(missing)) + sorted(u for u in unexpected if u not in dict(model.named_buffers())):
-        raise UnsupportedOp(f"the dense copy has no place for, or no value of: {', '.join(lost[:5])}")
+    parameters = {n for n, _ in dense.named_parameters()}
+    if unmatched := sorted(parameters & set(missing)) + sorted(
+        u for u in unexpected if u not in dict(model.named_buffers())
+    ):
+        raise UnsupportedOp(f"weights of the dense copy are missing or unexpected: {', '.join(unmatched[:5])}")
     dense.tie_weights()
     dense.generation_config = copy.deepcopy(model.generation_config)
     dense.name_or_path = model.name_or_path

@@ -1,4 +1,4 @@
-"""Which device and number format a run uses."""
+"""The device and the dtype of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from smollm3_finetune.errors import ConfigError, IncompatibleError, did_you_mean
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
 KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")
 """The device types of torch that transformers and accelerate compute on."""
-MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
-"""What users call them."""
+SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
+"""Other names that users type."""
 
 
 def guess_device() -> str:
@@ -25,11 +25,11 @@ def guess_device() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises ConfigError for what is no device that models are run on."""
+    """Raises ConfigError if `device` does not name a device that models run on."""
     match = DEVICE.fullmatch(device)
     if match and (device == "auto" or match[1] in KINDS):
         return
-    near = MEANT.get(match[1], did_you_mean(match[1], ("auto", *KINDS))) if match else None
+    near = SYNONYMS.get(match[1], did_you_mean(match[1], ("auto", *KINDS))) if match else None
     raise ConfigError(
         f"--device takes a torch device, got {device!r}",
         hint=f"did you mean {near!r}?" if near else "--device cpu, or --device cuda:0",
@@ -37,9 +37,9 @@ def check_device(device: str) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """The torch device of a run: what was asked for, checked to be there, or the best one for `auto`.
+    """The torch device of a run: the requested one, if it is available, or the best one for `auto`.
 
-    Imports torch. Under a launcher each process takes the GPU of its local rank.
+    Imports torch. Under a launcher each process uses the GPU of its local rank.
     """
     check_device(device)
     import torch
@@ -53,7 +53,7 @@ def resolve_device(device: str) -> str:
         return device
     kind, _, index = device.partition(":")
     module = getattr(torch, kind, None)
-    if module is None or not module.is_available():  # torch's other devices come with packages of their own
+    if module is None or not module.is_available():  # other torch devices come with separate packages
         raise IncompatibleError(
             f"--device {device}: torch {torch.__version__} finds no {kind} device here", hint="--device cpu"
         )
@@ -65,20 +65,20 @@ def resolve_device(device: str) -> str:
 
 
 def repeatable(device: str) -> str:
-    """A run's device as its configuration keeps it: under a launcher without the number, which each process has."""
+    """The device that a run's configuration stores: under a launcher without the index, which differs by process."""
     return device.partition(":")[0] if "LOCAL_RANK" in os.environ else device
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` as a number format: float32 on a CPU, bfloat16 where a GPU has it, else float16.
+    """The dtype of a run; for `auto`: float32 on a CPU, bfloat16 if the GPU supports it, else float16.
 
-    Raises ConfigError for what is none.
+    Raises ConfigError for an unknown dtype.
     """
     if dtype not in DTYPES:
         near = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(dtype)
         near = near or did_you_mean(dtype, DTYPES)
         hint = f"did you mean {near!r}?" if near else f"one of: {', '.join(DTYPES)}"
-        raise ConfigError(f"--dtype takes a number format, got {dtype!r}", hint=hint)
+        raise ConfigError(f"--dtype takes a torch dtype, got {dtype!r}", hint=hint)
     if dtype != "auto":
         return dtype
     kind = device.partition(":")[0]

@@ -1,7 +1,7 @@
-"""Models, whatever their variant: `load_model` composes loader, quantizer and adapter, and knows none of them.
+"""Loads models of every variant: `load_model` composes a loader, a quantizer and an adapter without knowing them.
 
-This is the only place that composes. The loader opens a source without reading weights; the quantizer loads it; the
-adapter attaches to what came out.
+Components are composed only here. The loader opens a source without reading weights, the quantizer loads it, and the
+adapter attaches to the loaded base.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ADAPTED = ("disabled", "on_step", "save")
 
 @dataclass
 class LoadedModel:
-    """A model, its tokenizer and what it was composed of: one interface for every variant."""
+    """A model, its tokenizer and its plan: one interface for every variant."""
 
     plan: ModelPlan
     base: Base
@@ -55,25 +55,25 @@ class LoadedModel:
 
     @property
     def model(self) -> nn.Module:
-        """The module to call: the adapted model, or the base where there is no adapter."""
+        """The module to call: the adapted model, or the base if there is no adapter."""
         return self.base.model if self.adapted is None else self.adapted.model
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one saved with the adapter, where there is one, else the model's."""
+        """The tokenizer saved with the adapter, if there is one, else the model's."""
         saved = self.plan.saved
         if saved is not None and (saved.path / "tokenizer_config.json").exists():
             return load_tokenizer(self.plan.ref, saved.path, {})
         return self.plan.tokenizer()
 
     def stop_at(self, ids: Sequence[int]) -> None:
-        """Make generation stop at the token `ids` from now on, also after it was saved; the last one ends a turn."""
+        """Make generation stop at the token `ids`, also after the model is saved; the last one ends a turn."""
         if ids:
             self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(ids[-1])
             self.base.model.generation_config.eos_token_id = list(ids)
 
     def disabled(self) -> AbstractContextManager[None]:
-        """The base alone while the context is open. Raises UnsupportedOp for adapters that alter the base."""
+        """Use the base without its adapter inside the context. Raises UnsupportedOp if the adapter changes the base."""
         if self.adapted is None:
             raise UnsupportedOp("there is no adapter to disable")
         return self.adapted.disabled()
@@ -85,7 +85,7 @@ class LoadedModel:
         path.mkdir(parents=True, exist_ok=True)
         self.adapted.save(path)
         self.tokenizer.save_pretrained(str(path))
-        # as it is, though it may contradict itself, as that of some models does: `save_pretrained` would refuse it
+        # written directly: `save_pretrained` would refuse the contradictory generation config of some models
         self.base.model.generation_config.to_json_file(str(path / "generation_config.json"))
         self.describe(path)
 
@@ -132,15 +132,15 @@ def load_model(
     """Load `ref` with a quantizer and an adapter, each by the name that an installed plugin gives it.
 
     A component with options is a mapping, as in YAML: `quant={"name": "gptq", "bits": 4}`. `quant_options` and the
-    like add to it.
+    like are added to it.
 
-    `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. No `quant` means the
-    one that recognizes the checkpoint, else none. No `adapter` attaches nothing, unless `adapter_path` holds a
-    saved one, which is then restored on its base; `check_base=False` puts it on another. `calibration` returns
-    token ids, for quantizers that need them; `total_steps` is for adapters with a schedule of their own.
-    `plugins` are files or modules, as `-p` takes them.
+    `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. Without `quant`,
+    the quantizer that recognizes the checkpoint is used, else none. Without `adapter`, nothing is attached, unless
+    `adapter_path` holds a saved adapter: it is restored on its base, or on any base with `check_base=False`.
+    `calibration` returns token ids, for quantizers that need them; `total_steps` is for adapters with their own
+    schedule. `plugins` are files or modules, as `-p` takes them.
 
-    Raises a `SmolLM3Error` before any weights are read where a name, an option, a pair, a package or the device
+    Raises a `SmolLM3Error` before any weights are read if a name, an option, a pair, a package or the device
     is wrong.
 
         loaded = load_model(
@@ -176,9 +176,9 @@ def _component(
 
 
 def parts(plan: ModelPlan) -> tuple[Quantizer, Adapter | None]:
-    """The quantizer and the adapter of a plan, made and not used yet.
+    """The quantizer and the adapter of a plan, created but not used yet.
 
-    Raises PluginError or MissingRequirementError where one cannot be imported or made: before any weights are read.
+    Raises PluginError or MissingRequirementError if one cannot be imported or created, before any weights are read.
     """
     return plan.quantizer.create(), plan.adapter.create() if plan.adapter is not None else None
 
@@ -192,7 +192,7 @@ def compose(
 ) -> LoadedModel:
     """Carry out a plan: load the base, then attach a fresh adapter or restore the saved one.
 
-    `made` are the plan's `parts`, for a caller that needs to know early whether they can be made.
+    `made` are the plan's `parts`, for a caller that needs to know early whether they can be created.
     """
     quantizer, adapter = made or parts(plan)
     base = load_base(plan.quantizer, quantizer, plan.source, plan.context)
@@ -201,7 +201,7 @@ def compose(
     if plan.saved is None:
         with attributed_to(plan.adapter.component), seeded(plan.context.seed, plan.context.device):
             adapted = adapter.attach(base, plan.context, total_steps)
-            plan.adapter.component.check_methods(adapted, ADAPTED, "what attach() returns")
+            plan.adapter.component.check_methods(adapted, ADAPTED, "attach()")
             return LoadedModel(plan=plan, base=base, adapted=adapted)
     if check_base:
         check_fingerprint(plan, base)
@@ -209,9 +209,9 @@ def compose(
 
 
 def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:
-    """The weights of `source`, loaded by `quantizer`, which was made from `choice`. Raises PluginError for its faults.
+    """The weights of `source`, loaded by `quantizer`, which was created from `choice`.
 
-    Where it fails on purpose, with a SmolLM3Error, that one is raised.
+    Raises PluginError if it fails; a SmolLM3Error that it raises on purpose passes unchanged.
     """
     with attributed_to(choice.component):
         base = quantizer.load(source, context)
@@ -221,26 +221,27 @@ def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSour
 
 
 def check_fingerprint(plan: ModelPlan, base: Base) -> None:
-    """Raises ModelError where the plan's saved adapter was trained on other weights than those of `base`."""
+    """Raises ModelError if the plan's saved adapter was trained on other weights than those of `base`."""
     assert plan.saved is not None
     trained_on = plan.saved.base_fingerprint
     if trained_on is not None and trained_on != base.fingerprint:
-        again = ", quantized again from the run's calibration rows" if plan.saved.calibration is not None else ""
+        again = ", quantized again with the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
             f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
-            f"{plan.quantizer.component.title}{again}: {trained_on[:12]}… and {base.fingerprint[:12]}…",
+            f"{plan.quantizer.component.title}{again}: expected the fingerprint {trained_on[:12]}…, "
+            f"found {base.fingerprint[:12]}…",
             hint=f"it was trained on {plan.saved.model!r}"
-            + ("" if plan.context.purpose is Purpose.TRAIN else "; --any-base uses it all the same"),
+            + ("" if plan.context.purpose is Purpose.TRAIN else "; to use it anyway: --any-base"),
         )
 
 
 def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
-    """The plan's saved adapter on `base`, whose fingerprint is not looked at."""
+    """The plan's saved adapter on `base`; the fingerprint is not checked."""
     assert plan.adapter is not None
     assert plan.saved is not None
     with attributed_to(plan.adapter.component):
         adapted = adapter.restore(base, plan.saved.path, plan.context)
-        plan.adapter.component.check_methods(adapted, ADAPTED, "what restore() returns")
+        plan.adapter.component.check_methods(adapted, ADAPTED, "restore()")
     return adapted
 
 
@@ -253,17 +254,17 @@ def build_context(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> BuildContext:
-    """The context of a run on this machine; imports torch to look at the device."""
+    """The context of a run on this machine; imports torch to resolve the device."""
     from smollm3_finetune.cache.store import Cache as CacheClass
     from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
-    where = resolve_device(device)
+    resolved = resolve_device(device)
     more = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
-        device=where,
-        dtype=resolve_dtype(dtype, where),
+        device=resolved,
+        dtype=resolve_dtype(dtype, resolved),
         seed=seed,
         cache=cache or CacheClass.default(),
         progress=progress or Silent(),

@@ -1,6 +1,6 @@
-"""From names to a plan: which loader, quantizer and adapter with which options, checked before any weights are read.
+"""Plans a model: its loader, quantizer and adapter with their options, checked before any weights are read.
 
-`select_model` looks at names and options alone. `plan_model` then checks packages, pairing and the device, and opens
+`select_model` checks names and options only. `plan_model` then checks packages, the pair and the device, and opens
 the source. Each reports independent problems together.
 """
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 NO_QUANTIZER = "none"
 OWN_NO_QUANTIZER = f"{CORE_DISTRIBUTION}:{NO_QUANTIZER}"
-"""What a run gets that names none: a plugin which takes the name does not get it."""
+"""The quantizer of a run that names none; the full name excludes a plugin that offers the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """What a user asked for, before anything was looked up."""
+    """The user's request, before names are looked up."""
 
     ref: str
     loader: ComponentConfig = ComponentConfig()
@@ -51,7 +51,7 @@ class ModelRequest:
     """A saved adapter to restore."""
     purpose: Purpose = Purpose.INFER
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Where each key was written, for messages."""
+    """The origin of each key, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,14 @@ class ModelPlan:
     context: BuildContext
 
     def pinned_loader(self) -> ComponentConfig:
-        """The loader with the options under which it opens exactly these weights again."""
+        """The loader with the options that open exactly these weights again."""
         pins = getattr(self.source, "pins", {})
         return ComponentConfig(
             name=self.loader.component.full_name, options={**options_dict(self.loader.options), **pins}
         )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's own, a new one each time. Raises PluginError where the loader fails over it."""
+        """The model's tokenizer, a new object each time. Raises PluginError if the loader fails."""
         with attributed_to(self.loader.component):
             return self.source.tokenizer()
 
@@ -83,7 +83,7 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     """The named loader, or the one that claims the reference; a tie must be decided by the user."""
     config = request.loader
     if "\0" in request.ref:
-        user_path(request.ref)  # which says so
+        user_path(request.ref)  # raises for the null byte
     if config.name is not None:
         return choose(registry, LOADER, config.name, config.options, request.origins)
     best = registry.claiming(LOADER, request.ref)
@@ -96,13 +96,13 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
-    """What the loader makes of a reference, and its `config.json`. Raises PluginError where the loader fails."""
+    """The source that the loader opens for `ref`, and its `config.json`. Raises PluginError if the loader fails."""
     made = loader.create()
     with attributed_to(loader.component):
         source: ModelSource = made.open(ref, context)
         config = source.config
         if not isinstance(config, Mapping):
-            raise TypeError(f"the config of what open() returned is {type(config).__name__} and no mapping of keys")
+            raise TypeError(f"open() returned a source whose config is {type(config).__name__}, not a mapping")
     return source, config
 
 
@@ -117,10 +117,10 @@ def _model_hint(ref: str, registry: Registry) -> str:
 
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[RegisteredComponent]:
-    """The quantizers that recognize a checkpoint: by its `config.json`, or where that is silent by another file."""
+    """The quantizers that recognize a checkpoint: by its `config.json`, or else by another file."""
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
-        raise ModelError(f"the quantization_config of {source.ref!r} is {type(about).__name__} and no mapping of keys")
+        raise ModelError(f"the quantization_config of {source.ref!r} must be a mapping, found {type(about).__name__}")
     found = registry.claiming(QUANTIZER, source.config)
     if found or "quantization_config" in source.config:
         return found
@@ -139,7 +139,7 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
                 f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
-                hint=f"leave --quant out, or --quant {other[0].spec.name}",
+                hint=f"omit --quant, or: --quant {other[0].spec.name}",
             )
         return choice
     if len(claiming) > 1:
@@ -150,28 +150,28 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
 
 
 def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
-    """A quantized checkpoint that would be loaded as if it were dense."""
+    """The error for a quantized checkpoint that would be loaded as if it were dense, else None."""
     about = config.get("quantization_config")
     if not about or quantizer.component.spec.name != NO_QUANTIZER:
         return None
     method = about.get("quant_method")
     if method is None:
         return IncompatibleError(
-            f"{ref!r} is a quantized checkpoint, and its quantization_config does not say by which method",
-            hint="--quant NAME reads it where you know which; smollm3 plugins list shows the names",
+            f"{ref!r} is a quantized checkpoint whose quantization_config does not name the method",
+            hint="if you know the method: --quant NAME; to see the names: smollm3 plugins list",
         )
     return IncompatibleError(
         f"{ref!r} is a checkpoint quantized by {method!r}, and no installed plugin reads it",
-        hint="smollm3 plugins list shows what is installed",
+        hint="to see the installed plugins: smollm3 plugins list",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedModel:
-    """The components that a request names, with validated options; nothing was opened yet."""
+    """The components that a request names, with validated options; nothing is opened yet."""
 
     request: ModelRequest
-    """With what a saved adapter states about itself and its base."""
+    """The request, completed with the description of a saved adapter."""
     saved: SavedAdapter | None
     loader: SelectedComponent
     quantizer: SelectedComponent | None
@@ -235,9 +235,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.component.spec.aliases:
-            context.progress.say(
-                f"{choice.component.kind.flag} {bare} is another name of {choice.component.spec.name!r}"
-            )
+            context.progress.say(f"{choice.component.kind.flag} {bare} is an alias of {choice.component.spec.name!r}")
     if saved is not None and (calibrated := saved.calibration) is not None:
         context = replace(context, calibration=lambda: read_calibration(calibrated))
     return ModelPlan(
@@ -263,19 +261,19 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
-    """A saved adapter states its method and the quantizer of its base, with options; what the user names wins."""
+    """The request, completed with a saved adapter's method and quantizer; the user's names and options win."""
     if saved is None:
         return request
     if request.adapter is None or request.adapter.name is None:
         request = replace(request, adapter=saved.adapter)
-    own, asked = saved.quant, request.quant
-    if own is not None and (asked.name is None or same_component(asked.name, own.name)):
-        request = replace(request, quant=replace(own, options={**own.options, **asked.options}))
+    described, requested = saved.quant, request.quant
+    if described is not None and (requested.name is None or same_component(requested.name, described.name)):
+        request = replace(request, quant=replace(described, options={**described.options, **requested.options}))
     return request
 
 
 def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
-    """The tokenizer that a plan's model will have: the one saved with its adapter, else the model's."""
+    """The tokenizer of a plan's model: the one saved with its adapter, else the model's."""
     saved = plan.saved
     if saved is not None and (saved.path / "tokenizer_config.json").exists():
         return load_tokenizer(plan.ref, saved.path, {})

@@ -1,4 +1,4 @@
-"""`smollm3.json`: what is written beside a saved adapter, so that it can be put on the right base again."""
+"""`smollm3.json`: the description of a saved adapter, with which it is restored on the right base."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from smollm3_finetune.errors import ModelError
 
 FILE = "smollm3.json"
 CALIBRATION = "calibration.json"
-"""In a run's directory: the token ids on which its quantizer calibrated."""
+"""In a run's directory: the token ids that its quantizer was calibrated with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedAdapter:
-    """A saved adapter's directory and what it says of itself."""
+    """A saved adapter's directory and description."""
 
     path: Path
     model: str | None = None
@@ -27,11 +27,11 @@ class SavedAdapter:
     quant: ComponentConfig | None = None
     loader: ComponentConfig | None = None
     base_fingerprint: str | None = None
-    """Of the weights it was trained on; None for an adapter that another tool saved."""
+    """The fingerprint of the weights it was trained on; None for an adapter that another tool saved."""
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
-        """Raises ModelError where there is no such directory or its description is broken."""
+        """Raises ModelError if the directory does not exist or its description is damaged."""
         if not path.is_dir():
             raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
         file = path / FILE
@@ -52,13 +52,13 @@ class SavedAdapter:
 
     @property
     def calibration(self) -> Path | None:
-        """The calibration of the run whose adapter or checkpoint this is, where there is one."""
-        own = self.path.absolute()
-        places = (own.parent, own.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
+        """The calibration file of the run that this adapter or checkpoint belongs to, or None."""
+        path = self.path.absolute()
+        places = (path.parent, path.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
         return next((place / CALIBRATION for place in places if (place / CALIBRATION).is_file()), None)
 
     def write(self, versions: Mapping[str, str]) -> None:
-        """Write the description; `versions` are those of the distributions that made the adapter."""
+        """Write the description; `versions` are the versions of the distributions that made the adapter."""
         about = {
             "model": self.model,
             "loader": _dict(self.loader),
@@ -75,7 +75,7 @@ def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
 
 
 def read_calibration(file: Path) -> list[list[int]]:
-    """Token ids. Raises ModelError where the file is damaged."""
+    """The token ids in the file. Raises ModelError if it is damaged."""
     try:
         ids: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))["input_ids"]
         if not all(isinstance(i, int) for row in ids for i in row):

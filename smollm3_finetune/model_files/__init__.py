@@ -1,1 +1,1 @@
-"""A model directory: read, loaded, written, and published whole or not at all."""
+"""Model directories: read, loaded, written, and published complete or not at all."""

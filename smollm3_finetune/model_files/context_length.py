@@ -1,4 +1,4 @@
-"""How many tokens a model takes, as its `config.json` says, and whether its rope can be stretched by YaRN."""
+"""The context length of a model by its `config.json`, and whether YaRN can extend it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ROPE_KEYS = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_emb_base")
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:
-    """The longest sequence that a model takes, in tokens; None where its config does not say."""
+    """The longest sequence that a model takes, in tokens; None if its config does not say."""
     found = next((config[key] for key in LENGTHS if isinstance(config.get(key), int)), None)
     return found if found is None or found > 0 else None
 
 
 def rope_type(config: Mapping[str, Any]) -> str:
-    """`default` where rope is not scaled yet, else the name of the scaling; `nested` where layers differ in it."""
+    """`default` if rope is not scaled, else the name of the scaling; `nested` if layers have different kinds."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if any(isinstance(value, Mapping) for value in rope.values()):
         return "nested"
@@ -26,22 +26,22 @@ def rope_type(config: Mapping[str, Any]) -> str:
 
 
 def yarn_problem(config: Mapping[str, Any], ref: str) -> IncompatibleError | None:
-    """What keeps YaRN from a model. Asks transformers only where `config.json` does not mention rope."""
+    """Why YaRN cannot be used with a model, or None. Uses transformers only if `config.json` does not mention rope."""
     if not isinstance(config.get("max_position_embeddings"), int) or not _has_rope(config):
         return IncompatibleError(
-            f"{ref!r} has no rope (rotary position embeddings) that YaRN could stretch to more tokens",
-            hint="leave context out, and let --max-length be what the model takes",
+            f"{ref!r} has no rope (rotary position embeddings) that YaRN could extend",
+            hint="omit context, and keep --max-length within the model's own context",
         )
     kind = rope_type(config)
     if kind == "nested":
         return IncompatibleError(
-            f"the layers of {ref!r} have ropes of several kinds, and YaRN would not be right for all",
-            hint="leave context out",
+            f"the layers of {ref!r} have different kinds of rope, which YaRN does not support",
+            hint="omit context",
         )
     if kind != "default":
         return IncompatibleError(
-            f"the rope of {ref!r} is scaled already ({kind}), and cannot be scaled by YaRN as well",
-            hint=f"leave context out: it takes {context_of(config)} tokens as it is",
+            f"the rope of {ref!r} is already scaled ({kind}), so YaRN cannot be used",
+            hint=f"omit context: the model takes {context_of(config)} tokens without it",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""JSON files of a model or a run, and the hash of any file."""
+"""JSON files of a model or a run, and file hashes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smollm3_finetune.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError where there is none."""
+    """The object in a JSON file. Raises ModelError if the file does not hold one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise ModelError(f"{path} cannot be read as JSON: {e}") from e
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a {type(value).__name__} where a JSON object was expected")
+        raise ModelError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value
 
 
@@ -30,5 +30,5 @@ def file_sha256(path: str | Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON. Raises ValueError for a number that is not finite."""
+    """Write a value as indented JSON. Raises ValueError for a number that is not finite."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

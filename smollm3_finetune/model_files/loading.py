@@ -1,6 +1,6 @@
-"""The two calls into transformers that make tokenizers and models, with their failures put into a sentence.
+"""The two transformers calls that load tokenizers and models; their failures become errors of one sentence.
 
-Imports transformers when called, and only then.
+Imports transformers only when called.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ def quiet_transformers() -> None:
 
 
 def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer in `directory`. Raises ModelError where there is none that loads."""
+    """The tokenizer in `directory`. Raises ModelError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     wanted = {"trust_remote_code": False, **{k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **wanted)
-    except Exception as e:  # the tokenizers library raises nothing more special for a file that it cannot read
+    except Exception as e:  # the tokenizers library raises plain Exception for a file that it cannot read
         if is_resource_error(e):
             raise
         raise ModelError(
             f"the tokenizer of {ref!r} does not load: {first_line(e)}",
-            hint="it needs tokenizer.json and tokenizer_config.json, whole (git lfs pull), and no code of its own",
+            hint="tokenizer.json and tokenizer_config.json must be complete (git lfs pull) and need no custom code",
         ) from e
     return tokenizer
 
 
 def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    """The causal language model in `directory`; its `name_or_path` is `ref`, what the user typed.
+    """The causal language model in `directory`; its `name_or_path` is `ref`, as the user typed it.
 
-    Raises ModelError where weights are missing, which transformers would make up at random, or where it does not know
-    the architecture.
+    Raises ModelError if weights are missing, which transformers would initialize at random, or if transformers does not
+    know the architecture.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -59,20 +59,22 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     except SafetensorError as e:
         if is_resource_error(e):
             raise
-        raise ModelError(f"a weight file of {ref!r} is damaged: {first_line(e)}", hint="fetch or copy it again") from e
+        raise ModelError(
+            f"a weight file of {ref!r} is damaged: {first_line(e)}", hint="download or copy it again"
+        ) from e
     except (OSError, ValueError, KeyError) as e:
         if is_resource_error(e):
             raise
         raise ModelError(
             f"the model {ref!r} does not load: {first_line(e)}",
-            hint="custom code needs --loader-opt trust_remote_code=true; pickled weights --loader-opt pickle=true",
+            hint="for custom code: --loader-opt trust_remote_code=true; for pickled weights: --loader-opt pickle=true",
         ) from e
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise MissingWeightsError(
             f"the checkpoint {ref!r} has no weights for {missing[0]}{more}",
             names=missing,
-            hint="it is not complete, or of another architecture than its config.json says",
+            hint="check that all weight files exist and that config.json names the right architecture",
         )
     model.config._name_or_path = ref
     model.name_or_path = ref

@@ -1,8 +1,8 @@
-"""The directory of a model that is written (merged, quantized): it appears whole, or not at all.
+"""The directory of a written model (merged, quantized): it appears complete or not at all.
 
 DIR                     the finished model
-.DIR.smollm3-partial-*  a model being written, or what a killed process left; swept by the next into DIR
-.DIR.smollm3-lock       held while something is written for DIR; its holder may sweep, since nobody else is at work
+.DIR.smollm3-partial-*  a model being written, or a leftover of a killed process; deleted by the next write to DIR
+.DIR.smollm3-lock       held while a model for DIR is written; only its holder may delete leftovers
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one number."""
+"""Bytes of one value."""
 SPARE = 1.05
-"""Room for the tokenizer and the rest, as a factor."""
+"""Factor on the size of the weights, for the tokenizer and other files."""
 
 
 def check_vacant(flag: str, directory: Path) -> None:
-    """Raises ConfigError unless `directory` is empty or not there: nothing of a user's is overwritten."""
+    """Raises ConfigError unless `directory` is empty or does not exist: files of a user are never overwritten."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise ConfigError(f"{flag} {directory} is no directory", hint=f"{flag} DIRECTORY")
-    above = next((p for p in directory.absolute().parents if p.exists()), directory)
-    if not above.is_dir():
-        raise ConfigError(f"{flag} {directory}: {above} is no directory", hint=f"another {flag}")
+        raise ConfigError(f"{flag} {directory} is not a directory", hint=f"{flag} DIRECTORY")
+    parent = next((p for p in directory.absolute().parents if p.exists()), directory)
+    if not parent.is_dir():
+        raise ConfigError(f"{flag} {directory}: {parent} is not a directory", hint=f"choose another {flag}")
     if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):
         what = "a mount point" if os.path.ismount(directory) else "the current directory"
         raise ConfigError(
@@ -37,13 +37,13 @@ def check_vacant(flag: str, directory: Path) -> None:
         )
     if directory.is_dir() and any(directory.iterdir()):
         what = "holds a model already" if (directory / "config.json").exists() else "is not empty"
-        raise ConfigError(f"{flag} {directory} {what}", hint=f"another {flag}")
+        raise ConfigError(f"{flag} {directory} {what}", hint=f"choose another {flag}")
 
 
 def count_parameters(config: Mapping[str, Any]) -> int | None:
-    """The number of weights, tied ones once, of the architecture that a `config.json` describes.
+    """The number of parameters of the architecture that a `config.json` describes; tied ones count once.
 
-    None where transformers does not know it by itself. Nothing is allocated.
+    None if transformers does not know the architecture. Nothing is allocated.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -53,26 +53,26 @@ def count_parameters(config: Mapping[str, Any]) -> int | None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config.get("model_type")), **values))
         return sum(int(p.numel()) for p in model.parameters())
-    except Exception:  # custom code, or a config of another version
+    except Exception:  # custom code, or a config for another version
         return None
 
 
 def check_space(directory: Path, parameters: int, dtype: str, copies: int = 1) -> None:
-    """Raises SmolLM3Error where `copies` models of so many weights do not fit on the disk that holds `directory`."""
-    there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    needed, free = SPARE * copies * parameters * SIZES[dtype], shutil.disk_usage(there).free
+    """Raises SmolLM3Error if `copies` models of this size do not fit on the disk of `directory`."""
+    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    needed, free = SPARE * copies * parameters * SIZES[dtype], shutil.disk_usage(existing).free
     if needed > free:
         raise SmolLM3Error(
-            f"the model needs {needed / 1e9:.1f} GB in {dtype}, and {there} has {free / 1e9:.1f} GB left",
-            hint="--output on another disk" + (", or --dtype bfloat16" if SIZES[dtype] > 2 else ""),
+            f"the model needs {needed / 1e9:.1f} GB in {dtype}, but {existing} has {free / 1e9:.1f} GB free",
+            hint="choose an --output on another disk" + (", or --dtype bfloat16" if SIZES[dtype] > 2 else ""),
         )
 
 
 @contextlib.contextmanager
 def claimed(directory: Path) -> Iterator[None]:
-    """Hold `directory` for one process, and sweep what killed ones left beside it.
+    """Reserve `directory` for this process, and delete leftovers of killed processes.
 
-    Raises ConfigError where another process holds it or its parent cannot be written.
+    Raises ConfigError if another process holds it or its parent cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -81,29 +81,33 @@ def claimed(directory: Path) -> Iterator[None]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as e:
-        raise ConfigError(f"another process is writing to {directory}", hint="wait for it, or another --output") from e
+        raise ConfigError(
+            f"another process is writing to {directory}", hint="wait for it to finish, or choose another --output"
+        ) from e
     except OSError as e:
-        raise ConfigError(f"{directory.parent} cannot be written: {e.strerror}", hint="another --output") from e
+        raise ConfigError(f"{directory.parent} cannot be written: {e.strerror}", hint="choose another --output") from e
     try:
-        own = _beside(directory, "partial-").name
-        for left in directory.parent.iterdir():
-            if left.name[:-8] == own and left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+        prefix = _beside(directory, "partial-").name
+        for leftover in directory.parent.iterdir():
+            if leftover.name[:-8] == prefix and leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
         with contextlib.suppress(OSError):
-            _beside(directory, "lock").unlink()  # before it is released, so that nobody else's is removed
+            _beside(
+                directory, "lock"
+            ).unlink()  # before the release, so that the lock file of another process is not removed
         lock.release()
 
 
 @contextlib.contextmanager
 def partial(directory: Path) -> Iterator[Path]:
-    """An empty directory beside `directory`, to be written and then handed to `publish`; removed in any other case."""
+    """An empty directory beside `directory`, to be written and passed to `publish`; deleted if not published."""
     path = _beside(directory, f"partial-{uuid.uuid4().hex[:8]}")
     try:
         path.mkdir()
     except OSError as e:
-        raise ConfigError(f"{path} cannot be made: {e.strerror}", hint="another --output") from e
+        raise ConfigError(f"{path} cannot be created: {e.strerror}", hint="choose another --output") from e
     try:
         yield path
     finally:
@@ -111,17 +115,17 @@ def partial(directory: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, directory: Path) -> None:
-    """Give a finished directory its name, in one step. Raises ConfigError where something has come to lie there."""
+    """Rename a finished directory in one step. Raises ConfigError if `directory` is no longer empty."""
     try:
         path.rename(directory)
     except OSError as e:
         raise ConfigError(
-            f"{directory} was empty at first and cannot be written now: {e.strerror}",
-            hint="another --output",
+            f"{directory} was empty at the start, but cannot be written now: {e.strerror}",
+            hint="choose another --output",
         ) from e
 
 
 def _beside(directory: Path, what: str) -> Path:
-    """A name in the same directory that nobody else uses."""
-    place = Path(os.path.abspath(directory))
-    return place.with_name(f".{place.name}.smollm3-{what}")
+    """A name in the same directory, reserved for this project."""
+    path = Path(os.path.abspath(directory))
+    return path.with_name(f".{path.name}.smollm3-{what}")

@@ -1,4 +1,4 @@
-"""A model in a directory of Hugging Face's layout, opened without reading its weights."""
+"""A model directory in the Hugging Face layout, opened without reading its weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 def content_fingerprint(directory: Path) -> str:
     """SHA-256 over config.json and every weight file of a directory: 32 hexadecimal digits.
 
-    The name under which a file lies does not count, its place in the sorted order does.
+    The names of the files do not count; their sorted order does.
     """
     files = sorted(f for f in directory.iterdir() if f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES)
-    with ThreadPoolExecutor() as pool:  # hashing holds no lock of Python's: shards are read beside each other
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL: shards are read in parallel
         digests = [bytes.fromhex(digest) for digest in pool.map(file_sha256, files)]
     return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
 

@@ -1,1 +1,1 @@
-"""Run directories: what a run keeps, reopened for other commands and resumed."""
+"""Run directories: their files, reopened for other commands and resumed."""

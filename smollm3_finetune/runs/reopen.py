@@ -1,4 +1,4 @@
-"""A run on disk, opened again: its configuration, its plugin files, its versions."""
+"""Reopens a run on disk: its configuration, its plugin files, its versions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 CODE_EXECUTION_OPTIONS = ("trust_remote_code", "pickle")
-"""Loader options that are never taken from a file that somebody may have sent."""
+"""Loader options that are never taken from a run's file, because another person may have written it."""
 
 
 def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> LoadedConfig:
-    """What a run resolved. Options that let foreign code run hold only where they are given again.
+    """The configuration that a run resolved; options that execute foreign code must be given again.
 
-    Raises ModelError where run.yaml is not complete, ConfigError with what to type for such an option.
+    Raises ModelError if run.yaml is not complete, and ConfigError if such an option is not given again.
     """
     settings = file_settings(run.config)
     missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings}
@@ -38,13 +38,14 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     for name in CODE_EXECUTION_OPTIONS:
         if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
-                f"the run {run.path} was made with loader.{name}, which lets code of the model run",
-                hint=f"--loader-opt {name}=true, if you trust it",
+                f"the run {run.path} was made with loader.{name}, which executes code of the model",
+                hint=f"if you trust it: --loader-opt {name}=true",
             )
     return loaded
 
 
 def saved_versions(run: RunDir) -> dict[str, Any]:
+    """The content of versions.json. Raises ModelError if it is damaged."""
     try:
         saved: dict[str, Any] = json.loads(run.versions.read_text(encoding="utf-8"))
         if not isinstance(saved["plugins"], dict) or not isinstance(saved["plugin_files"], dict):
@@ -57,37 +58,37 @@ def saved_versions(run: RunDir) -> dict[str, Any]:
 
 
 def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
-    """The plugin files of a run are executed only when they are named again.
+    """Check that a run's plugin files are named again and unchanged; they are not executed otherwise.
 
-    Raises ConfigError with the `-p` to type, and IncompatibleError where a file has changed since.
+    Raises ConfigError with the `-p` to type, ModelError if a file no longer exists, IncompatibleError if one changed.
     """
     given = {str(user_path(n, "-p").resolve()) for n in named if n.endswith(".py")}
     for file, digest in saved_versions(run).get("plugin_files", {}).items():
         if file not in given:
             path = Path(file)
             shown = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-            hint = f"name it again: -p {shlex.quote(shown)}"
+            hint = f"pass it again: -p {shlex.quote(shown)}"
             raise ConfigError(f"the run {run.path} used the plugin file {shown}", hint=hint)
         if not Path(file).is_file():
-            raise ModelError(f"the plugin file {file}, which the run {run.path} used, is not there any more")
+            raise ModelError(f"the plugin file {file}, which the run {run.path} used, no longer exists")
         if file_sha256(file) != digest:
             raise IncompatibleError(
                 f"the plugin file {file} has changed since the run {run.path} used it",
-                hint="put back the file as it was, or make the run again",
+                hint="restore the file, or start a new run",
             )
 
 
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
-"""Options that a run has decided already."""
+"""Command-line options that a run has already decided."""
 
 
 def run_request(
     run: RunDir, given: Collection[str], loader_options: Mapping[str, Any], command: str, purpose: Purpose
 ) -> tuple[ModelRequest, str]:
-    """The model of a run with its adapter, everything as the run resolved it, and the run's number format.
+    """The request for a run's model with its adapter, as the run resolved it, and the run's dtype.
 
-    `given` are the names of the command-line options that were given. Raises ConfigError for one that the run has
-    decided, ModelError where it has not finished.
+    `given` are the names of the command-line options that were given. Raises ConfigError for an option that the run has
+    decided, and ModelError if the run has not finished.
     """
     from smollm3_finetune.errors import ConfigError, ModelError
     from smollm3_finetune.model.plan import ModelRequest
@@ -95,7 +96,7 @@ def run_request(
 
     def decided(flag: str) -> ConfigError:
         return ConfigError(
-            f"{flag}: {run.path} is a run, whose model is composed as it was trained",
+            f"{flag} cannot be used with the run {run.path}: its model is loaded as it was trained",
             hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
         )
 
@@ -104,8 +105,8 @@ def run_request(
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
         resumable = bool(run.saved_checkpoints())
-        again = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
-        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=again)
+        hint = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
+        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=hint)
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():
         if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:

@@ -1,4 +1,4 @@
-"""Going on with a run that is on disk: its configuration, its plugin files, its versions."""
+"""Resumes a run on disk: its configuration, its plugin files, its versions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
               ("train", "log_every"), ("device",)}  # fmt: skip
-"""Keys that do not change what the steps already taken mean."""
+"""Keys that do not affect the steps already taken."""
 
 
 def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> LoadedConfig:
-    """The saved configuration with the few changes that a resumed run allows. Raises ConfigError for others.
+    """The saved configuration with the changes that a resumed run allows. Raises ConfigError for other changes.
 
     `plugins` are the plugin files named on the command line.
     """
@@ -31,13 +31,14 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
         if setting.key not in MAY_CHANGE:
             allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
             raise ConfigError(
-                f"{setting.origin}: a resumed run keeps its {'.'.join(setting.key)}", hint=f"may change: {allowed}"
+                f"{setting.origin}: a resumed run keeps its {'.'.join(setting.key)}",
+                hint=f"these can change: {allowed}",
             )
     return assemble([saved.settings, changes])
 
 
 def compare_versions(run: RunDir, selected: Iterable[SelectedComponent], registry: Registry) -> list[str]:
-    """A warning for each plugin whose version is not the run's. Raises IncompatibleError for another major version."""
+    """A warning for each plugin whose version changed. Raises IncompatibleError if a major version changed."""
     from smollm3_finetune.runs.versions import versions
 
     before, now = saved_versions(run)["plugins"], versions(selected, registry)["plugins"]
@@ -48,7 +49,7 @@ def compare_versions(run: RunDir, selected: Iterable[SelectedComponent], registr
             continue
         if old is not None and old.partition(".")[0] != version.partition(".")[0]:
             raise IncompatibleError(
-                f"the run was made with {name} {old}, and {version} is installed", hint=f"pip install '{name}=={old}'"
+                f"the run was made with {name} {old}, but {version} is installed", hint=f"pip install '{name}=={old}'"
             )
         warnings.append(f"the run was made with {name} {old}, now {version}")
     return warnings

@@ -1,13 +1,13 @@
-"""The directory of a run, and what lies where in it.
+"""The directory of a run, and its files.
 
-run.yaml        the configuration with everything resolved; `smollm3 train --config` reads it
-versions.json   the distributions that made it, and the hashes of plugin files
-metrics.jsonl   one object a line: step, loss, learning rate, tokens a second, …
-before.json     held-out loss before the first step, for a run that is resumed
+run.yaml        the resolved configuration; `smollm3 train --config` reads it
+versions.json   the distributions that the run used, and the hashes of plugin files
+metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
+before.json     held-out loss before the first step, for a resumed run
 report.json     held-out loss and sample answers, before and after
 adapter/        the tuned adapter, its tokenizer and smollm3.json
-checkpoints/    what `--resume` continues from
-cache.json      the entries of the cache that its base was made of, which `smollm3 cache clean` keeps
+checkpoints/    checkpoints that `--resume` continues from
+cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Checkpoint:
 class RunDir:
     path: Path
     ours: bool = False
-    """The name was chosen here, not by the user."""
+    """Whether the name was generated, not given by the user."""
 
     @property
     def config(self) -> Path:
@@ -91,10 +91,10 @@ class RunDir:
 
     @classmethod
     def fresh(cls, output: str | None, title: str, *, must_be_empty: bool = True) -> RunDir:
-        """The directory of a new run; nothing is made yet.
+        """The directory of a new run; nothing is created yet.
 
-        Raises ConfigError if `output` holds anything already: nothing of a user's is overwritten. Of several
-        processes only the main one needs it empty (`must_be_empty`).
+        Raises ConfigError if `output` is not empty: files of a user are never overwritten. Of several processes only
+        the main one requires it to be empty (`must_be_empty`).
         """
         if output is not None:
             path = user_path(output, "--output")
@@ -102,13 +102,15 @@ class RunDir:
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
             if must_be_empty and path.is_dir() and any(path.iterdir()):
                 what = "holds a run already" if cls(path).config.exists() else "is not empty"
-                raise ConfigError(f"--output {output} {what}", hint="another --output, or none for a fresh directory")
+                raise ConfigError(
+                    f"--output {output} {what}", hint="choose another --output, or omit it for a new directory"
+                )
             return cls(path)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
         return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
 
     def reserved(self) -> RunDir:
-        """This directory, made; under another number where another run has taken it meanwhile."""
+        """This directory, created; with another number if another run has created it in the meantime."""
         if not self.ours:
             return self
         for path in _numbered(self.path):
@@ -123,36 +125,36 @@ class RunDir:
 
     @classmethod
     def existing(cls, path: str | Path) -> RunDir:
-        """A run that is there. Raises ModelError where it is none."""
+        """An existing run. Raises ModelError if `path` is not a run."""
         run = cls(user_path(path, "the run"))
         if not str(path).strip() or not run.config.exists():
-            raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="runs lie under runs/")
+            raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="by default, runs are in runs/")
         return run
 
     def create(self, config: RunConfig, versions: Mapping[str, Any]) -> None:
-        """Make the directory and write what decides the run."""
+        """Create the directory and write the configuration and the versions."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.config.open("x", encoding="utf-8") as stream:  # of two runs only one gets the directory
-                stream.write(_again(config))
+            with self.config.open("x", encoding="utf-8") as stream:  # if two runs compete, only one gets the directory
+                stream.write(_rerun_yaml(config))
             write_json(self.versions, versions)
         except FileExistsError as e:
-            raise ConfigError(f"{self.path} holds a run already", hint="another --output") from e
+            raise ConfigError(f"{self.path} holds a run already", hint="choose another --output") from e
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def write_config(self, config: RunConfig) -> None:
-        """Replace what decides the run, by what it is resumed with."""
+        """Replace the configuration with that of the resumed run."""
         partial = self.config.with_suffix(".partial")
         try:
-            partial.write_text(_again(config), encoding="utf-8")
+            partial.write_text(_rerun_yaml(config), encoding="utf-8")
             partial.replace(self.config)
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The run's directory for one process at a time. Raises ConfigError where another one trains in it."""
+        """Reserve the run's directory for this process. Raises ConfigError if another process trains in it."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / ".smollm3-lock", timeout=0)
@@ -160,7 +162,7 @@ class RunDir:
             lock.acquire()
         except Timeout as e:
             raise ConfigError(
-                f"the run {self.path} is being trained by another process", hint="wait for it, or end it first"
+                f"the run {self.path} is being trained by another process", hint="wait for that process, or stop it"
             ) from e
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
@@ -171,21 +173,22 @@ class RunDir:
             lock.release()
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
-        """Raises IncompatibleError where a run is to go on with other rows, or in more or fewer processes."""
+        """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
         saved = json.loads(self.versions.read_text(encoding="utf-8"))
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
-                f"the run {self.path} is one of {saved['processes']} processes, and {now['processes']} are here",
+                f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
+                "are running",
                 hint=f"torchrun --nproc-per-node {saved['processes']} -m smollm3_finetune.main train --resume …",
             )
         if saved.get("rows", now["rows"]) != now["rows"]:
             raise IncompatibleError(
-                f"the rows of the run {self.path}, or how they are rendered, have changed since it began",
-                hint=f"put them back as they were, or start another run: --config {shlex.quote(str(self.config))}",
+                f"the rows of the run {self.path}, or their rendering, have changed since it started",
+                hint=f"restore them, or start a new run: --config {shlex.quote(str(self.config))}",
             )
 
     def measured_before(self) -> dict[str, Any] | None:
-        """What was measured before the first step; None where that is not there."""
+        """The measurements before the first step; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self.before.read_text(encoding="utf-8"))
             if isinstance(found, dict) and "held_out_loss" in found:
@@ -193,13 +196,13 @@ class RunDir:
         return None
 
     def discard_unstarted(self) -> None:
-        """Take a run back that failed before its first step, so that the same command can be given again."""
+        """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
         if self.metrics.exists() or self.adapter.exists() or self.saved_checkpoints():
             return
         for file in (self.config, self.versions, self.before, self.path / CALIBRATION, self.path / USES):
             file.unlink(missing_ok=True)
         for directory in (self.checkpoints, self.path):
-            with contextlib.suppress(OSError):  # it was never made, or holds files of somebody else
+            with contextlib.suppress(OSError):  # it does not exist, or holds other files
                 directory.rmdir()
 
     def saved_checkpoints(self) -> list[Checkpoint]:
@@ -211,13 +214,16 @@ class RunDir:
         """The newest complete checkpoint. Raises ModelError if there is none."""
         found = [c for c in self.saved_checkpoints() if c.is_complete()]
         if not found:
-            again = f"smollm3 train --config {shlex.quote(str(self.config))} --set train.save_every=100"
-            raise ModelError(f"{self.path} has no checkpoint to resume from", hint=f"start again, with some: {again}")
+            command = f"smollm3 train --config {shlex.quote(str(self.config))} --set train.save_every=100"
+            raise ModelError(
+                f"{self.path} has no checkpoint to resume from",
+                hint=f"start a new run that saves checkpoints: {command}",
+            )
         check_checkpoint(found[-1].path, alone=len(found) == 1)
         return found[-1]
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that a resumed run will write again, and a last one that was cut short."""
+        """Remove the lines of metrics.jsonl that a resumed run will write again, and a truncated last line."""
         if not self.metrics.exists():
             return
         kept = []
@@ -231,23 +237,23 @@ class RunDir:
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """The path, then with -2, -3, … behind it."""
+    """The path, then the path with -2, -3, … appended."""
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")
 
 
-def _again(config: RunConfig) -> str:
-    """run.yaml: without the directory, so that it starts a new run, and never this one over again."""
+def _rerun_yaml(config: RunConfig) -> str:
+    """The content of run.yaml: without the output directory, so that it starts a new run in another directory."""
     return dump_yaml(as_dict(replace(config, output=None)))
 
 
 def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
-    """Raises ModelError, naming the file, where one that resuming reads was cut short or is damaged.
+    """Raises ModelError, naming the file, if a file that resuming reads is truncated or damaged.
 
-    Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory stands at its end.
+    Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory is at its end.
     """
-    hint = f"rm -r {shlex.quote(str(checkpoint))}" + ("" if alone else ", and the checkpoint before it is used")
+    hint = f"rm -r {shlex.quote(str(checkpoint))}" + ("" if alone else ", to use the checkpoint before it")
     state = checkpoint / "trainer_state.json"
     try:
         about = json.loads(state.read_text(encoding="utf-8"))
@@ -257,4 +263,4 @@ def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
         raise ModelError(f"{state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
     for file in sorted((*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth"))):
         if not zipfile.is_zipfile(file):
-            raise ModelError(f"{file} is damaged: it was cut short or is no file of torch", hint=hint)
+            raise ModelError(f"{file} is damaged: it is truncated or is not a file of torch.save", hint=hint)

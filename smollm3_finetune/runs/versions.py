@@ -1,4 +1,4 @@
-"""The distributions behind a run."""
+"""The distributions that a run uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smollm3_finetune.model_files.json_files import file_sha256
 
 
 def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mapping[str, Any]:
-    """The distributions of the selected components, for reproducing a run and for comparing when it is resumed."""
+    """The distributions of the selected components, to reproduce a run and to compare when it is resumed."""
     from smollm3_finetune.components.requirements import installed_version
 
     used = {c.component.distribution: c.component.version for c in selected}

@@ -1,6 +1,6 @@
-"""A new plugin from the templates of this package: a distribution of its own, or one file for `-p`.
+"""Writes a new plugin from the templates of this package: a separate distribution, or one file for `-p`.
 
-What is made works and passes its tests as it is; an author replaces the body of the implementation.
+The generated plugin works and passes its tests unchanged; the author replaces the body of the implementation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TORCH = "torch>=2.6"
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """What the templates of a kind hold."""
+    """The values for the templates of a kind."""
 
     summary: str
     dependencies: tuple[str, ...]
     use: str
-    """Arguments of `smollm3` that use the component; `{name}` stands for its name."""
+    """The arguments of `smollm3` that use the component; `{name}` stands for its name."""
 
 
 SAMPLES: Mapping[Kind, _Sample] = {
@@ -69,13 +69,13 @@ KIND_NAMES = tuple(k.name for k in KINDS)
 
 @dataclass(frozen=True, kw_only=True)
 class Scaffold:
-    """A plugin to be written: its kind, its name, and where it will lie."""
+    """A plugin to be written: its kind, its name and its path."""
 
     kind: Kind
     name: str
     path: Path
     single: bool
-    """One file for `-p`, not a distribution."""
+    """Whether the plugin is one file for `-p`, not a distribution."""
 
     @property
     def package(self) -> str:
@@ -93,7 +93,7 @@ class Scaffold:
         return f"smollm3 {command} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
 
     def write(self) -> list[Path]:
-        """Write it, whole or not at all, and return its files. Raises ConfigError where that cannot be done."""
+        """Write all files or none, and return them. Raises ConfigError if they cannot be written."""
         partial = self.path.with_name(f"{self.path.name}.partial-{uuid.uuid4().hex[:8]}")
         files = {partial: self._text("single")} if self.single else self._files(partial)
         try:
@@ -101,11 +101,11 @@ class Scaffold:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text, encoding="utf-8")
             if self.single:
-                self.path.hardlink_to(partial)  # unlike a rename, never over a file that has come to lie there
+                self.path.hardlink_to(partial)  # unlike a rename, this never replaces an existing file
             else:
                 partial.rename(self.path)
         except OSError as e:
-            raise ConfigError(f"{self.path} cannot be written: {e.strerror}", hint="another --output") from e
+            raise ConfigError(f"{self.path} cannot be written: {e.strerror}", hint="choose another --output") from e
         finally:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -146,7 +146,7 @@ class Scaffold:
 
 
 def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool) -> Scaffold:
-    """What `plugins new` will write. Raises ConfigError for a wrong name and where something lies there already."""
+    """The plugin that `plugins new` will write. Raises ConfigError for an invalid name or an existing path."""
     kind = next(k for k in KINDS if k.name == kind_name)
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -155,24 +155,26 @@ def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool
     default = f"{name.replace('-', '_')}_{kind.name}.py" if single else f"smollm3-{name}"
     path = user_path(output or default, "--output")
     if path.exists() or path.is_symlink():
-        raise ConfigError(f"{path} is there already", hint="another --output, or another name")
+        raise ConfigError(f"{path} already exists", hint="choose another --output or another name")
     if single:
         _check_module_name(path)
     return Scaffold(kind=kind, name=name, path=path, single=single)
 
 
 def _as_name(text: str) -> str:
-    """The nearest text that is a component's name."""
+    """The nearest valid component name."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()
     near = "-".join(words).lstrip("0123456789-")
     return near or "my-plugin"
 
 
 def _check_module_name(path: Path) -> None:
-    """Raises ConfigError where a plugin file could not be imported under its own name."""
+    """Raises ConfigError if a plugin file could not be imported under its own name."""
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise ConfigError(
-            f"--output {path} must be a Python file with the name of a module", hint="--output my_plugin.py"
+            f"--output {path} must be a Python file whose name is a valid module name", hint="--output my_plugin.py"
         )
     if path.stem in sys.stdlib_module_names or path.stem == "smollm3_finetune":
-        raise ConfigError(f"--output {path}: the name {path.stem!r} is taken by another module", hint="another name")
+        raise ConfigError(
+            f"--output {path}: the name {path.stem!r} is taken by another module", hint="choose another name"
+        )

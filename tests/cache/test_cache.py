@@ -154,10 +154,10 @@ def test_a_root_that_cannot_be_accessed_is_one_sentence(
         message, hint = result.stderr.splitlines()
         assert message.startswith("error: the cache '/xxx")
         assert message.endswith("cannot be looked at: File name too long")
-        assert hint == "  hint: set SMOLLM3_CACHE=DIR to a directory that can be written"
+        assert hint == "  hint: set SMOLLM3_CACHE=DIR to a writable directory"
     cache = Cache.default()  # what needs no cache runs all the same
     for use in (cache.find, lambda kind, key: cache.get_or_build(kind, key, lambda out: None)):
-        with pytest.raises(SmolLM3Error, match="cannot be looked at: File name too long"):
+        with pytest.raises(SmolLM3Error, match="cannot be read: File name too long"):
             use("dense", KEY)
 
 
@@ -174,7 +174,7 @@ def test_without_a_home_directory_the_hint_names_the_variable(
     result = cli("cache", "list")
     assert result.code == 2
     assert result.stderr.startswith(
-        "error: the cache has no place: there is no home directory\n  hint: set SMOLLM3_CACHE"
+        "error: the cache needs a home directory, but there is none\n  hint: set SMOLLM3_CACHE"
     )
 
 

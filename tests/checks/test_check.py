@@ -50,16 +50,16 @@ class Mine:
         raise NotImplementedError
 """
 LIGHT = "its hooks and options import nothing heavy"
-HOOKS = "its hooks have the names of hooks and @hookimpl"
-LOADS = "it is imported and its descriptors are right"
-TYPES = "its options are of types that users can write"
+HOOKS = "its hooks have known names and @hookimpl"
+LOADS = "it can be imported and its descriptors are valid"
+TYPES = "its options have supported types"
 HELP = "every option has help"
-TRIP = "its defaults pass their own checks and survive run.yaml"
-FACTORY = "factory mine:Mine makes what a run needs"
-METHODS = "its methods take what they are given"
-CLAIMS = "claims answers for anything and claims not everything"
-REFINE = "refine answers on every device and for every purpose"
-NAMES = "nobody else offers its name or an alias"
+TRIP = "its defaults are valid and survive run.yaml"
+FACTORY = "factory mine:Mine creates the component"
+METHODS = "its methods accept the protocol's arguments"
+CLAIMS = "claims accepts any input and does not claim everything"
+REFINE = "refine works on every device and for every purpose"
+NAMES = "no other component uses its name or aliases"
 
 BROKEN = {
     "torch at the top": (("\nfrom", "import torch\nfrom", 1), LIGHT, "torch at", "inside a function"),
@@ -68,7 +68,7 @@ BROKEN = {
         LIGHT, "numpy at", "TYPE_CHECKING",
     ),
     "prints": (("class Mine:", "print('hello from mine')\n\n\nclass Mine:", 1), "importing them prints nothing",
-               "hello from mine", "log instead"),
+               "hello from mine", "use logging"),
     "misspelled hook": (("smollm3_quantizers", "smollm3_quantisers", 1), HOOKS, "no hook smollm3_quantisers",
                       "did you mean smollm3_quantizers?"),
     "undecorated": (("@hookimpl\n", "", 1), HOOKS, "smollm3_quantizers has no @hookimpl", "write @hookimpl above"),
@@ -83,41 +83,41 @@ BROKEN = {
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
                        "its hooks offer nothing", "return a descriptor"),
     "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),
-    "not frozen": (("frozen=True, ", "", 1), "options mine:Options is a frozen dataclass", "can be changed",
+    "not frozen": (("frozen=True, ", "", 1), "options mine:Options is a frozen dataclass", "it is mutable",
                    "@dataclass(frozen=True"),
     "odd type": (("skip: tuple[str, ...]", "skip: object", 1), TYPES, "skip: object", "Literal"),
     "silent": (('"Layers to leave out."', '""', 1), HELP, "skip", "One line of help"),
     "default out of range": (("option(4,", "option(9,", 1), TRIP, "expected integer", "within its range"),
     "default of another type": (("option(4,", "option('four',", 1), TRIP, "got 'four'", "within its range"),
     "default that is no list": (("option((), ", "option(None, ", 1), TRIP, "a list of text", "within its range"),
-    "no factory": (("mine:Mine", "mine:Mein", 1), "factory mine:Mein makes what a run needs", "Mein", ""),
+    "no factory": (("mine:Mine", "mine:Mein", 1), "factory mine:Mein creates the component", "Mein", ""),
     "factory that fails": (("self.options = options", "options.gone", 1), FACTORY, "gone", "mine.py:"),
     "no load": (("def load(", "def laod(", 1), FACTORY, "has no method 'load'", "protocol"),
     "wrong signature": (("def load(self, source, ctx)", "def load(self, source)", 1), METHODS,
                         "load(source, ctx): too many", "protocol"),
     "bad write": (("    def load(", "    def write(self, out):\n        pass\n\n    def load(", 1), METHODS,
                   "write(source, out, ctx)", "protocol"),
-    "no requirement": (("click>=8", "click >> 8", 1), "it can be looked at", "click >> 8", ""),
+    "no requirement": (("click>=8", "click >> 8", 1), "it can be checked", "click >> 8", ""),
     "unmet": (("click>=8", "click>=999", 1), "its requirements are met (click>=999)", "is installed",
               "pip install 'click>=999'"),
-    "odd accelerator": (('"cuda")', '"gpu")', 1), "its accelerators are devices of torch", "gpu", "cuda"),
+    "odd accelerator": (('"cuda")', '"gpu")', 1), "its accelerators are torch devices", "gpu", "cuda"),
     "unknown suggestion": (("train.learning_rate", "train.learning_rat", 1),
-                           "what it suggests is in the configuration (train.learning_rat)", "learning_rat",
+                           "its suggestions are configuration keys (train.learning_rat)", "learning_rat",
                            "smollm3 config show"),
-    "impossible suggestion": (("1e-4", "-1", 1), "what it suggests is in the configuration (train.learning_rate)",
+    "impossible suggestion": (("1e-4", "-1", 1), "its suggestions are configuration keys (train.learning_rate)",
                               "above 0", "smollm3 config show"),
-    "late suggestion": (('"train.learning_rate": 1e-4', '"data.held_out": 0.5', 1), "what it suggests decides no row",
-                        "data.held_out would come too late", "keys of train"),
+    "late suggestion": (('"train.learning_rate": 1e-4', '"data.held_out": 0.5', 1), "its suggestions select no rows",
+                        "data.held_out would apply too late", "keys of train"),
     "claims raises": (('(config.get("quantization_config") or {})', 'config["quantization_config"]', 1), CLAIMS,
                       "KeyError", ".get()"),
     "claims everything": (('.get("quant_method") == "mine"', ".keys() is not None", 1), CLAIMS, "claims({})", ".get()"),
     "refine raises": (("env.device", "env.gpu", 1), REFINE, "gpu", "mapping of operations"),
     "refine on one device": (("return {Op.GRAD_INPUT", 'return None if env.device == "cuda" else {Op.GRAD_INPUT', 1),
                              REFINE, "None", "mapping of operations"),
-    "refine without ops": (("{Op.GRAD_INPUT:", '{"fly":', 1), REFINE, "fly: no operation", "mapping"),
+    "refine without ops": (("{Op.GRAD_INPUT:", '{"fly":', 1), REFINE, "unknown operations: fly", "mapping"),
     "taken name": (('name="mine"', 'name="none"', 1), NAMES, "'none' by smollm3-finetune", "another name"),
     "taken alias": (("my-own", "none", 1), NAMES, "'none' by smollm3-finetune", "--quant mine:mine"),
-    "alias that is the name": (('"my-own",', '"my-own", "my-own",', 1), "its aliases are other names", "my-own",
+    "alias that is the name": (('"my-own",', '"my-own", "my-own",', 1), "its aliases are distinct", "my-own",
                                 "once"),
 }  # fmt: skip
 
@@ -215,7 +215,7 @@ def test_a_broken_installed_plugin_is_reported_and_others_pass(cli: Cli, fake_di
     fake_distribution("bad", "1.0", {"bad_hooks": "raise RuntimeError('no license')\n"}, {"bad": "bad_hooks"})
     result = cli("plugins", "check", "bad")
     assert result.code == 7
-    assert "✗ it is imported and its descriptors are right: RuntimeError: no license" in result.stdout
+    assert "✗ it can be imported and its descriptors are valid: RuntimeError: no license" in result.stdout
     assert result.stdout.rstrip().splitlines()[-1].endswith(" 1 wrong")
     result = cli("plugins", "check", "acme")
     assert (result.code, "✓ quantizer 'mine': every option has help" in result.stdout) == (0, True)
@@ -265,7 +265,7 @@ def test_a_file_that_is_also_installed_is_checked_as_a_file(cli: Cli, fake_distr
     assert result.code == 0, result.stderr
     (only,) = json.loads(result.stdout)
     assert (only["plugin"], only["distribution"]) == ("acme", "acme-mine")
-    assert "factory acme_hooks:Mine makes what a run needs" in {c["check"] for c in only["checks"]}
+    assert "factory acme_hooks:Mine creates the component" in {c["check"] for c in only["checks"]}
 
 
 def test_a_file_is_checked_together_with_other_names(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
@@ -281,7 +281,7 @@ def test_marks_are_words_if_the_terminal_cannot_show_symbols(
 ) -> None:
     result = run_cli("plugins", "check", str(plugin_file("mine", GOOD)), PYTHONIOENCODING="ascii")
     assert result.code == 0, result.stderr
-    assert "  ok its hooks have the names" in result.stdout
+    assert "  ok its hooks have known names" in result.stdout
 
 
 # ------------------------------------------------------------------------------------------------------ deep
@@ -302,7 +302,9 @@ def test_the_kit_passes_a_good_adapter_and_names_what_a_bad_one_breaks(run_cli: 
     Path("pair.py").write_text(right.replace(spec, f"{spec.rstrip()},\n{wrong}") + bad)
     result = run_cli("plugins", "check", "pair.py", "--deep", "--json")
     assert result.code == 7, result.stderr
-    found = {c["subject"]: c for c in json.loads(result.stdout)[0]["checks"] if "conforms" in c["check"]}
+    found = {
+        c["subject"]: c for c in json.loads(result.stdout)[0]["checks"] if "passes the conformance kit" in c["check"]
+    }
     assert found["adapter 'right'"]["ok"]
     assert "passed" in found["adapter 'right'"]["found"]
     assert not found["adapter 'wrong'"]["ok"]
@@ -323,7 +325,7 @@ def test_deep_without_pytest_shows_what_to_install(
 ENDS = {
     "os._exit": ("import os; os._exit(3)", "importing it: Python ended with exit code 3"),
     "interrupt": ("raise KeyboardInterrupt", "importing it raises KeyboardInterrupt"),
-    "hang": ("import time; time.sleep(600)", "importing it: it was not done after 3 s"),
+    "hang": ("import time; time.sleep(600)", "importing it: it did not finish within 3 s"),
 }
 
 
@@ -341,7 +343,7 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
     assert "left out: deadly (importing it: Python ended with exit code 3)" in done.stderr
-    assert "no installed plugin is called 'its-component'" in done.stderr
+    assert "no installed plugin has the name 'its-component'" in done.stderr
 
 
 @pytest.mark.parametrize("case", ENDS)

@@ -66,7 +66,7 @@ def test_probes_that_crash_exit_or_hang_are_reported_and_the_others_run() -> Non
         "crashes": "Python ended with signal SIGABRT",
         "ends": "Python ended with exit code 3",
         "exits": "SystemExit: 4",
-        "hangs": "it was not done after 5 s",
+        "hangs": "it did not finish within 5 s",
         "prints": None,
         "last": None,
     }
@@ -79,7 +79,7 @@ def test_a_package_built_for_another_numpy_is_reported_though_it_only_prints() -
         {"before": "answer = 1", "old": f"import sys; print({says!r}, file=sys.stderr)", "after": "answer = 1"}
     )
     assert [n for n, probe in found.items() if probe.problem] == ["old"]
-    assert found["old"].problem == "it was built for numpy 1, and numpy 2 is installed"
+    assert found["old"].problem == "it was built for numpy 1, but numpy 2 is installed"
 
 
 def test_many_probes_with_much_output_do_not_block() -> None:
@@ -102,19 +102,19 @@ def test_conflicts_are_found_through_all_dependencies(fake_distribution: Any) ->
         ("acme-mid", "acme-low<2", "2.0"), ("acme-mid", "acme-gone", None), ("acme-extra", "acme-quick>3", None)
     }  # fmt: skip
     texts = {c.text for c in conflicts(["acme-mid"])}
-    assert "acme-mid 1.5 requires acme-low<2, and acme-low 2.0 is installed" in texts
+    assert "acme-mid 1.5 requires acme-low<2, but acme-low 2.0 is installed" in texts
     assert conflicts(["no-such-distribution"]) == []
 
 
-def test_the_module_of_a_distribution_has_its_name(fake_distribution: Any) -> None:
-    from smollm3_finetune import distributions
+def test_the_module_of_a_distribution_is_the_one_named_like_it(fake_distribution: Any) -> None:
+    from smollm3_finetune.components.requirements import _OWNERS
 
     site = fake_distribution("acme-lib", "1", {"acme_lib": "", "tests": "", "aaa": ""})
     record(site, "aaa", "acme_lib", "tests", "_acme")
-    distributions._OWNERS.clear()
+    _OWNERS.clear()
     assert modules_of("Acme.Lib")[0] == "acme_lib"
     assert modules_of("no-such-distribution") == []
-    distributions._OWNERS.clear()
+    _OWNERS.clear()
 
 
 # ----------------------------------------------------------------------------------------------- the whole verb
@@ -200,7 +200,7 @@ def test_the_device_of_torch_is_used_for_the_components(
     assert "torch works, on cpu, cuda:0" in shown
     assert "adapter 'acme' can be used on cuda:0: adapter 'acme' requires acme-gone" in shown
     assert "cuda only" not in shown
-    probes["devices"] = Probe(answer={"torch": "2", "devices": [], "note": "built for CUDA 13 and finds no device"})
+    probes["devices"] = Probe(answer={"torch": "2", "devices": [], "note": "built for CUDA 13 but finds no device"})
     code, wrong = problems(cli)
     assert (code, "CUDA 13" in wrong["torch finds the GPU that it was built for"]["found"]) == (0, True)
 
@@ -220,7 +220,7 @@ def test_a_known_problem_is_checked_only_if_its_packages_are_installed(
     report = doctor.examine(discover())
     found = [f for f in report.findings if f.check == "acme-lib 1.0: no known problem"]
     assert [f.ok for f in found] == [False, False]
-    assert found[0].found == "acme-lib imports it undeclared (no acme-gone)"
+    assert found[0].found == "acme-lib imports it undeclared (missing: acme-gone)"
     assert found[0].fix == "pip install acme-gone"
     assert (found[1].found, found[1].fix) == ("too old (ImportError: torch 3)", "pip install -U acme")
     assert report.possible
@@ -251,7 +251,7 @@ def test_a_cache_that_cannot_be_accessed_is_reported(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, f"/{'x' * 300}")
     code, wrong = problems(cli)
-    check = wrong["the cache can be looked at"]
+    check = wrong["the cache can be read"]
     assert (code, "SMOLLM3_CACHE=DIR" in check["fix"]) == (1, True)
     assert check["found"].endswith("cannot be looked at: File name too long")
     assert "\n  cannot be looked at\n" in cli("doctor", "--no-plugins").stdout
@@ -266,7 +266,7 @@ def test_the_cache_size_and_a_full_disk_are_reported(
     assert "1 entry, 3.0 kB" in shown
     monkeypatch.setattr(doctor, "LOW_DISK", 1e30)
     code, wrong = problems(cli)
-    assert (code, "smollm3 cache clean" in wrong["there is room in the cache"]["fix"]) == (0, True)
+    assert (code, "smollm3 cache clean" in wrong["the disk of the cache has enough space"]["fix"]) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_the_cache_size_and_a_full_disk_are_reported(
     [
         ("WORLD_SIZE", "two", "WORLD_SIZE is a number", 1),
         ("OMP_NUM_THREADS", "all", "OMP_NUM_THREADS is a number", 0),
-        ("WORLD_SIZE", "4", "no launcher's variables are left over", 0),
+        ("WORLD_SIZE", "4", "no launcher variables are left over", 0),
     ],
 )
 def test_variables_that_break_runs_are_reported(

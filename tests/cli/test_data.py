@@ -449,7 +449,7 @@ def test_a_component_may_not_suggest_data_options(cli: Cli, plugin_file: Any, wr
     for command in (("data", "stats"), ("train", "--adapter", "full", "--dry-run")):
         result = cli(*command, *rows)
         assert result.code == 7
-        assert "objective 'short' suggests data.held_out; components may suggest train.…" in result.stderr
+        assert "objective 'short' suggests data.held_out, but components may only suggest train.…" in result.stderr
 
 
 @pytest.mark.parametrize("args", [["data"], ["data", "preview"], ["data", "stats"]], ids=" ".join)

@@ -168,7 +168,7 @@ def test_a_package_in_a_wrong_version(fails: Fails, acme: None, fake_distributio
 
 
 def test_an_accelerator_that_is_not_there(fails: Fails, acme: None) -> None:
-    assert fails(4, "--quant", "gpu").message == "quantizer 'gpu' runs on cuda only, and this run is on cpu"
+    assert fails(4, "--quant", "gpu").message == "quantizer 'gpu' runs on cuda only, but this run is on cpu"
 
 
 def test_independent_problems_are_one_message(

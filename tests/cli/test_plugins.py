@@ -61,7 +61,7 @@ def test_requirements_are_listed_with_missing_packages(cli: Cli, fake_distributi
     shown = " ".join(cli("plugins", "list", "--requirements", "--device", "cpu").stdout.split())
     assert "quantizer four: click>=999, acme-gone, cuda (it requires click>=999, but click" in shown
     assert "it requires acme-gone, but it is not installed" in shown
-    assert "it runs on cuda only, and this run is on cpu" in shown
+    assert "it runs on cuda only, but this run is on cpu" in shown
     assert "adapter slim: click>=8 (met)" in shown
     assert "bad broken bad 2.0 RuntimeError: no license" in shown
     records = {r["name"]: r for r in json.loads(cli("plugins", "list", "--requirements", "--json").stdout)}

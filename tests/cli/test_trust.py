@@ -176,9 +176,13 @@ RESTORE = "    def restore(self, base, path, ctx): pass\n"
     ("more", "body", "message"),
     [
         ("", RESTORE, "adapter 'half' (half 0+"),
-        ("", RESTORE, "what half:Half makes, a Half, has no method 'attach'"),
+        ("", RESTORE, "the factory half:Half returned an object of type Half, which has no method 'attach'"),
         ("", "    def attach(self, base, ctx, total_steps): pass\n", "has no method 'restore'"),
-        ("", RESTORE + "    def attach(self, b, c, t): pass\n", "what attach() returns, a NoneType, has no method"),
+        (
+            "",
+            RESTORE + "    def attach(self, b, c, t): pass\n",
+            "attach() returned an object of type NoneType, which has no method",
+        ),
         ("", RESTORE + "    def attach(self, b, c, t): return 1 / 0\n", "failed: ZeroDivisionError"),
         (", refine=nothing", RESTORE, "failed in refine(): TypeError: it returned None"),
     ],

@@ -209,7 +209,7 @@ def test_a_component_that_fails_on_a_row_is_named_with_file_and_line(
         assert result.code == 7, result.stderr
         assert result.stderr.endswith(
             f"error: rows.jsonl:3: {kind} {who!r} (acme-rows 1.2) failed: {RAISED[raised]}\n"
-            "  hint: the same command with --debug shows where\n"
+            "  hint: to see the traceback: --debug\n"
         )
     assert not Path("run").exists()
 
@@ -284,9 +284,9 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
     assert result.code == 7, result.stderr
     said = {
         "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
-        "list": "TypeError: the config of what open() returned is list and no mapping of keys",
+        "list": "TypeError: open() returned a source whose config is list, not a mapping",
     }.get(where, "PermissionError: [Errno 13] closed")
-    assert f"error: {VAULT}{said}\n  hint: the same command with --debug shows where" in result.stderr
+    assert f"error: {VAULT}{said}\n  hint: to see the traceback: --debug" in result.stderr
     assert not Path("run").exists()
 
 

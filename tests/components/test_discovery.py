@@ -49,9 +49,9 @@ BROKEN = {
         "def smollm3_adapters():\n    return (yield)\n",
         "cannot be a wrapper",
     ),
-    "returns-none": (hook("pass"), "must return an iterable of descriptors, and returned None"),
-    "returns-text": (hook("return 'gptq'"), "must return an iterable of descriptors, and returned 'gptq'"),
-    "returns-number": (hook("return 3"), "must return an iterable of descriptors, and returned 3"),
+    "returns-none": (hook("pass"), "must return an iterable of descriptors, but returned None"),
+    "returns-text": (hook("return 'gptq'"), "must return an iterable of descriptors, but returned 'gptq'"),
+    "returns-number": (hook("return 3"), "must return an iterable of descriptors, but returned 3"),
     "wrong-descriptor": (
         hook("return [AdapterSpec(name='a', summary='s', factory='a:B')]"),
         "smollm3_quantizers must return QuantizerSpec objects",
@@ -173,7 +173,7 @@ def test_the_environment_variable_blocks_names_or_all_plugins(
 
 def test_an_unknown_blocked_name_is_an_error_with_a_suggestion(fake_distribution: Any) -> None:
     fake_distribution("acme-tools", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
-    with pytest.raises(ConfigError, match="there is no plugin 'acmee' to leave out") as caught:
+    with pytest.raises(ConfigError, match="there is no plugin 'acmee' to disable") as caught:
         discover(PluginSelection.of(["no:acmee"]))
     assert caught.value.hint == "did you mean no:acme?"
 
@@ -276,7 +276,7 @@ def test_discovery_does_not_depend_on_the_order_of_the_path(fake_distribution: A
 def test_a_file_and_a_module_without_hooks_are_refused(isolated: Path) -> None:
     Path("plain.py").write_text("def smollm3():\n    pass\n")
     for named in ("plain.py", "json"):
-        with pytest.raises(PluginError, match="is broken: TypeError: there is no hook in it"):
+        with pytest.raises(PluginError, match="is broken: TypeError: it has no hook"):
             discover(PluginSelection.of((named,), no_plugins=True))
 
 

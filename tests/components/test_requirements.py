@@ -47,7 +47,7 @@ def test_every_unmet_requirement_is_a_separate_problem() -> None:
     requires = Requires(distributions=("acme-one", "acme-two"), accelerators=("cuda",))
     problems = requirement_problems("quantizer 'q'", requires, "cpu")
     assert len(problems) == 3
-    assert problems[2].message == "quantizer 'q' runs on cuda only, and this run is on cpu"
+    assert problems[2].message == "quantizer 'q' runs on cuda only, but this run is on cpu"
 
 
 def test_an_accelerator_with_any_index_meets_the_requirement() -> None:
@@ -58,5 +58,5 @@ def test_an_accelerator_with_any_index_meets_the_requirement() -> None:
 
 
 def test_a_requirement_that_is_none_is_the_plugins_fault() -> None:
-    with pytest.raises(PluginError, match="'two words', which is no requirement"):
+    with pytest.raises(PluginError, match="'two words', which is not a valid requirement"):
         unmet_distributions(Requires(distributions=("two words",)))

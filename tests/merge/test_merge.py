@@ -332,7 +332,7 @@ def test_the_merged_model_has_the_requested_dtype(cli: Callable[..., Any]) -> No
     assert relative(logits(plain("float16")), right) < 2e-3
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--dtype", "int7", *FLAGS)
     assert done.code == 2
-    assert "--dtype takes a number format, got 'int7'" in done.stderr
+    assert "--dtype takes a torch dtype, got 'int7'" in done.stderr
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--max-drift", "nan", *FLAGS)
     assert "'--max-drift': nan is no number" in done.stderr
 
@@ -348,7 +348,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
     asked = ("merge", model_directory, "--adapter-path", saved, "--output", "merged", *FLAGS)
     done = cli(*asked, "--adapter", "delta-kept")
     assert done.code == 3
-    assert "--adapter delta-kept cannot be merged: it is no change of the model's weights" in done.stderr
+    assert "--adapter delta-kept cannot be merged: it does not change the model's weights" in done.stderr
     assert "smollm3 generate RUN" in done.stderr
     done = cli(*asked, "--adapter", "delta", "--quant", "sealed")
     assert done.code == 3
@@ -422,7 +422,7 @@ def test_existing_files_are_not_overwritten(cli: Callable[..., Any], saved: dict
     Path("file").write_text("mine")
     asked = ("merge", "tiny", "--adapter-path", saved["delta"], *FLAGS)
     assert "--output full is not empty" in cli(*asked, "--output", "full").stderr
-    assert "--output file is no directory" in cli(*asked, "--output", "file").stderr
+    assert "--output file is not a directory" in cli(*asked, "--output", "file").stderr
     again = ("--requantize", "rounding", "--output", "out", "--keep-dense")
     assert "--keep-dense full is not empty" in cli(*asked, *again, "full").stderr
     assert "--keep-dense and --output must not contain each other" in cli(*asked, *again, "out").stderr
@@ -452,7 +452,7 @@ def test_too_little_disk_space_is_reported_before_weights_are_read(
     registry = discover(PluginSelection.of(FILES))
     context = build_context(Purpose.MERGE, "cpu", "auto", 0)
     plan = plan_model(registry, select_model(registry, request), context)
-    with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, and .* GB left"):
+    with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, but .* GB free"):
         merge(plan, MergeSettings(output=tmp_path / "deep" / "merged"))
     assert not (tmp_path / "deep").exists()
 
@@ -567,7 +567,7 @@ def test_an_output_that_cannot_be_replaced_is_refused_at_once(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="current directory"):
         output.check_vacant("--output", Path("."))
-    with pytest.raises(ConfigError, match="cannot be made"), output.partial(tmp_path / ("n" * 250)):
+    with pytest.raises(ConfigError, match="cannot be created"), output.partial(tmp_path / ("n" * 250)):
         pass
 
 
@@ -613,7 +613,7 @@ def test_links_out_of_the_model_are_not_copied(tmp_path: Path) -> None:
     assert {p.name: p.read_text() for p in out.iterdir()} == {"NOTICE": "terms"}
     assert not (out / "NOTICE").is_symlink()
     assert said == [
-        f"{tmp_path / 'linked' / name} is a link out of the model's directory and is not copied"
+        f"{tmp_path / 'linked' / name} is not copied: it is a link to a file outside of the model's directory"
         for name in ("LICENSE", "vocab.txt")
     ]
 
@@ -640,7 +640,9 @@ def test_a_link_out_of_the_model_is_reported(cli: Callable[..., Any], tmp_path: 
     (model / "LICENSE").symlink_to(tmp_path / "secret")
     result = cli("quantize", str(model), "--quant", "rounding", "--output", "written", *FLAGS)
     assert result.code == 0, result.stderr
-    assert f"{model / 'LICENSE'} is a link out of the model's directory" in result.stderr
+    assert (
+        f"{model / 'LICENSE'} is not copied: it is a link to a file outside of the model's directory" in result.stderr
+    )
     assert not Path("written/LICENSE").exists()
 
 

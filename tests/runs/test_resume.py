@@ -44,7 +44,7 @@ def test_a_truncated_checkpoint_is_named(
             assert (result.code, result.stdout) == (6, ""), result.stderr
             message, hint = result.stderr.splitlines()
             assert message.startswith(f"error: {newest / name} is damaged: ")
-            assert hint == f"  hint: rm -r {newest}, and the checkpoint before it is used"
+            assert hint == f"  hint: rm -r {newest}, to use the checkpoint before it"
         (newest / name).write_bytes(whole)
     for wrong in ("[]", '{"global_step": "4", "log_history": []}', '{"global_step": 4}'):
         (newest / "trainer_state.json").write_text(wrong)
@@ -92,7 +92,7 @@ def test_resuming_with_other_rows_is_refused(cli: Callable[..., Any]) -> None:
         stream.write(line % (20, 21))
     refused = cli("train", "--resume", "run", "--max-steps", "4")
     assert refused.code == 3
-    assert "the rows of the run run, or how they are rendered, have changed" in refused.stderr
+    assert "the rows of the run run, or their rendering, have changed" in refused.stderr
     assert "--config run/run.yaml" in refused.stderr
     assert Path("run/run.yaml").read_text() == before
     rows.write_text("".join(line % (n, n + 1) for n in range(20)), encoding="utf-8")
@@ -104,7 +104,7 @@ def test_the_number_of_processes_cannot_change(cli: Callable[..., Any], interrup
     versions.write_text(versions.read_text().replace('"processes": 1', '"processes": 2'))
     refused = cli("train", "--resume", str(interrupted))
     assert refused.code == 3
-    assert "is one of 2 processes, and 1 are here" in refused.stderr
+    assert "was started with 2 processes, but 1 are running" in refused.stderr
     assert "--nproc-per-node 2" in refused.stderr
 
 

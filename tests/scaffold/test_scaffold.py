@@ -211,7 +211,7 @@ def test_existing_files_are_not_overwritten(cli: Cli, isolated: Path) -> None:
     (isolated / "link").symlink_to("nowhere")
     for more in ([], ["--file"], ["--output", "link"]):
         result = cli("plugins", "new", "adapter", "acme", *more)
-        assert (result.code, "is there already" in result.stderr) == (2, True)
+        assert (result.code, "already exists" in result.stderr) == (2, True)
     assert (isolated / "acme_adapter.py").read_text() == "mine"
     assert sorted(p.name for p in isolated.iterdir()) == ["acme_adapter.py", "link", "smollm3-acme"]
 
@@ -231,7 +231,7 @@ def test_an_output_below_a_file_is_an_error_and_leaves_nothing(cli: Cli, isolate
 
 
 def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
-    result = cli("plugins", "new", "quantizer", "acme")
+    result = cli("plugins", "new", "quantizr", "acme")
     assert (result.code, "quantizer" in result.stderr) == (2, True)
 
 

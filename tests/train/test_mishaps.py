@@ -221,7 +221,7 @@ def test_an_invalid_generation_config_does_not_prevent_saving(tmp_path: Path) ->
 def test_an_unknown_dtype_is_a_user_error(cli: Cli, word: str, meant: str | None) -> None:
     result = cli("generate", "tiny", "--prompt", "Hello!", "--dtype", word)
     assert result.code == 2
-    assert f"--dtype takes a number format, got {word!r}" in result.stderr
+    assert f"--dtype takes a torch dtype, got {word!r}" in result.stderr
     assert (f"did you mean {meant!r}?" if meant else "one of: auto, float32") in result.stderr
 
 

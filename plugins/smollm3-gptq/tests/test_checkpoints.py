@@ -150,7 +150,7 @@ def test_the_alias_loads_the_same_quantizer_and_is_reported(autogptq, numpy_gptq
             lines.append(message)
 
     loaded = load_model(autogptq, quant="auto-gptq", device="cpu", dtype="float32", progress=Heard())
-    assert lines == ["--quant auto-gptq is another name of 'gptq'"]
+    assert lines == ["--quant auto-gptq is an alias of 'gptq'"]
     assert loaded.plan.quantizer.component.spec.name == "gptq"
     name, weight = next(iter(numpy_gptq.weights_in(autogptq).items()))
     found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
@@ -252,7 +252,7 @@ def test_unsupported_checkpoints_are_refused_by_reading_only_the_config(describe
 
 def test_a_description_without_method_is_loaded_only_with_quant(numpy_gptq, tmp_path):
     made = altered(numpy_gptq.make_checkpoint(tmp_path / "made", layers=2), quant_method=None)
-    with pytest.raises(IncompatibleError, match="does not say by which method") as caught:
+    with pytest.raises(IncompatibleError, match="does not name the method") as caught:
         load_model(made, device="cpu")
     assert "--quant NAME" in caught.value.hint
     assert_right(made, numpy_gptq, quant="gptq")
@@ -269,7 +269,7 @@ def test_quant_none_on_a_gptq_checkpoint_is_refused_with_a_hint(numpy_gptq, tmp_
     made = move(numpy_gptq.make_checkpoint(tmp_path / "made"))
     with pytest.raises(IncompatibleError, match="already quantized by 'gptq'") as caught:
         load_model(made, quant="none", device="cpu")
-    assert "leave --quant out, or --quant gptq" in caught.value.hint
+    assert "omit --quant, or: --quant gptq" in caught.value.hint
 
 
 # ------------------------------------------------------------------------------------ damaged or inconsistent
