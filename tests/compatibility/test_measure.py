@@ -50,9 +50,9 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     scaled, crashed = results["scale_adapter:scale", "train"], results["crashing:crashing", "train"]
     assert not scaled["holds"]
     assert scaled["figures"]["gradients"] > 0.1
-    assert scaled["note"].startswith("gradients ")
+    assert scaled["note"].startswith("gradients: error ")
     assert not crashed["holds"]
-    assert crashed["note"].startswith("its process ended with exit code 3")
+    assert crashed["note"].startswith("the process ended with exit code 3")
     assert set(scaled["versions"]) == {
         "one_way_quantizer", "scale_adapter", "smollm3-finetune", "torch", "transformers"
     }  # fmt: skip
@@ -99,8 +99,8 @@ def test_a_pair_that_hangs_or_dies_takes_no_other_with_it(fake_distribution: Any
     results = {r.adapter: r for _, r, _ in sweep.run([pair(n) for n in names])}
     assert list(results) == [f"acme:{n}" for n in names]
     assert {n: r.holds for n, r in results.items() if not r.holds} == {"acme:hangs": False, "acme:dies": False}
-    assert results["acme:hangs"].note == "it took longer than 1 s"
-    assert results["acme:dies"].note == "its process ended with signal 9: the last words"
+    assert results["acme:hangs"].note == "timed out after 1 s"
+    assert results["acme:dies"].note == "the process ended with signal 9: the last words"
     assert results["acme:scale"].figures == {"logits": 1.2e-07, "drift": None, "trained": 281}
     assert (results["acme:scale"].command, results["acme:scale"].device) == ("again acme:packed acme:scale", "cuda")
 
