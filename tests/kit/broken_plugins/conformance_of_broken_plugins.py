@@ -9,7 +9,7 @@ from pathlib import Path
 from smollm3_finetune.testing import AdapterConformance, LoaderConformance, QuantizerConformance, write_small_model
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
+EXAMPLES = HERE.parents[2] / "examples"
 FILES = {kind: HERE / f"broken_{kind}.py" for kind in ("quantizers", "adapters", "loaders")}
 
 
