@@ -59,7 +59,7 @@ def test_bits_that_are_not_stated_leave_room_for_three_and_for_no_more(tmp_path:
         options: ClassVar = {"bits": 2}
 
     Unstated().test_forward_is_near_the_dense_model(tmp_path)
-    with pytest.raises(pytest.fail.Exception, match="3 bits, as `bits` is not set"):
+    with pytest.raises(pytest.fail.Exception, match="3 bits, because `bits` is not set"):
         Coarse().test_forward_is_near_the_dense_model(tmp_path)
 
 
