@@ -145,8 +145,8 @@ def test_a_sampled_figure_is_held_against_the_published_one(benchmark: Any) -> N
     assert worse(gradients=9e-6) is None, "below the floor"
     assert worse(drift=9e-5) is None, "below ten times as much"
     assert worse(moved=5.0) is None, "no error"
-    assert worse(drift=2e-4) == "drift was 1.0e-05, is 0.0002, and may be 1.0e-04"
-    assert worse(gradients=2e-5) == "gradients was 1.0e-06, is 2e-05, and may be 1.0e-05"
+    assert worse(drift=2e-4) == "drift was 1.0e-05 and is now 0.0002 (limit 1.0e-04)"
+    assert worse(gradients=2e-5) == "gradients was 1.0e-06 and is now 2e-05 (limit 1.0e-05)"
 
 
 @pytest.mark.plugins
