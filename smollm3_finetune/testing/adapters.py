@@ -110,8 +110,8 @@ class AdapterConformance(Conformance):
         names = [{n for n, p in one.model.named_parameters() if p.requires_grad} for one in (attached, restored)]
         demand(
             names[0] == names[1],
-            "after restore() for training, other parameters require a gradient than before save(): "
-            f"{len(names[0] - names[1])} missing, {len(names[1] - names[0])} new, "
+            "restore() for training must make the same parameters trainable as attach(): "
+            f"{len(names[0] - names[1])} are missing and {len(names[1] - names[0])} are new, "
             f"such as {sorted(names[0] ^ names[1])[:1]}",
         )
 
@@ -383,7 +383,7 @@ class AdapterConformance(Conformance):
         error = apart(self.logits(adapted), before)
         demand(error == 0, f"after disabled(), the adapter's logits differ from those before it by {error:.2g}")
         kept = flags == [p.requires_grad for p in adapted.model.parameters()]
-        demand(kept, "after disabled(), other parameters require a gradient than before")
+        demand(kept, "disabled() changed which parameters require a gradient")
 
 
 class _Stop(Exception):
