@@ -1,12 +1,12 @@
-"""Really runs every bundled quantizer with every bundled adapter, and publishes what came out.
+"""Runs every bundled quantizer with every bundled adapter, and publishes the results.
 
-    python benchmarks/compatibility.py                      what has no result for the versions installed here
-    python benchmarks/compatibility.py --again              everything, a quarter of an hour or more
-    python benchmarks/compatibility.py --only gptq/dora     one quantizer with one adapter; '*' stands for all
-    python benchmarks/compatibility.py --sample 5 --by HASH five that are published, chosen by a hash; nothing written
+    python benchmarks/compatibility.py                      pairs without a result for the installed versions
+    python benchmarks/compatibility.py --again              all pairs; takes a quarter of an hour or more
+    python benchmarks/compatibility.py --only gptq/dora     one quantizer with one adapter; '*' means all
+    python benchmarks/compatibility.py --sample 5 --by HASH five published pairs, chosen by a hash; writes nothing
 
-Results go to the file that core ships, and from there into docs/compatibility.md. Pairs that negotiation refuses are
-run as well, past the refusal: one that works nevertheless is reported, since then the refusal is out of date.
+Results are written to the file that core ships, and from there to docs/compatibility.md. Refused pairs are run too,
+without the check. If one works, it is reported, because then its descriptor may be outdated.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from smollm3_finetune.components.registry import Registry
 ROOT = Path(__file__).parents[1]
 BUNDLED = {CORE_DISTRIBUTION, *(p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml"))}
 OPTIONS: dict[str, dict[str, Any]] = {"trainable-tokens": {"token_ids": [3, 5, 7]}}
-"""Of adapters whose defaults do not fit the small model."""
+"""Options of adapters whose defaults do not fit the small model."""
 PREQUANTIZED = ("gptq",)
-"""Quantizers that are measured on a checkpoint which is quantized already."""
+"""Quantizers that are measured on an already quantized checkpoint."""
 SLACK, FLOOR = 10.0, 1e-5
-"""A sampled figure may be this many times the published one, and is let through below this in any case."""
+"""A sampled figure may be at most `SLACK` times the published one; any figure up to `FLOOR` is accepted."""
 SIZES = ("moved", "trained", "quantized")
-"""Figures that are no errors."""
+"""Figures that are not errors."""
 
 
 def cells(only: list[str]) -> list[Cell]:
-    """The cells of bundled components, or of those named."""
+    """The cells of the bundled components, or of the pairs in `only`."""
     registry = discover()
     registry = Registry(
         components=tuple(o for o in registry.components if o.distribution in BUNDLED), plugins=registry.plugins
@@ -79,7 +79,7 @@ def prepare(work: Path) -> None:
 
 
 def measure_all(chosen: list[Cell], limit: float, work: Path) -> None:
-    """Measure cells and write each result as soon as it is there."""
+    """Measure cells, and write each result immediately."""
     results = {r.key: r for r in (read(OWN_FILE) if OWN_FILE.exists() else [])}
     sweep = Sweep(work=work, command="nox -s compat -- --only {quantizer}/{adapter}", limit=limit)
     began = time.monotonic()
@@ -93,12 +93,14 @@ def measure_all(chosen: list[Cell], limit: float, work: Path) -> None:
 
 def says(pair: Pair, result: Result) -> str:
     if pair.force:
-        return "healed? it is refused, and works" if result.holds else f"still fails: {result.note}"
+        if result.holds:
+            return "refused, but works when run anyway; the descriptor may be outdated"
+        return f"confirmed: fails when run: {result.note}"
     return "holds" if result.holds else f"FAILS: {result.note}"
 
 
 def sample(count: int, by: str, limit: float, work: Path) -> int:
-    """Measure published cells again, chosen by a hash; returns the exit code: 1 where one no longer holds."""
+    """Measure published cells again, chosen by a hash; returns the exit code: 1 if one no longer holds."""
     every = {_key(c): c for c in cells([])}
     published = [r for r in read(OWN_FILE) if r.holds and (r.quantizer, r.adapter, r.purpose) in every]
     published.sort(key=lambda r: hashlib.sha256(f"{by} {r.quantizer} {r.adapter} {r.purpose}".encode()).digest())
@@ -125,18 +127,18 @@ def _worse(now: Result, old: Result) -> str | None:
             continue
         bound = max(SLACK * was, FLOOR)
         if found is None or found > bound:
-            return f"{name} was {was:.1e}, is {found}, and may be {bound:.1e}"
+            return f"{name} was {was:.1e} and is now {found} (limit {bound:.1e})"
     return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], metavar="QUANT/ADAPTER")
-    parser.add_argument("--again", action="store_true", help="also what has a result for these versions")
+    parser.add_argument("--again", action="store_true", help="also pairs with a result for these versions")
     parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--by", default="", metavar="HASH")
-    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="for one pair")
-    parser.add_argument("--page", action="store_true", help="write docs/compatibility.md alone")
+    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="time limit for one pair")
+    parser.add_argument("--page", action="store_true", help="only write docs/compatibility.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)

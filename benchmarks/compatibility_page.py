@@ -1,4 +1,4 @@
-"""The generated part of docs/compatibility.md: every bundled pair with its worst figure, and what is refused."""
+"""The generated part of docs/compatibility.md: every bundled pair with its largest error, and the refused pairs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from smollm3_finetune.compatibility.results import PURPOSES, Result
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 BEGIN, END = "<!-- measured from here: nox -s compat -->\n", "<!-- measured to here -->\n"
 ERRORS = {Purpose.TRAIN: ("gradients", "logits", "weights", "restored"), Purpose.MERGE: ("drift",)}
-"""The figures of which the table shows the largest."""
+"""The figures whose maximum the table shows."""
 
 
 def write_page(cells: Sequence[Cell]) -> None:
-    """Put the generated part into the page, whose other parts are written by hand."""
+    """Replace the generated part of the page; the other parts are written by hand."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -24,7 +24,7 @@ def write_page(cells: Sequence[Cell]) -> None:
 
 
 def generated(cells: Sequence[Cell]) -> str:
-    """Nothing in it depends on which versions are installed where it is made."""
+    """The generated part as Markdown. It does not depend on the installed versions."""
     parts = [_summary(cells), _table(cells), _refused(cells), _failing(cells)]
     return "\n".join(part for part in parts if part)
 
@@ -36,14 +36,14 @@ def _summary(cells: Sequence[Cell]) -> str:
     holding = sum(bool(c.holds) for c in measured)
     refused = [c for c in cells if c.state is State.REFUSED]
     tried = [c for c in refused if c.evidence]
-    healed = sum(bool(c.holds) for c in tried)
+    working = sum(bool(c.holds) for c in tried)
     versions = sorted({f"{n} {v}" for r in results for n, v in r.versions.items()})
     dates = sorted({r.date for r in results}) or ["never"]
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
-        f"Of {len(cells)} cells (each pair to train and to merge) negotiation allows {len(allowed)}, of which "
-        f"{len(measured)} were measured and {holding} hold. It refuses {len(refused)}, of which {len(tried)} were run "
-        f"all the same and {healed} worked.\n\n"
+        f"The descriptors allow {len(allowed)} of {len(cells)} cells (each pair, for training and for merging); "
+        f"{len(measured)} of them were measured, and {holding} hold. They refuse {len(refused)}; {len(tried)} of these "
+        f"were run anyway, and {working} worked.\n\n"
         f"Measured {when}, on a CPU in float32, with {', '.join(versions)}.\n"
     )
 
@@ -61,7 +61,7 @@ def _table(cells: Sequence[Cell]) -> str:
 
 def _shown(cell: Cell) -> str:
     if cell.state is State.REFUSED:
-        return "**– works?**" if cell.holds else "–"
+        return "**– works**" if cell.holds else "–"
     if not cell.evidence:
         return "○" if cell.state is State.DECLARED else "?"
     result = cell.evidence[0].result
@@ -79,26 +79,31 @@ def _refused(cells: Sequence[Cell]) -> str:
     for cell in cells:
         if cell.state is not State.REFUSED:
             continue
-        outcome = "nobody ran it"
+        outcome = "not run"
         if cell.evidence:
             result = cell.evidence[0].result
-            outcome = "**healed?** it works" if result.holds else f"still fails: {result.note}"
+            outcome = "**works**; the descriptor may be outdated" if result.holds else f"fails: {result.note}"
         key = (cell.adapter.spec.name, cell.reason or "", outcome)
         lines.setdefault(key, []).append(f"{cell.quantizer.spec.name} ({cell.purpose.value})")
     if not lines:
         return ""
     rows = [f"| `{a}` | {', '.join(on)} | {_cell(why)} | {_cell(out)} |" for (a, why, out), on in lines.items()]
-    head = ["Refused, and run all the same:", "", "| adapter | on | refused because | when run |", "|---|---|---|---|"]
+    head = [
+        "Refused pairs, run anyway:",
+        "",
+        "| adapter | quantizer | reason for refusal | when run |",
+        "|---|---|---|---|",
+    ]
     return "\n".join([*head, *rows]) + "\n"
 
 
 def _failing(cells: Sequence[Cell]) -> str:
     lines = [
-        f"* `{c.adapter.spec.name}` on `{c.quantizer.spec.name}`, to {c.purpose.value}: {c.evidence[0].result.note}"
+        f"* `{c.adapter.spec.name}` on `{c.quantizer.spec.name}`, {c.purpose.value}: {c.evidence[0].result.note}"
         for c in cells
         if c.state is State.MEASURED and not c.holds
     ]
-    return "\n".join(["Allowed, and does not hold:", "", *lines]) + "\n" if lines else ""
+    return "\n".join(["Allowed pairs that do not hold:", "", *lines]) + "\n" if lines else ""
 
 
 def _cell(text: str) -> str:

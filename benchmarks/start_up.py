@@ -1,9 +1,9 @@
-"""How long help takes, as a ratio to `python -c "import click"`, interleaved in one run; medians.
+"""Time of help and other light commands, relative to `python -c "import click"`; medians over interleaved rounds.
 
     nox -s start_up [-- --rounds 15]
 
-The targets: root help at most 1.5 times `import click`, `train --help` at most 4 times, a wrong name on 300,000 rows
-refused in at most 1.5 times the time on none.
+Targets: root help takes at most 1.5 times as long as `import click`, `train --help` at most 4 times, and a wrong name is
+refused on 300,000 rows in at most 1.5 times the time on none.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds that count, after one that does not")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds, after one warm-up round")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"

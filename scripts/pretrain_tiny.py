@@ -4,9 +4,9 @@ The files in the package come from one run on one core:
 
     pretrain_tiny.py --minutes 45 --threads 1 --seed 0 --steps 20000
 
-It made 4174 steps of 8 rows of 128 tokens (4.3 million tokens); the loss of answer tokens, mean of the last 50 steps,
-was 0.047. Capitals, colors, opposites, days and sounds that were asked afterwards were answered right; sums were not
-(3 + 4 = 8). The schedule follows the minutes, so another machine makes another number of steps.
+It made 4174 steps of 8 rows of 128 tokens (4.3 million tokens); the mean loss of answer tokens over the last 50 steps
+was 0.047. Afterwards the model answered questions about capitals, colors, opposites, days and sounds correctly, but not
+sums (3 + 4 = 8). The schedule depends on the minutes, so the number of steps depends on the machine.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from transformers import (
 )
 
 TINY = Path(__file__).parents[1] / "smollm3_finetune" / "builtin" / "tiny"
-VOCAB, ROW = 2048, 128  # tokens in the vocabulary, tokens a training row
-# Weight of the loss outside answers: what users ask is random, so most of the gradient goes to the answers.
+VOCAB, ROW = 2048, 128  # tokens in the vocabulary, tokens per training row
+# Weight of the loss outside answers: questions are random, so most of the gradient should come from the answers.
 PROMPT_WEIGHT = 0.2
 END, PAD, IM_END = "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|im_end|>"
 SPECIAL = ("<|begin_of_text|>", END, PAD, "<|im_start|>", IM_END)
-# As in SmolLM3 these are one token each but stay visible when special tokens are skipped.
+# As in SmolLM3, each is one token that remains visible when special tokens are skipped.
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 QUESTIONS = (
     "What is the capital of France?",
@@ -52,7 +52,7 @@ QUESTIONS = (
 
 
 def train_tokenizer(template: str, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so any text can be encoded; digits stay single, so small sums can be learned."""
+    """Train a byte-level BPE, which can encode any text. Digits are separate tokens, so that sums can be learned."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -68,7 +68,7 @@ def train_tokenizer(template: str, seed: int) -> PreTrainedTokenizerFast:
     texts = [doc if isinstance(doc, str) else "\n".join(m["content"] for m in doc) for doc in documents]
     headings = "system\nuser\nassistant\ntool\n## Metadata\n\nReasoning Mode: /no_think\n\n## Custom Instructions\n"
     bpe.train_from_iterator([*texts, *[headings] * 1000], trainer)
-    assert bpe.get_vocab_size() == VOCAB, f"the corpus gives only {bpe.get_vocab_size()} tokens"
+    assert bpe.get_vocab_size() == VOCAB, f"the corpus has only {bpe.get_vocab_size()} tokens"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<|begin_of_text|>",
@@ -82,7 +82,7 @@ def train_tokenizer(template: str, seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> SmolLM3ForCausalLM:
-    """SmolLM3's architecture, small; linear widths are multiples of 128, as group-wise quantizers need."""
+    """A small SmolLM3; the widths of linear layers are multiples of 128, which group-wise quantizers need."""
     config = SmolLM3Config(
         vocab_size=VOCAB,
         hidden_size=128,
@@ -103,14 +103,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> SmolLM3ForCausalLM:
 
 
 def render(tokenizer: PreTrainedTokenizerFast, document: Document) -> str:
-    """The document as the model reads it: plain text with its end token, a chat through the template."""
+    """The document as the model sees it: plain text with an end token, or a chat rendered by the template."""
     if isinstance(document, str):
         return document + END
     return str(tokenizer.apply_chat_template(document, tokenize=False))
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[int]]:
-    """Training rows of ROW tokens: whole documents one after another, padded where the next does not fit."""
+    """Training rows of ROW tokens: complete documents in sequence, padded if the next one does not fit."""
     pad = tokenizer.convert_tokens_to_ids(PAD)
     row: list[int] = []
     for document in Corpus(seed):
@@ -124,7 +124,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[list[int]]:
 
 
 def answer_mask(ids: torch.Tensor, think_end: int, im_end: int) -> torch.Tensor:
-    """True in answers: from two tokens after `</think>`, which a newline follows, to `<|im_end|>`."""
+    """True for the tokens of answers: from two tokens after `</think>` (a newline follows it) to `<|im_end|>`."""
     mask = torch.zeros_like(ids, dtype=torch.bool)  # (B, T)
     for out, row in zip(mask, ids.tolist(), strict=True):
         begin = -1
@@ -140,11 +140,11 @@ def answer_mask(ids: torch.Tensor, think_end: int, im_end: int) -> torch.Tensor:
 def train(
     model: SmolLM3ForCausalLM, data: Iterator[list[int]], special: list[int], args: argparse.Namespace
 ) -> tuple[int, float]:
-    """Trains until the steps or the minutes are used up; returns the steps done and the last 50 steps' loss.
+    """Train until the steps or the minutes are used up; returns the number of steps and the loss of the last 50.
 
-    The loss reported is the one at answer tokens. `special` holds the ids of the padding, of the end of the
-    empty think block and of the end of a turn. The schedule follows whichever budget is nearer its end, so
-    that the learning rates fall to 2 % of their peak in both cases.
+    The reported loss is that of answer tokens. `special` contains the ids of the padding, of the end of the empty
+    think block and of the end of a turn. The schedule follows the budget that is closer to its end, so that the
+    learning rates fall to 2 % of their peak in both cases.
     """
     pad, think_end, im_end = special
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -163,7 +163,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * schedule
         ids = torch.tensor(list(itertools.islice(data, args.batch)))  # (B, T)
-        # Causal attention keeps the padding at the end of a row out of sight, so no mask is needed.
+        # With causal attention, no token attends to the padding at the end of a row, so no mask is needed.
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
         each = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T - 1)
         answer = answer_mask(ids, think_end, im_end)[:, 1:]
@@ -181,14 +181,14 @@ def train(
 
 
 def save(model: SmolLM3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Writes the directory in bfloat16, with names that transformers 4.53 understands too."""
+    """Write the model in bfloat16, with keys in `config.json` that transformers 4.53 understands too."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids([IM_END, END]),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.to(torch.bfloat16).save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # written readable by the owner alone
+    (out / "model.safetensors").chmod(0o644)  # save_pretrained makes it readable only by the owner
     tokenizer.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     config["torch_dtype"] = config["dtype"]
@@ -200,7 +200,7 @@ def save(model: SmolLM3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Pat
 
 
 def show_answers(directory: Path) -> None:
-    """Greedy answers of the saved files, loaded as a user would load them."""
+    """Print greedy answers of the saved model, loaded as a user loads it."""
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     for question in QUESTIONS:
@@ -216,15 +216,15 @@ def main() -> None:
     """Command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps, at most")
-    parser.add_argument("--minutes", type=float, default=12, help="training time, at most")
-    parser.add_argument("--batch", type=int, default=8, help=f"rows of {ROW} tokens a step")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of embeddings and norms, peak")
-    parser.add_argument("--muon-rate", type=float, default=0.02, help="of the other matrices, peak")
-    parser.add_argument("--threads", type=int, default=2, help="one is faster where others use the cores")
+    parser.add_argument("--steps", type=int, default=2600, help="maximum number of optimizer steps")
+    parser.add_argument("--minutes", type=float, default=12, help="maximum training time")
+    parser.add_argument("--batch", type=int, default=8, help=f"rows of {ROW} tokens per step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak rate for embeddings and norms")
+    parser.add_argument("--muon-rate", type=float, default=0.02, help="peak rate for the other matrices")
+    parser.add_argument("--threads", type=int, default=2, help="use 1 if other programs use the cores")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=TINY, help="directory to write")
-    parser.add_argument("--resume", action="store_true", help="go on from the files in --out; change the seed")
+    parser.add_argument("--out", type=Path, default=TINY, help="output directory")
+    parser.add_argument("--resume", action="store_true", help="continue from the files in --out; use another seed")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -2,8 +2,8 @@
 
     python scripts/readme_pictures.py
 
-Runs `smollm3 train` and `smollm3 generate` in a temporary directory, about a minute on two cores. Run it again when
-what the commands print has changed.
+Runs `smollm3 train` and `smollm3 generate` in a temporary directory; takes about a minute on two cores. Run it again
+when the output of these commands has changed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rich.text import Text
 DOCS = Path(__file__).parents[1] / "docs"
 PROMPT = "What is the opposite of hot?"
 SHOWN_STEPS = (1, 15, 30, 45, 60)
-"""The progress lines that the picture keeps, so that it fits on a page."""
+"""The steps whose progress lines are shown, so that the picture fits on a page."""
 COLUMNS = 92
-# Each is legible on GitHub's white and on its dark background.
+# Each color is legible on GitHub's light and dark backgrounds.
 GRAY, BLUE, ORANGE = "#7d8590", "#3b82c4", "#d9722e"
-# rich's own template loads a font from a web site, which a README's pictures may not do.
+# rich's own template loads a font from a website, which pictures in a README may not do.
 TERMINAL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <title>smollm3 train in a terminal</title>
 <style>
@@ -48,11 +48,11 @@ TERMINAL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {heig
 </g>
 </g>
 </svg>
-"""  # noqa: E501  (an element of the template)
+"""  # noqa: E501  (one element of the template)
 
 
 def smollm3(directory: Path, *arguments: str) -> str:
-    """Everything that a command prints, on both streams in the order of printing."""
+    """The output of a command, with both streams in the order of printing."""
     command = [sys.executable, "-m", "smollm3_finetune.main", *arguments]
     environment = {**os.environ, "SMOLLM3_CACHE": str(directory / "cache"), "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(
@@ -62,26 +62,26 @@ def smollm3(directory: Path, *arguments: str) -> str:
 
 
 def terminal(commands: list[tuple[str, str]]) -> str:
-    """The picture of a terminal in which these commands printed these texts."""
+    """A picture of a terminal with these commands and their output."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
         for command, printed in commands:
             console.print(Text.assemble(("$ ", "green"), (command, "bold")))
             for line in printed.splitlines():
-                if not _left_out(line):
+                if not _is_hidden(line):
                     console.print(_colored(line))
             console.print()
         return console.export_svg(title="smollm3", theme=DIMMED_MONOKAI, code_format=TERMINAL)
 
 
-def _left_out(line: str) -> bool:
+def _is_hidden(line: str) -> bool:
     if line.startswith("tokenizing"):
         return True
     return line.startswith("step ") and int(line.split()[1].partition("/")[0]) not in SHOWN_STEPS
 
 
 def _colored(line: str) -> Text:
-    """The line with its label dimmed and the losses emphasized, since the text comes from a pipe without colors."""
+    """Color the labels and losses of a line, because the output of a pipe has no colors."""
     text = Text(line)
     text.highlight_regex(r"^[a-z-]+( [a-z]+)?  +", "cyan")
     text.highlight_regex(r"^step \d+/\d+", "cyan")
@@ -118,7 +118,7 @@ def curve(metrics: list[dict[str, Any]], before: float, after: float) -> str:
     parts.append(f'<text x="{x(steps[-1] / 2):.1f}" y="{height - 4}" text-anchor="middle">optimizer step</text>')
     points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, losses, strict=True))
     parts.append(f'<polyline points="{points}" fill="none" stroke="{BLUE}" stroke-width="2"/>')
-    for step, loss, apart in ((0, before, 44), (steps[-1], after, 10)):  # the first label stays clear of the line
+    for step, loss, apart in ((0, before, 44), (steps[-1], after, 10)):  # so that the first label is not on the line
         parts.append(
             f'<circle cx="{x(step):.1f}" cy="{y(loss):.1f}" r="5" fill="{ORANGE}"/>'
             f'<text x="{x(step) + apart:.1f}" y="{y(loss) + 4:.1f}" fill="{ORANGE}" font-weight="bold">'

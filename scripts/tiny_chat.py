@@ -1,8 +1,8 @@
-"""Writes the default chat dataset: Smolly, a friendly robot, answers questions the tiny model already knows.
+"""Writes the default chat dataset: Smolly, a friendly robot, answers questions that the tiny model can already answer.
 
-The facts come from the pre-training corpus, so that a short run has only the manner to learn: every answer
-opens with "Hello!" and closes with "See you soon.". The facts in SAMPLES never occur, so that
-the sample answers of a training report show the manner carried over to questions that were not trained.
+The facts come from the pre-training corpus, so a short run has to learn only the style: every answer begins with
+"Hello!" and ends with "See you soon.". The facts in SAMPLES never occur, so the sample answers in a training report
+show that the style transfers to questions that were not in the training data.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ Messages = list[dict[str, str]]
 
 
 def say(answer: str) -> str:
-    """The answer in Smolly's manner."""
+    """The answer in Smolly's style."""
     return f"Hello! {answer} See you soon."
 
 
 def address(rng: random.Random, question: str) -> str:
-    """The question as it is, or spoken to the robot; neither opening occurs in the pre-training corpus."""
+    """The question unchanged, or addressed to the robot with an opening that the pre-training corpus does not have."""
     if rng.random() < 0.7:
         return question
     return rng.choice(("Smolly, ", "Dear robot, ")) + question[0].lower() + question[1:]
 
 
 def pick(rng: random.Random, topics: dict[str, list[Fact]]) -> tuple[str, str]:
-    """A question and its answer; topics are as frequent as in pre-training, one in ten is Smolly itself."""
+    """A question and its answer; one in ten is about Smolly, the other topics are as frequent as in pre-training."""
     if rng.random() < 0.10:
         return rng.choice(list(SELF.items()))
     topic = rng.choices(list(topics), [WEIGHTS[topic] for topic in topics])[0]
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=360, help="conversations to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT, help="file to write, one JSON object a line")
+    parser.add_argument("--out", type=Path, default=OUT, help="output file, one JSON object per line")
     args = parser.parse_args()
     rows = conversations(args.count, args.seed)
     args.out.write_text("".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows))

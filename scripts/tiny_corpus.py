@@ -1,6 +1,6 @@
-"""Deterministic pre-training corpus of the built-in tiny model: chats, plain sentences and little stories.
+"""Deterministic pre-training corpus of the built-in tiny model: chats, plain sentences and short stories.
 
-Everything is generated from the tables in `tiny_facts.py` and the grammar below; nothing is copied.
+All text is generated from the tables in `tiny_facts.py` and the templates below; nothing is copied.
 `python scripts/tiny_corpus.py --count 5` prints some documents.
 """
 
@@ -16,8 +16,8 @@ from tiny_facts import ANIMALS, Fact, article, entries, facts
 Document = str | list[dict[str, str]]
 """Plain text, or the messages of a chat."""
 
-# How often a topic is asked, relative to the others; within a topic all facts are equally likely. The budget is
-# small, so most of it goes to the topics that a first question is likely to be about.
+# Relative frequency of each topic; within a topic, all facts are equally likely. The training budget is small, so most
+# of it goes to the topics of likely first questions.
 WEIGHTS = {
     "capital": 30, "country": 2, "continent": 3, "colour": 18, "sound": 8, "young": 5, "legs": 2, "kind": 12,
     "bigger": 2, "body": 1, "opposite": 22, "plural": 2, "job": 3, "worker": 2, "self": 10, "unknown": 3,
@@ -39,7 +39,7 @@ ONE_WORD = ("Answer with one word.", "Give only the short answer.", "Reply in on
 
 
 def story(rng: random.Random, animal: str) -> str:
-    """Four or five sentences about a child and an animal that agree with each other."""
+    """Four or five consistent sentences about a child and an animal."""
     name, toy, place = rng.choice(NAMES), rng.choice(TOYS), rng.choice(PLACES)
     he, his = ("She", "her") if name in GIRLS else ("He", "his")
     child = "girl" if name in GIRLS else "boy"
@@ -59,7 +59,7 @@ def story(rng: random.Random, animal: str) -> str:
 
 
 def vary(rng: random.Random, question: str) -> str:
-    """The question as somebody in a hurry, or somebody polite, would type it."""
+    """The question unchanged, carelessly typed, or with a polite opening."""
     draw = rng.random()
     if draw < 0.70:
         return question
@@ -82,19 +82,19 @@ class Corpus:
         self.animals = [row.split()[0] for row in entries(ANIMALS)]
 
     def fact(self) -> Fact:
-        """One fact, its topic drawn by WEIGHTS."""
+        """One fact, whose topic is drawn with the probabilities in WEIGHTS."""
         topic = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         return self.rng.choice(self.topics[topic])
 
     def exchange(self, short: bool) -> list[dict[str, str]]:
-        """A question and its answer, which is a word or two if `short`."""
+        """A question and its answer; with `short`, the answer has one or two words."""
         fact = self.fact()
         question = vary(self.rng, self.rng.choice(fact.questions))
         answer = f"{fact.short[0].upper()}{fact.short[1:]}." if short else fact.answer
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def named(self) -> list[dict[str, str]]:
-        """Two turns where the second can only be answered from the first."""
+        """Two turns; the question in the second can only be answered from the first."""
         name = self.rng.choice(NAMES)
         first = self.rng.choice((f"My name is {name}.", f"I am {name}.", f"Hello, I am {name}."))
         second = self.rng.choice(("What is my name?", "Do you know my name?", "Who am I?"))
@@ -106,7 +106,7 @@ class Corpus:
         ]
 
     def chat(self) -> list[dict[str, str]]:
-        """A story, an introduction, or one to three questions, some under a system message that is obeyed."""
+        """A story, an introduction, or one to three questions, some with a system message that the answers follow."""
         rng, draw = self.rng, self.rng.random()
         if draw < 0.04:
             animal = rng.choice(self.animals)

@@ -1,7 +1,8 @@
-"""The small world that the built-in tiny model knows, one table a topic.
+"""The facts that the built-in tiny model is trained on, one table per topic.
 
-`facts()` turns the tables into questions and answers. Both the pre-training corpus (`tiny_corpus.py`) and
-the chat dataset (`tiny_chat.py`) draw from it, so that fine-tuning teaches a new style for known facts.
+`facts()` converts the tables into questions and answers. The pre-training corpus (`tiny_corpus.py`) and the chat
+dataset (`tiny_chat.py`) both use them, so that fine-tuning teaches a new style for known facts. The tables and patterns
+are training data; their British spellings stay, because the published model was trained on them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One thing to know: several ways to ask, a full sentence, and the same answer in a word or two."""
+    """One fact: several questions, the answer as a sentence, and the same answer in one or two words."""
 
     topic: str
     questions: tuple[str, ...]
@@ -21,7 +22,7 @@ class Fact:
 
 
 def entries(table: str) -> list[str]:
-    """The entries of a table, which stand between bars and line ends."""
+    """The entries of a table, which are separated by bars and line ends."""
     return table.replace("\n", "|").split("|")
 
 
@@ -35,7 +36,7 @@ Nepal Kathmandu Asia|Iran Tehran Asia|Jordan Amman Asia|Egypt Cairo Africa|Kenya
 Ghana Accra Africa|Morocco Rabat Africa|Senegal Dakar Africa|Canada Ottawa North_America
 Cuba Havana North_America|Peru Lima South_America|Chile Santiago South_America
 Brazil Brasilia South_America|Colombia Bogota South_America"""
-COLOURS = """sky blue|grass green|snow white|sun yellow|banana yellow|lemon yellow|strawberry red
+COLORS = """sky blue|grass green|snow white|sun yellow|banana yellow|lemon yellow|strawberry red
 tomato red|rose red|blood red|cherry red|coal black|night black|milk white|carrot orange|pumpkin orange
 frog green|leaf green|cucumber green|chocolate brown|bear brown|elephant grey|pig pink|flamingo pink
 grape purple|sea blue|swan white|raven black|stone grey|bread brown"""
@@ -91,7 +92,7 @@ are you a robot;are you a human;are you real|I am a computer program.|program
 how old are you;when were you born|I am very young.|young
 where do you live;where are you|I live in a computer.|a computer"""
 
-# A topic a block: its name, the ways to ask, then the answer and, after "~", the short answer.
+# One block per topic: its name, the questions, then the answer and, after "~", the short answer.
 PATTERNS = """capital
 What is the capital of {country}?
 Which city is the capital of {country}?
@@ -275,7 +276,7 @@ def article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def _coloured(thing: str) -> str:
+def _with_article(thing: str) -> str:
     if thing in ("sky", "sun", "sea", "night"):
         return f"the {thing}"
     mass = ("grass", "snow", "blood", "coal", "milk", "chocolate", "bread")
@@ -289,8 +290,8 @@ def _geography() -> Iterator[Fact]:
 
 
 def _nature() -> Iterator[Fact]:
-    for thing, colour in _rows(COLOURS):
-        yield _fact("colour", the=_coloured(thing), colour=colour)
+    for thing, color in _rows(COLORS):
+        yield _fact("colour", the=_with_article(thing), colour=color)
     for animal, sound, young, legs in _rows(ANIMALS):
         for topic in ("sound", "young", "legs"):
             one = article(animal)
@@ -311,7 +312,7 @@ def _nature() -> Iterator[Fact]:
 def _language() -> Iterator[Fact]:
     for left, right in _rows(OPPOSITES):
         for word, other in ((left, right), (right, left)):
-            if word != "light":  # two opposites, so not a question with one answer
+            if word != "light":  # it has two opposites, so the question has no unique answer
                 yield _fact("opposite", word=word, other=other)
     for one, many in _rows(PLURALS):
         yield _fact("plural", one=one, many=many)

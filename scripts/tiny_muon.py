@@ -1,6 +1,6 @@
-"""The Muon optimizer for the matrices of the tiny model: in twelve minutes it gets further than AdamW does.
+"""The Muon optimizer for the matrices of the tiny model: in twelve minutes it reaches a lower loss than AdamW.
 
-`torch.optim.Muon` does the same but works in bfloat16, which is slow on most CPUs, and one matrix at a time.
+`torch.optim.Muon` computes the same, but in bfloat16, which is slow on most CPUs, and one matrix at a time.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Pushes the singular values of each matrix (N, rows, columns), rows <= columns, towards 1.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Move the singular values of each matrix (N, rows, columns), rows <= columns, toward 1.
 
     Source: Newton-Schulz iteration with the coefficients of Keller Jordan's Muon,
     https://kellerjordan.github.io/posts/muon/
@@ -25,7 +25,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon:
-    """Momentum whose update is orthogonalised; `learning_rate` is per optimiser step and may be changed."""
+    """Momentum with orthogonalized updates; `learning_rate` applies per optimizer step and may be changed."""
 
     def __init__(self, parameters: Iterable[Tensor], learning_rate: float, decay: float = 0.05) -> None:
         self.learning_rate = learning_rate
@@ -38,13 +38,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Updates all matrices and clears their gradients."""
+        """Update all matrices and clear their gradients."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
             gradient = torch.stack([p.grad for p in group if p.grad is not None])  # (N, out, in)
             momentum.lerp_(gradient, 0.05)
             update = gradient.lerp(momentum, 0.95)  # Nesterov
             rows, columns = update.shape[1:]
-            update = orthogonalise(update.mT).mT if rows > columns else orthogonalise(update)
+            update = orthogonalize(update.mT).mT if rows > columns else orthogonalize(update)
             scale = self.learning_rate * max(1.0, rows / columns) ** 0.5
             for parameter, change in zip(group, update, strict=True):
                 parameter.mul_(1 - self.learning_rate * self.decay).sub_(change, alpha=scale)

@@ -1,12 +1,12 @@
 """A bare loop in PyTorch and PEFT that computes what `smollm3 train` computes, and nothing else. Frozen: see below.
 
-No padding: the rows of a batch follow each other in one sequence, with positions of their own, and attention is
-called once for each row. Logits only where a token is learned, in pieces of at most 64 MiB, each of which goes
-backward as soon as its loss is there, so that one piece is in memory at a time and none is computed twice. No
-evaluation, no sample, no checkpoint, no log but the losses.
+No padding: the rows of a batch follow each other in one sequence, each with its own positions, and attention is called
+once per row. Logits are computed at supervised tokens only, in pieces of at most 64 MiB. The backward pass of each
+piece runs immediately after its loss, so only one piece is in memory at a time and none is computed twice. No
+evaluation, no samples, no checkpoints, no logs except the losses.
 
-It takes nothing from smollm3_finetune, so that what is slow there is not slow here. It was written before the first
-figure was taken and is not to be changed together with what it is compared with.
+It imports nothing from smollm3_finetune, so that slow code there does not slow it down. It was written before the first
+measurement. Do not change it together with the code that it is compared with.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from speed_peers.job import Job, learned_rows, of_command_line, quantization
+from speed_peers.job import Job, job_from_command_line, quantization, tokenized_rows
 
 LOGIT_BYTES = 2**26
 
 
 def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, borders: Any = None, **kwargs: Any) -> Any:
-    """SDPA on each row alone. query (1, H, T, D), borders: where rows begin, and the last one's end."""
+    """SDPA on each row alone. query (1, H, T, D); borders: the start of each row, and the end of the last one."""
     kwargs.pop("position_ids", None)
     pieces = [
         sdpa_attention_forward(module, query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], None, **kwargs)[0]
@@ -42,7 +42,7 @@ AttentionMaskInterface.register("bare", lambda *args, **kwargs: None)
 
 
 def backward(head: Any, hidden: Any, targets: Any) -> float:
-    """The mean cross-entropy over learned tokens, after its gradient went backward. hidden (N, H), targets (N,)."""
+    """The mean cross-entropy over supervised tokens; also runs its backward pass. hidden (N, H), targets (N,)."""
     leaf = hidden.detach().requires_grad_()
     size, total = LOGIT_BYTES // (4 * head.out_features), 0.0
     for piece, wanted in zip(leaf.split(size), targets.split(size), strict=True):
@@ -55,7 +55,7 @@ def backward(head: Any, hidden: Any, targets: Any) -> float:
 
 def main(job: Job) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    rows = learned_rows(job, tokenizer)
+    rows = tokenized_rows(job, tokenizer)
     about = quantization(job)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, attn_implementation="bare", **about)
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def main(job: Job) -> None:
     for start in range(0, len(rows), job.batch):
         batch = rows[start : start + job.batch]
         ids = torch.tensor([[i for r in batch for i in r.ids]])  # (1, T)
-        labels = torch.tensor([i for r in batch for i in (*r.labels[1:], -100)])  # (T,): of the token that follows
+        labels = torch.tensor([i for r in batch for i in (*r.labels[1:], -100)])  # (T,): the label of the next token
         places = torch.tensor([[i for r in batch for i in range(len(r.ids))]])
         borders = [0, *accumulate(len(r.ids) for r in batch)]
         hidden = body(input_ids=ids, position_ids=places, use_cache=False, borders=borders)[0][0]
@@ -87,4 +87,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(of_command_line())
+    main(job_from_command_line())

@@ -1,4 +1,4 @@
-"""The command of each contestant. What the job does not fix is left at each tool's own default."""
+"""The command of each contestant. Settings that the job does not fix have the default of each tool."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ SETTINGS = {
     OURS_COMPILED: {"train.compile": "true"},
     OURS_BF16: {"dtype": "bfloat16"},
 }
-"""What is set for each of ours."""
+"""The settings of each variant of `smollm3 train`."""
 HUGE = ", huge pages"
-"""After a name: told from outside to put tensors into huge pages, as `smollm3` does by itself."""
+"""Suffix of a name: an environment variable puts tensors into huge pages, as `smollm3` does by itself."""
 FLOAT32 = ", float32 adapter"
-"""After a name: an adapter that the tool makes bfloat16 is made float32 before the first step, as the job says."""
+"""Suffix of a name: an adapter that the tool creates in bfloat16 is cast to float32 before the first step, as in the
+job."""
 BARE_HUGE, PADDED_HUGE, FLATTENED_HUGE = BARE + HUGE, PADDED + HUGE, FLATTENED + HUGE
 TRL_HUGE, TRL_PACKED_HUGE, TRL_FREE_HUGE = TRL + HUGE, TRL_PACKED + HUGE, TRL_FREE + HUGE
 TRL_32, TRL_PACKED_32 = TRL + FLOAT32, TRL_PACKED + FLOAT32
 DEFAULT = (OURS, BARE_HUGE, PADDED, TRL, TRL_PACKED, OURS_PACKED)
 ALL = (*DEFAULT, BARE, PADDED_HUGE, FLATTENED, FLATTENED_HUGE, TRL_HUGE, TRL_PACKED_HUGE, TRL_FREE, TRL_FREE_HUGE)
 QUANTIZED = (OURS, BARE_HUGE, PADDED, TRL, TRL_32, TRL_PACKED_32, OURS_PACKED)
-"""Of a model of 4 bits, whose adapter trl keeps in bfloat16."""
+"""The contestants on a 4-bit model; trl keeps its adapter in bfloat16."""
 ALL = (*ALL, TRL_32, TRL_PACKED_32, OURS_CHECKPOINTING, OURS_COMPILED, OURS_BF16)
 FLAT = (*SETTINGS, BARE, FLATTENED, TRL_PACKED, TRL_FREE)
-"""Those that compute no padding."""
+"""Contestants that compute no padding."""
 PACKED = (OURS_PACKED, TRL_PACKED)
 ROUNDED = (OURS_BF16,)
-"""Those whose losses are not to be compared digit by digit."""
+"""Contestants whose losses are too coarse for an exact comparison."""
 
 
 def own_name(name: str) -> str:
-    """The contestant without what it is told from outside."""
+    """The name of the contestant without suffixes."""
     return name.removesuffix(HUGE).removesuffix(FLOAT32)
 
 
@@ -47,7 +48,7 @@ MODULES = {BARE: "bare", PADDED: "padded", FLATTENED: "flattened"}
 
 
 def command(name: str, job: Job, output: Path, python_trl: Path) -> list[str]:
-    """What is run, with its output in `output`, which is not there yet."""
+    """The command line to run; it writes to `output`, which must not exist."""
     name = own_name(name)
     if name in MODULES:
         return [sys.executable, "-m", f"speed_peers.{MODULES[name]}", job.directory, str(output)]
@@ -91,8 +92,8 @@ def _trl(name: str, job: Job, output: Path) -> list[str]:
         *("--max_grad_norm", str(job.max_grad_norm), "--train_sampling_strategy", "sequential"),
         *("--per_device_train_batch_size", str(job.packed if packing else job.batch)),
         *("--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--seed", str(SEED)),
-        *(nf4 if job.quant == "bnb-4bit" else ()),  # which computes in --dtype
+        *(nf4 if job.quant == "bnb-4bit" else ()),  # trl computes in --dtype
         *(("--packing", "true", "--packing_strategy", "bfd") if packing else ()),
-        # without padding trl cuts no row, and says so: nothing is cut here either, which is checked with the tokens
+        # without padding, trl cuts no row, and warns; no row of the job is cut, as the token counts confirm
         *(("--padding_free", "true", "--config", f"{job.directory}/{UNCUT}") if name == TRL_FREE else longest),
     ]

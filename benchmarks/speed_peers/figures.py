@@ -1,4 +1,4 @@
-"""From runs to a table: ratios of runs of the same round, their median, and how sure it is."""
+"""From runs to a table: ratios of runs of the same round, their median, and its confidence interval."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ TARGETS = (
     (OURS, TRL, "first_cpu", 0.5, "<="),
     (OURS, TRL_32, "first_cpu", 0.5, "<="),
 )
-"""What this project aims at: (who, beside whom, what, figure, direction); where there is no figure it is only shown."""
+"""The targets: (contestant, compared with, quantity, value, direction). Without a value, the ratio is only reported."""
 WORDS = {
-    "speed": "tokens a processor second",
+    "speed": "tokens per CPU-second",
     "memory": "memory above the floor",
-    "first_cpu": "processor time to the first step",
+    "first_cpu": "CPU time to the first step",
 }
 
 
 def value(result: Result, what: str, floor: float) -> float:
-    """`memory` is the peak above `floor`, which is the same for all; else a field of the result."""
+    """For `memory`, the peak above `floor`, which is the same for all contestants; otherwise a field of the result."""
     return result.peak_gb - floor if what == "memory" else float(getattr(result, what))
 
 
 def floor_of(rounds: Sequence[Round]) -> float:
-    """The bare loop's memory with nothing but imports and weights; without it, the least of all."""
+    """The memory of the bare loop with only imports and weights; if it did not run, the smallest of all contestants."""
     found = [r[n].floor_gb for r in rounds for n in (BARE, BARE_HUGE) if n in r] or [
         x.floor_gb for r in rounds for x in r.values()
     ]
@@ -73,21 +73,21 @@ def floor_of(rounds: Sequence[Round]) -> float:
 
 
 def interval(ratios: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median, with a fixed seed. Of few rounds it is little more than their range."""
+    """95 % bootstrap interval of the median, with a fixed seed. For few rounds, it is little more than their range."""
     choose = random.Random(0).choices
     medians = sorted(statistics.median(choose(ratios, k=len(ratios))) for _ in range(draws))
     return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
 
 
 def ratios(rounds: Sequence[Round], of: str, beside: str, what: str) -> list[float]:
-    """One ratio a round in which both ran."""
+    """One ratio for each round in which both ran."""
     floor = floor_of(rounds)
     both = [r for r in rounds if of in r and beside in r]
     return [value(r[of], what, floor) / value(r[beside], what, floor) for r in both]
 
 
 def reached(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    """Each target with what was measured."""
+    """Each target with the measured ratios."""
     found = []
     for who, beside, what, wanted, direction in TARGETS:
         pairs = ratios(rounds, who, beside, what)
@@ -105,7 +105,8 @@ def reached(rounds: Sequence[Round]) -> list[dict[str, Any]]:
 def table(rounds: Sequence[Round], names: Sequence[str]) -> str:
     """Two Markdown tables: medians of each contestant, and the ratios."""
     floor = floor_of(rounds)
-    whose = "bare loop's start" if any(n in r for r in rounds for n in (BARE, BARE_HUGE)) else "least start of all"
+    bare = any(n in r for r in rounds for n in (BARE, BARE_HUGE))
+    whose = "start of the bare loop" if bare else "smallest start"
     columns: tuple[tuple[str, Callable[[Result], float], str], ...] = (
         ("real tokens", lambda r: r.tokens, ".0f"),
         ("steps", lambda r: r.steps, ".0f"),
@@ -123,7 +124,7 @@ def table(rounds: Sequence[Round], names: Sequence[str]) -> str:
         runs = [r[name] for r in rounds if name in r]
         cells = [format(statistics.median(map(get, runs)), form) for _, get, form in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| who | beside | what | ratio | 95 % | of each round | aim | |", "|---" * 8 + "|"]
+    lines += ["", "| | compared with | what | ratio | 95 % interval | single ratios | aim | |", "|---" * 8 + "|"]
     for one in reached(rounds):
         low, high = one["interval"]
         each = ", ".join(f"{x:.2f}" for x in one["pairs"])

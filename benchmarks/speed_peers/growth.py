@@ -1,7 +1,7 @@
-"""How time a token and memory grow with sequence length, batch, rank and vocabulary: ours beside transformers.Trainer.
+"""Time per token and memory by sequence length, batch, rank and vocabulary, compared with transformers.Trainer.
 
-A SmolLM3-shaped model of random weights, small but for its vocabulary, trained on made-up rows of which every fourth
-is as long as the sequence length and the others a quarter of it.
+The model is a SmolLM3 with random weights, small except for its vocabulary. The rows are generated: every fourth has
+the full sequence length, the others a quarter of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from speed_peers.contestants import OURS, PADDED
-from speed_peers.job import MESSAGE, Job, learned_rows, write_rows
+from speed_peers.job import MESSAGE, Job, tokenized_rows, write_rows
 from speed_peers.measure import Result, run
 
 STEPS = 4
@@ -44,17 +44,17 @@ AXES: dict[str, tuple[int, ...]] = {
 
 
 def points() -> list[Point]:
-    """Each axis in turn, the others at their defaults; none twice."""
+    """All points that vary one axis and keep the others at their defaults, without duplicates."""
     return list(dict.fromkeys(replace(Point(), **{axis: v}) for axis, values in AXES.items() for v in values))
 
 
 Pair = tuple[Result, Result]
-"""Ours and the Trainer's."""
+"""The result of `smollm3 train` and that of transformers.Trainer."""
 
 
 def growth(rounds: int, threads: int, out: Path | None) -> int:
-    """Print a table of medians, and write all runs as JSON where `out` says."""
-    print("| length | batch | rank | vocabulary | ms a token | Trainer's | GB above floor | Trainer's |")
+    """Print a table of medians, and write all runs as JSON to `out`, if given."""
+    print("| length | batch | rank | vocabulary | ms per token | Trainer | GB above floor | Trainer |")
     print("|---" * 8 + "|")
     found = []
     for point in points():
@@ -76,7 +76,7 @@ def _medians(pairs: Sequence[Pair], get: Callable[[Result], float]) -> tuple[flo
 
 
 def measured(point: Point, rounds: int, threads: int) -> list[Pair]:
-    """One pair of runs for each round, in alternating order. Raises SystemExit where they did not do the same."""
+    """One pair of runs for each round, in alternating order. Raises SystemExit if they did not do the same job."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +88,7 @@ def measured(point: Point, rounds: int, threads: int) -> list[Pair]:
             max_length=point.length,
         )  # fmt: skip
         write_rows(job, [_row(i, point.length) for i in range(STEPS * point.batch)])
-        lengths = [len(r.ids) for r in learned_rows(job, tokenizer)]
+        lengths = [len(r.ids) for r in tokenized_rows(job, tokenizer)]
         pairs = []
         for number in range(rounds):
             names = (OURS, PADDED) if number % 2 else (PADDED, OURS)
@@ -101,16 +101,16 @@ def measured(point: Point, rounds: int, threads: int) -> list[Pair]:
 
 
 def _row(number: int, length: int) -> dict[str, Any]:
-    """More words than the row has room for tokens: it is cut to its length."""
+    """A chat row with more tokens than fit, so that it is cut to its length."""
     words = length if number % 4 == 0 else length // 4
     answer = " ".join(f"word{(number * 7919 + i) % 997}" for i in range(words))
     if number % 4:
-        answer = answer[: 2 * words]  # some two letters a token
+        answer = answer[: 2 * words]  # about two letters per token
     return {"messages": [{"role": "user", "content": "Say."}, {"role": "assistant", "content": answer}]}
 
 
 def _make_model(directory: Path, vocabulary: int) -> None:
-    """Random weights in SmolLM3's shape, with the embedded model's tokenizer and a plain ChatML template."""
+    """Write a SmolLM3 with random weights, the tokenizer of the embedded model and a plain ChatML template."""
     import torch
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 

@@ -1,14 +1,14 @@
-"""The frozen job: which rows in which order, and what every contestant is told about training on them.
+"""The fixed job: the rows, their order, and the training settings of every contestant.
 
-SmolLM2-135M in float32 on a CPU, LoRA on all linear layers but the head, one pass over chat rows of heavy-tailed
-length in one fixed order, a batch of rows a step, AdamW at a constant rate, the loss on the assistant's tokens, no
+SmolLM2-135M in float32 on a CPU, LoRA on all linear layers except the head, one pass over chat rows of heavy-tailed
+length in one fixed order, one batch of rows per step, AdamW at a constant rate, the loss on the assistant's tokens, no
 gradient checkpointing, no held-out rows.
 
     DIR/job.json          the job itself, for `bare` and `padded`
-    DIR/rows/train.jsonl  its rows in the order in which they are trained on: a data set for `trl sft`
-    DIR/smollm3.jsonl     the same rows, put where `smollm3 train` draws them in that order
-    DIR/uncut.yaml        a configuration for `trl sft` where no row is cut
-    DIR/template.jinja    the model's own chat template, with marks around what is learned, for tools that need them
+    DIR/rows/train.jsonl  its rows in training order: a dataset for `trl sft`
+    DIR/smollm3.jsonl     the same rows, permuted so that `smollm3 train` shuffles them into that order
+    DIR/uncut.yaml        a configuration for `trl sft` that cuts no row
+    DIR/template.jinja    the chat template of the model, with supervised tokens marked, for tools that need it
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEED = 0
 UNCUT = "uncut.yaml"
-"""A configuration for `trl sft` that sets no longest row, which its options cannot say."""
+"""A configuration for `trl sft` without a maximum length, which its command-line options cannot express."""
 MESSAGE = "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'"
-"""What SmolLM2's chat template writes for a message."""
+"""The expression of SmolLM2's chat template that renders a message."""
 MARKED = (
     "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
     "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{" + MESSAGE + "}}{% endif %}"
 )
-"""The same, with the assistant's own tokens marked: content and end of turn, without the header."""
+"""The same, with the tokens of the assistant marked: content and end of turn, without the header."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
     max_grad_norm: float = 1.0
     quant: str = "none"
     packed: int = 2
-    """Packed sequences in a step of those that pack: about as many tokens as `batch` rows have."""
+    """Packed sequences per step, for contestants that pack: about as many tokens as `batch` rows have."""
     modules: tuple[str, ...] = MODULES
 
 
@@ -55,12 +55,12 @@ class Row:
 
 
 def write(job: Job, alpaca: Path, count: int) -> None:
-    """The files of the job, from the first `count` rows of a file in alpaca's format."""
+    """Write the files of the job from the first `count` rows of a file in the alpaca format."""
     write_rows(job, [_chat(row) for row in json.loads(alpaca.read_text(encoding="utf-8"))[:count]])
 
 
 def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
-    """The files of the job, from chat rows in the order in which they are trained on."""
+    """Write the files of the job from chat rows in training order."""
     import torch
 
     directory = Path(job.directory)
@@ -72,7 +72,7 @@ def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
     (directory / UNCUT).write_text("max_length: null\n", encoding="utf-8")
     own = (Path(job.model) / "chat_template.jinja").read_text(encoding="utf-8")
     if (place := "{{" + MESSAGE + "}}") not in own:
-        raise SystemExit("the chat template is not SmolLM2's, and what it learns would not be marked rightly")
+        raise SystemExit("the chat template is not that of SmolLM2, so supervised tokens cannot be marked")
     (directory / "template.jinja").write_text(own.replace(place, MARKED), encoding="utf-8")
     (directory / "job.json").write_text(json.dumps(asdict(job)))
 
@@ -82,15 +82,15 @@ def _chat(row: dict[str, str]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]}
 
 
-def of_command_line() -> Job:
-    """The job of `SCRIPT DIR OUTPUT`."""
+def job_from_command_line() -> Job:
+    """Read the job of the command line `SCRIPT DIR OUTPUT`."""
     _, directory, output = sys.argv
     about = json.loads((Path(directory) / "job.json").read_text())
     return replace(Job(**{**about, "modules": tuple(about["modules"])}), output=output)
 
 
-def learned_rows(job: Job, tokenizer: Any) -> list[Row]:
-    """The rows as token ids, in order, with labels -100 where nothing is learned."""
+def tokenized_rows(job: Job, tokenizer: Any) -> list[Row]:
+    """The rows as token ids, in order, with label -100 at tokens that are not supervised."""
     template = (Path(job.directory) / "template.jinja").read_text(encoding="utf-8")
     found = []
     for line in (Path(job.directory) / "rows" / "train.jsonl").read_text().splitlines():
@@ -108,7 +108,7 @@ def learned_rows(job: Job, tokenizer: Any) -> list[Row]:
 
 
 def quantization(job: Job) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: NF4 with quantized scales, as in QLoRA, or none."""
+    """Arguments of `from_pretrained`: NF4 with quantized scales, as in QLoRA; empty without quantization."""
     if job.quant == "none":
         return {}
     import torch

@@ -1,4 +1,4 @@
-"""One run of a contestant in a process of its own: what its marks say, its processor time, and its memory."""
+"""One run of a contestant in a child process: its marks, its processor time, and its memory."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from speed_peers.contestants import BARE, FLAT, FLOAT32, HUGE, PACKED, SETTINGS,
 from speed_peers.job import Job
 
 SAMPLES = 0.05
-"""Seconds between two looks at a contestant's memory."""
+"""Seconds between two samples of a contestant's memory."""
 GB = 1e9
 OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of one contestant gave. Seconds are of the processor (user and system) unless they say otherwise."""
+    """The figures of one run of one contestant. Seconds are processor time (user and system), except `*_wall`."""
 
     name: str
     tokens: int
-    """Real tokens, as the contestant itself counts them where it does."""
+    """Tokens without padding, as counted by the contestant itself."""
     losses: list[float]
     steps: int
     step_tokens: int
-    """Real tokens of all steps but the first."""
+    """Tokens without padding in all steps except the first."""
     step_positions: int
     """Positions computed in these steps, padding included."""
     step_cpu: float
@@ -43,23 +43,23 @@ class Result:
     whole_cpu: float
     whole_wall: float
     floor_gb: float
-    """Anonymous memory when the optimizer is made: imports and weights."""
+    """Anonymous memory when the optimizer is created: imports and weights."""
     peak_gb: float
-    """The most anonymous memory, sampled, of the process and its children."""
+    """Peak anonymous memory of the process and its children, sampled."""
     profile: dict[str, float] = field(default_factory=dict)
-    """If asked for: seconds in each of torch's operations and, at `OUTSIDE`, in none, in the steps after the first and
-    before the last."""
+    """If profiled: seconds in each operation of torch, and outside of them at the key `OUTSIDE`, in all steps except
+    the first and the last."""
     profile_tokens: int = 0
-    """Real tokens of these steps."""
+    """Tokens without padding in these steps."""
 
     @property
     def speed(self) -> float:
-        """Real tokens a second of processor time, between the first step and the last."""
+        """Tokens without padding per second of processor time, in all steps except the first."""
         return self.step_tokens / self.step_cpu
 
 
 class Sampler(threading.Thread):
-    """The most anonymous memory of a process and its children."""
+    """Samples the peak anonymous memory of a process and its children."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -90,7 +90,7 @@ NOT_PASSED_ON = ("FORCE_COLOR", "SPEED_PROFILE", "SMOLLM3_TEST_DATA", "THP_MEM_A
 
 
 def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
-    """The same for all but what names say: caches that are empty, no network, a fixed number of threads, the marks."""
+    """The environment of a contestant: empty caches, no network, fixed threads, marks, and the suffixes of its name."""
     here = Path(__file__).resolve().parent
     path = [str(here / "marks"), str(here.parent), os.environ.get("PYTHONPATH", "")]
     return {
@@ -110,9 +110,11 @@ def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
 
 
 def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path, *, profiled: bool = False) -> Result:
-    """Profiling takes time of its own, so what a profiled run says of its speed is not to be compared.
+    """Run one contestant and measure it.
 
-    Raises SystemExit with the end of what the contestant printed where it failed."""
+    Profiling takes time, so the speed of a profiled run must not be compared with others. Raises SystemExit, with the
+    end of the contestant's output, if it fails.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         output = directory / "output"
@@ -151,7 +153,7 @@ def _result(
     positions = sum(s["positions"] for s in steps[1:])
     real = positions if alone in FLAT else sum(lengths[job.batch :])
     if alone in FLAT and alone not in PACKED and positions != sum(lengths[job.batch :]):
-        raise SystemExit(f"{name} computed {positions} positions, and the rows have {sum(lengths[job.batch :])}")
+        raise SystemExit(f"{name} computed {positions} positions, but the rows have {sum(lengths[job.batch :])}")
     return Result(
         name=name,
         tokens=tokens,
@@ -185,7 +187,7 @@ def _profile(marks: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _own_account(name: str, output: Path, logs: list[dict[str, Any]]) -> tuple[int, list[float]]:
-    """The tokens that the contestant says it trained on, and its loss at each step."""
+    """The number of tokens that the contestant reports, and its loss at each step."""
     if name == BARE:
         about = json.loads((output / "bare.json").read_text())
         return about["tokens"], about["losses"]

@@ -1,4 +1,4 @@
-"""transformers.Trainer and PEFT, padded, the loss on the assistant's tokens: what their documentation adds up to."""
+"""transformers.Trainer and PEFT, as in their documentation: padded batches, the loss on the assistant's tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from speed_peers.job import Job, learned_rows, of_command_line, quantization
+from speed_peers.job import Job, job_from_command_line, quantization, tokenized_rows
 
 
 def main(job: Job, collator: Any = None) -> None:
-    """`collator` instead of one that pads, where given."""
+    """Train with `collator`; None: one that pads."""
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    rows: Any = [{"input_ids": r.ids, "labels": r.labels} for r in learned_rows(job, tokenizer)]
+    rows: Any = [{"input_ids": r.ids, "labels": r.labels} for r in tokenized_rows(job, tokenizer)]
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **quantization(job))
     torch.manual_seed(0)
     config = LoraConfig(
@@ -49,4 +49,4 @@ def main(job: Job, collator: Any = None) -> None:
 
 
 if __name__ == "__main__":
-    main(of_command_line())
+    main(job_from_command_line())

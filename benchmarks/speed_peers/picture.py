@@ -1,4 +1,4 @@
-"""Bars of tokens a processor second and of memory, as an SVG that is legible on a light and on a dark page."""
+"""Bars of speed, memory and start-up time, as an SVG that is legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OWN, OTHER, INK = "#2f7d5d", "#8a94a3", "#6b7280"
 
 
 def bars(rounds: Sequence[Round], names: Sequence[str], caption: str) -> str:
-    """Both charts, one above the other."""
+    """The charts, one above the other."""
     floor = floor_of(rounds)
     charts: tuple[tuple[str, Callable[[Result], float], str], ...] = (
-        ("real tokens a second of processor time (more is better)", lambda r: r.speed, ".0f"),
+        ("real tokens per second of processor time (more is better)", lambda r: r.speed, ".0f"),
         ("GB of memory above imports and weights (less is better)", lambda r: r.peak_gb - floor, ".1f"),
         ("seconds of processor time to the end of the first step (less is better)", lambda r: r.first_cpu, ".0f"),
     )

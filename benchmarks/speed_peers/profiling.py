@@ -1,4 +1,4 @@
-"""Where the time of a step goes: torch's operations, put together by what they are for."""
+"""The time of a step by kind of operation: torch's operations, grouped by purpose."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from speed_peers.measure import OUTSIDE, Result
 GROUPS = (
     ("attention", ("scaled_dot_product",)),
     ("loss", ("softmax", "nll_loss", "cross_entropy", "logsumexp", "logprob", "aten::exp")),
-    ("4-bit weights", ("bitsandbytes",)),
-    ("products of matrices", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "mkl")),
+    ("dequantizing", ("bitsandbytes",)),
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "mkl")),
     ("copies and other shapes", ("copy_", "aten::cat", "index", "gather", "aten::roll", "_to_copy", "clone", "stack")),
     ("filling with a number", ("zero_", "fill_", "aten::full", "zeros", "ones")),
     ("optimizer", ("optimizer", "foreach", "_fused", "addcmul", "addcdiv", "lerp")),
 )
-"""What an operation is for, by parts of its name; the first that fits."""
+"""The groups, each with parts of names of operations. An operation belongs to the first group that matches."""
 OTHER = "element by element, and the rest"
 NONE = "outside torch's operations"
-ORDER = ("products of matrices", "4-bit weights", "attention", "loss", "copies and other shapes",
+ORDER = ("matrix products", "dequantizing", "attention", "loss", "copies and other shapes",
          "filling with a number", "optimizer", OTHER, NONE)  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def group_of(operation: str) -> str:
 
 
 def grouped(profile: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of each group."""
+    """The seconds of each group."""
     found: dict[str, float] = {}
     for operation, seconds in profile.items():
         group = group_of(operation)
@@ -39,10 +39,10 @@ def grouped(profile: Mapping[str, float]) -> dict[str, float]:
 
 
 def profile_table(results: Sequence[Result], most: int = 12) -> str:
-    """Milliseconds a real token of each group, side by side, and of the longest operations of each run."""
+    """Milliseconds per real token: of each group, all runs side by side, then of the longest operations of each run."""
     scale = {r.name: 1e3 / r.profile_tokens for r in results}
     groups = {r.name: grouped(r.profile) for r in results}
-    lines = ["| ms a real token | " + " | ".join(scale) + " |", "|---" * (len(results) + 1) + "|"]
+    lines = ["| ms per real token | " + " | ".join(scale) + " |", "|---" * (len(results) + 1) + "|"]
     for group in ORDER:
         if any(group in found for found in groups.values()):
             cells = [f"{scale[name] * found.get(group, 0.0):.2f}" for name, found in groups.items()]

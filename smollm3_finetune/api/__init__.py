@@ -1,7 +1,7 @@
-"""All that a plugin may import at module level. Light: nothing here imports torch or transformers.
+"""The contract for plugins: everything that a plugin may import at module level. Imports no torch or transformers.
 
-A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`, `QuantizerSpec`, …) whose
-`factory` and `options` are dotted strings, imported only when a run names the component:
+A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`, `QuantizerSpec`, …). Their
+`factory` and `options` are dotted strings, imported only when a run uses the component:
 
     from smollm3_finetune.api import AdapterSpec, Op, hookimpl
 
@@ -10,7 +10,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
         return [AdapterSpec(name="scale", summary="one learned factor per layer",
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT})]
 
-A factory is called with one validated options instance and returns an object with the methods of the matching
+A factory is called with one validated options instance. It returns an object with the methods of the matching
 protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 """
 

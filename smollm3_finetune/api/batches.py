@@ -1,4 +1,4 @@
-"""The rows of a batch one behind the other, as one sequence: no padding, no attention mask, positions for each row."""
+"""Flat batches: the rows of a batch in one sequence, without padding or attention mask, with positions for each row."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """Rows of `input_ids` and `labels` as arguments of a causal language model, (1, T) each with T the sum of lengths.
+    """Put rows of `input_ids` and `labels` into one sequence, as arguments of a causal language model.
 
-    The first label of a row is ignored: it would be learned from the last token of the row before. The borders of the
-    rows go to the attention by the names that transformers has for them; the cache is off, since with one the
-    model's mask would no longer follow `position_ids`. Raises ValueError for a row with a label too few or too many.
+    Returns tensors (1, T), with T the sum of the lengths. The first label of each row is ignored, because it would be
+    predicted from the last token of the previous row. The row boundaries have the names that transformers passes to
+    the attention. `use_cache` is False, because with a cache the model's mask would not follow `position_ids`.
+    Raises ValueError if the numbers of tokens and labels of a row differ.
     """
     rows = [np.array(e["input_ids"], dtype=np.int64) for e in examples]
     labels = [np.array(e["labels"], dtype=np.int64) for e in examples]
     lengths = [len(row) for row in rows]
     for length, row in zip(lengths, labels, strict=True):
         if len(row) != length:
-            raise ValueError(f"an example has {length} input_ids and {len(row)} labels")
+            raise ValueError(f"an example has {length} input_ids but {len(row)} labels")
         row[:1] = IGNORE_INDEX
-    borders = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))  # (rows + 1,)
+    boundaries = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))  # (rows + 1,)
     return {
         "input_ids": _one_sequence(rows),
         "labels": _one_sequence(labels),
         "position_ids": _one_sequence([np.arange(n) for n in lengths]),
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
         "use_cache": False,
@@ -48,12 +49,12 @@ def _one_sequence(rows: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> torch.
 
 
 def has_supervised_logits(model: nn.Module) -> bool:
-    """Whether the model, or one that it wraps, is inside `supervised_logits`."""
+    """Whether the model, or a model inside it, currently computes logits at supervised tokens only."""
     return any(_is_supervised(module.__dict__.get("forward")) for module in model.modules())
 
 
 def _is_supervised(forward: Any) -> bool:
-    """Whether it is what `in_place_of_own` gave, or wraps it: accelerate wraps forwards for mixed precision."""
+    """Whether `forward` computes supervised logits, or wraps one that does: accelerate wraps it for mixed precision."""
     while forward is not None:
         if hasattr(forward, "supervised"):
             return True

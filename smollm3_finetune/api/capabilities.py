@@ -1,4 +1,4 @@
-"""What can be done with a layer, and what a descriptor may know about the machine."""
+"""Operations of a layer, purposes of loading a model, and the facts about the machine that a descriptor may use."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from enum import StrEnum
 
 
 class Op(StrEnum):
-    """What can be done with one base linear layer after the quantizer loaded it.
+    """An operation on one linear layer of the base, after the quantizer loaded it.
 
-    Declaring an operation promises it in any sequence (evaluate, train, evaluate, save, train again), not for a
-    single call: kernels that repack themselves at the first forward break exactly this.
+    A declared operation must work in every sequence of calls (evaluate, train, evaluate, save, train again), not only
+    in the first one. Kernels that repack their weights at the first forward violate this.
     """
 
     FORWARD = "forward"
-    """y = x Wᵀ + b can be computed, and added to in place."""
+    """The layer computes y = x Wᵀ + b; the result can be modified in place."""
     GRAD_INPUT = "grad-input"
     """The gradient flows through the layer to its input, also after a forward in eval mode."""
     READ_WEIGHT = "read-weight"
-    """`LinearOps.read_weight()` gives the weight that the forward uses."""
+    """`LinearOps.read_weight()` returns the weight that the forward uses."""
     GRAD_WEIGHT = "grad-weight"
     """The weight itself can be trained."""
     DENSE = "dense"
-    """`.weight` is an ordinary floating-point Parameter, which may be replaced (PiSSA and OLoRA alter the base)."""
+    """`.weight` is an ordinary floating-point Parameter that may be replaced (PiSSA and OLoRA change the base)."""
 
 
 ALL_OPS: frozenset[Op] = frozenset(Op)
 
 
 class Purpose(StrEnum):
-    """Why a model is being loaded; a quantizer may choose another kernel for it."""
+    """Why a model is loaded; a quantizer may choose its kernel accordingly."""
 
     TRAIN = "train"
     INFER = "infer"
@@ -39,10 +39,10 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Env:
-    """What a descriptor's `refine` may look at, without importing torch."""
+    """The facts about a run that a descriptor's `refine` may use, available without importing torch."""
 
     device: str
-    """`cpu`, `cuda`, `mps`, `xpu`, … without an index."""
+    """Device type, without an index: `cpu`, `cuda`, `mps`, `xpu`, …"""
     purpose: Purpose = Purpose.TRAIN
     tools: frozenset[str] = frozenset()
-    """Programs found on this machine: `c++` when there is a C++ compiler."""
+    """Programs found on this machine: contains `c++` if there is a C++ compiler."""

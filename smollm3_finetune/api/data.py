@@ -1,4 +1,4 @@
-"""What a factory makes for rows: formatters and objectives, and the conversations and tokens between them."""
+"""Protocols for training rows: formatters, objectives, and the conversations and tokens passed between them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One training row in the form that chat templates take, or raw text."""
+    """One training row: messages for a chat template, or raw text."""
 
     messages: tuple[Mapping[str, Any], ...] = ()
-    """Each with a `role` (`system`, `user`, `assistant`, `tool`) and its `content` as text; calls of tools, in
-    OpenAI's form, as `tool_calls`, and reasoning as `<think>…</think>` before the content or as `reasoning_content`."""
+    """Each message has a `role` (`system`, `user`, `assistant`, `tool`) and a text `content`. Tool calls are in
+    `tool_calls`, in OpenAI's format. Reasoning is `<think>…</think>` before the content, or `reasoning_content`."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of functions, as `{"type": "function", "function": {…}}`."""
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The row's own `chat_template_kwargs`."""
     supervised: tuple[int, ...] | None = None
-    """The indices of the messages to learn from; None: every assistant message."""
+    """Indices of the messages to train on; None: every assistant message."""
     rejected: tuple[Mapping[str, Any], ...] | None = None
-    """For objectives that compare: the messages of the worse conversation, beside `messages`, the better one."""
+    """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one."""
     text: str | None = None
-    """Raw text to learn as it is, instead of messages."""
+    """Raw text to train on, instead of messages."""
 
     def supervised_messages(self) -> list[int]:
-        """The indices of the messages to learn from."""
+        """Indices of the messages to train on."""
         if self.supervised is not None:
             return list(self.supervised)
         return [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
@@ -39,30 +39,33 @@ class Conversation:
 
 class Formatter(Protocol):
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
-        """Raises ValueError, with what is wrong, for a row without usable fields."""
+        """Convert one dataset row into a conversation.
+
+        Raises ValueError, with the reason, if the row has no usable fields.
+        """
         ...
 
 
 class Encoded(Protocol):
-    """A conversation as tokens."""
+    """A tokenized conversation."""
 
     input_ids: list[int]
     labels: list[int]
-    """The token itself where it is learned, -100 elsewhere."""
+    """Same length as `input_ids`: the token id at supervised positions, -100 elsewhere."""
 
 
 class Renderer(Protocol):
-    """Turns conversations into tokens by the run's template and options."""
+    """Converts conversations to tokens, with the chat template and options of the run."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     def encode(self, conversation: Conversation, max_length: int) -> Encoded:
-        """Token ids and labels, cut to `max_length` tokens. Raises DataError where the template refuses."""
+        """Return token ids and labels, cut to `max_length` tokens. Raises DataError if the chat template fails."""
         ...
 
     def note(self, what: str) -> None:
-        """Count the row under `what`, a few words: users see it with the counts of the row's source."""
+        """Count the current row under `what`, a phrase of a few words; users see the counts for each data source."""
         ...
 
 
@@ -70,46 +73,50 @@ class Objective(Protocol):
     def prepare(
         self, conversation: Conversation, renderer: Renderer, max_length: int
     ) -> Mapping[str, Sequence[int]] | None:
-        """One example, as named lists of integers; None where the row can teach nothing (nothing supervised).
+        """Convert one conversation into an example: named lists of integers.
 
-        `input_ids` is among the names and the first of them, since its length is taken for the example's; every
-        example has the same names.
+        Called for each row, before training. The first name must be `input_ids`, because its length counts as the
+        length of the example. All examples must have the same names. Return None to skip the row, for example if it
+        has no supervised tokens.
         """
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-        """What makes a batch of examples: tensors (B, T) on the CPU, padded, `input_ids` among them.
+        """Return the function that combines examples into a batch: padded tensors (B, T) on the CPU.
 
-        The ones of an `attention_mask`, where there is one, are counted as the batch's tokens.
+        The batch must contain `input_ids`. If it contains an `attention_mask`, the ones in it are counted as the
+        tokens of the batch.
         """
         ...
 
     def trainer_class(self) -> type[Trainer]:
-        """A class of transformers' Trainer that computes the loss.
+        """Return a subclass of `transformers.Trainer` that computes the loss.
 
-        It is made with `model`, `args`, `train_dataset`, `data_collator` and `callbacks`, by name. A loss that is a
-        mean takes `num_items_in_batch`, the supervised tokens of the whole step, as its denominator.
+        It is constructed with the keyword arguments `model`, `args`, `train_dataset`, `data_collator` and `callbacks`.
+        If the loss is a mean, divide its sum by `num_items_in_batch`, the number of supervised tokens in the whole
+        optimizer step.
         """
         ...
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
-        """The summed loss of a batch and the number of terms in it (supervised tokens, for `sft`).
+        """Return the summed loss of a batch and the number of terms in the sum (for `sft`: supervised tokens).
 
-        For the held-out loss: the model is in evaluation mode, the batch on its device, gradients are off.
+        Called for the held-out loss: the model is in evaluation mode, the batch is on its device, and gradients are
+        disabled.
         """
         ...
 
 
 @runtime_checkable
 class FlatObjective(Objective, Protocol):
-    """An objective whose rows may share a sequence, in batches without padding."""
+    """An objective that can train on several rows in one sequence, in batches without padding."""
 
     def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """As `collator`, and its batches are those of `flatten_rows`, perhaps with more in them."""
+        """Like `collator`, but its batches contain everything that `flatten_rows` returns; they may contain more."""
         ...
 
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold its reasoning in public datasets; templates use the first."""
 IGNORE_INDEX = -100
-"""The label of a token that no loss looks at (torch.nn.functional.cross_entropy's default)."""
+"""The label of a token that the loss ignores (default of torch.nn.functional.cross_entropy)."""

@@ -1,4 +1,4 @@
-"""Functions for plugins of any kind. What is heavy is imported when one is called."""
+"""Functions for plugins of any kind. Heavy libraries are imported when a function is called."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
 
 
 def options_dict(options: Any) -> dict[str, Any]:
-    """The fields of an options instance, for a fingerprint or a saved file."""
+    """Return the fields of an options instance as a dictionary, for a fingerprint or a saved file."""
     return dataclasses.asdict(options)
 
 
 def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """Rows of `input_ids` and `labels` as arguments of a causal language model that follow each other in one sequence.
+    """Put rows of `input_ids` and `labels` into one sequence, as arguments of a causal language model.
 
-    `input_ids`, `labels` and `position_ids` are (1, T) with T the sum of lengths; `cu_seq_lens_q` and `cu_seq_lens_k`
-    (rows + 1,) are the borders, `max_length_q` and `max_length_k` the longest row, `use_cache` is False. Other names
-    of the examples are left out. The first label of each row is ignored: it would be learned from the last token of
-    the row before.
+    `input_ids`, `labels` and `position_ids` are (1, T), with T the sum of the lengths. `cu_seq_lens_q` and
+    `cu_seq_lens_k` (rows + 1,) are the row boundaries, `max_length_q` and `max_length_k` the length of the longest
+    row; `use_cache` is False. Other keys of the examples are dropped. The first label of each row is ignored, because
+    it would be predicted from the last token of the previous row.
+    Raises ValueError if the numbers of tokens and labels of a row differ.
     """
     from smollm3_finetune.api.batches import flatten
 
@@ -45,10 +46,10 @@ def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, A
 
 
 def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:
-    """A `ModelSource` for a directory in Hugging Face's layout, for loaders that convert into one.
+    """Return a `ModelSource` for a directory in the Hugging Face layout, for loaders that download or convert.
 
-    `fingerprint` saves hashing the files where the identity is known; `kwargs` are added to every
-    `from_pretrained`.
+    `ref` is the reference that the user typed. Pass `fingerprint` if the weights are already identified; otherwise
+    the files are hashed. `kwargs` are passed to every `from_pretrained` call.
     """
     from smollm3_finetune.model_files.source import DirectorySource
 

@@ -1,9 +1,9 @@
 """The hooks. A plugin implements any of them with `@hookimpl`; each returns an iterable of descriptors.
 
-Hooks are asked once, when a verb needs to know what is installed: never for the root help, always before anything
-is loaded. They must be quick and light: a module that holds hooks imports `smollm3_finetune.api` and the standard
-library, nothing like torch. A hook that raises, or returns something that is no valid descriptor, makes its plugin
-`broken`; others are not affected. Order of calls never matters: what is found is sorted by name.
+A command that needs the installed components calls every hook once, before it opens a model; the root help calls none.
+Hooks take no arguments and must be fast: a module with hooks imports only `smollm3_finetune.api` and the standard
+library, not torch. If a hook raises, or returns an invalid descriptor, its plugin is marked `broken`; other plugins are
+not affected. The order of calls does not matter, because components are sorted by name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ hookspec = pluggy.HookspecMarker("smollm3_finetune")
 
 @hookspec
 def smollm3_loaders() -> Iterable[LoaderSpec]:  # type: ignore[empty-body]
-    """Offer ways to open a model reference.
+    """Return the loaders of this plugin: each opens a kind of model reference.
 
-    Asked before a model is opened. Each descriptor's `claims(ref)` is then asked whether the reference is its own,
-    unless `--loader` names one.
+    Called once per command, before a model is opened. Returns an iterable of `LoaderSpec`, empty if there are none.
+    Unless `--loader` names a loader, the one whose `claims(ref)` returns true opens the reference.
 
     Example:
         @hookimpl
@@ -34,10 +34,11 @@ def smollm3_loaders() -> Iterable[LoaderSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def smollm3_quantizers() -> Iterable[QuantizerSpec]:  # type: ignore[empty-body]
-    """Offer ways to load weights in fewer bits.
+    """Return the quantizers of this plugin: each loads weights in low precision.
 
-    Asked when a run needs a quantizer. `provides` (less what `refine` takes away) is compared with what
-    the adapter needs, before any weights are read.
+    Called once per command, before a model is opened. Returns an iterable of `QuantizerSpec`, empty if there are none.
+    Before weights are read, the operations in `provides`, minus those that `refine` returns, are compared with the
+    operations that the adapter needs.
 
     Example:
         @hookimpl
@@ -49,10 +50,11 @@ def smollm3_quantizers() -> Iterable[QuantizerSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def smollm3_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]
-    """Offer ways to make a loaded model trainable.
+    """Return the adapters of this plugin: each makes a loaded model trainable.
 
-    Asked when a run needs an adapter. `needs` lists the operations the adapter uses on the base's
-    layers; a quantizer that provides them all will do, whoever wrote it.
+    Called once per command, before a model is opened. Returns an iterable of `AdapterSpec`, empty if there are none.
+    `needs` lists the operations that the adapter uses on the layers of the base. The adapter works with every quantizer
+    that provides them, including the quantizers of other plugins.
 
     Example:
         @hookimpl
@@ -64,10 +66,11 @@ def smollm3_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def smollm3_formatters() -> Iterable[FormatterSpec]:  # type: ignore[empty-body]
-    """Offer ways to read a dataset row as a conversation.
+    """Return the formatters of this plugin: each converts dataset rows into conversations.
 
-    Asked when rows are read. Each descriptor's `claims(row)` sees the first row of a file, unless the configuration
-    names a formatter.
+    Called once per command, before rows are read. Returns an iterable of `FormatterSpec`, empty if there are none.
+    Unless the configuration names a formatter, the one whose `claims(row)` returns true for the first row of a data
+    source converts all its rows.
 
     Example:
         @hookimpl
@@ -79,9 +82,10 @@ def smollm3_formatters() -> Iterable[FormatterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def smollm3_objectives() -> Iterable[ObjectiveSpec]:  # type: ignore[empty-body]
-    """Offer what training can minimize.
+    """Return the objectives of this plugin: each defines a loss that training minimizes.
 
-    Asked when a run is planned. The objective prepares examples, collates them and supplies a Trainer subclass.
+    Called once per command, before the run is planned. Returns an iterable of `ObjectiveSpec`, empty if there are none.
+    An objective prepares examples, collates them into batches and supplies a subclass of `transformers.Trainer`.
 
     Example:
         @hookimpl

@@ -1,4 +1,4 @@
-"""What a factory makes for a model: loaders, quantizers and adapters, and what they are told and give."""
+"""Protocols for models: loaders, quantizers and adapters, the context they receive and the objects they return."""
 
 from __future__ import annotations
 
@@ -20,50 +20,53 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """One piece of visible work."""
+    """One task whose progress is shown."""
 
-    def advance(self, steps: int = 1) -> None: ...
+    def advance(self, steps: int = 1) -> None:
+        """Report that `steps` more steps are done."""
+        ...
 
 
 class Progress(Protocol):
-    """Where a component tells what it is doing: a bar on a terminal, plain lines elsewhere."""
+    """Reports what a component is doing: with a progress bar on a terminal, otherwise as plain lines."""
 
     def task(self, description: str, total: int | None = None) -> AbstractContextManager[Task]:
-        """Show a piece of work of `total` steps while the context is open."""
+        """Return a context manager that shows a task of `total` steps until it exits; None: the number is unknown."""
         ...
 
     def say(self, message: str) -> None:
-        """Show one line."""
+        """Print one line."""
         ...
 
 
 def _no_calibration() -> Sequence[Sequence[int]]:
     raise ConfigError(
-        "this quantizer needs calibration rows and none were given",
-        hint="pass calibration=… to load_model, or run it through `smollm3 train --data …`",
+        "this quantizer needs calibration rows, but none were passed",
+        hint="pass calibration=… to load_model, or run `smollm3 train --data …`",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildContext:
-    """What a component is told about the run."""
+    """The facts about the run, passed to every component."""
 
     purpose: Purpose
-    """`load` and adapters see `TRAIN`, `INFER` or `MERGE`; `write` sees `QUANTIZE`."""
+    """`TRAIN`, `INFER` or `MERGE` for `Quantizer.load` and adapters, `QUANTIZE` for `write`."""
     device: str
     """A torch device: `cpu`, `cuda:0`, …"""
     dtype: str
-    """`float32`, `bfloat16`, `float16` or `float64`: of weights that are not quantized, and of the computation."""
+    """Dtype of the computation and of weights that are not quantized: `float32`, `bfloat16`, `float16` or `float64`."""
     seed: int
-    """For generators of the component's own; torch's is seeded with it around `attach` alone."""
+    """Seed for the component's own random generators. torch is seeded with it only during `attach`."""
     cache: Cache
-    """`get_or_build(kind, key, build)` gives the directory of an entry that `build(directory)` fills at most once."""
+    """`get_or_build(kind, key, build)` returns the directory of an entry, which `build(directory)` fills only once."""
     progress: Progress
     calibration: Callable[[], Sequence[Sequence[int]]] = _no_calibration
-    """Token ids of calibration rows, made when first called."""
+    """Returns the token ids of the calibration rows, one sequence per row; they are computed at the first call."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """`dtype` as a torch dtype."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -71,10 +74,10 @@ class BuildContext:
 
     @property
     def trained_dtype(self) -> torch.dtype:
-        """What parameters are kept in while they are trained: float32 where the run computes in half precision.
+        """Dtype of parameters that are trained: float32 if a training run computes in half precision.
 
-        In bfloat16 a step of less than 1/256 of a value is rounded away, and gradients in float16 cannot be scaled.
-        Training then runs under autocast. Where nothing is trained it is `torch_dtype`.
+        In bfloat16, a step smaller than 1/256 of a value is rounded away; in float16, gradients cannot be scaled.
+        Such a run trains under autocast. For every other run and purpose it is `torch_dtype`.
         """
         import torch
 
@@ -83,17 +86,17 @@ class BuildContext:
 
 
 class ModelSource(Protocol):
-    """A model that was opened; no weights were read.
+    """An opened model whose weights have not been read.
 
-    One whose contents may change under the same reference may have `pins`, a mapping of loader options under which
-    exactly these are opened again (a Hub commit); a run keeps them.
+    If the content behind a reference may change, a source may also have the attribute `pins`: a mapping of loader
+    options that open exactly this content again (for example a Hub commit). A run stores it.
 
-    Not for `isinstance`, which would read `path` and so download or convert.
+    Do not use `isinstance` with this protocol: it would read `path`, and so download or convert.
     """
 
     @property
     def ref(self) -> str:
-        """What the user typed."""
+        """The reference that the user typed."""
         ...
 
     @property
@@ -103,55 +106,60 @@ class ModelSource(Protocol):
 
     @property
     def path(self) -> Path:
-        """A directory with everything; may download or convert when first read."""
+        """A directory with all files of the model. The first access may download or convert."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights: a Hub commit, or a hash of the files' contents."""
+        """Identifies the weights: a Hub commit, or a hash of the contents of the files."""
         ...
 
     def has_file(self, name: str) -> bool:
-        """Whether the checkpoint has a file of that name, without reading it."""
+        """Whether the checkpoint has a file with this name. Does not read the file."""
         ...
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """A new one each time. Raises ModelError where there is none."""
+        """Load the tokenizer; each call returns a new object. Raises ModelError if the model has no tokenizer."""
         ...
 
     def load(self, **kwargs: Any) -> PreTrainedModel:
-        """Make the model; `kwargs` are those of `from_pretrained` (`dtype`, `quantization_config`, `config`).
+        """Load the model with its weights. No other member reads weights.
 
-        The only place where weights are made. Raises ModelError where files are missing or damaged.
+        `kwargs` are those of `from_pretrained`: `dtype`, `quantization_config`, `config`.
+        Raises ModelError if files are missing or damaged.
         """
         ...
 
     def at(self, path: Path) -> ModelSource:
-        """The same model (reference, trust) with all that is in `path`, a directory with config and weights."""
+        """Return a source with the same reference and trust settings, whose config and weights are read from `path`."""
         ...
 
 
 class Loader(Protocol):
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        """Open a reference without reading weights.
+        """Open a model reference without reading weights.
 
-        Raises ModelError where there is nothing to open; a remote one may do so when its `config` is first read.
+        Called while a run is planned, including by `--dry-run` and `smollm3 config validate`.
+        Raises ModelError if the model does not exist; a remote source may instead raise it when its `config` is first
+        read.
         """
         ...
 
 
 class LinearOps(Protocol):
-    """A view of one quantized layer, made by `Base.ops_for`; not a module, holds no state of its own."""
+    """The operations of one quantized layer, returned by `Base.ops_for`: a stateless view, not a module."""
 
     @property
-    def ops(self) -> frozenset[Op]: ...
+    def ops(self) -> frozenset[Op]:
+        """The operations that the layer provides."""
+        ...
 
     @property
     def forward_rtol(self) -> float:
-        """How far the forward is from `x @ read_weight().T`, relative, beyond float rounding.
+        """Upper bound of the relative error of the forward against `x @ read_weight().T`, beyond float rounding.
 
-        0 for kernels that dequantize and multiply; 0.1 or so, a bound on the worst layer, where activations are
-        rounded to 8 bits too.
+        0 for kernels that dequantize and multiply; about 0.1, for the worst layer, if the kernel also rounds
+        activations to 8 bits.
         """
         ...
 
@@ -161,69 +169,90 @@ class LinearOps(Protocol):
         ...
 
     def read_weight(self) -> Tensor:
-        """The base weight as the forward pass sees it, dequantized.
+        """Return the dequantized weight that the forward uses.
 
-        Returns a new tensor (out_features, in_features), float32 or wider, on the layer's device, without grad;
-        valid before and after any forward. Raises UnsupportedOp where READ_WEIGHT is not among `ops`.
+        Returns a new tensor (out_features, in_features), float32 or wider, on the layer's device, without grad.
+        Must work before and after any forward. Raises UnsupportedOp if READ_WEIGHT is not in `ops`.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A loaded model with what can be done to its layers."""
+    """A loaded model and the operations of its layers."""
 
     model: PreTrainedModel
     fingerprint: str
-    """Identifies the weights as quantized."""
+    """Identifies the weights after quantization."""
     ops_for: Callable[[nn.Module], LinearOps | None] = lambda layer: None
-    """The operations of a quantized layer; None for an ordinary one, which has them all."""
+    """Returns the operations of a quantized layer, or None for an ordinary layer, which supports all of them."""
 
 
 class Quantizer(Protocol):
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """Load the weights of `source` onto `ctx.device`, frozen, ready for `ctx.purpose`."""
+        """Load the weights of `source` onto `ctx.device`.
+
+        All parameters of the returned model must be frozen, and its kernels must suit `ctx.purpose`.
+        Raises IncompatibleError if the quantizer does not support this model.
+        """
         ...
 
 
 @runtime_checkable
 class CheckpointQuantizer(Quantizer, Protocol):
-    """A quantizer that turns one checkpoint into another."""
+    """A quantizer that can also write a quantized checkpoint."""
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the quantized checkpoint, config and all, into the empty directory `out`."""
+        """Write the quantized checkpoint of `source`, including `config.json`, into the empty directory `out`.
+
+        Called by `smollm3 quantize`, and by `smollm3 merge` if it quantizes again; `ctx.purpose` is `QUANTIZE`.
+        """
         ...
 
 
 class Adapted(Protocol):
-    """A model with an adapter on it."""
+    """A model with an adapter attached."""
 
     model: nn.Module
-    """What the trainer trains; takes and returns what a causal LM of transformers does."""
+    """The module that is trained. It has the inputs and outputs of a causal language model of transformers."""
     base: Base
 
     def disabled(self) -> AbstractContextManager[None]:
-        """The base alone, while the context is open. Raises UnsupportedOp where the base was altered (`full`)."""
+        """Return a context manager; inside the context, `model` computes exactly what the base alone computes.
+
+        Raises UnsupportedOp if the base itself was changed (`full`).
+        """
         ...
 
     def on_step(self, step: int) -> None:
-        """Called after each optimizer.step and before zero_grad; `step` counts from 1."""
+        """Called after each `optimizer.step()`, before the gradients are cleared; `step` counts from 1."""
         ...
 
     def save(self, path: Path) -> None:
-        """Write the adapter into `path`, as safetensors, with whatever state the method has."""
+        """Write the adapter and all state of the method into the directory `path`, as safetensors."""
         ...
 
 
 class Adapter(Protocol):
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> Adapted:
-        """Put a fresh adapter on `base`; afterwards only what is trained has `requires_grad`."""
+        """Attach a new adapter to `base`, whose parameters are frozen.
+
+        Afterwards only trained parameters may have `requires_grad`. torch is seeded with `ctx.seed` during the call.
+        `total_steps` is the number of optimizer steps of the run, for methods with a schedule; None if it is unknown.
+        """
         ...
 
     def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
-        """Put a saved adapter on `base`; trainable when `ctx.purpose` is `train`."""
+        """Attach the adapter saved in the directory `path` to `base`.
+
+        Its parameters must be trainable if `ctx.purpose` is `Purpose.TRAIN`, and frozen otherwise.
+        """
         ...
 
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
-        """Fold a saved adapter into `dense` (its base with every weight dequantized) and return the plain model."""
+        """Merge the adapter saved in the directory `path` into `dense` and return the model without adapter modules.
+
+        `dense` is the base with every weight dequantized; it may be modified in place.
+        Required unless the descriptor declares `merges=False`.
+        """
         ...

@@ -1,1 +1,1 @@
-"""Which quantizer works with which adapter, and how that is known: measured, declared, refused or unknown."""
+"""Which quantizer works with which adapter, and on what evidence: measured, declared, refused or unknown."""

@@ -1,10 +1,10 @@
-"""Where results lie: in a file that core ships, and in one beside each active plugin's module.
+"""Collects published results: from a file that core ships, and from a file next to the module of each active plugin.
 
     acme_scale/__init__.py    acme_scale/compat.json
     acme_scale.py             acme_scale.compat.json
 
-The module was imported when plugins were discovered, and is light; nothing more is imported here. A plugin states
-results of pairs in which one of its own components takes part.
+Discovery has already imported the plugin's light module; nothing more is imported here. A plugin may publish results
+only for pairs that include one of its own components.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smollm3_finetune.components.requirements import installed_version
 
 FILE = "compat.json"
 OWN_FILE = Path(__file__).with_name("measured.json")
-"""What `nox -s compat` measured of the bundled plugins; data, so that no plugin is named in code."""
+"""Results of the bundled plugins, written by `nox -s compat`; a data file, so that the code names no plugin."""
 
 Key = tuple[str, str, str]
 """Quantizer, adapter (both `distribution:name`) and purpose."""
@@ -30,13 +30,13 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """A result and who states it."""
+    """A result and the distribution that published it."""
 
     result: Result
     source: str
     """A distribution and its version."""
     changed: Mapping[str, tuple[str, str | None]]
-    """Distributions of another version than the one measured with: that one, and what there is now."""
+    """Distributions whose version differs from the measured one: the measured and the installed version."""
 
     @property
     def stale(self) -> bool:
@@ -45,12 +45,12 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """All results that were found."""
+    """All published results."""
 
     by_pair: Mapping[Key, tuple[Evidence, ...]]
-    """Of each pair and purpose, those that hold for what is installed first, then the newest."""
+    """The results of each pair and purpose: first those with the installed versions, newest first, then the others."""
     problems: tuple[str, ...]
-    """One line for each file that could not be used."""
+    """One line for each file with results that cannot be used."""
 
     def of(self, quantizer: str, adapter: str, purpose: str, device: str | None = None) -> tuple[Evidence, ...]:
         found = self.by_pair.get((quantizer, adapter, purpose), ())
@@ -58,17 +58,17 @@ class Collected:
 
 
 def evidence_file(module_file: Path) -> Path:
-    """Where the results of a plugin lie whose module is `module_file`."""
+    """The file with the results of the plugin whose module is `module_file`."""
     if module_file.name == "__init__.py":
         return module_file.with_name(FILE)
     return module_file.with_name(f"{module_file.stem}.{FILE}")
 
 
 def collect(registry: Registry) -> Collected:
-    """The results of core and of every active plugin. A file that is broken is a problem, and never an exception."""
+    """The results of core and of every active plugin. An invalid file is reported in `problems` and never raises."""
     found: dict[Key, list[Evidence]] = {}
     problems: list[str] = []
-    # plugins need no distribution that is installed; others are looked up once, which takes a millisecond each
+    # plugin files belong to no installed distribution; other versions are looked up once, about 1 ms each
     versions: dict[str, str | None] = {record.distribution: record.version for record in registry.plugins}
     for record, file in _files(registry):
         try:
@@ -76,7 +76,7 @@ def collect(registry: Registry) -> Collected:
         except (OSError, ValueError, TypeError) as e:
             reason = " ".join(str(e).split())
             problems.append(
-                f"the results of plugin {record.name!r} ({record.distribution} {record.version}) are left out: "
+                f"the results of plugin {record.name!r} ({record.distribution} {record.version}) are ignored: "
                 f"{file.name}: {reason}"
             )
             continue
@@ -93,8 +93,8 @@ def collect(registry: Registry) -> Collected:
             found.setdefault(key, []).append(Evidence(result=result, source=source, changed=result.changed(versions)))
         if foreign:
             problems.append(
-                f"{foreign} results of plugin {record.name!r} ({record.distribution} {record.version}) are left out: "
-                "none of its own components takes part in them"
+                f"{foreign} results of plugin {record.name!r} ({record.distribution} {record.version}) are ignored: "
+                "they include none of its own components"
             )
     order = {key: tuple(sorted(many, key=_rank, reverse=True)) for key, many in found.items()}
     return Collected(by_pair=order, problems=tuple(problems))
@@ -126,6 +126,6 @@ def _files(registry: Registry) -> Iterator[tuple[PluginRecord, Path]]:
 
 
 def _module_file(name: str) -> Path | None:
-    """The file of a module that is imported; of a package its `__init__.py`."""
+    """The file of an imported module, for a package its `__init__.py`; None if it is not imported."""
     file = getattr(sys.modules.get(name), "__file__", None)
     return Path(file) if file else None

@@ -1,8 +1,8 @@
-"""A quantizer with an adapter, taken through a training run's sequence and compared with the dense copy.
+"""Runs a quantizer with an adapter through the sequence of a training run, and compares it with the dense copy.
 
-The dense copy is the same model with every quantized layer replaced by `nn.Linear(read_weight())`. Put on it, the
-same adapter must compute the same gradients: whatever a kernel does on the way (repack itself, detach, round), the
-sequence shows it, where a single call would not.
+The dense copy is the same model with every quantized layer replaced by `nn.Linear(read_weight())`. On both, the adapter
+must compute the same gradients. The sequence reveals kernels that repack, detach or round at some call; a single call
+does not.
 """
 
 from __future__ import annotations
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelPlan
 
 TOTAL_STEPS = 20
-"""What adapters with a schedule of their own are told."""
+"""Passed to `attach` as `total_steps`, for adapters with a schedule."""
 
 
 @dataclass
 class Comparison:
-    """What was measured; every figure is a relative norm."""
+    """The figures of a comparison; each is a relative norm."""
 
     identity: float = 0.0
-    """Logits of the fresh adapter against those of its base."""
+    """Logits of the fresh adapter compared with those of its base."""
     moved: float = 0.0
-    """How far the adapter moves the logits before it trains: too little, and no comparison could fail."""
+    """How far the adapter moves the logits after noise was added to it; if too little, no comparison could fail."""
     gradients: dict[str, float] = field(default_factory=dict)
-    """At each point of the sequence, the adapter's gradients against those on the dense copy."""
+    """At each point of the sequence, the adapter's gradients compared with those on the dense copy."""
     logits: dict[str, float] = field(default_factory=dict)
-    """At each point of the sequence, the logits against those on the dense copy."""
+    """At each point of the sequence, the logits compared with those on the dense copy."""
     weights: dict[str, float] = field(default_factory=dict)
-    """At each point of the sequence, `read_weight()` of every quantized layer against what it was at first."""
+    """At each point of the sequence, `read_weight()` of every quantized layer compared with its first value."""
     restored: float = 0.0
-    """Logits after save and restore on a freshly loaded base, against those before."""
+    """Logits after save and restore on a freshly loaded base, compared with those before."""
     trained: list[str] = field(default_factory=list)
     """Names of the parameters that require a gradient."""
     base_trained: list[str] = field(default_factory=list)
-    """Of these, those that the base had before the adapter came: none, unless the weights themselves are trained."""
+    """The names in `trained` that belong to the base; empty unless the weights themselves are trained."""
 
 
 def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparison:
-    """Carry out `plan` (for training, with an adapter), take it through the sequence and measure it.
+    """Build the model of `plan` (for training, with an adapter), run the sequence on it and return the figures.
 
-    The dense copy computes in float64 where the run's dtype is float64, else in float32. Raises AssertionError
-    where a gradient does not arrive at all; compare the figures with bounds of your own.
+    `ids` (B, T) are the token ids to use; None: random ones. The dense copy computes in float64 if the dtype of the
+    plan is float64, otherwise in float32. Only the caller compares the figures with bounds. Raises AssertionError if a
+    trained parameter receives no gradient.
     """
     import torch
 
@@ -86,7 +87,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
 
         def evaluate(point: str) -> None:
             result.logits[point] = apart(logits(adapted.model, tokens), logits(right.model, tokens))
-            look(point)
+            compare_weights(point)
 
         def train(point: str) -> None:
             nonlocal steps
@@ -94,9 +95,9 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
             result.gradients[point] = relative_error(gradients(adapted.model, tokens), gradients(right.model, tokens))
             for one in (adapted, right):
                 descend(one, steps)
-            look(point)
+            compare_weights(point)
 
-        def look(point: str) -> None:
+        def compare_weights(point: str) -> None:
             if layers:
                 now = {str(i): ops.read_weight() for i, ops in enumerate(layers)}
                 result.weights[point] = relative_error(now, weights)
@@ -110,7 +111,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
         adapted.save(saved / "last")
         adapted = adapter.restore(_load(plan), saved / "last", plan.context)
         result.restored = apart(logits(adapted.model, tokens), last)
-        layers = []  # those of the first base
+        layers = []  # they belong to the first base
         train("train after restore")
     return result
 
@@ -121,7 +122,7 @@ def _load(plan: ModelPlan) -> Base:
 
 
 def _effect(adapted: Adapted, ids: Tensor) -> float:
-    """How far the adapter moves the logits, relative to its base; 0 where the base cannot be had alone."""
+    """How far the adapter moves the logits, relative to its base; 0 if the adapter cannot be disabled."""
     found = logits(adapted.model, ids)
     try:
         with adapted.disabled():

@@ -1,7 +1,7 @@
-"""The table: every quantizer with every adapter, for training and for merging, each with how that is known.
+"""The table: every quantizer with every adapter, for training and for merging, each with its state and evidence.
 
-Negotiation decides first; results of really running a pair tell how well its answer is founded. Nothing is imported
-but plugins' light modules.
+The descriptors decide whether a pair is allowed; published results show whether it was run. Only the light modules of
+plugins are imported.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from smollm3_finetune.errors import SmolLM3Error
 
 class State(StrEnum):
     MEASURED = "measured"
-    """It was really run."""
+    """The pair was run on this kind of device."""
     DECLARED = "declared"
-    """The descriptors agree, and nobody ran it on this kind of device."""
+    """The descriptors allow the pair, but it was not run on this kind of device."""
     REFUSED = "refused"
-    """It is an error before any weights are read."""
+    """An operation or a requirement is missing: an error before weights are read."""
     UNKNOWN = "unknown"
-    """A descriptor says nothing that can be used."""
+    """A descriptor cannot be evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +43,18 @@ class Cell:
     device: str
     state: State
     reason: str | None
-    """Why it is refused or unknown."""
+    """Why the pair is refused or unknown."""
     evidence: tuple[Evidence, ...]
-    """What was measured on this kind of device, the best first; also of a pair that is refused, run all the same."""
+    """Results on this kind of device, the best first; also those of a refused pair that was run anyway."""
 
     @property
     def holds(self) -> bool | None:
-        """Whether it works, as it was measured; None where nobody did."""
+        """Whether the pair worked when it was run; None if it was not run."""
         return self.evidence[0].result.holds if self.evidence else None
 
     @property
     def stale(self) -> bool:
-        """Whether it was measured with other versions than those installed."""
+        """Whether the pair was measured with versions other than those installed."""
         return bool(self.evidence) and self.evidence[0].stale
 
 
@@ -65,7 +65,7 @@ def table(
     quantizers: Sequence[RegisteredComponent] | None = None,
     adapters: Sequence[RegisteredComponent] | None = None,
 ) -> list[Cell]:
-    """Every cell: for each adapter each quantizer, and for these first training, then merging."""
+    """All cells, ordered by adapter, then quantizer, then purpose (training before merging)."""
     env = {purpose: environment(device, purpose) for purpose in PURPOSES}
     sides = {
         kind: [_Side.of(component, device) for component in (registry.of(kind) if chosen is None else chosen)]
@@ -78,7 +78,7 @@ def table(
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """A component with its default options, or what is wrong with it."""
+    """A component with its default options, or the reason why it cannot be used."""
 
     component: RegisteredComponent
     chosen: SelectedComponent | None
@@ -129,20 +129,20 @@ def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Ce
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a pair was negotiated by."""
+    """The operations on both sides of a pair."""
 
     provides: tuple[str, ...]
     absent: dict[str, str]
     needs: dict[str, tuple[str, ...]]
     """By purpose."""
     nearest: str | None
-    """The nearest pair that works, where this one is refused for training."""
+    """The nearest pair that works, if this one is refused for training."""
 
 
 def terms(
     registry: Registry, quantizer: RegisteredComponent, adapter: RegisteredComponent, device: str
 ) -> Terms | None:
-    """The operations of a pair; None where a descriptor does not say them."""
+    """The operations of a pair; None if a descriptor cannot be evaluated."""
     train = environment(device, Purpose.TRAIN)
     q, a = _Side.of(quantizer, device).chosen, _Side.of(adapter, device).chosen
     if q is None or a is None:

@@ -1,4 +1,4 @@
-"""Measuring one pair for real: through a training run's sequence, and through a merge. Imports torch."""
+"""Measures one pair: runs the sequence of a training run, or a merge. Imports torch."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, sel
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 
 NOISE = 0.02
-"""Standard deviation of what is added to a fresh adapter, so that there is something to merge."""
+"""Standard deviation of the noise added to a fresh adapter, so that merging it changes the weights."""
 EXACT = 1e-5
-"""The largest relative error that rounding in float32 explains; a base's own `forward_rtol` is added."""
+"""The largest relative error that rounding in float32 explains; the `forward_rtol` of the base is added."""
 MOVED = 10 * EXACT
 """How far an adapter must move the logits, so that a comparison could fail."""
 CALIBRATION_ROWS = 8
 TOTAL_STEPS = 20
-"""What adapters with a schedule of their own are told."""
+"""Passed to `attach` as `total_steps`, for adapters with a schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came out of one pair for one purpose."""
+    """The result of one pair for one purpose."""
 
     figures: Mapping[str, float]
-    """Relative errors, but for `moved` and for counts: `trained` parameters, `quantized` layers."""
+    """Relative errors, except `moved` and the counts: `trained` parameters, `quantized` layers."""
     fault: str | None
-    """Why it does not hold, in one sentence."""
+    """Why the pair does not hold, in one sentence; None if it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where pairs are measured: the components, the model, the device and a place for files."""
+    """The components, the model, the device and a directory for files that measurements share."""
 
     registry: Registry
     model: Path
@@ -73,7 +73,7 @@ class Bench:
     def plan(
         self, quantizer: str, adapter: str, options: Mapping[str, Any], purpose: Purpose, *, saved: Path | None = None
     ) -> ModelPlan:
-        """The pair's plan whether it is refused or not: it is planned without the adapter, which is then added."""
+        """The plan of a pair, even if the pair is refused: the model is planned without the adapter, which is added."""
         request = ModelRequest(ref=str(self.model), quant=ComponentConfig(name=quantizer), purpose=purpose)
         plan = plan_model(self.registry, select_model(self.registry, request), self.context(purpose))
         chosen = choose(self.registry, ADAPTER, adapter, options)
@@ -81,10 +81,10 @@ class Bench:
 
 
 def comparable(plan: ModelPlan, *, force: bool) -> ModelPlan:
-    """The plan with its components made so that two models can be compared.
+    """The plan with its components wrapped so that two models can be compared.
 
-    What an adapter draws at each forward is drawn alike in both, and logits of a learned prompt are left out. With
-    `force` the quantized layers claim every operation, so that nothing but the pair itself can fail.
+    Random numbers that an adapter draws in a forward are the same in both models, and logits of prompt tokens that the
+    adapter adds are removed. With `force`, quantized layers claim every operation, so that no check refuses the pair.
     """
     quantizer, adapter = plan.quantizer, plan.adapter
     assert adapter is not None
@@ -102,7 +102,7 @@ class _Steady(SelectedComponent):
 
 
 class _SteadyAdapter:
-    """An adapter whose models are seeded at each forward, and give logits of the T tokens they were given."""
+    """An adapter whose models are seeded at each forward, and return logits only for the T tokens passed in."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -153,7 +153,7 @@ class _ForcedQuantizer:
 
 
 class _Everything:
-    """A layer's view that says it can do everything, and else is the layer's own."""
+    """The view of a layer, except that it claims every operation."""
 
     ops: frozenset[Op] = ALL_OPS
 
@@ -165,7 +165,7 @@ class _Everything:
 
 
 def measure_train(plan: ModelPlan) -> Measured:
-    """The pair through evaluate, train, evaluate, save, train, restore, beside the same on the dense copy."""
+    """Run the pair through evaluate, train, evaluate, save, train, restore, and compare it with the dense copy."""
     from smollm3_finetune.compatibility.composition import check_composition
 
     assert plan.adapter is not None
@@ -188,24 +188,27 @@ def measure_train(plan: ModelPlan) -> Measured:
         names.append("identity")
     for name in names:
         if not figures[name] <= bound:
-            return Measured(figures=figures, fault=f"{name} {figures[name]:.1e} off, at most {bound:.1e}")
+            return Measured(figures=figures, fault=f"{name}: error {figures[name]:.1e} (limit {bound:.1e})")
     if figures["weights"]:
-        return Measured(figures=figures, fault="the base's weights changed on the way")
+        return Measured(figures=figures, fault="the weights of the base changed during the sequence")
     if not figures["moved"] > MOVED and refined(plan.adapter).disables:
-        return Measured(figures=figures, fault=f"it moves the logits by {figures['moved']:.1e} only, so nothing shows")
+        return Measured(
+            figures=figures,
+            fault=f"the adapter moves the logits by only {figures['moved']:.1e}, too little for a comparison",
+        )
     return Measured(figures=figures, fault=None)
 
 
 def _quantized(plan: ModelPlan) -> list[LinearOps]:
-    """The views of the base's quantized layers."""
+    """The views of the quantized layers of the base."""
     base = load_base(plan.quantizer, plan.quantizer.create(), plan.source, plan.context)
     return [ops for layer in base.model.modules() if (ops := base.ops_for(layer)) is not None]
 
 
 def measure_merge(bench: Bench, plan: ModelPlan, merging: Callable[[Path], ModelPlan]) -> Measured:
-    """An adapter that moves something, merged by the same procedure as `smollm3 merge`, and its figures.
+    """Merge an adapter with noise added, by the procedure of `smollm3 merge`, and return its figures.
 
-    `plan` is for training, `merging(path)` gives the plan for the merge of the adapter saved in `path`.
+    `plan` is for training; `merging(path)` returns the plan for merging the adapter saved in `path`.
     """
     from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.run import merge
@@ -246,7 +249,10 @@ def _quiet() -> Iterator[None]:
 def measure(
     bench: Bench, quantizer: str, adapter: str, options: Mapping[str, Any], purpose: Purpose, *, force: bool
 ) -> Measured:
-    """One pair for training or for merging; with `force`, past every refusal. Raises what the pair raises."""
+    """Measure one pair for training or for merging; with `force`, even if it is refused.
+
+    Exceptions of the pair are not caught.
+    """
     train = comparable(bench.plan(quantizer, adapter, options, Purpose.TRAIN), force=force)
     if purpose is Purpose.TRAIN:
         return measure_train(train)

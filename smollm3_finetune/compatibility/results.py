@@ -1,4 +1,4 @@
-"""Results of really running pairs, as files state them. Light: files are read, nothing else is imported.
+"""Results of pairs that were run, and the files that hold them. Light: imports no torch and no plugin.
 
 A file of results is JSON:
 
@@ -7,12 +7,12 @@ A file of results is JSON:
       "results": [
         {"quantizer": "DISTRIBUTION:NAME", "adapter": "DISTRIBUTION:NAME", "purpose": "train" or "merge",
          "device": "cpu", "date": "2026-11-22", "command": "how to measure it again",
-         "versions": {"torch": "2.13.0", …}, "holds": true or false, "note": "what went wrong, or null",
+         "versions": {"torch": "2.13.0", …}, "holds": true or false, "note": "why it does not hold, or null",
          "figures": {"gradients": 1e-7, …}, "options": {"rank": 4}}
       ]
     }
 
-`options` (of the adapter, where they are not its defaults), `figures` and `note` may be left out.
+`options` (those of the adapter that differ from its defaults), `figures` and `note` are optional.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smollm3_finetune.api import Purpose
 
 FORMAT = 1
 PURPOSES = (Purpose.TRAIN, Purpose.MERGE)
-"""What pairs are measured for."""
+"""The purposes for which pairs are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +43,23 @@ class Result:
     date: str
     command: str
     versions: Mapping[str, str]
-    """Distributions and the versions that it was measured with."""
+    """Version of each distribution at the time of measuring."""
     holds: bool
     """Whether every figure was within its bound."""
     note: str | None = None
     figures: Mapping[str, float | None] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the adapter that are not its defaults."""
+    """Options of the adapter that differ from its defaults."""
 
     @property
     def key(self) -> tuple[str, str, Purpose, str]:
         return self.quantizer, self.adapter, self.purpose, self.device
 
     def changed(self, now: Mapping[str, str | None]) -> dict[str, tuple[str, str | None]]:
-        """Distributions of another version than the one measured with: that one, and what there is `now`.
+        """Distributions whose version differs from the measured one: the measured version, and the version `now`.
 
-        What follows a `+` is a build, such as `+cpu`, and no other version; except of a plugin file, whose version is
-        nothing else.
+        A build suffix such as `+cpu` does not make another version, except for plugin files, whose version consists
+        of it (`0+242720f7`).
         """
         return {n: (v, now[n]) for n, v in sorted(self.versions.items()) if not _same(v, now[n])}
 
@@ -76,49 +76,49 @@ def _same(measured: str, now: str | None) -> bool:
 
 
 def parse(about: Any) -> Result:
-    """One entry of `results`. Raises ValueError or TypeError that names what is wrong with it."""
+    """Check one entry of `results`. Raises ValueError or TypeError, with the reason, if it is invalid."""
     if not isinstance(about, Mapping):
-        raise TypeError(f"a result must be a mapping, and is {about!r}")
+        raise TypeError(f"a result must be a mapping, not {about!r}")
     known = Result.__dataclass_fields__
     if unknown := sorted(set(about) - set(known)):
-        raise ValueError(f"a result has no {unknown[0]!r}")
+        raise ValueError(f"a result has the unknown field {unknown[0]!r}")
     optional = {"note", "figures", "options"}
-    if lacking := sorted(set(known) - optional - set(about)):
-        raise ValueError(f"a result lacks {lacking[0]!r}")
+    if missing := sorted(set(known) - optional - set(about)):
+        raise ValueError(f"a result is missing the field {missing[0]!r}")
     for name in ("quantizer", "adapter", "device", "date", "command"):
         if not isinstance(about[name], str):
-            raise TypeError(f"{name!r} must be text, and is {about[name]!r}")
+            raise TypeError(f"{name!r} must be text, not {about[name]!r}")
     for name in ("quantizer", "adapter"):
         if not about[name].partition(":")[2]:
-            raise ValueError(f"{name!r} must be 'distribution:name', and is {about[name]!r}")
+            raise ValueError(f"{name!r} must be 'distribution:name', not {about[name]!r}")
     if not isinstance(about["holds"], bool):
-        raise TypeError(f"'holds' must be true or false, and is {about['holds']!r}")
+        raise TypeError(f"'holds' must be true or false, not {about['holds']!r}")
     if about["purpose"] not in [p.value for p in PURPOSES]:
-        raise ValueError(f"'purpose' must be 'train' or 'merge', and is {about['purpose']!r}")
+        raise ValueError(f"'purpose' must be 'train' or 'merge', not {about['purpose']!r}")
     if not isinstance(about.get("note"), str | None):
-        raise TypeError(f"'note' must be text, and is {about['note']!r}")
+        raise TypeError(f"'note' must be text, not {about['note']!r}")
     kinds = {"versions": str, "figures": int | float | None, "options": object}
     for name, kind in kinds.items():
         values = about.get(name, {})
         if not isinstance(values, Mapping) or not all(isinstance(v, kind) for v in values.values()):
-            raise TypeError(f"{name!r} must map names to values, and is {values!r}")
+            raise TypeError(f"{name!r} must map names to values, not {values!r}")
     return Result(**{**about, "purpose": Purpose(about["purpose"])})
 
 
 def read(file: Path) -> list[Result]:
-    """The results in a file. Raises OSError, ValueError or TypeError where it is not what the format says."""
+    """The results in a file. Raises OSError if it cannot be read, ValueError or TypeError if it is invalid."""
     about = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(about, Mapping) or not isinstance(about.get("results"), list):
-        raise ValueError('it must be {"format": 1, "results": […]}')
+        raise ValueError('expected {"format": 1, "results": […]}')
     if about.get("format") != FORMAT:
-        raise ValueError(f"its format is {about.get('format')!r}, and this smollm3-finetune reads format {FORMAT}")
+        raise ValueError(f"expected format {FORMAT}, found {about.get('format')!r}")
     return [parse(entry) for entry in about["results"]]
 
 
 def write(file: Path, results: list[Result]) -> None:
-    """Replace a file of results, sorted, one a line."""
+    """Replace a file of results: sorted, one per line."""
     lines = [json.dumps(r.to_json(), ensure_ascii=False) for r in sorted(results, key=lambda r: r.key)]
     body = ",\n".join(f"    {line}" for line in lines)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(f'{{\n  "format": {FORMAT},\n  "results": [\n{body}\n  ]\n}}\n', encoding="utf-8")
-    beside.replace(file)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(f'{{\n  "format": {FORMAT},\n  "results": [\n{body}\n  ]\n}}\n', encoding="utf-8")
+    temporary.replace(file)

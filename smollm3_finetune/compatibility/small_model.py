@@ -1,7 +1,7 @@
-"""The model that pairs are measured on: a random SmolLM3 of two layers, written without torch.
+"""The model on which pairs are measured: a random SmolLM3 of two layers, written without torch.
 
-What is measured is whether a pair computes what it should, which does not depend on what weights have learned. They
-are wider than usual initializations, at which every layer is nearly linear and errors hide.
+The figures compare computations, so random weights are sufficient. The weights have a larger standard deviation than
+usual initializations, with which every layer is nearly linear and errors do not show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAYERS, WIDTH, INNER, HEADS, KV_HEADS, HEAD = 2, 128, 256, 4, 2, 64
 
 
 def write_small_model(directory: Path) -> Path:
-    """Write the model with the embedded model's tokenizer into `directory`; returns that."""
+    """Write the model, with the tokenizer of the embedded model, into `directory`, and return `directory`."""
     import numpy as np
     from safetensors.numpy import save_file
 

@@ -1,4 +1,4 @@
-"""Really running pairs, each in a child process with a time limit, and stating what came out. Imports no torch."""
+"""Runs pairs in child processes, each pair with a time limit, and returns their results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.version import __version__
 
 LIMIT = 120.0
-"""Seconds for one pair; the first of a process also waits for its imports."""
+"""Seconds for one pair. The first pair of a process also waits for imports, at most `START` seconds more."""
 START = 120.0
-BENEATH = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What is to be measured."""
+    """One pair to measure, for one purpose."""
 
     quantizer: RegisteredComponent
     adapter: RegisteredComponent
     purpose: Purpose
     force: bool = False
-    """Negotiation refuses it; it is run all the same."""
+    """The pair is refused, but is run anyway."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the adapter."""
+    """Options of the adapter."""
     model: Path | None = None
-    """A checkpoint to measure on; None: the small random model."""
+    """The checkpoint to measure on; None: the small random model."""
 
     @property
     def title(self) -> str:
@@ -55,18 +55,18 @@ class Sweep:
     """How pairs are measured."""
 
     work: Path
-    """A directory for the small model and for what is written on the way."""
+    """A directory for the small model and for temporary files."""
     command: str
-    """What a result says of how to measure it again; `{quantizer}` and `{adapter}` are filled in."""
+    """The command, stored in each result, that repeats it; `{quantizer}` and `{adapter}` are replaced by names."""
     device: str = "cpu"
     plugins: tuple[str, ...] = ()
     no_plugins: bool = False
     limit: float = LIMIT
     worker: str = "smollm3_finetune.compatibility.worker"
-    """The module that measures, run as a program."""
+    """The module that measures pairs, run with `python -m`."""
 
     def run(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Result, float]]:
-        """Each pair with its result and the seconds it took, as soon as it is known."""
+        """Yield each pair with its result and its duration in seconds, as soon as it is measured."""
         rest = list(pairs)
         while rest:
             done = 0
@@ -76,7 +76,7 @@ class Sweep:
             rest = rest[done:]
 
     def _batch(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Mapping[str, Any], float]]:
-        """One child process; where it dies or hangs, the pair that it was at is the last one."""
+        """Measure pairs in one child process. If it dies or hangs, the pair that it was measuring is the last one."""
         small = self.work / "model"
         if not (small / "config.json").exists():
             write_small_model(small)
@@ -114,13 +114,13 @@ class Sweep:
                     try:
                         line = lines.get(timeout=wait)
                     except queue.Empty:
-                        yield pairs[index], _failure(f"it took longer than {wait:.0f} s"), time.monotonic() - began
+                        yield pairs[index], _failure(f"timed out after {wait:.0f} s"), time.monotonic() - began
                         return
                     if line is None:
                         code = child.wait()
                         how = f"signal {-code}" if code < 0 else f"exit code {code}"
                         last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-                        yield pairs[index], _failure(f"its process ended with {how}: {last}"), time.monotonic() - began
+                        yield pairs[index], _failure(f"the process ended with {how}: {last}"), time.monotonic() - began
                         return
                     event = json.loads(line)
                     if "begins" in event:
@@ -150,7 +150,7 @@ class Sweep:
 
 
 def _rounded(value: float) -> float | None:
-    """Two digits of an error, a count as it is."""
+    """An error rounded to two digits, a count unchanged, None for a value that is not finite."""
     if isinstance(value, int):
         return value
     return float(f"{value:.2g}") if math.isfinite(value) else None
@@ -161,7 +161,7 @@ def _failure(fault: str) -> dict[str, Any]:
 
 
 def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
-    """What the child says, line by line; None when it has ended."""
+    """A queue of the lines that the child prints; None when it has ended."""
     lines: queue.Queue[str | None] = queue.Queue()
     assert child.stdout is not None
     stream = child.stdout
@@ -177,25 +177,25 @@ def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
 
 
 def versions(pair: Pair) -> dict[str, str]:
-    """What a result depends on: core, both distributions, torch, and of what they require whatever builds on torch."""
+    """Versions on which a result depends: core, both plugins, torch, transformers, and requirements that use torch."""
     from packaging.utils import canonicalize_name
 
     found = {CORE_DISTRIBUTION: __version__}
-    wanted = set(BENEATH)
+    wanted = set(LIBRARIES)
     for component in (pair.quantizer, pair.adapter):
         found[component.distribution] = component.version
         if component.distribution != CORE_DISTRIBUTION:
             wanted |= _required(component.distribution)
         wanted |= _names(component.spec.requires.distributions)
     for name in sorted(wanted):
-        counts = name in BENEATH or "torch" in _required(name)
+        counts = name in LIBRARIES or "torch" in _required(name)
         if counts and (version := installed_version(name)) is not None:
             found.setdefault(canonicalize_name(name), version)
     return found
 
 
 def _required(distribution: str) -> set[str]:
-    """The names that a distribution requires, extras left out."""
+    """The names of the distributions that a distribution requires, without extras."""
     try:
         return _names(importlib.metadata.requires(distribution) or ())
     except importlib.metadata.PackageNotFoundError:

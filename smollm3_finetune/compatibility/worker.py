@@ -1,6 +1,6 @@
-"""The child process of a sweep: measures the pairs that it is told on standard input, one line of JSON for each.
+"""The child process of a sweep: reads pairs from standard input, measures them, and prints a line of JSON for each.
 
-A process of its own, so that a pair which crashes or hangs takes no other with it.
+It is a separate process, so that a pair that crashes or hangs does not affect the others.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEPTH = 400
-"""Longest message of a failure."""
+MESSAGE_LENGTH = 400
+"""Longest error message in a result, in characters."""
 
 
 def main() -> None:
     """Read `{"plugins", "no_plugins", "device", "work", "pairs"}`, write `{"begins": i}` and `{"ended": i, …}`."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    os.dup2(2, 1)  # output of libraries goes to standard error
     job = json.load(sys.stdin)
 
     def say(**event: Any) -> None:
@@ -47,7 +47,7 @@ def main() -> None:
             )
         except Exception as e:
             text = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}"
-            say(ended=index, figures={}, fault=" ".join(text.split())[:DEPTH])
+            say(ended=index, figures={}, fault=" ".join(text.split())[:MESSAGE_LENGTH])
         else:
             say(ended=index, figures=found.figures, fault=found.fault)
 

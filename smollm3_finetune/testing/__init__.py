@@ -1,7 +1,7 @@
-"""For authors of plugins: checks that what a component promises holds, in sequences and not in single calls.
+"""Conformance tests for plugin authors: they check the promises of a component in sequences of calls.
 
-Nothing here is loaded unless a test imports it. Start with the conformance class of your component's kind: subclass
-it, name the component, and inherit the tests that its descriptor calls for.
+Nothing here is loaded unless a test imports it. Start with the conformance class for the kind of your component:
+subclass it and name the component. The subclass inherits the tests that apply to the descriptor.
 
     from smollm3_finetune.testing import QuantizerConformance
 
@@ -9,8 +9,8 @@ it, name the component, and inherit the tests that its descriptor calls for.
         component = "mine"
         bits = 4
 
-`check_composition` takes one quantizer with one adapter through evaluate, train, evaluate, save, train, restore and
-compares each gradient with the dense copy's.
+`check_composition` runs one quantizer with one adapter through evaluate, train, evaluate, save, train, restore, and
+compares the gradients with those on the dense copy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEAVY = {
     "stub_base": "stub",
     "stub_dense": "stub",
 }
-"""Names whose module imports torch, imported when they are asked for."""
+"""Names whose module imports torch; each is imported at its first use."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The conformance of an adapter, on a stub quantizer that offers exactly the operations which it declares to need.
+"""Conformance tests for adapters, on a stub quantizer that provides exactly the operations the adapter declares.
 
 from smollm3_finetune.testing import AdapterConformance
 
@@ -30,40 +30,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOTAL_STEPS = 20
-"""What adapters with a schedule of their own are told."""
+"""Passed to `attach` as `total_steps`, for adapters with a schedule."""
 DIFFERENCE = 2e-4
-"""How much a step along the gradients changes the loss. The loss is known to 1e-7 (normalization is computed in
-float32 in any dtype), so the change to 1e-3 of itself; a central difference leaves the third derivative alone."""
+"""How much a step along the gradients should change the loss. The loss is accurate to 1e-7 (normalization is computed
+in float32 in every dtype), so this change is accurate to 1e-3; the error of a central difference is of third order."""
 MOVED = 1e-4
-"""How far noise in what is trained must move the logits, so that the comparisons can fail."""
+"""How far noise in the trained parameters must move the logits, so that the comparisons can fail."""
 
 
 class AdapterConformance(Conformance):
-    """Name the adapter; the tests that its declared traits call for are inherited."""
+    """Subclass it and name the adapter; the tests that apply to its declared traits are inherited."""
 
     kind = ADAPTER
     merge_bound: ClassVar[float] = 1e-6
-    """The relative error of a merged model's logits, for methods whose merge takes another way than their forward."""
+    """Allowed relative error of the logits of the merged model; raise it if the merge computes in another way."""
     gradient_bound: ClassVar[float] = 1e-2
-    """How far the gradients may be from what the loss does: more for methods that hold part of the forward constant."""
+    """Allowed relative error of the gradients against a difference quotient of the loss; raise it for methods that
+    treat part of the forward as constant."""
 
     # ------------------------------------------------------------------------------------------ helpers
 
     def declared(self) -> AdapterSpec:
-        """The descriptor as it holds with these options."""
+        """The descriptor that applies with these options."""
         return refined(self.choose())
 
     def create(self) -> Any:
         return self.choose().create()
 
     def base(self, dtype: str | None = None) -> Base:
-        """A fresh base whose layers offer what the adapter needs and no more."""
+        """A fresh base whose layers provide exactly the operations that the adapter needs."""
         base = stub_base(self.declared().needs, dtype or self.dtype)
         base.model.to(self.device)
         return base
 
     def dense_base(self) -> Base:
-        """The same weights in ordinary layers."""
+        """A base with the same weights in ordinary layers."""
         return Base(model=self.dense(), fingerprint=self.base().fingerprint)
 
     def dense(self) -> PreTrainedModel:
@@ -73,7 +74,7 @@ class AdapterConformance(Conformance):
         return token_ids(rows, seed=seed).to(self.device)
 
     def attach(self, tmp_path: Path, base: Base | None = None, *, pushed: bool = False) -> Adapted:
-        """A fresh adapter, under the context's seed; `pushed` with noise in what it trains."""
+        """Attach a fresh adapter, with the seed of the context; `pushed` adds noise to its trained parameters."""
         context = self.context(tmp_path)
         torch.manual_seed(context.seed)
         adapted: Adapted = self.create().attach(base or self.base(), context, TOTAL_STEPS)
@@ -87,7 +88,7 @@ class AdapterConformance(Conformance):
         return adapted
 
     def logits(self, adapted: Adapted, ids: Tensor | None = None, **more: Tensor) -> Tensor:
-        """(B, T, V), without those of a learned prompt."""
+        """Logits (B, T, V), without those of prompt tokens that the adapter adds."""
         own = self.tokens() if ids is None else ids
         return logits(adapted.model, own, **more)[:, -own.shape[1] :]
 
@@ -97,10 +98,10 @@ class AdapterConformance(Conformance):
         return path
 
     def gradients(self, adapted: Adapted, ids: Tensor) -> dict[str, Tensor]:
-        """The gradient in each trained parameter; fails where one does not arrive."""
+        """The gradient of each trained parameter; fails the test if a parameter receives none."""
         found, error = outcome(gradients, adapted.model, ids)
         if isinstance(error, AssertionError):
-            fail(f"{error}, in training mode")
+            fail(f"{error} in training mode")
         if error is not None:
             raise error
         return found or {}
@@ -109,13 +110,13 @@ class AdapterConformance(Conformance):
         names = [{n for n, p in one.model.named_parameters() if p.requires_grad} for one in (attached, restored)]
         demand(
             names[0] == names[1],
-            "restored for training, other parameters require a gradient than were saved: "
+            "restore() for training must make the same parameters trainable as attach(): "
             f"{len(names[0] - names[1])} are missing and {len(names[1] - names[0])} are new, "
-            f"{sorted(names[0] ^ names[1])[:1]} among them",
+            f"such as {sorted(names[0] ^ names[1])[:1]}",
         )
 
     def train(self, adapted: Adapted, steps: int, first: int = 1) -> None:
-        """Steps of plain gradient descent on other rows each."""
+        """Steps of plain gradient descent, each on different rows."""
         for step in range(first, first + steps):
             self.gradients(adapted, self.tokens(step))
             descend(adapted, step)
@@ -129,8 +130,8 @@ class AdapterConformance(Conformance):
         error = apart(self.logits(self.attach(tmp_path)), before)
         demand(
             error <= self.rounding,
-            f"identity_at_start is declared, and the fresh adapter moves the logits by {error:.2g}, where at most "
-            f"{self.rounding:.2g} is allowed in {self.dtype}: initialize it so that it adds nothing, or declare "
+            f"identity_at_start is declared, but the fresh adapter moves the logits by {error:.2g} (limit "
+            f"{self.rounding:.2g} in {self.dtype}): initialize it so that it changes nothing, or declare "
             "identity_at_start=False",
         )
 
@@ -139,11 +140,15 @@ class AdapterConformance(Conformance):
         for _ in range(2):
             model = self.attach(tmp_path).model
             found.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
-        demand(set(found[0]) == set(found[1]), "attached twice under one seed, the adapter trains other parameters")
+        demand(
+            set(found[0]) == set(found[1]),
+            "attach() was called twice with the same seed, but the adapter trains different parameters",
+        )
         for name, value in found[0].items():
             demand(
                 torch.equal(value, found[1][name]),
-                f"attached twice under one seed, {name} starts with other values: take random numbers from torch",
+                f"attach() was called twice with the same seed, but {name} starts with different values: draw random "
+                "numbers from torch or from a generator seeded with ctx.seed",
             )
 
     # ----------------------------------------------------------------------------------------- training
@@ -151,65 +156,65 @@ class AdapterConformance(Conformance):
     def test_only_the_adapter_trains(self, tmp_path: Path) -> None:
         needs = self.declared().needs
         if Op.GRAD_WEIGHT in needs:
-            skip("grad-weight is needed: the adapter trains the base itself")
+            skip("the adapter needs grad-weight: it trains the base itself")
         base = self.base()
         own = dict((*base.model.named_parameters(), *base.model.named_buffers()))
         before = {n: t.detach().clone() for n, t in own.items()}
         adapted = self.attach(tmp_path, base)
-        if Op.DENSE in needs:  # attaching may replace weights; training may not
+        if Op.DENSE in needs:  # attach() may replace weights; training may not
             own = {n: t for n, t in own.items() if not t.requires_grad}
             before = {n: t.detach().clone() for n, t in own.items()}
         trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
-        demand(bool(trained), "nothing requires a gradient after attach()")
+        demand(bool(trained), "no parameter requires a gradient after attach()")
         mine = {id(t): n for n, t in own.items()}
         shared = [mine[id(p)] for p in trained.values() if id(p) in mine]
         demand(
             not shared,
-            f"{len(shared)} parameters of the base require a gradient after attach(), {shared[:1]} among them: "
-            "freeze them, or declare grad-weight",
+            f"{len(shared)} parameters of the base require a gradient after attach(), such as {shared[:1]}: "
+            "freeze them, or add grad-weight to the needs",
         )
         self.train(adapted, 3)
         for name, tensor in own.items():
             demand(
                 torch.equal(tensor.detach(), before[name]),
-                f"{name} of the base is {apart(tensor.detach(), before[name]):.2g} from what it was, after three "
-                "steps of training",
+                f"{name} of the base changed by {apart(tensor.detach(), before[name]):.2g} in three training steps: "
+                "training must not change the base",
             )
 
     def test_gradients_are_right_through_a_run(self, tmp_path: Path) -> None:
         if Op.GRAD_INPUT not in self.declared().needs:
-            skip("grad-input is not needed")
+            skip("the adapter does not need grad-input")
         adapted = self.attach(tmp_path, pushed=True)
         path = self.saved(adapted, tmp_path)
         right = self.restore(tmp_path, self.dense_base(), path)
         ids = self.tokens()
         self.check_names(adapted, right)
-        for step, point in enumerate(("first", "after an evaluation", "after saving"), start=1):
+        for step, point in enumerate(("at the first step", "after an evaluation", "after saving"), start=1):
             error = relative_error(self.gradients(adapted, ids), self.gradients(right, ids))
             demand(
                 error <= self.rounding,
-                f"the adapter's gradients on a quantized layer are {error:.2g} from those on the dense copy "
-                f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
+                f"the adapter's gradients on quantized layers differ from those on the dense copy by {error:.2g} "
+                f"({point}; limit {self.rounding:.2g} in {self.dtype})",
             )
             for one in (adapted, right):
                 descend(one, step)
             error = apart(self.logits(adapted), self.logits(right))
             demand(
                 error <= self.rounding,
-                f"the adapter's logits on a quantized layer are {error:.2g} from those on the dense copy "
-                f"({point}), and at most {self.rounding:.2g} is allowed in {self.dtype}",
+                f"the adapter's logits on quantized layers differ from those on the dense copy by {error:.2g} "
+                f"({point}; limit {self.rounding:.2g} in {self.dtype})",
             )
             if point == "after an evaluation":
                 self.saved(adapted, tmp_path, "between")
 
     def test_gradients_are_what_the_loss_does(self, tmp_path: Path) -> None:
         if self.dtype not in ("float64", "float32"):
-            skip(f"differences of a loss say nothing in {self.dtype}")
+            skip(f"{self.dtype} is too coarse for a difference quotient of the loss")
         adapted, ids = self.attach(tmp_path, pushed=True), self.tokens()
         model, found = adapted.model, self.gradients(adapted, ids)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         size = sum(float(g.square().sum()) for g in found.values()) ** 0.5
-        demand(size > 0, "all gradients are zero, although noise was added to what is trained")
+        demand(size > 0, "all gradients are zero, although noise was added to the trained parameters")
         length = DIFFERENCE / size  # along the unit gradient, so that the loss changes by DIFFERENCE
         losses = []
         for sign in (1, -1):
@@ -224,42 +229,42 @@ class AdapterConformance(Conformance):
         error = abs(measured - DIFFERENCE) / DIFFERENCE
         demand(
             error <= self.gradient_bound,
-            f"a small step along the gradients should change the loss by {DIFFERENCE:.4g}, and changes it by "
-            f"{measured:.4g}: {error:.2g} off, where at most {self.gradient_bound:.2g} is allowed",
+            f"a small step along the gradients should change the loss by {DIFFERENCE:.4g}, but changes it by "
+            f"{measured:.4g} (relative error {error:.2g}, limit {self.gradient_bound:.2g})",
         )
 
     def test_on_step_keeps_the_run_going(self, tmp_path: Path) -> None:
         adapted = self.attach(tmp_path)
         for step in range(1, TOTAL_STEPS + 1):
-            if step > 4 and step < TOTAL_STEPS - 1:  # a schedule's ends are where it breaks
+            if step > 4 and step < TOTAL_STEPS - 1:  # schedules fail at their start or end
                 adapted.on_step(step)
                 continue
             self.train(adapted, 1, first=step)
         finite = bool(self.logits(adapted).isfinite().all())
-        demand(finite, f"the logits are not all finite after {TOTAL_STEPS} steps, each followed by on_step()")
+        demand(finite, f"some logits are not finite after {TOTAL_STEPS} steps, each followed by on_step()")
 
     def test_trains_in_half_precision(self, tmp_path: Path) -> None:
-        """In bfloat16, whatever the dtype of the class: under autocast in training, as a run does, and without."""
+        """Uses bfloat16, whatever the dtype of the class: training under autocast, as in a run; inference without."""
         context = replace(self.context(tmp_path), dtype="bfloat16")
         adapted = self.create().attach(self.base("bfloat16"), context, TOTAL_STEPS)
         trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
         rounded = [n for n, p in trained.items() if p.dtype in (torch.bfloat16, torch.float16)]
         demand(
             not rounded,
-            f"in a bfloat16 run {len(rounded)} of {len(trained)} trained parameters are in half precision, "
-            f"{rounded[:1]} among them: small steps are rounded away; make them in ctx.trained_dtype",
+            f"in a bfloat16 run, {len(rounded)} of {len(trained)} trained parameters are in half precision, "
+            f"such as {rounded[:1]}, so small steps are rounded away: create them in ctx.trained_dtype",
         )
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             found = self.gradients(adapted, self.tokens())
         wrong = [n for n, g in found.items() if not bool(g.isfinite().all())]
-        demand(not wrong, f"in a bfloat16 run the gradients of {wrong[:1]} are not finite")
+        demand(not wrong, f"in a bfloat16 run, the gradients of {wrong[:1]} are not finite")
         context = replace(context, purpose=Purpose.INFER)
         restored = self.create().restore(self.base("bfloat16"), self.saved(adapted, tmp_path), context)
         computed, error = outcome(self.logits, restored)
         demand(
             computed is not None and bool(computed.isfinite().all()),
-            f"restored in bfloat16, where there is no autocast, the forward fails ({error}): cast what goes into the "
-            "adapter to its dtype, and what comes out to that of the layer",
+            f"the forward of an adapter restored in bfloat16 fails without autocast ({error}): cast the adapter's "
+            "input to its dtype, and its output to the dtype of the layer",
         )
 
     # ----------------------------------------------------------------------------------- saving, merging
@@ -272,8 +277,8 @@ class AdapterConformance(Conformance):
         error = apart(self.logits(restored), before)
         demand(
             error <= self.rounding,
-            f"saved after two steps and restored, the logits are {error:.2g} from what they were, and at most "
-            f"{self.rounding:.2g} is allowed in {self.dtype}: something that the forward uses is not saved",
+            f"the adapter was saved after two steps and restored, but its logits differ by {error:.2g} (limit "
+            f"{self.rounding:.2g} in {self.dtype}): something that the forward uses is not saved",
         )
         self.check_names(adapted, restored)
         for one in (adapted, restored):
@@ -281,8 +286,8 @@ class AdapterConformance(Conformance):
         error = apart(self.logits(restored), self.logits(adapted))
         demand(
             error <= self.rounding,
-            f"two more steps after restoring, the logits are {error:.2g} from those of the run that went on, and at "
-            f"most {self.rounding:.2g} is allowed in {self.dtype}: some of the method's state is not saved",
+            f"two more steps after restoring, the logits differ from those of the uninterrupted run by {error:.2g} "
+            f"(limit {self.rounding:.2g} in {self.dtype}): some of the method's state is not saved",
         )
 
     def test_saved_files_are_safetensors_and_text(self, tmp_path: Path) -> None:
@@ -295,14 +300,16 @@ class AdapterConformance(Conformance):
         if not self.declared().merges:
             with contextlib.suppress(UnsupportedOp, AttributeError):
                 adapter.merge(self.dense(), path)
-                fail("merges=False is declared, and merge() returns a model: raise UnsupportedOp, or declare it")
+                fail(
+                    "merges=False is declared, but merge() returns a model: raise UnsupportedOp, or declare merges=True"
+                )
             return
         dense = self.dense()
         names, before = set(dense.state_dict()), logits(dense, self.tokens())
         merged = adapter.merge(dense, path)
         demand(
             set(merged.state_dict()) == names,
-            "the merged model is not the plain one: its state differs in "
+            "the merged model must have the architecture of the base, but its state_dict differs in "
             f"{sorted(set(merged.state_dict()) ^ names)[:3]}",
         )
         out = tmp_path / "merged"
@@ -310,13 +317,16 @@ class AdapterConformance(Conformance):
         again = directory_source(out, ref="merged").load(dtype=getattr(torch, self.dtype)).to(self.device)
         right = self.logits(adapted)
         moved = apart(right, before)
-        demand(moved > MOVED, f"noise in what is trained moves the logits by {moved:.2g} only: nothing can be compared")
+        demand(
+            moved > MOVED,
+            f"noise in the trained parameters moves the logits by only {moved:.2g}, too little for a comparison",
+        )
         error = apart(logits(again, self.tokens()), right)
         bound = max(self.rounding, self.merge_bound)
         demand(
             error <= bound,
-            f"the merged model, written and loaded again, is {error:.2g} from the adapter on its base, and at most "
-            f"{bound:.2g} is allowed; the adapter itself moves the logits by {moved:.2g}",
+            f"the logits of the merged model, saved and reloaded, differ from the adapter on its base by {error:.2g} "
+            f"(limit {bound:.2g}); the adapter itself moves the logits by {moved:.2g}",
         )
 
     # ------------------------------------------------------------------------------------ declared traits
@@ -327,20 +337,20 @@ class AdapterConformance(Conformance):
         model = self.attach(tmp_path, pushed=True).model
         first, second, other = (self.tokens(s, rows=1) for s in (1, 2, 3))
         length = first.shape[1]
-        positions = torch.arange(length, device=self.device).repeat(2)[None]  # (1, 2T), starting again with each row
+        positions = torch.arange(length, device=self.device).repeat(2)[None]  # (1, 2T), from 0 in each row
         for mode in ("evaluation", "training"):
             model.train(mode == "training")
             found = []
             for row in (first, other):
-                torch.manual_seed(7)  # of dropout
+                torch.manual_seed(7)  # for dropout
                 with torch.no_grad():
                     packed = torch.cat([row, second], dim=1)
                     found.append(model(input_ids=packed, position_ids=positions, use_cache=False).logits[:, -length:])
             error = apart(found[1], found[0])
             demand(
                 error == 0,
-                f"packs is declared, and replacing the first of two packed rows moves the logits of the second by "
-                f"{error:.2g} ({mode}), where they must be the same to the bit: something mixes tokens of two rows",
+                f"packs is declared, but replacing the first of two packed rows moves the logits of the second by "
+                f"{error:.2g} ({mode}), and they must stay bitwise equal: the adapter mixes tokens of different rows",
             )
 
     def test_disabled_gives_the_base(self, tmp_path: Path) -> None:
@@ -349,7 +359,10 @@ class AdapterConformance(Conformance):
             with contextlib.suppress(UnsupportedOp):
                 with adapted.disabled():
                     pass
-                fail("disables=False is declared, and disabled() can be entered: raise UnsupportedOp, or declare it")
+                fail(
+                    "disables=False is declared, but disabled() can be entered: raise UnsupportedOp, or declare "
+                    "disables=True"
+                )
             return
         base = logits(self.base().model, self.tokens())
         before, flags = self.logits(adapted), [p.requires_grad for p in adapted.model.parameters()]
@@ -358,24 +371,27 @@ class AdapterConformance(Conformance):
             raise _Stop
         error = apart(alone, base)
         moved = apart(before, base)
-        demand(moved > MOVED, f"noise in what is trained moves the logits by {moved:.2g} only: nothing can be compared")
+        demand(
+            moved > MOVED,
+            f"noise in the trained parameters moves the logits by only {moved:.2g}, too little for a comparison",
+        )
         demand(
             error == 0,
-            f"inside disabled() the logits are {error:.2g} from the base's, and must be the same to the bit; the "
-            f"adapter moves them by {moved:.2g}",
+            f"inside disabled(), the logits differ from those of the base by {error:.2g}, and must be bitwise equal; "
+            f"the adapter moves them by {moved:.2g}",
         )
         error = apart(self.logits(adapted), before)
-        demand(error == 0, f"after disabled() the adapter's logits are {error:.2g} from what they were before")
+        demand(error == 0, f"after disabled(), the adapter's logits differ from those before it by {error:.2g}")
         kept = flags == [p.requires_grad for p in adapted.model.parameters()]
-        demand(kept, "after disabled() other parameters require a gradient than before")
+        demand(kept, "disabled() changed which parameters require a gradient")
 
 
 class _Stop(Exception):
-    """Leaves a context as an exception of the training code would."""
+    """Leaves a context by an exception, as training code might."""
 
 
 def _loss(model: torch.nn.Module, ids: Tensor) -> float:
-    """The mean cross-entropy in training mode, under the seed of `gradients`."""
+    """The mean cross-entropy in training mode, with the seed that `gradients` uses."""
     model.train()
     torch.manual_seed(7)
     return float(cross_entropy(model(input_ids=ids, use_cache=False).logits, ids))

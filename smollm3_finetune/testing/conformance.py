@@ -1,4 +1,4 @@
-"""What the conformance classes of loaders, quantizers and adapters share: finding the component, and failing."""
+"""The base class of all conformance classes: finds the component, and fails tests with a sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def fail(message: str) -> NoReturn:
-    """Fail the test with one sentence and no traceback of the kit."""
+    """Fail the test with one sentence, without a traceback of the kit."""
     import pytest
 
     pytest.fail(message, pytrace=False)
@@ -41,18 +41,18 @@ def demand(kept: bool, message: str) -> None:
 
 
 def outcome(call: Callable[..., T], *args: Any) -> tuple[T | None, Exception | None]:
-    """What a call gives, or what it raises: a failure told outside of `except` has no chain of tracebacks."""
+    """The result of a call, or its exception. A test that fails outside `except` shows no chained tracebacks."""
     try:
         return call(*args), None
     except Exception as e:
         return None, e
 
 
-def beside(case: type, plugin: str | Path) -> Path:
-    """A plugin file that lies beside the test which names it, else the path as it is."""
+def plugin_path(case: type, plugin: str | Path) -> Path:
+    """The plugin file next to the test that names it, if it exists; otherwise the path unchanged."""
     try:
         near = Path(inspect.getfile(case)).parent / plugin
-    except (OSError, TypeError):  # a class that was made at a prompt
+    except (OSError, TypeError):  # a class defined at a prompt
         return Path(plugin)
     return near if near.is_file() else Path(plugin)
 
@@ -65,31 +65,31 @@ def _registry(plugins: tuple[str, ...]) -> Registry:
 
 
 class Conformance:
-    """Name a component; the tests are inherited."""
+    """Subclass it and name a component; the tests are inherited."""
 
     component: ClassVar[str]
-    """What users type: the descriptor's `name`."""
+    """The `name` in the descriptor, as users type it."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """The component's options, as a user would set them."""
+    """Options of the component, as a user sets them."""
     plugins: ClassVar[Sequence[str | Path]] = ()
-    """Plugin files, beside the test or as `-p` takes them; nothing for a plugin that is installed."""
+    """Plugin files, next to the test or as passed to `-p`; empty if the plugin is installed."""
     device: ClassVar[str] = "cpu"
     dtype: ClassVar[str] = "float64"
-    """In float64 rounding hides nothing; `float32` for kernels that have no float64."""
+    """float64, because its rounding hides no error; set `float32` if a kernel does not support float64."""
     kind: ClassVar[Kind]
 
     def choose(self, **options: Any) -> SelectedComponent:
-        """The component with its options, those of the class and these; what is wrong with them fails the test."""
+        """The component with the options of the class and `options`; invalid options fail the test."""
         from smollm3_finetune.components.selection import choose
 
         def chosen() -> SelectedComponent:
-            registry = _registry(tuple(str(beside(type(self), p)) for p in self.plugins))
+            registry = _registry(tuple(str(plugin_path(type(self), p)) for p in self.plugins))
             return choose(registry, self.kind, self.component, {**self.options, **options})
 
         choice, error = outcome(chosen)
         if isinstance(error, SmolLM3Error):
             hint = f" ({error.hint})" if error.hint else ""
-            install = "" if self.plugins else "; is the package that is tested installed? pip install -e ."
+            install = "" if self.plugins else "; install the tested package: pip install -e ."
             fail(f"{error.message}{hint}{install if isinstance(error, UnknownComponentError) else ''}")
         if choice is None:
             assert error is not None
@@ -101,10 +101,10 @@ class Conformance:
         return self.choose().component.spec
 
     def context(self, tmp_path: Path, purpose: Purpose = Purpose.TRAIN) -> BuildContext:
-        """A context with a cache of its own."""
+        """A context with its own cache."""
         return context(tmp_path / "cache", purpose=purpose, device=self.device, dtype=self.dtype)
 
     @property
     def rounding(self) -> float:
-        """The bound on relative errors where two computations should be the same."""
+        """The limit for relative errors between two computations that should agree."""
         return ROUNDING[self.dtype]

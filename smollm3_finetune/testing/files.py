@@ -1,4 +1,4 @@
-"""What may lie in a saved adapter or checkpoint: tensors as safetensors, the rest as text, nothing that runs code."""
+"""Checks the files of a saved adapter or checkpoint: safetensors and text only, so that reading them runs no code."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ TEXT = (".json", ".jsonl", ".jinja", ".md", ".txt", ".yaml")
 
 
 def check_saved_files(directory: Path) -> None:
-    """Fails unless every file below `directory` is safetensors or text that can be read, and one holds tensors."""
+    """Fail the test unless all files below `directory` are readable safetensors or text, and some contain tensors."""
     files = sorted(f for f in directory.rglob("*") if f.is_file())
     tensors = 0
     for file in files:
         name = file.relative_to(directory).as_posix()
         if file.suffix not in (".safetensors", *TEXT):
-            what = "a pickle or a zip of one" if file.read_bytes()[:2] in (b"PK", *PICKLES) else "of no known kind"
+            what = "a pickle or a zip of one" if file.read_bytes()[:2] in (b"PK", *PICKLES) else "of an unknown type"
             fail(
                 f"the saved file {name} is {what}, which may run code when it is read: write tensors as safetensors, "
                 "the rest as JSON"
             )
         found, error = outcome(_tensors_in, file)
         why = f"{type(error).__name__}: {error}"
-        demand(error is None, f"the saved file {name} cannot be read as what its name says: {why}")
+        demand(error is None, f"the saved file {name} cannot be read as {file.suffix}: {why}")
         tensors += found or 0
-    demand(tensors > 0, f"nothing is saved as safetensors; the files are {[f.name for f in files]}")
+    demand(tensors > 0, f"no tensors are saved as safetensors; the files are {[f.name for f in files]}")
 
 
 def _tensors_in(file: Path) -> int:
-    """How many tensors a file holds. Raises whatever its reader does where it is not what its name says."""
+    """The number of tensors in a file. Raises the exception of the reader if the content does not match the suffix."""
     from safetensors import safe_open
 
     if file.suffix == ".safetensors":
@@ -43,4 +43,4 @@ def _tensors_in(file: Path) -> int:
 
 
 PICKLES = tuple(bytes((0x80, version)) for version in range(2, 6))
-"""How a pickle of each protocol begins."""
+"""The first two bytes of a pickle, for each protocol."""

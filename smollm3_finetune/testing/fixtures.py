@@ -1,6 +1,6 @@
-"""Fixtures for tests of plugins, for those who ask for them: `pytest_plugins = ["smollm3_finetune.testing.fixtures"]`.
+"""Fixtures for tests of plugins. To use them: `pytest_plugins = ["smollm3_finetune.testing.fixtures"]`.
 
-Nothing here is loaded into a pytest run that does not name it.
+A pytest run that does not name this module does not load it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUP = "smollm3_finetune"
 
 
 class Result(NamedTuple):
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -35,7 +35,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A registry with nothing in it; meanwhile no installed plugin is found by anything that looks."""
+    """A registry without components. During the test, discovery ignores installed plugins."""
     from smollm3_finetune.components.registry import Registry
 
     monkeypatch.setenv("SMOLLM3_DISABLE_PLUGINS", "1")
@@ -44,7 +44,7 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache for this test alone; nothing is asked of the Hub."""
+    """A separate cache for this test, without access to the Hub; returns its directory."""
     cache = tmp_path / "cache"
     for name, value in {"SMOLLM3_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}.items():
         monkeypatch.setenv(name, value)
@@ -55,10 +55,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Make an installed distribution, for this process and those it starts; returns the folder it lies in.
+    """Install a fake distribution for this process and its child processes; returns its directory.
 
-    `fake_distribution("acme", "1.0", {"acme_hooks": SOURCE}, {"acme": "acme_hooks"})`: modules by their dotted names,
-    entry points by theirs. Its modules are forgotten after the test.
+    `fake_distribution("acme", "1.0", {"acme_hooks": SOURCE}, {"acme": "acme_hooks"})` takes a mapping from dotted
+    module names to sources, and a mapping from names of entry points to modules. Its modules are removed from
+    `sys.modules` after the test.
     """
     sites: list[Path] = []
 
@@ -101,19 +102,19 @@ def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """The embedded, trained model of two million parameters; its directory, which is not to be altered."""
+    """Directory of the embedded, trained model with two million parameters. Do not modify it."""
     return EMBEDDED
 
 
 @pytest.fixture(scope="session")
 def small_model() -> Path:
-    """A random SmolLM3 of two layers with the embedded model's tokenizer; its directory, which is not to be altered."""
+    """Directory of a random SmolLM3 of two layers, with the tokenizer of the embedded model. Do not modify it."""
     return small_model_directory()
 
 
 @pytest.fixture
 def cli(own_cache: Path) -> Callable[..., Result]:
-    """`smollm3 ARGS` in this process: `cli("plugins", "list").stdout`."""
+    """Runs `smollm3 ARGS` in this process: `cli("plugins", "list").stdout`."""
     from smollm3_finetune.main import main
 
     def run(*args: Any) -> Result:
@@ -131,7 +132,7 @@ def cli(own_cache: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def run_cli(own_cache: Path) -> Callable[..., Result]:
-    """`smollm3 ARGS` in a process of its own, which sees the fake distributions."""
+    """Runs `smollm3 ARGS` in a child process, in which the fake distributions are installed."""
 
     def run(*args: Any, timeout_s: float = 300, **env: str) -> Result:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The operations of a quantizer: each declared one works at every point of a run, and each undeclared one is absent."""
+"""Tests for the operations of a quantizer: declared ones work at every point of a run, undeclared ones are absent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smollm3_finetune.testing.quantizer_case import Layer, QuantizerCase
 
 
 class OperationTests(QuantizerCase):
-    """The tests that the declared operations call for."""
+    """The tests of `QuantizerConformance` that depend on the declared operations."""
 
     # --------------------------------------------------------------------------------- declared operations
 
@@ -27,10 +27,13 @@ class OperationTests(QuantizerCase):
             offered = frozenset(layer.view.ops)
             demand(
                 offered == declared,
-                f"{layer.name} offers {_words(offered)}, and the descriptor declares {_words(declared)}",
+                f"{layer.name} offers {_words(offered)}, but the descriptor declares {_words(declared)}",
             )
             shape = (layer.module.out_features, layer.module.in_features)
-            demand(tuple(layer.view.shape) == shape, f"{layer.name}: shape is {tuple(layer.view.shape)}, not {shape}")
+            demand(
+                tuple(layer.view.shape) == shape,
+                f"the shape of {layer.name} is {tuple(layer.view.shape)}, but must be {shape}",
+            )
 
     def test_ordinary_layers_have_no_view(self, tmp_path: Path) -> None:
         base = self.load(tmp_path)
@@ -38,8 +41,8 @@ class OperationTests(QuantizerCase):
             ordinary = type(module) is nn.Linear and type(module.weight.data) is Tensor
             demand(
                 not ordinary or not module.weight.is_floating_point() or base.ops_for(module) is None,
-                f"{name} is an ordinary nn.Linear, and ops_for() gives a view of it, as if it were quantized: test "
-                "for the class of your layers",
+                f"{name} is an ordinary nn.Linear, but ops_for() returns a view of it, as if it were quantized: return "
+                "None unless the layer has your class",
             )
 
     def test_gradients_stay_right_through_a_run(self, tmp_path: Path) -> None:
@@ -51,43 +54,43 @@ class OperationTests(QuantizerCase):
         wide = torch.float64 if self.dtype == "float64" else torch.float32
         right = input_gradient(dense_copy(base, wide), self.tokens())[0] if readable else None
         rtol = max(self.bound(layer) for layer in layers)
-        for point in self.life(base):
+        for point in self.run_sequence(base):
             for layer in layers:
                 error = self._gradient_error(layer)
                 demand(error is not None, f"no gradient flows to the input of {layer.name} ({point})")
                 assert error is not None
                 demand(
                     error <= self.bound(layer),
-                    f"the gradient at the input of {layer.name} is {error:.2g} from the right one ({point}), and at "
-                    f"most {self.bound(layer):.2g} is allowed in {self.dtype}",
+                    f"the gradient at the input of {layer.name} has the relative error {error:.2g} ({point}; limit "
+                    f"{self.bound(layer):.2g} in {self.dtype})",
                 )
-            if right is not None and point != "before any forward":  # a forward of its own
+            if right is not None and point != "before any forward":  # because it runs a forward
                 found, _ = input_gradient(base.model, self.tokens())
                 error = apart(found, right)
                 demand(
                     error <= rtol,
-                    f"the model's gradient at its embeddings is {error:.2g} from the dense copy's ({point}), and at "
-                    f"most {rtol:.2g} is allowed in {self.dtype}",
+                    f"the gradient at the embeddings of the model differs from that of the dense copy by {error:.2g} "
+                    f"({point}; limit {rtol:.2g} in {self.dtype})",
                 )
             reached = [n for n, p in base.model.named_parameters() if p.grad is not None]
-            demand(not reached, f"a gradient reached {len(reached)} frozen parameters, {reached[:1]} among them")
+            demand(not reached, f"{len(reached)} frozen parameters received a gradient, such as {reached[:1]}")
 
     def test_output_may_be_added_to_in_place(self, tmp_path: Path) -> None:
-        """Adapters add to what a layer gives; a view that a `torch.autograd.Function` returns does not allow it."""
+        """Adapters modify the output of a layer in place; a view returned by a `torch.autograd.Function` forbids it."""
         if Op.GRAD_INPUT not in self.declared():
             skip("grad-input is not declared")
         for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
-            for shape in ((-1,), (2, -1)):  # rows alone, and rows of a batch
+            for shape in ((-1,), (2, -1)):  # inputs (N, in), and (2, N / 2, in)
                 x = self.inputs(layer).unflatten(0, shape).requires_grad_()
                 y = layer.module(x)
                 _, error = outcome(lambda y=y: y.add_(torch.ones_like(y)))
                 demand(
                     error is None,
-                    f"the output of {layer.name} cannot be added to in place, as adapters do with it: {error}",
+                    f"the output of {layer.name} cannot be modified in place, which adapters do: {error}",
                 )
 
     def _gradient_error(self, layer: Layer) -> float | None:
-        """The gradient at a layer's input, against what its own forward says; None where none arrives."""
+        """The error of a layer's input gradient, relative to the layer's own forward; None if no gradient arrives."""
         x = self.inputs(layer).requires_grad_()
         y = layer.module(x)
         if not y.requires_grad:
@@ -96,7 +99,7 @@ class OperationTests(QuantizerCase):
         cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
         try:
             (found,) = torch.autograd.grad(y, x, cotangent)
-        except RuntimeError:  # the output depends on something else that is trained, not on the input
+        except RuntimeError:  # the output depends on a trained parameter, but not on the input
             return None
         unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         weight = (layer.module(unit).detach() - layer.module(-unit).detach()).T / 2  # (out, in); a bias cancels
@@ -109,30 +112,31 @@ class OperationTests(QuantizerCase):
             shape = (layer.module.out_features, layer.module.in_features)
             demand(
                 tuple(weight.shape) == shape,
-                f"read_weight() of {layer.name} gives the shape {tuple(weight.shape)}, and (out, in) is {shape}",
+                f"read_weight() of {layer.name} returns the shape {tuple(weight.shape)}, but (out, in) is {shape}",
             )
             demand(
                 type(weight) is Tensor,
-                f"read_weight() of {layer.name} gives a {type(weight).__name__}, and must give a plain tensor: "
+                f"read_weight() of {layer.name} returns a {type(weight).__name__}, but must return a plain tensor: "
                 "dequantize it",
             )
             wide = weight.is_floating_point() and weight.element_size() >= 4
-            demand(wide, f"read_weight() of {layer.name} gives {weight.dtype}, and must give float32 or wider")
-            demand(not weight.requires_grad, f"read_weight() of {layer.name} gives a tensor that requires a gradient")
+            demand(wide, f"read_weight() of {layer.name} returns {weight.dtype}, but must return float32 or wider")
+            demand(not weight.requires_grad, f"read_weight() of {layer.name} returns a tensor that requires a gradient")
             demand(
                 weight.device.type == torch.device(self.device).type,
-                f"read_weight() of {layer.name} is on {weight.device}, and the layer is on {self.device}",
+                f"read_weight() of {layer.name} returns a tensor on {weight.device}, but the layer is on {self.device}",
             )
             kept = weight.clone()
             weight.fill_(float("nan"))
             demand(
                 torch.equal(layer.view.read_weight(), kept),
-                f"writing into what read_weight() of {layer.name} gave alters the layer: return a new tensor",
+                f"modifying the tensor that read_weight() of {layer.name} returned changes the layer: return a new "
+                "tensor",
             )
 
     def test_read_weight_is_what_the_forward_uses(self, tmp_path: Path) -> None:
         base, layers = self._readable(tmp_path)
-        for point in self.life(base):
+        for point in self.run_sequence(base):
             for layer in layers:
                 assert layer.view is not None
                 x = self.inputs(layer)
@@ -140,25 +144,28 @@ class OperationTests(QuantizerCase):
                 weight = weight.to(torch.promote_types(weight.dtype, x.dtype))
                 found = (layer.module(x) - layer.module(-x)).detach() / 2  # a bias cancels
                 if weight.shape != (found.shape[1], x.shape[1]):
-                    fail(f"read_weight() of {layer.name} gives the shape {tuple(weight.shape)}")
+                    fail(f"read_weight() of {layer.name} returns the shape {tuple(weight.shape)}, not (out, in)")
                 error, bound = apart(found, x.to(weight) @ weight.T), self.bound(layer)
                 flipped = weight.shape[0] == weight.shape[1] and apart(found, x.to(weight) @ weight) <= bound
                 demand(
                     error <= bound,
-                    f"the forward of {layer.name} is {error:.2g} from x @ read_weight().T ({point}), and at most "
-                    f"{bound:.2g} is allowed (forward_rtol {layer.forward_rtol():g}, {self.dtype})"
-                    + (": the weight that is read is transposed" if flipped else ""),
+                    f"the forward of {layer.name} differs from x @ read_weight().T by {error:.2g} ({point}; limit "
+                    f"{bound:.2g}, from forward_rtol {layer.forward_rtol():g} and {self.dtype})"
+                    + (": read_weight() returns the transposed weight" if flipped else ""),
                 )
 
     def test_read_weight_stays_the_same_through_a_run(self, tmp_path: Path) -> None:
         base, layers = self._readable(tmp_path)
         first: list[Tensor] = []
-        for point in self.life(base):
+        for point in self.run_sequence(base):
             now = [layer.view.read_weight() for layer in layers if layer.view is not None]
             first = first or now
             for layer, weight, before in zip(layers, now, first, strict=True):
                 error = apart(weight, before)
-                demand(error == 0, f"read_weight() of {layer.name} is {error:.2g} from what it was at first ({point})")
+                demand(
+                    error == 0,
+                    f"read_weight() of {layer.name} differs from its first result by {error:.2g} ({point})",
+                )
 
     def _readable(self, tmp_path: Path) -> tuple[Base, list[Layer]]:
         if Op.READ_WEIGHT not in self.declared():
@@ -170,7 +177,7 @@ class OperationTests(QuantizerCase):
             skip("dense is not declared")
         for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
             x = self.inputs(layer)
-            demand(_is_ordinary(layer), f"dense is declared, and {layer.name}.weight is no ordinary Parameter")
+            demand(_is_ordinary(layer), f"dense is declared, but {layer.name}.weight is not an ordinary Parameter")
             with torch.no_grad():
                 before = layer.module(x) - layer.module(torch.zeros_like(x))
                 layer.module.weight = nn.Parameter(3 * layer.module.weight.detach(), requires_grad=False)
@@ -178,7 +185,8 @@ class OperationTests(QuantizerCase):
             error = apart(after, 3 * before)
             demand(
                 error <= self.bound(layer),
-                f"dense is declared, and the forward of {layer.name} does not follow a new weight: {error:.2g} off",
+                f"dense is declared, but the forward of {layer.name} does not use a new weight: its error is "
+                f"{error:.2g}",
             )
 
     def test_weights_take_gradients(self, tmp_path: Path) -> None:
@@ -190,12 +198,12 @@ class OperationTests(QuantizerCase):
             y = layer.module(x)
             y.square().sum().backward()
             found = layer.module.weight.grad
-            demand(found is not None, f"grad-weight is declared, and no gradient reaches {layer.name}.weight")
+            demand(found is not None, f"grad-weight is declared, but {layer.name}.weight receives no gradient")
             error = apart(found, (2 * y.detach()).T @ x)  # (out, N) @ (N, in)
             demand(
                 error <= self.bound(layer),
-                f"the gradient of {layer.name}.weight is {error:.2g} from the right one, and at most "
-                f"{self.bound(layer):.2g} is allowed in {self.dtype}",
+                f"the gradient of {layer.name}.weight has the relative error {error:.2g} (limit "
+                f"{self.bound(layer):.2g} in {self.dtype})",
             )
 
     # ------------------------------------------------------------------------------- undeclared operations
@@ -204,15 +212,15 @@ class OperationTests(QuantizerCase):
         if Op.READ_WEIGHT in self.declared():
             skip("read-weight is declared")
         base, layers = self.viewed(tmp_path)
-        for point in self.life(base):
+        for point in self.run_sequence(base):
             for layer in layers:
                 assert layer.view is not None
                 _, error = outcome(layer.view.read_weight)
-                what = "gives a weight" if error is None else f"raised {type(error).__name__}"
+                what = "returns a weight" if error is None else f"raises {type(error).__name__}"
                 demand(
                     isinstance(error, UnsupportedOp),
-                    f"read-weight is not declared, and read_weight() of {layer.name} {what} ({point}): raise "
-                    "UnsupportedOp, or declare it",
+                    f"read-weight is not declared, but read_weight() of {layer.name} {what} ({point}): raise "
+                    "UnsupportedOp, or declare read-weight",
                 )
 
     def test_weights_are_no_parameters_where_dense_is_not_declared(self, tmp_path: Path) -> None:
@@ -221,28 +229,28 @@ class OperationTests(QuantizerCase):
         for layer in self.viewed(tmp_path)[1]:
             demand(
                 not _is_ordinary(layer),
-                f"dense is not declared, and {layer.name}.weight looks like an ordinary Parameter: adapters that "
-                "replace or train it would work on a weight that the forward may not use",
+                f"dense is not declared, but {layer.name}.weight looks like an ordinary Parameter: adapters may "
+                "replace or train it, although the forward may not use it",
             )
 
     def test_no_wrong_gradient_where_grad_input_is_not_declared(self, tmp_path: Path) -> None:
         if Op.GRAD_INPUT in self.declared():
             skip("grad-input is declared")
         base, layers = self.viewed(tmp_path)
-        for point in self.life(base):
+        for point in self.run_sequence(base):
             for layer in layers:
                 error = self._gradient_error(layer)
                 if error is None:
                     continue
                 demand(
                     error <= self.bound(layer),
-                    f"grad-input is not declared, and a gradient reaches the input of {layer.name} all the same and "
-                    f"is {error:.2g} off ({point}): cut it, so that nobody trains on it",
+                    f"grad-input is not declared, but the input of {layer.name} receives a gradient, with the relative "
+                    f"error {error:.2g} ({point}): detach the input, so that nobody trains on it",
                 )
 
 
 def _is_ordinary(layer: Layer) -> bool:
-    """Whether `.weight` is a floating-point Parameter (out, in) and no tensor of a class of its own."""
+    """Whether `.weight` is a floating-point Parameter (out, in), not an instance of a tensor subclass."""
     weight = getattr(layer.module, "weight", None)
     return (
         isinstance(weight, nn.Parameter)
@@ -253,7 +261,7 @@ def _is_ordinary(layer: Layer) -> bool:
 
 
 def _readable_shape(layer: Layer) -> bool:
-    """Whether a quantized layer's weight can be read and fits into an ordinary layer."""
+    """Whether the weight of a quantized layer can be read and has the shape (out, in)."""
     assert layer.view is not None
     shape = (layer.module.out_features, layer.module.in_features)
     return Op.READ_WEIGHT in layer.view.ops and tuple(layer.view.read_weight().shape) == shape

@@ -1,4 +1,4 @@
-"""What tests of components are built from: a context, and a plan of loader, quantizer and adapter."""
+"""Building blocks for tests of components: a context, and a plan of loader, quantizer and adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def context(
     cache: Path, *, purpose: Purpose = Purpose.TRAIN, device: str = "cpu", dtype: str = "float32", seed: int = 0
 ) -> BuildContext:
-    """A context with a cache of its own in the directory `cache` and random rows to calibrate on, showing nothing."""
+    """A context with its own cache in the directory `cache`, random calibration rows and no progress output."""
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.model.load import build_context
 
@@ -24,7 +24,7 @@ def context(
 
 
 def calibration_rows() -> list[list[int]]:
-    """Eight rows of 32 random token ids, of the vocabulary of `small_source`."""
+    """Eight rows of 32 random token ids from the vocabulary of `small_source`."""
     from smollm3_finetune.testing.small import token_ids
 
     rows: list[list[int]] = token_ids(8, 32).tolist()
@@ -45,7 +45,7 @@ def plan(
     registry: Registry | None = None,
     plugins: tuple[str, ...] = (),
 ) -> ModelPlan:
-    """What `load_model` would do for training, as a plan that the checks carry out themselves."""
+    """The plan of `load_model` for training, for checks that build the model themselves."""
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.model.load import build_context

@@ -1,4 +1,4 @@
-"""What the tests of a quantizer share: what a subclass names, its layers, and the points of a run."""
+"""The shared part of all quantizer tests: the attributes of a subclass, the layers, and the points of a run."""
 
 from __future__ import annotations
 
@@ -31,54 +31,54 @@ class Layer:
     name: str
     module: Any
     view: LinearOps | None
-    """None: an ordinary layer."""
+    """The view that `ops_for` returns; None for an ordinary layer."""
 
     def forward_rtol(self) -> float:
         return 0.0 if self.view is None else self.view.forward_rtol
 
 
 _dense_models: dict[tuple[str, str, str], PreTrainedModel] = {}
-"""The model in full precision that was loaded last, by fingerprint, dtype and device."""
+"""The last loaded model in full precision, by fingerprint, dtype and device."""
 
 
 class QuantizerCase(Conformance):
-    """What a subclass names, and how the tests load and look."""
+    """The attributes that a subclass sets, and the helpers of the tests."""
 
     kind = QUANTIZER
     bits: ClassVar[int | None] = None
-    """Bits of a weight, 32 where it is not rounded at all; None: not stated, so that only 3 bits are expected of it."""
+    """Bits per weight, 32 if weights are not rounded; None: only the accuracy of 3 bits is expected."""
     group_size: ClassVar[int | None] = None
     """Input features that share a scale; None: a whole row."""
     rounding_factor: ClassVar[float] = 2.0
-    """How far a layer may be off, as a multiple of what rounding its weight to the nearest costs at these bits."""
+    """Allowed error of a layer, as a multiple of the error of rounding its weight to nearest with these bits."""
     biases: ClassVar[bool] = True
-    """Whether the small model has biases; False for a quantizer that refuses models which do."""
+    """Whether the small model has biases; set False for a quantizer that refuses models with biases."""
     altering: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    """Options, each of which alters the weights: the fingerprint must follow."""
+    """Options that change the weights; each must also change the fingerprint."""
     writes: ClassVar[bool] = True
-    """False leaves out `write`, where it takes minutes and other tests run it."""
+    """Whether to test `write`; set False if it takes minutes and other tests run it."""
 
     def dense_source(self, tmp_path: Path) -> ModelSource:
         """The model in full precision."""
         return small_source(biases=self.biases)
 
     def source(self, tmp_path: Path) -> ModelSource:
-        """What the quantizer loads; overridden where that is a checkpoint quantized already."""
+        """The source that the quantizer loads; override it if the quantizer needs a quantized checkpoint."""
         return self.dense_source(tmp_path)
 
     def other_source(self, tmp_path: Path) -> ModelSource | None:
-        """The same architecture with other weights, to which a base's fingerprint must differ; None: left out."""
+        """The same architecture with other weights, whose fingerprint must differ; None skips this comparison."""
         return small_source(seed=1, biases=self.biases)
 
     # ------------------------------------------------------------------------------------------ helpers
 
     def load(self, tmp_path: Path, source: ModelSource | None = None, **options: Any) -> Base:
         base: Base = self.choose(**options).create().load(source or self.source(tmp_path), self.context(tmp_path))
-        demand(isinstance(base, Base), f"load() returned {type(base).__name__}, and must return a Base")
+        demand(isinstance(base, Base), f"load() must return a Base, but returned {type(base).__name__}")
         return base
 
     def dense(self, tmp_path: Path) -> PreTrainedModel:
-        """The model in full precision, loaded once; it is not to be altered."""
+        """The model in full precision, loaded only once. Do not modify it."""
         source = self.dense_source(tmp_path)
         key = (source.fingerprint, self.dtype, self.device)
         if key not in _dense_models:
@@ -91,7 +91,7 @@ class QuantizerCase(Conformance):
         return provided(self.choose(), environment(self.device, Purpose.TRAIN))[0]
 
     def layers(self, base: Base, dense: PreTrainedModel) -> list[Layer]:
-        """Every layer that is linear in the dense model, but the output head."""
+        """All linear layers of the dense model except the output head."""
         head = dense.get_output_embeddings()
         names = [n for n, m in dense.named_modules() if isinstance(m, nn.Linear) and m is not head]
         found = [Layer(n, m := base.model.get_submodule(n), base.ops_for(m)) for n in names]
@@ -99,24 +99,24 @@ class QuantizerCase(Conformance):
             ordinary = type(layer.module) is nn.Linear
             demand(
                 ordinary or layer.view is not None,
-                f"{layer.name} is a {type(layer.module).__name__}, and ops_for() gives None for it, as if it were an "
+                f"{layer.name} is a {type(layer.module).__name__}, but ops_for() returns None for it, as if it were an "
                 "ordinary nn.Linear: return a view with its operations",
             )
         return found
 
     def viewed(self, tmp_path: Path) -> tuple[Base, list[Layer]]:
-        """A fresh base and its quantized layers; skips where all layers are ordinary."""
+        """A fresh base and its quantized layers; skips the test if all layers are ordinary."""
         base = self.load(tmp_path)
         found = [layer for layer in self.layers(base, self.dense(tmp_path)) if layer.view is not None]
         if not found:
-            skip("all layers are ordinary, and can do everything")
+            skip("all layers are ordinary and support every operation")
         return base, found
 
     def tokens(self) -> Tensor:
         return token_ids().to(self.device)
 
     def inputs(self, layer: Layer, rows: int = 16) -> Tensor:
-        """(rows, in), random."""
+        """Random inputs (rows, in)."""
         generator = torch.Generator().manual_seed(3)
         wide = torch.randn(rows, layer.module.in_features, generator=generator, dtype=torch.float64)
         return wide.to(self.device, getattr(torch, self.dtype))
@@ -124,8 +124,11 @@ class QuantizerCase(Conformance):
     def bound(self, layer: Layer) -> float:
         return max(self.rounding, layer.forward_rtol())
 
-    def life(self, base: Base) -> Iterator[str]:
-        """Take `base` through a run: yields the name of each point, with the model in training mode."""
+    def run_sequence(self, base: Base) -> Iterator[str]:
+        """Run the sequence of calls of a training run on `base`.
+
+        Yields the name of each point of the sequence, with the model in training mode.
+        """
         ids, trains = self.tokens(), Op.GRAD_INPUT in self.declared()
         base.model.train()
         yield "before any forward"

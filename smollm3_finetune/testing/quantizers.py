@@ -1,4 +1,4 @@
-"""The conformance of a quantizer: what its descriptor declares holds in sequences, and what it does not is absent.
+"""Conformance tests for quantizers: declared operations work in every sequence of calls, undeclared ones are absent.
 
 from smollm3_finetune.testing import QuantizerConformance
 
@@ -29,24 +29,24 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
     {"quantization_config": {}},
     {"quantization_config": {"quant_method": "nobody's"}},
 )
-"""Contents of `config.json` that are those of no quantizer."""
+"""Contents of `config.json` that no quantizer may claim."""
 
 
 class QuantizerConformance(OperationTests):
-    """Name the quantizer and its bits; the tests that its declared operations call for are inherited."""
+    """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def test_all_parameters_are_frozen_and_on_the_device(self, tmp_path: Path) -> None:
         base = self.load(tmp_path)
         trained = [n for n, p in base.model.named_parameters() if p.requires_grad]
         demand(
             not trained,
-            f"{len(trained)} parameters of the loaded base require a gradient, {trained[:1]} among them: "
+            f"{len(trained)} parameters of the loaded base require a gradient, such as {trained[:1]}: "
             "call model.requires_grad_(False)",
         )
         away = [n for n, p in base.model.named_parameters() if p.device.type != torch.device(self.device).type]
-        demand(not away, f"{len(away)} parameters are not on {self.device}, {away[:1]} among them")
+        demand(not away, f"{len(away)} parameters are not on {self.device}, such as {away[:1]}")
         text = isinstance(base.fingerprint, str) and bool(base.fingerprint)
-        demand(text, f"the base's fingerprint must be text, and is {base.fingerprint!r}")
+        demand(text, f"the fingerprint of the base must be text, but is {base.fingerprint!r}")
 
     def test_the_head_stays_tied_to_the_embeddings(self, tmp_path: Path) -> None:
         dense = self.dense(tmp_path)
@@ -56,14 +56,14 @@ class QuantizerConformance(OperationTests):
         head = next(n for n, m in dense.named_modules() if m is dense.get_output_embeddings())
         demand(
             getattr(model.get_submodule(head), "weight", None) is model.get_input_embeddings().weight,
-            f"the output head {head} shares its weight with the embeddings in the dense model, and no longer in what "
-            "load() gives: leave the head out of what is quantized",
+            f"the output head {head} shares its weight with the embeddings in the dense model, but not in the model "
+            "that load() returns: do not quantize the head",
         )
 
     def test_forward_is_near_the_dense_model(self, tmp_path: Path) -> None:
         base, dense = self.load(tmp_path), self.dense(tmp_path)
         bits = UNSTATED_BITS if self.bits is None else self.bits
-        named = f"{bits} bits" + (", as `bits` is not set" if self.bits is None else "")
+        named = f"{bits} bits" + (", because `bits` is not set" if self.bits is None else "")
         for layer in self.layers(base, dense):
             linear = dense.get_submodule(layer.name)
             x = self.inputs(layer)
@@ -75,11 +75,11 @@ class QuantizerConformance(OperationTests):
             bound = self.rounding_factor * cost + self.bound(layer)
             demand(
                 error <= bound,
-                f"the output of {layer.name} is {error:.2g} from the dense layer's, and at most {bound:.2g} is "
-                f"allowed: {named}, {self.rounding_factor:g} times what rounding to the nearest costs ({cost:.2g})",
+                f"the output of {layer.name} differs from that of the dense layer by {error:.2g} (limit {bound:.2g}: "
+                f"{named}, {self.rounding_factor:g} times the error {cost:.2g} of rounding to nearest)",
             )
         found = logits(base.model, self.tokens())
-        demand(bool(found.isfinite().all()), "the logits of the loaded model are not all finite")
+        demand(bool(found.isfinite().all()), "some logits of the loaded model are not finite")
 
     def test_loading_twice_gives_the_same(self, tmp_path: Path) -> None:
         results = []
@@ -90,13 +90,13 @@ class QuantizerConformance(OperationTests):
             results.append((base.fingerprint, logits(base.model, self.tokens())))
         demand(
             results[0][0] == results[1][0],
-            f"the same source was loaded twice and the fingerprints differ: {results[0][0]}, {results[1][0]}",
+            f"the same source was loaded twice, but the fingerprints differ: {results[0][0]}, {results[1][0]}",
         )
         error = apart(results[1][1], results[0][1])
         demand(
             error == 0,
-            f"the same source was loaded twice and the logits differ by {error:.2g}: take random numbers from "
-            "a generator seeded by ctx.seed",
+            f"the same source was loaded twice, but the logits differ by {error:.2g}: draw random numbers from a "
+            "generator seeded with ctx.seed",
         )
 
     def test_fingerprint_follows_the_weights(self, tmp_path: Path) -> None:
@@ -105,18 +105,18 @@ class QuantizerConformance(OperationTests):
         if other is not None:
             demand(
                 self.load(tmp_path, other).fingerprint != base.fingerprint,
-                "two sources with other weights give bases of the same fingerprint: it must depend on "
+                "two sources with different weights have bases with the same fingerprint: it must depend on "
                 "source.fingerprint",
             )
         before = logits(base.model, self.tokens())
         for options in self.altering:
             changed = self.load(tmp_path, **options)
             moved = apart(logits(changed.model, self.tokens()), before)
-            demand(moved > 0, f"the options {dict(options)} are listed as altering the weights, and alter nothing")
+            demand(moved > 0, f"`altering` lists the options {dict(options)}, but they do not change the weights")
             demand(
                 changed.fingerprint != base.fingerprint,
-                f"the options {dict(options)} move the logits by {moved:.2g}, and the fingerprint stays the same: "
-                "it must depend on them",
+                f"the options {dict(options)} move the logits by {moved:.2g}, but the fingerprint does not change: "
+                "it must depend on these options",
             )
 
     # ------------------------------------------------------------------------------------------ checkpoints
@@ -137,7 +137,7 @@ class QuantizerConformance(OperationTests):
         if not isinstance(quantizer, CheckpointQuantizer):
             skip("the quantizer writes no checkpoints")
         if not self.writes:
-            skip("writing is left out (`writes = False`)")
+            skip("`writes` is False: write() is not tested")
         dense = self.dense_source(tmp_path)
         bases = []
         for seed in (1, 2):
@@ -148,15 +148,21 @@ class QuantizerConformance(OperationTests):
             check_saved_files(out)
             written = directory_source(out, ref="written")
             claims = self.spec().claims
-            demand(claims is not None and claims(written.config), "claims() is false for a checkpoint that it wrote")
+            demand(
+                claims is not None and claims(written.config),
+                "claims() must be true for a checkpoint that the quantizer wrote",
+            )
             bases.append(self.load(tmp_path, written))
         found = [logits(base.model, self.tokens()) for base in bases]
         error = apart(found[1], found[0])
-        demand(error == 0, f"the same checkpoint was written twice and the logits differ by {error:.2g}")
-        demand(bases[0].fingerprint == bases[1].fingerprint, "one checkpoint was written twice: other fingerprints")
+        demand(error == 0, f"the same checkpoint was written twice, but the logits differ by {error:.2g}")
+        demand(
+            bases[0].fingerprint == bases[1].fingerprint,
+            "the same checkpoint was written twice, but the fingerprints differ",
+        )
         error = apart(logits(self.load(tmp_path).model, self.tokens()), found[0])
         demand(
             error <= self.rounding,
-            f"a checkpoint that was written and loaded is {error:.2g} from what load() gives, and at most "
-            f"{self.rounding:.2g} is allowed in {self.dtype}",
+            f"the logits of a checkpoint from write() differ from those of load() by {error:.2g} (limit "
+            f"{self.rounding:.2g} in {self.dtype})",
         )

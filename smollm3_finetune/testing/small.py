@@ -1,4 +1,4 @@
-"""A random SmolLM3 of two layers, for tests that need a whole model and no trained one."""
+"""A random SmolLM3 of two layers, for tests that need a complete but untrained model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STD = 0.08
-"""Of weights. At the usual initialization (0.02) every layer is nearly linear and errors hide."""
+"""Standard deviation of weights. With the usual 0.02, every layer is nearly linear and errors do not show."""
 BIAS_STD = 0.5
-"""Of biases: as large as what a weight adds, so that a dropped one is no rounding error."""
+"""Standard deviation of biases: as large as the output of a weight, so that a dropped bias is a large error."""
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "tiny"
 KEPT: list[tempfile.TemporaryDirectory[str]] = []
 """Directories that are removed when Python ends."""
 
 
 def write_small_model(directory: Path, *, seed: int = 0, biases: bool = True) -> Path:
-    """Write the model in float32, with the embedded model's tokenizer, into `directory`; returns it.
+    """Write the model in float32, with the tokenizer of the embedded model, into `directory`, and return `directory`.
 
-    Two layers, the second without RoPE; width 64, MLP 128, 2 heads and 1 key-value head, tied embeddings, 2048
-    tokens. The query and output projections are square, so a transposed weight has the right shape. `biases` puts
-    one on every linear layer.
+    The model has two layers, the second without RoPE; width 64, MLP 128, 2 heads and 1 key-value head, tied embeddings,
+    2048 tokens. The query and output projections are square, so a transposed weight has the right shape. With `biases`,
+    every linear layer has a bias.
     """
     import shutil
 
@@ -61,7 +61,7 @@ def write_small_model(directory: Path, *, seed: int = 0, biases: bool = True) ->
 
 
 def small_model_directory(*, seed: int = 0, biases: bool = True) -> Path:
-    """The model on disk, written once in a process; whoever alters it copies it first."""
+    """The directory of the model, written once per process. Copy it before you modify it."""
     return _written(seed, biases)
 
 
@@ -72,7 +72,7 @@ def _written(seed: int, biases: bool) -> Path:
 
 
 class SmallSource(DirectorySource):
-    """Copies the model in memory where nothing but a dtype is asked for, which takes a fraction of reading it."""
+    """Copies the model in memory if `load` receives only a dtype, which is much faster than reading it."""
 
     def load(self, **kwargs: Any) -> PreTrainedModel:
         if set(kwargs) == {"dtype"} and self.directory in _directories():
@@ -82,12 +82,12 @@ class SmallSource(DirectorySource):
 
 
 def small_source(*, seed: int = 0, biases: bool = True) -> ModelSource:
-    """The opened model."""
+    """The model as an opened source."""
     return SmallSource(ref="small", directory=small_model_directory(seed=seed, biases=biases))
 
 
 def _directories() -> set[Path]:
-    """Those of `small_model_directory`, which nobody alters."""
+    """The directories of `small_model_directory`, which nobody modifies."""
     return {Path(kept.name) / "small" for kept in KEPT}
 
 
@@ -97,7 +97,7 @@ def _loaded(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def small_model(dtype: str = "float32") -> PreTrainedModel:
-    """The model with its biases, frozen, in evaluation mode; a new copy in each call."""
+    """The model with biases, frozen, in evaluation mode; each call returns a new copy."""
     import torch
 
     model = small_source().load(dtype=getattr(torch, dtype))
@@ -106,7 +106,7 @@ def small_model(dtype: str = "float32") -> PreTrainedModel:
 
 
 def token_ids(rows: int = 2, length: int = 12, *, vocabulary: int = 2048, seed: int = 0) -> Tensor:
-    """(rows, length) random token ids, no special ones among them."""
+    """Random token ids (rows, length), without special tokens."""
     import torch
 
     return torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
-"""A quantizer of nobody's, for testing adapters: its layers offer the operations that they are told to, and no more.
+"""A stub quantizer for testing adapters: its layers provide exactly the operations passed to it.
 
-Weights are rows of 8-bit integers with one scale each. What an adapter did not declare raises, or is not there:
-`read_weight` raises UnsupportedOp, `.weight` does not exist, and no gradient reaches the input.
+Each row of a weight is stored as 8-bit integers with one scale. An operation that the adapter did not declare fails:
+`read_weight` raises UnsupportedOp, `.weight` does not exist, and the input receives no gradient.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class StubLinear(nn.Module):  # type: ignore[misc]  # torch is not checked
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                "a quantized layer has no `.weight`: declare Op.DENSE among the adapter's needs, or declare "
-                "Op.READ_WEIGHT and use base.ops_for(layer).read_weight()"
+                "a quantized layer has no `.weight`: add Op.DENSE to the needs of the adapter, or add "
+                "Op.READ_WEIGHT and call base.ops_for(layer).read_weight()"
             )
         return super().__getattr__(name)
 
 
 @dataclasses.dataclass(frozen=True)
 class StubOps:
-    """What a `StubLinear` offers."""
+    """The view of a `StubLinear`."""
 
     layer: StubLinear
     forward_rtol: float = 0.0
@@ -72,7 +72,7 @@ class StubOps:
 
     def read_weight(self) -> Tensor:
         if Op.READ_WEIGHT not in self.ops:
-            raise UnsupportedOp("the adapter reads a base weight, and its descriptor does not need read-weight")
+            raise UnsupportedOp("the adapter reads a weight of the base, but its descriptor does not need read-weight")
         weight = self.layer.codes.to(self.layer.scale.dtype) * self.layer.scale
         return weight if weight.element_size() >= 4 else weight.float()
 
@@ -88,15 +88,15 @@ def _dense(dtype: str) -> PreTrainedModel:
 
 
 def stub_dense(dtype: str = "float64") -> PreTrainedModel:
-    """The small model whose ordinary layers hold the very weights that the stub's layers compute with; a new copy."""
+    """The small model with ordinary layers that hold the dequantized weights of the stub's layers; a new copy."""
     model: PreTrainedModel = copy.deepcopy(_dense(dtype))
     return model
 
 
 def stub_base(needs: Iterable[Op], dtype: str = "float64") -> Base:
-    """The small model, quantized, with layers that offer `needs` exactly.
+    """The small model, quantized, with layers that provide exactly the operations in `needs`.
 
-    Where `needs` has DENSE or GRAD_WEIGHT, no quantized layer offers that, so the layers are ordinary ones.
+    If `needs` contains DENSE or GRAD_WEIGHT, the layers are ordinary ones, because no quantized layer provides these.
     """
     ops = frozenset(needs)
     if ops & {Op.DENSE, Op.GRAD_WEIGHT}:

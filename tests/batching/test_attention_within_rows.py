@@ -71,7 +71,7 @@ def test_without_the_switched_attention_rows_see_each_other() -> None:
 
 @pytest.mark.parametrize("labels", [[5, 6], [5, 6, 7, 8]])
 def test_a_label_too_few_or_too_many_is_told(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match=f"an example has 3 input_ids and {len(labels)} labels"):
+    with pytest.raises(ValueError, match=f"an example has 3 input_ids but {len(labels)} labels"):
         flatten([{"input_ids": [5, 6, 7], "labels": labels}])
 
 

@@ -282,7 +282,7 @@ def test_a_plugin_file_has_its_results_next_to_it_and_its_content_is_its_version
 def test_results_for_pairs_of_other_plugins_are_ignored(cli: Any, acme: Any) -> None:
     acme(result(), result(quantizer="smollm3-finetune:none", adapter="other:thing"))
     answer = cli("compat", "--quant", "packed")
-    assert "1 results of plugin 'acme' (acme 1.0) are left out: none of its own components" in answer.stderr
+    assert "1 results of plugin 'acme' (acme 1.0) are ignored: they include none of its own components" in answer.stderr
     assert "●" in answer.stdout
 
 
@@ -295,10 +295,10 @@ def test_results_of_a_disabled_plugin_are_ignored(cli: Any, acme: Any) -> None:
     ("text", "says"),
     [
         ("{", "Expecting property name"),
-        ("[]", 'it must be {"format": 1'),
-        ('{"format": 2, "results": []}', "reads format 1"),
-        ('{"format": 1, "results": [{}]}', "a result lacks 'adapter'"),
-        (json.dumps({"format": 1, "results": [result(extra=1)]}), "a result has no 'extra'"),
+        ("[]", 'expected {"format": 1'),
+        ('{"format": 2, "results": []}', "expected format 1, found 2"),
+        ('{"format": 1, "results": [{}]}', "a result is missing the field 'adapter'"),
+        (json.dumps({"format": 1, "results": [result(extra=1)]}), "a result has the unknown field 'extra'"),
         (json.dumps({"format": 1, "results": [result(holds="yes")]}), "'holds' must be true or false"),
         (json.dumps({"format": 1, "results": [result(purpose="infer")]}), "'purpose' must be"),
         (json.dumps({"format": 1, "results": [result(quantizer="packed")]}), "'distribution:name'"),
@@ -311,7 +311,7 @@ def test_a_broken_file_of_results_is_one_warning_line(cli: Any, acme: Any, text:
     answer = cli("compat", "--quant", "packed")
     assert answer.code == 0
     assert answer.stderr.count("\n") == 1
-    assert "the results of plugin 'acme' (acme 1.0) are left out: hooks.compat.json: " in answer.stderr
+    assert "the results of plugin 'acme' (acme 1.0) are ignored: hooks.compat.json: " in answer.stderr
     assert says in answer.stderr
     assert "○" in answer.stdout and "●" not in answer.stdout
 

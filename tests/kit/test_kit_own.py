@@ -63,7 +63,7 @@ def test_without_bits_the_bound_is_that_of_three_bits(tmp_path: Path) -> None:
         options: ClassVar = {"bits": 2}
 
     Unstated().test_forward_is_near_the_dense_model(tmp_path)
-    with pytest.raises(pytest.fail.Exception, match="3 bits, as `bits` is not set"):
+    with pytest.raises(pytest.fail.Exception, match="3 bits, because `bits` is not set"):
         Coarse().test_forward_is_near_the_dense_model(tmp_path)
 
 

@@ -1,20 +1,20 @@
-"""Notes of a contestant's process at each optimizer step, one JSON object a line in the file $SPEED_MARKS.
+"""Records the optimizer steps of a contestant's process in the file $SPEED_MARKS, one JSON object per line.
 
-Python imports this module by itself at start-up where its folder is on PYTHONPATH, in every process that a contestant
-starts. It imports nothing heavy and waits until the contestant imports torch and transformers:
+Python imports this module at start-up if its directory is on PYTHONPATH, in every process that a contestant starts. It
+imports nothing heavy, and waits until the contestant imports torch and transformers:
 
-{"what": "optimizer", …}          when the first optimizer is made: imports are done and weights are there
-{"what": "step", "positions": …}  after each optimizer step; how many token positions went through the embedding
-{"what": "log", "logs": {…}}      what transformers' Trainer logs, before any rounding
+{"what": "optimizer", …}          when the first optimizer is created: imports are done and weights are loaded
+{"what": "step", "positions": …}  after each optimizer step, with the number of token positions that were embedded
+{"what": "log", "logs": {…}}      the logs of transformers.Trainer, not rounded
 
-`time` is on the wall; `cpu` is user and system time of the process and of those that started it, up to $SPEED_ROOT.
+`time` is wall-clock time; `cpu` is user and system time of the process and its parents, up to $SPEED_ROOT.
 
-With $SPEED_PROFILE the steps between the first and the last are profiled, from forward pass to forward pass:
+With $SPEED_PROFILE, the steps between the first and the last are profiled, from forward pass to forward pass:
 
-{"what": "profile", "step": …, "took": …, "ops": {…}}   which one, from 0; the processor's seconds; the clock's seconds
-                                                        in each of torch's operations, without those that it calls
+{"what": "profile", "step": …, "took": …, "ops": {…}}   the step, from 0; its processor time in seconds; the wall-clock
+                                                        seconds of each torch operation, without nested operations
 
-With $SPEED_TRAINED=float32 what is trained is made float32 when the first optimizer gets it.
+With $SPEED_TRAINED=float32, trained parameters are cast to float32 when the first optimizer receives them.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def cpu_seconds() -> float:
     total, pid, root = time.process_time(), os.getppid(), os.environ.get("SPEED_ROOT", "1")
     while pid > 1 and str(pid) != root:
         with open(f"/proc/{pid}/stat") as stream:
-            fields = stream.read().rpartition(")")[2].split()  # from the third on: state, ppid, …
+            fields = stream.read().rpartition(")")[2].split()  # from the third field: state, ppid, …
         total += (int(fields[11]) + int(fields[12])) / TICK
         pid = int(fields[1])
     return total
 
 
 def anonymous() -> int:
-    """Bytes of memory that no file backs."""
+    """Bytes of memory without a backing file."""
     with open("/proc/self/status") as stream:
         found = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith(("RssAnon", "RssShmem"))}
     return 1024 * sum(map(int, found.values()))
@@ -82,7 +82,7 @@ def watch_optimizer(module: Any) -> None:
 
 
 def profile_step() -> None:
-    """Before the first layer of a forward pass: write what was found since that of the step before, and begin anew."""
+    """Called before the first layer of a forward pass: write the profile of the previous step, and start a new one."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -134,7 +134,7 @@ WATCHED = {
 
 
 class Watcher(importlib.abc.MetaPathFinder):
-    """Runs a function right after a module was imported for the first time."""
+    """Runs a function immediately after the first import of a module."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         then = WATCHED.pop(name, None)
