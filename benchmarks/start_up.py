@@ -2,7 +2,7 @@
 
     nox -s start_up [-- --rounds 15]
 
-Targets: root help takes at most 1.5 times as long as `import click`, `train --help` at most 4 times, and a wrong name is
+Targets: root help takes at most 1.5 times as long as `import click`, `train --help` at most 4 times. A wrong name is
 refused on 300,000 rows in at most 1.5 times the time on none.
 """
 
