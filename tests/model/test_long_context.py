@@ -196,7 +196,7 @@ def test_a_run_generates_and_resumes_with_its_context(cli: Callable[..., Any], m
 
     other = cli("generate", "out", "--prompt", prompt, "--loader-opt", "context=8192")
     assert other.code == 2
-    assert "--loader-opt context: out is a run" in other.stderr
+    assert "--loader-opt context cannot be used with the run out" in other.stderr
     refused = cli("generate", model, "--adapter-path", "out/adapter", "--prompt", prompt)
     assert refused.code == 6
     assert "was trained with context=4096" in refused.stderr
