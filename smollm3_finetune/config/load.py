@@ -116,16 +116,13 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
             problems.append(_unknown_key(setting, known))
         elif section in sections:
             if len(key) == 1:
-                found = type(setting.value).__name__
                 problems.append(
-                    ConfigError(
-                        f"{setting.origin}: expected a mapping of keys for {section}, got a {found}: {setting.value!r}"
-                    )
+                    ConfigError(f"{setting.origin}: expected a mapping of keys for {section}, got {setting.value!r}")
                 )
             else:
                 _assign(sections[section], key[1:], setting.value)
         elif len(key) > 1:
-            problems.append(ConfigError(f"{setting.origin}: {section} is a single value, it has no keys"))
+            problems.append(ConfigError(f"{setting.origin}: {section} is a single value and has no keys"))
         else:
             top[section] = setting.value
     origins = {".".join(k): s.origin for k, s in values.items()}

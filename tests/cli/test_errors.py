@@ -51,7 +51,7 @@ class Failure(NamedTuple):
 def fails(
     cli: Callable[..., Any], isolated: Path, tmp_path: Path, model_directory: Path, rows_file: Path
 ) -> Callable[..., Failure]:
-    """Run a verb that must fail; whatever is not given is right."""
+    """Run a command that must fail; whatever is not given is right."""
 
     def run(code: int, *args: str, command: str = "train", **right: Any) -> Failure:
         defaults = {"model": model_directory, "adapter": "full", "data": rows_file, "device": "cpu"}
@@ -276,7 +276,7 @@ def test_a_broken_plugin_that_is_not_needed_is_one_line(
     result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)
     assert result.code == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if "'bad'" in line]
-    assert warnings == ["warning: plugin 'bad' (acme-bad 2.1) is broken and left out: RuntimeError: no license"]
+    assert warnings == ["warning: the plugin 'bad' (acme-bad 2.1) is broken and was skipped: RuntimeError: no license"]
     assert result.stdout.startswith("ok: ")
     row = next(line for line in cli("plugins", "list").stdout.splitlines() if line.startswith("bad "))
     assert row.split()[1:] == ["broken", "acme-bad", "2.1", "RuntimeError:", "no", "license"]
@@ -358,13 +358,13 @@ def test_a_claim_that_raises_does_not_stop_a_run_that_never_named_it(
     assert result.code == 0, result.stderr
 
 
-# ------------------------------------------------------------------------------------------------ the verbs
+# ------------------------------------------------------------------------------------------------ the commands
 
 
-def test_a_mistyped_verb_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
+def test_a_mistyped_command_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
     command, flag = cli("trian"), cli("train", "--quannt", "x")
     assert (command.code, flag.code) == (2, 2)
-    assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in command.stderr
+    assert "No such command 'trian'; did you mean 'smollm3 train'?" in command.stderr
     assert "--quant" in flag.stderr
 
 

@@ -100,7 +100,8 @@ def test_a_quantizer_is_shown_with_calibration_and_how_its_checkpoints_are_known
     assert found["origin"] == "entry point"
     assert about(cli, "four", "mps")["absent"] == {"forward": "no such chip"}
     shown = cli("plugins", "info", "four", "--device", "cpu").stdout
-    for text in ("also called  quad", "by config.json, four.json", "calibrates   on the run's training rows",
+    for text in ("also called  quad", "by config.json, four.json",
+                 "calibrates   on the training rows, or on calibration.path if set",
                  "acme-gone, but it is not installed"):  # fmt: skip
         assert text in shown, shown
 
@@ -115,7 +116,7 @@ def test_an_adapter_is_shown_with_traits_options_and_what_it_suggests(cli: Cli, 
         {"name": "rank", "type": "integer", "default": 8, "help": "Width of the update.", "range": "at least 1"}
     ]
     shown = cli("plugins", "info", "slim").stdout
-    assert "rows can be packed, not: can be merged" in shown
+    assert "supports packed rows, cannot be merged" in shown
     assert "suggests     train.epochs=3.0" in shown
 
 
