@@ -157,7 +157,7 @@ def test_a_root_that_the_system_refuses_to_look_at_is_a_sentence(
         assert hint == "  hint: set SMOLLM3_CACHE=DIR to a directory that can be written"
     cache = Cache.default()  # what needs no cache runs all the same
     for use in (cache.find, lambda kind, key: cache.get_or_build(kind, key, lambda out: None)):
-        with pytest.raises(SmolLM3Error, match="cannot be accessed: File name too long"):
+        with pytest.raises(SmolLM3Error, match="cannot be looked at: File name too long"):
             use("dense", KEY)
 
 

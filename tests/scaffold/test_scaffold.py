@@ -235,7 +235,7 @@ def test_an_output_below_a_file_is_an_error_and_leaves_nothing(cli: Cli, isolate
 
 
 def test_an_unknown_kind_is_a_usage_error(cli: Cli) -> None:
-    result = cli("plugins", "new", "quantizer", "acme")
+    result = cli("plugins", "new", "optimizer", "acme")
     assert (result.code, "quantizer" in result.stderr) == (2, True)
 
 
