@@ -1,6 +1,6 @@
 """smollm3-finetune: fine-tune SmolLM3 and other causal language models; every method is a plugin.
 
-Importing this package imports nothing heavy; the public names below are resolved when first used.
+Importing this package is fast: the public names below are imported on first use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedModel", "__version__", "hookimpl", "load_model"]
 
-_WHERE = {
+_MODULES = {
     "load_model": "smollm3_finetune.model",
     "LoadedModel": "smollm3_finetune.model",
     "hookimpl": "smollm3_finetune.api",
@@ -23,8 +23,8 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

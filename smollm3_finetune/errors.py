@@ -1,19 +1,19 @@
-"""Every error this project raises on purpose, drawn as one small tree.
+"""All errors that this project raises on purpose.
 
     SmolLM3Error                 exit code 1
-    ├── ConfigError              2   a key, an option or a value is wrong
+    ├── ConfigError              2   a wrong key, option or value
     │   └── UnknownComponentError 2  a name that no installed plugin offers
-    ├── IncompatibleError        3   a pair, a device or a purpose that cannot work
-    │   └── UnsupportedOp        3   a layer was asked for an operation it does not have
-    ├── MissingRequirementError  4   a package or an accelerator is not there
-    ├── DataError                5   the training rows are missing, malformed or unusable
-    ├── ModelError               6   the model or the adapter on disk is missing or not what it should be
-    │   └── MissingWeightsError  6   a checkpoint without all the weights of its architecture
-    ├── PluginError              7   a plugin that the run needs is broken
-    │   └── PluginConflictError  7   two plugins claim one name
-    └── Problems                     several of the above, found together; the first one's exit code
+    ├── IncompatibleError        3   components that cannot work together, or on this device
+    │   └── UnsupportedOp        3   an operation that a layer does not provide
+    ├── MissingRequirementError  4   a missing package or accelerator
+    ├── DataError                5   missing, malformed or unusable training rows
+    ├── ModelError               6   a missing or damaged model or saved adapter
+    │   └── MissingWeightsError  6   a checkpoint that lacks weights of its architecture
+    ├── PluginError              7   a broken plugin that the run needs
+    │   └── PluginConflictError  7   one name offered by two plugins
+    └── Problems                     several errors at once; exit code of the first
 
-Library code raises these and never click's exceptions; `smollm3_finetune.main` alone renders them.
+Library code raises these errors and never click's exceptions; only `smollm3_finetune.main` prints them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class SmolLM3Error(Exception):
-    """Something a user can mend: one sentence, and a hint that can be typed."""
+    """An error that the user can fix: one sentence, and a hint that can be typed."""
 
     exit_code = 1
 
@@ -40,27 +40,27 @@ class SmolLM3Error(Exception):
 
 
 class ConfigError(SmolLM3Error):
-    """A key, an option or a value in the configuration or on the command line is wrong."""
+    """The configuration or the command line has a wrong key, option or value."""
 
     exit_code = 2
 
 
 class UnknownComponentError(ConfigError):
-    """A loader, quantizer, adapter, formatter or objective that no active plugin offers."""
+    """No active plugin offers the requested loader, quantizer, adapter, formatter or objective."""
 
 
 class IncompatibleError(SmolLM3Error):
-    """The parts exist, but cannot be used together or on this device."""
+    """The components exist, but cannot be used together or on this device."""
 
     exit_code = 3
 
 
 class UnsupportedOp(IncompatibleError):
-    """A layer was asked for an operation that its quantizer does not provide."""
+    """A layer does not provide the requested operation."""
 
 
 class MissingRequirementError(SmolLM3Error):
-    """A package (or a version of it) or an accelerator that a chosen component requires is not there."""
+    """A package, a version of it or an accelerator that a selected component requires is missing."""
 
     exit_code = 4
 
@@ -72,7 +72,7 @@ class DataError(SmolLM3Error):
 
 
 class ModelError(SmolLM3Error):
-    """A model or a saved adapter is missing or is not what it should be."""
+    """A model or a saved adapter is missing or damaged, or does not match."""
 
     exit_code = 6
 
@@ -86,17 +86,17 @@ class MissingWeightsError(ModelError):
 
 
 class PluginError(SmolLM3Error):
-    """A plugin that the run needs cannot be imported, or offers something that breaks the contract."""
+    """A plugin that the run needs cannot be imported, or violates the plugin contract."""
 
     exit_code = 7
 
 
 class PluginConflictError(PluginError):
-    """Two plugins offer one name, and the bare name was used."""
+    """Two plugins offer the same name, and it was used without its distribution."""
 
 
 class Problems(SmolLM3Error):
-    """Several independent problems, reported together so that they can be mended together."""
+    """Several independent problems, reported together so that they can be fixed together."""
 
     def __init__(self, problems: Sequence[SmolLM3Error]) -> None:
         super().__init__("\n".join(str(p) for p in problems))
@@ -105,7 +105,7 @@ class Problems(SmolLM3Error):
 
 
 def raise_all(problems: Sequence[SmolLM3Error]) -> None:
-    """Raise nothing, the one problem, or all of them as `Problems`."""
+    """Raise the problem, or several as `Problems`; do nothing if there is none."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -113,18 +113,18 @@ def raise_all(problems: Sequence[SmolLM3Error]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one sentence."""
+    """The first line of an error's text, for use in a one-sentence message."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to a mistyped one, or None."""
-    import difflib  # when something is mistyped: help stays light
+    """The known name most similar to a mistyped one, or None."""
+    import difflib  # imported only for a typo, which keeps --help fast
 
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
-    swapped = [n for n in near if sorted(n) == sorted(name)]  # letters in the wrong order are the likeliest slip
-    return next(iter((*swapped, *near)), None)
+    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
+    swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
+    return next(iter((*swapped, *close)), None)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -135,45 +135,45 @@ NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
 )
-"""What torch says in a RuntimeError, where it has no exception of its own for that."""
+"""Texts of the RuntimeErrors that torch raises for lack of memory if it has no specific exception for it."""
 
 
 def is_resource_error(error: BaseException) -> bool:
-    """Whether an exception tells of a full disk or of too little memory: no fault of a plugin, a file or the network.
+    """Whether an exception means a full disk or too little memory, not a bug in a plugin, a file or the network.
 
-    Let such an exception pass unchanged: `smollm3` tells it in a sentence.
+    Let such an exception propagate unchanged: `smollm3` reports it in one sentence.
     """
     return is_full(error) or is_out_of_memory(error)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return _has_number(error, FULL)
+    """Whether the disk or the user's quota is full."""
+    return _has_errno(error, FULL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the computer or of its accelerator does not suffice."""
+    """Whether the computer or its accelerator is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # Python's, torch's
         return True
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    return said or _has_number(error, (errno.ENOMEM,))
+    in_text = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return in_text or _has_errno(error, (errno.ENOMEM,))
 
 
-def _has_number(error: BaseException, numbers: tuple[int, ...]) -> bool:
-    """Whether it is an OSError of one of these numbers, or what a library in Rust makes of one: that has it as text."""
+def _has_errno(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    """Whether it is an OSError with one of these numbers, or an error of a Rust library, which has it in its text."""
     if isinstance(error, OSError) and error.errno in numbers:
         return True
     return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 class Collector:
-    """Runs checks and keeps their errors, so that independent ones are reported together."""
+    """Runs checks and collects their errors, so that independent errors are reported together."""
 
     def __init__(self) -> None:
         self.problems: list[SmolLM3Error] = []
 
     def run(self, check: Callable[[], T]) -> T | None:
-        """The value of `check`, or None with its error kept."""
+        """The value of `check`; if it fails, None, and its error is collected."""
         try:
             return check()
         except Problems as several:
@@ -183,4 +183,5 @@ class Collector:
         return None
 
     def finish(self) -> None:
+        """Raise the collected errors, if there are any."""
         raise_all(self.problems)

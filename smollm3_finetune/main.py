@@ -1,7 +1,6 @@
-"""The entry point: `smollm3 VERB …`.
+"""The entry point: `smollm3 COMMAND …`.
 
-Root help reads the table below and imports nothing but click; a verb's module is imported when the verb is used.
-This is the only place where errors are shown.
+It starts `smollm3_finetune.cli`. This is the only module that prints errors.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ import click
 from smollm3_finetune.cli import cli
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
-FULL_HINT = "make room there, or write elsewhere: --output DIR, SMOLLM3_CACHE=DIR"
-MEMORY_HINT = (
-    "weights in few bits, or --device cpu; to train, a smaller --batch-size or --max-length, or "
-    "--set train.gradient_checkpointing=true"
+DISK_FULL_HINT = "free some space, or write to another disk: --output DIR, SMOLLM3_CACHE=DIR"
+OUT_OF_MEMORY_HINT = (
+    "use a quantizer (--quant NAME) or --device cpu; for training, a smaller --batch-size or "
+    "--max-length, or --set train.gradient_checkpointing=true"
 )
 
 
 @dataclass
 class State:
-    """What every verb shares."""
+    """State that all commands share."""
 
     debug: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, or the exit code of the error that is shown (see `errors`)."""
-    # Threads that spin for long while they wait make a run ten times slower as soon as another program uses a core;
-    # threads that never spin are a fifth slower on idle cores. See docs/measurements.md.
+    """Run the command line, then exit with 0 or with the exit code of the error that was printed (see `errors`)."""
+    # OpenMP threads that spin for long while waiting make a run ten times slower as soon as another program uses a
+    # core; threads that never spin are a fifth slower on idle cores. See docs/measurements.md.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # Tensors in huge pages, where Linux has them: the kernel clears far fewer pages. See docs/speed.md.
+    # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    _take_any_text()
+    _escape_unencodable_text()
     state = State()
     try:
         code = cli.main(
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say("interrupted")
         sys.exit(130)
     except click.ClickException as e:
-        with contextlib.suppress(OSError):  # nobody can be told
+        with contextlib.suppress(OSError):  # standard error is closed
             e.show()
         sys.exit(e.exit_code)
     except SmolLM3Error as e:
@@ -61,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has read enough
+    except BrokenPipeError:  # the reader closed the pipe
         _drop_output()
         sys.exit(141)
     except Exception as e:
-        known = _of_the_machine(e)
+        known = _resource_error(e)
         if known is not None:
             _drop_output()
             _show(known, state)
@@ -74,26 +73,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         first = next(iter(str(e).strip().splitlines()), "")
         _say(f"unexpected {type(e).__name__}: {first}")
-        _say("  hint: the same command with --debug shows where; a fault of smollm3 or of a plugin, please report it")
+        _say("  hint: run the same command with --debug, and report it: this is a bug in smollm3 or in a plugin")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _of_the_machine(error: Exception) -> SmolLM3Error | None:
-    """What is nobody's fault, but the machine's: a full disk, memory that does not suffice."""
+def _resource_error(error: Exception) -> SmolLM3Error | None:
+    """The message for a full disk or for too little memory; None for any other error."""
     from smollm3_finetune.errors import is_full, is_out_of_memory
 
     if is_full(error):
         reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-        return SmolLM3Error(f"nothing more can be written: {reason}", hint=FULL_HINT)
+        return SmolLM3Error(f"disk full: {reason}", hint=DISK_FULL_HINT)
     text = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
-        return SmolLM3Error(f"the memory does not suffice: {text or 'Python has no more'}", hint=MEMORY_HINT)
+        return SmolLM3Error(f"out of memory: {text or 'Python cannot allocate more'}", hint=OUT_OF_MEMORY_HINT)
     return None
 
 
-def _take_any_text() -> None:
-    """What the encoding of an output cannot hold is written as `\\u2026`, which JSON reads too, instead of failing."""
+def _escape_unencodable_text() -> None:
+    """Write characters that the output's encoding lacks as `\\u2026`, which is valid JSON, instead of failing."""
     import codecs
 
     def escaped(error: UnicodeError) -> tuple[str, int]:
@@ -104,18 +103,18 @@ def _take_any_text() -> None:
 
     codecs.register_error("smollm3", escaped)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or one of another kind
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no stream, or one that cannot be reconfigured
             stream.reconfigure(errors="smollm3")  # type: ignore[union-attr]
 
 
 def _drop_output() -> None:
-    """What still waits to be written to standard output goes nowhere, so that Python does not fail over it again."""
-    with contextlib.suppress(OSError, ValueError):  # it has no file descriptor, or is closed
+    """Discard buffered standard output, so that Python does not fail again when it flushes the buffer at exit."""
+    with contextlib.suppress(OSError, ValueError):  # standard output has no file descriptor, or is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody can be told
+    with contextlib.suppress(OSError):  # standard error is closed
         click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
 
 
@@ -125,7 +124,7 @@ def _show(error: SmolLM3Error, state: State) -> None:
 
         traceback.print_exception(error)
     several: tuple[Any, ...] = error.problems if isinstance(error, Problems) else (error,)
-    with contextlib.suppress(OSError):  # nobody can be told
+    with contextlib.suppress(OSError):  # standard error is closed
         for one in several:
             click.echo(f"{click.style('error', fg='red', bold=True)}: {one.message}", err=True)
             if one.hint:

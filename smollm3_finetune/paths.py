@@ -12,14 +12,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def user_path(text: str | Path, what: str = "the path") -> Path:
-    """The path that a user typed, `~` resolved; there may be nothing there.
+    """The path that a user typed, with `~` expanded; it need not exist.
 
-    Raises ConfigError where the system refuses to look: an unknown `~user`, a name that is too long or holds a NUL, a
-    directory that may not be read. `what` names the path's place in the sentence.
+    `what` names the path in the error message. Raises ConfigError if the path cannot be accessed: an unknown `~user`,
+    a name that is too long or contains a NUL character, or a directory without read permission.
     """
     shown = repr(str(text)) if len(str(text)) <= 80 else repr(f"{str(text)[:60]}…")
     if "\0" in str(text):
-        raise ConfigError(f"{what} {shown} is no path: it holds a NUL character", hint="a path without one")
+        raise ConfigError(
+            f"{what} {shown} is not a valid path: it contains a NUL character", hint="remove it from the path"
+        )
     try:
         path = Path(text).expanduser()
         if path.is_dir():
@@ -28,9 +30,9 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
             path.exists()
     except RuntimeError as e:
         user = str(text).partition("/")[0]
-        raise ConfigError(f"{what} {shown}: there is no home directory of {user!r}", hint=f"./{text}") from e
+        raise ConfigError(f"{what} {shown}: the user {user!r} has no home directory", hint=f"./{text}") from e
     except OSError as e:
-        raise ConfigError(f"{what} {shown} cannot be looked at: {e.strerror or e}", hint="another path") from e
+        raise ConfigError(f"{what} {shown} cannot be accessed: {e.strerror or e}", hint="use another path") from e
     return path
 
 

@@ -1,4 +1,4 @@
-"""Telling what goes on: nothing (as a library), plain lines, or a bar on a terminal."""
+"""Progress output: none (as a library), plain lines, or a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Lines:
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        if total is not None:  # work of unknown length is mostly short, and speaks up once it is not
+        if total is not None:  # work of unknown length is mostly short; it is reported if it took over 10 s
             self.say(f"{description} …")
         began = time.monotonic()
         yield _LineTask(description, total, shown=began)
@@ -60,7 +60,7 @@ class Lines:
 
 
 class Terminal:
-    """A bar with the time left, through rich."""
+    """A progress bar with the remaining time, drawn by rich."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -87,5 +87,5 @@ class Terminal:
 
 
 def for_stream() -> Progress:
-    """`Terminal` where standard error is one, else `Lines`."""
+    """`Terminal` if standard error is a terminal, else `Lines`."""
     return Terminal() if sys.stderr.isatty() else Lines()

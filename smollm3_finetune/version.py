@@ -1,3 +1,3 @@
-"""The version of this distribution, in a module that imports nothing."""
+"""The version of this distribution. This module imports nothing."""
 
 __version__ = "0.1.0"

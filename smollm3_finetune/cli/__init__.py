@@ -1,4 +1,4 @@
-"""The commands: their table, and the group that imports one when it is used. Imports click alone."""
+"""The table of commands, and the group that imports a command when it is used. Imports only click."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from smollm3_finetune.version import __version__
 
 COMMANDS = {
     "train": ("smollm3_finetune.cli.commands.train:train", "Fine-tune a model."),
-    "generate": ("smollm3_finetune.cli.commands.generate:generate", "Answer a prompt with a run or a model."),
-    "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base: one ordinary model."),
+    "generate": ("smollm3_finetune.cli.commands.generate:generate", "Answer a prompt with a run or any other model."),
+    "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
-    "data": ("smollm3_finetune.cli.commands.data:data", "Show what training rows become: text, tokens, mask, counts."),
-    "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizer works with which adapter."),
-    "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "Show, check or start plugins."),
-    "config": ("smollm3_finetune.cli.commands.config:config", "Show, check or describe a run's configuration."),
-    "cache": (
-        "smollm3_finetune.cli.commands.cache:cache",
-        "Show or delete what was converted, quantized and tokenized.",
+    "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),
+    "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizers work with which adapters."),
+    "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "List, inspect, check or create plugins."),
+    "config": (
+        "smollm3_finetune.cli.commands.config:config",
+        "Show or check a configuration, or print its JSON schema.",
     ),
-    "doctor": ("smollm3_finetune.cli.commands.doctor:doctor", "Look for what would keep a run from working here."),
+    "cache": ("smollm3_finetune.cli.commands.cache:cache", "List or clean the cache."),
+    "doctor": ("smollm3_finetune.cli.commands.doctor:doctor", "Check that this machine can run smollm3."),
 }
 
 
-EPILOG = "smollm3 train, with no arguments, tunes a small embedded model in under a minute."
+EPILOG = "smollm3 train without arguments fine-tunes a small embedded model in under a minute."
 
 
 class LazyGroup(click.Group):
-    """A group whose verbs are imported when they are used."""
+    """A group that imports a command only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
+        with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
 
     def resolve_command(
@@ -53,9 +53,9 @@ class LazyGroup(click.Group):
         if name not in COMMANDS and not name.startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean 'smollm3 {near[0]}'?" if near else f"verbs: {', '.join(COMMANDS)}"
-            raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
+            similar = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean 'smollm3 {similar[0]}'?" if similar else f"commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -68,9 +68,9 @@ def cli() -> None:
 
 
 def _quiet_libraries() -> None:
-    """What libraries merely note is not for users: of others only errors are shown, of this project warnings too.
+    """Log only errors of libraries, and warnings and errors of this project.
 
-    torchao, where it is installed, has torch say two lines through this logger whenever transformers looks for it.
+    If torchao is installed, torch logs two lines to `torch.utils._pytree` whenever transformers looks for torchao.
     """
     import logging
 

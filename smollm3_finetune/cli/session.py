@@ -1,4 +1,4 @@
-"""What a command works with: its configuration, the installed plugins, and where its output goes."""
+"""What all commands need: their configuration, the installed plugins, and the separation of their output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "l
 
 
 def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
-    """The settings that the command line makes: `--set` first, then `…-opt`, then the plain flags."""
+    """The settings from the command line: first `--set`, then `…-opt`, then the plain flags."""
     from smollm3_finetune.config.load import Setting, assignment
 
     settings = [assignment(text, "--set") for text in values.get("assign", ())]
@@ -32,7 +32,7 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
         settings += [assignment(text, flag, section) for text in values.get(name, ())]
     for name, key in FLAGS.items():
         value = values.get(name)
-        if isinstance(value, tuple):  # an option that may be given again
+        if isinstance(value, tuple):  # a flag that may be repeated
             value = (list(value) if len(value) > 1 else value[0]) if value else None
         if value is not None:
             settings.append(Setting(key=key, value=value, origin=f"--{name.replace('_', '-')}"))
@@ -40,7 +40,7 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
 
 
 def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setting]] = ()) -> LoadedConfig:
-    """The configuration of a verb: layers given first, then `--config`, then the command line."""
+    """The configuration of a command. Its layers: `first`, then `--config`, then the command line."""
     from smollm3_finetune.config.load import assemble, file_settings
     from smollm3_finetune.paths import user_path
 
@@ -51,45 +51,44 @@ def load_configuration(values: Mapping[str, Any], first: Iterable[Iterable[Setti
 
 
 def say_warning(text: str) -> None:
-    """A warning on standard error."""
+    """Print a warning on standard error."""
     click.echo(f"{click.style('warning', fg='yellow')}: {text}", err=True)
 
 
 @contextlib.contextmanager
-def working() -> Iterator[None]:
-    """What plugins and libraries print meanwhile goes to standard error: the other is for the user's answer."""
+def stdout_to_stderr() -> Iterator[None]:
+    """Inside the context, output of plugins and libraries goes to standard error; standard output is for the result."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
-def answers(f: F) -> F:
-    """A verb that returns what standard output gets, or None: while it works, nothing else gets there."""
+def prints_result(f: F) -> F:
+    """Decorate a command so that standard output gets only the text that it returns, and nothing if it returns None."""
 
     @functools.wraps(f)
     def command(*args: Any, **values: Any) -> None:
-        with working():
-            answer = f(*args, **values)
-        if answer is not None:
-            click.echo(answer)
+        with stdout_to_stderr():
+            result = f(*args, **values)
+        if result is not None:
+            click.echo(result)
 
     return cast(F, command)
 
 
 def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
-    """What `discover` finds."""
+    """The result of `discover`."""
     from smollm3_finetune.components.discovery import PluginSelection, discover
 
-    with working():
+    with stdout_to_stderr():
         return discover(PluginSelection.of(tuple(requested), no_plugins))
 
 
 def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
-    """Discover, and say one line for each plugin that is broken."""
+    """Discover plugins, and warn about each broken plugin and each shared plugin name."""
     registry = discovered(requested, no_plugins)
     for record in registry.broken():
-        say_warning(
-            f"plugin {record.name!r} ({record.distribution} {record.version}) is broken and left out: {record.error}"
-        )
+        source = f"{record.distribution} {record.version}"
+        say_warning(f"the plugin {record.name!r} ({source}) is broken and was skipped: {record.error}")
     for name, records in registry.shared_names().items():
         who = " and ".join(f"{r.distribution} {r.version}" for r in records)
         say_warning(f"the plugin name {name!r} is used by {who}")
@@ -97,12 +96,12 @@ def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
 
 
 def given(values: Mapping[str, Any]) -> set[str]:
-    """The names of the options that were given on a command line."""
+    """The names of the options that the command line sets."""
     return {name for name, value in values.items() if value}
 
 
 def options_of(values: Mapping[str, Any], name: str, section: str) -> dict[str, Any]:
-    """The `KEY=VALUE`s that were given for `--NAME`, parsed."""
+    """The parsed `KEY=VALUE` pairs of `--NAME`."""
     from smollm3_finetune.config.load import assignment
 
     settings = [assignment(text, f"--{name.replace('_', '-')}", section) for text in values[name]]
@@ -110,7 +109,7 @@ def options_of(values: Mapping[str, Any], name: str, section: str) -> dict[str, 
 
 
 def model_request(ref: str, values: Mapping[str, Any], purpose: Purpose) -> ModelRequest:
-    """A model with the components that the command line names."""
+    """The request for a model with the components that the command line names."""
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.model.plan import ModelRequest
     from smollm3_finetune.paths import user_path

@@ -1,1 +1,1 @@
-"""The run's configuration: its shape (`schema`), reading YAML (`yaml12`) and putting its layers together (`load`)."""
+"""A run's configuration: its keys (`schema`), YAML (`yaml12`), layers (`load`) and options (`options`)."""

@@ -1,7 +1,7 @@
-"""Putting the layers of a configuration together: defaults, what components suggest, a YAML file, the command line.
+"""Merge the layers of a configuration: defaults, suggestions of components, a YAML file, the command line.
 
-Every value knows where it came from. A layer is a flat list of `Setting`s; later layers win key by key. Choosing
-another component by name drops the options that an earlier layer gave for a different one.
+Every value has an origin. A layer is a flat list of `Setting`s; for each key, the last layer wins. A layer that
+selects another component discards the options that earlier layers set for the previous one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you
 
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
-"""Two ways to say how long a run is, of which the later layer's counts."""
+"""Two settings for the length of a run: the one in the later layer wins."""
 PATHS = (("data", "path"), ("calibration", "path"))
-"""Where text, alone or in a list, stands for a mapping that has nothing but a `path`."""
+"""Keys for which text, alone or in a list, means a mapping with only a `path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One value, its key (`("train", "max_steps")`) and where it was written."""
+    """One value, its key (`("train", "max_steps")`) and its origin (`run.yaml:7`)."""
 
     key: tuple[str, ...]
     value: Any
@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """A checked configuration and the origin of every value that is not a default."""
+    """A validated configuration, and the origin of every value that is not a default."""
 
     config: RunConfig
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class LoadedConfig:
         return self.origins.get(key, DEFAULT)
 
     def section_origins(self, section: str) -> dict[str, str]:
-        """For a component's options: each key's origin, where it stands in a file."""
+        """The origins of the keys in a section, without the section's name."""
         prefix = f"{section}."
         return {k.removeprefix(prefix): v for k, v in self.origins.items() if k.startswith(prefix)}
 
@@ -56,7 +56,7 @@ def file_settings(path: Path) -> list[Setting]:
     mapping, lines = read_yaml(path)
     settings = []
     for section, value in mapping.items():
-        if value is None and section in PLAIN_SECTIONS:  # everything in it is commented out
+        if value is None and section in PLAIN_SECTIONS:  # a section whose keys are all commented out
             continue
         if isinstance(value, dict) and (section in COMPONENT_SECTIONS or section in PLAIN_SECTIONS):
             for key, inner in value.items():
@@ -70,7 +70,7 @@ def file_settings(path: Path) -> list[Setting]:
 
 
 def assignment(text: str, flag: str, section: str | None = None) -> Setting:
-    """A `KEY=VALUE` of the command line. Raises ConfigError where there is no `=`."""
+    """The setting of a `KEY=VALUE` on the command line. Raises ConfigError if the key or the `=` is missing."""
     key, equals, value = text.partition("=")
     path = tuple(p for p in key.strip().split(".") if p)
     if not equals or not path:
@@ -83,9 +83,9 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
 
 
 def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
-    """The configuration that the layers give, checked but for the options that plugins describe.
+    """The configuration from its layers, validated except for the options of components.
 
-    Raises ConfigError or Problems with the origin of each wrong key.
+    Raises ConfigError or Problems with the origin of each invalid key.
     """
     values: dict[tuple[str, ...], Setting] = {}
     for layer in layers:
@@ -97,33 +97,32 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
                 if before is not None and not same_component(before.value, setting.value):
                     values = {k: v for k, v in values.items() if k[0] != section}
         given = {s.key for s in layer}
-        if EPOCHS in given and MAX_STEPS not in given:  # an earlier number of steps must not cut the passes short
+        if EPOCHS in given and MAX_STEPS not in given:  # max_steps of an earlier layer must not override these epochs
             values.pop(MAX_STEPS, None)
         for setting in layer:
             values[setting.key] = setting
     problems: list[SmolLM3Error] = []
     for setting in list(values.values()):
-        if inside := _inside(values, setting):  # either they or its value would be lost without a word
-            problems.append(_clash(setting, inside))
+        if inside := _settings_inside(values, setting):  # otherwise one of the two would be ignored silently
+            problems.append(_conflict(setting, inside))
             for inner in inside:
                 del values[inner.key]
     top: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {s: {} for s in (*COMPONENT_SECTIONS, *PLAIN_SECTIONS)}
     known = [f.name for f in dataclasses.fields(RunConfig)]
-    for key, setting in sorted(values.items(), key=lambda item: len(item[0])):  # a mapping before keys inside it
+    for key, setting in sorted(values.items(), key=lambda item: len(item[0])):  # a mapping before the keys inside it
         section = key[0]
         if section not in known:
             problems.append(_unknown_key(setting, known))
         elif section in sections:
             if len(key) == 1:
-                found = type(setting.value).__name__
                 problems.append(
-                    ConfigError(f"{setting.origin}: {section} is a section of keys, got a {found}: {setting.value!r}")
+                    ConfigError(f"{setting.origin}: expected a mapping of keys for {section}, got {setting.value!r}")
                 )
             else:
                 _assign(sections[section], key[1:], setting.value)
         elif len(key) > 1:
-            problems.append(ConfigError(f"{setting.origin}: {section} is one value and has no keys"))
+            problems.append(ConfigError(f"{setting.origin}: {section} is a single value and has no keys"))
         else:
             top[section] = setting.value
     origins = {".".join(k): s.origin for k, s in values.items()}
@@ -134,23 +133,23 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
 
 
 def same_component(one: Any, other: Any) -> bool:
-    """Whether two names may mean one component: `lora` and `smollm3-peft:lora` may."""
+    """Whether two names may mean the same component, such as `lora` and `smollm3-peft:lora`."""
     if one == other or not isinstance(one, str) or not isinstance(other, str):
         return bool(one == other)
     (one_from, _, one_name), (other_from, _, other_name) = one.rpartition(":"), other.rpartition(":")
     return one_name == other_name and not (one_from and other_from)
 
 
-def _inside(values: Mapping[tuple[str, ...], Setting], outer: Setting) -> list[Setting]:
-    """The settings of keys inside `outer`, where it has a value that is no mapping and so has none."""
+def _settings_inside(values: Mapping[tuple[str, ...], Setting], outer: Setting) -> list[Setting]:
+    """The settings of keys inside `outer`; empty if its value is a mapping or None, which may have keys."""
     depth = len(outer.key)
     if depth == 1 or outer.value is None or isinstance(outer.value, dict):
         return []
     return [s for k, s in values.items() if len(k) > depth and k[:depth] == outer.key]
 
 
-def _clash(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
-    """What is wrong with a value and keys inside it, with the one value that says both."""
+def _conflict(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
+    """The error for a value that conflicts with keys inside it. The hint is one value that sets both."""
     keys: dict[str, Any] = {}
     for inner in inside:
         _assign(keys, inner.key[len(outer.key) :], inner.value)
@@ -163,15 +162,15 @@ def _clash(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
     assigned = shlex.quote(f"{name}={dump_yaml(whole, flow=True).strip()}")
     return ConfigError(
         f"{outer.origin} sets {name} to {outer.value!r}, so {origins} cannot set a key inside it",
-        hint=f"instead of both: --set {assigned}",
+        hint=f"to set both: --set {assigned}",
     )
 
 
 def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
     name = setting.key[0]
     inner = {k.name: f"{s}.{k.name}" for s, cls in PLAIN_SECTIONS.items() for k in describe(cls)}
-    near = inner.get(name) or did_you_mean(name, known) or inner.get(did_you_mean(name, inner) or "")
-    hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
+    similar = inner.get(name) or did_you_mean(name, known) or inner.get(did_you_mean(name, inner) or "")
+    hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
     return ConfigError(f"{setting.origin}: unknown key {name!r}", hint=hint)
 
 
@@ -186,7 +185,7 @@ def _assign(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _checked(
     top: dict[str, Any], sections: dict[str, dict[str, Any]], origins: Mapping[str, str], problems: list[SmolLM3Error]
 ) -> RunConfig | None:
-    """The typed configuration, or None with what is wrong appended to `problems`."""
+    """The typed configuration; None if it is invalid. Appends what is wrong to `problems`."""
     fields: dict[str, Any] = {}
     for name in COMPONENT_SECTIONS:
         options = dict(sections[name])
@@ -213,7 +212,7 @@ def _checked(
 
 
 def _plain_fields() -> Any:
-    """The top-level keys that are single values, as an options dataclass of their own."""
+    """An options dataclass of the top-level keys that are single values."""
     from smollm3_finetune.config.options import field_types
 
     types = field_types(RunConfig)
@@ -227,7 +226,7 @@ def _plain_fields() -> Any:
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """A configuration as plain values, in the order of the schema, as `run.yaml` holds it."""
+    """A configuration as plain values in the order of the schema, as written to `run.yaml`."""
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -241,7 +240,7 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, all the way down, for YAML and JSON."""
+    """The value with all tuples, nested ones too, as lists, for YAML and JSON."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,7 @@
-"""Options dataclasses: looked at for help, and validated from what a user wrote.
+"""Option dataclasses: description for help, and validation of the values that a user wrote.
 
-Every option of the project, core's own configuration and each plugin's, is a field made with `api.option()` in a
-frozen dataclass. Looking at them needs only the standard library, so help stays fast; pydantic is imported when
-values are validated.
+Every option, in core's configuration and in every plugin, is a field made with `api.option()` in a frozen dataclass.
+Describing them needs only the standard library, which keeps `--help` fast; validating values imports pydantic.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class OptionInfo:
-    """What help says about one option."""
+    """The description of an option in help."""
 
     name: str
     type: str
@@ -38,7 +37,7 @@ class OptionInfo:
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as users write values: `int`, `nf4|fp4`, `text`, `a list of text`."""
+    """A type annotation in the words of help: `integer`, `nf4|fp4`, `text`, `a list of text`."""
     origin = get_origin(annotation)
     if origin is Literal:
         return "|".join(str(a) for a in get_args(annotation))
@@ -55,7 +54,7 @@ def type_name(annotation: Any) -> str:
 
 @lru_cache(maxsize=256)
 def field_types(cls: type) -> dict[str, Any]:
-    """The resolved annotations of an options dataclass. Raises PluginError for one that means nothing."""
+    """The resolved annotations of an options dataclass. Raises PluginError if one cannot be resolved."""
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError, SyntaxError) as e:
@@ -63,7 +62,7 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def describe(cls: type) -> list[OptionInfo]:
-    """The options of a dataclass, in their order."""
+    """The options of a dataclass, in the order of its fields. Raises PluginError if it is not a dataclass."""
     if not dataclasses.is_dataclass(cls):
         raise PluginError(f"the options class {cls!r} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)")
     hints = field_types(cls)
@@ -113,11 +112,11 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
-    """What was expected and found, for one error of pydantic's."""
+    """The expected and the found value, for one pydantic error."""
     name = str(error["loc"][0]) if error["loc"] else ""
     info = infos.get(name)
     if error["type"] == "missing":
-        return "it must be given"
+        return "a value is required"
     found = f"got {error['input']!r}"
     if info is None:
         return f"{error['msg']}, {found}"
@@ -126,12 +125,13 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 
 
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under present names: `q_proj,v_proj` (or one value) as a list if the option is one, `none` as None.
+    """The values under the current option names, with lists and `none` converted.
 
-    `none` stays text if the option may be text, which could be that word.
+    For a list option, `q_proj,v_proj` or a single value becomes a list. `none` becomes None, unless the option accepts
+    text, which could be that word.
     """
     hints = field_types(cls)
-    out = _current(cls, values)
+    out = _with_current_names(cls, values)
     for name, value in list(out.items()):
         kinds = get_args(hints.get(name))
         words = {word for kind in kinds for word in get_args(kind)}
@@ -143,8 +143,8 @@ def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _current(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under the present names of their options, old spellings of values replaced too."""
+def _with_current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the current names of their options; former spellings of values are replaced too."""
     out = dict(values)
     for f in dataclasses.fields(cls):
         former, renamed = f.metadata.get("former_name"), f.metadata.get("former_values", {})
@@ -156,9 +156,9 @@ def _current(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def option_problems(cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str]) -> list[SmolLM3Error]:
-    """Everything wrong with `values` as options of `cls`; empty where all is well.
+    """Everything that is wrong with `values` as options of `cls`; empty if they are valid.
 
-    `section` names the place for the message (`quant`; empty for the top level), `where` gives each key's origin
+    `section` is the section for the message (`quant`; empty for the top level), `where` maps each key to its origin
     (`run.yaml:7`).
     """
     from pydantic import ValidationError
@@ -172,22 +172,22 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
 
     for key in values:
         if key not in infos:
-            near = did_you_mean(str(key), infos)
-            hint = f"its options are: {', '.join(infos)}" if infos else "it has no options"
-            hint = f"did you mean {near!r}?" if near else hint
+            similar = did_you_mean(str(key), infos)
+            hint = f"its options: {', '.join(infos)}" if infos else "it has no options"
+            hint = f"did you mean {similar!r}?" if similar else hint
             problems.append(ConfigError(f"{origin(key)}{section} has no option {key!r}", hint=hint))
-    for name, found in _wrong_defaults(cls):
+    for name, found in _invalid_defaults(cls):
         if name not in values:
             key = f"{section}.{name}" if section else name
-            problems.append(PluginError(f"the default of {key} does not pass its own check: {found}",
-                                        hint=f"set {key}, and tell the plugin's author"))  # fmt: skip
+            problems.append(PluginError(f"the default of {key} is invalid: {found}",
+                                        hint=f"set {key}, and report this to the plugin's author"))  # fmt: skip
     try:
         pydantic_model(cls).model_validate({k: v for k, v in values.items() if k in infos})
     except ValidationError as e:
         seen = set()
         for error in e.errors(include_url=False):
             name = str(error["loc"][0]) if error["loc"] else ""
-            if name in seen:  # a union reports every branch
+            if name in seen:  # pydantic reports every branch of a union
                 continue
             seen.add(name)
             found = _explain({**error, "input": values.get(name, error["input"])}, infos)
@@ -198,8 +198,8 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
 
 
 @lru_cache(maxsize=256)
-def _wrong_defaults(cls: type) -> tuple[tuple[str, str], ...]:
-    """The options whose own default is refused, and why; sections within are looked at by themselves."""
+def _invalid_defaults(cls: type) -> tuple[tuple[str, str], ...]:
+    """The options whose default is invalid, and why. Nested sections are checked separately."""
     from pydantic import ValidationError
 
     hints, infos = field_types(cls), {i.name: i for i in describe(cls)}
@@ -218,8 +218,8 @@ def _wrong_defaults(cls: type) -> tuple[tuple[str, str], ...]:
 def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where: Mapping[str, str] | None = None) -> T:
     """An instance of the options dataclass `cls` from plain values, which may be text from the command line.
 
-    Raises ConfigError or Problems that name the section, the key, its origin, the expected and the found; a
-    ValueError from the class's own `__post_init__` becomes a ConfigError.
+    Raises ConfigError or Problems with section, key, origin, expected and found value if a value is invalid. A
+    ValueError from `__post_init__` of the class becomes a ConfigError.
     """
     from smollm3_finetune.errors import raise_all
 
@@ -233,7 +233,7 @@ def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where:
 
 
 def _construct(cls: Any, validated: Any) -> Any:
-    """The dataclass from its validated pydantic twin, nested sections included."""
+    """The dataclass from the validated pydantic model of the same fields, nested sections included."""
     kwargs = {}
     for f in dataclasses.fields(cls):
         value = getattr(validated, f.name)

@@ -12,14 +12,14 @@ from smollm3_finetune.errors import ConfigError
 
 
 def _plain(value: Any) -> Any:
-    """A round-trip value as plain Python."""
+    """A value of ruamel.yaml as plain Python."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_plain(v) for v in value]
     if isinstance(value, bool) or value is None:
         return value
-    if isinstance(value, datetime.date):  # YAML 1.2's core has no dates: it is text
+    if isinstance(value, datetime.date):  # the YAML 1.2 core schema has no dates: keep it as text
         return value.isoformat()
     for cls in (int, float, str):
         if isinstance(value, cls):
@@ -35,7 +35,7 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
             path = (*prefix, str(key))
             try:
                 found[path] = f"{origin}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
-            except (KeyError, TypeError, AttributeError):  # merged from elsewhere with `<<`
+            except (KeyError, TypeError, AttributeError):  # merged with `<<`: its line is unknown
                 found[path] = origin
             found |= _lines(value, origin, path)
     return found
@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
-    except (YAMLError, ValueError, RecursionError) as e:  # ValueError: what looks like a date and is none
+    except (YAMLError, ValueError, RecursionError) as e:  # ValueError: text that looks like a date but is not one
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
     if node is None:
         return {}, {}
@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
 
 
 def parse_value(text: str) -> Any:
-    """A value typed on the command line: `4`, `2e-5`, `true`, `[q_proj, v_proj]`, `{a: 1}`; all else is text."""
+    """A value typed on the command line: `4`, `2e-5`, `true`, `[q_proj, v_proj]`, `{a: 1}`; anything else is text."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -76,12 +76,12 @@ def parse_value(text: str) -> Any:
     except (YAMLError, ValueError, RecursionError):
         return text
     if "#" in text and text.lstrip()[:1] not in "[{\"'":
-        return text  # no comment is cut off
+        return text  # YAML would cut off a comment
     return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 
 def dump_yaml(value: Any, *, flow: bool = False) -> str:
-    """Plain values as YAML 1.2 text; as `flow` on one line, with the brackets that the command line needs."""
+    """Plain values as YAML 1.2 text. With `flow`, on one line in brackets, as the command line accepts it."""
     from ruamel.yaml import YAML
 
     stream = io.StringIO()

@@ -153,7 +153,7 @@ def test_a_root_that_cannot_be_accessed_is_one_sentence(
         assert (result.code, result.stdout) == (2, "")
         message, hint = result.stderr.splitlines()
         assert message.startswith("error: the cache '/xxx")
-        assert message.endswith("cannot be looked at: File name too long")
+        assert message.endswith("cannot be accessed: File name too long")
         assert hint == "  hint: set SMOLLM3_CACHE=DIR to a writable directory"
     cache = Cache.default()  # what needs no cache runs all the same
     for use in (cache.find, lambda kind, key: cache.get_or_build(kind, key, lambda out: None)):

@@ -216,7 +216,7 @@ def test_a_broken_installed_plugin_is_reported_and_others_pass(cli: Cli, fake_di
     result = cli("plugins", "check", "bad")
     assert result.code == 7
     assert "✗ it can be imported and its descriptors are valid: RuntimeError: no license" in result.stdout
-    assert result.stdout.rstrip().splitlines()[-1].endswith(" 1 wrong")
+    assert result.stdout.rstrip().splitlines()[-1].endswith(" 1 failed")
     result = cli("plugins", "check", "acme")
     assert (result.code, "✓ quantizer 'mine': every option has help" in result.stdout) == (0, True)
 
@@ -342,7 +342,7 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     assert [one["plugin"] for one in json.loads(done.stdout)] == ["end", "fine"]
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
-    assert "left out: deadly (importing it: Python ended with exit code 3)" in done.stderr
+    assert "skipped: deadly (importing it: Python ended with exit code 3)" in done.stderr
     assert "no installed plugin has the name 'its-component'" in done.stderr
 
 
@@ -367,7 +367,7 @@ def test_a_plugin_that_crashes_or_hangs_is_reported_and_others_are_checked(
     (only,) = json.loads(done.stdout)
     assert only["plugin"] == "good"
     assert "deadly" not in done.stdout
-    assert f"left out: deadly ({found})" in done.stderr
+    assert f"skipped: deadly ({found})" in done.stderr
     Path("deadly_file.py").write_text(text)
     done = cli("plugins", "check", "deadly_file.py")
     assert done.code == 7

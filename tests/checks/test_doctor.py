@@ -117,7 +117,7 @@ def test_the_module_of_a_distribution_is_the_one_named_like_it(fake_distribution
     _OWNERS.clear()
 
 
-# ----------------------------------------------------------------------------------------------- the whole verb
+# ----------------------------------------------------------------------------------------------- the whole command
 
 
 def test_the_whole_report(run_cli: Cli, fake_distribution: Any) -> None:
@@ -186,7 +186,7 @@ def test_without_torch_or_transformers_no_run_is_possible(cli: Cli, probes: dict
     code, wrong = problems(cli)
     assert code == 1
     assert next(f for c, f in wrong.items() if c.startswith("transformers "))["serious"]
-    assert "no run is possible" in cli("doctor", "--no-plugins").stdout
+    assert "Fix the items marked ✗ first." in cli("doctor", "--no-plugins").stdout
 
 
 def test_the_device_of_torch_is_used_for_the_components(
@@ -253,8 +253,8 @@ def test_a_cache_that_cannot_be_accessed_is_reported(
     code, wrong = problems(cli)
     check = wrong["the cache can be read"]
     assert (code, "SMOLLM3_CACHE=DIR" in check["fix"]) == (1, True)
-    assert check["found"].endswith("cannot be looked at: File name too long")
-    assert "\n  cannot be looked at\n" in cli("doctor", "--no-plugins").stdout
+    assert check["found"].endswith("cannot be accessed: File name too long")
+    assert "\n  cannot be accessed\n" in cli("doctor", "--no-plugins").stdout
 
 
 def test_the_cache_size_and_a_full_disk_are_reported(

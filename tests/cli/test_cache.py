@@ -93,7 +93,7 @@ def test_a_wrong_kind_or_folder_is_an_error_with_a_hint(cli: Cli, cache: Cache, 
     result = cli("cache", command, "--kind", "token")
     assert (result.code, "did you mean 'tokens'?" in result.stderr) == (2, True)
     result = cli("cache", command, "--runs", "nowhere")
-    assert (result.code, "--runs nowhere is no directory" in result.stderr) == (2, True)
+    assert (result.code, "--runs nowhere is not a directory" in result.stderr) == (2, True)
 
 
 # -------------------------------------------------------------------------------------------------- cleaning
@@ -129,7 +129,7 @@ def test_a_dry_run_lists_entries_without_deleting_them(cli: Cli, cache: Cache) -
 def test_without_a_terminal_nothing_is_deleted(run_cli: Cli, cache: Cache) -> None:
     entry = make(cache, "gguf", "a")
     result = run_cli("cache", "clean", input="y\n")
-    assert (result.code, "hint: --yes" in result.stderr) == (2, True)
+    assert (result.code, "hint: pass --yes" in result.stderr) == (2, True)
     assert entry.exists()
 
 
@@ -145,7 +145,7 @@ def test_on_a_terminal_it_asks_for_confirmation(cache: Cache, answer: str, there
     os.write(master, f"{answer}\n".encode())
     _, err = child.communicate(timeout=120)
     os.close(master)
-    assert b"delete 1 from" in err
+    assert b"Delete 1 directory (" in err
     assert child.returncode == (130 if there else 0)
     assert entry.exists() == there
 
@@ -260,8 +260,8 @@ def test_a_running_build_is_kept_and_a_killed_one_is_removed(
     assert len(list(cache.root.glob("gguf/*.partial-*"))) == 1
     building.kill()
     building.wait(60)
-    assert "1 left by killed builds" in cli("cache", "list").stdout
-    assert "left by a killed build" in cli("cache", "clean", "--yes").stdout
+    assert "leftovers of killed builds: 1;" in cli("cache", "list").stdout
+    assert "leftover of a killed build" in cli("cache", "clean", "--yes").stdout
     assert list(cache.root.glob("gguf/*.partial-*")) == []
 
 
@@ -322,7 +322,7 @@ def test_the_root_may_begin_with_a_tilde_and_must_be_a_directory(
     monkeypatch.setenv("SMOLLM3_CACHE", "~/file")
     done = cli("cache", "list")
     assert done.code == 2
-    assert f"the cache {tmp_path / 'file'} is no directory" in done.stderr
+    assert f"the cache {tmp_path / 'file'} is not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1"])

@@ -135,7 +135,7 @@ def test_adapters_with_equal_cells_share_a_row_and_the_used_symbols_are_explaine
     assert rows["optionless"] == ["?", "?"]
     shared = next(names for names in rows if "reader" in names)
     assert "full" in shared and rows[shared] == ["–", "–"]
-    assert "● measured, and holds" in lines
+    assert "● measured: works" in lines
     assert not any(line.startswith("✗") for line in lines), "a sign that is not used"
     assert any(line.startswith("– ") and "the weight is packed for good" in line for line in lines)
 
@@ -145,7 +145,9 @@ def test_the_table_fits_the_terminal(cli: Any, acme: Any, monkeypatch: pytest.Mo
     acme()
     monkeypatch.setenv("COLUMNS", columns)
     lines = cli("compat").stdout.splitlines()
-    assert max(len(line) for line in lines if not line.startswith("--quant")) <= int(columns)
+    assert max(
+        len(line) for line in lines if not line.startswith("For details of a pair: smollm3 compat --quant")
+    ) <= int(columns)
     heads = [line.split()[2:] for line in lines if line.startswith("on cpu")]
     names = [name for head in heads for name in head]
     assert {"packed", "muddled", "none"} <= set(names)
@@ -172,9 +174,9 @@ def test_a_measured_pair_shows_operations_figures_versions_and_the_command(cli: 
     for part in (
         "packed × shift on cpu", "acme:packed 1.0: codes", "provides     forward, grad-input",
         "not read-weight: the weight is packed for good", "needs        forward, grad-input",
-        "to merge forward, grad-input, read-weight", "train        measured, and holds",
+        "to merge forward, grad-input, read-weight", "train        measured: works",
         "by acme 1.0, 2026-11-01, on cpu", "gradients 2.5e-07", "moved 0.25", "rank=4", "with acme 1.0",
-        "again: make measure", "merge        refused: no read-weight",
+        "to repeat: make measure", "merge        refused: no read-weight",
     ):  # fmt: skip
         assert part in text, part
 
@@ -195,10 +197,12 @@ def test_a_refused_pair_that_was_run_anyway_shows_its_result(cli: Any, acme: Any
     failing = result(adapter="acme:reader", holds=False, note="RuntimeError: codes", figures={})
     file = acme(failing)
     pair = ("compat", "--quant", "packed", "--adapter", "reader")
-    assert "run all the same, it still fails: RuntimeError: codes" in cli(*pair).stdout
+    assert "confirmed: fails when run: RuntimeError: codes" in cli(*pair).stdout
     file.write_text(json.dumps({"format": 1, "results": [{**failing, "holds": True, "note": None}]}))
-    assert "healed? it was run all the same, and works" in cli(*pair).stdout
-    assert "! reader on packed, to train: refused, and yet it works" in cli("compat", "--quant", "packed").stdout
+    assert "works when run anyway; the descriptor may be outdated" in cli(*pair).stdout
+    assert (
+        "! reader on packed, to train: refused, but works when run anyway" in cli("compat", "--quant", "packed").stdout
+    )
 
 
 def test_a_result_that_does_not_hold_is_not_a_success(cli: Any, acme: Any) -> None:
@@ -207,14 +211,14 @@ def test_a_result_that_does_not_hold_is_not_a_success(cli: Any, acme: Any) -> No
     assert (cell["state"], cell["holds"]) == ("measured", False)
     table = cli("compat", "--quant", "packed").stdout
     assert "✗ shift on packed, to train: gradients 9.3e-01 off, at most 1.0e-05" in table
-    assert "measured, and does not hold" in cli("compat", "--quant", "packed", "--adapter", "shift").stdout
+    assert "measured: fails" in cli("compat", "--quant", "packed", "--adapter", "shift").stdout
 
 
 def test_results_of_another_machine_are_marked(cli: Any, acme: Any) -> None:
     acme(result(device="xpu"))
     text = cli("compat", "--quant", "packed", "--adapter", "shift").stdout
-    assert "nobody measured it on cpu" in text
-    assert "measured on xpu: --device xpu shows it" in text
+    assert "not measured on cpu" in text
+    assert "measured on xpu; to see it: --device xpu" in text
 
 
 @pytest.mark.parametrize(
@@ -252,7 +256,7 @@ def test_another_version_makes_a_result_stale_and_a_build_does_not(cli: Any, acm
     assert cell["evidence"][0]["changed"] == changed
     text = " ".join(cli("compat", "--quant", "packed", "--adapter", "shift").stdout.split())
     assert "with other versions than those installed" in text
-    assert f"stale: installed now is acme 1.0, acme-kernels not at all, torch {torch}" in text
+    assert f"outdated; installed now: acme 1.0, acme-kernels not installed, torch {torch}" in text
     assert "◐" in cli("compat", "--quant", "packed").stdout
 
 
@@ -347,7 +351,7 @@ def test_a_pair_that_cannot_be_measured_is_an_error_before_anything_runs(cli: An
     other.write_text("{}")
     wrong = cli("compat", "--quant", "none", "--adapter", "full", "--measure", str(other))
     assert wrong.code == 2
-    assert "holds no results" in wrong.stderr
+    assert "is not a file of results" in wrong.stderr
     assert other.read_text() == "{}"
     nowhere = cli("compat", "--quant", "none", "--adapter", "full", "--measure", str(tmp_path / "gone" / "out.json"))
     assert nowhere.code == 2

@@ -75,10 +75,11 @@ def test_supervised_text_is_between_marks_exactly(cli: Cli, write: Write) -> Non
     shown = result.stdout.split("\n\nsource 0")[0]
     head, _, row = shown.partition("\n\n")
     assert head == (
-        "model tiny, objective sft, data.max_length=1024 tokens\nlegend: «learned», the rest is context and not learned"
+        "model tiny, objective sft, data.max_length=1024 tokens\n"
+        "legend: «supervised», the rest is context and not trained on"
     )
     place, _, text = row.partition("\n")
-    assert re.fullmatch(r"rows\.jsonl:1  \d+ tokens, \d+ learned, (train|held out)", place)
+    assert re.fullmatch(r"rows\.jsonl:1  \d+ tokens, \d+ supervised, (train|held out)", place)
     assert text == (
         SYSTEM + "│ <|im_start|>user\n│ Hello<|im_end|>\n"
         "│ <|im_start|>assistant\n│ <think>\n│\n│ </think>\n│ «Good day.<|im_end|>»\n"
@@ -90,7 +91,7 @@ def test_supervised_text_is_between_marks_exactly(cli: Cli, write: Write) -> Non
 def test_other_marks_are_used_if_a_row_contains_the_default_ones(cli: Cli, write: Write) -> None:
     file = write(talk("«Bonjour»", "«Salut»"), talk("a", "b"))
     out = cli("data", "preview", "--data", file).stdout
-    assert "legend: ⟦learned⟧" in out
+    assert "legend: ⟦supervised⟧" in out
     assert "│ ⟦«Salut»<|im_end|>⟧\n" in out
 
 
@@ -117,8 +118,8 @@ def test_rows_cannot_command_the_terminal(cli: Cli, write: Write) -> None:
 def test_tokens_are_shown_with_index_id_and_mask(cli: Cli, write: Write) -> None:
     file = write(talk("Hello", "Good é."), talk("a", "b"))
     out = cli("data", "preview", "--data", file, "--rows", "1", "--tokens").stdout
-    table = out.partition("  index      id  mask     token\n")[2].partition("\n\n")[0].splitlines()
-    parsed = [re.fullmatch(r" *(\d+) +(\d+)  (learned|context)  (.+)", line) for line in table]
+    table = out.partition("  index      id  mask        token\n")[2].partition("\n\n")[0].splitlines()
+    parsed = [re.fullmatch(r" *(\d+) +(\d+)  (supervised|context) +(.+)", line) for line in table]
     assert all(parsed)
     rows = [m.groups() for m in parsed if m]
     assert [int(r[0]) for r in rows] == list(range(len(rows)))
@@ -128,19 +129,19 @@ def test_tokens_are_shown_with_index_id_and_mask(cli: Cli, write: Write) -> None
     text = load_tokenizer("tiny", tiny, {}).decode([int(r[1]) for r in rows])
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\nGood é.<|im_end|>\n")
     assert rows[0][2:] == ("context", '"<|im_start|>"')
-    supervised = [r[3] for r in rows if r[2] == "learned"]
+    supervised = [r[3] for r in rows if r[2] == "supervised"]
     assert "".join(t.strip('"') for t in supervised if t.startswith('"')) == "Good .<|im_end|>"
     assert sum(t.endswith("(part of a character)") for t in supervised) == 2  # é is two tokens
     assert rows[-1][2:] == ("context", '"\\n"')
-    assert f"{len(rows)} tokens, {len(supervised)} learned" in out
+    assert f"{len(rows)} tokens, {len(supervised)} supervised" in out
 
 
 def test_raw_text_is_supervised_except_for_its_first_token(cli: Cli, write: Write) -> None:
     file = write({"text": "Hello you."}, {"text": "Hello me."})
     out = cli("data", "preview", "--data", file, "--tokens").stdout
-    rows = re.findall(r"^ +(\d+) +\d+  (learned|context)", out, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+) +\d+  (supervised|context)", out, re.MULTILINE)
     assert [mask for index, mask in rows if index == "0"] == ["context", "context"]
-    assert {mask for index, mask in rows if index != "0"} == {"learned"}
+    assert {mask for index, mask in rows if index != "0"} == {"supervised"}
     assert "you.<|im_end|>»" in out
 
 
@@ -149,20 +150,22 @@ def test_the_outcome_of_each_row_is_shown(cli: Cli, few: str) -> None:
     places = {m[1]: m[2] for m in re.finditer(r"^rows\.jsonl:(\d)  (.+)$", out, re.MULTILINE)}
     assert list(places) == list("1234567")
     assert re.search(
-        r"64 tokens, 0 learned, left out: the supervised tokens begin at token \d+, past data.max_length=64; "
+        r"64 tokens, 0 supervised, left out: the supervised tokens begin at token \d+, past data.max_length=64; "
         r"cut from \d+ tokens$",
         places["2"],
     )
-    assert re.search(r"64 tokens, \d+ learned, (train|held out); cut from \d+ tokens$", places["3"])
+    assert re.search(r"64 tokens, \d+ supervised, (train|held out); cut from \d+ tokens$", places["3"])
     assert places["4"].endswith(
-        "0 learned, left out: answers whose reasoning is stripped are not supervised (data.history=strip); "
+        "0 supervised, left out: answers whose reasoning is stripped are not supervised (data.history=strip); "
         "earlier reasoning stripped"
     )
     assert "│ … the rest is cut at data.max_length=64\n" in out
     assert "│ So.<|im_end|>\n" in out
     assert "Because" not in out
     out = cli("data", "preview", "--data", few, "--rows", "4", "--set", "data.enable_thinking=false").stdout
-    assert re.search(r"^rows\.jsonl:4  \d+ tokens, \d+ learned, (train|held out); trace stripped$", out, re.MULTILINE)
+    assert re.search(
+        r"^rows\.jsonl:4  \d+ tokens, \d+ supervised, (train|held out); trace stripped$", out, re.MULTILINE
+    )
     assert "│ «So.<|im_end|>»\n" in out
 
 
@@ -183,13 +186,13 @@ def test_preview_shows_counts_and_a_histogram_of_lengths(cli: Cli, few: str) -> 
     assert sum(int(rows) for _, _, rows in bars) == 7
     assert max(len(blocks) for _, blocks, _ in bars) == 40
     assert all(bool(blocks) == (rows != "0") for _, blocks, rows in bars)
-    assert out.count("what is longer than 64 is cut") == 1
+    assert out.count("rows longer than 64 are cut") == 1
 
 
 def test_a_sample_is_labeled_as_one(cli: Cli, write: Write) -> None:
     file = write(*(talk(f"Number {n}?", "Yes.") for n in range(30)))
     out = cli("data", "preview", "--data", file, "--rows", "0", "--sample", "10").stdout
-    assert "  sample    10 of 30 rows, evenly spaced; counts are of these\n  rows      10 = " in out
+    assert "  sample    10 of 30 rows, evenly spaced; the counts are of these\n  rows      10 = " in out
 
 
 def test_one_source_of_several_can_be_chosen(cli: Cli, write: Write) -> None:
@@ -338,7 +341,7 @@ def test_tokens_and_lengths_are_those_of_the_rows(cli: Cli, few: str) -> None:
     assert whole["cut"] == whole["tokens_cut"] == 0
     assert whole["length"] == cut["length"]  # before cutting
     out = cli("data", "preview", "--data", few, "--rows", "7").stdout
-    rows = [[int(n) for n in m] for m in re.findall(r"^rows\S+  (\d+) tokens, (\d+) learned", out, re.MULTILINE)]
+    rows = [[int(n) for n in m] for m in re.findall(r"^rows\S+  (\d+) tokens, (\d+) supervised", out, re.MULTILINE)]
     lengths, supervised = [length for length, _ in rows], [n for _, n in rows]
     assert whole["length"] == {
         "min": min(lengths), "median": statistics.median(lengths), "mean": round(statistics.mean(lengths), 2),

@@ -276,7 +276,7 @@ def test_a_broken_plugin_that_is_not_needed_is_one_line(
     result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)
     assert result.code == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if "'bad'" in line]
-    assert warnings == ["warning: plugin 'bad' (acme-bad 2.1) is broken and left out: RuntimeError: no license"]
+    assert warnings == ["warning: the plugin 'bad' (acme-bad 2.1) is broken and was skipped: RuntimeError: no license"]
     assert result.stdout.startswith("ok: ")
     row = next(line for line in cli("plugins", "list").stdout.splitlines() if line.startswith("bad "))
     assert row.split()[1:] == ["broken", "acme-bad", "2.1", "RuntimeError:", "no", "license"]
@@ -364,7 +364,7 @@ def test_a_claim_that_raises_does_not_stop_other_runs(
 def test_a_mistyped_command_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
     command, flag = cli("trian"), cli("train", "--quannt", "x")
     assert (command.code, flag.code) == (2, 2)
-    assert "there is no verb 'trian'; did you mean 'smollm3 train'?" in command.stderr
+    assert "No such command 'trian'; did you mean 'smollm3 train'?" in command.stderr
     assert "--quant" in flag.stderr
 
 

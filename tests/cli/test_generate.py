@@ -134,7 +134,7 @@ def test_an_answer_is_cut_to_what_fits(cli: Callable[..., Any], monkeypatch: pyt
     assert 100 < size < 2000
     assert cli("generate", "tiny", "--prompt", prompt, "--max-new-tokens", str(2048 - size)).stderr == ""
     cut = cli("generate", "tiny", "--prompt", prompt, "--max-new-tokens", str(2049 - size))
-    assert cut.stderr == f"--max-new-tokens: {2048 - size}, which is what fits behind a prompt of {size} tokens\n"
+    assert cut.stderr == f"--max-new-tokens is reduced to {2048 - size}: no more fits after a prompt of {size} tokens\n"
     assert wanted == [2048 - size, 2048 - size]
 
 
@@ -161,5 +161,5 @@ def test_an_argument_that_is_not_utf_8_is_named(cli: Callable[..., Any], flag: s
     result = cli("generate", "tiny", *(word for pair in typed.items() for word in pair))
     assert (result.code, result.stdout) == (2, "")
     message, hint = result.stderr.splitlines()
-    assert message == f"error: {flag} is not UTF-8 text: it holds another byte at character 4"
-    assert hint.startswith(f"  hint: {flag} ")
+    assert message == f"error: {flag} is not UTF-8 text: invalid byte at character 4"
+    assert hint.startswith(f"  hint: if it is latin1: {flag} ")

@@ -32,8 +32,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("path", "words"), [(NOBODY, "there is no home directory of '~nosuchuser'"),
-                                             (LONG, "cannot be looked at: File name too long")])  # fmt: skip
+@pytest.mark.parametrize(("path", "words"), [(NOBODY, "the user '~nosuchuser' has no home directory"),
+                                             (LONG, "cannot be accessed: File name too long")])  # fmt: skip
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_path_that_cannot_be_accessed(
     cli: Callable[..., Any], isolated: Path, command: str, path: str, words: str
@@ -56,7 +56,7 @@ def test_a_nul_byte_in_yaml(cli: Callable[..., Any], key: str) -> None:
     Path("run.yaml").write_text(f"{section}:\n  {name}: {NUL}\n" if name else f"{key}: {NUL}\n")
     result = cli("train", "--config", "run.yaml", "--adapter", "full", "--dry-run")
     assert (result.code, result.stdout) == (2, ""), result.stderr
-    assert "is no path: it holds a NUL character" in result.stderr
+    assert "is not a valid path: it contains a NUL character" in result.stderr
     assert "unexpected" not in result.stderr
 
 
@@ -85,7 +85,7 @@ def test_a_directory_without_permission_and_its_files(closed: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             user_path(path, "--output")
         assert caught.value.message.startswith(f"--output '{str(path)[:40]}")  # a long one is cut
-        assert caught.value.message.endswith("' cannot be looked at: Permission denied")
+        assert caught.value.message.endswith("' cannot be accessed: Permission denied")
 
 
 def test_a_plugin_file_that_may_not_be_read(closed: Path) -> None:

@@ -98,7 +98,8 @@ def test_a_quantizer_is_shown_with_calibration_and_recognized_checkpoints(cli: C
     assert found["origin"] == "entry point"
     assert about(cli, "four", "mps")["absent"] == {"forward": "no such chip"}
     shown = cli("plugins", "info", "four", "--device", "cpu").stdout
-    for text in ("also called  quad", "by config.json, four.json", "calibrates   on the run's training rows",
+    for text in ("also called  quad", "by config.json, four.json",
+                 "calibrates   on the training rows, or on calibration.path if set",
                  "acme-gone, but it is not installed"):  # fmt: skip
         assert text in shown, shown
 
@@ -113,7 +114,7 @@ def test_an_adapter_is_shown_with_traits_options_and_suggestions(cli: Cli, fake_
         {"name": "rank", "type": "integer", "default": 8, "help": "Width of the update.", "range": "at least 1"}
     ]
     shown = cli("plugins", "info", "slim").stdout
-    assert "rows can be packed, not: can be merged" in shown
+    assert "supports packed rows, cannot be merged" in shown
     assert "suggests     train.epochs=3.0" in shown
 
 

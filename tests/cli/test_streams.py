@@ -29,7 +29,7 @@ def test_a_full_disk_is_one_sentence(args: list[str]) -> None:
         done = subprocess.run([*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     message, hint = done.stderr.splitlines()
-    assert message == "error: nothing more can be written: No space left on device"
+    assert message == "error: disk full: No space left on device"
     assert hint.startswith("  hint: ")
 
 

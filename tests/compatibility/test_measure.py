@@ -58,7 +58,7 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     }  # fmt: skip
     again = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8", "--adapter", "scale",
                     "--measure", str(out))  # fmt: skip
-    assert "rows-int8 × scale train: holds" in again.stdout
+    assert "rows-int8 × scale train: works" in again.stdout
     kept = json.loads(out.read_text())["results"]
     assert len(kept) == len(results) + 2, "to train and to merge, added to the file"
 

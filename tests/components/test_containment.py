@@ -52,7 +52,7 @@ LATER = {
             "factory='acme_hooks:Made', options='acme_hooks:Options', provides=ALL_OPS",
             GOOD + "@dataclass(frozen=True, kw_only=True)\nclass Options:\n    bits: int = option(9, 'Bits.', le=8)\n",
         ),
-        "the default of quant.bits does not pass its own check: expected integer (at most 8), got 9",
+        "the default of quant.bits is invalid: expected integer (at most 8), got 9",
     ),
 }
 """Faults that appear when the component is used, each with a part of its message."""
@@ -77,7 +77,7 @@ def test_a_broken_distribution_costs_one_warning_and_the_runs_that_need_it(
     done = cli(*DRY, "--adapter", "full")
     assert done.code == 0
     (line,) = [x for x in done.stderr.splitlines() if "acme" in x]
-    assert line.startswith("warning: plugin 'acme' (acme-quant 1.2) is broken and left out: ")
+    assert line.startswith("warning: the plugin 'acme' (acme-quant 1.2) is broken and was skipped: ")
     refused = cli(*DRY, "--adapter", "full", "--quant", "acme-quant:acme")
     assert refused.code == 7
     assert "Traceback" not in refused.stderr
@@ -218,8 +218,8 @@ def test_a_component_that_fails_on_a_row_is_named_with_file_and_line(
     ("raised", "code", "said"),
     [
         ("KeyboardInterrupt", 130, "interrupted"),
-        ("MemoryError", 1, "the memory does not suffice"),
-        ("type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')", 1, "the memory does not suffice: CUDA"),
+        ("MemoryError", 1, "out of memory"),
+        ("type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')", 1, "out of memory: CUDA"),
     ],
 )
 @pytest.mark.parametrize("who", ["halves", "picky"])

@@ -159,7 +159,7 @@ def test_a_mapping_and_keys_inside_it_are_merged_in_any_order(write: Write) -> N
 def test_keys_inside_a_value_that_is_not_a_mapping_are_an_error(write: Write, cli: Any) -> None:
     error = one_problem(write("data: {path: org/ds}\n"), "data.path.split=test_sft")
     assert error.message == "run.yaml:1 sets data.path to 'org/ds', so --set data.path.split cannot set a key inside it"
-    hint = "instead of both: --set 'data.path={path: org/ds, split: test_sft}'"
+    hint = "to set both: --set 'data.path={path: org/ds, split: test_sft}'"
     assert error.hint == hint
     result = cli("config", "show", "--data", "org/ds", "--set", "data.path.split=test_sft")
     assert result.code == 2
@@ -174,7 +174,7 @@ def test_keys_inside_a_value_that_is_not_a_mapping_are_an_error(write: Write, cl
         (("quant=x", "quant.name.y=4"), "quant.name={y: 4}"),
     ):
         hint = one_problem(write(""), *sets).hint or ""
-        (assigned,) = shlex.split(hint.removeprefix("instead of both: --set "))
+        (assigned,) = shlex.split(hint.removeprefix("to set both: --set "))
         assert assigned == typed
         key, _, value = typed.partition("=")
         assert isinstance(parse_value(value), dict | list), key
@@ -220,11 +220,13 @@ def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -
         "run.yaml:1: seed: expected integer (at least 0, at most 4294967295), got 'x'"
     )
     assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")
-    assert one_problem(write("train: 3\n")).message == "run.yaml:1: train is a section of keys, got a int: 3"
-    assert one_problem(write("quant: [a]\n")).message.startswith("run.yaml:1: quant is a section of keys, got a list")
+    assert one_problem(write("train: 3\n")).message == "run.yaml:1: expected a mapping of keys for train, got 3"
+    assert one_problem(write("quant: [a]\n")).message.startswith(
+        "run.yaml:1: expected a mapping of keys for quant, got ['a']"
+    )
     assert one_problem(write("quant: {name: 4}\n")).message == "run.yaml:1: quant.name: expected text, got 4"
     assert one_problem(write("seed: {a: 1}\n")).message.startswith("run.yaml:1: seed: expected integer")
-    assert one_problem(write(""), "seed.a=1").message == "--set seed.a: seed is one value and has no keys"
+    assert one_problem(write(""), "seed.a=1").message == "--set seed.a: seed is a single value and has no keys"
     assert load(write("output: 2026-11-22\n")).config.output == "2026-11-22", "YAML 1.2's core has no dates"
 
 
@@ -233,7 +235,7 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
         load(write("modle: x\nseed: -1\ntrain: {epochs: 0, lr: 1}\ndata: 4\n"), "quant.name=3")
     messages = [p.message for p in caught.value.problems]
     assert len(messages) == 6
-    for part in ("'modle'", "seed", "train.epochs", "'lr'", "data is a section", "quant.name"):
+    for part in ("'modle'", "seed", "train.epochs", "'lr'", "a mapping of keys for data", "quant.name"):
         assert sum(part in m for m in messages) == 1
     assert caught.value.exit_code == 2
 

@@ -139,7 +139,7 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
     )
     done = cli("merge", "r")
     assert done.code == 0, done.stderr
-    assert "r/merged" in done.stdout and "moves the logits" in done.stdout
+    assert "r/merged" in done.stdout and "changes the logits" in done.stdout
     merged = Path("r/merged")
     config = json.loads((merged / "config.json").read_text())
     assert config["dtype"] == "bfloat16", "what the base was published in"
@@ -301,7 +301,7 @@ def test_force_keeps_a_wrong_merge_with_a_warning(cli: Callable[..., Any], saved
     assert nothing_at(Path("merged"))
     forced = cli(*asked, "--force", "--json")
     assert forced.code == 0, forced.stderr
-    assert "kept by --force: before saving, the merged model differs" in forced.stderr
+    assert "kept because of --force: before saving, the merged model differs" in forced.stderr
     report = json.loads(forced.stdout)
     assert report["forced"] is True and "(limit 1e-12)" in report["fault"]
     assert json.loads(Path("merged/merge.json").read_text())["forced"] is True
@@ -367,16 +367,16 @@ def test_impossible_merges_are_refused_before_weights_are_read(
         (("--adapter", "delta", "--requantize", "roundng"), "did you mean 'rounding'?"),
         (("--adapter", "delta", "--requantize", "rounding", "--requantize-opt", "bits=9"), "--requantize-opt bits"),
         (("--adapter", "delta", "--requantize", "rounding-rows"), "needs calibration rows, but there are none"),
-        (("--adapter", "delta", "--requantize-opt", "bits=4"), "--requantize-opt goes with --requantize"),
-        (("--adapter", "delta", "--keep-dense", "d"), "--keep-dense goes with --requantize"),
+        (("--adapter", "delta", "--requantize-opt", "bits=4"), "--requantize-opt requires --requantize"),
+        (("--adapter", "delta", "--keep-dense", "d"), "--keep-dense requires --requantize"),
     ):
         done = cli(*asked, *words)
         assert done.code in (2, 3), done.stderr
         assert message in done.stderr
     done = cli("merge", model_directory, "--output", "merged")
-    assert "is not a run, so the adapter must be named" in done.stderr
+    assert "is not a run, so --adapter-path is required" in done.stderr
     done = cli("merge", model_directory, "--adapter-path", saved)
-    assert "a directory for the merged model must be named" in done.stderr
+    assert "--output is required if the target is not a run" in done.stderr
     assert nothing_at(Path("merged"))
 
 

@@ -149,7 +149,7 @@ def test_raw_text_trains_a_model_without_a_template(cli: Cli, base_model: str) -
     assert report["after"]["sample"].startswith(tuple("0123456789")), "it goes on from the prompt"
     result = cli("generate", "run", "--prompt", "The number 4", "--max-new-tokens", "3")
     assert result.code == 0, result.stderr
-    assert "no chat template: the prompt is continued as it stands" in result.stderr
+    assert "no chat template, so it continues the prompt as plain text" in result.stderr
     result = cli("generate", "run", "--prompt", "Hi", "--system", "Be brief.")
     assert result.code == 6
     assert "has no chat template, which a system message and reasoning modes need" in result.stderr

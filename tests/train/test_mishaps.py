@@ -37,13 +37,13 @@ def directory(tmp_path: Path) -> Path:
     ("error", "message", "hint"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), "2 GiB.", "--batch-size"),
-        (MemoryError(), "the memory does not suffice: Python has no more", "--batch-size"),
+        (MemoryError(), "out of memory: Python cannot allocate more", "--batch-size"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: …"),
-            "the memory does not suffice: ",
+            "out of memory: ",
             "--batch-size",
         ),
-        (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), "nothing more can", "--output"),
+        (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), "disk full", "--output"),
     ],
 )
 def test_resource_errors_are_not_reported_as_bugs(
@@ -113,11 +113,11 @@ class Starved:
     load = attach = restore = open = fail
 """
 RAISED = {
-    "OSError(errno.ENOSPC, 'No space left on device')": "nothing more can be written: No space left on device",
-    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "nothing more can be written: Disk quota exceeded",
-    "MemoryError()": "the memory does not suffice: Python has no more",
-    "torch.OutOfMemoryError('CUDA out of memory.')": "the memory does not suffice: CUDA out of memory.",
-    'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")': "the memory does not suffice: DefaultCPU",
+    "OSError(errno.ENOSPC, 'No space left on device')": "disk full: No space left on device",
+    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "disk full: Disk quota exceeded",
+    "MemoryError()": "out of memory: Python cannot allocate more",
+    "torch.OutOfMemoryError('CUDA out of memory.')": "out of memory: CUDA out of memory.",
+    'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")': "out of memory: DefaultCPU",
 }
 
 

@@ -1,4 +1,4 @@
-"""`smollm3 cache list|clean`. Neither imports torch."""
+"""`smollm3 cache list|clean`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
-    """Show what was converted, quantized and tokenized, or delete what no run needs."""
+    """List or clean the cache: converted files, quantized weights and tokenized rows."""
 
 
-def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
-    """The cache's root and the runs that are asked. Raises ConfigError for a folder or a kind that is not there."""
+def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
+    """The cache's root, and the runs that may depend on its entries.
+
+    Raises ConfigError if a folder of `--runs` or the kind does not exist.
+    """
     from smollm3_finetune.cache.store import default_root
     from smollm3_finetune.cache.use import runs_below
     from smollm3_finetune.errors import ConfigError, did_you_mean
@@ -31,34 +34,34 @@ def _where(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
     folders = [user_path(text, "--runs") for text in runs]
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"--runs {folder} is no directory", hint="--runs DIR, a run or a folder of runs")
+            raise ConfigError(f"--runs {folder} is not a directory", hint="--runs DIR: a run or a folder of runs")
     root = default_root()
     if root.exists() and not root.is_dir():
-        raise ConfigError(f"the cache {root} is no directory", hint="SMOLLM3_CACHE=DIRECTORY")
+        raise ConfigError(f"the cache {root} is not a directory", hint="SMOLLM3_CACHE=DIRECTORY")
     if kind is not None and not (root / kind).is_dir():
         kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        near = did_you_mean(kind, kinds)
-        hint = f"did you mean {near!r}?" if near else f"it has: {', '.join(kinds) or 'nothing'}"
-        raise ConfigError(f"--kind {kind}: the cache {root} has nothing of this kind", hint=hint)
+        similar = did_you_mean(kind, kinds)
+        hint = f"did you mean {similar!r}?" if similar else f"kinds in the cache: {', '.join(kinds) or 'none'}"
+        raise ConfigError(f"--kind {kind}: the cache {root} has no entries of this kind", hint=hint)
     return root, list(runs_below([RUNS, *folders]))
 
 
 RUNS_OPTION = click.option(
-    "--runs", multiple=True, metavar="DIR", help="Ask the runs in this folder too, beside those under runs/."
+    "--runs", multiple=True, metavar="DIR", help="Also check the runs in this folder, besides those in runs/."
 )
 KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this kind.")
 
 
-@cache.command("list", short_help="List entries with size, age, origin and runs.")
+@cache.command("list", short_help="List entries with size, last use, origin and runs.")
 @KIND_OPTION
 @RUNS_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
-    """List what is in the cache, the largest first: size, last use, what it was made from, runs that depend on it."""
+    """List the cache entries, largest first: size, last use, origin, and the runs that depend on each entry."""
     from smollm3_finetune.cache.entries import entries, leftovers, shown_size
 
-    root, known = _where(kind, runs)
+    root, known = _cache_and_runs(kind, runs)
     found, left = entries(root, known, kind), leftovers(root, kind)
     if as_json:
         about = {"root": str(root), "entries": [_about(e) for e in found], "leftovers": [str(p) for p in left]}
@@ -69,7 +72,7 @@ def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None
     total = shown_size(sum(e.size for e in found))
     click.echo(f"{root}: {len(found)} {'entry' if len(found) == 1 else 'entries'}, {total}")
     if left:
-        click.echo(f"{len(left)} left by killed builds: smollm3 cache clean deletes them")
+        click.echo(f"leftovers of killed builds: {len(left)}; to delete them: smollm3 cache clean")
 
 
 def _about(entry: Entry) -> dict[str, Any]:
@@ -109,40 +112,41 @@ def shown_age(days: float) -> str:
 
 @cache.command(short_help="Delete entries that no run depends on.")
 @KIND_OPTION
-@click.option("--older-than", type=Number(min=0), metavar="DAYS", help="Only what was not used for so long.")
+@click.option("--older-than", type=Number(min=0), metavar="DAYS", help="Only entries that were not used for this long.")
 @RUNS_OPTION
-@click.option("--force", is_flag=True, help="Delete what runs depend on too.")
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also delete entries that runs depend on.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, without deleting it.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
 @debug_option
 def clean(
     kind: str | None, older_than: float | None, runs: tuple[str, ...], force: bool, dry_run: bool, yes: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Delete entries of the cache that no run depends on, and what killed builds left.
+    """Delete cache entries that no run depends on, and leftovers of killed builds.
 
-    A run depends on the entries that its base was made of: a converted file, weights that were quantized first.
-    What is deleted is made again when it is needed, if what it was made from is still there.
+    A run depends on the entries that its base was made from: a converted file, or weights that were quantized first.
+    A deleted entry is made again when it is needed, if its source still exists.
     """
     from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away
     from smollm3_finetune.errors import ConfigError
 
-    root, known = _where(kind, runs)
-    doomed, kept = chosen(entries(root, known, kind), older_than or 0.0, force)
+    root, known = _cache_and_runs(kind, runs)
+    to_delete, kept = chosen(entries(root, known, kind), older_than or 0.0, force)
     left = leftovers(root, kind)
-    sizes = {**{e.path: e.size for e in doomed}, **{p: size_of(p) for p in left}}
+    sizes = {**{e.path: e.size for e in to_delete}, **{p: size_of(p) for p in left}}
     if not as_json:
         for path, size in sizes.items():
-            what = "left by a killed build" if path in left else f"last used {shown_age(_days(doomed, path))}"
-            click.echo(f"{path.parent.name}/{path.name[:8]}  {shown_size(size)}  {what}")
+            note = "leftover of a killed build" if path in left else f"last used {shown_age(_days(to_delete, path))}"
+            click.echo(f"{path.parent.name}/{path.name[:8]}  {shown_size(size)}  {note}")
         for e in kept:
             click.echo(f"kept: {e.kind}/{e.path.name[:8]}  {shown_size(e.size)}  {', '.join(map(str, e.runs))}")
     if sizes and not dry_run and not yes:
         if as_json or not sys.stdin.isatty():
-            raise ConfigError("cache clean asks before it deletes, and nobody can answer here", hint="--yes")
-        click.confirm(f"delete {len(sizes)} from {root}, {shown_size(sum(sizes.values()))}?", abort=True, err=True)
-    if not dry_run:  # a run may have begun to depend on one while nobody answered
+            raise ConfigError("cache clean needs confirmation", hint="pass --yes")
+        count = f"{len(sizes)} {'directory' if len(sizes) == 1 else 'directories'}"
+        click.confirm(f"Delete {count} ({shown_size(sum(sizes.values()))}) from {root}?", abort=True, err=True)
+    if not dry_run:  # a run may have started to use an entry while the question was open
         still = {e.path for e in chosen(entries(root, known, kind), older_than or 0.0, force)[0]}
         sizes = {p: size for p, size in sizes.items() if p in still or p in left}
     gone = [] if dry_run else [p for p in sizes if take_away(p, root)]
@@ -154,10 +158,10 @@ def clean(
         click.echo(json.dumps(about, indent=2, ensure_ascii=False))
         return
     for path in busy:
-        click.echo(f"not deleted: {path} is in use, or may not be written", err=True)
+        click.echo(f"not deleted: {path} is in use or not writable", err=True)
     total = shown_size(sum(sizes[p] for p in (sizes if dry_run else gone)))
     command = "would delete" if dry_run else "deleted"
-    aside = f", kept {len(kept)} that runs depend on (--force deletes them)" if kept else ""
+    aside = f", kept {len(kept)} that runs depend on (to delete them too: --force)" if kept else ""
     click.echo(f"{command} {len(sizes if dry_run else gone)}, {total}{aside}")
 
 

@@ -1,4 +1,4 @@
-"""`smollm3 compat`. Imports no torch; `--measure` runs pairs in processes of their own."""
+"""`smollm3 compat`. Does not import torch; `--measure` runs each pair in a separate process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quant", metavar="NAME", help="This quantizer alone.")
-@click.option("--adapter", metavar="NAME", help="This adapter alone; with --quant, everything about the pair.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The device to run on: cpu, cuda, …")
+@click.option("--quant", metavar="NAME", help="Show only this quantizer.")
+@click.option("--adapter", metavar="NAME", help="Show only this adapter; with --quant, details of the pair.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Device of the run: cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--measure", metavar="FILE", help="Really run the pairs, and write the results to FILE; takes minutes.")
-@click.option("--adapter-opt", multiple=True, metavar="K=V", help="With --measure: an option of the adapter.")
+@click.option("--measure", metavar="FILE", help="Run the pairs and write the results to FILE; takes minutes.")
+@click.option("--adapter-opt", multiple=True, metavar="K=V", help="With --measure: option of the adapter.")
 @plugin_options
 def compat(
     quant: str | None,
@@ -33,10 +33,10 @@ def compat(
     plugin: tuple[str, ...],
     no_plugins: bool,
 ) -> None:
-    """Show which quantizer works with which adapter, and how that is known.
+    """Show which quantizers work with which adapters, and the evidence for it.
 
-    A pair is refused by the operations that one needs and the other lacks; else it is declared to work, or was
-    measured: really trained and merged, and compared with the same on ordinary weights.
+    A pair is refused if the adapter needs an operation that the quantizer does not provide. Any other pair is declared
+    to work, or was measured: it was trained and merged, and compared with the same adapter on unquantized weights.
 
     \b
     Examples:
@@ -52,10 +52,12 @@ def compat(
     from smollm3_finetune.model.device import check_device
 
     if device == "auto":
-        raise ConfigError("smollm3 compat looks at no hardware, so the device must be named", hint="--device cuda")
+        raise ConfigError(
+            "smollm3 compat does not detect hardware, so --device auto is not supported", hint="--device cuda"
+        )
     check_device(device)
     if adapter_opt and not (measure and adapter):
-        raise ConfigError("--adapter-opt goes with --measure and --adapter", hint="--adapter NAME --measure FILE")
+        raise ConfigError("--adapter-opt requires --measure and --adapter", hint="--adapter NAME --measure FILE")
     registry = find_plugins(plugin, no_plugins)
     quantizers = [registry.find(QUANTIZER, quant)] if quant else registry.of(QUANTIZER)
     adapters = [registry.find(ADAPTER, adapter)] if adapter else registry.of(ADAPTER)
@@ -81,7 +83,7 @@ def compat(
 
 
 def _json(cells: list[Cell], about: Terms | None, device: str) -> dict[str, Any]:
-    """The cells as plain values; of a single pair also its operations and the nearest pair that works."""
+    """The cells as plain values; for a single pair, also its operations and the nearest pair that works."""
     shown: dict[str, Any] = {
         "format": 1,
         "device": device,
@@ -124,12 +126,12 @@ def _measure(
     try:
         results = {r.key: r for r in (read(file) if file.exists() else [])}
     except (OSError, ValueError, TypeError) as e:
-        raise ConfigError(f"--measure: {file} holds no results: {e}", hint="name a file that is not there yet") from e
+        raise ConfigError(f"--measure: {file} is not a file of results: {e}", hint="name a new file") from e
     if not file.parent.is_dir():
-        raise ConfigError(f"--measure: there is no directory {file.parent}")
+        raise ConfigError(f"--measure: the directory {file.parent} does not exist")
     chosen = [c for c in cells if c.state in (State.DECLARED, State.MEASURED)]
     if not chosen:
-        raise IncompatibleError("none of these pairs can be run", hint="smollm3 compat shows why")
+        raise IncompatibleError("none of these pairs can be run", hint="to see why: smollm3 compat")
     given: dict[str, Any] = {}
     if options:
         component = chosen[0].adapter
@@ -139,14 +141,14 @@ def _measure(
             build(component.options_class(), {s.key[-1]: s.value for s in settings}, component.kind.section)
         )
         given = {k: v for k, v in plain(built).items() if k in keys}
-    asked = "".join(f" --adapter-opt {text}" for text in options)
-    command = "smollm3 compat --quant {quantizer} --adapter {adapter}" + asked + f" --measure {file.name}"
+    flags = "".join(f" --adapter-opt {text}" for text in options)
+    command = "smollm3 compat --quant {quantizer} --adapter {adapter}" + flags + f" --measure {file.name}"
     pairs = [Pair(quantizer=c.quantizer, adapter=c.adapter, purpose=c.purpose, options=given) for c in chosen]
     with tempfile.TemporaryDirectory() as directory:
         sweep = Sweep(work=Path(directory), command=command, device=device, plugins=plugin, no_plugins=no_plugins)
         for number, (pair, result, seconds) in enumerate(sweep.run(pairs), 1):
             results[result.key] = result
             write(file, list(results.values()))
-            says = "holds" if result.holds else f"does not hold: {result.note}"
-            click.echo(f"{number}/{len(pairs)} {pair.title}: {says} ({seconds:.1f} s)")
-    click.echo(f"results in {file}")
+            outcome = "works" if result.holds else f"fails: {result.note}"
+            click.echo(f"{number}/{len(pairs)} {pair.title}: {outcome} ({seconds:.1f} s)")
+    click.echo(f"results written to {file}")

@@ -1,4 +1,4 @@
-"""`smollm3 config show|validate|schema`. None of them imports torch."""
+"""`smollm3 config show|validate|schema`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli.options import plugin_options, run_options
-from smollm3_finetune.cli.session import answers, find_plugins, load_configuration
+from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def config() -> None:
-    """Show, check or describe a run's configuration."""
+    """Show or check a configuration, or print its JSON schema."""
 
 
-@config.command(short_help="Print a configuration and where each value comes from.")
+@config.command(short_help="Print a configuration with the origin of each value.")
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origins beside the values.")
+@click.option("--json", "as_json", is_flag=True, help="Print values and origins as JSON.")
 def show(as_json: bool, **values: Any) -> None:
-    """Print what the same options of `train` set, and where each value comes from.
+    """Print the configuration that the same options set in `train`, with the origin of each value.
 
-    Nothing is looked up: `smollm3 train --dry-run` shows the components, and what they suggest, too.
+    Components are not looked up. To see them and the values that they suggest: `smollm3 train --dry-run`.
     """
     from smollm3_finetune.cli.output.run import with_origins
     from smollm3_finetune.config.load import as_dict
@@ -34,11 +34,14 @@ def show(as_json: bool, **values: Any) -> None:
         click.echo(with_origins(loaded.config, loaded.origins))
 
 
-@config.command(short_help="Check a configuration without loading anything.")
+@config.command(short_help="Check a configuration without loading a model.")
 @run_options
-@answers
+@prints_result
 def validate(**values: Any) -> str:
-    """Check a configuration as far as possible without loading anything: names, options, pairing, packages, rows."""
+    """Check a configuration as far as possible without loading a model.
+
+    Checks the names and options of components, whether they work together, the required packages, and the rows.
+    """
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.model.device import check_device, guess_device
@@ -70,7 +73,7 @@ def validate(**values: Any) -> str:
 @config.command(short_help="Print the JSON schema of run.yaml.")
 @plugin_options
 def schema(plugin: tuple[str, ...], no_plugins: bool) -> None:
-    """Print the JSON schema of run.yaml, with the options of every installed component, for editors."""
+    """Print the JSON schema of run.yaml for editors, with the options of all installed components."""
     from smollm3_finetune.components.json_schema import run_schema
 
     click.echo(json.dumps(run_schema(find_plugins(plugin, no_plugins)), indent=2))

@@ -1,4 +1,4 @@
-"""`smollm3 data preview|stats`: what `train` would make of the rows. No weights are read."""
+"""`smollm3 data preview|stats`: the rows as `train` would use them. Reads no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from smollm3_finetune.cli.options import run_options
-from smollm3_finetune.cli.session import find_plugins, load_configuration, working
+from smollm3_finetune.cli.session import find_plugins, load_configuration, stdout_to_stderr
 
 if TYPE_CHECKING:
     from smollm3_finetune.data.preview import Preview
@@ -21,11 +21,11 @@ HIDDEN = (
     "quant", "quant_opt", "adapter", "adapter_opt", "dtype", "device", "max_steps", "epochs", "batch_size",
     "learning_rate", "output",
 )  # fmt: skip
-"""Options of `train` that are taken, so that its command line can be reused, and change nothing here."""
+"""Options of `train` that have no effect here. They are accepted so that its command line can be reused."""
 
 
 def data_options(f: F) -> F:
-    """The options of `train`; help shows those that decide what rows become."""
+    """The options of `train`; help shows only those that affect the rows."""
     f = run_options(f)
     for parameter in getattr(f, "__click_params__", ()):
         if parameter.name in HIDDEN:
@@ -35,28 +35,28 @@ def data_options(f: F) -> F:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def data() -> None:
-    """Show what training rows become: text, tokens, mask, counts.
+    """Preview training rows: text, tokens, loss mask, counts.
 
-    Both verbs take every option of `smollm3 train`, so its command line can be reused as it is; they read no weights
-    and write nothing.
+    Both commands accept all options of `smollm3 train`, so you can reuse its command line. They read no weights and
+    write no files.
     """
 
 
-@data.command()
+@data.command(short_help="Show rows as they are trained on, and their lengths.")
 @data_options
-@click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Rows shown of each source.")
-@click.option("--source", type=click.IntRange(min=0), metavar="INDEX", help="Only this source, counted from 0.")
-@click.option("--tokens", is_flag=True, help="Show the tokens of each row too: index, id, mask, text.")
+@click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Rows to show from each source.")
+@click.option("--source", type=click.IntRange(min=0), metavar="INDEX", help="Show only this source; the first is 0.")
+@click.option("--tokens", is_flag=True, help="Also show the tokens of each row: index, id, mask, text.")
 @click.option(
     "--sample", type=click.IntRange(min=1), default=1000, show_default=True, metavar="ROWS",
-    help="Rows counted of each source, evenly spaced; `data stats` counts all.",
+    help="Rows to count from each source, evenly spaced; `data stats` counts all.",
 )  # fmt: skip
 def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: Any) -> None:
-    """Show the first rows as they are trained on, then how long rows are and what was cut or left out.
+    """Show the first rows as they are trained on, then row lengths and how many rows are cut or left out.
 
-    What is learned is in color on a terminal. Elsewhere it stands between « and », or between ⟦ and ⟧ where a row
-    itself holds one of those; the legend says which. The first token of a row is never learned: nothing comes
-    before it that could predict it.
+    Supervised text, on which the loss is computed, is colored on a terminal. Elsewhere it is between « and », or
+    between ⟦ and ⟧ if a row contains one of those; the legend shows which. The first token of a row is never
+    supervised, because no token precedes it.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
 
     page = Page()
-    with working():
+    with stdout_to_stderr():
         look = _plan(values)
         chosen = look.sources(source)
         shown = {i: look.first(i, rows) for i in chosen}
@@ -77,7 +77,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     for i in chosen:
         for row in shown[i]:
             show_row(page, row, look.inspector.renderer.tokenizer, look.about.max_length, tokens=tokens)
-    with working():
+    with stdout_to_stderr():
         counted = {i: look.count(i, sample) for i in chosen}
     for i, stats in counted.items():
         show_stats(page, i, stats, total=look.total(i), max_length=look.about.max_length, bars=True)
@@ -85,18 +85,18 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
         refuse_if_nothing_is_supervised(list(counted.values()), look.survey)
 
 
-@data.command()
+@data.command(short_help="Count all rows and their tokens, by source.")
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(as_json: bool, **values: Any) -> None:
-    """Count all rows: kept, held out, left out, cut, their tokens and lengths, by source.
+    """Count all rows by source: kept, held out, left out and cut, with their tokens and lengths.
 
-    Ends with exit code 5 where nothing would be left to train on or to measure with.
+    The exit code is 5 if no rows would be left to train on or to evaluate.
     """
     from smollm3_finetune.cli.output.rows import Page, head, show_stats, show_total, totals
     from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
 
-    with working():
+    with stdout_to_stderr():
         look = _plan(values)
         counted = [look.count(i) for i in look.sources(None)]
     if as_json:
@@ -113,7 +113,7 @@ def stats(as_json: bool, **values: Any) -> None:
 
 
 def _plan(values: Mapping[str, Any]) -> Preview:
-    """Everything that `train` would settle about the rows. Raises every independent problem together."""
+    """The plan that `train` would make for the rows. Raises all independent problems together."""
     from smollm3_finetune.data.preview import plan_preview
     from smollm3_finetune.progress import for_stream
 

@@ -1,4 +1,4 @@
-"""`smollm3 doctor`: what would keep a run from working on this machine. Libraries are imported in another process."""
+"""`smollm3 doctor`: check that this machine can run smollm3. Libraries are imported in a separate process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from smollm3_finetune.checks.doctor import Report
 
 
-@click.command(short_help="Look for what would keep a run from working here.")
+@click.command(short_help="Check that this machine can run smollm3.")
 @plugin_options
-@click.option("--device", metavar="NAME", help="Ask what can be used on this device; default: the best there is.")
+@click.option("--device", metavar="NAME", help="Check the components for this device; default: the best available.")
 @click.option("--timeout", type=Number(min=1), default=180.0, show_default=True, metavar="SECONDS",
-              help="For each import.")  # fmt: skip
+              help="Time limit for each import.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(
     plugin: tuple[str, ...], no_plugins: bool, device: str | None, timeout: float, as_json: bool
 ) -> None:  # fmt: skip
-    """Look for what would keep a run from working on this machine.
+    """Check that this machine can run smollm3.
 
-    Versions, devices, packages that cannot be imported or contradict each other, plugins and what they require, the
-    cache and environment variables. Every library is imported, in a process of its own, which takes a while. Ends
-    with 0 where a run is possible.
+    Checks versions, devices, packages that cannot be imported or conflict with each other, plugins and their
+    requirements, the cache, and environment variables. Every library is imported in a separate process, which takes a
+    while. The exit code is 0 if a run is possible.
     """
     from smollm3_finetune.checks.doctor import examine
     from smollm3_finetune.errors import PluginError, SmolLM3Error
@@ -37,7 +37,7 @@ def doctor(
         check_device(device)
     broken: list[PluginError] = []
     files = [p for p in plugin if not p.startswith("no:")]
-    for file in files:  # one at a time, so that each that is broken is told
+    for file in files:  # one at a time, so that every broken file is reported
         try:
             discovered((file,), no_plugins=True)
         except PluginError as e:
@@ -56,10 +56,11 @@ def doctor(
 
 
 def shown(report: Report) -> str:
-    """The report for a person: what there is, then what was found, what is wrong last."""
+    """The report as human-readable text: the environment, then the checks, failed ones last."""
     import platform
 
     from smollm3_finetune.cache.entries import shown_size
+    from smollm3_finetune.cli.commands.plugins_check import marks
     from smollm3_finetune.cli.commands.plugins_check import shown as shown_finding
 
     lines = [click.style("versions", bold=True), f"  python {platform.python_version()}, {platform.platform()}"]
@@ -72,17 +73,17 @@ def shown(report: Report) -> str:
     count = f"{c['entries']} {'entry' if c['entries'] == 1 else 'entries'}"
     lines += ["", click.style("cache", bold=True)]
     held = f"  {c['root']}: {count}, {shown_size(c['bytes'])}; {shown_size(c['free'])} free on its disk"
-    lines.append(held if c["root"] is not None else "  cannot be looked at")
+    lines.append(held if c["root"] is not None else "  cannot be accessed")
     lines += ["", click.style("environment", bold=True)]
-    lines += [f"  {name}={value}" for name, value in report.environment.items()] or ["  nothing is set"]
+    lines += [f"  {name}={value}" for name, value in report.environment.items()] or ["  no relevant variables are set"]
     lines += ["", click.style("checks", bold=True)]
     ordered = sorted(report.findings, key=lambda f: (not f.ok, f.serious))
     lines += [f"  {line}" for finding in ordered for line in shown_finding(finding, finding.subject)]
     bad = [f for f in report.findings if not f.ok]
     if not report.possible:
-        end = "no run is possible before what is marked is mended"
+        end = f"Fix the items marked {marks()[1]} first."
     elif bad:
-        end = f"a run is possible; {len(bad)} of the checks found something that may get in its way"
+        end = f"Ready to run, with {len(bad)} {'warning' if len(bad) == 1 else 'warnings'}."
     else:
-        end = "a run is possible, and nothing is wrong"
+        end = "Ready to run."
     return "\n".join([*lines, "", end])

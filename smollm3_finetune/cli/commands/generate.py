@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
-from smollm3_finetune.cli.session import answers, find_plugins
+from smollm3_finetune.cli.session import find_plugins, prints_result
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 if TYPE_CHECKING:
@@ -26,23 +26,37 @@ def generating_options(f: F) -> F:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", metavar="RUN|MODEL")
-@click.option("--prompt", required=True, help="What to answer; - reads standard input.")
-@click.option("--system", default=None, help="A system message before the prompt.")
-@click.option("--adapter-path", default=None, metavar="DIR", help="A saved adapter to put on the model.")
-@click.option("--adapter", default=None, metavar="NAME", help="Its method, where the directory does not say.")
-@click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
+@click.option("--prompt", required=True, help="Prompt to answer; - reads standard input.")
+@click.option("--system", default=None, help="System message before the prompt.")
+@click.option("--adapter-path", default=None, metavar="DIR", help="Saved adapter to apply to MODEL.")
+@click.option("--adapter", default=None, metavar="NAME", help="Adapter method, if its directory does not name it.")
+@click.option("--any-base", is_flag=True, help="Allow an adapter that was trained on other weights.")
 @generating_options
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=Number(0, 100), default=0.0, show_default=True, help="0: the likeliest.")
-@click.option("--top-p", type=Number(0, 1, min_open=True), default=0.95, show_default=True, help="With a temperature.")
-@click.option("--think/--no-think", default=None, help="The reasoning mode; default: of a run, the trained one.")
-@click.option("--date", metavar="DAY", help="YYYY-MM-DD or today, for the template; default: the run's, else today.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For sampling.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
+)
+@click.option(
+    "--temperature", type=Number(0, 100), default=0.0, show_default=True, help="Sampling temperature; 0 is greedy."
+)
+@click.option(
+    "--top-p",
+    type=Number(0, 1, min_open=True),
+    default=0.95,
+    show_default=True,
+    help="Nucleus sampling; ignored at temperature 0.",
+)
+@click.option("--think/--no-think", default=None, help="Reasoning mode; default: as the run was trained.")
+@click.option(
+    "--date", metavar="DAY", help="Date for the chat template: YYYY-MM-DD or today; default: the run's, else today."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed for sampling."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
-@answers
+@prints_result
 def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
-    """Answer a prompt with a run's tuned model, or with any model.
+    """Answer a prompt with a run's fine-tuned model, or with any other model.
 
     \b
     Examples:
@@ -98,11 +112,11 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     messages.append({"role": "user", "content": text})
     renderer = Renderer(tokenizer, options)
     if not renderer.template:
-        context.progress.say("the model has no chat template: the prompt is continued as it stands")
+        context.progress.say("the model has no chat template, so it continues the prompt as plain text")
     length = len(tokenizer(renderer.prompt(messages, **mode), add_special_tokens=False).input_ids)
     room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
     if room < values["max_new_tokens"]:
-        context.progress.say(f"--max-new-tokens: {room}, which is what fits behind a prompt of {length} tokens")
+        context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")
     loaded = compose(plan, check_base=not values["any_base"])
     transformers.set_seed(values["seed"])
     reply = answer(
@@ -119,15 +133,15 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
 
 
 def _check_text(flag: str, text: str) -> None:
-    """Raises ConfigError for an argument whose bytes are not UTF-8: Python hands them on as lone surrogates."""
+    """Raises ConfigError if an argument is not UTF-8: Python decodes its invalid bytes to lone surrogates."""
     from smollm3_finetune.errors import ConfigError
 
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
         raise ConfigError(
-            f"{flag} is not UTF-8 text: it holds another byte at character {e.start + 1}",
-            hint=f'{flag} "$(printf %s TEXT | iconv -f latin1 -t utf-8)", where it is in latin1',
+            f"{flag} is not UTF-8 text: invalid byte at character {e.start + 1}",
+            hint=f'if it is latin1: {flag} "$(printf %s TEXT | iconv -f latin1 -t utf-8)"',
         ) from e
 
 
@@ -142,7 +156,7 @@ def _standard_input() -> str:
 
 
 def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:
-    """What was asked for, else the run's own, where it ran on the same kind of device."""
+    """The dtype of `--dtype`, else the run's own if it ran on the same kind of device, else `auto`."""
     if values["dtype"]:
         return str(values["dtype"])
     if run is None:
@@ -161,7 +175,10 @@ def _config(run: RunDir) -> RunConfig:
 
 
 def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
-    """The run's history and date, else the template's own and today; `date` wins. Its template is the tokenizer's."""
+    """The run's history and date, else the template's default and today; `date` overrides both.
+
+    The chat template is that of the saved tokenizer.
+    """
     import datetime
 
     from smollm3_finetune.data.chat_template.renderer import RenderOptions
@@ -180,7 +197,7 @@ def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
 
 
 def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
-    """The reasoning mode for the template: what was asked for, else the one in which the run's sample was answered."""
+    """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
     from smollm3_finetune.errors import ModelError
 
     if think is None and run is not None:
@@ -189,13 +206,13 @@ def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
             try:
                 trained = json.loads(run.report.read_text(encoding="utf-8")).get("enable_thinking")
             except (OSError, ValueError, AttributeError) as e:
-                raise ModelError(f"{run.report} is damaged: {e}", hint="--think, or --no-think") from e
+                raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
             think = trained if isinstance(trained, bool) else think
     return {} if think is None else {"enable_thinking": think}
 
 
 def _check_context(plan: ModelPlan) -> None:
-    """Raises ModelError where an adapter was trained with another context than the model is opened with."""
+    """Raises ModelError if an adapter was trained with another context than the model is opened with."""
     from smollm3_finetune.errors import ModelError
     from smollm3_finetune.model_files.context_length import context_of, rope_type
 
@@ -210,8 +227,8 @@ def _check_context(plan: ModelPlan) -> None:
         return
     words = [f"context={n}" if n else "no context" for n in (trained, own)]
     raise ModelError(
-        f"the adapter {saved.path} was trained with {words[0]}, and {plan.ref!r} is opened with {words[1]}",
-        hint=f"--loader-opt context={trained}; --any-base uses it all the same"
+        f"the adapter {saved.path} was trained with {words[0]}, but {plan.ref!r} is opened with {words[1]}",
+        hint=f"--loader-opt context={trained}; to use it anyway: --any-base"
         if trained
-        else "leave --loader-opt context out; --any-base uses it all the same",
+        else "omit --loader-opt context; to use it anyway: --any-base",
     )

@@ -11,7 +11,7 @@ import click
 
 from smollm3_finetune.cli.options import Number, plugin_options
 from smollm3_finetune.cli.output.merge import shown_merge
-from smollm3_finetune.cli.session import answers, find_plugins, say_warning
+from smollm3_finetune.cli.session import find_plugins, prints_result, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
@@ -22,33 +22,37 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", metavar="RUN|MODEL")
-@click.option("--adapter-path", default=None, metavar="DIR", help="The saved adapter to merge into MODEL.")
-@click.option("--adapter", default=None, metavar="NAME", help="Its method, where the directory does not say.")
-@click.option("--any-base", is_flag=True, help="Use the adapter on other weights than it was trained on.")
-@click.option("--output", default=None, metavar="DIR", help="Empty or not there yet; default: RUN/merged.")
-@click.option("--dtype", default=None, metavar="NAME", help="To save in; default: what the base was published in.")
+@click.option("--adapter-path", default=None, metavar="DIR", help="Saved adapter to merge into MODEL.")
+@click.option("--adapter", default=None, metavar="NAME", help="Adapter method, if its directory does not name it.")
+@click.option("--any-base", is_flag=True, help="Allow an adapter that was trained on other weights.")
+@click.option(
+    "--output", default=None, metavar="DIR", help="Output directory; must be empty or new; default: RUN/merged."
+)
+@click.option("--dtype", default=None, metavar="NAME", help="Dtype of the saved weights; default: the base's.")
 @click.option(
     "--max-drift", type=Number(0, min_open=True), default=None, metavar="X",
-    help="How far the merge may move the logits, relative; default: by number format.",
+    help="Largest relative error of the merge in the logits; default: depends on the dtype.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Keep the merged model even where it is further off than that.")
+@click.option("--force", is_flag=True, help="Keep the merged model even if its error is larger.")
 @click.option("--requantize", default=None, metavar="NAME", help="Write a checkpoint quantized by this quantizer.")
-@click.option("--requantize-opt", multiple=True, metavar="K=V", help="An option of that quantizer.")
-@click.option("--keep-dense", default=None, metavar="DIR", help="With --requantize: keep the merged model here.")
+@click.option("--requantize-opt", multiple=True, metavar="K=V", help="Option of that quantizer.")
+@click.option(
+    "--keep-dense", default=None, metavar="DIR", help="With --requantize: also keep the dense merged model here."
+)
 @click.option("--loader", metavar="NAME", help="Loader of MODEL; default: the one that recognizes it.")
-@click.option("--quant", metavar="NAME", help="Quantizer of MODEL; default: what the adapter was trained on.")
+@click.option("--quant", metavar="NAME", help="Quantizer of MODEL; default: the one the adapter was trained on.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")
-@click.option("--compute-dtype", metavar="NAME", help="Of the computation on the base; default: the run's, else auto.")
-@click.option("--quant-opt", multiple=True, metavar="K=V", help="An option of the quantizer.")
-@click.option("--loader-opt", multiple=True, metavar="K=V", help="An option of the loader.")
+@click.option("--compute-dtype", metavar="NAME", help="Dtype used to compute; default: the run's, else auto.")
+@click.option("--quant-opt", multiple=True, metavar="K=V", help="Option of the quantizer.")
+@click.option("--loader-opt", multiple=True, metavar="K=V", help="Option of the loader.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@answers
+@prints_result
 def merge(target: str, as_json: bool, **values: Any) -> str:
-    """Merge a run's adapter into its base: an ordinary dense model, checked before it is kept.
+    """Merge a run's adapter into its base model, and check the result before it is kept.
 
-    The merged model is reloaded from disk and its logits are compared with those of the adapter on its base. Where
-    they differ by more than number formats explain, nothing is kept.
+    The result is an ordinary dense model. It is reloaded from disk, and its logits are compared with those of the
+    adapter on its base. If they differ by more than rounding explains, nothing is kept.
 
     \b
     Examples:
@@ -68,7 +72,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     is_run = run.config.exists()
     for needs, needed in (("requantize_opt", "requantize"), ("keep_dense", "requantize")):
         if values[needs] and not values[needed]:
-            raise ConfigError(f"--{needs.replace('_', '-')} goes with --{needed}", hint=f"--{needed} NAME")
+            raise ConfigError(f"--{needs.replace('_', '-')} requires --{needed}", hint=f"--{needed} NAME")
     output = _output(run if is_run else None, values)
     check_vacant("--output", output)
     if is_run:
@@ -81,7 +85,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     else:
         if not values["adapter_path"]:
             raise ConfigError(
-                f"{target!r} is not a run, so the adapter must be named", hint="--adapter-path RUN/adapter"
+                f"{target!r} is not a run, so --adapter-path is required", hint="--adapter-path RUN/adapter"
             )
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
@@ -118,12 +122,12 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     for warning in report["warnings"]:
         say_warning(warning)
     if report["forced"]:
-        say_warning(f"kept by --force: {report['fault']}")
+        say_warning(f"kept because of --force: {report['fault']}")
     return json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"])
 
 
 def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
-    """The rows to calibrate on: those on which the run's base was quantized, else such as a run would take."""
+    """The calibration rows: those with which the run's base was quantized, else rows selected as in a run."""
     from smollm3_finetune.cli.session import options_of
     from smollm3_finetune.data.calibration import Calibration, plan_calibration
     from smollm3_finetune.data.plan import select_rows
@@ -139,14 +143,14 @@ def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mappi
 
 
 def _output(run: Any, values: Mapping[str, Any]) -> Path:
-    """Where the result goes. Raises ConfigError where that must be said and was not."""
+    """The output directory. Raises ConfigError if it is not given and there is no run to put it in."""
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.paths import user_path
 
     if values["output"]:
         return user_path(values["output"], "--output")
     if run is None:
-        raise ConfigError("a directory for the merged model must be named", hint="--output DIR")
-    again = values["requantize"]
-    path: Path = run.path / (f"merged-{again.rpartition(':')[2]}" if again else "merged")
+        raise ConfigError("--output is required if the target is not a run", hint="--output DIR")
+    quantizer = values["requantize"]
+    path: Path = run.path / (f"merged-{quantizer.rpartition(':')[2]}" if quantizer else "merged")
     return path

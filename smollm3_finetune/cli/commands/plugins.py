@@ -1,4 +1,4 @@
-"""`smollm3 plugins list|info`, which import no torch, and the group of all that is about plugins."""
+"""The group `smollm3 plugins`, and its commands `list` and `info`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def plugins() -> None:
-    """Show the installed plugins and what they offer, check them, or start one of your own."""
+    """List, inspect, check or create plugins."""
 
 
 plugins.add_command(new)
@@ -29,19 +29,19 @@ plugins.add_command(check)
 
 @plugins.command("list", short_help="List plugins: active, disabled or broken.")
 @plugin_options
-@click.option("--requirements", is_flag=True, help="Show what each component requires, and whether it is there.")
-@click.option("--device", metavar="NAME", help="For --requirements: ask about this device.")
+@click.option("--requirements", is_flag=True, help="Show the requirements of each component, and whether they are met.")
+@click.option("--device", metavar="NAME", help="With --requirements: check for this device.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_plugins(
     plugin: tuple[str, ...], no_plugins: bool, requirements: bool, device: str | None, as_json: bool
 ) -> None:
-    """List every plugin: active, disabled or broken, with what it offers or what is wrong with it."""
+    """List all plugins: active, disabled or broken, with the components they offer or the error."""
     from smollm3_finetune.model.device import check_device, guess_device
 
     device = device or guess_device()
     check_device(device)
     registry = discovered(plugin, no_plugins)
-    records = sorted(registry.plugins, key=lambda r: ORIGINS.get(r.origin, 1))  # after core's own, what was named
+    records = sorted(registry.plugins, key=lambda r: ORIGINS.get(r.origin, 1))  # built-in first, then those of -p
     needs = {(r.name, r.distribution): _requirements(registry, r, device) for r in records} if requirements else {}
     if as_json:
         fields = ("name", "status", "distribution", "version", "origin", "components", "error")
@@ -60,22 +60,22 @@ def list_plugins(
         table.add_column(column, overflow="fold", no_wrap=column == "plugin")
     colors = {"active": "green", "disabled": "yellow", "broken": "red"}
     for record in records:
-        says = _shown_needs(needs[record.name, record.distribution]) if requirements else _by_kind(record.components)
+        content = _shown_needs(needs[record.name, record.distribution]) if requirements else _by_kind(record.components)
         table.add_row(
             record.name,
             Text(record.status, style=colors[record.status]),
             f"{record.distribution} {record.version}",
-            Text(record.error if record.error else says),
+            Text(record.error if record.error else content),
         )
     Console().print(table)
 
 
 ORIGINS = {"built in": 0, "entry point": 2}
-"""The order of the list: core's own plugin, then what `-p` names, then what is installed."""
+"""The order of the list: the built-in plugin, then those of `-p`, then the installed ones."""
 
 
 def _requirements(registry: Registry, record: PluginRecord, device: str) -> list[dict[str, Any]]:
-    """What the components of a plugin require; those that require the same together."""
+    """The requirements of a plugin's components; components with equal requirements are grouped."""
     from smollm3_finetune.components.requirements import requirement_problems
 
     found: list[dict[str, Any]] = []
@@ -99,9 +99,9 @@ def _requirements(registry: Registry, record: PluginRecord, device: str) -> list
 def _shown_needs(found: list[dict[str, Any]]) -> str:
     lines = []
     for one in found:
-        what = ", ".join((*one["distributions"], *one["accelerators"])) or "nothing more"
+        needed = ", ".join((*one["distributions"], *one["accelerators"])) or "nothing else"
         met = "; ".join(one["unmet"]) or "met"
-        lines.append(f"{_by_kind(tuple(one['components']))}: {what} ({met})")
+        lines.append(f"{_by_kind(tuple(one['components']))}: {needed} ({met})")
     return "\n".join(lines)
 
 
@@ -117,10 +117,10 @@ def _by_kind(components: tuple[str, ...]) -> str:
 @plugins.command(short_help="Show a component: options, operations, requirements.")
 @plugin_options
 @click.argument("name")
-@click.option("--device", default=None, metavar="NAME", help="Show what holds on this device.")
+@click.option("--device", default=None, metavar="NAME", help="Show operations and requirements for this device.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | None, as_json: bool) -> None:
-    """Show a component: its options, what it needs or provides, and whether its requirements are met."""
+    """Show a component: its options, the operations it needs or provides, and whether its requirements are met."""
     from smollm3_finetune.model.device import check_device, guess_device
 
     device = device or guess_device()
@@ -138,7 +138,7 @@ def info(name: str, plugin: tuple[str, ...], no_plugins: bool, device: str | Non
 
 
 def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
-    """The components of any kind with this name. Raises UnknownComponentError with a suggestion."""
+    """The components of any kind with this name. Raises UnknownComponentError if there are none."""
     from smollm3_finetune.components.kinds import KINDS
     from smollm3_finetune.components.registry import known_components
     from smollm3_finetune.errors import UnknownComponentError, did_you_mean
@@ -156,13 +156,13 @@ def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
         if bare in known_components().get(kind.name, {}):
             registry.find(kind, name)
     names = {o.spec.name for o in registry.components}
-    near = did_you_mean(bare, names)
-    hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
+    similar = did_you_mean(bare, names)
+    hint = f"did you mean {similar!r}?" if similar else "smollm3 plugins list"
     raise UnknownComponentError(f"no plugin offers a component {name!r}", hint=hint)
 
 
 def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
-    """Everything there is to say about a component, as plain values."""
+    """Everything that is known about a component, as plain values."""
     from dataclasses import replace
 
     from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
@@ -193,7 +193,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     }
     try:
         defaults: Any = build(component.options_class(), {}, component.kind.section)
-    except ConfigError:  # an option that must be given: what depends on options is as the descriptor says
+    except ConfigError:  # a required option: show the descriptor's values, without `refine`
         defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
     chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
     if isinstance(spec, LoaderSpec | FormatterSpec):
@@ -226,23 +226,23 @@ def _shown(about: dict[str, Any]) -> str:
         rows += [("", f"not {op}: {reason}") for op, reason in about["absent"].items()]
     if about.get("claims") or about.get("marker_files"):
         files = ", ".join(("config.json", *about["marker_files"]) if about["claims"] else about["marker_files"])
-        rows.append(("recognizes", f"checkpoints that it wrote, by {files}"))
+        rows.append(("recognizes", f"its checkpoints, by {files}"))
     if about.get("needs_calibration"):
-        rows.append(("calibrates", "on the run's training rows, or those of calibration.path"))
+        rows.append(("calibrates", "on the training rows, or on calibration.path if set"))
     if about.get("rank"):
         rows.append(("rank", str(about["rank"])))
     if "needs" in about:
         rows.append(("needs", ", ".join(about["needs"])))
         traits = {
-            "identity_at_start": "starts as the base",
-            "packs": "rows can be packed",
-            "merges": "can be merged",
-            "disables": "can be switched off",
+            "identity_at_start": ("starts as the base model", "does not start as the base model"),
+            "packs": ("supports packed rows", "does not support packed rows"),
+            "merges": ("can be merged", "cannot be merged"),
+            "disables": ("can be disabled", "cannot be disabled"),
         }
-        rows.append(("traits", ", ".join(text if about["traits"][t] else f"not: {text}" for t, text in traits.items())))
+        rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
     if about["suggests"]:
         rows.append(("suggests", ", ".join(f"{k}={v}" for k, v in about["suggests"].items())))
     met = "; ".join(about["unmet"]) or "met"
-    rows.append(("requires", f"{', '.join((*about['requires'], *about['accelerators'])) or 'nothing more'} ({met})"))
+    rows.append(("requires", f"{', '.join((*about['requires'], *about['accelerators'])) or 'nothing else'} ({met})"))
     lines += [f"  {label:<12} {text}" for label, text in rows]
     return "\n".join([*lines, "  options", *[f"  {line}" for line in about["options_help"]]])

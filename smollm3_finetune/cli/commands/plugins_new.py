@@ -1,4 +1,4 @@
-"""`smollm3 plugins new`: a plugin that works, to be changed into one's own. Imports no torch."""
+"""`smollm3 plugins new`: write a working plugin as a starting point. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Examples:
 """
 
 
-@click.command("new", short_help="Start a plugin of your own: a package, or one file.", epilog=EXAMPLES)
+@click.command("new", short_help="Create a plugin: a package, or a single file.", epilog=EXAMPLES)
 @click.argument("kind", type=click.Choice(KINDS), metavar="KIND")
 @click.argument("name")
-@click.option("--output", metavar="PATH", help="Where to write it; default: smollm3-NAME, or NAME_KIND.py.")
-@click.option("--file", "single", is_flag=True, help="One file for -p, not a package.")
+@click.option("--output", metavar="PATH", help="Path to write to; default: smollm3-NAME, or NAME_KIND.py.")
+@click.option("--file", "single", is_flag=True, help="Write a single file for -p instead of a package.")
 @debug_option
 def new(kind: str, name: str, output: str | None, single: bool) -> None:
-    """Write a plugin that works and passes its tests, to be changed into your own.
+    """Create a working plugin that passes its tests, as a starting point for your own.
 
-    KIND is loader, quantizer, adapter, formatter or objective; NAME is what users will type.
+    KIND is loader, quantizer, adapter, formatter or objective; NAME is the name that users will type.
     """
     from smollm3_finetune.components.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.errors import ConfigError
@@ -39,7 +39,7 @@ def new(kind: str, name: str, output: str | None, single: bool) -> None:
     components = discovered(()).of(next(k for k in EVERY_KIND if k.name == kind))
     if taken := [o for o in components if name in (o.spec.name, *o.spec.aliases)]:
         raise ConfigError(
-            f"the {kind} {name!r} is offered by {taken[0].distribution} already: users would have to tell them apart",
+            f"the {kind} {name!r} already exists in {taken[0].distribution}",
             hint=f"smollm3 plugins new {kind} my-{name}",
         )
     for file in scaffold.write():

@@ -9,38 +9,38 @@ import click
 
 from smollm3_finetune.cli.options import F, composition_options, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
-from smollm3_finetune.cli.session import answers, find_plugins, load_configuration
+from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 
 def quantizing_options(f: F) -> F:
-    return composition_options(f, quant="Quantizer that writes checkpoints; must be named.")
+    return composition_options(f, quant="Quantizer that writes checkpoints (required).")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="MODEL")
-@click.option("--output", required=True, metavar="DIR", help="The checkpoint's directory; empty or not there yet.")
+@click.option("--output", required=True, metavar="DIR", help="Output directory; must be empty or new.")
 @quantizing_options
 @click.option(
     "--data",
     multiple=True,
     metavar="PATH",
-    help="Rows to calibrate on, as train takes them; default: the embedded chat rows.",
+    help="Calibration rows, as for train; default: the embedded chat dataset.",
 )
-@click.option("--formatter", metavar="NAME", help="How rows are read; default: recognized.")
+@click.option("--formatter", metavar="NAME", help="Row format; detected if not given.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
-@click.option("--seed", type=int, metavar="N", help="Decides which rows are calibrated on.")
-@click.option("--config", "config_file", metavar="FILE", help="A YAML file with any of these settings.")
+@click.option("--seed", type=int, metavar="N", help="Random seed that selects the calibration rows.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file with any of these settings.")
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@answers
+@prints_result
 def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     """Write a quantized checkpoint of a full-precision model, with its tokenizer and a model card.
 
-    For quantizers that make checkpoints; others work while a model is loaded and need none. Rows to calibrate on are
-    chosen as `train` chooses them, so a run with the same rows and options makes the same weights, by quantizing again;
-    `train --model DIR` takes the checkpoint as it is.
+    Only for quantizers that write checkpoints; others quantize when a model is loaded and need no checkpoint.
+    Calibration rows are selected as in `train`, so a run with the same rows and options quantizes again to the same
+    weights. `train --model DIR` uses the checkpoint without quantizing again.
 
     \b
     Examples:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.options import run_options
-from smollm3_finetune.cli.session import answers, find_plugins, flag_settings, load_configuration, say_warning
+from smollm3_finetune.cli.session import find_plugins, flag_settings, load_configuration, prints_result, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import BuildContext
@@ -20,12 +20,12 @@ Examples:
   smollm3 train
   smollm3 train --model HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --data rows.jsonl
   smollm3 train --config run.yaml --adapter dora --adapter-opt rank=32
-  smollm3 train --quant bnb-4bit --help     (shows that quantizer's options too)
+  smollm3 train --quant bnb-4bit --help     (also shows the options of that quantizer)
 """
 
 
 def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Help after all other options are known, so that the chosen components' options can be shown."""
+    """Show help after all other options are parsed, so that it includes the options of the named components."""
     if value:
         from smollm3_finetune.cli.output.component_help import component_help
 
@@ -36,15 +36,15 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.command(epilog=EXAMPLES, add_help_option=False)
 @run_options
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run from its last checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help, help="Show this message.")
 @click.pass_context
-@answers
+@prints_result
 def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
-    """Fine-tune a model and save the adapter, with held-out loss and a sample answer before and after.
+    """Fine-tune a model and save the adapter; report held-out loss and a sample answer before and after training.
 
-    With no arguments: a small embedded model on a small embedded dataset, in under a minute, with no network.
+    Without arguments: a small embedded model on a small embedded dataset, in under a minute, without network access.
     """
     began = time.monotonic()
     from smollm3_finetune.errors import ConfigError
@@ -54,7 +54,7 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
 
     run = RunDir.existing(resume) if resume is not None else None
     if run is not None and values["config_file"] is not None:
-        raise ConfigError("--resume takes its configuration from the run, so --config cannot be given")
+        raise ConfigError("--resume uses the configuration of the run, so --config cannot be used")
     loaded = resumed_configuration(run, flag_settings(values), values["plugin"]) if run else load_configuration(values)
     named = [*_saved_plugins(loaded, run is not None), *values["plugin"]]
     registry = find_plugins(named, values["no_plugins"])
@@ -110,5 +110,5 @@ def _title(loaded: LoadedConfig) -> str:
 
 
 def _saved_plugins(loaded: LoadedConfig, resuming: bool) -> tuple[str, ...]:
-    """`plugins:` of a configuration; a resumed run's plugin files must be named again, what it left out stays out."""
+    """The `plugins` of a configuration. A resumed run keeps only its `no:NAME` entries: `-p` must name files again."""
     return tuple(p for p in loaded.config.plugins if not resuming or p.startswith("no:"))

@@ -1,4 +1,4 @@
-"""Everything that `smollm3 compat --quant X --adapter Y` knows about one pair."""
+"""The output of `smollm3 compat --quant X --adapter Y`: all details of a pair."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from smollm3_finetune.compatibility.matrix import Cell, State, Terms
 from smollm3_finetune.components.registry import RegisteredComponent
 
 LABEL = 12
-COLOURS = {State.MEASURED: "green", State.DECLARED: "cyan", State.REFUSED: "red", State.UNKNOWN: "yellow"}
+COLORS = {State.MEASURED: "green", State.DECLARED: "cyan", State.REFUSED: "red", State.UNKNOWN: "yellow"}
 
 
 def shown_pair(cells: Sequence[Cell], about: Terms | None, collected: Collected) -> str:
-    """The operations of both sides, then for each purpose what holds and what it rests on."""
+    """The operations of both components, then the result and its evidence for each purpose."""
     first = cells[0]
     quantizer, adapter, device = first.quantizer, first.adapter, first.device
     rows = [(click.style(f"{quantizer.spec.name} × {adapter.spec.name} on {device}", bold=True), "")]
@@ -41,22 +41,22 @@ def _who(component: RegisteredComponent) -> str:
 
 
 def _purpose(cell: Cell, collected: Collected) -> list[tuple[str, str]]:
-    rows = [(cell.purpose.value, click.style(cell.state.value, fg=COLOURS[cell.state]) + _how(cell))]
+    rows = [(cell.purpose.value, click.style(cell.state.value, fg=COLORS[cell.state]) + _how(cell))]
     for evidence in cell.evidence:
         rows += _evidence(cell, evidence)
     elsewhere = collected.of(cell.quantizer.full_name, cell.adapter.full_name, cell.purpose.value)
     others = sorted({e.result.device for e in elsewhere} - {cell.device})
     if others:
-        rows.append(("", f"measured on {', '.join(others)}: --device {others[0]} shows it"))
+        rows.append(("", f"measured on {', '.join(others)}; to see it: --device {others[0]}"))
     return rows
 
 
 def _how(cell: Cell) -> str:
     if cell.state is State.MEASURED:
-        verdict = ", and holds" if cell.holds else ", and does not hold"
+        verdict = ": works" if cell.holds else ": fails"
         return verdict + (", with other versions than those installed" if cell.stale else "")
     if cell.state is State.DECLARED:
-        return f": the descriptors agree, and nobody measured it on {cell.device}"
+        return f": the descriptors agree; not measured on {cell.device}"
     return f": {cell.reason}"
 
 
@@ -64,7 +64,8 @@ def _evidence(cell: Cell, evidence: Evidence) -> list[tuple[str, str]]:
     result = evidence.result
     rows = [("", f"by {evidence.source}, {result.date}, on {result.device}")]
     if cell.state is State.REFUSED:
-        outcome = "healed? it was run all the same, and works" if result.holds else "run all the same, it still fails"
+        works, fails = "works when run anyway; the descriptor may be outdated", "confirmed: fails when run"
+        outcome = works if result.holds else fails
         rows.append(("", f"{outcome}{f': {result.note}' if result.note else ''}"))
     elif result.note:
         rows.append(("", result.note))
@@ -74,9 +75,9 @@ def _evidence(cell: Cell, evidence: Evidence) -> list[tuple[str, str]]:
         rows.append(("", "adapter options: " + ", ".join(f"{k}={v}" for k, v in result.options.items())))
     rows.append(("", "with " + ", ".join(f"{n} {v}" for n, v in result.versions.items())))
     if evidence.changed:
-        now = (f"{name} {installed or 'not at all'}" for name, (_, installed) in evidence.changed.items())
-        rows.append(("", f"stale: installed now is {', '.join(now)}"))
-    rows.append(("", f"again: {result.command}"))
+        now = (f"{name} {installed or 'not installed'}" for name, (_, installed) in evidence.changed.items())
+        rows.append(("", f"outdated; installed now: {', '.join(now)}"))
+    rows.append(("", f"to repeat: {result.command}"))
     return rows
 
 
@@ -87,7 +88,7 @@ def _number(value: float | None) -> str:
 
 
 def _lines(label: str, text: str) -> list[str]:
-    """One row, wrapped to the terminal, its label to the left."""
+    """One row, wrapped to the width of the terminal, with its label on the left."""
     if not text:
         return [label]
     width = max(shutil.get_terminal_size((100, 24)).columns, 60)

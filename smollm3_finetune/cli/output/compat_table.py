@@ -1,4 +1,4 @@
-"""The table of `smollm3 compat`: adapters that go alike share a row, each quantizer has a column."""
+"""The table of `smollm3 compat`: a column for each quantizer; adapters with equal results share a row."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import RegisteredComponent
 
 LEGEND = {
-    "●": ("measured, and holds", "green"),
+    "●": ("measured: works", "green"),
     "◐": ("measured with other versions than those installed", "yellow"),
     "○": ("declared, not measured", "cyan"),
     "–": ("refused", None),
     "?": ("unknown", "yellow"),
-    "✗": ("measured, and does not hold", "red"),
+    "✗": ("measured: fails", "red"),
 }
 SUBHEAD = "train merge"
-NARROWEST = 20
-"""Of the column of adapters."""
-MANY = 6
-"""How many adapters a reason names."""
+MIN_ADAPTER_WIDTH = 20
+"""Minimum width of the column of adapters, in characters."""
+MAX_NAMES = 6
+"""Maximum number of adapters that a note names."""
 
 
 def symbol(cell: Cell) -> str:
@@ -37,16 +37,16 @@ def symbol(cell: Cell) -> str:
 
 
 def labels(components: Iterable[RegisteredComponent]) -> dict[str, str]:
-    """What each component is called, by its full name: its name, or the full name where two have that name."""
+    """The label of each component, by its full name: its name, or the full name if two components share the name."""
     unique = {o.full_name: o.spec.name for o in components}
     names = list(unique.values())
     return {full: name if names.count(name) == 1 else full for full, name in unique.items()}
 
 
 def shown_table(cells: Sequence[Cell]) -> str:
-    """Everything: the table, what its signs mean, and the reasons."""
+    """The table, its legend, and the reasons."""
     if not cells:
-        return "there is no pair to show"
+        return "no pairs to show"
     quantizers, adapters = labels(c.quantizer for c in cells), labels(c.adapter for c in cells)
     width = shutil.get_terminal_size((100, 24)).columns
     by_pair = {(c.quantizer.full_name, c.adapter.full_name, c.purpose): c for c in cells}
@@ -57,7 +57,7 @@ def shown_table(cells: Sequence[Cell]) -> str:
     rows = sorted(groups.items(), key=lambda row: -len(row[1]))
     columns = [max(len(name), len(SUBHEAD)) + 2 for name in quantizers.values()]
     lines: list[str] = []
-    for first, last in _blocks(columns, width - NARROWEST):
+    for first, last in _blocks(columns, width - MIN_ADAPTER_WIDTH):
         lines += [*_block(rows, list(quantizers.values()), columns, first, last, width, cells[0].device), ""]
     used = {s for signs in groups for s in signs}
     lines += [f"{click.style(s, fg=color)} {text}" for s, (text, color) in LEGEND.items() if s in used]
@@ -66,7 +66,7 @@ def shown_table(cells: Sequence[Cell]) -> str:
 
 
 def _blocks(columns: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Which columns stand beside each other, so that each line fits: (first, past the last)."""
+    """Groups of columns that fit into `room` side by side, as (first, last + 1)."""
     blocks, first = [], 0
     for index in range(len(columns)):
         if index > first and sum(columns[first : index + 1]) > room:
@@ -84,7 +84,7 @@ def _block(
     width: int,
     device: str,
 ) -> list[str]:
-    left = max(width - sum(columns[first:last]), NARROWEST)
+    left = max(width - sum(columns[first:last]), MIN_ADAPTER_WIDTH)
     left = min(left, max(len(", ".join(names)) for _, names in rows) + 2)
     shown = range(first, last)
     head = f"on {device}".ljust(left) + "".join(names[i].ljust(columns[i]) for i in shown)
@@ -103,15 +103,15 @@ def _colored(sign: str) -> str:
 
 
 def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str, str], width: int) -> list[str]:
-    """Why pairs are refused or unknown, or do not hold: one entry for a reason, with the pairs that it concerns."""
+    """Why pairs are refused, unknown or failing: one note for each reason, with the pairs that it applies to."""
     pairs: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for cell in cells:
         text: str | None = None
         if cell.state in (State.REFUSED, State.UNKNOWN):
             text = cell.reason
         elif not cell.holds and cell.evidence:
-            text = cell.evidence[0].result.note or "no figures are given"
-        for sign, why in ((symbol(cell), text), ("!", _healed(cell))):
+            text = cell.evidence[0].result.note or "no figures recorded"
+        for sign, why in ((symbol(cell), text), ("!", _works_although_refused(cell))):
             if why is not None:
                 of = pairs.setdefault((sign, why, cell.purpose.value), {})
                 of.setdefault(quantizers[cell.quantizer.full_name], []).append(adapters[cell.adapter.full_name])
@@ -122,7 +122,7 @@ def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str
             alike.setdefault(tuple(names), []).append(quantizer)
         for adapters_alike, on in alike.items():
             everywhere = len(on) == len(quantizers) and len(on) > 1
-            whom = f"{_few(adapters_alike)} on {'every quantizer' if everywhere else ', '.join(on)}"
+            whom = f"{_shortened(adapters_alike)} on {'every quantizer' if everywhere else ', '.join(on)}"
             merged.setdefault((sign, whom, why), []).append(purpose)
     lines = []
     for (sign, whom, why), purposes in merged.items():
@@ -131,19 +131,19 @@ def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str
     return lines
 
 
-def _few(names: Sequence[str]) -> str:
-    """Names, the last of many only counted: `--json` has them all."""
-    return ", ".join(names) if len(names) <= MANY else f"{', '.join(names[:3])} and {len(names) - 3} others"
+def _shortened(names: Sequence[str]) -> str:
+    """The names; of a long list, only the first ones and a count (`--json` has all)."""
+    return ", ".join(names) if len(names) <= MAX_NAMES else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
-def _healed(cell: Cell) -> str | None:
+def _works_although_refused(cell: Cell) -> str | None:
     if cell.state is State.REFUSED and cell.holds:
-        return "refused, and yet it works when it is run all the same; its descriptor may be out of date"
+        return "refused, but works when run anyway; the descriptor may be outdated"
     return None
 
 
 def _hint() -> str:
-    return f"{_flag(QUANTIZER)} and {_flag(ADAPTER)} together show everything about one pair."
+    return f"For details of a pair: smollm3 compat {_flag(QUANTIZER)} {_flag(ADAPTER)}"
 
 
 def _flag(kind: Kind) -> str:

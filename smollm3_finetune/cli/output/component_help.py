@@ -1,4 +1,7 @@
-"""The part of `train --help` that depends on what is installed and on what was named. Imports no torch."""
+"""The part of `train --help` about components: the installed ones, and the options of the named ones.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": 
 
 
 def component_help(params: Mapping[str, Any]) -> str:
-    """Installed names of each kind, then the options of the components that the command line names."""
+    """The names of the installed components by kind, then the options of those that the command line names."""
     registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
     lines = ["Installed components:"]
     for kind in KINDS:
@@ -40,7 +43,7 @@ def component_help(params: Mapping[str, Any]) -> str:
 
 
 def option_lines(component: RegisteredComponent) -> list[str]:
-    """A component's options: name, type, default, help and range."""
+    """The options of a component as lines of text: name, type, default, help and range."""
     spec = component.spec
     flag = f"{component.kind.flag}-opt" if component.kind is not FORMATTER else f"--set {component.kind.section}."
     lines = [
@@ -48,7 +51,7 @@ def option_lines(component: RegisteredComponent) -> list[str]:
     ]
     infos = describe(component.options_class())
     if not infos:
-        return [*lines, "  It has no options."]
+        return [*lines, "  No options."]
     for info in infos:
         default = "none" if info.default is None else _value(info.default)
         lines.append(f"  {flag}{'' if flag.endswith('.') else ' '}{info.name}={info.type}  [default: {default}]")

@@ -1,4 +1,4 @@
-"""The end of a merge, in a few lines."""
+"""The report of a merge, in a few lines."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from smollm3_finetune.cli.options import plugin_flags
 
 
 def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a merge, for a person; `plugins` are the values of `-p` with which it was made."""
-    figures, limits, again = report["figures"], report["limits"], report["requantized"]
+    """The report of a merge as human-readable text; `plugins` are the values of `-p` that it used."""
+    figures, limits, requantized = report["figures"], report["limits"], report["requantized"]
 
     def number(value: float | None) -> str:
         return "not a number" if value is None else f"{value:.1e}"
 
     lines = [
         "",
-        f"adapter        {report['adapter']} moves the logits of {report['model']} by {number(figures['moved'])}, "
-        f"over {figures['positions']} positions",
-        f"merged         {number(figures['merged'])} off the adapter on its base, the base's dense copy "
-        f"{number(figures['dense'])} off; the merge adds {number(figures['merged_excess'])}, "
-        f"at most {limits['merged']:.1e}",
-        f"reloaded       in {report['dtype']} {number(figures['drift'])} off, the base's dense copy "
-        f"{number(figures['base'])} off; the merge adds {number(figures['excess'])}, at most {limits['excess']:.1e}",
+        f"adapter        {report['adapter']} changes the logits of {report['model']} by {number(figures['moved'])} "
+        f"(relative, {figures['positions']} positions)",
+        f"merged         merge error {number(figures['merged_excess'])} (limit {limits['merged']:.1e}): "
+        f"vs adapter on base {number(figures['merged'])}, base vs dense copy {number(figures['dense'])}",
+        f"reloaded       merge error {number(figures['excess'])} in {report['dtype']} (limit {limits['excess']:.1e}): "
+        f"vs adapter on base {number(figures['drift'])}, base vs dense copy {number(figures['base'])}",
     ]
-    if again is not None:
-        lines.append(f"quantized      {again['quantizer']} moves the merged model's logits by {number(again['drift'])}")
+    if requantized is not None:
+        change = number(requantized["drift"])
+        lines.append(f"quantized      {requantized['quantizer']} changes the merged model's logits by {change}")
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
-    flags = plugin_flags(plugins) if again is not None else ""
-    shape = f"{report['parameters']:,} parameters, {again['quantizer'] if again else report['dtype']}"
+    flags = plugin_flags(plugins) if requantized is not None else ""
+    shape = f"{report['parameters']:,} parameters, {requantized['quantizer'] if requantized else report['dtype']}"
     lines += [
         f"model          {report['output']} ({shape})",
         f"took           {report['seconds']} s",

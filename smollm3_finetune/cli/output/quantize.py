@@ -1,4 +1,4 @@
-"""The end of a quantization, in a few lines."""
+"""The report of a quantization, in a few lines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from smollm3_finetune.cli.options import plugin_flags
 
 
 def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a quantization, for a person; `plugins` are the values of `-p` with which it was made."""
+    """The report of a quantization as human-readable text; `plugins` are the values of `-p` that it used."""
     lines = ["", f"quantizer      {report['quantizer']}"]
     if report["calibration_rows"] is not None:
         lines.append(f"calibration    {report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens")
     lines += [
-        f"weights        {report['bytes'] / 1e6:.1f} MB, before {report['bytes_before'] / 1e6:.1f} MB",
+        f"weights        {report['bytes'] / 1e6:.1f} MB, {report['bytes_before'] / 1e6:.1f} MB before",
         f"checkpoint     {report['output']}",
         f"took           {report['seconds']} s",
         "",

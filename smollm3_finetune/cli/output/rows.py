@@ -1,4 +1,4 @@
-"""How rows, their tokens and their counts look: in color on a terminal, with plain marks elsewhere."""
+"""The output of `smollm3 data`: rows, tokens and counts, in color on a terminal, else with plain marks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.data.preview import About
 
 MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
-"""What stands around learned text where there is no color: the first pair that no shown row holds."""
+"""Marks around supervised text if there is no color: the first pair that no shown row contains."""
 SUPERVISED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
 BAR = 40
 """Characters of the longest bar."""
@@ -30,7 +30,7 @@ Part = str | tuple[str, str]
 
 
 class Page:
-    """Standard output, through rich where it is a terminal with colors."""
+    """Standard output; with rich if it is a terminal with colors."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -53,7 +53,7 @@ class Page:
             self.console.print(Text.assemble(*pairs), soft_wrap=True)
 
     def text(self, pieces: Iterable[tuple[str, bool]]) -> None:
-        """A row's text, each line behind a bar; what is learned in color or between marks."""
+        """A row's text, each line after a bar; supervised text in color or between marks."""
         lines: list[list[tuple[str, str]]] = [[]]
         for text, supervised in pieces:
             if supervised and self.console is None:
@@ -69,7 +69,7 @@ class Page:
 
 
 def visible(text: str) -> str:
-    """Text without what a terminal would obey: control and direction characters as escapes."""
+    """The text with control and direction characters, which a terminal would interpret, as escapes."""
 
     def shown(c: str) -> str:
         if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
@@ -80,7 +80,7 @@ def visible(text: str) -> str:
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[tuple[str, bool]]:
-    """(text, learned) of each unbroken run of tokens; together they are the sequence's text."""
+    """(text, supervised) for each unbroken run of tokens; joined, they are the sequence's text."""
     ends = [t + 1 for t, one in enumerate(sequence.supervised) if sequence.supervised[t + 1 : t + 2] != [one]]
     found, before, start = [], "", 0
     for end in ends:
@@ -96,7 +96,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token between quotes, line breaks as \\n; where it is no whole character, its name in the vocabulary."""
+    """A token in quotes, line breaks as \\n; if it is only part of a character, its name in the vocabulary."""
     text, name = _decode(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
     if "\ufffd" in text and "\ufffd" not in name:
         return f"{name}  (part of a character)"
@@ -106,17 +106,17 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def head(page: Page, about: About, *, legend: bool) -> None:
-    """What decides the tokens, and how learned text is marked."""
+    """The settings that determine the tokens, and the legend for supervised text."""
     objective = about.objective.rpartition(":")[2]
     page.line(f"model {about.model}, objective {objective}, data.max_length={about.max_length} tokens")
     if legend and page.console is not None:
-        page.line("legend: ", ("learned", SUPERVISED), ", ", ("context, not learned", CONTEXT))
+        page.line("legend: ", ("supervised", SUPERVISED), ", ", ("context, not trained on", CONTEXT))
     elif legend:
-        page.line(f"legend: {page.marks[0]}learned{page.marks[1]}, the rest is context and not learned")
+        page.line(f"legend: {page.marks[0]}supervised{page.marks[1]}, the rest is context and not trained on")
 
 
 def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_length: int, *, tokens: bool) -> None:
-    """A row: its place and what became of it, its text, and its tokens where asked for."""
+    """A row: its place and its split, its text, and its tokens if requested."""
     if row.side == "left out":
         side: Part = (f"left out: {row.why}", WARNING)
     elif row.side == "train" and row.copies != 1:
@@ -128,7 +128,7 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
         notes[row.notes.index("cut")] = f"cut from {row.length:,} tokens"
     page.line()
     page.line(
-        (row.where, TITLE), f"  {row.tokens:,} tokens, {row.supervised:,} learned, ", side,
+        (row.where, TITLE), f"  {row.tokens:,} tokens, {row.supervised:,} supervised, ", side,
         *[(f"; {note}", WARNING) for note in notes],
     )  # fmt: skip
     for sequence in row.sequences:
@@ -142,20 +142,20 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
 
 
 def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
-    page.line(("  index      id  mask     token", TITLE))
+    page.line(("  index      id  mask        token", TITLE))
     for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True)):
-        mask, style = ("learned", SUPERVISED) if supervised else ("context", CONTEXT)
-        page.line((f"{index:>7} {token:>7}  {mask}  {token_text(tokenizer, token)}", style))
+        mask, style = ("supervised", SUPERVISED) if supervised else ("context", CONTEXT)
+        page.line((f"{index:>7} {token:>7}  {mask:<10}  {token_text(tokenizer, token)}", style))
 
 
 def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_length: int, bars: bool) -> None:
-    """The counts of a source, and bars of its rows' lengths where asked for."""
+    """The counts of a source, and a histogram of its rows' lengths if requested."""
     formatter = stats.formatter.rpartition(":")[2]
     page.line()
     page.line((f"source {index}: {stats.title}", TITLE), f"  (formatter {formatter})")
     if stats.rows < total:
         page.line(
-            ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; counts are of these", WARNING)
+            ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; the counts are of these", WARNING)
         )
     kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {stats.empty:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
@@ -166,16 +166,16 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.empty > len(stats.empty_rows):
         page.line((f"{' ' * 12}… and {stats.empty - len(stats.empty_rows):,} more", WARNING))
     if stats.cut:
-        cut = f"{_rows(stats.cut)} at {max_length:,} tokens; {stats.tokens_cut:,} tokens are lost"
+        cut = f"{_rows(stats.cut)} at {max_length:,} tokens; {stats.tokens_cut:,} tokens lost"
         page.line("  cut       ", (cut, WARNING))
     for n, (note, times) in enumerate(sorted(stats.notes.items())):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
-    page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} learned{share}")
+    page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
     q = Quantiles(stats.lengths)
     page.line(
         f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before cutting; median {q.median():,.0f}, "
-        f"mean {q.mean():,.1f}, 95 % up to {q.p95():,}"
+        f"mean {q.mean():,.1f}, 95th percentile {q.p95():,}"
     )
     page.line(f"  longest   {stats.longest_row}")
     if bars:
@@ -183,16 +183,16 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
 
 
 def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
-    made = histogram(stats.lengths)
-    most = max(bar.rows for bar in made)
-    names = [f"{bar.low:,}–{bar.high:,}" if bar.high > bar.low else f"{bar.low:,}" for bar in made]
+    buckets = histogram(stats.lengths)
+    most = max(bar.rows for bar in buckets)
+    names = [f"{bar.low:,}–{bar.high:,}" if bar.high > bar.low else f"{bar.low:,}" for bar in buckets]
     wide = max(len("tokens"), *map(len, names))
     page.line()
     page.line((f"    {'tokens':>{wide}}  rows", TITLE))
-    threshold = next((bar for bar in made if bar.high > max_length), None)
-    for bar, name in zip(made, names, strict=True):
+    threshold = next((bar for bar in buckets if bar.high > max_length), None)
+    for bar, name in zip(buckets, names, strict=True):
         blocks = "█" * max(round(BAR * bar.rows / most), 1) if bar.rows else ""
-        cut: list[Part] = [(f"  what is longer than {max_length:,} is cut", WARNING)] if bar is threshold else []
+        cut: list[Part] = [(f"  rows longer than {max_length:,} are cut", WARNING)] if bar is threshold else []
         page.line(
             f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else SUPERVISED), f" {bar.rows:,}", *cut
         )
@@ -211,4 +211,4 @@ def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line(("all sources", TITLE))
     kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {total['empty']:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
-    page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} learned")
+    page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

@@ -1,4 +1,4 @@
-"""What verbs print on standard output: a plan, a report, a configuration with the origin of each value."""
+"""What `train` and `config show` print: a plan, a report, a configuration with the origin of each value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def with_origins(config: RunConfig, origins: Mapping[str, str]) -> str:
-    """The configuration as YAML; each value that is not a default has its origin in a comment."""
+    """The configuration as YAML, with the origin of each value that is not a default in a comment."""
     lines = dump_yaml(as_dict(config)).splitlines()
     out, section = [], ""
     for line in lines:
@@ -37,13 +37,13 @@ def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
         return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
     head = (
         f"# would be written to {run.path}\n# {rows['train']} rows to train on, {rows['held_out']} held out\n"
-        "# nothing was loaded and nothing was written\n"
+        "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(plan.config, plan.origins)
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The end of a run, for a person; `plugins` are the values of `-p` with which it was made."""
+    """The report of a run as human-readable text; `plugins` are the values of `-p` that it used."""
     before, after = report["before"], report["after"]
     lines = [""]
     if before["held_out_loss"] is not None:
