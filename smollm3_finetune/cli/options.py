@@ -89,7 +89,7 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
     info = key_info(FLAGS[name])
     text = info.help
     if multiple:
-        text = f"{text.rstrip('.')}; may be given several times."
+        text = f"{text} May be given several times."
     if info.default is not None and not multiple:
         text = f"{text}  [default: {info.default}]"
     kinds: Mapping[str, type] = {"integer": int, "number": float}

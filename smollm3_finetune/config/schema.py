@@ -133,17 +133,24 @@ class RunConfig:
     """The configuration of a run."""
 
     model: str = option(DEFAULT_MODEL, "Hub id, directory or file of the model; `tiny` is the embedded model.")
-    loader: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "Loader: opens the model."})
+    loader: ComponentConfig = field(
+        default_factory=ComponentConfig,
+        metadata={"help": "Loader: opens the model; default: the one that recognizes it."},
+    )
     quant: ComponentConfig = field(
-        default_factory=ComponentConfig, metadata={"help": "Quantizer: loads the model's weights."}
+        default_factory=ComponentConfig,
+        metadata={"help": "Quantizer: loads the weights; default: the one that wrote the checkpoint, else none."},
     )
     adapter: ComponentConfig = field(
-        default_factory=ComponentConfig, metadata={"help": "Adapter: the parameters that are trained."}
+        default_factory=ComponentConfig, metadata={"help": "Adapter: the parameters to train; default: lora."}
     )
     objective: ComponentConfig = field(
-        default_factory=ComponentConfig, metadata={"help": "Objective: the loss that training minimizes."}
+        default_factory=ComponentConfig, metadata={"help": "Objective: the loss to minimize; default: sft."}
     )
-    formatter: ComponentConfig = field(default_factory=ComponentConfig, metadata={"help": "Formatter: reads the rows."})
+    formatter: ComponentConfig = field(
+        default_factory=ComponentConfig,
+        metadata={"help": "Formatter: reads the rows; default: detected from the first row."},
+    )
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "Training data."})
     calibration: CalibrationConfig = field(
         default_factory=CalibrationConfig, metadata={"help": "Calibration data for quantizers."}
