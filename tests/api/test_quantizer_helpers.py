@@ -68,7 +68,9 @@ def test_what_is_skipped_is_named_by_whole_parts(skip: tuple[str, ...], left: in
 def test_a_name_that_no_layer_has_is_told_with_those_that_there_are() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
-    with pytest.raises(ConfigError, match="mine: skip_modules names 'proj', which is no linear layer") as caught:
+    with pytest.raises(
+        ConfigError, match="mine: skip_modules names 'proj', and 'some-model' has no linear layer"
+    ) as caught:
         layers_to_quantize(model, "mine", source(), ("proj",))
     assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
 
