@@ -16,7 +16,7 @@ from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedO
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.api import Objective
+    from smollm3_finetune.api import Env, Objective
     from smollm3_finetune.api.batches import Collate
     from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.components.selection import SelectedComponent
@@ -28,14 +28,14 @@ ROUNDED_AT_MOST = 0.3
 """How far layers that round activations may move logits, relative; rows that see each other do so by 1 or so."""
 
 
-def check_batches(train: TrainConfig, adapter: SelectedComponent) -> None:
+def check_batches(train: TrainConfig, adapter: SelectedComponent, env: Env) -> None:
     """Raises ConfigError for options that exclude each other, IncompatibleError for an adapter that mixes rows."""
     if train.packing and train.padding == "always":
         raise ConfigError("train.packing=true leaves nothing to pad, and train.padding=always was asked for")
     if train.packing and train.group_by_length:
         raise ConfigError("train.packing=true decides the batches, so train.group_by_length=true cannot")
     wanted = _wanted(train)
-    if wanted is not None and not refined(adapter).packs:
+    if wanted is not None and not refined(adapter, env).packs:
         raise IncompatibleError(
             f"{wanted} puts rows into one sequence, in which {adapter.component.title} would mix them",
             hint=_otherwise(train),
@@ -119,7 +119,7 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
 
     adapter = loaded.plan.adapter
     assert adapter is not None
-    if not refined(adapter).packs:
+    if not refined(adapter, loaded.plan.env).packs:
         raise RowsNotApart(f"{adapter.component.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")

@@ -43,6 +43,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             options="smollm3_finetune.builtin.options:HFOptions",
             claims=_hf_claims,
             rank=-10,  # any two words with a slash look like a Hub id, so a more specific claim wins
+            api=1,
         ),
         LoaderSpec(
             name=TINY,
@@ -51,6 +52,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             claims=lambda ref: ref == TINY,
             rank=10,  # what the bare command opens, whatever else claims the name
             suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
+            api=1,
         ),
     ]
 
@@ -63,6 +65,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="the weights as they are",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS,
+            api=1,
         )
     ]
 
@@ -79,6 +82,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
             packs=True,
             disables=False,
             suggests={"train.learning_rate": 2e-5},
+            api=1,
         )
     ]
 
@@ -92,6 +96,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.messages:MessagesFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.messages,
+            api=1,
         ),
         FormatterSpec(
             name="sharegpt",
@@ -99,6 +104,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.sharegpt,
+            api=1,
         ),
         FormatterSpec(
             name="alpaca",
@@ -106,6 +112,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
             options="smollm3_finetune.builtin.options:AlpacaOptions",
             claims=claims.alpaca,
+            api=1,
         ),
         FormatterSpec(
             name="prompt-completion",
@@ -114,6 +121,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:PromptCompletionOptions",
             claims=claims.prompt_completion,
             rank=claims.PROMPT_COMPLETION_RANK,
+            api=1,
         ),
         FormatterSpec(
             name="preference",
@@ -121,6 +129,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
             claims=claims.preference,
             rank=claims.PREFERENCE_RANK,
+            api=1,
         ),
         FormatterSpec(
             name="text",
@@ -129,6 +138,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:TextOptions",
             claims=claims.text,
             rank=claims.TEXT_RANK,
+            api=1,
         ),
     ]
 
@@ -140,5 +150,6 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
             name="sft",
             summary="supervised fine-tuning: the assistant's tokens are learned",
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
+            api=1,
         )
     ]

@@ -184,14 +184,14 @@ def measure_train(plan: ModelPlan) -> Measured:
     }
     bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
     names = ["gradients", "logits", "restored"]
-    if refined(plan.adapter).identity_at_start:
+    if refined(plan.adapter, plan.env).identity_at_start:
         names.append("identity")
     for name in names:
         if not figures[name] <= bound:
             return Measured(figures=figures, fault=f"{name} {figures[name]:.1e} off, at most {bound:.1e}")
     if figures["weights"]:
         return Measured(figures=figures, fault="the base's weights changed on the way")
-    if not figures["moved"] > MOVED and refined(plan.adapter).disables:
+    if not figures["moved"] > MOVED and refined(plan.adapter, plan.env).disables:
         return Measured(figures=figures, fault=f"it moves the logits by {figures['moved']:.1e} only, so nothing shows")
     return Measured(figures=figures, fault=None)
 

@@ -311,7 +311,9 @@ def _checked(spec: Any, kind: Kind) -> ComponentSpec:
     """A descriptor that keeps the contract. Raises TypeError or ValueError that names the field."""
     if not isinstance(spec, kind.spec):
         raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, and returned {spec!r}")
-    if not isinstance(spec.api, int) or spec.api > API_VERSION:
+    if type(spec.api) is not int:
+        raise TypeError(f"{spec.name!r}: api must be {API_VERSION}, and is {spec.api!r}")
+    if spec.api > API_VERSION:
         raise ValueError(
             f"{spec.name!r} was written for api {spec.api}, and this smollm3-finetune has api {API_VERSION}: "
             "upgrade smollm3-finetune"

@@ -186,7 +186,7 @@ def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
     """The base alone where the adapter can step aside, else the model as it is; gives which of the two it is."""
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
-        alone = refined(loaded.plan.adapter).disables
+        alone = refined(loaded.plan.adapter, loaded.plan.env).disables
         if alone:
             try:
                 stack.enter_context(loaded.disabled())

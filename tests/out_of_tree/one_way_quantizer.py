@@ -46,6 +46,7 @@ def smollm3_quantizers():
             provides=provides,
             absent={Op.DENSE: "weights are integers"},
             claims=_claims,
+            api=1,
         ),
         QuantizerSpec(
             name=f"{METHOD}-unpinned",
@@ -53,6 +54,7 @@ def smollm3_quantizers():
             factory="one_way_quantizer:UnpinnedQuantizer",
             options="one_way_quantizer:RowsOptions",
             provides=provides,
+            api=1,
         ),
     ]
 

@@ -31,12 +31,13 @@ def smollm3_quantizers():
         "provides": {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
     }
     return [
-        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, **about),
+        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, api=1, **about),
         QuantizerSpec(
             name="rounding-rows",
             summary="the same, with calibration rows",
             needs_calibration=True,
             **{**about, "factory": "rounding_quantizer:CalibratedQuantizer"},
+            api=1,
         ),
     ]
 

@@ -69,6 +69,7 @@ def smollm3_quantizers():
             options="broken_quantizers:RowOptions",
             provides=provides,
             claims=claims,
+            api=1,
         )
         for name, (cls, provides, claims) in VARIANTS.items()
     ]
