@@ -51,7 +51,8 @@ class AdapterConformance(Conformance):
 
     def declared(self) -> AdapterSpec:
         """The descriptor as it holds with these options."""
-        return refined(self.choose(), environment(self.device, Purpose.TRAIN))
+        spec: AdapterSpec = refined(self.choose(), environment(self.device, Purpose.TRAIN))
+        return spec
 
     def create(self) -> Any:
         return self.choose().create()
