@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,8 +17,6 @@ from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.quantizer_case import QuantizerCase
 
-SKIPPED = ("k_proj", "layers.0")
-"""Names to skip: one is the last part of a layer's name, one that of a module with several layers."""
 UNKNOWN = "no_such_layer"
 GROUP_SIZES = (24, 40, 48, 36)
 """None of them divides the 64 features of the small model. The first that the option accepts is used."""
@@ -45,6 +43,9 @@ class Unread:
 class RefusalTests(QuantizerCase):
     """The tests of what a quantizer leaves out and refuses."""
 
+    skips: ClassVar[tuple[str, ...]] = ("k_proj", "v_proj")
+    """Names for an option `skip_modules`: whole parts of the names of layers or of modules that contain some."""
+
     def test_absent_operations_have_a_reason(self) -> None:
         spec = self.spec()
         silent = sorted(set(Op) - spec.provides - {op for op, reason in spec.absent.items() if reason})
@@ -58,12 +59,15 @@ class RefusalTests(QuantizerCase):
         if self.spec().check is None:
             skip("the descriptor has no check()")
         for stored in ({"quant_method": "nobody's"}, {}):
-            self.refused(tmp_path, {}, f"the quantization_config {stored}", quantization_config=stored)
+            what = f"the quantization_config {stored}"
+            self.refused(tmp_path, {}, what, hint=bool(stored), quantization_config=stored)
 
     def test_groups_that_do_not_fit_are_refused_before_weights_are_read(self, tmp_path: Path) -> None:
         if self.spec().check is None:
             skip("the descriptor has no check()")
         self.has_option("group_size")
+        if isinstance(self.choose().create(), CheckpointQuantizer):
+            skip("checkpoints may have a last group that is not full, which is not declared")
         for size in GROUP_SIZES:
             chosen, _ = outcome(self.options_with, {"group_size": size})
             if chosen is not None:
@@ -82,16 +86,18 @@ class RefusalTests(QuantizerCase):
 
     def test_skipped_modules_stay_ordinary(self, tmp_path: Path) -> None:
         self.has_option("skip_modules")
-        base = self.load(tmp_path, skip_modules=SKIPPED)
+        base = self.load(tmp_path, skip_modules=self.skips)
         for layer in self.layers(base, self.dense(tmp_path)):
-            skipped = any(f".{key}." in f".{layer.name}." for key in SKIPPED)
+            skipped = any(f".{key}." in f".{layer.name}." for key in self.skips)
             ordinary = type(layer.module) is nn.Linear and layer.view is None
-            demand(ordinary or not skipped, f"{layer.name} is quantized, although skip_modules={SKIPPED} names it")
-            demand(skipped or not ordinary, f"{layer.name} is not quantized, and skip_modules={SKIPPED} names others")
-        reordered = self.load(tmp_path, skip_modules=SKIPPED[::-1])
+            demand(ordinary or not skipped, f"{layer.name} is quantized, although skip_modules={self.skips} names it")
+            demand(
+                skipped or not ordinary, f"{layer.name} is not quantized, and skip_modules={self.skips} names others"
+            )
+        reordered = self.load(tmp_path, skip_modules=self.skips[::-1])
         demand(
             reordered.fingerprint == base.fingerprint,
-            f"skip_modules={SKIPPED} and the same names in another order give two fingerprints of the same weights: "
+            f"skip_modules={self.skips} and the same names in another order give two fingerprints of the same weights: "
             "sort the names",
         )
 
@@ -109,7 +115,9 @@ class RefusalTests(QuantizerCase):
         if not hasattr(self.choose().options, name):
             skip(f"the quantizer has no option {name}")
 
-    def refused(self, tmp_path: Path, options: Mapping[str, Any], what: str, **config: Any) -> str:
+    def refused(
+        self, tmp_path: Path, options: Mapping[str, Any], what: str, *, hint: bool = True, **config: Any
+    ) -> str:
         """The message with which `check` or `load` refuses; fails the test if weights are read or there is no hint.
 
         Only `check` is called with other keys in the `config.json`, and if `load` might write a checkpoint.
@@ -126,5 +134,5 @@ class RefusalTests(QuantizerCase):
             isinstance(error, SmolLM3Error),
             f"{what}, is refused with {type(error).__name__}: raise a SmolLM3Error, such as ConfigError",
         )
-        demand(bool(getattr(error, "hint", None)), f"{what}, is refused without a hint: {error}")
+        demand(not hint or bool(getattr(error, "hint", None)), f"{what}, is refused without a hint: {error}")
         return str(error)

@@ -16,6 +16,7 @@ class TestRows(QuantizerConformance):
     component = "torchao-int8"
     bits = 8
     altering = ({"group_size": 32}, {"skip_modules": ("q_proj",)})
+    skips = ("k_proj", "layers.0")
     adapters = ADAPTERS
 
 
