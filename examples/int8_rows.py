@@ -3,19 +3,15 @@
 from functools import cache
 
 from smollm3_finetune.api import (
-    Base,
-    DequantizingOps,
-    Op,
+    DEQUANTIZABLE,
     QuantizerSpec,
-    fingerprint,
+    check_layerwise,
+    frozen_linear,
     hookimpl,
-    layers_to_quantize,
-    refuse_quantized,
+    load_layerwise,
+    ops_for_layers,
+    packed_reasons,
 )
-
-
-def check(options, source):
-    refuse_quantized("int8-rows", source)
 
 
 @hookimpl
@@ -25,12 +21,10 @@ def smollm3_quantizers():
             name="int8-rows",
             summary="rows rounded to 8 bits while loading",
             factory="int8_rows:Int8Rows",
-            provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
-            absent={
-                Op.DENSE: "weights are stored as 8-bit integers",
-                Op.GRAD_WEIGHT: "weights are stored as 8-bit integers",
-            },
-            check=check,
+            provides=DEQUANTIZABLE,
+            absent=packed_reasons("weights are stored as 8-bit integers"),
+            check=check_layerwise("int8-rows"),
+            api=1,
         )
     ]
 
@@ -55,7 +49,7 @@ def linear_class():
             return self.integers.to(self.scale.dtype) * self.scale
 
         def forward(self, x):
-            return nn.functional.linear(x, self.dense(), self.bias)
+            return frozen_linear(x, self.dense, self.bias)
 
     return Int8Linear
 
@@ -66,13 +60,11 @@ class Int8Rows:
 
     def load(self, source, ctx):
         quantized = linear_class()
-        model = source.load(dtype=ctx.torch_dtype)
-        for name, layer in layers_to_quantize(model, "int8-rows", source).items():
-            model.set_submodule(name, quantized(layer))
-        model.requires_grad_(False)
-        model.to(ctx.device)
-
-        def ops_for(layer):
-            return DequantizingOps(layer, quantized.dense, ctx.torch_dtype) if isinstance(layer, quantized) else None
-
-        return Base(model=model, fingerprint=fingerprint("int8-rows", source.fingerprint, ctx.dtype), ops_for=ops_for)
+        return load_layerwise(
+            source,
+            ctx,
+            name="int8-rows",
+            replace=quantized,
+            ops=ops_for_layers(quantized, quantized.dense, ctx.torch_dtype),
+            identity=(ctx.dtype,),
+        )

@@ -8,7 +8,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
     @hookimpl
     def smollm3_adapters():
         return [AdapterSpec(name="scale", summary="one learned factor per layer",
-                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT})]
+                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
 protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
@@ -23,6 +23,7 @@ from smollm3_finetune.api.capabilities import (
     Purpose,
 )
 from smollm3_finetune.api.data import (
+    IGNORE_INDEX,
     REASONING_FIELDS,
     Conversation,
     Encoded,
@@ -47,7 +48,9 @@ from smollm3_finetune.api.descriptors import (
 from smollm3_finetune.api.helpers import (
     directory_source,
     flatten_rows,
+    has_supervised_logits,
     options_dict,
+    pad_rows,
     seeded,
 )
 from smollm3_finetune.api.models import (
@@ -64,10 +67,16 @@ from smollm3_finetune.api.models import (
     Task,
 )
 from smollm3_finetune.api.quantizers import (
+    DEQUANTIZABLE,
     DequantizingOps,
     architecture_of,
+    check_layerwise,
+    frozen_linear,
     group_size_error,
     layers_to_quantize,
+    load_layerwise,
+    ops_for_layers,
+    packed_reasons,
     refuse_quantized,
     rounding_dtype,
 )
@@ -86,6 +95,8 @@ from smollm3_finetune.errors import (
 __all__ = [
     "ALL_OPS",
     "API_VERSION",
+    "DEQUANTIZABLE",
+    "IGNORE_INDEX",
     "REASONING_FIELDS",
     "Adapted",
     "Adapter",
@@ -124,15 +135,22 @@ __all__ = [
     "Task",
     "UnsupportedOp",
     "architecture_of",
+    "check_layerwise",
     "directory_source",
     "fingerprint",
     "flatten_rows",
+    "frozen_linear",
     "group_size_error",
+    "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
     "layers_to_quantize",
+    "load_layerwise",
+    "ops_for_layers",
     "option",
     "options_dict",
+    "packed_reasons",
+    "pad_rows",
     "refuse_quantized",
     "rounding_dtype",
     "seeded",

@@ -1,4 +1,4 @@
-"""Flat batches: the rows of a batch in one sequence, without padding or attention mask, with positions for each row."""
+"""Batches of rows: padded, or flat, which is one sequence without padding and without an attention mask."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -46,6 +47,21 @@ def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
 
 def _one_sequence(rows: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(rows)[None])  # (1, T)
+
+
+def pad(examples: Sequence[Mapping[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """See `smollm3_finetune.api.pad_rows`."""
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    longest = max(len(e["input_ids"]) for e in examples)
+
+    def padded(values: Sequence[int], filler: int) -> list[int]:
+        return [*values, *[filler] * (longest - len(values))]
+
+    return {
+        "input_ids": torch.tensor([padded(e["input_ids"], filler) for e in examples]),
+        "labels": torch.tensor([padded([IGNORE_INDEX, *e["labels"][1:]], IGNORE_INDEX) for e in examples]),
+        "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
 
 
 def has_supervised_logits(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pluggy
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.api.models import ModelSource
 
 API_VERSION = 1
-"""The version of this contract. A descriptor states the one it was written for in `api`."""
+"""The version of the plugin API. The `api` of a descriptor states the version it was written for."""
 
 hookimpl = pluggy.HookimplMarker("smollm3_finetune")
 """Marks a plugin's hook function, so that pluggy finds it."""
@@ -38,7 +38,7 @@ class NoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentSpec:
-    """What every descriptor holds. Use one of its subclasses."""
+    """The fields of every descriptor. Use one of its subclasses."""
 
     name: str
     """`[a-z][a-z0-9]*(-[a-z0-9]+)*`, what users type."""
@@ -56,8 +56,20 @@ class ComponentSpec:
 
     Keys of `train`, `data.max_length`, `calibration.rows` and `calibration.length`: what decides no row.
     """
-    api: int = API_VERSION
-    """The version of the contract that it was written for; a newer one than installed makes the plugin broken."""
+    api: int
+    """The version of the plugin API that it was written for: 1. A version newer than the installed one is an error."""
+
+    def __new__(cls, **fields: Any) -> Self:
+        """Name the descriptor that has no `api`: the TypeError of a dataclass names the class only.
+
+        Called without fields by `copy` and `pickle`, which set them afterwards.
+        """
+        if fields and "api" not in fields:
+            raise TypeError(
+                f"{cls.__name__} {fields.get('name')!r} does not state the plugin API that it was written for: "
+                f"add api={API_VERSION}"
+            )
+        return super().__new__(cls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +88,8 @@ class QuantizerSpec(ComponentSpec):
 
     provides: Iterable[Op] = frozenset({Op.FORWARD})
     """What can be done with a layer that it loaded."""
-    refine: Callable[[Any, Env], Mapping[Op, str]] | None = None
-    """`refine(options, env)` names the operations that are absent with these options there, each with its reason."""
+    refine: Callable[[QuantizerSpec, Any, Env], QuantizerSpec] | None = None
+    """`refine(spec, options, env)` returns the descriptor for these options on this machine: `spec.without({…})`."""
     absent: Mapping[Op, str] = dataclasses.field(default_factory=dict)
     """Reasons for operations that are never provided, shown when an adapter needs one."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
@@ -95,6 +107,15 @@ class QuantizerSpec(ComponentSpec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))
+        object.__setattr__(self, "absent", {Op(o): reason for o, reason in self.absent.items()})
+
+    def without(self, absent: Mapping[Op, str]) -> Self:
+        """This descriptor with more absent operations, each with its reason; for `refine`.
+
+        def refine(spec, options, env):
+            return spec.without({Op.GRAD_INPUT: "…"} if options.kernel == "packed" else {})
+        """
+        return dataclasses.replace(self, absent={**self.absent, **absent})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +124,8 @@ class AdapterSpec(ComponentSpec):
 
     needs: Iterable[Op] = frozenset({Op.FORWARD, Op.GRAD_INPUT})
     """What it does with the base's layers."""
-    refine: Callable[[AdapterSpec, Any], AdapterSpec] | None = None
-    """`refine(spec, options)` returns the descriptor that holds with these options (other needs, other traits)."""
+    refine: Callable[[AdapterSpec, Any, Env], AdapterSpec] | None = None
+    """`refine(spec, options, env)` returns the descriptor for these options on this machine: other needs or traits."""
     identity_at_start: bool = True
     """The model computes exactly what its base computes until the first step."""
     packs: bool = False

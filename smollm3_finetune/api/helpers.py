@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
     from smollm3_finetune.api.models import ModelSource
 
 
@@ -43,6 +46,32 @@ def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, A
     from smollm3_finetune.api.batches import flatten
 
     return flatten(examples)
+
+
+def pad_rows(examples: Sequence[Mapping[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """A batch of rows of `input_ids` and `labels`, each padded on the right to the longest: an objective's collator.
+
+    Returns `input_ids`, `labels` and `attention_mask`, each (B, T) on the CPU. Padding has the tokenizer's padding
+    token, else its end-of-sequence token, and the label IGNORE_INDEX. Other names of the examples are left out. The
+    first label of each row is ignored: no token of the row predicts it.
+
+        def collator(self, tokenizer):
+            return lambda examples: pad_rows(examples, tokenizer)
+    """
+    from smollm3_finetune.api.batches import pad
+
+    return pad(examples, tokenizer)
+
+
+def has_supervised_logits(model: nn.Module) -> bool:
+    """Whether `model`, or a model that it wraps, computes logits at supervised tokens only, as in most runs.
+
+    It then returns no logits when it is called with `labels`: its output has the `loss`, the summed cross-entropy as
+    `loss_sum`, and the number of supervised tokens as `terms`.
+    """
+    from smollm3_finetune.api.batches import has_supervised_logits
+
+    return has_supervised_logits(model)
 
 
 def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:

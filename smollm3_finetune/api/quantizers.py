@@ -1,16 +1,25 @@
-"""For quantizers: which layers of a model to quantize, what to refuse, and a view of a layer that dequantizes.
+"""For quantizers that replace linear layers while a model is loaded: the whole of `load` and `check`, and its parts.
 
-All of it can be had from `smollm3_finetune.api`. torch and transformers are imported when a function is called.
+Import everything from `smollm3_finetune.api`. torch and transformers are imported when a function is called.
+
+    class Int4Quantizer:
+        def load(self, source, ctx):
+            return load_layerwise(
+                source, ctx, name="int4", replace=Int4Linear, identity=(ctx.dtype,),
+                ops=ops_for_layers(Int4Linear, Int4Linear.dense, ctx.torch_dtype),
+            )
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api.capabilities import Op
-from smollm3_finetune.api.models import BuildContext, ModelSource
+from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource
+from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 
 if TYPE_CHECKING:
@@ -19,7 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GROUP_SIZES = (256, 128, 64, 32, 16, 8)
-"""To propose where one does not fit, largest first."""
+"""Group sizes to suggest if one does not fit, largest first."""
+
+FULL_PRECISION = "use the full-precision checkpoint"
 
 EXACT_IN: Mapping[str, frozenset[str]] = {
     "bfloat16": frozenset({"bfloat16", "float32", "float64"}),
@@ -27,9 +38,23 @@ EXACT_IN: Mapping[str, frozenset[str]] = {
     "float32": frozenset({"float32", "float64"}),
     "float64": frozenset({"float64"}),
 }
-"""In which run dtypes the values of a checkpoint of one dtype survive unrounded."""
+"""Dtype of a checkpoint to the run dtypes that hold its values without rounding."""
 
-READABLE = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+DEQUANTIZABLE: frozenset[Op] = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
+"""The operations of a quantizer whose layers dequantize a frozen weight: the `provides` of its descriptor."""
+
+
+def packed_reasons(text: str) -> dict[Op, str]:
+    """Reasons why the weights of a packed kernel cannot be replaced or trained: the `absent` of its descriptor. Light.
+
+    `text` says how the weights are stored, as a clause:
+
+        QuantizerSpec(…, provides=DEQUANTIZABLE, absent=packed_reasons("weights are stored as 4-bit codes"))
+    """
+    return {
+        Op.DENSE: f"{text}, so `.weight` is not a floating-point matrix",
+        Op.GRAD_WEIGHT: f"{text}, which cannot take a gradient step",
+    }
 
 
 @dataclass(frozen=True)
@@ -41,11 +66,11 @@ class DequantizingOps:
     read: Callable[[Any], Tensor]
     """The layer's dequantized weight (out, in), as a new tensor."""
     compute: torch.dtype
-    """To which the forward rounds that weight: the dtype in which the model computes."""
+    """The dtype in which the model computes; the forward rounds the weight to it."""
 
     @property
     def ops(self) -> frozenset[Op]:
-        return READABLE
+        return DEQUANTIZABLE
 
     @property
     def forward_rtol(self) -> float:
@@ -66,8 +91,129 @@ class DequantizingOps:
             return weight.to(self.compute).to(wide)
 
 
+def ops_for_layers(
+    layer_type: type[nn.Module], read: Callable[[Any], Tensor], dtype: torch.dtype
+) -> Callable[[nn.Module], LinearOps | None]:
+    """`Base.ops_for` of a model whose quantized layers are all of one type.
+
+    A layer of `layer_type` has `out_features` and `in_features`. `read(layer)` returns its dequantized weight
+    (out, in) as a new tensor. `dtype` is the dtype in which the model computes: `ctx.torch_dtype`.
+
+        ops_for_layers(Int4Linear, Int4Linear.dense, ctx.torch_dtype)
+    """
+
+    def ops_for(layer: nn.Module) -> LinearOps | None:
+        return DequantizingOps(layer, read, dtype) if isinstance(layer, layer_type) else None
+
+    return ops_for
+
+
+def frozen_linear(x: Tensor, dequantize: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + bias for a frozen weight, which is dequantized in the forward pass and again in the backward pass.
+
+    `x` is (…, in). `dequantize()` returns W (out, in) as a new tensor of any floating-point dtype; it is cast to the
+    dtype of the tensor that it is multiplied by. `bias` is (out,), and receives its gradient if it requires one.
+    Returns (…, out) in the dtype of `x`, or under autocast in that of autocast, as `torch.nn.functional.linear` does.
+
+    Autograd keeps neither W nor `x` until the backward pass, only `dequantize`. With `torch.nn.functional.linear` it
+    would keep every W, which takes as much memory as the unquantized model.
+
+        class Int4Linear(nn.Module):
+            def forward(self, x):
+                return frozen_linear(x, self.dense, self.bias)
+    """
+    from smollm3_finetune.api.frozen import multiply
+
+    return multiply(x, dequantize, bias)
+
+
+def load_layerwise(
+    source: ModelSource,
+    ctx: BuildContext,
+    *,
+    name: str,
+    replace: Callable[[nn.Linear], nn.Module],
+    ops: Callable[[nn.Module], LinearOps | None],
+    identity: Sequence[Any],
+    skip_modules: Sequence[str] = (),
+    group_size: int | None = None,
+    along: Literal["in_features", "out_features"] = "in_features",
+    check_layer: Callable[[str, nn.Linear], None] | None = None,
+) -> Base:
+    """The `load` of a quantizer that replaces the linear layers of a full-precision model one by one.
+
+    Returns the frozen model on `ctx.device`. The output head, layers in `skip_modules`, and everything that is not a
+    linear layer stay as they are, in `ctx.dtype`. Needs memory for the whole model in `ctx.dtype`.
+
+    Args:
+        name: The quantizer's name, for errors, the progress bar and the fingerprint.
+        replace: Returns the quantized layer for a linear layer (out, in), which is on the CPU. The dense weight is
+            freed before the next layer. May change and return the layer that it is given.
+        ops: `Base.ops_for`, such as `ops_for_layers(…)`.
+        identity: What determines the quantized values beside the weights of `source`: options, the version of a
+            library, and `rounding_dtype(source, ctx)` or `ctx.dtype`. Hashed into `Base.fingerprint`.
+        skip_modules: As in `layers_to_quantize`.
+        group_size: Must divide the features of every layer in direction `along`; None: whole rows or columns.
+        check_layer: Raises a SmolLM3Error for a layer that cannot be quantized, given its name and the layer.
+
+    Raises, before weights are read if transformers has the architecture, else before the first layer is replaced:
+        IncompatibleError: the source is already quantized, or no layer is left to quantize.
+        ConfigError: `skip_modules` has a name that no layer has, or `group_size` does not fit a layer.
+
+    Example:
+        load_layerwise(source, ctx, name="int4", replace=lambda linear: Int4Linear(linear, options.group_size),
+                       ops=ops_for_layers(Int4Linear, Int4Linear.dense, ctx.torch_dtype),
+                       identity=(options_dict(options), ctx.dtype), group_size=options.group_size)
+    """
+
+    def checked(model: PreTrainedModel) -> dict[str, nn.Linear]:
+        layers = layers_to_quantize(model, name, source, skip_modules)
+        features = {key: getattr(layer, along) for key, layer in layers.items()}
+        for key, layer in layers.items():
+            if group_size is not None and features[key] % group_size:
+                what = f"the {features[key]} {along} of {key}"
+                raise group_size_error(name, group_size, what, list(features.values()))
+            if check_layer is not None:
+                check_layer(key, layer)
+        return layers
+
+    refuse_quantized(name, source)
+    architecture = architecture_of(source)
+    if architecture is not None:
+        checked(architecture)
+    model = source.load(dtype=ctx.torch_dtype)
+    layers = checked(model)
+    with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(layers)) as task:
+        for key in list(layers):
+            model.set_submodule(key, replace(layers.pop(key)))
+            task.advance()
+    model.requires_grad_(False)
+    model.to(ctx.device)
+    return Base(model=model, fingerprint=fingerprint(name, source.fingerprint, *identity), ops_for=ops)
+
+
+def check_layerwise(name: str, hint: str = FULL_PRECISION) -> Callable[[Any, ModelSource], None]:
+    """The `check` of the descriptor of a quantizer that uses `load_layerwise`. Light.
+
+    The function that it returns reads only `config.json`. It raises IncompatibleError, with `hint`, for a source that
+    is already quantized. If the options have a `group_size`, it raises ConfigError for one that does not divide the
+    hidden size, unless `skip_modules` names layers. `load_layerwise` checks the other sizes of the layers.
+
+        QuantizerSpec(name="int4", …, check=check_layerwise("int4"))
+    """
+
+    def check(options: Any, source: ModelSource) -> None:
+        refuse_quantized(name, source, hint)
+        size = getattr(options, "group_size", None)
+        hidden = source.config.get("hidden_size")
+        if size and isinstance(hidden, int) and hidden % size and not getattr(options, "skip_modules", ()):
+            raise group_size_error(name, size, f"the {hidden} features of {source.ref!r}", [hidden])
+
+    return check
+
+
 def architecture_of(source: ModelSource) -> PreTrainedModel | None:
-    """The model of a source on the meta device, without weights; None where it is not one of transformers' own."""
+    """The model of a source on the meta device, without weights; None if transformers does not have its code."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -85,10 +231,10 @@ def architecture_of(source: ModelSource) -> PreTrainedModel | None:
 def layers_to_quantize(
     model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str] = ()
 ) -> dict[str, nn.Linear]:
-    """Name to layer, of the linear layers of `model` but its output head and what `skip_modules` names.
+    """Name to layer: the linear layers of `model`, without its output head and the layers in `skip_modules`.
 
-    A name to skip is a run of whole parts of a layer's dotted name: `k_proj`, `layers.0`, the name itself. Raises
-    ConfigError for one that no layer has, IncompatibleError where no layer is left; `quantizer` is the name to blame.
+    A name to skip is one or more whole parts of a layer's dotted name: `k_proj`, `layers.0`, or the name itself.
+    Raises ConfigError for a name that no layer has, IncompatibleError if no layer is left. Errors name `quantizer`.
     """
     from torch import nn
 
@@ -97,7 +243,7 @@ def layers_to_quantize(
     for key in skip_modules:
         if not any(_within(key, name) for name in linears):
             raise ConfigError(
-                f"{quantizer}: skip_modules names {key!r}, which is no linear layer of {source.ref!r} and holds none",
+                f"{quantizer}: skip_modules names {key!r}, and {source.ref!r} has no linear layer there",
                 hint=f"its linear layers are {', '.join(sorted({n.rsplit('.', 1)[-1] for n in linears})) or 'none'}",
             )
     found = {n: m for n, m in linears.items() if not any(_within(key, n) for key in skip_modules)}
@@ -110,8 +256,8 @@ def _within(key: str, name: str) -> bool:
     return f".{key}." in f".{name}."
 
 
-def refuse_quantized(quantizer: str, source: ModelSource, hint: str = "name the full-precision checkpoint") -> None:
-    """Raises IncompatibleError for a source whose `config.json` says that it is quantized already. Light."""
+def refuse_quantized(quantizer: str, source: ModelSource, hint: str = FULL_PRECISION) -> None:
+    """Raises IncompatibleError for a source whose `config.json` says that it is already quantized. Light."""
     stored = source.config.get("quantization_config")
     if stored is not None:
         method = stored.get("quant_method") if isinstance(stored, Mapping) else None
@@ -125,9 +271,9 @@ def refuse_quantized(quantizer: str, source: ModelSource, hint: str = "name the 
 def group_size_error(
     quantizer: str, group_size: int, what: str, features: Sequence[int], *, option: str = "group_size"
 ) -> ConfigError:
-    """The error for groups that do not divide all of `features`; `what` are those that they do not divide.
+    """The error for groups that do not divide all of `features`; `what` names the features that they do not divide.
 
-    It proposes a size that does, or `none`, which an `option` of the type `int | None` takes for whole rows.
+    Its hint suggests a size that fits, or `none`: an `option` of the type `int | None` takes None for whole rows.
     """
     fitting = [size for size in GROUP_SIZES if not any(n % size for n in features)]
     hint = f"--quant-opt {option}={fitting[0]}" if fitting else f"--quant-opt {option}=none takes whole rows"
@@ -135,11 +281,11 @@ def group_size_error(
 
 
 def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:
-    """The run's dtype where it rounds the checkpoint's values before they are quantized, else None.
+    """The run's dtype if it rounds the checkpoint's values before they are quantized, else None.
 
-    `seen_in` is the dtype to which the method itself casts them first, where it does (`float32`): a run in that dtype
-    or a wider one then decides nothing. A part of `Base.fingerprint`: an adapter trained in bfloat16 finds the same
-    base in float32 when the checkpoint is in bfloat16.
+    `seen_in` is the dtype to which the method itself casts the values first, if it does (`float32`): a run in that
+    dtype or a wider one then changes nothing. Use it as a part of `Base.fingerprint`: if the checkpoint is in
+    bfloat16, an adapter trained in bfloat16 then finds the same base in float32.
     """
     own = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32").removeprefix("torch.")
     exact = EXACT_IN.get(own, frozenset()) | EXACT_IN.get(seen_in or "", frozenset())

@@ -16,7 +16,7 @@ from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedO
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.api import Objective
+    from smollm3_finetune.api import Env, Objective
     from smollm3_finetune.api.batches import Collate
     from smollm3_finetune.batching.packing import Ints
     from smollm3_finetune.components.selection import SelectedComponent
@@ -29,7 +29,7 @@ ROUNDED_AT_MOST = 0.3
 about 1."""
 
 
-def check_batches(train: TrainConfig, adapter: SelectedComponent) -> None:
+def check_batches(train: TrainConfig, adapter: SelectedComponent, env: Env) -> None:
     """Raises ConfigError if options exclude each other, IncompatibleError if the adapter mixes rows."""
     if train.packing and train.padding == "always":
         raise ConfigError("train.packing=true and train.padding=always exclude each other: packed rows are not padded")
@@ -38,7 +38,7 @@ def check_batches(train: TrainConfig, adapter: SelectedComponent) -> None:
             "train.packing=true and train.group_by_length=true exclude each other: both select the rows of a batch"
         )
     setting = _no_padding_setting(train)
-    if setting is not None and not refined(adapter).packs:
+    if setting is not None and not refined(adapter, env).packs:
         raise IncompatibleError(
             f"{setting} needs an adapter that keeps packed rows separate; {adapter.component.title} does not",
             hint=_without_setting(train),
@@ -123,7 +123,7 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
 
     adapter = loaded.plan.adapter
     assert adapter is not None
-    if not refined(adapter).packs:
+    if not refined(adapter, loaded.plan.env).packs:
         raise RowsNotApart(f"{adapter.component.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")

@@ -40,6 +40,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             options="smollm3_finetune.builtin.options:HFOptions",
             claims=_hf_claims,
             rank=-10,  # every `a/b` looks like a Hub id, so a more specific claim must win
+            api=1,
         ),
         LoaderSpec(
             name=TINY,
@@ -48,6 +49,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             claims=lambda ref: ref == TINY,
             rank=10,  # the default model, even if another loader claims the name
             suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
+            api=1,
         ),
     ]
 
@@ -60,6 +62,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS,
+            api=1,
         )
     ]
 
@@ -76,6 +79,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
             packs=True,
             disables=False,
             suggests={"train.learning_rate": 2e-5},
+            api=1,
         )
     ]
 
@@ -89,6 +93,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.messages:MessagesFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.messages,
+            api=1,
         ),
         FormatterSpec(
             name="sharegpt",
@@ -96,6 +101,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.sharegpt,
+            api=1,
         ),
         FormatterSpec(
             name="alpaca",
@@ -103,6 +109,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
             options="smollm3_finetune.builtin.options:AlpacaOptions",
             claims=claims.alpaca,
+            api=1,
         ),
         FormatterSpec(
             name="prompt-completion",
@@ -111,6 +118,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:PromptCompletionOptions",
             claims=claims.prompt_completion,
             rank=claims.PROMPT_COMPLETION_RANK,
+            api=1,
         ),
         FormatterSpec(
             name="preference",
@@ -118,6 +126,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
             claims=claims.preference,
             rank=claims.PREFERENCE_RANK,
+            api=1,
         ),
         FormatterSpec(
             name="text",
@@ -126,6 +135,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:TextOptions",
             claims=claims.text,
             rank=claims.TEXT_RANK,
+            api=1,
         ),
     ]
 
@@ -137,5 +147,6 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
             name="sft",
             summary="supervised fine-tuning on the assistant's tokens",
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
+            api=1,
         )
     ]

@@ -9,9 +9,15 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer
 
-from smollm3_finetune.api import Conversation, NoOptions, Renderer, flatten_rows
-from smollm3_finetune.api.batches import Collate, has_supervised_logits
-from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.api import (
+    IGNORE_INDEX,
+    Conversation,
+    NoOptions,
+    Renderer,
+    flatten_rows,
+    has_supervised_logits,
+    pad_rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,25 +62,11 @@ class SupervisedFineTuning:
             return None
         return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
-    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
-        return flatten_rows
-
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        return lambda examples: pad_rows(examples, tokenizer)
 
-        def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-            longest = max(len(e["input_ids"]) for e in examples)
-
-            def padded(values: list[int], filler: int) -> list[int]:
-                return values + [filler] * (longest - len(values))
-
-            return {  # each (B, T)
-                "input_ids": torch.tensor([padded(e["input_ids"], pad) for e in examples]),
-                "labels": torch.tensor([padded([IGNORE_INDEX, *e["labels"][1:]], IGNORE_INDEX) for e in examples]),
-                "attention_mask": torch.tensor([padded([1] * len(e["input_ids"]), 0) for e in examples]),
-            }
-
-        return collate
+    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        return flatten_rows
 
     def trainer_class(self) -> type[Trainer]:
         return SFTTrainer

@@ -149,7 +149,9 @@ def terms(
         return None
     try:
         ops, absent = provided(q, train)
-        needs = {purpose.value: tuple(sorted(map(str, needed(a, purpose)))) for purpose in PURPOSES}
+        needs = {
+            purpose.value: tuple(sorted(map(str, needed(a, environment(device, purpose))))) for purpose in PURPOSES
+        }
         problem = pair_problem(registry, q, a, train)
     except SmolLM3Error:
         return None

@@ -184,14 +184,14 @@ def measure_train(plan: ModelPlan) -> Measured:
     }
     bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
     names = ["gradients", "logits", "restored"]
-    if refined(plan.adapter).identity_at_start:
+    if refined(plan.adapter, plan.env).identity_at_start:
         names.append("identity")
     for name in names:
         if not figures[name] <= bound:
             return Measured(figures=figures, fault=f"{name}: error {figures[name]:.1e} (limit {bound:.1e})")
     if figures["weights"]:
         return Measured(figures=figures, fault="the weights of the base changed during the sequence")
-    if not figures["moved"] > MOVED and refined(plan.adapter).disables:
+    if not figures["moved"] > MOVED and refined(plan.adapter, plan.env).disables:
         return Measured(
             figures=figures,
             fault=f"the adapter moves the logits by only {figures['moved']:.1e}, too little for a comparison",

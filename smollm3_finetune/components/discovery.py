@@ -312,7 +312,9 @@ def _checked(spec: Any, kind: Kind) -> ComponentSpec:
     """The descriptor, if it follows the contract. Raises TypeError or ValueError that names the field."""
     if not isinstance(spec, kind.spec):
         raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, but returned {spec!r}")
-    if not isinstance(spec.api, int) or spec.api > API_VERSION:
+    if type(spec.api) is not int:
+        raise TypeError(f"{spec.name!r}: api must be {API_VERSION}, but is {spec.api!r}")
+    if spec.api > API_VERSION:
         raise ValueError(
             f"{spec.name!r} was written for api {spec.api}, but this smollm3-finetune has api {API_VERSION}: "
             "upgrade smollm3-finetune"

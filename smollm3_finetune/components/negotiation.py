@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
@@ -30,44 +30,45 @@ def environment(device: str, purpose: Purpose) -> Env:
     return Env(device=device.partition(":")[0], purpose=purpose, tools=tools)
 
 
-def provided(quantizer: SelectedComponent, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
-    """The operations of a quantizer on this machine with these options, and the reason for each absent operation."""
-    spec: QuantizerSpec = quantizer.spec
-    absent = dict(spec.absent)
-    if spec.refine is not None:
-        with attributed_to(quantizer.component, "refine()"):
-            absent |= spec.refine(quantizer.options, env)
-    return frozenset(spec.provides) - absent.keys(), absent
+def refined(component: SelectedComponent, env: Env) -> Any:
+    """The descriptor of a quantizer or an adapter for its options on this machine.
 
-
-def refined(adapter: SelectedComponent) -> AdapterSpec:
-    """An adapter's descriptor, refined for its options."""
-    spec: AdapterSpec = adapter.spec
+    Raises PluginError if `refine` raises or returns something other than a descriptor of the same kind.
+    """
+    spec: QuantizerSpec | AdapterSpec = component.spec
     if spec.refine is None:
         return spec
-    with attributed_to(adapter.component, "refine()"):
-        answer = spec.refine(spec, adapter.options)
-        if not isinstance(answer, AdapterSpec):
-            raise TypeError(f"it returned {answer!r}, not an AdapterSpec")
+    refine: Any = spec.refine
+    kind = QuantizerSpec if isinstance(spec, QuantizerSpec) else AdapterSpec
+    with attributed_to(component.component, "refine()"):
+        answer = refine(spec, component.options, env)
+        if not isinstance(answer, kind):
+            raise TypeError(f"it returned {answer!r}, not {'an' if kind is AdapterSpec else 'a'} {kind.__name__}")
     return answer
 
 
-def needed(adapter: SelectedComponent, purpose: Purpose) -> frozenset[Op]:
+def provided(quantizer: SelectedComponent, env: Env) -> tuple[frozenset[Op], Mapping[Op, str]]:
+    """The operations of a quantizer on this machine with these options, and the reason for each absent operation."""
+    spec: QuantizerSpec = refined(quantizer, env)
+    return frozenset(spec.provides) - spec.absent.keys(), spec.absent
+
+
+def needed(adapter: SelectedComponent, env: Env) -> frozenset[Op]:
     """The operations that the base must provide: the adapter's needs, and READ_WEIGHT for a merge's dense copy."""
-    needs = frozenset(refined(adapter).needs)
-    return needs | {Op.READ_WEIGHT} if purpose is Purpose.MERGE else needs
+    needs = frozenset(refined(adapter, env).needs)
+    return needs | {Op.READ_WEIGHT} if env.purpose is Purpose.MERGE else needs
 
 
 def missing_ops(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> dict[Op, str]:
     """The operations that the adapter needs and the quantizer does not provide, each with the reason."""
     ops, absent = provided(quantizer, env)
-    missing = sorted(needed(adapter, env.purpose) - ops)
+    missing = sorted(needed(adapter, env) - ops)
     return {op: absent.get(op, "the quantizer does not declare it") for op in missing}
 
 
 def refusal(quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
     """Why a pair does not work, in a few words and without the names; None if it works."""
-    if env.purpose is Purpose.MERGE and not refined(adapter).merges:
+    if env.purpose is Purpose.MERGE and not refined(adapter, env).merges:
         return NO_CHANGE
     by_reason: dict[str, list[str]] = {}
     for op, reason in missing_ops(quantizer, adapter, env).items():
@@ -82,7 +83,7 @@ def pair_problem(
     adapter_flag = f"{ADAPTER.flag} {adapter.spec.name}"
     quant_flag = f"{QUANTIZER.flag} {quantizer.spec.name}"
     merging = env.purpose is Purpose.MERGE
-    if merging and not refined(adapter).merges:
+    if merging and not refined(adapter, env).merges:
         return IncompatibleError(f"{adapter_flag} cannot be merged: {NO_CHANGE}", hint=INSTEAD_OF_MERGING)
     missing = missing_ops(quantizer, adapter, env)
     if not missing:
@@ -115,10 +116,10 @@ def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: Selected
                 found.append(chosen)
         return found
 
-    needs = frozenset(refined(adapter).needs)
+    needs = frozenset(refined(adapter, env).needs)
     others = sorted(  # prefer the adapter whose needs overlap most with those of the requested one
         (c for c in defaults(ADAPTER) if not missing_ops(quantizer, c, env)),
-        key=lambda c: (-len(needs & frozenset(refined(c).needs)), c.spec.name != DEFAULT_ADAPTER, c.spec.name),
+        key=lambda c: (-len(needs & frozenset(refined(c, env).needs)), c.spec.name != DEFAULT_ADAPTER, c.spec.name),
     )
     bases = [c for c in defaults(QUANTIZER) if not missing_ops(c, adapter, env)]
     hints = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import BuildContext, ModelSource, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose, options_dict
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
@@ -65,6 +65,11 @@ class ModelPlan:
     adapter: SelectedComponent | None
     saved: SavedAdapter | None
     context: BuildContext
+
+    @property
+    def env(self) -> Env:
+        """What `refine` of a descriptor may depend on."""
+        return environment(self.context.device, self.context.purpose)
 
     def pinned_loader(self) -> ComponentConfig:
         """The loader with the options that open exactly these weights again."""

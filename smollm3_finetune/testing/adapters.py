@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, UnsupportedOp, directory_source
 from smollm3_finetune.components.kinds import ADAPTER
-from smollm3_finetune.components.negotiation import refined
+from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.model.compare import apart, cross_entropy, descend, gradients, logits, push, relative_error
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
@@ -52,7 +52,8 @@ class AdapterConformance(Conformance):
 
     def declared(self) -> AdapterSpec:
         """The descriptor that applies with these options."""
-        return refined(self.choose())
+        spec: AdapterSpec = refined(self.choose(), environment(self.device, Purpose.TRAIN))
+        return spec
 
     def create(self) -> Any:
         return self.choose().create()

@@ -5,32 +5,23 @@ A pytest run that does not name this module does not load it.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smollm3_finetune.testing.commands import OFFLINE, Result, smollm3
 from smollm3_finetune.testing.small import EMBEDDED, small_model_directory
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
 
 GROUP = "smollm3_finetune"
-
-
-class Result(NamedTuple):
-    """Exit code and output of a command."""
-
-    code: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
@@ -46,7 +37,7 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A separate cache for this test, without access to the Hub; returns its directory."""
     cache = tmp_path / "cache"
-    for name, value in {"SMOLLM3_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}.items():
+    for name, value in {**OFFLINE, "SMOLLM3_CACHE": str(cache)}.items():
         monkeypatch.setenv(name, value)
     for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
@@ -115,19 +106,7 @@ def small_model() -> Path:
 @pytest.fixture
 def cli(own_cache: Path) -> Callable[..., Result]:
     """Runs `smollm3 ARGS` in this process: `cli("plugins", "list").stdout`."""
-    from smollm3_finetune.main import main
-
-    def run(*args: Any) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        code: Any = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main([str(a) for a in args])
-            except SystemExit as e:
-                code = e.code
-        return Result(int(code or 0), out.getvalue(), err.getvalue())
-
-    return run
+    return smollm3
 
 
 @pytest.fixture

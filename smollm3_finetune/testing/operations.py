@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import Base, Op, UnsupportedOp
-from smollm3_finetune.model.compare import apart, input_gradient
+from smollm3_finetune.model.compare import ROUNDING, apart, input_gradient
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.quantizer_case import Layer, QuantizerCase
@@ -88,6 +88,31 @@ class OperationTests(QuantizerCase):
                     error is None,
                     f"the output of {layer.name} cannot be modified in place, which adapters do: {error}",
                 )
+
+    def test_gradients_are_right_under_autocast(self, tmp_path: Path) -> None:
+        """In mixed precision the gradient at the output has another dtype than the input."""
+        if Op.GRAD_INPUT not in self.declared():
+            skip("grad-input is not declared")
+        if self.dtype != "float32":
+            skip("mixed precision is declared for runs in float32 only")
+        bound = ROUNDING["bfloat16"]
+        for layer in self.layers(self.load(tmp_path), self.dense(tmp_path)):
+            x = self.inputs(layer).requires_grad_()
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+                y = layer.module(x)
+            cotangent = self.inputs(layer)[:, :1].expand(y.shape)  # (N, out), of random rows
+            found, error = outcome(lambda y=y, x=x, c=cotangent: torch.autograd.grad(y.float(), x, c)[0])
+            demand(error is None, f"{layer.name} has no gradient under autocast: {error}")
+            assert found is not None
+            demand(found.dtype == x.dtype, f"{layer.name}: the gradient of a {x.dtype} input is {found.dtype}")
+            unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+            weight = (layer.module(unit).detach() - layer.module(-unit).detach()).T / 2  # (out, in); a bias cancels
+            off, allowed = apart(found, cotangent @ weight), max(bound, layer.forward_rtol())
+            demand(
+                off <= allowed,
+                f"under autocast in bfloat16, the gradient at the input of {layer.name} is {off:.2g} from the right "
+                f"one, and at most {allowed:.2g} is allowed",
+            )
 
     def _gradient_error(self, layer: Layer) -> float | None:
         """The error of a layer's input gradient, relative to the layer's own forward; None if no gradient arrives."""

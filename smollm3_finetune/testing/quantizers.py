@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 
-from smollm3_finetune.api import CheckpointQuantizer, Purpose, directory_source
+from smollm3_finetune.api import CheckpointQuantizer, Op, Purpose, directory_source
 from smollm3_finetune.model.compare import apart, logits, rounded
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.files import check_saved_files
 from smollm3_finetune.testing.operations import OperationTests
+from smollm3_finetune.testing.parts import context
 from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
+from smollm3_finetune.testing.quantizer_training import TrainingTests
+from smollm3_finetune.testing.refusals import RefusalTests
 
 NONSENSE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -32,7 +35,7 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests):
+class QuantizerConformance(OperationTests, RefusalTests, TrainingTests):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def test_all_parameters_are_frozen_and_on_the_device(self, tmp_path: Path) -> None:
@@ -118,6 +121,23 @@ class QuantizerConformance(OperationTests):
                 f"the options {dict(options)} move the logits by {moved:.2g}, but the fingerprint does not change: "
                 "it must depend on these options",
             )
+
+    def test_fingerprint_follows_a_dtype_that_rounds_the_weights(self, tmp_path: Path) -> None:
+        if Op.READ_WEIGHT not in self.declared():
+            skip("read-weight is not declared")
+        weights, fingerprints = [], []
+        for dtype in ("float32", "bfloat16"):
+            ctx = context(tmp_path / "cache", device=self.device, dtype=dtype)
+            base = self.choose().create().load(self.source(tmp_path), ctx)
+            views = [view for m in base.model.modules() if (view := base.ops_for(m)) is not None]
+            weights.append([view.read_weight().to(torch.bfloat16) for view in views])
+            fingerprints.append(base.fingerprint)
+        same = all(torch.equal(wide, rounded) for wide, rounded in zip(*weights, strict=True))
+        demand(
+            same or fingerprints[0] != fingerprints[1],
+            "a run in bfloat16 rounds a float32 checkpoint before it is quantized, which gives other weights, and the "
+            "fingerprint stays the same: it must depend on ctx.dtype, or on rounding_dtype(source, ctx)",
+        )
 
     # ------------------------------------------------------------------------------------------ checkpoints
 

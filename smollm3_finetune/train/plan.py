@@ -84,7 +84,7 @@ def plan_run(
     settled = with_suggestions(loaded, components)
     if checkpoint is None:  # a resumed run keeps its data.max_length
         check_length(settled, model)
-    check_batches(settled.config.train, model.adapter)
+    check_batches(settled.config.train, model.adapter, model.env)
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
     check_trackers(settled.config.train)

@@ -178,7 +178,7 @@ def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
     """Disable the adapter if it supports this, otherwise leave the model unchanged; yields whether it is disabled."""
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
-        alone = refined(loaded.plan.adapter).disables
+        alone = refined(loaded.plan.adapter, loaded.plan.env).disables
         if alone:
             try:
                 stack.enter_context(loaded.disabled())

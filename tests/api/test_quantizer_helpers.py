@@ -68,7 +68,9 @@ def test_skip_modules_match_whole_parts_of_names(skip: tuple[str, ...], left: in
 def test_an_unknown_skip_module_lists_the_linear_layers() -> None:
     model = architecture_of(source(**LLAMA))
     assert model is not None
-    with pytest.raises(ConfigError, match="mine: skip_modules names 'proj', which is no linear layer") as caught:
+    with pytest.raises(
+        ConfigError, match="mine: skip_modules names 'proj', and 'some-model' has no linear layer"
+    ) as caught:
         layers_to_quantize(model, "mine", source(), ("proj",))
     assert "down_proj, gate_proj, k_proj" in str(caught.value.hint)
 

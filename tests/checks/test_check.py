@@ -26,8 +26,8 @@ class Options:
     skip: tuple[str, ...] = option((), "Layers to leave out.")
 
 
-def refine(options, env):
-    return {Op.GRAD_INPUT: "not there"} if env.device == "mps" else {}
+def refine(spec, options, env):
+    return spec.without({Op.GRAD_INPUT: "not there"}) if env.device == "mps" else spec
 
 
 @hookimpl
@@ -38,6 +38,7 @@ def smollm3_quantizers():
             claims=lambda config: (config.get("quantization_config") or {}).get("quant_method") == "mine",
             requires=Requires(distributions=("click>=8",), accelerators=("cpu", "cuda")), aliases=("my-own",),
             suggests={"train.learning_rate": 1e-4},
+            api=1,
         )
     ]
 
@@ -79,7 +80,8 @@ BROKEN = {
                        "pip install no_such_module_at_all"),
     "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "docs/hooks.md"),
     "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "docs/hooks.md"),
-    "newer api": (('summary="mine"', 'summary="mine", api=99', 1), LOADS, "api 99", "docs/hooks.md"),
+    "newer api": (("api=1,", "api=99,", 1), LOADS, "api 99", "docs/hooks.md"),
+    "no api": (("            api=1,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "docs/hooks.md"),
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
                        "its hooks offer nothing", "return a descriptor"),
     "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),
@@ -111,10 +113,10 @@ BROKEN = {
     "claims raises": (('(config.get("quantization_config") or {})', 'config["quantization_config"]', 1), CLAIMS,
                       "KeyError", ".get()"),
     "claims everything": (('.get("quant_method") == "mine"', ".keys() is not None", 1), CLAIMS, "claims({})", ".get()"),
-    "refine raises": (("env.device", "env.gpu", 1), REFINE, "gpu", "mapping of operations"),
-    "refine on one device": (("return {Op.GRAD_INPUT", 'return None if env.device == "cuda" else {Op.GRAD_INPUT', 1),
-                             REFINE, "None", "mapping of operations"),
-    "refine without ops": (("{Op.GRAD_INPUT:", '{"fly":', 1), REFINE, "unknown operations: fly", "mapping"),
+    "refine raises": (("env.device", "env.gpu", 1), REFINE, "gpu", "return the QuantizerSpec"),
+    "refine on one device": (("return spec.without", 'return None if env.device == "cuda" else spec.without', 1),
+                             REFINE, "it returns None", "return the QuantizerSpec"),
+    "refine without ops": (("{Op.GRAD_INPUT:", '{"fly":', 1), REFINE, "'fly' is not a valid Op", "QuantizerSpec"),
     "taken name": (('name="mine"', 'name="none"', 1), NAMES, "'none' by smollm3-finetune", "another name"),
     "taken alias": (("my-own", "none", 1), NAMES, "'none' by smollm3-finetune", "--quant mine:mine"),
     "alias that is the name": (('"my-own",', '"my-own", "my-own",', 1), "its aliases are distinct", "my-own",

@@ -19,8 +19,8 @@ from smollm3_finetune.api import AdapterSpec, Op, QuantizerSpec, Requires, hooki
 
 LINEAR = {Op.FORWARD, Op.GRAD_INPUT}
 
-def refine(options, env):
-    return {Op.GRAD_INPUT: "no backward kernel on cuda"} if env.device == "cuda" else {}
+def refine(spec, options, env):
+    return spec.without({Op.GRAD_INPUT: "no backward kernel on cuda"} if env.device == "cuda" else {})
 
 def fails(*_):
     raise KeyError("bits")
@@ -29,17 +29,18 @@ def fails(*_):
 def smollm3_quantizers():
     return [
         QuantizerSpec(name="packed", summary="codes", factory="acme.work:Q", provides=LINEAR, refine=refine,
-                      absent={Op.READ_WEIGHT: "the weight is packed for good"}),
-        QuantizerSpec(name="muddled", summary="says nothing", factory="acme.work:Q", refine=fails),
+                      absent={Op.READ_WEIGHT: "the weight is packed for good"}, api=1),
+        QuantizerSpec(name="muddled", summary="says nothing", factory="acme.work:Q", refine=fails, api=1),
     ]
 
 @hookimpl
 def smollm3_adapters():
     return [
-        AdapterSpec(name="shift", summary="shifts", factory="acme.work:A", needs=LINEAR),
-        AdapterSpec(name="reader", summary="reads", factory="acme.work:A", needs=LINEAR | {Op.READ_WEIGHT}),
-        AdapterSpec(name="optionless", summary="no options", factory="acme.work:A", options="acme.gone:Options"),
-        AdapterSpec(name="chip", summary="one chip", factory="acme.work:A", requires=Requires(accelerators=("npu",))),
+        AdapterSpec(name="shift", summary="shifts", factory="acme.work:A", needs=LINEAR, api=1),
+        AdapterSpec(name="reader", summary="reads", factory="acme.work:A", needs=LINEAR | {Op.READ_WEIGHT}, api=1),
+        AdapterSpec(name="optionless", summary="no options", factory="acme.work:A", options="acme.gone:Options", api=1),
+        AdapterSpec(name="chip", summary="one chip", factory="acme.work:A", api=1,
+                    requires=Requires(accelerators=("npu",))),
     ]
 """
 

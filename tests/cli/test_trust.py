@@ -160,9 +160,9 @@ from smollm3_finetune.api import AdapterSpec, hookimpl
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more})]
+    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more}, api=1)]
 
-def nothing(spec, options):
+def nothing(spec, options, env):
     return None
 
 class Half:

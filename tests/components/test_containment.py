@@ -19,7 +19,7 @@ DRY = ("train", "--dry-run", "--device", "cpu", "--json")
 
 
 def quantizer(name: str, rest: str, before: str = "") -> str:
-    return HEAD + before + SPEC.format(name=name, rest=rest)
+    return HEAD + before + SPEC.format(name=name, rest=rest if "api=" in rest else f"{rest}, api=1")
 
 
 BROKEN = {
@@ -30,8 +30,10 @@ BROKEN = {
     "hook-raises": HEAD + "@hookimpl\ndef smollm3_quantizers():\n    raise RuntimeError('no license')\n",
     "late-generator": HEAD
     + "@hookimpl\ndef smollm3_quantizers():\n"
-    + "    yield QuantizerSpec(name='acme', summary='q', factory='acme_hooks:Made')\n    raise RuntimeError('late')\n",
+    + "    yield QuantizerSpec(name='acme', summary='q', factory='acme_hooks:Made', api=1)\n"
+    + "    raise RuntimeError('late')\n",
     "bad-descriptor": quantizer("acme", "factory='no colon'"),
+    "no-api": HEAD + SPEC.format(name="acme", rest="factory='acme_hooks:Made'"),
     "newer-api": quantizer("acme", "factory='acme_hooks:Made', api=99"),
 }
 """Faults that discovery finds."""
@@ -128,12 +130,12 @@ TAKEN = {
     "objective": (
         "sft",
         HEAD + GOOD + "@hookimpl\ndef smollm3_objectives():\n"
-        "    return [ObjectiveSpec(name='sft', summary='o', factory='acme_hooks:Made')]\n",
+        "    return [ObjectiveSpec(name='sft', summary='o', factory='acme_hooks:Made', api=1)]\n",
     ),
     "loader": (
         "tiny",
         HEAD + GOOD + "@hookimpl\ndef smollm3_loaders():\n"
-        "    return [LoaderSpec(name='tiny', summary='l', factory='acme_hooks:Made', claims=lambda ref: True)]\n",
+        "    return [LoaderSpec(name='tiny', summary='l', factory='acme_hooks:Made', claims=bool, api=1)]\n",
     ),
 }
 
@@ -157,11 +159,11 @@ from smollm3_finetune.api import Conversation, FormatterSpec, ObjectiveSpec, hoo
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name='halves', summary='f', factory='acme_hooks:Halves')]
+    return [FormatterSpec(name='halves', summary='f', factory='acme_hooks:Halves', api=1)]
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name='picky', summary='o', factory='acme_hooks:Picky')]
+    return [ObjectiveSpec(name='picky', summary='o', factory='acme_hooks:Picky', api=1)]
 
 class Halves:
     def __init__(self, options): ...
@@ -241,7 +243,8 @@ from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 
 @hookimpl
 def smollm3_loaders():
-    return [LoaderSpec(name='vault', summary='l', factory='acme_hooks:Vault', claims=lambda ref: ref == 'vault')]
+    return [LoaderSpec(name='vault', summary='l', factory='acme_hooks:Vault', claims=lambda ref: ref == 'vault',
+                       api=1)]
 
 def fail():
     raise RAISED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +27,20 @@ class Kernel:
     kernel: str = option("plain", "Which one.")
 
 
-def _refine(options: Kernel, env: Env) -> Mapping[Op, str]:
+def _refine(spec: QuantizerSpec, options: Kernel, env: Env) -> QuantizerSpec:
     if options.kernel == "packed":
-        return {Op.READ_WEIGHT: "kernel=packed repacks the weight"}
-    return {} if env.device == "cuda" else {Op.GRAD_INPUT: "the plain kernel has no gradient on a CPU"}
+        return spec.without({Op.READ_WEIGHT: "kernel=packed repacks the weight"})
+    if env.device == "cuda":
+        return spec
+    return spec.without({Op.GRAD_INPUT: "the plain kernel has no gradient on a CPU"})
 
 
 def quantizer(name: str = "int4", provides: Any = ALL_OPS, **fields: Any) -> QuantizerSpec:
-    return QuantizerSpec(name=name, summary="s", factory="a:B", provides=provides, **fields)
+    return QuantizerSpec(name=name, summary="s", factory="a:B", provides=provides, api=1, **fields)
 
 
 def adapter(name: str = "scale", needs: Any = LINEAR, **fields: Any) -> AdapterSpec:
-    return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, **fields)
+    return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, api=1, **fields)
 
 
 def chosen(spec: Any, options: Any = None) -> SelectedComponent:
@@ -103,14 +104,14 @@ def test_refine_removes_operations_by_option_and_by_device() -> None:
 
 
 def test_refine_of_an_adapter_changes_what_it_needs() -> None:
-    def refine(spec: AdapterSpec, options: Kernel) -> AdapterSpec:
+    def refine(spec: AdapterSpec, options: Kernel, env: Env) -> AdapterSpec:
         return dataclasses.replace(spec, needs={Op.DENSE}) if options.kernel == "packed" else spec
 
     spec = adapter(refine=refine)
     base = chosen(quantizer(provides=LINEAR))
     assert missing_ops(base, chosen(spec, Kernel()), CPU) == {}
     assert list(missing_ops(base, chosen(spec, Kernel(kernel="packed")), CPU)) == [Op.DENSE]
-    assert refined(chosen(spec, Kernel(kernel="packed"))).needs == {Op.DENSE}
+    assert refined(chosen(spec, Kernel(kernel="packed")), CPU).needs == {Op.DENSE}
 
 
 def test_a_refine_that_raises_is_the_plugins_fault() -> None:
@@ -122,6 +123,29 @@ def test_a_refine_that_raises_is_the_plugins_fault() -> None:
             PluginError, match=r"(quantizer 'int4'|adapter 'scale') \(acme 1\.0\) failed in refine\(\): KeyError"
         ):
             missing_ops(chosen(q), chosen(a), CPU)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (quantizer(refine=lambda spec, options, env: {}), "it returned {}, not a QuantizerSpec"),
+        (quantizer(refine=lambda spec, options, env: adapter()), "not a QuantizerSpec"),
+        (adapter(refine=lambda spec, options, env: None), "it returned None, not an AdapterSpec"),
+    ],
+)
+def test_refine_must_return_a_descriptor_of_the_same_kind(spec: Any, expected: str) -> None:
+    with pytest.raises(PluginError, match=rf"failed in refine\(\): TypeError: .*{expected}"):
+        refined(chosen(spec), CPU)
+
+
+def test_without_keeps_the_reasons_that_are_given_already() -> None:
+    spec = quantizer(absent={Op.DENSE: "packed"})
+    assert spec.without({}) == spec
+    assert spec.without({Op.GRAD_INPUT: "no kernel"}).absent == {Op.DENSE: "packed", Op.GRAD_INPUT: "no kernel"}
+    assert spec.without({Op.DENSE: "sealed"}).absent == {Op.DENSE: "sealed"}
+    assert spec.absent == {Op.DENSE: "packed"}
+    with pytest.raises(ValueError, match="'fly'"):
+        spec.without({"fly": "no wings"})  # type: ignore[dict-item]
 
 
 def test_other_broken_components_do_not_change_the_message() -> None:

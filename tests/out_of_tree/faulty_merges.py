@@ -27,16 +27,21 @@ ADAPTERS = {
 @hookimpl
 def smollm3_adapters():
     specs = [
-        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT})
+        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)
         for name, cls in ADAPTERS.items()
     ]
     unmergeable = AdapterSpec(
-        name="delta-kept", summary="delta", factory="faulty_merges:DeltaAdapter", refine=_kept, needs={Op.FORWARD}
+        name="delta-kept",
+        summary="delta",
+        factory="faulty_merges:DeltaAdapter",
+        refine=_kept,
+        needs={Op.FORWARD},
+        api=1,
     )
     return [*specs, unmergeable]
 
 
-def _kept(spec, options):
+def _kept(spec, options, env):
     return dataclasses.replace(spec, merges=False)
 
 
@@ -48,6 +53,7 @@ def smollm3_quantizers():
             summary="reads its weights with a scale that the forward no longer uses",
             factory="faulty_merges:StaleQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
+            api=1,
         ),
         QuantizerSpec(
             name="sealed",
@@ -55,6 +61,7 @@ def smollm3_quantizers():
             factory="faulty_merges:SealedQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT},
             absent={Op.READ_WEIGHT: "its codes stay on the accelerator"},
+            api=1,
         ),
     ]
 

@@ -37,6 +37,7 @@ def _claims(config):
 @hookimpl
 def smollm3_quantizers():
     provides = {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
+    absent = dict.fromkeys((Op.DENSE, Op.GRAD_WEIGHT), "weights are integers")
     return [
         QuantizerSpec(
             name=METHOD,
@@ -44,8 +45,9 @@ def smollm3_quantizers():
             factory="one_way_quantizer:RowsQuantizer",
             options="one_way_quantizer:RowsOptions",
             provides=provides,
-            absent={Op.DENSE: "weights are integers"},
+            absent=absent,
             claims=_claims,
+            api=1,
         ),
         QuantizerSpec(
             name=f"{METHOD}-unpinned",
@@ -53,6 +55,8 @@ def smollm3_quantizers():
             factory="one_way_quantizer:UnpinnedQuantizer",
             options="one_way_quantizer:RowsOptions",
             provides=provides,
+            absent=absent,
+            api=1,
         ),
     ]
 

@@ -29,14 +29,16 @@ def smollm3_quantizers():
         "factory": "rounding_quantizer:RoundingQuantizer",
         "options": "rounding_quantizer:RoundingOptions",
         "provides": {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
+        "absent": dict.fromkeys((Op.DENSE, Op.GRAD_WEIGHT), "weights are rounded"),
     }
     return [
-        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, **about),
+        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, api=1, **about),
         QuantizerSpec(
             name="rounding-rows",
             summary="the same, with calibration rows",
             needs_calibration=True,
             **{**about, "factory": "rounding_quantizer:CalibratedQuantizer"},
+            api=1,
         ),
     ]
 

@@ -98,15 +98,16 @@ def fail(*args):
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="starved", summary="q", factory="starved:Starved", provides=ALL_OPS)]
+    return [QuantizerSpec(name="starved", summary="q", factory="starved:Starved", provides=ALL_OPS, api=1)]
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="starved", summary="a", factory="starved:Starved", merges=False)]
+    return [AdapterSpec(name="starved", summary="a", factory="starved:Starved", merges=False, api=1)]
 
 @hookimpl
 def smollm3_loaders():
-    return [LoaderSpec(name="starved", summary="l", factory="starved:Starved", claims=lambda ref: ref == "starved")]
+    return [LoaderSpec(name="starved", summary="l", factory="starved:Starved", claims=lambda ref: ref == "starved",
+                       api=1)]
 
 class Starved:
     def __init__(self, options): ...

@@ -292,7 +292,7 @@ class Chatty(SupervisedFineTuning):
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="chatty", summary="logs on its own", factory="chatty:Chatty")]
+    return [ObjectiveSpec(name="chatty", summary="logs on its own", factory="chatty:Chatty", api=1)]
 """
 
 

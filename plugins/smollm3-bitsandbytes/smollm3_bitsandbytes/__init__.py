@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import Env, Op, QuantizerSpec, Requires, hookimpl
+from smollm3_finetune.api import DEQUANTIZABLE, Env, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
 
 REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
-
-PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
 
 DEVICES = {4: ("cpu", "cuda", "xpu", "hpu", "mps"), 8: ("cpu", "cuda", "xpu", "hpu")}
 """Number of bits to the device types for which bitsandbytes 0.50 has kernels."""
@@ -37,29 +35,21 @@ def _load_in(config: Mapping[str, Any], key: str) -> bool:
     return method == "bitsandbytes" and bool(quantization.get(key, quantization.get(f"_{key}", False)))
 
 
-def refine_4bit(options: Any, env: Env) -> Mapping[Op, str]:
+def refine_4bit(spec: QuantizerSpec, options: Any, env: Env) -> QuantizerSpec:
     """All operations are absent on a device without 4-bit kernels; the options have no effect."""
-    return _without_kernels(4, env)
+    return spec.without(_no_kernels(4, env))
 
 
-def refine_8bit(options: Any, env: Env) -> Mapping[Op, str]:
+def refine_8bit(spec: QuantizerSpec, options: Any, env: Env) -> QuantizerSpec:
     """All operations are absent on a device without 8-bit kernels; the options have no effect."""
-    return _without_kernels(8, env)
+    return spec.without(_no_kernels(8, env))
 
 
-def _without_kernels(bits: int, env: Env) -> dict[Op, str]:
+def _no_kernels(bits: int, env: Env) -> dict[Op, str]:
     if env.device in DEVICES[bits]:
         return {}
     reason = f"bitsandbytes has no {bits}-bit kernels for {env.device}, only for {', '.join(DEVICES[bits])}"
-    return dict.fromkeys(PROVIDES, reason)
-
-
-def _absent(bits: int) -> dict[Op, str]:
-    packed = f"weights are stored as {bits}-bit codes with scales"
-    return {
-        Op.DENSE: f"{packed}, so `.weight` is not a floating-point matrix",
-        Op.GRAD_WEIGHT: f"{packed}, which cannot take a gradient step",
-    }
+    return dict.fromkeys(DEQUANTIZABLE, reason)
 
 
 @hookimpl
@@ -72,10 +62,11 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_bitsandbytes.four_bit:Bnb4bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb4bitOptions",
             requires=REQUIRES,
-            provides=PROVIDES,
-            absent=_absent(4),
+            provides=DEQUANTIZABLE,
+            absent=packed_reasons("weights are stored as 4-bit codes with scales"),
             refine=refine_4bit,
             claims=claims_4bit,
+            api=1,
         ),
         QuantizerSpec(
             name="bnb-8bit",
@@ -83,9 +74,10 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb8bitOptions",
             requires=REQUIRES,
-            provides=PROVIDES,
-            absent=_absent(8),
+            provides=DEQUANTIZABLE,
+            absent=packed_reasons("weights are stored as 8-bit codes with scales"),
             refine=refine_8bit,
             claims=claims_8bit,
+            api=1,
         ),
     ]

@@ -18,7 +18,7 @@ import smollm3_bitsandbytes, smollm3_bitsandbytes.options
 from smollm3_finetune.api import Env
 for spec in smollm3_bitsandbytes.smollm3_quantizers():
     assert spec.claims({}) is False
-    spec.refine(smollm3_bitsandbytes.options.Bnb4bitOptions(), Env(device="cpu"))
+    spec.refine(spec, smollm3_bitsandbytes.options.Bnb4bitOptions(), Env(device="cpu"))
 print(len(smollm3_bitsandbytes.smollm3_quantizers()))
 """
 
@@ -38,9 +38,9 @@ def test_every_operation_is_provided_or_has_a_reason(spec):
 @pytest.mark.parametrize("spec", smollm3_quantizers(), ids=lambda s: s.name)
 def test_a_device_without_kernels_has_no_operations(spec):
     for purpose in Purpose:
-        assert spec.refine(None, Env(device="cpu", purpose=purpose)) == {}
-        assert spec.refine(None, Env(device="cuda", purpose=purpose)) == {}
-    absent = spec.refine(None, Env(device="tpu"))
-    assert set(absent) == spec.provides
+        assert spec.refine(spec, None, Env(device="cpu", purpose=purpose)) == spec
+        assert spec.refine(spec, None, Env(device="cuda", purpose=purpose)) == spec
+    absent = spec.refine(spec, None, Env(device="tpu")).absent
+    assert set(absent) == set(Op)
     assert "no" in absent[Op.FORWARD]
     assert "tpu" in absent[Op.FORWARD]

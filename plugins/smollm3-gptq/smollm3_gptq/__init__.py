@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import Env, ModelSource, Op, QuantizerSpec, hookimpl
+from smollm3_finetune.api import DEQUANTIZABLE, Env, ModelSource, Op, QuantizerSpec, hookimpl, packed_reasons
 
-PROVIDES = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
-PACKED = "weights are stored as low-bit codes with scales"
 ONE_WAY = (
     "kernel=gptqmodel permanently repacks its weights for inference at the first evaluation; kernel=dequantize does not"
 )
@@ -23,14 +21,14 @@ def claims(config: Mapping[str, Any]) -> bool:
     return isinstance(quantization, Mapping) and quantization.get("quant_method") == "gptq"
 
 
-def refine(options: Any, env: Env) -> Mapping[Op, str]:
+def refine(spec: QuantizerSpec, options: Any, env: Env) -> QuantizerSpec:
     """gptqmodel's own kernels support only the forward; on a CPU, those for 2, 3 and 8 bits must be compiled first."""
     if options.kernel != "gptqmodel":
-        return {}
+        return spec
     absent = {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
     if env.device == "cpu" and options.bits in (2, 3, 8) and "c++" not in env.tools:
         absent[Op.FORWARD] = f"gptqmodel's kernel for {options.bits} bits needs a C++ compiler on a CPU"
-    return absent
+    return spec.without(absent)
 
 
 def check(options: Any, source: ModelSource) -> None:
@@ -51,15 +49,13 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="GPTQ: 2 to 8-bit weights fitted to calibration rows; loads GPTQ checkpoints, or quantizes first",
             factory="smollm3_gptq.quantizer:GPTQQuantizer",
             options="smollm3_gptq.options:GPTQOptions",
-            provides=PROVIDES,
-            absent={
-                Op.DENSE: f"{PACKED}, so `.weight` is not a floating-point matrix",
-                Op.GRAD_WEIGHT: f"{PACKED}, which cannot take a gradient step",
-            },
+            provides=DEQUANTIZABLE,
+            absent=packed_reasons("weights are stored as low-bit codes with scales"),
             refine=refine,
             claims=claims,
             marker_files=("quantize_config.json",),
             needs_calibration=True,
             check=check,
+            api=1,
         )
     ]

@@ -1,19 +1,18 @@
-"""A linear layer whose weight is held as GPTQ codes and dequantized where it is needed, in forward and backward alike.
+"""A linear layer that holds its weight as GPTQ codes and dequantizes it in the forward pass and in the backward pass.
 
-gptqmodel's own kernels are not used here. Its CPU kernel repacks itself at the first evaluation and loses its
-gradient for good; its PyTorch kernel lets autograd keep every dequantized weight until the backward pass, which
-takes as much memory as the dense model. Here the backward pass dequantizes once more and keeps nothing.
+gptqmodel's own kernels are not used here. Its CPU kernel repacks itself at the first evaluation and permanently loses
+its gradient. With its PyTorch kernel, autograd keeps every dequantized weight until the backward pass, which takes as
+much memory as the dense model. Here the backward pass dequantizes again, so nothing is kept.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from smollm3_finetune.api import DequantizingOps, LinearOps
+from smollm3_finetune.api import LinearOps, frozen_linear, ops_for_layers
 from smollm3_gptq.packing import HELD_BITS, pack_bytes, unpack_bytes, unpack_words
 
 
@@ -36,11 +35,11 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
             self.register_buffer(name, None, persistent=False)
 
     def fill(self, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, *, zeros_less_one: bool) -> None:
-        """Take the tensors of a checkpoint, all on the device where the layer will be.
+        """Take the tensors of a checkpoint, all on the device of the layer.
 
         qweight (in · bits / 32, out) and qzeros (groups, out · bits / 32) are int32 words, scales (groups, out) are
-        floating point, g_idx (in,) is the group of each input feature. Checkpoints of format v1 hold each zero point
-        less one. Input features are held sorted by group, so that a group is a block of columns.
+        floating point, g_idx (in,) is the group of each input feature. Checkpoints of format v1 store each zero point
+        minus one. The layer stores the input features sorted by group, so that a group is a block of columns.
         """
         codes = unpack_words(qweight, self.bits).T  # (out, in)
         zeros = unpack_words(qzeros.T.contiguous(), self.bits).T[:, : self.out_features]  # (groups, out)
@@ -53,60 +52,38 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
             codes, groups = codes[:, self.order], groups[self.order]
         counts = torch.bincount(groups, minlength=len(scales))
         self.group_size = int(counts.max())
-        if bool((counts != self.group_size).any()):  # a last group that is not full, or groups of many sizes
+        if bool((counts != self.group_size).any()):  # the last group is not full, or groups differ in size
             self.group_size = 1
             scales, zeros = scales[groups], zeros[groups]
         self.codes = pack_bytes(codes.contiguous(), HELD_BITS[self.bits])
         self.scales = scales.T.to(torch.float32).contiguous()  # (out, groups)
         self.zeros = zeros.T.contiguous()
 
-    def sorted_weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in), its columns sorted by group, as a new tensor.
+    def sorted_weight(self) -> Tensor:
+        """The weight (out, in), its columns sorted by group, as a new float32 tensor.
 
-        The product of a float16 scale and a difference of codes is exact in float32; `dtype` rounds it.
+        The product of a float16 scale and a difference of codes is exact in float32.
         """
         codes = unpack_bytes(self.codes, HELD_BITS[self.bits], self.in_features)
         weight = codes.to(torch.float32).view(self.out_features, -1, self.group_size)
         weight.sub_(self.zeros[..., None]).mul_(self.scales[..., None])
-        return weight.view(self.out_features, self.in_features).to(dtype)
+        return weight.view(self.out_features, self.in_features)
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) as a new tensor, in the order of the input features."""
-        weight = self.sorted_weight(dtype)
+    def dequantized(self) -> Tensor:
+        """The weight (out, in) as a new float32 tensor, in the order of the input features."""
+        weight = self.sorted_weight()
         return weight if self.place is None else weight[:, self.place]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, in) to (…, out), in the dtype of `x`."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        """x (…, in) to (…, out), in the dtype of `x`, or of autocast."""
         if self.order is not None:
             x = x[..., self.order]
-        y: Tensor = _Multiply.apply(x, self)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return frozen_linear(x, self.sorted_weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"
 
 
-class _Multiply(torch.autograd.Function):  # type: ignore[misc]
-    """x Wᵀ for a frozen W that is dequantized in each direction and never kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: GPTQLinear) -> Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.sorted_weight(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.layer.sorted_weight(grad.dtype), None
-
-
-def ops_in(compute: torch.dtype) -> Any:
+def ops_in(compute: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
     """`Base.ops_for` of a model that computes in `compute`."""
-
-    def ops_for(layer: nn.Module) -> LinearOps | None:
-        if not isinstance(layer, GPTQLinear):
-            return None
-        return DequantizingOps(layer, lambda one: one.dequantized(torch.float32), compute)
-
-    return ops_for
+    return ops_for_layers(GPTQLinear, GPTQLinear.dequantized, compute)

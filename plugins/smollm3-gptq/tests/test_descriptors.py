@@ -26,7 +26,7 @@ import smollm3_gptq, smollm3_gptq.options
 from smollm3_finetune.api import Env
 (spec,) = smollm3_gptq.smollm3_quantizers()
 assert spec.claims({}) is False
-spec.refine(smollm3_gptq.options.GPTQOptions(), Env(device="cpu"))
+spec.refine(spec, smollm3_gptq.options.GPTQOptions(), Env(device="cpu"))
 print(spec.name)
 """
 
@@ -59,22 +59,23 @@ def test_every_operation_is_provided_or_has_a_reason():
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
 def test_kernel_dequantize_has_every_operation_on_every_device(device, purpose):
     for bits in (None, 2, 3, 4, 8):
-        assert refine(GPTQOptions(bits=bits), Env(device=device, purpose=purpose)) == {}
+        assert refine(SPEC, GPTQOptions(bits=bits), Env(device=device, purpose=purpose)) == SPEC
 
 
 def test_gptqmodels_kernels_support_only_the_forward():
     options = GPTQOptions(kernel="gptqmodel")
-    assert refine(options, Env(device="cuda")) == {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
-    assert refine(options, Env(device="cpu")) == {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
+    for device in ("cuda", "cpu"):
+        absent = refine(SPEC, options, Env(device=device)).absent
+        assert absent == {**SPEC.absent, Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_gptqmodels_kernels_for_other_than_4_bits_need_a_compiler_on_a_cpu(bits):
     options = GPTQOptions(kernel="gptqmodel", bits=bits)
-    absent = refine(options, Env(device="cpu", tools=frozenset()))
+    absent = refine(SPEC, options, Env(device="cpu", tools=frozenset())).absent
     assert f"for {bits} bits needs a C++ compiler" in absent[Op.FORWARD]
-    assert Op.FORWARD not in refine(options, Env(device="cpu", tools=frozenset({"c++"})))
-    assert Op.FORWARD not in refine(options, Env(device="cuda", tools=frozenset()))
+    assert Op.FORWARD not in refine(SPEC, options, Env(device="cpu", tools=frozenset({"c++"}))).absent
+    assert Op.FORWARD not in refine(SPEC, options, Env(device="cuda", tools=frozenset())).absent
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""hqq's linear layer, held to one way of computing, and what can be done with it.
+"""hqq's linear layer with a fixed forward.
 
-Source: hqq 0.2.8 `hqq.core.quantize` (HQQLinear, HQQMatmulNoCacheMul). Method: Badri and Shaji, "Half-Quadratic
-Quantization of Large Machine Learning Models", 2023.
+Source: hqq 0.2.8 `hqq.core.quantize` (HQQLinear). Method: Badri and Shaji, "Half-Quadratic Quantization of Large
+Machine Learning Models", 2023.
 """
 
 from __future__ import annotations
@@ -10,57 +10,45 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, HQQMatmulNoCacheMul
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 from torch import Tensor, nn
 
-from smollm3_finetune.api import DequantizingOps, LinearOps
+from smollm3_finetune.api import frozen_linear
 from smollm3_hqq.options import HQQOptions
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
-    """y = x Wᵀ + b, with W (out, in) dequantized from hqq's codes in the forward, and again in the backward.
+    """y = x Wᵀ + b, with W (out, in) dequantized from hqq's codes in the forward pass and in the backward pass.
 
-    What differs from hqq's own layer:
+    Differences from hqq's own layer:
 
-    * `HQQLinear.set_backend` exchanges the forward of all layers in the process, some for one without a gradient;
-      this one keeps its own.
-    * Scales and zero points stay in float32, as they were found. hqq casts them to the compute dtype; bfloat16 holds
-      a zero point near 128 to within half a step of the codes.
-    * The weight is cast to the dtype of what it is multiplied by, since under autocast the gradient comes back in
-      another dtype than the input had.
-    * The bias is a Parameter, as in any linear layer, and not a tensor that hqq cloned with its history.
+    * `HQQLinear.set_backend` replaces the forward of all layers in the process, with some backends by one without a
+      gradient; this layer keeps its own.
+    * Scales and zero points stay in float32, in which hqq finds them. hqq casts them to the compute dtype; bfloat16
+      rounds a zero point near 128 by up to half a step of the codes.
+    * It trains under autocast, where the gradient has a different dtype than the input.
+    * The bias is a Parameter, as in any linear layer. hqq keeps a clone with its autograd history.
     * Scales and zero points follow the codes when a model is moved.
     """
 
     def __init__(self, linear: nn.Linear, options: HQQOptions, device: str) -> None:
-        """Quantizes `linear`, whose weight is taken from it, on `device`."""
+        """Quantizes `linear` on `device`, and takes its weight away."""
         bias, linear.bias = linear.bias, None
         config = BaseQuantizeConfig(nbits=options.bits, group_size=options.group_size, axis=options.axis)
         super().__init__(linear, quant_config=config, compute_dtype=torch.float32, device=device)
-        # hqq finds it in inference mode; outside, such a tensor cannot be written to or saved for a backward pass.
+        # hqq creates it in inference mode; such a tensor cannot be changed or saved for a backward pass outside of it.
         self.meta["zero"] = self.meta["zero"].clone()
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
 
     @classmethod
     def set_backend(cls, backend: Any) -> None:
-        """Does nothing: hqq calls it whenever it makes a layer."""
-
-    def matmul(self, x: Tensor, transpose: bool = True) -> Tensor:
-        """x (…, in) to (…, out), or with `transpose` false (…, out) to (…, in)."""
-        weight = self.dequantize().to(x.dtype)
-        return torch.matmul(x, weight.t() if transpose else weight)
+        """Does nothing. hqq calls it whenever it creates a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = HQQMatmulNoCacheMul.apply(x, self.matmul, None)
-        return y if self.bias is None else y + self.bias
+        return frozen_linear(x, self.dequantize, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
         super()._apply(fn, recurse)
         for name in ("scale", "zero"):
             self.meta[name] = self.meta[name].to(self.W_q.device)
         return self
-
-
-def ops_in(dtype: torch.dtype) -> Callable[[nn.Module], LinearOps | None]:
-    """`Base.ops_for` of a model that computes in `dtype`."""
-    return lambda layer: DequantizingOps(layer, Linear.dequantize, dtype) if isinstance(layer, Linear) else None

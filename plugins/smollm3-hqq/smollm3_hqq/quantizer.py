@@ -1,24 +1,23 @@
-"""Quantizer `hqq`: a full-precision model whose linear layers are quantized one by one."""
+"""Quantizer `hqq`: loads a full-precision model and quantizes its linear layers one by one."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from smollm3_finetune.api import (
     Base,
     BuildContext,
+    IncompatibleError,
     ModelSource,
-    architecture_of,
-    fingerprint,
+    load_layerwise,
+    ops_for_layers,
     options_dict,
     rounding_dtype,
 )
-from smollm3_hqq import check
-from smollm3_hqq.layers import chosen
-from smollm3_hqq.linear import Linear, ops_in
+from smollm3_hqq.linear import Linear
 from smollm3_hqq.options import HQQOptions
 
 
@@ -27,30 +26,33 @@ class HQQQuantizer:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        """The frozen model on `ctx.device`; whatever is not quantized (embeddings, norms, head) is in `ctx.dtype`.
-
-        Needs memory for the model in `ctx.dtype`. Raises, before weights are read, IncompatibleError for a source
-        that is quantized already or has a layer that hqq cannot pack, ConfigError for options that do not fit it.
-        """
-        check(self.options, source)
-        bare = architecture_of(source)
-        if bare is not None:
-            chosen(bare, source, self.options)
-        model = source.load(dtype=ctx.torch_dtype)
-        layers = chosen(model, source, self.options)
-        title = f"quantizing {Path(source.ref).name} to {self.options.bits} bits"
-        with ctx.progress.task(title, total=len(layers)) as task:
-            for name in list(layers):
-                model.set_submodule(name, Linear(layers.pop(name), self.options, ctx.device))
-                task.advance()
-        model.requires_grad_(False)
-        model.to(ctx.device)
-        return Base(model=model, fingerprint=self._fingerprint(source, ctx), ops_for=ops_in(ctx.torch_dtype))
-
-    def _fingerprint(self, source: ModelSource, ctx: BuildContext) -> str:
-        """What decides the codes: weights, options, hqq's version, and the precision in which it searches."""
+        """See `smollm3_finetune.api.load_layerwise`. Also raises IncompatibleError for a layer that hqq cannot pack."""
         options = {**options_dict(self.options), "skip_modules": sorted(self.options.skip_modules)}
-        searched = "float16" if torch.device(ctx.device).type == "cuda" else "float32"
-        return fingerprint(
-            "hqq", source.fingerprint, options, version("hqq"), searched, rounding_dtype(source, ctx, seen_in="float32")
+        searched = "float16" if torch.device(ctx.device).type == "cuda" else "float32"  # the dtype of hqq's search
+        return load_layerwise(
+            source,
+            ctx,
+            name="hqq",
+            replace=lambda linear: Linear(linear, self.options, ctx.device),
+            ops=ops_for_layers(Linear, Linear.dequantize, ctx.torch_dtype),
+            identity=(options, version("hqq"), searched, rounding_dtype(source, ctx, seen_in="float32")),
+            skip_modules=self.options.skip_modules,
+            group_size=self.options.group_size,
+            along="in_features" if self.options.axis == 1 else "out_features",
+            check_layer=self.check_layer,
         )
+
+    def check_layer(self, name: str, layer: nn.Linear) -> None:
+        """Refuse a layer that hqq accepts and whose first forward fails.
+
+        hqq packs 8 / bits rows of its matrix of groups into one, by cutting it into as many parts of the same size.
+        """
+        size, rows = self.options.group_size, layer.out_features
+        if size is not None:
+            rows = size if self.options.axis == 0 else layer.in_features * layer.out_features // size
+        together = {4: 2, 2: 4}.get(self.options.bits, 1)
+        if rows % together:
+            raise IncompatibleError(
+                f"hqq packs {together} rows of {self.options.bits} bits into one, and {name} has {rows}",
+                hint=f"--quant-opt skip_modules={name.rsplit('.', 1)[-1]}, or --quant-opt bits=8",
+            )

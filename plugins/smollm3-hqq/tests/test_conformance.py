@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
+
 from smollm3_finetune.testing import QuantizerConformance
+
+pytestmark = pytest.mark.plugins
+ADAPTERS = ("lora", "dora")
 
 ALTERING = (
     {"bits": 8},
@@ -20,6 +25,8 @@ class TestFourBits(QuantizerConformance):
     bits = 4
     group_size = 64
     altering = ALTERING
+    skips = ("k_proj", "layers.0")
+    adapters = ADAPTERS
 
 
 class TestFourBitsInFloat32(QuantizerConformance):
@@ -54,3 +61,5 @@ class TestTwoBitsAlongOutputs(QuantizerConformance):
     options: ClassVar = {"bits": 2, "group_size": 32, "axis": 0}
     bits = 2
     group_size = 32
+    adapters = ADAPTERS
+    test_a_run_is_trained_asked_and_merged_by_commands = None  # once, with the default options

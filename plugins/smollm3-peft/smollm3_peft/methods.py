@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, Op, Requires
+from smollm3_finetune.api import AdapterSpec, Env, Op, Requires
 
 # Views (linear_view.py) rely on how PEFT reads a base layer, and `LoraConfig._register_custom_module` is private. Test
 # another minor version of PEFT before allowing it here.
@@ -33,10 +33,11 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         needs=needs,
         requires=Requires(distributions=(PEFT,)),
         **traits,
+        api=1,
     )
 
 
-def refine_lora(spec: AdapterSpec, options: Any) -> AdapterSpec:
+def refine_lora(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
     """PiSSA and OLoRA move part of the base into the adapter; MiCA reads it; a random B changes the output."""
     if options.init in ("pissa", "olora"):
         return dataclasses.replace(spec, needs=WRITES, disables=False)
@@ -47,7 +48,7 @@ def refine_lora(spec: AdapterSpec, options: Any) -> AdapterSpec:
     return spec
 
 
-def refine_zeros(spec: AdapterSpec, options: Any) -> AdapterSpec:
+def refine_zeros(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
     """The model starts as its base only if the coefficients are initialized to zero."""
     return dataclasses.replace(spec, identity_at_start=options.init == "zeros")
 
@@ -132,6 +133,6 @@ def component(peft_type: str) -> str:
 
 
 def refined(method: str, options: Any) -> AdapterSpec:
-    """The descriptor of a method with these options."""
+    """The descriptor of a method for these options; none of its fields depends on the machine."""
     spec = BY_NAME[method]
-    return spec.refine(spec, options) if spec.refine is not None else spec
+    return spec.refine(spec, options, Env(device="cpu")) if spec.refine is not None else spec

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
+
 from smollm3_finetune.testing import QuantizerConformance
+
+pytestmark = pytest.mark.plugins
+ADAPTERS = ("lora", "dora")
 
 
 class TestRows(QuantizerConformance):
     component = "torchao-int8"
     bits = 8
     altering = ({"group_size": 32}, {"skip_modules": ("q_proj",)})
+    skips = ("k_proj", "layers.0")
+    adapters = ADAPTERS
 
 
 class TestRowsInFloat32(QuantizerConformance):
@@ -30,6 +37,8 @@ class TestGroups(QuantizerConformance):
     options: ClassVar = {"group_size": 32}
     bits = 8
     group_size = 32
+    adapters = ADAPTERS
+    test_a_run_is_trained_asked_and_merged_by_commands = None  # once, with the default options
 
 
 class TestGroupsInBfloat16(QuantizerConformance):

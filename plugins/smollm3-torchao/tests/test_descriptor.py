@@ -1,86 +1,26 @@
-"""What the plugin offers and refuses, without what it needs to do it."""
+"""What users read about `torchao-int8`; the conformance kit tests what every quantizer promises."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from types import SimpleNamespace
-
 import pytest
-from smollm3_torchao import check, smollm3_quantizers
-from smollm3_torchao.options import TorchaoInt8Options
-
-from smollm3_finetune.api import ConfigError, IncompatibleError, Op
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 pytestmark = pytest.mark.plugins
-
-LIGHT = """
-import sys
-for name in ("torch", "transformers", "torchao", "numpy", "accelerate"):
-    sys.modules[name] = None  # any import of it raises
-from types import SimpleNamespace
-import smollm3_torchao, smollm3_torchao.options
-(spec,) = smollm3_torchao.smollm3_quantizers()
-spec.check(smollm3_torchao.options.TorchaoInt8Options(), SimpleNamespace(ref="m", config={"hidden_size": 64}))
-print(spec.name)
-"""
-
-
-def test_descriptor_options_and_check_import_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "torchao-int8"
-
-
-def test_every_operation_is_provided_or_has_a_reason():
-    (spec,) = smollm3_quantizers()
-    assert spec.provides == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
-    assert spec.provides | set(spec.absent) == set(Op)
 
 
 def test_the_help_shows_every_option(cli):
     shown = cli("plugins", "info", "torchao-int8", "--device", "cpu")
     assert shown.code == 0, shown.stderr
     assert "torchao>=0.18,<0.19" in shown.stdout
-    assert "forward, grad-input, read-weight" in shown.stdout
     for option in ("group_size", "skip_modules"):
         assert option in shown.stdout
 
 
-@pytest.mark.parametrize(
-    ("option", "says"), [("group_size=12", "group_size"), ("group_size=0", "group_size"), ("bits=8", "bits")]
-)
-def test_wrong_options_are_refused_in_one_sentence(cli, small_model, option, says):
-    where = ("--model", small_model, "--device", "cpu")
-    done = cli("config", "validate", *where, "--quant", "torchao-int8", "--quant-opt", option)
+@pytest.mark.parametrize("option", ["group_size=12", "group_size=0", "bits=8"])
+def test_wrong_options_are_refused_in_one_sentence(cli, small_model, option):
+    done = cli("config", "validate", "--model", small_model, "--quant", "torchao-int8", "--quant-opt", option)
     assert done.code == 2, done.stdout
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_group_size_that_does_not_fit_is_said_by_a_dry_run(cli, small_model):
-    where = ("--model", small_model, "--device", "cpu")
-    done = cli("config", "validate", *where, "--quant", "torchao-int8", "--quant-opt", "group_size=24")
-    assert done.code == 2
-    assert "groups of 24 do not divide the 64 features" in done.stderr
-    assert "--quant-opt group_size=64" in done.stderr
-
-
-@pytest.mark.parametrize("about", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "torchao"}, {}])
-def test_a_source_that_is_quantized_already_is_refused(about):
-    source = SimpleNamespace(ref="org/model", config={"quantization_config": about})
-    with pytest.raises(IncompatibleError, match="already quantized by") as caught:
-        check(TorchaoInt8Options(), source)
-    assert caught.value.hint
-
-
-def test_sizes_that_a_config_does_not_state_are_left_to_the_model():
-    options = TorchaoInt8Options(group_size=64)
-    check(options, SimpleNamespace(ref="m", config={}))
-    with pytest.raises(ConfigError, match="of 64 do not divide the 100 features") as caught:
-        check(options, SimpleNamespace(ref="m", config={"hidden_size": 100}))
-    assert caught.value.hint == "--quant-opt group_size=none takes whole rows"
+    assert option.partition("=")[0] in done.stderr
 
 
 @pytest.mark.parametrize("adapter", ["full", "glora"])

@@ -196,17 +196,18 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     except ConfigError:  # a required option: show the descriptor's values, without `refine`
         defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
     chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
+    env = environment(device, Purpose.TRAIN)
     if isinstance(spec, LoaderSpec | FormatterSpec):
         about["rank"] = spec.rank
     if isinstance(spec, QuantizerSpec):
-        ops, absent = provided(chosen, environment(device, Purpose.TRAIN))
+        ops, absent = provided(chosen, env)
         about["provides"] = sorted(ops)
         about["absent"] = {str(k): v for k, v in absent.items()}
         about["needs_calibration"] = spec.needs_calibration
         about["claims"] = spec.claims is not None
         about["marker_files"] = list(spec.marker_files)
     if isinstance(spec, AdapterSpec):
-        holds = refined(chosen)
+        holds = refined(chosen, env)
         about["needs"] = sorted(holds.needs)
         about["traits"] = {t: getattr(holds, t) for t in ("identity_at_start", "packs", "merges", "disables")}
     return about

@@ -1,4 +1,4 @@
-"""Quantizers with one fault each, and `rows`, `rows-written` and `rows-sealed`, which are correct.
+"""Quantizers with one fault each, and `rows`, `rows-written`, `rows-sealed` and `groups`, which are correct.
 
 They round rows to 8 bits with one scale each. The overridden method of a class is its fault.
 """
@@ -7,7 +7,21 @@ import json
 from dataclasses import dataclass
 from functools import cache
 
-from smollm3_finetune.api import Base, Op, QuantizerSpec, UnsupportedOp, fingerprint, hookimpl, option
+from smollm3_finetune.api import (
+    Base,
+    ConfigError,
+    Op,
+    QuantizerSpec,
+    UnsupportedOp,
+    check_layerwise,
+    fingerprint,
+    frozen_linear,
+    hookimpl,
+    load_layerwise,
+    ops_for_layers,
+    option,
+    refuse_quantized,
+)
 
 TRAINS = {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
 SEALED = {Op.FORWARD, Op.GRAD_INPUT}
@@ -18,6 +32,12 @@ METHOD = "rows-written"
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
     bits: int = option(8, "Bits per weight.", ge=2, le=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions(RowOptions):
+    group_size: int | None = option(None, "Inputs that share a scale; none: a whole row.", ge=8, multiple_of=8)
+    skip_modules: tuple[str, ...] = option((), "Names of layers to leave unquantized.")
 
 
 def mine(config):
@@ -56,7 +76,30 @@ VARIANTS = {
     "too-coarse": ("TooCoarse", TRAINS, None),
     "claims-others": ("Written", TRAINS, any_method),
     "pickled": ("Pickled", TRAINS, mine),
+    "no-reason": ("Rows", TRAINS, None),
+    "no-autocast": ("NoAutocast", TRAINS, None),
+    "dtype-unnamed": ("DtypeUnnamed", TRAINS, None),
+    "groups": ("Groups", TRAINS, None),
+    "loads-quantized": ("Groups", TRAINS, None),
+    "groups-late": ("GroupsLate", TRAINS, None),
+    "raises-others": ("RaisesOthers", TRAINS, None),
+    "skips-nothing": ("SkipsNothing", TRAINS, None),
+    "skips-by-order": ("SkipsByOrder", TRAINS, None),
 }
+CHECKED = {"groups", "groups-late", "raises-others", "skips-nothing", "skips-by-order", "loads-quantized"}
+"""Those with a `check`, a group size and modules to skip."""
+
+
+def accept(options, source):
+    """Refuses nothing."""
+
+
+def check(name):
+    if name == "loads-quantized":
+        return accept
+    if name == "groups-late":
+        return lambda options, source: refuse_quantized(name, source)
+    return check_layerwise(name) if name in CHECKED else None
 
 
 @hookimpl
@@ -66,9 +109,12 @@ def smollm3_quantizers():
             name=name,
             summary=name,
             factory=f"broken_quantizers:{cls}",
-            options="broken_quantizers:RowOptions",
+            options=f"broken_quantizers:{'Group' if name in CHECKED else 'Row'}Options",
             provides=provides,
+            absent={} if name == "no-reason" else dict.fromkeys(set(Op) - provides, "it is left out"),
             claims=claims,
+            check=check(name),
+            api=1,
         )
         for name, (cls, provides, claims) in VARIANTS.items()
     ]
@@ -118,7 +164,20 @@ def linear_class():
         def backward(ctx, gradient):
             return gradient
 
+    class Strict(torch.autograd.Function):
+        """x Wᵀ with one W for both directions."""
+
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.weight = weight
+            return torch.nn.functional.linear(x, weight)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient @ ctx.weight, None
+
     RowLinear.scaled = staticmethod(Scaled.apply)
+    RowLinear.strict = staticmethod(Strict.apply)
     RowLinear.viewed = staticmethod(Flat.apply)
     return RowLinear
 
@@ -360,6 +419,95 @@ class TooCoarse(Rows):
 
     def bits(self):
         return 5
+
+
+class NoAutocast(Rows):
+    """Its backward multiplies by a weight in the dtype of the input, whatever the dtype of the gradient."""
+
+    def multiply(self, layer, x):
+        return layer.strict(x, layer.dense()) + (0 if layer.bias is None else layer.bias)
+
+
+class DtypeUnnamed(Rows):
+    def identity(self, source, ctx):
+        return fingerprint("rows", source.fingerprint, self.options.bits)
+
+
+class Groups:
+    """Rounds groups of inputs, by `load_layerwise`."""
+
+    def __init__(self, options):
+        self.options = options
+
+    def identity(self, ctx):
+        return (self.options.bits, self.options.group_size, sorted(self.options.skip_modules), ctx.dtype)
+
+    def replaced(self, linear):
+        return grouped_class()(linear, self.options.bits, self.options.group_size or linear.in_features)
+
+    def about(self, ctx):
+        layer = grouped_class()
+        return {
+            "name": "groups",
+            "replace": self.replaced,
+            "ops": ops_for_layers(layer, layer.dense, ctx.torch_dtype),
+            "identity": self.identity(ctx),
+            "skip_modules": self.options.skip_modules,
+            "group_size": self.options.group_size,
+        }
+
+    def load(self, source, ctx):
+        return load_layerwise(source, ctx, **self.about(ctx))
+
+
+@cache
+def grouped_class():
+    import torch
+    from torch import nn
+
+    class GroupLinear(nn.Module):
+        def __init__(self, linear, bits, group_size):
+            super().__init__()
+            self.in_features, self.out_features = linear.in_features, linear.out_features
+            groups = linear.weight.detach().unflatten(1, (-1, group_size))  # (out, groups, size)
+            self.register_buffer("scale", groups.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 1))
+            self.register_buffer("codes", (groups / self.scale).round().to(torch.int8))
+            self.bias = linear.bias
+
+        def dense(self):
+            return (self.codes.to(self.scale.dtype) * self.scale).flatten(1)
+
+        def forward(self, x):
+            return frozen_linear(x, self.dense, self.bias)
+
+    return GroupLinear
+
+
+class GroupsLate(Groups):
+    """Finds out that groups do not fit when it rounds them."""
+
+    def about(self, ctx):
+        return {**super().about(ctx), "group_size": None}
+
+
+class RaisesOthers(Groups):
+    """Its errors are not for users."""
+
+    def load(self, source, ctx):
+        try:
+            return super().load(source, ctx)
+        except ConfigError as e:
+            raise ValueError(e.message) from e
+
+
+class SkipsNothing(Groups):
+    def about(self, ctx):
+        return {**super().about(ctx), "skip_modules": ()}
+
+
+class SkipsByOrder(Groups):
+    def identity(self, ctx):
+        return (*super().identity(ctx), self.options.skip_modules)
 
 
 class Written(Rows):

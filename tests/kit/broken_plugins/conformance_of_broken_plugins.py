@@ -23,7 +23,7 @@ def names(kind):
 
 def define(kind, name, base, **about):
     title = f"Test_{kind}_{name}"
-    globals()[title] = type(title, (base,), {"component": name, "plugins": (FILES[kind],), **about})
+    globals()[title] = type(title, (base,), {"component": name, "plugins": (FILES[kind],)} | about)
 
 
 class Shelved(LoaderConformance):
@@ -31,8 +31,23 @@ class Shelved(LoaderConformance):
         return f"{self.component}://{write_small_model(directory / 'small', seed=seed)}"
 
 
+ABOUT = {
+    "too-coarse": {"altering": ()},
+    "no-autocast": {"dtype": "float32"},
+    "groups": {"altering": ({"bits": 4}, {"group_size": 32}, {"skip_modules": ("q_proj",)})},
+    "rows": {"dtype": "float32"},
+}
+"""What a class says beside the name of its quantizer."""
+TRAINED = ("groups", "one-way", "unseeded", "options-not-in-fingerprint", "stale-scale")
+"""Quantizers that are also trained, with an adapter from another file: minutes for all of them."""
+
 for name in names("quantizers"):
-    define("quantizers", name, QuantizerConformance, bits=8, altering=() if name == "too-coarse" else ({"bits": 4},))
+    about = {"bits": 8, "altering": ({"bits": 4},), **ABOUT.get(name, {})}
+    if name in TRAINED:
+        about |= {"adapters": ("delta",), "plugins": (FILES["quantizers"], FILES["adapters"])}
+        if name not in ("groups", "stale-scale"):
+            about["test_a_run_is_trained_asked_and_merged_by_commands"] = None  # 12 s each
+    define("quantizers", name, QuantizerConformance, **about)
 for name in names("adapters"):
     define("adapters", name, AdapterConformance)
 for name in names("loaders"):

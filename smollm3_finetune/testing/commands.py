@@ -1,0 +1,33 @@
+"""The `smollm3` command inside the process of a test."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any, NamedTuple
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+"""Environment variables for a command in a test: without the Hub, and with lines of one width."""
+
+
+def smollm3(*args: Any) -> Result:
+    """Run `smollm3 ARGS` in this process."""
+    from smollm3_finetune.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(a) for a in args])
+        except SystemExit as e:
+            code = e.code
+    return Result(int(code or 0), out.getvalue(), err.getvalue())
