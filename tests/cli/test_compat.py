@@ -202,7 +202,8 @@ def test_a_refused_pair_that_was_run_anyway_shows_its_result(cli: Any, acme: Any
     file.write_text(json.dumps({"format": 1, "results": [{**failing, "holds": True, "note": None}]}))
     assert "works when run anyway; the descriptor may be outdated" in cli(*pair).stdout
     assert (
-        "! reader on packed, to train: refused, but works when run anyway" in cli("compat", "--quant", "packed").stdout
+        "! reader on packed (train only): refused, but works when run anyway"
+        in cli("compat", "--quant", "packed").stdout
     )
 
 
@@ -211,7 +212,7 @@ def test_a_result_that_does_not_hold_is_not_a_success(cli: Any, acme: Any) -> No
     cell = cells_of(cli)["acme:packed", "acme:shift", "train"]
     assert (cell["state"], cell["holds"]) == ("measured", False)
     table = cli("compat", "--quant", "packed").stdout
-    assert "✗ shift on packed, to train: gradients 9.3e-01 off, at most 1.0e-05" in table
+    assert "✗ shift on packed (train only): gradients 9.3e-01 off, at most 1.0e-05" in table
     assert "measured: fails" in cli("compat", "--quant", "packed", "--adapter", "shift").stdout
 
 

@@ -334,7 +334,7 @@ def test_the_merged_model_has_the_requested_dtype(cli: Callable[..., Any]) -> No
     assert done.code == 2
     assert "--dtype takes a torch dtype, got 'int7'" in done.stderr
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--max-drift", "nan", *FLAGS)
-    assert "'--max-drift': nan is no number" in done.stderr
+    assert "'--max-drift': nan is not a number" in done.stderr
 
 
 # ------------------------------------------------------------------------------------- before weights are read

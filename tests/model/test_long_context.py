@@ -211,7 +211,7 @@ def test_an_adapter_without_a_context_is_refused_on_a_scaled_base(cli: Callable[
     assert cli("train", "--model", model, *QUICK, "--output", "out").code == 0
     refused = cli("generate", model, "--adapter-path", "out/adapter", "--loader-opt", "context=4096", "--prompt", "a")
     assert refused.code == 6
-    assert "leave --loader-opt context out" in refused.stderr
+    assert "omit --loader-opt context" in refused.stderr
     harmless = ("--adapter-path", "out/adapter", "--loader-opt", "context=1000", "--max-new-tokens", "2")
     assert cli("generate", model, *harmless, "--prompt", "a").code == 0
 

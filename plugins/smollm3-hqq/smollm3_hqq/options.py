@@ -17,7 +17,7 @@ class HQQOptions:
         64, "Weights that share a scale and a zero point; none: a whole row (axis 1) or column (axis 0).",
         ge=8, multiple_of=8,
     )  # fmt: skip
-    axis: Literal[1, 0] = option(1, "1: groups lie along the inputs of a layer; 0: along its outputs.")
+    axis: Literal[1, 0] = option(1, "1: groups run along the inputs of a layer; 0: along its outputs.")
     skip_modules: tuple[str, ...] = option(
         (), "Names of layers, or of modules that hold some, to leave unquantized, beside the output head."
     )

@@ -126,7 +126,7 @@ def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str
             merged.setdefault((sign, whom, why), []).append(purpose)
     lines = []
     for (sign, whom, why), purposes in merged.items():
-        only = "" if len(purposes) == len(PURPOSES) else f", to {purposes[0]}"
+        only = "" if len(purposes) == len(PURPOSES) else f" ({purposes[0]} only)"
         lines += textwrap.wrap(f"{sign} {whom}{only}: {why}", width, subsequent_indent="    ", break_on_hyphens=False)
     return lines
 

@@ -23,7 +23,7 @@ def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"merged         merge error {number(figures['merged_excess'])} (limit {limits['merged']:.1e}): "
         f"vs adapter on base {number(figures['merged'])}, base vs dense copy {number(figures['dense'])}",
         f"reloaded       merge error {number(figures['excess'])} in {report['dtype']} (limit {limits['excess']:.1e}): "
-        f"vs adapter on base {number(figures['drift'])}, base vs dense copy {number(figures['base'])}",
+        f"vs adapter on base {number(figures['drift'])}, base vs rounded dense copy {number(figures['base'])}",
     ]
     if requantized is not None:
         change = number(requantized["drift"])
