@@ -96,10 +96,10 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     return found
 
 
-def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False, told: bool = False) -> list[Target]:
+def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False, reported: bool = False) -> list[Target]:
     """The plugins that `plugins check [NAME|FILE]` selects, except those that are `fatal`.
 
-    Raises ConfigError if no plugin has that name, unless one was reported already (`told`).
+    Raises ConfigError if no plugin has that name, unless one was reported already (`reported`).
     """
     requested = tuple(requested)
     if name is not None and (name.endswith(".py") or os.sep in name):
@@ -116,7 +116,7 @@ def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False
             near = did_you_mean(name, [*known, *(o.spec.name for o in registry.components)])
             hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
             raise ConfigError(f"no installed plugin has the name {name!r} or offers a component with it", hint=hint)
-        if told:  # only the plugins of the distribution that can be imported
+        if reported:  # only the plugins of the distribution that can be imported
             chosen = [r for r in chosen if r.status != "disabled"]
         elif chosen[0].status == "disabled":
             raise ConfigError(

@@ -89,11 +89,14 @@ def render_options(data: DataConfig) -> RenderOptions:
         try:
             template = user_path(data.template, "data.template").read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"the chat template data.template={data.template} cannot be read: {e}") from e
+            reason = getattr(e, "strerror", None) or e
+            raise ConfigError(f"the chat template data.template={data.template} cannot be read: {reason}") from e
         check_syntax(template, data.template)
     if data.date is not None:
         try:
             datetime.date.fromisoformat(data.date)
         except ValueError as e:
-            raise ConfigError(f"data.date: expected YYYY-MM-DD, got {data.date!r}") from e
+            raise ConfigError(
+                f"data.date: expected YYYY-MM-DD, got {data.date!r}", hint="--set data.date=2026-01-01"
+            ) from e
     return RenderOptions(template=template, enable_thinking=data.enable_thinking, history=data.history, date=data.date)

@@ -67,7 +67,7 @@ def check(name: str | None, plugin: tuple[str, ...], no_plugins: bool, deep: boo
     every_target: list[Target] = []
     if name is None or name not in {n for d in requested for n in (d.asked, d.finding.subject)}:
         with contextlib.redirect_stdout(sys.stderr):  # plugins may print while they are imported
-            every_target = targets(name, plugin, no_plugins, told=bool(requested))
+            every_target = targets(name, plugin, no_plugins, reported=bool(requested))
     for target in every_target:
         with contextlib.redirect_stdout(sys.stderr):
             found = check_one(target)
