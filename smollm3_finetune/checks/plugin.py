@@ -96,7 +96,9 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     return found
 
 
-def targets(name: str | None, requested: Sequence[str], no_plugins: bool = False, reported: bool = False) -> list[Target]:
+def targets(
+    name: str | None, requested: Sequence[str], no_plugins: bool = False, reported: bool = False
+) -> list[Target]:
     """The plugins that `plugins check [NAME|FILE]` selects, except those that are `fatal`.
 
     Raises ConfigError if no plugin has that name, unless one was reported already (`reported`).

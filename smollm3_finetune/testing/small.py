@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,43 @@ def small_model(dtype: str = "float32") -> PreTrainedModel:
     model = small_source().load(dtype=getattr(torch, dtype))
     model.requires_grad_(False)
     return model.eval()
+
+
+SIZES: Mapping[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "vocab_size": 96, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+"""Arguments of a config of most architectures, for a model that trains in milliseconds."""
+
+
+def random_model(
+    dtype: torch.dtype | None = None,
+    config: Any = None,
+    *,
+    std: float | None = None,
+    attention: str = "sdpa",
+    **changes: Any,
+) -> PreTrainedModel:
+    """A random model without a tokenizer, the same at each call: a SmolLM3 of `SIZES`, or one of another `config`.
+
+    The SmolLM3 has tied embeddings, and its second layer has no RoPE; `changes` are arguments of its config. `dtype` is
+    float64 by default. `std` is the standard deviation of the matrices; None: the architecture's own initialization.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, SmolLM3Config
+
+    if config is None:
+        config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model.to(dtype or torch.float64)
+    if std is not None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, std)
+    return model
 
 
 def token_ids(rows: int = 2, length: int = 12, *, vocabulary: int = 2048, seed: int = 0) -> Tensor:

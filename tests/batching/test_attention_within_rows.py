@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
     GPT2Config,
     MambaConfig,
     MistralConfig,
-    SmolLM3Config,
 )
 
 from smollm3_finetune.api.batches import flatten
@@ -23,26 +21,17 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching import attention
 from smollm3_finetune.batching.attention import PREFIX, RowsNotApart, attention_within_rows
 from smollm3_finetune.batching.probe import RowProbe
+from smollm3_finetune.testing.small import SIZES, random_model
 
-VOCABULARY = 96
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0,
-         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+VOCABULARY = SIZES["vocab_size"]
 
 Row = dict[str, list[int]]
 
 
 def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str = "sdpa", **changes: Any) -> Any:
     """A random SmolLM3 whose second layer has no RoPE, or a model of another configuration."""
-    if config is None:
-        config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim > 1:
-                p.normal_(0, 0.2)  # with the usual 0.02, rows would influence each other too little
-    return model
+    # with the usual standard deviation of 0.02, rows would influence each other too little
+    return random_model(dtype, config, std=0.2, attention=attention, **changes)
 
 
 def rows(count: int, longest: int = 40, masked: float = 0.4, seed: int = 0) -> list[Row]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
     GraniteConfig,
@@ -31,13 +30,9 @@ from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
+from smollm3_finetune.testing.small import SIZES, random_model
 
-VOCABULARY = 96
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+VOCABULARY = SIZES["vocab_size"]
 THREE_ROWS = 3 * VOCABULARY * 8
 """Bytes of the float64 logits of three tokens."""
 
@@ -47,9 +42,7 @@ COUNT = int((LABELS[:, 1:] != IGNORE_INDEX).sum())
 
 
 def small(config: Any = None, dtype: torch.dtype = torch.float64) -> Any:
-    config = config or SmolLM3Config(**SIZES, no_rope_layers=[1, 0], tie_word_embeddings=True)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).to(dtype)
+    return random_model(dtype, config)
 
 
 def with_adapter(name: str, model: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import SmolLM3Config, SmolLM3ForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
@@ -25,6 +25,7 @@ from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.testing.small import random_model
 from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.trainer import make_trainer
@@ -82,13 +83,10 @@ class Gradients(TrainerCallback):  # type: ignore[misc]
 
 def tiny(dtype: torch.dtype) -> Any:
     """A random SmolLM3 with tied embeddings and one layer without RoPE."""
-    config = SmolLM3Config(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
-        intermediate_size=128, vocab_size=128, no_rope_layers=[1, 0], max_position_embeddings=64, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = SmolLM3ForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    model = random_model(
+        dtype, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32, intermediate_size=128,
+        vocab_size=128, max_position_embeddings=64,
+    ).eval().requires_grad_(False)  # fmt: skip
     model.__dict__["name_or_path"] = "someone/tiny-model"
     return model
 

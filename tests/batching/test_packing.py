@@ -16,9 +16,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
-    SmolLM3Config,
     TrainerCallback,
 )
 
@@ -35,15 +33,13 @@ from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
 from smollm3_finetune.inference.held_out_loss import held_out_loss
 from smollm3_finetune.model import LoadedModel
+from smollm3_finetune.testing.small import SIZES, random_model
 from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.trainer import make_trainer
 
-VOCABULARY = 96
+VOCABULARY = SIZES["vocab_size"]
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2)
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 64, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0,
-         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 Row = dict[str, list[int]]
 
@@ -60,14 +56,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def small(dtype: torch.dtype = torch.float64, config: Any = None, attention: str = "sdpa", **changes: Any) -> Any:
     """A random SmolLM3 whose second layer has no RoPE, or a model of another configuration."""
-    if config is None:
-        config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim > 1:
-                p.normal_(0, 0.2)  # with the usual 0.02, rows would influence each other too little
+    # with the usual standard deviation of 0.02, rows would influence each other too little
+    model = random_model(dtype, config, std=0.2, attention=attention, **changes)
     if dtype == torch.float64:
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
