@@ -142,7 +142,8 @@ class RunConfig:
         metadata={"help": "Quantizer: loads the weights; default: the one that wrote the checkpoint, else none."},
     )
     adapter: ComponentConfig = field(
-        default_factory=ComponentConfig, metadata={"help": "Adapter: the parameters to train; default: lora."}
+        default_factory=ComponentConfig,
+        metadata={"help": f"Adapter to train; default: {DEFAULT_ADAPTER}."},
     )
     objective: ComponentConfig = field(
         default_factory=ComponentConfig, metadata={"help": "Objective: the loss to minimize; default: sft."}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.api import Base, BuildContext, Env, NoOptions, Purpose
 from smollm3_finetune.api.batches import has_supervised_logits
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.strategy import batching
@@ -104,7 +104,7 @@ def composed(method: str) -> LoadedModel:
         for p in adapted.model.parameters():
             if p.requires_grad and p.is_floating_point():
                 p.add_(0.02 * torch.randn_like(p))
-    plan: Any = SimpleNamespace(adapter=choice, context=context, ref="tiny")
+    plan: Any = SimpleNamespace(adapter=choice, context=context, env=Env(device="cpu"), ref="tiny")
     return LoadedModel(plan=plan, base=base, adapted=adapted)
 
 

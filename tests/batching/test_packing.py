@@ -20,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.api import Base, BuildContext, Env, NoOptions, Purpose
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.order import Shuffled
 from smollm3_finetune.batching.packing import Packed
@@ -88,7 +88,7 @@ def adapted(model: Any, adapter: str = "full", dtype: str = "float64", **options
     none: Any = None
     context = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype=dtype, seed=3, cache=none, progress=none)
     base = Base(model=model, fingerprint="small")
-    plan: Any = SimpleNamespace(adapter=choice, context=context, ref="small")
+    plan: Any = SimpleNamespace(adapter=choice, context=context, env=Env(device="cpu"), ref="small")
     return LoadedModel(plan=plan, base=base, adapted=choice.create().attach(base, context, 20))
 
 

@@ -59,7 +59,7 @@ def test_a_received_run_cannot_allow_its_own_code(cli: Cli, finished: Path, opti
     for command in (("generate", "base", "--prompt", "hi"), ("train", "--resume", "base", "--max-steps", "4")):
         refused = cli(*command)
         assert refused.code == 2
-        assert f"hint: --loader-opt {option}=true" in refused.stderr
+        assert f"hint: if you trust it: --loader-opt {option}=true" in refused.stderr
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--config"])

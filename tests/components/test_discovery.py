@@ -73,7 +73,7 @@ BROKEN = {
         hook("return [QuantizerSpec(name='q', summary='s', factory='a:B')]"),
         "TypeError: QuantizerSpec 'q' does not state the plugin API that it was written for: add api=1",
     ),
-    "api-is-text": (quantizer("name='q', summary='s', factory='a:B', api='1'"), "'q': api must be 1, and is '1'"),
+    "api-is-text": (quantizer("name='q', summary='s', factory='a:B', api='1'"), "'q': api must be 1, but is '1'"),
     "newer-api": (quantizer("name='q', summary='s', factory='a:B', api=99"), "upgrade smollm3-finetune"),
     "one-name-twice": (
         hook("return [QuantizerSpec(name='q', summary='s', factory='a:B', api=1) for _ in range(2)]"),

@@ -165,7 +165,7 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
     again = cli("merge", "r")
     assert again.code == 2
     assert "--output r/merged holds a model already" in again.stderr
-    assert "--adapter: r is a run" in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
+    assert "--adapter cannot be used with the run r" in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
 
 
 FAULTS = [
@@ -384,8 +384,8 @@ def test_merging_needs_read_weight_but_training_does_not() -> None:
     registry = discover(PluginSelection.of(FILES))
     adapter = choose(registry, ADAPTER, "delta", {})
     sealed = choose(registry, QUANTIZER, "sealed", {})
-    assert Op.READ_WEIGHT not in needed(adapter, Purpose.TRAIN)
-    assert needed(adapter, Purpose.MERGE) == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
+    assert Op.READ_WEIGHT not in needed(adapter, Env(device="cpu"))
+    assert needed(adapter, Env(device="cpu", purpose=Purpose.MERGE)) == {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
     assert pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.TRAIN)) is None
     problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
     assert isinstance(problem, IncompatibleError)

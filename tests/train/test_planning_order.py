@@ -112,7 +112,7 @@ def test_a_plugin_to_leave_out_that_is_not_installed_imports_no_plugin(
     source = "import pathlib\npathlib.Path('imported').touch()\n"
     fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
     result = cli("plugins", "list", "-p", "no:TYPO")
-    assert (result.code, "there is no plugin 'TYPO' to leave out" in result.stderr) == (2, True), result.stderr
+    assert (result.code, "there is no plugin 'TYPO' to disable" in result.stderr) == (2, True), result.stderr
     assert not Path("imported").exists()
     cli("plugins", "list")
     assert Path("imported").exists()

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from smollm3_finetune import load_model
 from smollm3_finetune.batching.head import supervised_logits
-from smollm3_finetune.train.distributed.processes import leave
+from smollm3_finetune.train.distributed.processes import shut_down_processes
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_weights
 
@@ -75,7 +75,7 @@ if dist.get_rank() == 0:
     import json
 
     print(json.dumps([whole, sharded]))
-leave()
+shut_down_processes()
 """
 
 
