@@ -27,7 +27,9 @@ from typing import NamedTuple
 
 import pytest
 
-ALLOWED: set[tuple[str, str]] = set()
+ALLOWED: set[tuple[str, str]] = {
+    ("plugins/smollm3-gptq/smollm3_gptq/options.py", "dequantise"),  # a former value, which saved runs hold
+}
 """(file, phrase): findings that are correct English. An entry that matches nothing fails the test."""
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "noxfile.py").exists())
