@@ -496,5 +496,5 @@ def fake(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Fak
     (site / "gptqmodel" / "__init__.py").write_text(FAKE_GPTQMODEL)
     made = Fake(tmp_path / "fake.log", site / "gptqmodel" / "about.json")
     made.about.write_text(json.dumps({"log": str(made.log), "finished": str(finished), "pause": 0}))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH")))))
     return made
