@@ -418,9 +418,11 @@ def test_command_lines_are_found_and_an_invalid_one_does_not_parse() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as on GitHub."""
-    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    """The anchors of a page's headings, as on GitHub, and those written as `<a id="…"></a>`."""
+    text = FENCE.sub("", text_of(page))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    named = re.findall(r'<a id="([^"]+)"></a>', text)
+    return {*named, *(re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings)}
 
 
 @pytest.mark.parametrize("page", OURS, ids=name_of)
