@@ -85,7 +85,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     else:
         if not values["adapter_path"]:
             raise ConfigError(
-                f"{target!r} is not a run, so --adapter-path is required", hint="--adapter-path RUN/adapter"
+                f"{target!r} is not a run: to merge an adapter into a model, give --adapter-path and --output",
+                hint="--adapter-path RUN/adapter --output DIR",
             )
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
