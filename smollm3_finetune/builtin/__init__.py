@@ -35,7 +35,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
     return [
         LoaderSpec(
             name="hf",
-            summary="a Hub id or a local directory in Hugging Face's layout",
+            summary="a Hub ID or a local directory in Hugging Face's layout",
             factory="smollm3_finetune.builtin.hf:HFLoader",
             options="smollm3_finetune.builtin.options:HFOptions",
             claims=_hf_claims,
@@ -44,7 +44,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
         ),
         LoaderSpec(
             name=TINY,
-            summary="the embedded two-million-parameter SmolLM3, for trying things out",
+            summary="the built-in two-million-parameter SmolLM3, for trying things out",
             factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
             claims=lambda ref: ref == TINY,
             rank=10,  # the default model, even if another loader claims the name

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import BuildContext, ModelError, ModelSource, directory_source, is_resource_error
+from smollm3_finetune.api import BuildContext, ModelError, ModelSource, Purpose, directory_source, is_resource_error
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
@@ -17,6 +17,8 @@ from smollm3_finetune.paths import user_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+DIRECTORY_FLAGS = {Purpose.INFER: "smollm3 generate DIRECTORY", Purpose.MERGE: "smollm3 merge DIRECTORY"}
+"""How the commands without `--model` name a directory."""
 CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -25,17 +27,17 @@ class HFLoader:
         self.options = options
 
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        source = self._source(ref)
+        source = self._source(ref, DIRECTORY_FLAGS.get(ctx.purpose, "--model DIRECTORY"))
         if self.options.context is None:
             return source
         return with_context(source, self.options.context, ctx, remote_code=self.options.trust_remote_code)
 
-    def _source(self, ref: str) -> ModelSource:
+    def _source(self, ref: str, usage: str) -> ModelSource:
         directory = user_path(ref, "the model")
         if directory.is_dir():
             self._check_directory(ref, directory)
             return directory_source(directory.resolve(), ref=ref, **self._load_kwargs())
-        return HubSource(ref, self.options.revision, self._load_kwargs(), pickle=self.options.pickle)
+        return HubSource(ref, self.options.revision, self._load_kwargs(), pickle=self.options.pickle, usage=usage)
 
     def _load_kwargs(self) -> dict[str, Any]:
         kwargs: dict[str, Any] = {"use_safetensors": None if self.options.pickle else True}
@@ -67,17 +69,27 @@ class HFLoader:
                     hint="--loader-opt pickle=true, if you trust it",
                 )
             if not pickled:
-                raise ModelError(f"the directory {ref!r} holds a config.json but no weights (*.safetensors)")
+                raise ModelError(f"the directory {ref!r} contains config.json but no weights (*.safetensors)")
 
 
 class HubSource:
     """`ModelSource` of a Hub repository: downloads config.json first, and the weights only when they are loaded."""
 
-    def __init__(self, ref: str, revision: str | None, load_kwargs: Mapping[str, Any], *, pickle: bool) -> None:
+    def __init__(
+        self,
+        ref: str,
+        revision: str | None,
+        load_kwargs: Mapping[str, Any],
+        *,
+        pickle: bool,
+        usage: str = "--model DIRECTORY",
+    ) -> None:
         self.ref = ref
         self.revision = revision
         self.load_kwargs = dict(load_kwargs)
         self.pickle = pickle
+        self.usage = usage
+        """The command line that opens a directory, for the hint."""
 
     @cached_property
     def _config_file(self) -> Path:
@@ -111,9 +123,10 @@ class HubSource:
         except (HfHubHTTPError, OSError, ValueError) as e:
             if is_resource_error(e):
                 raise
+            reason = first_line(e).partition(". ")[0].removesuffix(".")
             raise ModelError(
-                f"{self.ref!r} is not a local directory, and the Hub request for it failed: {first_line(e)}",
-                hint="check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or use a local directory: --model DIRECTORY",
+                f"{self.ref!r} is not a local directory, and the Hub request for it failed: {reason}",
+                hint=f"check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or use a local directory: {self.usage}",
             ) from e
 
     @cached_property

@@ -15,5 +15,5 @@ class TinyLoader:
 
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
         if ref != "tiny":
-            raise ConfigError(f"loader 'tiny' opens only the embedded model, not {ref!r}", hint="--loader hf")
+            raise ConfigError(f"loader 'tiny' opens only the built-in model, not {ref!r}", hint="--loader hf")
         return directory_source(DIRECTORY, ref=ref, use_safetensors=True)

@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 
-EPILOG = "smollm3 train without arguments fine-tunes a small embedded model in under a minute."
+EPILOG = "smollm3 train without arguments fine-tunes a small built-in model in under a minute."
 
 
 class LazyGroup(click.Group):

@@ -58,10 +58,10 @@ def debug_option(f: F) -> F:
 def plugin_options(f: F) -> F:
     """`-p`, `--no-plugins` and `--debug`."""
     f = debug_option(f)
-    f = click.option("--no-plugins", is_flag=True, help="Use the built-in components only.")(f)
+    f = click.option("--no-plugins", is_flag=True, help="Disable all installed plugins, the bundled ones included.")(f)
     return click.option(
         "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
-        help="Use a plugin file or module, or leave an installed plugin out.",
+        help="Use a plugin file or module; no:NAME disables an installed plugin.",
     )(f)  # fmt: skip
 
 
@@ -72,14 +72,16 @@ def plugin_flags(plugins: Iterable[str]) -> str:
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 
-def composition_options(f: F, quant: str = "Quantizer; default: what wrote the checkpoint, else none.") -> F:
+def composition_options(
+    f: F, quant: str = "Quantizer; default: the one that wrote the checkpoint, otherwise `none`."
+) -> F:
     """Which model, and how it is opened and loaded."""
     for flag, word in (("--loader-opt", "loader"), ("--quant-opt", "quantizer")):
         f = click.option(flag, multiple=True, metavar="K=V", help=f"An option of the {word}.")(f)
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
     f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
     f = click.option("--quant", metavar="NAME", help=quant)(f)
-    return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognizes the model.")(f)
+    return click.option("--loader", metavar="NAME", help="Loader; default: chosen by the model.")(f)
 
 
 def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -> Callable[[F], F]:
@@ -89,7 +91,7 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
     info = key_info(FLAGS[name])
     text = info.help
     if multiple:
-        text = f"{text} May be given several times."
+        text = f"{text} Can be repeated."
     if info.default is not None and not multiple:
         text = f"{text}  [default: {info.default}]"
     kinds: Mapping[str, type] = {"integer": int, "number": float}
@@ -101,7 +103,9 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
 def run_options(f: F) -> F:
     """Everything that describes a training run."""
     f = plugin_options(f)
-    f = click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Set any configuration key.")(f)
+    f = click.option(
+        "--set", "assign", multiple=True, metavar="A.B=C", help="Set any configuration key, e.g. train.save_every=200."
+    )(f)
     f = click.option("--config", "config_file", metavar="FILE", help="Read settings from a YAML file.")(f)
     f = config_flag("seed", "N")(f)
     f = config_flag("dtype", "NAME")(f)

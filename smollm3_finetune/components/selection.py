@@ -34,5 +34,5 @@ def choose(
     prefix = f"{kind.section}."
     where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
     return SelectedComponent(
-        component=component, options=build(component.options_class(), options, kind.section, where)
+        component=component, options=build(component.options_class(), options, kind.section, where, component.title)
     )

@@ -32,12 +32,18 @@ class OptionInfo:
     @property
     def range(self) -> str:
         """The limits in words, such as `at least 1`, or an empty string."""
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+        words = {
+            "ge": "at least",
+            "gt": "greater than",
+            "le": "at most",
+            "lt": "less than",
+            "multiple_of": "a multiple of",
+        }
         return ", ".join(f"{words[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items())
 
 
 def type_name(annotation: Any) -> str:
-    """A type annotation in the words of help: `integer`, `nf4|fp4`, `text`, `a list of text`."""
+    """A type annotation in the words of help: `integer`, `nf4|fp4`, `text`, `list of strings`."""
     origin = get_origin(annotation)
     if origin is Literal:
         return "|".join(str(a) for a in get_args(annotation))
@@ -45,9 +51,10 @@ def type_name(annotation: Any) -> str:
         return " or ".join("none" if a is type(None) else type_name(a) for a in get_args(annotation))
     if origin in (tuple, list):
         inner = type_name(get_args(annotation)[0])
-        return f"a list of ({inner})" if " or " in inner else f"a list of {inner}"
+        plural = {"integer": "integers", "number": "numbers", "text": "strings", "mapping": "mappings"}
+        return f"list of ({inner})" if " or " in inner else f"list of {plural.get(inner, inner)}"
     if origin in (dict, Mapping) or annotation is dict:
-        return "a mapping"
+        return "mapping"
     names = {bool: "true|false", str: "text", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -155,11 +162,13 @@ def _with_current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def option_problems(cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str]) -> list[SmolLM3Error]:
+def option_problems(
+    cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str], owner: str | None = None
+) -> list[SmolLM3Error]:
     """Everything that is wrong with `values` as options of `cls`; empty if they are valid.
 
     `section` is the section for the message (`quant`; empty for the top level), `where` maps each key to its origin
-    (`run.yaml:7`).
+    (`run.yaml:7`). `owner` is the component whose options they are (`adapter 'lora'`); None: a configuration section.
     """
     from pydantic import ValidationError
 
@@ -173,12 +182,13 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
     for key in values:
         if key not in infos:
             similar = did_you_mean(str(key), infos)
-            hint = f"its options: {', '.join(infos)}" if infos else "it has no options"
+            hint = f"{'its options' if owner else 'known keys'}: {', '.join(infos)}" if infos else "it has no options"
             hint = f"did you mean {similar!r}?" if similar else hint
-            problems.append(ConfigError(f"{origin(key)}{section} has no option {key!r}", hint=hint))
+            what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"
+            problems.append(ConfigError(f"{origin(key)}{what}", hint=hint))
     for name, found in _invalid_defaults(cls):
         if name not in values:
-            key = f"{section}.{name}" if section else name
+            key = _full(section, name)
             problems.append(PluginError(f"the default of {key} is invalid: {found}",
                                         hint=f"set {key}, and report this to the plugin's author"))  # fmt: skip
     try:
@@ -192,9 +202,14 @@ def option_problems(cls: type, values: Mapping[str, Any], section: str, where: M
             seen.add(name)
             found = _explain({**error, "input": values.get(name, error["input"])}, infos)
             help_text = infos[name].help or None if name in infos else None
-            key = f"{section}.{name}" if section else name
-            problems.append(ConfigError(f"{origin(name)}{key}: {found}", hint=help_text))
+            named = where.get(name, "").startswith("--")  # the flag names the option already
+            place = where[name] if named else f"{origin(name)}{_full(section, name)}"
+            problems.append(ConfigError(f"{place}: {found}", hint=help_text))
     return problems
+
+
+def _full(section: str, name: Any) -> str:
+    return f"{section}.{name}" if section else str(name)
 
 
 @lru_cache(maxsize=256)
@@ -215,7 +230,13 @@ def _invalid_defaults(cls: type) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where: Mapping[str, str] | None = None) -> T:
+def build(
+    cls: Callable[..., T],
+    values: Mapping[str, Any],
+    section: str,
+    where: Mapping[str, str] | None = None,
+    owner: str | None = None,
+) -> T:
     """An instance of the options dataclass `cls` from plain values, which may be text from the command line.
 
     Raises ConfigError or Problems with section, key, origin, expected and found value if a value is invalid. A
@@ -224,7 +245,7 @@ def build(cls: Callable[..., T], values: Mapping[str, Any], section: str, where:
     from smollm3_finetune.errors import raise_all
 
     kind = typing.cast(type, cls)
-    raise_all(option_problems(kind, values, section, where or {}))
+    raise_all(option_problems(kind, values, section, where or {}, owner))
     validated = pydantic_model(kind).model_validate(split_lists(kind, values))
     try:
         return typing.cast(T, _construct(kind, validated))

@@ -35,13 +35,13 @@ class DataConfig:
 
     path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None,
-        "Training rows: a file, glob, directory or Hub id, or a list of them. Each may be text, or a mapping with the "
-        "keys path, weight, formatter, split, subset, revision and limit. Default: the small embedded chat dataset.",
+        "Training rows: a file, glob, directory or Hub ID, or a list of them. Each can be a string or a mapping with "
+        "the keys path, weight, formatter, split, subset, revision and limit. Default: the built-in chat dataset.",
     )
     held_out: float = option(
         0.1, "Fraction of the rows that are not trained on and are used to measure the held-out loss.", ge=0, lt=1
     )
-    max_length: int = option(1024, "Maximum length of an example, in tokens; longer examples are cut at the end.", ge=8)
+    max_length: int = option(1024, "Maximum length of a row, in tokens; longer rows are truncated.", ge=8)
     limit: int | None = option(None, "Use only the first N rows of each source.", ge=1, le=10**12)
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
     enable_thinking: bool | None = option(
@@ -72,10 +72,10 @@ class CalibrationConfig:
 class TrainConfig:
     """The training loop."""
 
-    max_steps: int | None = option(None, "Stop after this many optimizer steps; default: set by train.epochs.", ge=1)
-    epochs: float = option(1.0, "Passes over the training rows.", gt=0)
+    max_steps: int | None = option(None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1)
+    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0)
     batch_size: int = option(
-        8, "Rows per forward pass, on each device; with packing, packed sequences.", ge=1, le=1_000_000
+        8, "Rows per forward pass on each device (with packing: packed sequences).", ge=1, le=1_000_000
     )
     padding: Literal["auto", "never", "always"] = option(
         "auto",
@@ -93,7 +93,9 @@ class TrainConfig:
         "supervised", "Tokens for which the output layer computes logits: the supervised ones, or all."
     )
     gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1)
-    learning_rate: float = option(2e-4, "Peak learning rate, per optimizer step.", gt=0)
+    learning_rate: float = option(
+        2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0
+    )
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine_with_min_lr", "Learning rate schedule."
     )
@@ -132,25 +134,29 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 class RunConfig:
     """The configuration of a run."""
 
-    model: str = option(DEFAULT_MODEL, "Hub id, directory or file of the model; `tiny` is the embedded model.")
+    model: str = option(
+        DEFAULT_MODEL, "Model to fine-tune: Hub ID, directory or file, or `tiny` for the built-in model."
+    )
     loader: ComponentConfig = field(
         default_factory=ComponentConfig,
-        metadata={"help": "Loader: opens the model; default: the one that recognizes it."},
+        metadata={"help": "Loader that opens the model; default: chosen by the model."},
     )
     quant: ComponentConfig = field(
         default_factory=ComponentConfig,
-        metadata={"help": "Quantizer: loads the weights; default: the one that wrote the checkpoint, else none."},
+        metadata={
+            "help": "Quantizer that loads the weights; default: the one that wrote the checkpoint, otherwise `none`."
+        },
     )
     adapter: ComponentConfig = field(
         default_factory=ComponentConfig,
         metadata={"help": f"Adapter to train; default: {DEFAULT_ADAPTER}."},
     )
     objective: ComponentConfig = field(
-        default_factory=ComponentConfig, metadata={"help": "Objective: the loss to minimize; default: sft."}
+        default_factory=ComponentConfig, metadata={"help": "Objective (loss); default: sft, supervised fine-tuning."}
     )
     formatter: ComponentConfig = field(
         default_factory=ComponentConfig,
-        metadata={"help": "Formatter: reads the rows; default: detected from the first row."},
+        metadata={"help": "Formatter that reads the rows; default: detected from the first row."},
     )
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "Training data."})
     calibration: CalibrationConfig = field(
@@ -164,7 +170,10 @@ class RunConfig:
         "Dtype of unquantized weights and of computation. auto: float32 on CPU, bfloat16 on a GPU that supports it.",
     )
     seed: int = option(
-        0, "Random seed for the held-out split, the order of rows, dropout and initial values.", ge=0, le=2**32 - 1
+        0,
+        "Random seed of the held-out split, the order of rows, dropout and parameter initialization.",
+        ge=0,
+        le=2**32 - 1,
     )
     plugins: tuple[str, ...] = option((), "Plugin files or modules, as with -p; no:NAME disables a plugin.")
 

@@ -25,8 +25,9 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
         raise ConfigError(f"several formatters recognize the rows of {first.where}", hint=names)
     if not best:
         columns = ", ".join(map(repr, first.value)) or "none"
-        known = "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
-        raise DataError(f"{first.where}: no formatter recognizes a row with the columns {columns}", hint=known)
+        known = "supported formats: " + "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
+        word = "columns" if len(first.value) != 1 else "column"
+        raise DataError(f"{first.where}: no formatter recognizes a row with the {word} {columns}", hint=known)
     return best[0]
 
 

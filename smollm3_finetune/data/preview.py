@@ -165,7 +165,7 @@ class Preview:
             return list(range(len(titles)))
         if wanted >= len(titles):
             known = ", ".join(f"{i} ({title})" for i, title in enumerate(titles))
-            raise ConfigError(f"--source {wanted}: there is no such source", hint=f"sources: {known}")
+            raise ConfigError(f"--source {wanted}: there is no source {wanted}", hint=f"available sources: {known}")
         return [wanted]
 
     def total(self, source: int) -> int:

@@ -16,14 +16,14 @@ from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
-EMBEDDED_NAME = "the embedded chat dataset"
+EMBEDDED_NAME = "the built-in chat dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """An entry of `data.path`."""
 
-    path: str = option("", "File, glob, directory or Hub id.")
+    path: str = option("", "File, glob, directory or Hub ID.")
     weight: float = option(
         1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
     )
@@ -113,7 +113,8 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
-    hint = f"data files in {path.parent}: {', '.join(near)}" if near else "--data FILE.jsonl"
+    place = "the current directory" if path.parent == Path(".") else path.parent
+    hint = f"data files in {place}: {', '.join(near)}" if near else "--data FILE.jsonl"
     raise DataError(f"the data file {text!r} does not exist", hint=hint)
 
 

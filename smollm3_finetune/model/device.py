@@ -31,8 +31,8 @@ def check_device(device: str) -> None:
         return
     near = SYNONYMS.get(match[1], did_you_mean(match[1], ("auto", *KINDS))) if match else None
     raise ConfigError(
-        f"--device takes a torch device, got {device!r}",
-        hint=f"did you mean {near!r}?" if near else "--device cpu, or --device cuda:0",
+        f"--device must be a torch device, not {device!r}",
+        hint=f"did you mean {near!r}?" if near else "use --device cpu or --device cuda:0",
     )
 
 
@@ -55,11 +55,11 @@ def resolve_device(device: str) -> str:
     module = getattr(torch, kind, None)
     if module is None or not module.is_available():  # other torch devices come with separate packages
         raise IncompatibleError(
-            f"--device {device}: torch {torch.__version__} finds no {kind} device here", hint="--device cpu"
+            f"--device {device}: torch {torch.__version__} finds no {kind} device here", hint="use --device cpu"
         )
     if index and hasattr(module, "device_count") and int(index) >= module.device_count():
         raise IncompatibleError(
-            f"--device {device}: there are {module.device_count()} {kind} devices", hint=f"--device {kind}:0"
+            f"--device {device}: there are {module.device_count()} {kind} devices", hint=f"use --device {kind}:0"
         )
     return device if index or kind != "cuda" else f"{kind}:{rank}"
 

@@ -118,7 +118,7 @@ def _model_hint(ref: str, registry: Registry) -> str:
     install = known_components()["loader"].get(extension)
     if install and extension not in {o.spec.name for o in registry.of(LOADER)}:
         return f"pip install {install}"
-    return "--model tiny (embedded), --model HuggingFaceTB/SmolLM3-3B (a Hub id), or --model DIRECTORY"
+    return "--model tiny (built-in), --model HuggingFaceTB/SmolLM3-3B (a Hub ID), or --model DIRECTORY"
 
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[RegisteredComponent]:

@@ -36,8 +36,9 @@ def check_vacant(flag: str, directory: Path) -> None:
             f"{flag} {directory} is {what}, which cannot be replaced in one step", hint=f"{flag} {directory / 'model'}"
         )
     if directory.is_dir() and any(directory.iterdir()):
-        what = "holds a model already" if (directory / "config.json").exists() else "is not empty"
-        raise ConfigError(f"{flag} {directory} {what}", hint=f"choose another {flag}")
+        name = f"the output directory {str(directory)!r}" if flag == "--output" else f"{flag} {directory}"
+        what = "already contains a model" if (directory / "config.json").exists() else "is not empty"
+        raise ConfigError(f"{name} {what}", hint=f"choose another {flag}")
 
 
 def count_parameters(config: Mapping[str, Any]) -> int | None:

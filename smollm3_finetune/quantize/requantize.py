@@ -64,7 +64,7 @@ def choose_requantizer(
     made = choice.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"--requantize {name}: this quantizer does not write checkpoints; it quantizes while a model is loaded",
+            f"--requantize {name}: this quantizer does not write checkpoints; it quantizes a model at load time",
             hint=f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
         )
     if getattr(component.spec, "needs_calibration", False) and calibration is None:

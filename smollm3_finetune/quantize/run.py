@@ -37,7 +37,10 @@ def plan_quantize(
     """Check everything before weights are read and before anything is written."""
     config = loaded.config
     if config.quant.name is None:
-        raise ConfigError("no quantizer was given", hint=f"{QUANTIZER.flag} NAME; to list them: smollm3 plugins list")
+        raise ConfigError(
+            f"{QUANTIZER.flag} is required",
+            hint=f"use {QUANTIZER.flag} NAME; smollm3 plugins list shows the quantizers",
+        )
     check_vacant("--output", output)
     request = ModelRequest(
         ref=config.model,
@@ -57,7 +60,7 @@ def plan_quantize(
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes while a model is loaded",
+            f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes a model at load time",
             hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
         )
     if about_rows is not None:

@@ -101,9 +101,10 @@ class RunDir:
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
             if must_be_empty and path.is_dir() and any(path.iterdir()):
-                what = "holds a run already" if cls(path).config.exists() else "is not empty"
+                what = "already contains a run" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(
-                    f"--output {output} {what}", hint="choose another --output, or omit it for a new directory"
+                    f"the output directory {output!r} {what}",
+                    hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
@@ -128,7 +129,10 @@ class RunDir:
         """An existing run. Raises ModelError if `path` is not a run."""
         run = cls(user_path(path, "the run"))
         if not str(path).strip() or not run.config.exists():
-            raise ModelError(f"{str(path)!r} is not a run: it holds no run.yaml", hint="by default, runs are in runs/")
+            raise ModelError(
+                f"{str(path)!r} is not a run directory: it does not contain run.yaml",
+                hint="by default, runs are in runs/",
+            )
         return run
 
     def create(self, config: RunConfig, versions: Mapping[str, Any]) -> None:

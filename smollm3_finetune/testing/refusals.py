@@ -108,7 +108,9 @@ class RefusalTests(QuantizerCase):
         from smollm3_finetune.config.options import build
 
         component = self.choose().component
-        return build(component.options_class(), {**self.options, **options}, component.kind.section)
+        return build(
+            component.options_class(), {**self.options, **options}, component.kind.section, owner=component.title
+        )
 
     def has_option(self, name: str) -> None:
         """Skip the test of a quantizer without this option."""

@@ -17,7 +17,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens within data.max_length)" if c.empty else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
-        data.append(f"data     {c.title}: {c.train} rows to train on, {c.held_out} held out{left_out}{notes}")
+        data.append(f"data     {c.title}: {c.train} training rows, {c.held_out} held-out rows{left_out}{notes}")
     if plan.config.train.packing:
         room = plan.config.data.max_length
         full = int(lengths_of(tokens.train).sum()) / (items * room)

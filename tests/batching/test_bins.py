@@ -45,8 +45,8 @@ def test_packing_with_an_adapter_that_mixes_rows_is_refused_before_weights_are_r
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("train.padding=always", "exclude each other: packed rows are not padded"),
-        ("train.group_by_length=true", "exclude each other: both select the rows of a batch"),
+        ("train.padding=always", "are mutually exclusive: packed rows are not padded"),
+        ("train.group_by_length=true", "are mutually exclusive: both select the rows of a batch"),
     ],
 )
 def test_contradicting_settings_are_named(other: str, message: str, cli: Any) -> None:

@@ -129,7 +129,11 @@ def test_a_dry_run_lists_entries_without_deleting_them(cli: Cli, cache: Cache) -
 def test_without_a_terminal_nothing_is_deleted(run_cli: Cli, cache: Cache) -> None:
     entry = make(cache, "gguf", "a")
     result = run_cli("cache", "clean", input="y\n")
-    assert (result.code, "hint: pass --yes" in result.stderr) == (2, True)
+    assert (result.code, "error: nothing was deleted" in result.stderr, "hint: pass --yes" in result.stderr) == (
+        2,
+        True,
+        True,
+    )
     assert entry.exists()
 
 

@@ -205,7 +205,7 @@ def test_one_source_of_several_can_be_chosen(cli: Cli, write: Write) -> None:
     assert "«Second." in second and "one.jsonl" not in second and "source 1: two.jsonl" in second
     wrong = cli("data", "preview", "--data", one, "--data", two, "--source", "2")
     assert wrong.code == 2
-    assert "--source 2: there is no such source" in wrong.stderr
+    assert "--source 2: there is no source 2" in wrong.stderr
     assert "sources: 0 (one.jsonl), 1 (two.jsonl)" in wrong.stderr
 
 
@@ -399,10 +399,10 @@ def test_a_row_that_the_template_refuses_is_named_by_file_and_line(cli: Cli, wri
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["--max-length", "4"], 2, "--max-length: data.max_length: expected integer (at least 8), got 4"),
+        (["--max-length", "4"], 2, "--max-length: expected integer (at least 8), got 4"),
         (["--objective", "sfd"], 2, "there is no objective 'sfd'"),
         (["--formatter", "mesages"], 2, "did you mean 'messages'?"),
-        (["--set", "data.maxlength=9"], 2, "data has no option 'maxlength'"),
+        (["--set", "data.maxlength=9"], 2, "unknown key 'data.maxlength'"),
         (["--data", "none.jsonl"], 5, "the data file 'none.jsonl' does not exist"),
         (["--model", "none.here"], 6, "there is no model 'none.here'"),
         (["--adapter", "fulll"], 2, "there is no adapter 'fulll'"),

@@ -143,8 +143,8 @@ def test_invalid_devices_are_refused(cli: Callable[..., Any], device: str, near:
     result = cli("train", "--adapter", "full", "--device", device, "--dry-run")
     assert (result.code, result.stdout) == (2, "")
     message, hint = result.stderr.splitlines()
-    assert message == f"error: --device takes a torch device, got {device!r}"
-    assert hint.startswith("  hint: did you mean" if near else "  hint: --device cpu")
+    assert message == f"error: --device must be a torch device, not {device!r}"
+    assert hint.startswith("  hint: did you mean" if near else "  hint: use --device cpu")
     assert near is None or repr(near) in hint
 
 

@@ -123,7 +123,7 @@ def test_only_one_of_two_runs_gets_a_directory(cli: Cli, monkeypatch: pytest.Mon
     before = sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file())
     monkeypatch.setattr(RunDir, "fresh", classmethod(lambda cls, output, title, **_: cls(Path("out"))))
     refused = cli("train", *QUICK, "--output", "out")
-    assert (refused.code, "holds a run already" in refused.stderr) == (2, True)
+    assert (refused.code, "already contains a run" in refused.stderr) == (2, True)
     assert sorted((p, p.read_bytes()) for p in Path("out").rglob("*") if p.is_file()) == before
 
 

@@ -200,7 +200,7 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
     error = one_problem(write("seed: 1\nmodle: tiny\n"))
     assert (error.message, error.hint) == ("run.yaml:2: unknown key 'modle'", "did you mean 'model'?")
     error = one_problem(write("train:\n  max_step: 3\n"))
-    assert (error.message, error.hint) == ("run.yaml:2: train has no option 'max_step'", "did you mean 'max_steps'?")
+    assert (error.message, error.hint) == ("run.yaml:2: unknown key 'train.max_step'", "did you mean 'max_steps'?")
     error = one_problem(write("max_steps: 3\n"))
     assert (error.message, error.hint) == ("run.yaml:1: unknown key 'max_steps'", "did you mean 'train.max_steps'?")
     error = one_problem(write("xyzzy: 3\n"))
@@ -235,7 +235,7 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
         load(write("modle: x\nseed: -1\ntrain: {epochs: 0, lr: 1}\ndata: 4\n"), "quant.name=3")
     messages = [p.message for p in caught.value.problems]
     assert len(messages) == 6
-    for part in ("'modle'", "seed", "train.epochs", "'lr'", "a mapping of keys for data", "quant.name"):
+    for part in ("'modle'", "seed", "train.epochs", "'train.lr'", "a mapping of keys for data", "quant.name"):
         assert sum(part in m for m in messages) == 1
     assert caught.value.exit_code == 2
 
@@ -313,7 +313,7 @@ def test_the_schema_rejects_what_config_validate_rejects(value: dict[str, Any], 
 
 
 def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["model"]["description"].startswith("Hub id")
+    assert schema["properties"]["model"]["description"].startswith("Model to fine-tune: Hub ID")
     full = next(v for v in schema["properties"]["adapter"]["anyOf"] if "full" in json.dumps(v.get("properties", {})))
     assert "globs" in full["properties"]["parameters"]["description"]
     assert full["properties"]["name"]["enum"] == ["full", "smollm3-finetune:full"]

@@ -33,7 +33,7 @@ class Options:
 
 def problems(**values: Any) -> list[str]:
     with pytest.raises((ConfigError, Problems)) as caught:
-        build(Options, values, "quant", {"bits": "run.yaml:7"})
+        build(Options, values, "quant", {"bits": "run.yaml:7"}, "quantizer 'q'")
     error = caught.value
     return [str(p) for p in (error.problems if isinstance(error, Problems) else [error])]
 
@@ -66,20 +66,20 @@ def test_out_of_range_values_are_errors_with_origin_option_range_and_value() -> 
         "run.yaml:7: quant.bits: expected integer (at least 2, at most 8), got 9\n  hint: Bits of a weight."
     ]
     assert "quant.group: expected integer (a multiple of 32), got 33" in problems(group=33)[0]
-    assert "quant.rate: expected number or none (above 0, below 1), got 1" in problems(rate=1)[0]
+    assert "quant.rate: expected number or none (greater than 0, less than 1), got 1" in problems(rate=1)[0]
 
 
 def test_a_wrong_type_or_word_is_an_error_with_the_expected_type() -> None:
     assert "quant.bits: expected integer (at least 2, at most 8), got 'four'" in problems(bits="four")[0]
     assert "quant.kind: expected nf4|fp4, got 'nf5'" in problems(kind="nf5")[0]
-    assert "quant.modules: expected a list of text, got {'a': 1}" in problems(modules={"a": 1})[0]
+    assert "quant.modules: expected list of strings, got {'a': 1}" in problems(modules={"a": 1})[0]
     assert "quant.double: expected true|false, got None" in problems(double=None)[0]
 
 
 def test_an_unknown_option_gets_a_suggestion_or_the_list() -> None:
-    assert problems(bit=4) == ["quant has no option 'bit'\n  hint: did you mean 'bits'?"]
+    assert problems(bit=4) == ["quantizer 'q' has no option 'bit'\n  hint: did you mean 'bits'?"]
     assert "its options: bits, group, kind, double, rate, modules" in problems(zzz=4)[0]
-    with pytest.raises(ConfigError, match="quant has no option 'bits'") as caught:
+    with pytest.raises(ConfigError, match=r"unknown key 'quant\.bits'") as caught:
         build(NoOptions, {"bits": 4}, "quant")
     assert caught.value.hint == "it has no options"
 
@@ -87,7 +87,7 @@ def test_an_unknown_option_gets_a_suggestion_or_the_list() -> None:
 def test_all_problems_are_reported_together_and_once() -> None:
     found = problems(bit=4, kind="x", rate="much", modules=[[], {}])
     assert len(found) == 4
-    assert [f.split(":")[0].split(" ")[0] for f in found] == ["quant", "quant.kind", "quant.rate", "quant.modules"]
+    assert [f.split(":")[0].split(" ")[0] for f in found] == ["quantizer", "quant.kind", "quant.rate", "quant.modules"]
 
 
 def test_a_value_error_of_the_dataclass_becomes_a_config_error() -> None:
@@ -122,7 +122,7 @@ def test_help_has_type_default_range_and_text_in_order() -> None:
     assert (infos["bits"].type, infos["bits"].default, infos["bits"].range) == ("integer", 4, "at least 2, at most 8")
     assert infos["kind"].type == "nf4|fp4"
     assert infos["rate"].type == "number or none"
-    assert infos["modules"].type == "a list of text"
+    assert infos["modules"].type == "list of strings"
     assert infos["bits"].help == "Bits of a weight."
 
 
@@ -183,5 +183,11 @@ def test_former_names_and_values_are_still_accepted() -> None:
 
 
 def test_a_former_name_together_with_the_current_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="quant has no option 'learn_user'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'quant\.learn_user'"):
         build(Renamed, {"learn_user": True, "train_on_user": True}, "quant")
+
+
+def test_a_wrong_value_of_a_flag_names_the_option_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Options, {"bits": 9}, "quant", {"bits": "--quant-opt bits"}, "quantizer 'q'")
+    assert caught.value.message == "--quant-opt bits: expected integer (at least 2, at most 8), got 9"

@@ -139,7 +139,11 @@ def test_unsupported_files_are_errors_with_a_hint(write: Write, isolated: Path) 
     write("a,b", "train.txt")
     (isolated / "folder").mkdir()
     for path, message, hint in (
-        ("trian.jsonl", "the data file 'trian.jsonl' does not exist", "data files in .: train.jsonl"),
+        (
+            "trian.jsonl",
+            "the data file 'trian.jsonl' does not exist",
+            "data files in the current directory: train.jsonl",
+        ),
         ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
         ("train.txt", "must be one of .jsonl, .json, .csv, .parquet, .arrow", "--data FILE.jsonl"),
         ("folder", "the data directory 'folder' holds no .jsonl", "--data FILE.jsonl"),

@@ -161,8 +161,11 @@ def test_sources_have_distinct_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], "empty list"),
         ([{"weight": 1}], r"data.path\[0\] has no path"),
-        ([{"path": "a.jsonl", "wieght": 1}], r"data.path\[0\] has no option 'wieght'"),
-        ([{"path": "a.jsonl", "weight": 0}], r"data.path\[0\].weight: expected number \(above 0, at most 1000\)"),
+        ([{"path": "a.jsonl", "wieght": 1}], r"unknown key 'data.path\[0\].wieght'"),
+        (
+            [{"path": "a.jsonl", "weight": 0}],
+            r"data.path\[0\].weight: expected number \(greater than 0, at most 1000\)",
+        ),
     ],
 )
 def test_a_wrong_entry_is_named(path: Any, message: str) -> None:

@@ -164,7 +164,7 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
 
     again = cli("merge", "r")
     assert again.code == 2
-    assert "--output r/merged holds a model already" in again.stderr
+    assert "the output directory 'r/merged' already contains a model" in again.stderr
     assert "--adapter cannot be used with the run r" in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
 
 
@@ -374,7 +374,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
         assert done.code in (2, 3), done.stderr
         assert message in done.stderr
     done = cli("merge", model_directory, "--output", "merged")
-    assert "is not a run, so --adapter-path is required" in done.stderr
+    assert "is not a run: to merge an adapter into a model, give --adapter-path and --output" in done.stderr
     done = cli("merge", model_directory, "--adapter-path", saved)
     assert "--output is required if the target is not a run" in done.stderr
     assert nothing_at(Path("merged"))
@@ -421,7 +421,7 @@ def test_existing_files_are_not_overwritten(cli: Callable[..., Any], saved: dict
     (full / "mine.txt").write_text("mine")
     Path("file").write_text("mine")
     asked = ("merge", "tiny", "--adapter-path", saved["delta"], *FLAGS)
-    assert "--output full is not empty" in cli(*asked, "--output", "full").stderr
+    assert "the output directory 'full' is not empty" in cli(*asked, "--output", "full").stderr
     assert "--output file is not a directory" in cli(*asked, "--output", "file").stderr
     again = ("--requantize", "rounding", "--output", "out", "--keep-dense")
     assert "--keep-dense full is not empty" in cli(*asked, *again, "full").stderr

@@ -193,7 +193,10 @@ def test_a_component_may_be_a_mapping_as_in_yaml() -> None:
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [({"name": 4}, "quant: expected a name, got 4"), ({"name": "none", "bits": 4}, "quant has no option 'bits'")],
+    [
+        ({"name": 4}, "quant: expected a name, got 4"),
+        ({"name": "none", "bits": 4}, "quantizer 'none' has no option 'bits'"),
+    ],
 )
 def test_a_wrong_mapping_is_refused(given: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -152,6 +152,19 @@ def test_a_full_disk_is_not_reported_as_a_network_error(monkeypatch: pytest.Monk
     assert (caught.value is error) is is_resource_error(error)
 
 
+def test_a_failed_hub_request_is_one_sentence_with_the_command_for_a_directory(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("The Hub cannot be reached. Please try again.")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    done = cli("generate", "org/model", "--prompt", "Hi")
+    message, hint = done.stderr.splitlines()
+    assert message.endswith("the Hub request for it failed: The Hub cannot be reached")
+    assert hint.endswith("or use a local directory: smollm3 generate DIRECTORY")
+
+
 @pytest.mark.parametrize("error", [NO_MEMORY, SafetensorError(f"Cannot allocate memory (os error {errno.ENOMEM})")])
 def test_out_of_memory_is_not_reported_as_damaged_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

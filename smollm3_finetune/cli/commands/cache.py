@@ -136,6 +136,8 @@ def clean(
     left = leftovers(root, kind)
     sizes = {**{e.path: e.size for e in to_delete}, **{p: size_of(p) for p in left}}
     if not as_json:
+        if sizes and not yes:
+            click.echo("would delete:")
         for path, size in sizes.items():
             note = "leftover of a killed build" if path in left else f"last used {shown_age(_days(to_delete, path))}"
             click.echo(f"{path.parent.name}/{path.name[:8]}  {shown_size(size)}  {note}")
@@ -143,7 +145,7 @@ def clean(
             click.echo(f"kept: {e.kind}/{e.path.name[:8]}  {shown_size(e.size)}  {', '.join(map(str, e.runs))}")
     if sizes and not dry_run and not yes:
         if as_json or not sys.stdin.isatty():
-            raise ConfigError("cache clean needs confirmation", hint="pass --yes")
+            raise ConfigError("nothing was deleted: cache clean needs confirmation", hint="pass --yes")
         count = f"{len(sizes)} {'directory' if len(sizes) == 1 else 'directories'}"
         click.confirm(f"Delete {count} ({shown_size(sum(sizes.values()))}) from {root}?", abort=True, err=True)
     if not dry_run:  # a run may have started to use an entry while the question was open

@@ -138,7 +138,12 @@ def _measure(
         settings = [assignment(text, "--adapter-opt", component.kind.section) for text in options]
         keys = [s.key[-1] for s in settings]
         built = options_dict(
-            build(component.options_class(), {s.key[-1]: s.value for s in settings}, component.kind.section)
+            build(
+                component.options_class(),
+                {s.key[-1]: s.value for s in settings},
+                component.kind.section,
+                owner=component.title,
+            )
         )
         given = {k: v for k, v in plain(built).items() if k in keys}
     flags = "".join(f" --adapter-opt {text}" for text in options)

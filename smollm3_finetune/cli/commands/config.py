@@ -65,8 +65,9 @@ def validate(**values: Any) -> str:
     plan = plan_run(registry, loaded, lambda: context)
     assert plan.model.adapter is not None
     return (
-        f"ok: {plan.model.ref} with {plan.model.quantizer.component.title} and {plan.model.adapter.component.title}, "
-        f"{sum(plan.survey.train)} rows to train on, {sum(plan.survey.held_out)} held out"
+        f"ok: model {plan.model.ref}, quantizer {plan.model.quantizer.component.spec.name}, "
+        f"adapter {plan.model.adapter.component.spec.name}; "
+        f"{sum(plan.survey.train)} training rows, {sum(plan.survey.held_out)} held-out rows"
     )
 
 

@@ -73,6 +73,11 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     for needs, needed in (("requantize_opt", "requantize"), ("keep_dense", "requantize")):
         if values[needs] and not values[needed]:
             raise ConfigError(f"--{needs.replace('_', '-')} requires --{needed}", hint=f"--{needed} NAME")
+    if not is_run and not values["adapter_path"]:
+        raise ConfigError(
+            f"{target!r} is not a run: to merge an adapter into a model, give --adapter-path and --output",
+            hint="--adapter-path RUN/adapter --output DIR",
+        )
     output = _output(run if is_run else None, values)
     check_vacant("--output", output)
     if is_run:
@@ -83,10 +88,6 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
             run, given(values), options_of(values, "loader_opt", "loader"), "merge", Purpose.MERGE
         )
     else:
-        if not values["adapter_path"]:
-            raise ConfigError(
-                f"{target!r} is not a run, so --adapter-path is required", hint="--adapter-path RUN/adapter"
-            )
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
     from smollm3_finetune.merge.report import MergeSettings

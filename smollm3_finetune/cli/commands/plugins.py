@@ -158,7 +158,7 @@ def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
     names = {o.spec.name for o in registry.components}
     similar = did_you_mean(bare, names)
     hint = f"did you mean {similar!r}?" if similar else "smollm3 plugins list"
-    raise UnknownComponentError(f"no plugin offers a component {name!r}", hint=hint)
+    raise UnknownComponentError(f"no plugin provides a component named {name!r}", hint=hint)
 
 
 def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def quantizing_options(f: F) -> F:
     "--data",
     multiple=True,
     metavar="PATH",
-    help="Calibration rows, as for train; default: the embedded chat dataset.",
+    help="Calibration rows, as for train; default: the built-in chat dataset.",
 )
 @click.option("--formatter", metavar="NAME", help="Row format; detected if not given.")
 @click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")

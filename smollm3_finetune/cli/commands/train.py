@@ -38,13 +38,15 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
-@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help, help="Show this message.")
+@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
+              help="Show this message and exit.")  # fmt: skip
 @click.pass_context
 @prints_result
 def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
     """Fine-tune a model and save the adapter; report held-out loss and a sample answer before and after training.
 
-    Without arguments: a small embedded model on a small embedded dataset, in under a minute, without network access.
+    Without arguments, trains a small built-in model on a small built-in dataset in under a minute, without network
+    access.
     """
     began = time.monotonic()
     from smollm3_finetune.errors import ConfigError

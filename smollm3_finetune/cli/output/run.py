@@ -36,7 +36,7 @@ def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
     head = (
-        f"# would be written to {run.path}\n# {rows['train']} rows to train on, {rows['held_out']} held out\n"
+        f"# would be written to {run.path}\n# {rows['train']} training rows, {rows['held_out']} held-out rows\n"
         "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(plan.config, plan.origins)
