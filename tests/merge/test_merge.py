@@ -165,7 +165,7 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
     again = cli("merge", "r")
     assert again.code == 2
     assert "the output directory 'r/merged' already contains a model" in again.stderr
-    assert "--adapter cannot be used with the run r" in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
+    assert "--adapter cannot be used with the run r: " in cli("merge", "r", "--output", "x", "--adapter", "full").stderr
 
 
 FAULTS = [
