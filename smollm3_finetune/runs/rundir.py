@@ -143,7 +143,9 @@ class RunDir:
                 stream.write(_rerun_yaml(config))
             write_json(self.versions, versions)
         except FileExistsError as e:
-            raise ConfigError(f"{self.path} holds a run already", hint="choose another --output") from e
+            raise ConfigError(
+                f"the output directory {str(self.path)!r} already contains a run", hint="choose another --output"
+            ) from e
         except OSError as e:
             raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 

@@ -119,21 +119,23 @@ def random_model(
     config: Any = None,
     *,
     std: float | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     **changes: Any,
 ) -> PreTrainedModel:
     """A random model without a tokenizer, the same at each call: a SmolLM3 of `SIZES`, or one of another `config`.
 
     The SmolLM3 has tied embeddings, and its second layer has no RoPE; `changes` are arguments of its config. `dtype` is
-    float64 by default. `std` is the standard deviation of the matrices; None: the architecture's own initialization.
+    float64 by default. `std` is the standard deviation of the matrices; None: the architecture's own initialization. `attention` is
+    an implementation in transformers; None: its default.
     """
     import torch
     from transformers import AutoModelForCausalLM, SmolLM3Config
 
     if config is None:
         config = SmolLM3Config(**{**SIZES, "no_rope_layers": [1, 0], "tie_word_embeddings": True, **changes})
+    named = {} if attention is None else {"attn_implementation": attention}
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **named)
     model.to(dtype or torch.float64)
     if std is not None:
         with torch.no_grad():

@@ -507,7 +507,7 @@ def test_the_example_rows_are_read(run_cli: Any, examples: Path) -> None:
     rows = ("--data", "examples/rows.jsonl", "--set", "data.held_out=0")
     result = run_cli("config", "validate", "--adapter", "full", "--device", "cpu", *rows)
     assert result.code == 0, result.stderr
-    assert "8 rows" in result.stdout
+    assert "8 training rows" in result.stdout
     shown = [line for line in text_of(DOCS / "quickstart.md").splitlines() if line.startswith('{"messages"')]
     assert shown and set(shown) <= set(text_of(EXAMPLES / "rows.jsonl").splitlines())
 
