@@ -125,8 +125,8 @@ def random_model(
     """A random model without a tokenizer, the same at each call: a SmolLM3 of `SIZES`, or one of another `config`.
 
     The SmolLM3 has tied embeddings, and its second layer has no RoPE; `changes` are arguments of its config. `dtype` is
-    float64 by default. `std` is the standard deviation of the matrices; None: the architecture's own initialization. `attention` is
-    an implementation in transformers; None: its default.
+    float64 by default. `std` is the standard deviation of the matrices; None: the architecture's own initialization.
+    `attention` is an implementation in transformers; None: its default.
     """
     import torch
     from transformers import AutoModelForCausalLM, SmolLM3Config
