@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
@@ -19,7 +19,6 @@ from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
 
-T = TypeVar("T")
 NO_CHANGE = "it does not change the model's weights"
 INSTEAD_OF_MERGING = "use the adapter without merging: smollm3 generate RUN"
 
