@@ -69,7 +69,9 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     asked = loaded.config
 
     def make_context() -> BuildContext:
-        return build_context(_train_purpose(), asked.device, asked.dtype, asked.seed, progress=for_stream())
+        from smollm3_finetune.api import Purpose
+
+        return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=for_stream())
 
     from smollm3_finetune.train.plan import plan_run
 
@@ -96,12 +98,6 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     from smollm3_finetune.cli.output.run import shown_report
 
     return shown_report(report, named)
-
-
-def _train_purpose() -> Any:
-    from smollm3_finetune.api import Purpose
-
-    return Purpose.TRAIN
 
 
 def _title(loaded: LoadedConfig) -> str:
