@@ -29,9 +29,8 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import SavedAdapter
-from smollm3_finetune.model_files.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,10 +60,7 @@ class LoadedModel:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer saved with the adapter, if there is one, else the model's."""
-        saved = self.plan.saved
-        if saved is not None and (saved.path / "tokenizer_config.json").exists():
-            return load_tokenizer(self.plan.ref, saved.path, {})
-        return self.plan.tokenizer()
+        return plan_tokenizer(self.plan)
 
     def stop_at(self, ids: Sequence[int]) -> None:
         """Make generation stop at the token `ids`, also after the model is saved; the last one ends a turn."""
