@@ -1,4 +1,4 @@
-"""Options and steps that several verbs share. Light: everything heavy is imported inside functions."""
+"""Options that several commands share. Imports nothing heavy: torch is imported inside functions only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 
 
 class Number(click.FloatRange):
-    """A range of numbers that neither `nan` nor `inf` is in."""
+    """A range of finite numbers: `nan` and `inf` are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -63,7 +63,7 @@ def plugin_options(f: F) -> F:
 
 
 def plugin_flags(plugins: Iterable[str]) -> str:
-    """What repeats `-p` for these files and modules on a command line that is shown."""
+    """The `-p` options for these files and modules, to put into a command that is shown to the user."""
     import shlex
 
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
@@ -72,7 +72,7 @@ def plugin_flags(plugins: Iterable[str]) -> str:
 def composition_options(
     f: F, quant: str = "Quantizer; default: the one that wrote the checkpoint, otherwise `none`."
 ) -> F:
-    """Which model, and how it is opened and loaded."""
+    """The options that select a loader, a quantizer, a device and a data type."""
     for flag, word in (("--loader-opt", "loader"), ("--quant-opt", "quantizer")):
         f = click.option(flag, multiple=True, metavar="K=V", help=f"An option of the {word}.")(f)
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
@@ -98,7 +98,7 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
 
 
 def run_options(f: F) -> F:
-    """Everything that describes a training run."""
+    """The options that describe a training run."""
     f = plugin_options(f)
     f = click.option(
         "--set", "assign", multiple=True, metavar="A.B=C", help="Set any configuration key, e.g. train.save_every=200."
