@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.api import options_dict
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.config.options import build
+from smollm3_finetune.config.schema import ComponentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,10 @@ class SelectedComponent:
 
     def create(self) -> Any:
         return self.component.create(self.options)
+
+    def as_config(self) -> ComponentConfig:
+        """The configuration that selects this component again: its full name and all its options."""
+        return ComponentConfig(name=self.component.full_name, options=options_dict(self.options))
 
 
 def choose(

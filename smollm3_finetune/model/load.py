@@ -22,7 +22,6 @@ from smollm3_finetune.api import (
     Progress,
     Purpose,
     Quantizer,
-    options_dict,
     seeded,
 )
 from smollm3_finetune.components.registry import attributed_to
@@ -93,14 +92,10 @@ class LoadedModel:
             path=path,
             model=plan.ref,
             loader=plan.pinned_loader(),
-            quant=_saved_choice(plan.quantizer),
-            adapter=_saved_choice(plan.adapter) if plan.adapter else None,
+            quant=plan.quantizer.as_config(),
+            adapter=plan.adapter.as_config() if plan.adapter else None,
             base_fingerprint=self.base.fingerprint,
         ).write({c.component.distribution: c.component.version for c in choices})
-
-
-def _saved_choice(choice: SelectedComponent) -> ComponentConfig:
-    return ComponentConfig(name=choice.component.full_name, options=options_dict(choice.options))
 
 
 def load_model(

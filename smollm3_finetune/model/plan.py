@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
@@ -74,9 +74,8 @@ class ModelPlan:
     def pinned_loader(self) -> ComponentConfig:
         """The loader with the options that open exactly these weights again."""
         pins = getattr(self.source, "pins", {})
-        return ComponentConfig(
-            name=self.loader.component.full_name, options={**options_dict(self.loader.options), **pins}
-        )
+        config = self.loader.as_config()
+        return replace(config, options={**config.options, **pins})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, a new object each time. Raises PluginError if the loader fails."""

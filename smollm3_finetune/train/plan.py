@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER, ComponentConfig, RunConfig
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.rows import Rows, Survey
@@ -119,9 +119,6 @@ def _resolved(
 ) -> RunConfig:
     """The configuration with full names and all options in every component section, so that the run can be repeated."""
 
-    def section(choice: SelectedComponent) -> ComponentConfig:
-        return ComponentConfig(name=choice.component.full_name, options=options_dict(choice.options))
-
     assert model.adapter is not None
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
     if len({s.formatter.component.full_name for s in rows.sources}) == 1:  # otherwise the configured one stays
@@ -136,7 +133,7 @@ def _resolved(
     if calibration_from is not None:
         calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from))
     changes: dict[str, Any] = {
-        **{kind.section: section(choice) for kind, choice in chosen.items()},
+        **{kind.section: choice.as_config() for kind, choice in chosen.items()},
         LOADER.section: model.pinned_loader(),
         "model": _resolved_model(config.model, model),
         "data": data,
