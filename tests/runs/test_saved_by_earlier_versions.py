@@ -66,5 +66,12 @@ def test_a_saved_run_merges(cli: Callable[..., Any], saved: Path, name: str) -> 
 
 
 def test_the_saved_cache_is_kept_for_its_runs(cli: Callable[..., Any], saved: Path) -> None:
-    listed = json.loads(cli("cache", "list", "--json").stdout)
-    assert {e["kind"] for e in (listed if isinstance(listed, list) else listed["entries"])} == {"gptq", "tokens"}
+    listed = cli("cache", "list", "--json").report()["entries"]
+    runs = {e["kind"]: e["runs"] for e in listed}
+    assert runs.keys() == {"gptq", "tokens"}
+    assert str(saved / "runs" / "gptq-lora") in runs["gptq"]
+    cleaned = cli("cache", "clean", "--yes", "--json").report()
+    assert [e["kind"] for e in cleaned["kept"]] == ["gptq"]
+    assert [Path(path).parent.name for path in cleaned["deleted"]] == ["tokens"]
+    assert list((saved / "cache").rglob("*.safetensors")), "the weights of a run's base were deleted"
+    assert not list((saved / "cache").rglob("*.arrow"))
