@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+
+from smollm3_finetune.testing.commands import Result, smollm3
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which may be while tests are collected
 if "SMOLLM3_CORE_ALONE" in os.environ:  # in each of pytest's processes
@@ -99,20 +98,6 @@ def write_module(site: Path, dotted: str, source: str) -> Path:
     return file
 
 
-class Result(NamedTuple):
-    """The result of a command."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def report(self) -> dict[str, Any]:
-        """The JSON output of a command that succeeded."""
-        assert self.code == 0, self.stderr
-        report: dict[str, Any] = json.loads(self.stdout)
-        return report
-
-
 @pytest.fixture
 def run_cli() -> Callable[..., Result]:
     """Run `smollm3 ARGS` in a separate process, which sees the fake distributions."""
@@ -130,19 +115,7 @@ def run_cli() -> Callable[..., Result]:
 @pytest.fixture
 def cli() -> Callable[..., Result]:
     """Run `smollm3 ARGS` in this process: the same entry point, without starting Python."""
-    from smollm3_finetune.main import main
-
-    def run(*args: str) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        code: Any = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main([str(a) for a in args])
-            except SystemExit as e:
-                code = e.code
-        return Result(int(code or 0), out.getvalue(), err.getvalue())
-
-    return run
+    return smollm3
 
 
 @pytest.fixture

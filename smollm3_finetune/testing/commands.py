@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from typing import Any, NamedTuple
 
 
@@ -13,6 +14,12 @@ class Result(NamedTuple):
     code: int
     stdout: str
     stderr: str
+
+    def report(self) -> dict[str, Any]:
+        """The JSON output of a command that succeeded."""
+        assert self.code == 0, self.stderr
+        report: dict[str, Any] = json.loads(self.stdout)
+        return report
 
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -354,32 +352,6 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
 def autogptq() -> Path:
     """A checkpoint written by auto-gptq 0.7.1: a random LLaMA of three layers, including zero biases."""
     return HERE / "autogptq-0.7.1-4bit-32g"
-
-
-class Result(NamedTuple):
-    """The result of a command."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def cli() -> Callable[..., Result]:
-    """`smollm3 ARGS` in this process."""
-    from smollm3_finetune.main import main
-
-    def run(*args: Any) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        code: Any = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main([str(a) for a in args])
-            except SystemExit as e:
-                code = e.code
-        return Result(int(code or 0), out.getvalue(), err.getvalue())
-
-    return run
 
 
 # --------------------------------------------------------------------------- a fast fake of gptqmodel

@@ -19,6 +19,7 @@ from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, Smo
 from smollm3_finetune.model import load_model
 from smollm3_finetune.testing import relative_error
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
 DESCRIPTION = "quantize_config.json"
 V1 = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from smollm3_finetune.model import load_model
 from smollm3_finetune.testing import relative_error
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
 pytestmark = pytest.mark.plugins
 IDS = torch.randint(3, 120, (6, 40), generator=torch.Generator().manual_seed(7))
 """240 positions."""

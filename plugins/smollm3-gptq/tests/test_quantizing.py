@@ -23,6 +23,7 @@ from smollm3_gptq.quantizer import DIGEST, GPTQQuantizer
 
 from smollm3_finetune.api import DataError, Purpose, directory_source
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
 OPTIONS = GPTQOptions(group_size=32)
 HOW = (
     "--quant", "gptq", "--quant-opt", "group_size=32", "--set", "calibration.rows=8", "--set", "calibration.length=48",
