@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import F, composition_options, plugin_options
+from smollm3_finetune.cli.options import F, composition_options, config_flag, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 from smollm3_finetune.model_files.loading import quiet_transformers
@@ -27,8 +27,8 @@ def quantizing_options(f: F) -> F:
     metavar="PATH",
     help="Calibration rows, as for train; default: the built-in chat dataset.",
 )
-@click.option("--formatter", metavar="NAME", help="Row format; detected if not given.")
-@click.option("--max-length", type=int, metavar="TOKENS", help="Longest example.")
+@config_flag("formatter", "NAME")
+@config_flag("max_length", "TOKENS")
 @click.option("--seed", type=int, metavar="N", help="Random seed that selects the calibration rows.")
 @click.option("--config", "config_file", metavar="FILE", help="YAML file with any of these settings.")
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
