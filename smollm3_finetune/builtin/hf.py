@@ -11,7 +11,7 @@ from smollm3_finetune.api import BuildContext, ModelError, ModelSource, Purpose,
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
-from smollm3_finetune.model_files.json_files import read_json
+from smollm3_finetune.files.json import read_json
 from smollm3_finetune.paths import user_path
 
 if TYPE_CHECKING:

@@ -207,7 +207,7 @@ def _file_version(path: Path) -> str:
 
     Raises ConfigError if the file cannot be read.
     """
-    from smollm3_finetune.model_files.json_files import file_sha256
+    from smollm3_finetune.files.json import file_sha256
 
     try:
         return f"0+{file_sha256(path)[:8]}"

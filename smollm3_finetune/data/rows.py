@@ -21,7 +21,7 @@ from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import SplitThreshold, position
 from smollm3_finetune.errors import DataError
-from smollm3_finetune.model_files.json_files import file_sha256
+from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.progress import Silent
 
 

@@ -13,10 +13,10 @@ from smollm3_finetune.api import options_dict
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import plain
+from smollm3_finetune.files.json import write_json
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
 from smollm3_finetune.model.plan import ModelPlan
-from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import shown_ref
 from smollm3_finetune.model_files.output import publish

@@ -105,7 +105,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
 
 def _stated_options(out: Path) -> dict[str, Any]:
     """The quantization options in the checkpoint's own `config.json`, simple values only."""
-    from smollm3_finetune.model_files.json_files import read_json
+    from smollm3_finetune.files.json import read_json
 
     about = read_json(out / "config.json").get("quantization_config") or {}
     return {k: v for k, v in about.items() if isinstance(v, int | float | str)}

@@ -13,7 +13,7 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
-from smollm3_finetune.model_files.json_files import file_sha256
+from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 

@@ -29,8 +29,8 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.files.json import write_json
 from smollm3_finetune.model.saved_adapter import CALIBRATION
-from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.paths import user_path
 
 RUNS = Path("runs")

@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent
-from smollm3_finetune.model_files.json_files import file_sha256
+from smollm3_finetune.files.json import file_sha256
 
 
 def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mapping[str, Any]:

@@ -14,12 +14,12 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
-from smollm3_finetune.model_files.json_files import write_json
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.rundir import Checkpoint, RunDir
 from smollm3_finetune.runs.versions import versions

@@ -13,7 +13,7 @@ NAME = "smollm3_finetune"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors"),
-    ("paths",),
+    ("paths", "files"),
     ("model_files",),
     ("cache",),
     ("api",),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """Packages and modules of core, bottom to top; those of the same layer do not import each other."""
 
-BUILTIN_MAY_IMPORT = {"api", "model_files", "errors", "paths"}
+BUILTIN_MAY_IMPORT = {"api", "model_files", "files", "errors", "paths"}
 """The packages that the built-in plugin may import: the public API, and a few modules below it."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.writing import write_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,5 +31,5 @@ def file_sha256(path: str | Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON. Raises ValueError for a number that is not finite."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a value as indented JSON, whole or not at all. Raises ValueError for a number that is not finite."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

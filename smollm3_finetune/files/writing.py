@@ -1,0 +1,74 @@
+"""Files and directories that appear whole or not at all, and are on disk when the call returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+PARTIAL = ".partial-"
+"""Prefix of the name of what is being written; a leftover of a killed process has it too."""
+
+
+def partial_name(path: Path) -> Path:
+    """The path beside `path` at which it is written before it is renamed."""
+    return path.with_name(f"{PARTIAL}{path.name}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a file: a reader, or a computer that crashes, finds the old content or the new one."""
+    partial = partial_name(path)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    sync_entry(path.parent)
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill; at the end it is synced and renamed to `path`, which must not exist by then.
+
+    If the body raises, it is deleted. A leftover of a killed process at the same path is deleted first.
+    """
+    partial = partial_name(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish_directory(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_directory(partial: Path, path: Path) -> None:
+    """Sync a finished directory and rename it to `path`."""
+    sync_tree(partial)
+    partial.rename(path)
+    sync_entry(path.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Force every file and directory below `directory`, and the directory itself, to disk."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with open(os.path.join(folder, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        sync_entry(Path(folder))
+
+
+def sync_entry(directory: Path) -> None:
+    """Force the names in a directory to disk, where the system can do so; Windows cannot open a directory."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
