@@ -6,7 +6,6 @@ It starts `smollm3_finetune.cli`. This is the only module that prints errors.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ import click
 from smollm3_finetune.cli import cli
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
-DISK_FULL_HINT = "free some space, or write to another disk: --output DIR, SMOLLM3_CACHE=DIR"
 OUT_OF_MEMORY_HINT = (
     "use a quantizer (--quant NAME) or --device cpu; for training, a smaller --batch-size or "
     "--max-length, or --set train.gradient_checkpointing=true"
@@ -68,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if known is not None:
             _drop_output()
             _show(known, state)
-            sys.exit(SmolLM3Error.exit_code)
+            sys.exit(known.exit_code)
         if state.debug:
             raise
         first = next(iter(str(e).strip().splitlines()), "")
@@ -79,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _resource_error(error: Exception) -> SmolLM3Error | None:
-    """The message for a full disk or for too little memory; None for any other error."""
-    from smollm3_finetune.errors import is_full, is_out_of_memory
+    """The message for a failed write or for too little memory; None for any other error."""
+    from smollm3_finetune.errors import is_out_of_memory
+    from smollm3_finetune.files.failures import write_error
 
-    if is_full(error):
-        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-        return SmolLM3Error(f"disk full: {reason}", hint=DISK_FULL_HINT)
+    if (failed := write_error(error, None)) is not None:
+        return failed
     text = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
         return SmolLM3Error(f"out of memory: {text or 'Python cannot allocate more'}", hint=OUT_OF_MEMORY_HINT)

@@ -89,6 +89,7 @@ from smollm3_finetune.errors import (
     ModelError,
     SmolLM3Error,
     UnsupportedOp,
+    WriteError,
     is_resource_error,
 )
 
@@ -134,6 +135,7 @@ __all__ = [
     "SmolLM3Error",
     "Task",
     "UnsupportedOp",
+    "WriteError",
     "architecture_of",
     "check_layerwise",
     "directory_source",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.cache.use import keeping, runs_file
+from smollm3_finetune.files.room import size_of
 
 KEY = re.compile(r"[0-9a-f]{32}")
 LEFTOVER = re.compile(r"([0-9a-f]{32})\.partial-\d+-[0-9a-f]+")
@@ -93,16 +94,6 @@ def leftovers(root: Path, kind: str | None = None) -> list[Path]:
     return found
 
 
-def size_of(directory: Path) -> int:
-    """Bytes of the files below a directory; links are not followed."""
-    total = 0
-    for folder, _, files in os.walk(directory, followlinks=False):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
-
-
 def take_away(path: Path, root: Path) -> bool:
     """Delete an entry or a leftover; False if it is being built, or is not directly in the cache `root`."""
     if path.is_symlink() or path.parent.is_symlink() or path.parent.parent.resolve() != root.resolve():
@@ -152,15 +143,6 @@ def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list
     old = [e for e in found if e.days >= older_than]
     kept = [e for e in old if e.runs and not force]
     return [e for e in old if e not in kept], kept
-
-
-def shown_size(size: float) -> str:
-    """`1.4 GB`"""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def shown_origin(about: Mapping[str, Any]) -> str:

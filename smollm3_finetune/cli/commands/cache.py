@@ -59,7 +59,8 @@ KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this 
 @debug_option
 def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
     """List the cache entries, largest first: size, last use, origin, and the runs that depend on each entry."""
-    from smollm3_finetune.cache.entries import entries, leftovers, shown_size
+    from smollm3_finetune.cache.entries import entries, leftovers
+    from smollm3_finetune.files.room import shown_size
 
     root, known = _cache_and_runs(kind, runs)
     found, left = entries(root, known, kind), leftovers(root, kind)
@@ -92,7 +93,8 @@ def _print_table(found: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from smollm3_finetune.cache.entries import shown_origin, shown_size
+    from smollm3_finetune.cache.entries import shown_origin
+    from smollm3_finetune.files.room import shown_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("entry", "size", "last used", "made from", "runs"):
@@ -128,8 +130,9 @@ def clean(
     A run depends on the entries that its base was made from: a converted file, or weights that were quantized first.
     A deleted entry is made again when it is needed, if its source still exists.
     """
-    from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away
+    from smollm3_finetune.cache.entries import chosen, entries, leftovers, take_away
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.files.room import shown_size, size_of
 
     root, known = _cache_and_runs(kind, runs)
     to_delete, kept = chosen(entries(root, known, kind), older_than or 0.0, force)
