@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli import cli
+from smollm3_finetune.cli.streams import drop_output, prepare_streams
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
 OUT_OF_MEMORY_HINT = (
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    _escape_unencodable_text()
+    prepare_streams()
     state = State()
     try:
         code = cli.main(
@@ -59,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe
-        _drop_output()
+        drop_output()
         sys.exit(141)
     except Exception as e:
         known = _resource_error(e)
         if known is not None:
-            _drop_output()
+            drop_output()
             _show(known, state)
             sys.exit(known.exit_code)
         if state.debug:
@@ -87,28 +88,6 @@ def _resource_error(error: Exception) -> SmolLM3Error | None:
     if is_out_of_memory(error):
         return SmolLM3Error(f"out of memory: {text or 'Python cannot allocate more'}", hint=OUT_OF_MEMORY_HINT)
     return None
-
-
-def _escape_unencodable_text() -> None:
-    """Write characters that the output's encoding lacks as `\\u2026`, which is valid JSON, instead of failing."""
-    import codecs
-
-    def escaped(error: UnicodeError) -> tuple[str, int]:
-        import json
-
-        assert isinstance(error, UnicodeEncodeError)
-        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-    codecs.register_error("smollm3", escaped)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # no stream, or one that cannot be reconfigured
-            stream.reconfigure(errors="smollm3")  # type: ignore[union-attr]
-
-
-def _drop_output() -> None:
-    """Discard buffered standard output, so that Python does not fail again when it flushes the buffer at exit."""
-    with contextlib.suppress(OSError, ValueError):  # standard output has no file descriptor, or is closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

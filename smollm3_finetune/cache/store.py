@@ -25,6 +25,8 @@ from typing import Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.locks import locked
 from smollm3_finetune.paths import user_path
 
 HINT = "set SMOLLM3_CACHE=DIR to a writable directory"
@@ -92,12 +94,13 @@ class Cache:
             for leftover in entry.parent.glob(f"{entry.name}.partial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             partial = entry.with_name(f"{entry.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            partial.mkdir()
             try:
-                build(partial)
-                about = json.dumps(dict(key), indent=2, sort_keys=True)
-                entry.with_name(f"{entry.name}.json").write_text(about + "\n", encoding="utf-8")
-                partial.rename(entry)
+                with self._writing():
+                    partial.mkdir()
+                    build(partial)
+                    about = json.dumps(dict(key), indent=2, sort_keys=True)
+                    entry.with_name(f"{entry.name}.json").write_text(about + "\n", encoding="utf-8")
+                    partial.rename(entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return self._use(entry)
@@ -125,21 +128,14 @@ class Cache:
                 entry.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """Convert a failed write into a WriteError that names the cache directory."""
+        return writing(self.root, left="finished entries are unchanged", elsewhere="SMOLLM3_CACHE=DIR")
+
     @contextmanager
     def _locked(self, entry: Path) -> Iterator[None]:
-        """Hold the entry's lock. Raises SmolLM3Error if the cache cannot be written."""
-        from filelock import FileLock
-
-        lock = FileLock(f"{entry}.lock")
-        try:
+        """Hold the entry's lock. Raises WriteError if the cache cannot be written."""
+        with self._writing():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as e:
-            raise SmolLM3Error(
-                f"the cache directory {self.root} cannot be written: {e.strerror}",
-                hint=HINT,
-            ) from e
-        try:
+        with locked(entry.with_name(f"{entry.name}.lock"), f"the cache entry {entry} is being built", wait=True):
             yield
-        finally:
-            lock.release()

@@ -30,24 +30,32 @@ PROBE_BYTES = 1 << 16
 
 
 @contextlib.contextmanager
-def writing(path: Path | str, *, left: str | Callable[[], str] = "", again: str = "") -> Iterator[None]:
+def writing(
+    path: Path | str, *, left: str | Callable[[], str] = "", again: str = "", elsewhere: str = ""
+) -> Iterator[None]:
     """Convert a failed write inside the context, of whatever library, into a WriteError that names `path`.
 
     `path` is the file or directory as the user knows it. `left` says what remains usable, as a clause such as
-    `checkpoint-20 is complete`, or returns it. `again` is the command that repeats or continues the work. Contexts may
-    be nested: the innermost names the file. Enter it inside `whole_directory`, which deletes the evidence at its end.
+    `checkpoint-20 is complete`, or returns it. `again` is the command that repeats or continues the work,
+    `elsewhere` what chooses another disk, such as `--output DIR`. Contexts may be nested: the innermost names the file.
+    Enter it inside `whole_directory`, which deletes the evidence at its end.
     """
     try:
         yield
     except Exception as e:
-        found = write_error(e, Path(path), left=left, again=again)
+        found = write_error(e, Path(path), left=left, again=again, elsewhere=elsewhere)
         if found is None:
             raise
         raise found from e
 
 
 def write_error(
-    error: BaseException, path: Path | None, *, left: str | Callable[[], str] = "", again: str = ""
+    error: BaseException,
+    path: Path | None,
+    *,
+    left: str | Callable[[], str] = "",
+    again: str = "",
+    elsewhere: str = "",
 ) -> WriteError | None:
     """The WriteError for an exception that is, or was caused by, a failed write; None for any other.
 
@@ -63,6 +71,8 @@ def write_error(
     if number is None and place is not None:
         number = _probe(place)
     reason, fix = _explained(number, place, cause)
+    if elsewhere and "another" in fix:
+        fix = f"{fix}: {elsewhere}"
     name = _inside(cause, path)
     what = str(path if path is not None else getattr(cause, "filename", None) or "the output or a file")
     remains = left() if callable(left) else left
@@ -86,15 +96,24 @@ def _failed_write(error: BaseException, path: Path | None) -> BaseException | No
 
 
 def _is_write_below(error: BaseException, path: Path) -> bool:
-    """Whether an exception that could also come from reading is about a file at `path`, beside it or below it."""
+    """Whether an exception that could also come from reading is about `path`."""
     if getattr(error, "sqlite_errorcode", None) == CANNOT_OPEN:
         return True
     number = error_number(error)
     if number is None or number in NOT_WRITES:
         return False
     names = [n for n in (getattr(error, "filename", None), getattr(error, "filename2", None)) if isinstance(n, str)]
-    place = Path(os.path.abspath(path)).parent
-    return not names or any(Path(os.path.abspath(n)).is_relative_to(place) for n in names)
+    if not names:  # of a Rust library: its reading errors have numbers too
+        return number == errno.EIO or "serializing" in str(error) or path.name in str(error)
+    return any(_concerns(Path(os.path.abspath(name)), Path(os.path.abspath(path))) for name in names)
+
+
+def _concerns(file: Path, path: Path) -> bool:
+    """Whether `file` is `path`, below it, above it, or below a partial copy of it: a name that contains its name."""
+    if path.is_relative_to(file):
+        return True
+    parent = path.parent
+    return file.is_relative_to(parent) and path.name in file.relative_to(parent).parts[0]
 
 
 def _explained(number: int | None, place: Path | None, error: BaseException) -> tuple[str, str]:
@@ -127,7 +146,7 @@ def _inside(error: BaseException, path: Path | None) -> str | None:
     if path is None or not isinstance(name, str):
         return None
     file = Path(os.path.abspath(name))
-    return file.name if file.name.removeprefix(".partial-") != path.name and file != path.absolute() else None
+    return None if path.is_relative_to(file) or path.name in file.name or file.is_dir() else file.name
 
 
 def _directory(path: Path) -> Path:

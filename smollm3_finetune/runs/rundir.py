@@ -30,6 +30,7 @@ from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import write_json
+from smollm3_finetune.files.locks import locked
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import user_path
 
@@ -161,22 +162,9 @@ class RunDir:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Reserve the run's directory for this process. Raises ConfigError if another process trains in it."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / ".smollm3-lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as e:
-            raise ConfigError(
-                f"the run {self.path} is being trained by another process", hint="wait for that process, or stop it"
-            ) from e
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
-        try:
+        busy = f"the run {self.path} is being trained by another process"
+        with locked(self.path / ".smollm3-lock", busy, remove=True):
             yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # before another process can hold it
-            lock.release()
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""

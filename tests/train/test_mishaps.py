@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -361,7 +362,9 @@ def test_two_processes_cannot_resume_the_same_run(cli: Cli) -> None:
     with RunDir(Path("run")).held():
         result = cli("train", "--resume", "run", "--max-steps", "2")
     assert result.code == 2
-    assert "the run run is being trained by another process" in result.stderr
+    holder = f"error: the run run is being trained by another process (process {os.getpid()}, since 20"
+    assert holder in result.stderr
+    assert f"hint: wait for it to finish, or stop it: kill {os.getpid()}" in result.stderr
     assert Path("run/metrics.jsonl").read_text() == before
     assert cli("train", "--resume", "run", "--max-steps", "2").code == 0
     assert not list(Path("run").glob(".*"))
