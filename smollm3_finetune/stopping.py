@@ -165,5 +165,5 @@ def seconds(text: str) -> int:
     found = DURATION.fullmatch(text.strip())
     total = sum(int(n) * unit for n, unit in zip(found.groups(), UNITS.values(), strict=True) if n) if found else 0
     if total == 0:
-        raise ConfigError(f"{text!r} is not a duration", hint="use days, hours, minutes and seconds: 55m, 1h30m, 2d")
+        raise ConfigError(f"--max-time: {text!r} is not a duration", hint="for example --max-time 55m, 1h30m or 2d")
     return total

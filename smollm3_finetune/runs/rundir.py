@@ -144,7 +144,8 @@ class RunDir:
             if self.config.exists():
                 if not self.holds_nothing():  # another process has finished a run here since this one started
                     raise ConfigError(
-                        f"the output directory {str(self.path)!r} already contains a run", hint="choose another --output"
+                        f"the output directory {str(self.path)!r} already contains a run",
+                        hint="choose another --output",
                     )
                 say(f"{self.path} contains a run that ended before its first checkpoint: it is started again")
                 self._discard()

@@ -95,7 +95,7 @@ class AdaptedTrainer:
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The schedule of transformers, except that the first step of a run has a learning rate above zero."""
-        had = self.lr_scheduler is not None  # type: ignore[has-type]
+        had = getattr(self, "lr_scheduler", None) is not None
         scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
         if not had:
             start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))  # type: ignore[attr-defined]
