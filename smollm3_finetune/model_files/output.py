@@ -106,7 +106,7 @@ def partial(directory: Path, left: str = "nothing was kept") -> Iterator[Path]:
 
 
 def publish(path: Path, directory: Path) -> None:
-    """Rename a finished directory in one step, after it is on disk. Raises ConfigError if `directory` is no longer empty."""
+    """Sync a finished directory and rename it in one step. Raises ConfigError if `directory` is no longer empty."""
     try:
         publish_directory(path, directory)
     except OSError as e:

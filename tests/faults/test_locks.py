@@ -67,7 +67,7 @@ def test_a_lock_file_with_other_content_is_still_a_lock(tmp_path: Path, content:
     file = tmp_path / "lock"
     with locked(file, "busy"):
         file.write_text(content)
-        with pytest.raises(ConfigError, match="^busy\n"), locked(file, "busy"):
+        with pytest.raises(ConfigError, match=r"^busy\n"), locked(file, "busy"):
             pass
 
 
@@ -84,12 +84,16 @@ def test_a_dead_holder_is_recognized_on_a_file_system_without_locks(
     assert dead.stdout is not None
     with dead:
         assert dead.stdout.readline() == "held\n"
-        with pytest.warns(UserWarning), pytest.raises(ConfigError, match=rf"process {dead.pid}"), locked(file, "busy"):
+        with (
+            pytest.warns(UserWarning, match="flock"),
+            pytest.raises(ConfigError, match=rf"process {dead.pid}"),
+            locked(file, "busy"),
+        ):
             pass
         dead.send_signal(signal.SIGKILL)
         dead.wait()
     assert file.exists()
-    with pytest.warns(UserWarning), locked(file, "busy"):
+    with pytest.warns(UserWarning, match="flock"), locked(file, "busy"):
         pass
 
 
