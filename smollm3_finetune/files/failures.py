@@ -66,6 +66,9 @@ def write_error(
     cause = _failed_write(error, path)
     if cause is None:
         return None
+    named = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+    if path is None or (isinstance(named, str) and not _concerns(Path(os.path.abspath(named)), path.absolute())):
+        path, left = Path(named) if isinstance(named, str) else None, left if path is None else ""
     place = _directory(path) if path is not None else None
     number = error_number(cause)
     if number is None and place is not None:
@@ -74,7 +77,7 @@ def write_error(
     if elsewhere and "another" in fix:
         fix = f"{fix}: {elsewhere}"
     name = _inside(cause, path)
-    what = str(path if path is not None else getattr(cause, "filename", None) or "the output or a file")
+    what = "the output or a file" if path is None else str(path)
     remains = left() if callable(left) else left
     return WriteError(
         f"{what} cannot be written: {reason}{f' (at {name})' if name else ''}{f'; {remains}' if remains else ''}",
@@ -103,6 +106,8 @@ def _is_write_below(error: BaseException, path: Path) -> bool:
     if number is None or number in NOT_WRITES:
         return False
     names = [n for n in (getattr(error, "filename", None), getattr(error, "filename2", None)) if isinstance(n, str)]
+    if not names and isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError) or path.name in str(error)
     if not names:  # of a Rust library: its reading errors have numbers too
         return number == errno.EIO or "serializing" in str(error) or path.name in str(error)
     return any(_concerns(Path(os.path.abspath(name)), Path(os.path.abspath(path))) for name in names)
@@ -131,8 +136,10 @@ def _explained(number: int | None, place: Path | None, error: BaseException) -> 
         return "the file would exceed the largest size allowed", "raise the limit: ulimit -f unlimited"
     if number == errno.EIO:
         return "the disk reported an input/output error", "check the disk (dmesg), or use another one"
-    if number in GONE and (lost := _lost(error, place)) is not None:
-        return f"the directory {lost} does not exist", f"mkdir -p {shlex.quote(str(lost))}"
+    if number in (*GONE, errno.EEXIST) and (lost := _lost(error, place)) is not None:
+        if blocker := next((p for p in (lost, *lost.parents) if p.exists() and not p.is_dir()), None):
+            return f"{blocker} is not a directory", "use another directory"
+        return f"the directory {lost} does not exist", f"mkdir -p {shlex.quote(str(lost))}, or use another directory"
     if number in REFUSED:
         return "permission denied", f"chmod u+w{where}" if where else "use a directory that you can write"
     if number is not None:

@@ -32,6 +32,19 @@ def write_text(path: Path, text: str) -> None:
     sync_entry(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    with path.open("ab", buffering=0) as stream:
+        before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
+        try:
+            while data:
+                data = data[stream.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+            raise
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end it is synced and renamed to `path`, whose former content is deleted.

@@ -21,6 +21,7 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.room import check_room
 from smollm3_finetune.files.writing import publish_directory
+from smollm3_finetune.paths import check_below_directories
 
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one value."""
@@ -32,9 +33,7 @@ def check_vacant(flag: str, directory: Path) -> None:
     """Raises ConfigError unless `directory` is empty or does not exist: files of a user are never overwritten."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise ConfigError(f"{flag} {directory} is not a directory", hint=f"{flag} DIRECTORY")
-    parent = next((p for p in directory.absolute().parents if p.exists()), directory)
-    if not parent.is_dir():
-        raise ConfigError(f"{flag} {directory}: {parent} is not a directory", hint=f"choose another {flag}")
+    check_below_directories(flag, directory)
     if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):
         what = "a mount point" if os.path.ismount(directory) else "the current directory"
         raise ConfigError(

@@ -30,15 +30,17 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import PARTIAL, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
 LOCK = ".smollm3-lock"
+OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
 }  # fmt: skip
@@ -94,6 +96,7 @@ class RunDir:
             path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
+            check_below_directories("--output", path)
             if must_be_empty and path.is_dir() and any(path.iterdir()) and not cls(path).holds_nothing():
                 what = "already contains a run" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(
@@ -109,13 +112,9 @@ class RunDir:
         if not self.ours:
             return self
         for path in _numbered(self.path):
-            try:
+            with writing(path, elsewhere=OUTPUT), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
                 return RunDir(path, ours=True)
-            except FileExistsError:
-                continue
-            except OSError as e:
-                raise ConfigError(f"the run directory {path} cannot be written: {e.strerror}") from e
         raise AssertionError("numbers have no end")
 
     @classmethod
@@ -131,17 +130,15 @@ class RunDir:
 
     def make(self) -> None:
         """Create the directory."""
-        try:
+        with writing(self.path, elsewhere=OUTPUT):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def create(self, config: RunConfig, versions: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Write the configuration and the versions; the files of a run that holds nothing are deleted first.
 
         The caller holds the directory.
         """
-        try:
+        with writing(self.path, elsewhere=OUTPUT):
             if self.config.exists():
                 if not self.holds_nothing():  # another process has finished a run here since this one started
                     raise ConfigError(
@@ -152,15 +149,11 @@ class RunDir:
                 self._discard()
             write_text(self.config, _rerun_yaml(config))
             write_json(self.versions, versions)
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def write_config(self, config: RunConfig) -> None:
         """Replace the configuration with that of the resumed run."""
-        try:
+        with writing(self.config, left="it is unchanged"):
             write_text(self.config, _rerun_yaml(config))
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

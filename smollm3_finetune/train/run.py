@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from smollm3_finetune import stopping
@@ -16,6 +17,7 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.files.writing import whole_directory
 from smollm3_finetune.inference.generate import answer
@@ -74,12 +76,13 @@ def train(
 
 @contextlib.contextmanager
 def _says_how_to_continue(job: Job) -> Iterator[None]:
-    """Add to a request to stop what was saved and how to continue."""
+    """Add to a request to stop, or to a failed write, what was saved and how to continue."""
+    resume = resume_command(job.run.path)
     try:
-        yield
+        with writing(job.run.path, left=lambda: _saved(job), again=resume):
+            yield
     except stopping.Stop as stop:
         saved = job.run.saved.all()
-        resume = f"smollm3 train --resume {shlex.quote(str(job.run.path))}"
         if job.run.trained.exists():
             stop.message += " after the last step"
             stop.hint = f"to finish the run: {resume}"
@@ -90,6 +93,19 @@ def _says_how_to_continue(job: Job) -> Iterator[None]:
             stop.message += " before the first step was saved"
             stop.hint = "run the same command again"
         raise
+
+
+def resume_command(run: Path) -> str:
+    """The command that continues a run."""
+    return f"smollm3 train --resume {shlex.quote(str(run))}"
+
+
+def _saved(job: Job) -> str:
+    """What a run has saved, as a clause."""
+    if job.run.trained.exists():
+        return f"the trained adapter in {job.run.adapter} is complete"
+    saved = job.run.saved.all()
+    return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
 
 
 def _execute(job: Job) -> dict[str, Any]:
@@ -164,7 +180,8 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
-            with stopping.deferred(), whole_directory(run.adapter) as directory:
+            failing = writing(run.adapter, left=lambda: _saved(job), again=resume_command(run.path))
+            with stopping.deferred(), whole_directory(run.adapter) as directory, failing:
                 loaded.save(directory)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")

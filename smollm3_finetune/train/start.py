@@ -19,7 +19,7 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.resume import compare_versions, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.train.distributed.processes import is_main_process
+from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def plan_training(
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
+    check_launcher()
     resumed = RunDir.existing(resume) if resume is not None else None
     if resumed is not None and config_file is not None:
         raise ConfigError("--resume uses the configuration of the run, so --config cannot be used")

@@ -79,7 +79,14 @@ def test_a_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
     with pytest.raises(WriteError) as caught, writing(gone / "report.json"):
         (gone / "report.json").write_text("{}")
     assert caught.value.message == f"{gone}/report.json cannot be written: the directory {gone} does not exist"
-    assert caught.value.hint == f"mkdir -p {gone}"
+    assert caught.value.hint == f"mkdir -p {gone}, or use another directory"
+
+
+def test_a_file_elsewhere_that_fails_is_named_itself(tmp_path: Path) -> None:
+    scratch = str(tmp_path / "scratch" / "job.json")
+    with pytest.raises(WriteError) as caught, writing(tmp_path / "model", left="nothing was kept"):
+        raise OSError(errno.ENOSPC, "No space left on device", scratch)
+    assert caught.value.message == f"{scratch} cannot be written: the disk is full"
 
 
 @pytest.mark.parametrize(
