@@ -11,6 +11,7 @@ import io
 import os
 import select
 import sys
+from typing import Any, cast
 
 PATIENCE = 1.0
 """Seconds to wait for the reader of a standard error that does not block, before the text is dropped."""
@@ -49,7 +50,7 @@ def _open_closed() -> None:
 class _Forgiving(io.FileIO):
     """A file whose failing writes are dropped."""
 
-    def write(self, text: bytes, /) -> int:  # type: ignore[override]
+    def write(self, text: Any, /) -> int:
         with contextlib.suppress(OSError):
             written = super().write(text)
             if written is None:  # it does not block, and its reader is slow
@@ -62,13 +63,13 @@ class _Forgiving(io.FileIO):
 
 def _drop_failures_of_stderr() -> None:
     """Replace standard error by one that drops what a full disk or a closed terminal refuses."""
-    old = sys.stderr
+    old: Any = sys.stderr
     raw = getattr(getattr(old, "buffer", None), "raw", getattr(old, "buffer", None))
-    if old is not sys.__stderr__ or not isinstance(raw, io.FileIO):  # another program replaced it, or a console
+    if id(old) != id(sys.__stderr__) or not isinstance(raw, io.FileIO):  # another program replaced it, or a console
         return
     with contextlib.suppress(OSError, ValueError):
         old.flush()
-        buffer = io.BufferedWriter(_Forgiving(old.fileno(), "w", closefd=False))
+        buffer = io.BufferedWriter(cast(io.RawIOBase, _Forgiving(old.fileno(), "w", closefd=False)))
         sys.stderr = io.TextIOWrapper(buffer, encoding=old.encoding, errors=old.errors, line_buffering=True)
 
 

@@ -40,7 +40,8 @@ def locked(file: Path, busy: str, *, wait: bool = False, instead: str = "", remo
         raise SmolLM3Error(
             f"the file system of {file.parent} does not support locks", hint="use a directory on another file system"
         ) from e
-    if not isinstance(lock, SoftFileLock):  # without locks of the system, filelock keeps its own record in the file
+    acquired: object = lock  # without locks of the system, filelock has made it a SoftFileLock with a record of its own
+    if not isinstance(acquired, SoftFileLock):
         with contextlib.suppress(OSError):
             file.write_text(json.dumps(_about()) + "\n", encoding="utf-8")
     try:
