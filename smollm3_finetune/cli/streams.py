@@ -9,7 +9,6 @@ import codecs
 import contextlib
 import io
 import os
-import select
 import sys
 from typing import Any, cast
 
@@ -54,6 +53,8 @@ class _Forgiving(io.FileIO):
         with contextlib.suppress(OSError):
             written = super().write(text)
             if written is None:  # it does not block, and its reader is slow
+                import select
+
                 select.select([], [self.fileno()], [], PATIENCE)
                 written = super().write(text)
             if written is not None:

@@ -31,14 +31,14 @@ PROBE_BYTES = 1 << 16
 
 @contextlib.contextmanager
 def writing(
-    path: Path | str, *, left: str | Callable[[], str] = "", again: str = "", elsewhere: str = ""
+    path: Path | str, *, left: str | Callable[[], str] = "", again: str | Callable[[], str] = "", elsewhere: str = ""
 ) -> Iterator[None]:
     """Convert a failed write inside the context, of whatever library, into a WriteError that names `path`.
 
     `path` is the file or directory as the user knows it. `left` says what remains usable, as a clause such as
-    `checkpoint-20 is complete`, or returns it. `again` is the command that repeats or continues the work,
-    `elsewhere` what chooses another disk, such as `--output DIR`. Contexts may be nested: the innermost names the file.
-    Enter it inside `whole_directory`, which deletes the evidence at its end.
+    `checkpoint-20 is complete`, and `again` is the command that repeats or continues the work; both may be functions
+    that return it. `elsewhere` is what chooses another disk, such as `--output DIR`. Contexts may be nested: the
+    innermost names the file. Enter it inside `whole_directory`, which deletes the evidence at its end.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def write_error(
     path: Path | None,
     *,
     left: str | Callable[[], str] = "",
-    again: str = "",
+    again: str | Callable[[], str] = "",
     elsewhere: str = "",
 ) -> WriteError | None:
     """The WriteError for an exception that is, or was caused by, a failed write; None for any other.
@@ -78,10 +78,10 @@ def write_error(
         fix = f"{fix}: {elsewhere}"
     name = _inside(cause, path)
     what = "the output or a file" if path is None else str(path)
-    remains = left() if callable(left) else left
+    remains, command = left() if callable(left) else left, again() if callable(again) else again
     return WriteError(
         f"{what} cannot be written: {reason}{f' (at {name})' if name else ''}{f'; {remains}' if remains else ''}",
-        hint=f"{fix}, then: {again}" if again else fix,
+        hint=f"{fix}, then: {command}" if command else fix,
     )
 
 

@@ -187,8 +187,9 @@ class RunDir:
 
     def discard_unstarted(self) -> None:
         """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
-        if not self.metrics.exists() and self.holds_nothing():
-            self._discard()
+        with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
+            if not self.metrics.exists() and self.holds_nothing():
+                self._discard()
 
     def remove_empty(self) -> None:
         """Delete the directory if it is empty."""

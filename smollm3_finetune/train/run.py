@@ -68,7 +68,8 @@ def train(
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
         if job.main:
-            write_json(job.run.report, report)
+            with _writing(job, job.run.report):
+                write_json(job.run.report, report)
         before, after = (report[when]["held_out_loss"] for when in ("before", "after"))
         compare_held_out(before, after, report["adapter"], job.display.say)
     return report
@@ -76,11 +77,10 @@ def train(
 
 @contextlib.contextmanager
 def _says_how_to_continue(job: Job) -> Iterator[None]:
-    """Add to a request to stop, or to a failed write, what was saved and how to continue."""
-    resume = resume_command(job.run.path)
+    """Add to a request to stop what was saved and how to continue."""
+    resume = _resume_command(job)
     try:
-        with writing(job.run.path, left=lambda: _saved(job), again=resume):
-            yield
+        yield
     except stopping.Stop as stop:
         saved = job.run.saved.all()
         if job.run.trained.exists():
@@ -95,14 +95,22 @@ def _says_how_to_continue(job: Job) -> Iterator[None]:
         raise
 
 
-def resume_command(run: Path) -> str:
-    """The command that continues a run."""
-    return f"smollm3 train --resume {shlex.quote(str(run))}"
+def _resume_command(job: Job) -> str:
+    return f"smollm3 train --resume {shlex.quote(str(job.run.path))}"
+
+
+def _writing(job: Job, path: Path) -> contextlib.AbstractContextManager[None]:
+    """Convert a failed write of a run into a WriteError that says what was saved and how to continue."""
+
+    def again() -> str:
+        return _resume_command(job) if job.run.saved.all() else "run the same command again"
+
+    return writing(path, left=lambda: _saved(job), again=again)
 
 
 def _saved(job: Job) -> str:
     """What a run has saved, as a clause."""
-    if job.run.trained.exists():
+    if job.run.trained.exists() and job.run.adapter.is_dir():
         return f"the trained adapter in {job.run.adapter} is complete"
     saved = job.run.saved.all()
     return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
@@ -122,11 +130,12 @@ def _execute(job: Job) -> dict[str, Any]:
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
     loaded = compose(model, made=job.parts, total_steps=job.steps)
-    if job.main:
-        if calibration is not None and calibration.used is not None:
-            write_calibration(calibration.used, job.run.path)
-        record_uses(job.run.path, model.context.cache)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_writing(job, job.run.path))
+        if job.main:
+            if calibration is not None and calibration.used is not None:
+                write_calibration(calibration.used, job.run.path)
+            record_uses(job.run.path, model.context.cache)
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
@@ -180,8 +189,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
-            failing = writing(run.adapter, left=lambda: _saved(job), again=resume_command(run.path))
-            with stopping.deferred(), whole_directory(run.adapter) as directory, failing:
+            with stopping.deferred(), whole_directory(run.adapter) as directory, _writing(job, run.adapter):
                 loaded.save(directory)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")

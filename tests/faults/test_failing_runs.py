@@ -31,6 +31,9 @@ def test_a_run_whose_writes_fail_ends_with_a_named_error_and_can_be_continued(tm
         error, hint = about["stderr"].splitlines()[-2:]
         assert f"error: {run}" in error and " cannot be written: " in error, (name, about)
         assert hint.startswith("  hint: "), (name, about)
+        if not about["saved"]:
+            assert error.endswith("no step was saved") or "--output DIR" in hint, (name, about)
+            assert "--resume" not in hint, (name, about)
         if about["saved"]:
             assert "is saved in" in error or "is complete" in error, (name, about)
             assert f"smollm3 train --resume {run}" in hint, (name, about)
