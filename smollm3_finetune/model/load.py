@@ -250,14 +250,14 @@ def build_context(
     from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
-    resolved = resolve_device(device)
+    resolved, progress = resolve_device(device), progress or Silent()
     more = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
         device=resolved,
         dtype=resolve_dtype(dtype, resolved),
         seed=seed,
-        cache=cache or CacheClass.default(),
-        progress=progress or Silent(),
+        cache=(cache or CacheClass.default()).reporting(progress.say),
+        progress=progress,
         **more,
     )
