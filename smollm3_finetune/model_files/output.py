@@ -105,7 +105,10 @@ def partial(directory: Path, left: str = "nothing was kept") -> Iterator[Path]:
 
 
 def publish(path: Path, directory: Path) -> None:
-    """Sync a finished directory and rename it in one step. Raises ConfigError if `directory` is no longer empty."""
+    """Sync a finished directory to disk and rename it in one step.
+
+    Raises ConfigError if `directory` is no longer empty.
+    """
     try:
         publish_directory(path, directory)
     except OSError as e:
