@@ -10,7 +10,7 @@ from typing import Any
 
 from smollm3_finetune.api import option
 from smollm3_finetune.config.options import build
-from smollm3_finetune.data.files import SUFFIXES
+from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.paths import is_hub_id, user_path
@@ -99,26 +99,25 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     if path.is_file():
         return Source(title=title, config=config, files=(_supported(path),))
     if path.is_dir():
-        inside = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+        inside = sorted(f for f in path.iterdir() if row_format(f))
         if not inside:
-            kinds = ", ".join(SUFFIXES)
-            raise DataError(f"the data directory {text!r} holds no {kinds} file", hint="--data FILE.jsonl")
+            raise DataError(f"the data directory {text!r} holds no file of rows ({FORMATS})", hint="--data FILE.jsonl")
         return Source(title=title, config=config, files=tuple(inside))
     if any(c in text for c in "*?["):
         matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         if not matching:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
         return Source(title=title, config=config, files=tuple(_supported(f) for f in matching))
-    if is_hub_id(text) and path.suffix not in SUFFIXES:
+    if is_hub_id(text) and row_format(path) is None:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
-    near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
+    near = sorted(f.name for f in path.parent.glob("*") if row_format(f))[:5] if path.parent.is_dir() else []
     place = "the current directory" if path.parent == Path(".") else path.parent
     hint = f"data files in {place}: {', '.join(near)}" if near else "--data FILE.jsonl"
     raise DataError(f"the data file {text!r} does not exist", hint=hint)
 
 
 def _supported(file: Path) -> Path:
-    if file.suffix not in SUFFIXES:
-        raise DataError(f"the data file {str(file)!r} must be one of {', '.join(SUFFIXES)}", hint="--data FILE.jsonl")
+    if row_format(file) is None:
+        raise DataError(f"the data file {str(file)!r} must be one of {FORMATS}", hint="--data FILE.jsonl")
     return file
