@@ -44,21 +44,37 @@ class Source:
     files: tuple[Path, ...] = ()
     hub: str | None = None
     """The id of a Hub dataset; None for files. After `pinned`, `config.revision` is a commit."""
+    validation: bool = False
+    """Whether it is named by `data.validation`: all its rows are held out."""
 
 
-def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
-    """The sources that `data.path` names. Does not read rows or use the network.
+def find_sources(
+    path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None, key: str = "data.path"
+) -> list[Source]:
+    """The sources that a configuration key names. Does not read rows or use the network.
 
     Raises DataError or ConfigError if one does not exist.
     """
     if path is None:
         return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
     if isinstance(path, str | Mapping):
-        return [_source(path, "data.path")]
+        return [_source(path, key)]
     entries = list(path)
     if not entries:
-        raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
-    return _with_unique_titles([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
+        raise ConfigError(f"{key} is an empty list", hint=f"--set {key}=FILE.jsonl")
+    return with_unique_titles([_source(entry, f"{key}[{i}]") for i, entry in enumerate(entries)])
+
+
+def find_validation(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> list[Source]:
+    """The sources that `data.validation` names. Raises ConfigError for a weight, which would have no effect."""
+    sources = find_sources(path, "data.validation")
+    if weighted := next((s for s in sources if s.config.weight != 1), None):
+        raise ConfigError(
+            f"data.validation: the weight {weighted.config.weight:g} of {weighted.title!r} has no effect: "
+            "held-out rows are not trained on",
+            hint="remove the weight",
+        )
+    return [replace(s, validation=True) for s in sources]
 
 
 def pinned(source: Source) -> Source:
@@ -71,7 +87,7 @@ def pinned(source: Source) -> Source:
     return replace(source, config=replace(source.config, revision=commit_of(source.hub, source.config.revision)))
 
 
-def _with_unique_titles(sources: Sequence[Source]) -> list[Source]:
+def with_unique_titles(sources: Sequence[Source]) -> list[Source]:
     """The sources, with a number added to each repeated title: `rows.jsonl`, `rows.jsonl (2)`."""
     titles: dict[str, Source] = {}
     for source in sources:

@@ -225,7 +225,7 @@ def test_alpaca_rows_put_the_input_after_the_instruction() -> None:
         (messages(("user", 3), ("assistant", "a")), ".*found int"),
         (
             messages(("user", [{"type": "image", "url": "x"}]), ("assistant", "a")),
-            r"messages\[0\]: only text parts are supported",
+            r"messages\[0\]: only text and reasoning parts are supported",
         ),
         (
             messages(("user", [{"type": "text"}]), ("assistant", "a")),
