@@ -30,6 +30,21 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """An entry of `data.path`, `data.validation` or `calibration.path`, as a mapping."""
+
+    path: str = option("", "File, glob, directory or Hub ID.")
+    weight: float = option(
+        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
+    )
+    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
+    split: str = option("train", "Split of a Hub dataset.")
+    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
+    revision: str | None = option(None, "Revision of a Hub dataset.")
+    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training rows, and how they are used."""
 

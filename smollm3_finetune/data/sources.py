@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import option
 from smollm3_finetune.config.options import build
+from smollm3_finetune.config.schema import SourceConfig
 from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.errors import ConfigError, DataError
@@ -17,21 +17,6 @@ from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
 EMBEDDED_NAME = "the built-in chat dataset"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """An entry of `data.path`."""
-
-    path: str = option("", "File, glob, directory or Hub ID.")
-    weight: float = option(
-        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
-    )
-    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
-    split: str = option("train", "Split of a Hub dataset.")
-    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
-    revision: str | None = option(None, "Revision of a Hub dataset.")
-    limit: int | None = option(None, "Use only the first N rows.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +91,7 @@ def _title(text: str) -> str:
 
 
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
-    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where)
+    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where, typed=True)
     text = config.path
     if not text:
         raise ConfigError(f"{where} has no path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -72,7 +73,7 @@ def test_every_token_of_a_long_text_is_a_target_exactly_once(max_length: int, ma
     assert all(len(c["input_ids"]) <= max_length for c in chunks)
     assert [t for c in chunks for t in targets(c)] == whole[1:]
     assert all(len(c["input_ids"]) == max_length for c in chunks[:-1])
-    for before, after in zip(chunks, chunks[1:], strict=False):  # the only token that two chunks share is context
+    for before, after in itertools.pairwise(chunks):  # the only token that two chunks share is context
         assert after["input_ids"][0] == before["input_ids"][-1]
         assert after["labels"][0] == IGNORE_INDEX
 
@@ -137,7 +138,7 @@ PLUGIN = """
 from smollm3_finetune.api import NoOptions, ObjectiveSpec, hookimpl
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 
-class Pairs(SupervisedFineTuning):
+class Lengths(SupervisedFineTuning):
     def prepare(self, conversation, renderer, max_length):
         renderer.note("seen")
         encoded = renderer.encode(conversation, max_length)
@@ -145,7 +146,7 @@ class Pairs(SupervisedFineTuning):
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="lengths", summary="lengths", factory=Pairs, api=1)]
+    return [ObjectiveSpec(name="lengths", summary="lengths", factory="lengths:Lengths", api=1)]
 """
 
 
