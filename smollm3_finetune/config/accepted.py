@@ -91,7 +91,7 @@ def _without_brackets(kind: Any, item: Mapping[str, Any]) -> list[dict[str, Any]
 
 def _or(node: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """The node or one of the others; its help and its default stay outside."""
-    about = {k: node[k] for k in ("title", "description", "default") if k in node}
+    about: dict[str, Any] = {k: node[k] for k in ("title", "description", "default") if k in node}
     rest = {k: v for k, v in node.items() if k not in about}
     first = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
     return {**about, "anyOf": [*first, *others]}
