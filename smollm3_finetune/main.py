@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _escape_unencodable_text()
-    stopping.install()
+    with stopping.handled():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    """Run a command, print its error, and exit."""
     state = State()
     try:
         code = cli.main(

@@ -58,8 +58,8 @@ def train(
             stack.enter_context(_says_how_to_continue(job))
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
-                identity = {**versions(plan.components(), registry), **row_identity(job.tokens)}
-                job.run.create(plan.config, identity, display.say)
+                about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))

@@ -79,7 +79,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     if checkpoint is not None and checkpoint.path == run.adapter and done < steps:
         raise ConfigError(
             f"the run {run.path} has no checkpoint, so it cannot take more steps",
-            hint=f"to finish it: smollm3 train --resume {shlex.quote(str(run.path))}",
+            hint=f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}",
         )
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here

@@ -133,13 +133,12 @@ class AdaptedTrainer:
         """Write a checkpoint beside the others, and publish it when all processes have written their part."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
-        if args.should_save:
-            self.checkpoints.begin()
-        wait()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        wait()
-        if args.should_save:
-            self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
+        with self.checkpoints.unfinished() if args.should_save else contextlib.nullcontext():
+            wait()
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            wait()
+            if args.should_save:
+                self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
 
