@@ -60,6 +60,27 @@ def publish_directory(partial: Path, path: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
+def publish_files(partial: Path, directory: Path, *, last: str) -> None:
+    """Sync a finished directory and move its files into `directory`, the file `last` at the end.
+
+    Files of `directory` with other names stay. A directory that does not exist yet appears whole.
+    """
+    sync_tree(partial)
+    if not directory.exists():
+        partial.rename(directory)
+        sync_entry(directory.parent)
+        return
+    files = sorted(
+        (p.relative_to(partial) for p in partial.rglob("*") if p.is_file()), key=lambda p: (str(p) == last, p)
+    )
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) == last:
+            sync_entry(directory)
+        (partial / name).replace(directory / name)
+    sync_entry(directory)
+
+
 def sync_tree(directory: Path) -> None:
     """Force every file and directory below `directory`, and the directory itself, to disk."""
     for folder, _, files in os.walk(directory):

@@ -262,7 +262,9 @@ class RunDir:
         return f"smollm3 train --config {shlex.quote(str(self.config))}"
 
     def forget_after(self, step: int) -> None:
-        """Remove the lines of metrics.jsonl that a resumed run will write again, and a truncated last line."""
+        """Remove what a resumed run will write again: the report, lines of metrics.jsonl, a truncated last line."""
+        for file in (self.report, self.trained):
+            file.unlink(missing_ok=True)
         if not self.metrics.exists():
             return
         kept = []

@@ -17,7 +17,6 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.files.writing import whole_directory
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
@@ -164,8 +163,8 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
-            with stopping.deferred(), whole_directory(run.adapter) as directory:
-                loaded.save(directory)
+            with stopping.deferred():
+                loaded.save(run.adapter)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     trained.callback.measured(after)
