@@ -20,7 +20,7 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.room import check_room
-from smollm3_finetune.files.writing import publish_directory
+from smollm3_finetune.files.writing import sync_entry, sync_tree
 from smollm3_finetune.paths import check_below_directories
 
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -109,8 +109,9 @@ def publish(path: Path, directory: Path) -> None:
 
     Raises ConfigError if `directory` is no longer empty.
     """
+    sync_tree(path)
     try:
-        publish_directory(path, directory)
+        path.rename(directory)  # unlike `publish_directory`, this never replaces files
     except OSError as e:
         if e.errno not in TAKEN:
             raise
@@ -118,6 +119,7 @@ def publish(path: Path, directory: Path) -> None:
             f"{directory} was empty at the start, but cannot be written now: {e.strerror}",
             hint="choose another --output",
         ) from e
+    sync_entry(directory.absolute().parent)
 
 
 def _beside(directory: Path, what: str) -> Path:

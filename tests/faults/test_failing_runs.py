@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faults import environment, needs_shim
 
-FAULTS = [(0.02, "EROFS"), (0.25, "ENOSPC"), (0.5, "EIO"), (0.6, "EFBIG"), (0.8, "EDQUOT"), (0.97, "ENOSPC")]
+FAULTS = [(0.02, "EROFS"), (0.5, "EIO"), (0.8, "EDQUOT"), (0.97, "ENOSPC")]
 """At which part of a run's writes they begin to fail, and how."""
 
 

@@ -123,8 +123,9 @@ def verify(kind: str | None, as_json: bool) -> None:
     A run checks the entries that it uses by itself, and builds damaged ones again. Nothing is changed. The exit code
     is 1 if an entry is damaged.
     """
-    from smollm3_finetune.cache.entries import entries, shown_size
+    from smollm3_finetune.cache.entries import entries
     from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.files.room import shown_size
     from smollm3_finetune.progress import for_stream
 
     root, _ = _cache_and_runs(kind, ())
