@@ -90,7 +90,8 @@ class Checkpoints:
     def unfinished(self) -> Iterator[None]:
         """Inside the context, `partial` exists; a leftover of a killed process is deleted first."""
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.path.mkdir(exist_ok=True)  # not its parent: a run whose directory was deleted must not appear again
+        self.partial.mkdir()
         try:
             yield
         finally:

@@ -200,8 +200,10 @@ class RunDir:
         """Whether the directory is a run that ended before its first checkpoint, and has no files of anybody else."""
         names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        begun = names == {LOCK} or (self.config.name in names and names <= BEFORE_CHECKPOINT)
-        return begun and all(p.name.startswith(PARTIAL) for p in checkpoints)
+        # a directory with nothing but run.yaml may be the user's own
+        ours = {LOCK, self.versions.name} & names
+        begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
 
     def _discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""

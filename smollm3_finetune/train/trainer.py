@@ -17,6 +17,8 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.room import check_room, checkpoint_bytes
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
@@ -133,7 +135,7 @@ class AdaptedTrainer:
         """Write a checkpoint beside the others, and publish it when all processes have written their part."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
-        with self.checkpoints.unfinished() if args.should_save else contextlib.nullcontext():
+        with self._writing_checkpoint() if args.should_save else contextlib.nullcontext():
             wait()
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             wait()
@@ -141,6 +143,19 @@ class AdaptedTrainer:
                 self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
+
+    @contextlib.contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        """Check the free space, and convert a failed write into a WriteError that says which checkpoint is usable."""
+        place, before = self.checkpoints, self.checkpoints.all()
+        left = f"{before[-1].path} is complete" if before else "there is no earlier checkpoint"
+        resume = f"smollm3 train --resume {shlex.quote(str(place.path.parent))}" if before else ""
+        trained = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        needed = checkpoint_bytes(before[-1].path if before else None, trained)
+        check_room(place.path, needed, "the next checkpoint", left=left)
+        target = place.at(self.state.global_step)  # type: ignore[attr-defined]
+        with place.unfinished(), writing(target, left=left, again=resume):
+            yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save with `_save`, even if the processes share weights."""
