@@ -177,6 +177,9 @@ class FormatterSpec(ComponentSpec):
 class ObjectiveSpec(ComponentSpec):
     """Offers an `Objective`: what training minimizes."""
 
+    uses_labels: bool = False
+    """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
+
 
 def option(
     default: Any,

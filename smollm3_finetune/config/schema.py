@@ -30,6 +30,21 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """An entry of `data.path`, `data.validation` or `calibration.path`, as a mapping."""
+
+    path: str = option("", "File, glob, directory or Hub ID.")
+    weight: float = option(
+        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
+    )
+    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
+    split: str = option("train", "Split of a Hub dataset.")
+    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
+    revision: str | None = option(None, "Revision of a Hub dataset.")
+    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training rows, and how they are used."""
 
@@ -38,11 +53,27 @@ class DataConfig:
         "Training rows: a file, glob, directory or Hub ID, or a list of them. Each can be a string or a mapping with "
         "the keys path, weight, formatter, split, subset, revision and limit. Default: the built-in chat dataset.",
     )
+    validation: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
+        None,
+        "Separate held-out rows, same format as data.path; no row of data.path is then held out. "
+        "Default: a fraction of the rows, data.held_out.",
+    )
     held_out: float = option(
         0.1, "Fraction of the rows that are not trained on and are used to measure the held-out loss.", ge=0, lt=1
     )
-    max_length: int = option(1024, "Maximum length of a row, in tokens; longer rows are truncated.", ge=8)
-    limit: int | None = option(None, "Use only the first N rows of each source.", ge=1, le=10**12)
+    seed: int = option(
+        0,
+        "Random seed of the held-out split, of the rows that a weight below 1 selects, and of the calibration rows. "
+        "Separate from --seed, so that runs with different seeds have the same held-out rows.",
+        ge=0,
+        le=2**32 - 1,
+    )
+    max_length: int = option(1024, "Maximum length of a row, in tokens; see data.long_text for longer rows.", ge=8)
+    long_text: Literal["chunk", "cut"] = option(
+        "chunk",
+        "Rows of raw text longer than data.max_length: split into chunks, or cut. Conversations are always cut.",
+    )
+    limit: int | None = option(None, "Use only the first N rows of each source of data.path.", ge=1, le=10**12)
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
     enable_thinking: bool | None = option(
         None,
@@ -64,7 +95,7 @@ class CalibrationConfig:
     path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None, "Separate calibration data, same format as data.path; default: the training rows."
     )
-    rows: int = option(128, "Number of calibration rows; the seed selects them.", ge=1, le=1_000_000)
+    rows: int = option(128, "Number of calibration rows; data.seed selects them.", ge=1, le=1_000_000)
     length: int = option(512, "Tokens used from each row.", ge=1)
 
 
@@ -178,7 +209,7 @@ class RunConfig:
     )
     seed: int = option(
         0,
-        "Random seed of the held-out split, the order of rows, dropout and parameter initialization.",
+        "Random seed of the order of rows, dropout and parameter initialization; see also data.seed.",
         ge=0,
         le=2**32 - 1,
     )

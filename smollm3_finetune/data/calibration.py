@@ -1,7 +1,7 @@
 """The calibration data of a quantizer: token ids of the run's training rows, or of separate calibration rows.
 
-They are chosen by the seed, built when the quantizer first asks for them, and saved with the run, because a base that
-was quantized with them can be rebuilt only from them (`SavedAdapter.calibration`).
+They are chosen by `data.seed`, built when the quantizer first asks for them, and saved with the run, because a base
+that was quantized with them can be rebuilt only from them (`SavedAdapter.calibration`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
     """The same for rows that are not tokenized yet: the `config.rows` rows with the lowest split positions."""
-    first = heapq.nsmallest(config.rows, enumerate(rows.positioned()), key=lambda r: (r[1].position, r[0]))
+    usable = (row for row in rows.positioned() if not row.undesirable)
+    first = heapq.nsmallest(config.rows, enumerate(usable), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]
 
@@ -76,8 +77,12 @@ class PlannedRows:
 
     def tokens(self, model: ModelPlan) -> Tokens:
         """The rows as tokens, from the cache if it has them. Raises DataError if a row is invalid."""
-        length, cache, progress = self.config(model).data.max_length, model.context.cache, model.context.progress
-        return tokenize(self.rows, self.survey, self.objective, self.renderer(model), length, cache, progress)
+        config, context = self.config(model), model.context
+        return tokenize(
+            *(self.rows, self.survey, self.objective, self.renderer(model), config.data.max_length),
+            *(context.cache, context.progress),
+            chunk=config.data.long_text == "chunk",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,4 +128,4 @@ def calibration_ids(config: RunConfig, own: Rows | None, renderer: Renderer, exa
     """Token ids of the `own` rows if the configuration names any, else of the training `examples`."""
     if own is not None:
         return from_rows(own, renderer, config.calibration)
-    return from_examples(examples(), config.calibration, config.seed)
+    return from_examples(examples(), config.calibration, config.data.seed)

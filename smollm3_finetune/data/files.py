@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from smollm3_finetune.data.compressed import COMPRESSIONS, ROW_LIMIT, compression, open_text
+from smollm3_finetune.data.json_list import JSONListError, JSONListReader
 from smollm3_finetune.errors import DataError
 
-TEXT = (".jsonl", ".json", ".csv")
+TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
+FORMATS = f"{', '.join(SUFFIXES)}, or text compressed as {' or '.join(COMPRESSIONS)}"
+FIELD_LIMIT = 1 << 30
+"""The longest field of an uncompressed table, in characters: a field can be a whole document."""
+
+
+def row_format(file: Path) -> str | None:
+    """The extension that gives the format of a file's rows, `.csv` for `rows.csv.gz`; None if it is not supported."""
+    if compression(file) is None:
+        return file.suffix if file.suffix in SUFFIXES else None
+    inner = file.with_suffix("").suffix
+    return inner if inner in TEXT else None
 
 
 @dataclass(frozen=True)
@@ -28,14 +41,16 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
     """The rows of a file, at most `limit`. Raises DataError with file and line if a row is invalid or there is none."""
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
         ".json": _read_json,
         ".csv": _read_csv,
+        ".tsv": _read_csv,
         ".parquet": _read_parquet,
         ".arrow": _read_arrow,
     }
     empty = True
     try:
-        for row in islice(readers[file.suffix](file), limit):
+        for row in islice(readers[row_format(file) or file.suffix](file), limit):
             empty = False
             yield row
     except UnicodeDecodeError as e:
@@ -48,23 +63,42 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
 
 def _encoding_error(file: Path, error: UnicodeDecodeError) -> DataError:
     """An error with the line and the offset in the whole file, which the decoder does not know: it reads in chunks."""
-    if file.suffix not in TEXT:
+    if row_format(file) not in TEXT:
         return DataError(f"{file} contains text that is not UTF-8: {error.reason}")
-    before = 0
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        for number, line in enumerate(stream, start=1):
+    before, whole = 0, "the file" if compression(file) is None else "the decompressed file"
+    with open_text(file, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        for number, line in enumerate(_lines(stream, file), start=1):
             encoded = line.encode("utf-8", "surrogateescape")
             try:
                 encoded.decode("utf-8")
             except UnicodeDecodeError as e:
-                return DataError(f"{file}:{number}: not UTF-8 text: {e.reason} at byte {before + e.start} of the file")
+                return DataError(f"{file}:{number}: not UTF-8 text: {e.reason} at byte {before + e.start} of {whole}")
             before += len(encoded)
     return DataError(f"{file} is not UTF-8 text: {error.reason}")
 
 
+def _row_limit(file: Path) -> int | None:
+    """The longest row that is read, in characters; None: no limit, because the size of the file is no surprise."""
+    return None if compression(file) is None else ROW_LIMIT
+
+
+def _lines(stream: TextIO, file: Path) -> Iterator[str]:
+    """The lines of a file. Raises DataError if a line of a compressed file is too long."""
+    limit = _row_limit(file)
+    if limit is None:
+        yield from stream
+        return
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise DataError(f"{file}:{number}: a row has more than {limit:,} characters")
+        yield line
+
+
 def _read_jsonl(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
+    with open_text(file) as stream:
+        for number, line in enumerate(_lines(stream, file), start=1):
             if line.strip():
                 where = f"{file}:{number}"
                 try:
@@ -75,37 +109,23 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
 
 
 def _read_json(file: Path) -> Iterator[Row]:
-    """A list of rows, decoded one by one, so that the line on which each row begins is known."""
-    text = file.read_text(encoding="utf-8-sig")
-    decoder = json.JSONDecoder()
-    position = _skip_whitespace(text, 0)
-    if text[position : position + 1] != "[":
-        raise DataError(f"{file}: expected a list of rows", hint="for one object per line, use a .jsonl file")
-    position, line, counted = _skip_whitespace(text, position + 1), 1, 0
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
+    """A list of rows."""
+    with open_text(file) as stream:
         try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as e:
-            at = f":{e.lineno}" if isinstance(e, json.JSONDecodeError) else f":{line}"
-            raise DataError(f"{file}{at}: not valid JSON: {_json_problem(e)}") from e
-        yield _checked_row(value, f"{file}:{line}")
-        position = _skip_whitespace(text, position)
-        if text[position : position + 1] == ",":
-            position = _skip_whitespace(text, position + 1)
-        elif text[position : position + 1] != "]":
-            at_line = text.count("\n", 0, position) + 1
-            raise DataError(f"{file}:{at_line}: not valid JSON: expected ',' or ']' after a row")
-    after = _skip_whitespace(text, position + 1)
-    if after < len(text):
-        raise DataError(f"{file}:{text.count(chr(10), 0, after) + 1}: not valid JSON: text after the list of rows")
+            for line, value in JSONListReader(stream, _row_limit(file)).rows():
+                yield _checked_row(value, f"{file}:{line}")
+        except JSONListError as e:
+            hint = None if e.line is not None else "for one object per line, use a .jsonl file"
+            raise DataError(f"{file}{'' if e.line is None else f':{e.line}'}: {e}", hint=hint) from e
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
-    """Comma-separated values with a header; every value is text."""
-    csv.field_size_limit(1 << 30)  # a field can be a whole document
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
+    """Values separated by commas (.tsv: by tabs) with a header; every value is text, quoted if necessary."""
+    csv.field_size_limit(_row_limit(file) or FIELD_LIMIT)
+    tabs = row_format(file) == ".tsv"
+    with open_text(file, newline="") as stream:
+        lines: Iterable[str] = _lines(stream, file)
+        reader = csv.DictReader(lines, strict=True, delimiter="\t" if tabs else ",")
         try:
             for value in reader:
                 where = f"{file}:{reader.line_num}"
@@ -113,7 +133,7 @@ def _read_csv(file: Path) -> Iterator[Row]:
                     raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the header")
                 yield Row(value, where)
         except csv.Error as e:
-            raise DataError(f"{file}:{reader.reader.line_num}: not valid CSV: {e}") from e
+            raise DataError(f"{file}:{reader.reader.line_num}: not valid {'TSV' if tabs else 'CSV'}: {e}") from e
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
@@ -183,13 +203,6 @@ def _first_line(error: BaseException) -> str:
 def _json_problem(error: Exception) -> str:
     """The problem and its column; the message already names the line."""
     return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _skip_whitespace(text: str, position: int) -> int:
-    """The next position that is not whitespace."""
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
 
 
 def _checked_row(value: Any, where: str) -> Row:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
+from smollm3_finetune.config.load import DEFAULT, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import file_sha256
@@ -34,7 +35,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings}
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
-    loaded = assemble([settings])
+    loaded = assemble([[*_before_their_keys(settings), *settings]])
     for name in CODE_EXECUTION_OPTIONS:
         if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
@@ -42,6 +43,16 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
                 hint=f"if you trust it: --loader-opt {name}=true",
             )
     return loaded
+
+
+def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
+    """Settings for what runs did before these keys existed; the settings of the run's file override them.
+
+    The run's seed also decided the held-out rows, and long text was cut.
+    """
+    seed = next((s for s in settings if s.key == ("seed",)), None)
+    found = [Setting(key=("data", "long_text"), value="cut", origin=DEFAULT)]
+    return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
 
 
 def saved_versions(run: RunDir) -> dict[str, Any]:

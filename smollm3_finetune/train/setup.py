@@ -63,7 +63,10 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
     length = plan.config.data.max_length
-    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    chunk = plan.config.data.long_text == "chunk"
+    tokens = tokenize(
+        plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
+    )
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
     done = checkpoint.step if checkpoint is not None else 0

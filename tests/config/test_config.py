@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections.abc import Callable
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.json_schema import run_schema
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, assignment, file_settings
 from smollm3_finetune.config.schema import ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
@@ -238,85 +235,6 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
     for part in ("'modle'", "seed", "train.epochs", "'train.lr'", "a mapping of keys for data", "quant.name"):
         assert sum(part in m for m in messages) == 1
     assert caught.value.exit_code == 2
-
-
-# ------------------------------------------------------------------------------------------------- schema
-
-
-KEYWORDS = {
-    "$ref", "$defs", "$schema", "anyOf", "enum", "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "items", "properties", "additionalProperties", "required", "title", "description", "default",
-}  # fmt: skip
-
-
-def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Whether a value is valid under a schema, for the keywords that `run_schema` uses."""
-    assert set(schema) <= KEYWORDS, "add the new keyword to this function"
-    if "$ref" in schema:
-        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
-    if "anyOf" in schema and not any(accepts(s, value, root) for s in schema["anyOf"]):
-        return False
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    kinds = {
-        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
-        "null": type(None),
-    }  # fmt: skip
-    if "type" in schema:
-        fits = isinstance(value, kinds[schema["type"]])
-        if not fits or (isinstance(value, bool) and schema["type"] in ("integer", "number")):
-            return False
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = schema.get("minimum", value), schema.get("maximum", value)
-        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-        return low <= value <= high and (above is None or value > above) and (below is None or value < below)
-    if isinstance(value, list):
-        return all(accepts(schema.get("items", {}), v, root) for v in value)
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        known = all(accepts(properties[k], v, root) for k, v in value.items() if k in properties)
-        extra = schema.get("additionalProperties", True) is not False or set(value) <= set(properties)
-        return known and extra and set(schema.get("required", ())) <= set(value)
-    return True
-
-
-@pytest.fixture
-def schema() -> dict[str, Any]:
-    made = run_schema(discover(PluginSelection.of([], no_plugins=True)))
-    return dict(json.loads(json.dumps(made)))
-
-
-def test_the_schema_accepts_default_and_resolved_configurations(schema: dict[str, Any]) -> None:
-    assert accepts(schema, as_dict(RunConfig()), schema)
-    full = ComponentConfig(name="smollm3-finetune:full", options={"parameters": ["*.norm"]})
-    hf = {"revision": None, "trust_remote_code": False, "pickle": False}
-    resolved = RunConfig(adapter=full, loader=ComponentConfig(name="smollm3-finetune:hf", options=hf))
-    assert accepts(schema, as_dict(resolved), schema)
-    assert accepts(schema, {"quant": "none", "adapter": {"name": "full"}, "train": {"learning_rate": 2e-5}}, schema)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"modle": "tiny"},
-        {"train": {"max_step": 3}},
-        {"train": {"batch_size": 0}},
-        {"train": {"schedule": "steep"}},
-        {"quant": "nune"},
-        {"adapter": {"name": "fulll"}},
-        {"adapter": {"name": "full", "params": []}},
-        {"dtype": "int3"},
-    ],
-)
-def test_the_schema_rejects_what_config_validate_rejects(value: dict[str, Any], schema: dict[str, Any]) -> None:
-    assert not accepts(schema, value, schema)
-
-
-def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["model"]["description"].startswith("Model to fine-tune: Hub ID")
-    full = next(v for v in schema["properties"]["adapter"]["anyOf"] if "full" in json.dumps(v.get("properties", {})))
-    assert "globs" in full["properties"]["parameters"]["description"]
-    assert full["properties"]["name"]["enum"] == ["full", "smollm3-finetune:full"]
 
 
 @pytest.mark.parametrize("text", ["Hi: there", "- no list", "2026-13-45"])

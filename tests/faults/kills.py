@@ -77,10 +77,14 @@ def scenarios() -> Iterator[Scenario]:
         ("gptq", "lora"), ("gptq", "dora"),
     ):  # fmt: skip
         prepared = ((*train(quant, adapter)[:-1], "seed"),) if quant == "gptq" else ()  # the cache has its base
-        yield Scenario(f"train {quant} {adapter}", train(quant, adapter), weights, "out/report.json", before=prepared)
+        yield Scenario(
+            f"train {quant} {adapter}", train(quant, adapter), weights, "out/report.json", before=prepared
+        )
     yield Scenario("tokens", train("none", "full"), (*weights, "cache/tokens/*/*.arrow"), "out/report.json")
     accumulation = ("--set", "train.gradient_accumulation=2", "--adapter-opt", "dropout=0.1")
-    yield Scenario("train accumulation, dropout", train("none", "lora", *accumulation), weights, "out/report.json")
+    yield Scenario(
+        "train accumulation, dropout", train("none", "lora", *accumulation), weights, "out/report.json"
+    )
     yield Scenario(
         "merge", ("merge", "out", "--output", "merged"), ("merged/*.safetensors", "merged/config.json"),
         "merged/config.json", before=(train("none", "lora"),),
@@ -233,9 +237,7 @@ def counted_writes(whole: Path, scenario: Scenario) -> int:
     return 12 * files
 
 
-def attempt(
-    scenario: Scenario, made: tuple[Path, str, int, float], rng: random.Random, table: Table, work: Path
-) -> None:
+def attempt(scenario: Scenario, made: tuple[Path, str, int, float], rng: random.Random, table: Table, work: Path) -> None:
     """One trial."""
     base, expected, writes, seconds = made
     directory = work / "trial"

@@ -13,6 +13,12 @@ from typing import Any
 
 TURN_COLUMNS = ("messages", "conversation", "conversations")
 """The columns that can hold a list of turns, or one as JSON text. The first that does is read."""
+PREFERENCE_COLUMNS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+)
+"""The columns of the better and of the worse answer. The first pair with two values is read."""
 PREFERENCE_RANK = 10
 PROMPT_COMPLETION_RANK = -5
 TEXT_RANK = -10
@@ -68,9 +74,17 @@ def prompt_completion(row: Mapping[str, Any]) -> bool:
     return "prompt" in row and ("completion" in row or "response" in row)
 
 
+def preference_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The columns of the better and the worse answer; None if the row is not a pair.
+
+    Both must have a value: in a table of mixed rows they are empty for rows that are not pairs.
+    """
+    pairs = (pair for pair in PREFERENCE_COLUMNS if all(row.get(column) is not None for column in pair))
+    return next(pairs, None)
+
+
 def preference(row: Mapping[str, Any]) -> bool:
-    """Both columns must have a value: in a table of mixed rows they are empty for rows that are not pairs."""
-    return all(row.get(column) is not None for column in ("chosen", "rejected"))
+    return preference_columns(row) is not None
 
 
 def text(row: Mapping[str, Any]) -> bool:

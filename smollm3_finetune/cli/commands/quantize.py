@@ -29,7 +29,12 @@ def quantizing_options(f: F) -> F:
 )
 @config_flag("formatter", "NAME")
 @config_flag("max_length", "TOKENS")
-@click.option("--seed", type=int, metavar="N", help="Random seed that selects the calibration rows.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    help="Random seed that selects the calibration rows; sets data.seed too.",
+)
 @click.option("--config", "config_file", metavar="FILE", help="YAML file with any of these settings.")
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
@@ -50,6 +55,8 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.paths import user_path
 
     directory = user_path(output, "--output")
+    if values["seed"] is not None:
+        values["assign"] = (f"data.seed={values['seed']}", *values["assign"])
     loaded = load_configuration({**values, "model": model})
     registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
     from smollm3_finetune.api import BuildContext, Purpose
