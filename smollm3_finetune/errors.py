@@ -146,6 +146,7 @@ NO_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    ": Cannot allocate memory (12)",
 )
 """Texts of the RuntimeErrors that torch raises for lack of memory if it has no specific exception for it."""
 

@@ -34,6 +34,7 @@ from smollm3_finetune.api.data import (
 )
 from smollm3_finetune.api.descriptors import (
     API_VERSION,
+    AdapterCard,
     AdapterSpec,
     ComponentSpec,
     FormatterSpec,
@@ -49,6 +50,7 @@ from smollm3_finetune.api.helpers import (
     directory_source,
     flatten_rows,
     has_supervised_logits,
+    open_tensors,
     options_dict,
     pad_rows,
     seeded,
@@ -101,6 +103,7 @@ __all__ = [
     "REASONING_FIELDS",
     "Adapted",
     "Adapter",
+    "AdapterCard",
     "AdapterSpec",
     "Base",
     "BuildContext",
@@ -148,6 +151,7 @@ __all__ = [
     "is_resource_error",
     "layers_to_quantize",
     "load_layerwise",
+    "open_tensors",
     "ops_for_layers",
     "option",
     "options_dict",

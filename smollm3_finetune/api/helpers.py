@@ -74,6 +74,16 @@ def has_supervised_logits(model: nn.Module) -> bool:
     return has_supervised_logits(model)
 
 
+def open_tensors(file: Path, device: str = "cpu") -> Any:
+    """Open a safetensors file, as `safetensors.safe_open` does: `with open_tensors(file) as tensors: …`.
+
+    Raises ModelError if the file is damaged or cannot be read; an error for lack of memory passes unchanged.
+    """
+    from smollm3_finetune.model_files.tensors import open_tensors
+
+    return open_tensors(file, device)
+
+
 def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:
     """Return a `ModelSource` for a directory in the Hugging Face layout, for loaders that download or convert.
 

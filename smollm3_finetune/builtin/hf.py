@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DIRECTORY_FLAGS = {Purpose.INFER: "smollm3 generate DIRECTORY", Purpose.MERGE: "smollm3 merge DIRECTORY"}
 """How the commands without `--model` name a directory."""
 CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+LEGAL_FILES = ("README.md", "LICENSE*", "NOTICE*")
+"""A merged or quantized model keeps the license of its base: the model card states it."""
 
 
 class HFLoader:
@@ -160,7 +162,7 @@ class HubSource:
     def path(self) -> Path:
         weights = ["*.safetensors", *(["*.bin"] if self.pickle else [])]
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []
-        return self._snapshot([*CONFIG_FILES, *weights, *code])
+        return self._snapshot([*CONFIG_FILES, *LEGAL_FILES, *weights, *code])
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from smollm3_finetune.files.permissions import apply_umask
+
 PARTIAL = ".partial-"
 """Prefix of the name of what is being written; a leftover of a killed process has it too."""
 
@@ -95,7 +97,11 @@ def publish_files(partial: Path, directory: Path, *, last: str) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Force every file and directory below `directory`, and the directory itself, to disk."""
+    """Force every file and directory below `directory`, and the directory itself, to disk.
+
+    First they get the permissions that the user's umask gives to new files: what is published passes through here.
+    """
+    apply_umask(directory)
     for folder, _, files in os.walk(directory):
         for name in files:
             with open(os.path.join(folder, name), "rb") as stream:

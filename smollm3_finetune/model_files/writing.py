@@ -70,8 +70,6 @@ def write_model(
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))
     generation.to_json_file(str(out / "generation_config.json"))
-    for file in out.glob("*.safetensors"):  # they are written with mode 0600, whatever the umask
-        file.chmod((out / "config.json").stat().st_mode)
 
 
 def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:

@@ -22,12 +22,14 @@ from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
+from smollm3_finetune.model.adapter_card import edited_card, write_card
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
+from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
@@ -188,11 +190,16 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
+            known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
-                loaded.save(run.adapter)
+                loaded.save(run.adapter, known)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     trained.callback.measured(after)
+    if job.main:
+        known = training_facts(job, trained.steps, trained.tokens, before, after)
+        with _writing(job, run.adapter):
+            write_card(job.plan.model, run.adapter, known, edited_card(run.adapter))
     after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):

@@ -180,7 +180,7 @@ def test_out_of_memory_is_not_reported_as_damaged_weights(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    where = "safetensors.torch.load_file" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
+    where = "safetensors.safe_open" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
     monkeypatch.setattr(where, fails)
     with pytest.raises(type(error)) as caught:
         load_model("tiny", adapter_path=tmp_path / "saved")

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, open_tensors
 from smollm3_gptq.options import GPTQOptions
 
 DESCRIPTION = "quantize_config.json"
@@ -55,7 +53,7 @@ class Checkpoint:
         shapes: dict[str, list[int]] = {}
         biased: set[str] = set()
         for file in self.files:
-            with _opened(file) as tensors:
+            with open_tensors(file) as tensors:
                 names = list(tensors.keys())
                 quantized = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
                 for name in names:
@@ -96,7 +94,7 @@ class Checkpoint:
 
         file_of = {}
         for file in self.files:
-            with _opened(file) as tensors:
+            with open_tensors(file) as tensors:
                 file_of.update(dict.fromkeys(tensors.keys(), file))
         for name in sorted(n for n in file_of if n.endswith(".qweight")):
             layer = name.removesuffix(".qweight")
@@ -104,7 +102,7 @@ class Checkpoint:
             for part in PARTS:
                 stored = f"{layer}.{part}"
                 if stored in file_of:
-                    with _opened(file_of[stored]) as tensors:
+                    with open_tensors(file_of[stored]) as tensors:
                         parts[part] = tensors.get_tensor(stored)
             if "g_idx" not in parts:
                 size = int(self.description["group_size"])
@@ -249,10 +247,3 @@ def _usual_name(file: str) -> str:
     """The name that transformers expects for a weight file."""
     part = PART.search(file)
     return f"model{part[0]}" if part else "model.safetensors"
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as e:
-        raise ModelError(f"{file} is damaged: {e}", hint="copy or download it again") from e

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
-from safetensors import safe_open
 
 from smollm3_finetune.api import (
     Base,
@@ -21,6 +20,7 @@ from smollm3_finetune.api import (
     ModelError,
     ModelSource,
     fingerprint,
+    open_tensors,
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
 from smollm3_gptq.options import GPTQOptions
@@ -145,7 +145,7 @@ def _fitting_group_size(source: ModelSource) -> int:
     """The largest of GROUP_SIZES that divides the input width of every layer, or -1. Reads only file headers."""
     inputs: set[int] = set()
     for file in sorted(source.path.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 shape = tensors.get_slice(name).get_shape()
                 if len(shape) == 2 and ".layers." in f".{name}" and name.endswith(".weight"):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,11 +23,11 @@ from smollm3_finetune.api import (
     ModelError,
     Purpose,
     UnsupportedOp,
+    open_tensors,
 )
 from smollm3_peft import peft_config, peft_patches
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
-from smollm3_peft.model_card import write_card
 from smollm3_peft.options import MethodOptions
 
 CONFIG_FILE = "adapter_config.json"
@@ -243,7 +242,7 @@ class _Saver:
         self.model = model
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[Path], None] = lambda path: None
-        model.create_or_update_model_card = lambda directory: write_card(Path(directory), model)
+        model.create_or_update_model_card = lambda directory: None  # core writes the card
 
     def __call__(self, save_directory: str, **kwargs: Any) -> None:
         kwargs["save_embedding_layers"] = False
@@ -272,7 +271,7 @@ def _bias_copies(model: nn.Module, config: PeftConfig) -> Biases:
 
 def _check_names(model: PeftModel, path: Path) -> None:
     """Raises ModelError if a saved adapter has other tensors than the model expects; PEFT only warns."""
-    with safe_open(str(path / WEIGHTS_FILE), framework="pt") as tensors:
+    with open_tensors(path / WEIGHTS_FILE) as tensors:
         found = set(tensors.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = sorted(expected - found)
