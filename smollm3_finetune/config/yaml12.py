@@ -114,22 +114,26 @@ def _dumped(value: Any, flow: bool, *, escape: bool) -> str:
     return stream.getvalue()
 
 
-def commented_yaml(values: Mapping[str, Any], comments: Mapping[str, str], *, encoding: str = "utf-8") -> str:
+def commented_yaml(
+    values: Mapping[str, Any], comments: Mapping[str, str], *, indent: int = 0, encoding: str = "utf-8"
+) -> str:
     """The entries of a mapping as YAML text, each with its comment if it has one.
 
-    The comment is at the end of the first line, or above the entry if its first line cannot hold a comment.
+    The comment is at the end of the first line, or above the entry if its first line cannot hold a comment. Every line
+    begins with `indent` spaces.
     """
     out = []
+    width = 47 - indent
     for key, value in values.items():
         first, *rest = dump_yaml({key: value}, encoding=encoding).splitlines()
         comment = comments.get(key)
         if not comment:
             out += [first, *rest]
         elif not rest or first.endswith(":"):
-            out += [f"{first:<47} # {one_line(comment)}", *rest]
+            out += [f"{first:<{width}} # {one_line(comment)}", *rest]
         else:
             out += [f"# {one_line(comment)}", first, *rest]
-    return "\n".join(out)
+    return "\n".join(" " * indent + line for line in out)
 
 
 def one_line(text: str) -> str:

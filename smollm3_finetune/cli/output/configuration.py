@@ -19,8 +19,8 @@ def with_origins(config: RunConfig, origins: Mapping[str, str], encoding: str | 
     out = []
     for name, value in as_dict(config).items():
         if name in COMPONENT_SECTIONS or name in PLAIN_SECTIONS:
-            inner = commented_yaml(value, {key: _origin(f"{name}.{key}", origins) for key in value}, encoding=known)
-            out += [f"{name}:", *(f"  {line}" for line in inner.splitlines())]
+            comments = {key: _origin(f"{name}.{key}", origins) for key in value}
+            out += [f"{name}:", commented_yaml(value, comments, indent=2, encoding=known)]
         else:
             out.append(commented_yaml({name: value}, {name: _origin(name, origins)}, encoding=known))
     return "\n".join(out)
