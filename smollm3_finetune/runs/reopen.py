@@ -78,6 +78,8 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             )
 
 
+REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}
+"""The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""
 
@@ -95,9 +97,10 @@ def run_request(
     from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 
     def decided(flag: str) -> ConfigError:
+        base = next((shlex.quote(str(s.value)) for s in file_settings(run.config) if s.key == ("model",)), "MODEL")
         return ConfigError(
             f"{flag} cannot be used with the run {run.path}: its model is loaded as it was trained",
-            hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
+            hint=f"smollm3 {command} {base} --adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
         )
 
     for name in FIXED_BY_RUN:
@@ -105,7 +108,8 @@ def run_request(
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
         resumable = bool(run.saved_checkpoints())
-        hint = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
+        where = shlex.quote(str(run.path if resumable else run.config))
+        hint = f"smollm3 train {'--resume' if resumable else '--config'} {where}"
         raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=hint)
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():
