@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill; at the end it is synced and renamed to `path`, which must not exist by then.
+    """An empty directory to fill; at the end it is synced and renamed to `path`, whose former content is deleted.
 
     If the body raises, it is deleted. A leftover of a killed process at the same path is deleted first.
     """
@@ -49,10 +49,36 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Sync a finished directory and rename it to `path`."""
+    """Sync a finished directory and rename it to `path`; a former directory there is deleted after that."""
     sync_tree(partial)
+    former = path.with_name(f"{PARTIAL}former-{path.name}")
+    shutil.rmtree(former, ignore_errors=True)
+    if path.exists():
+        path.rename(former)
     partial.rename(path)
     sync_entry(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def publish_files(partial: Path, directory: Path, *, last: str) -> None:
+    """Sync a finished directory and move its files into `directory`, the file `last` at the end.
+
+    Files of `directory` with other names stay. A directory that does not exist yet appears whole.
+    """
+    sync_tree(partial)
+    if not directory.exists():
+        partial.rename(directory)
+        sync_entry(directory.parent)
+        return
+    files = sorted(
+        (p.relative_to(partial) for p in partial.rglob("*") if p.is_file()), key=lambda p: (str(p) == last, p)
+    )
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) == last:
+            sync_entry(directory)
+        (partial / name).replace(directory / name)
+    sync_entry(directory)
 
 
 def sync_tree(directory: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.files.writing import sync_entry, sync_tree
 
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one value."""
@@ -118,7 +119,11 @@ def partial(directory: Path) -> Iterator[Path]:
 
 
 def publish(path: Path, directory: Path) -> None:
-    """Rename a finished directory in one step. Raises ConfigError if `directory` is no longer empty."""
+    """Sync a finished directory to disk and rename it in one step.
+
+    Raises ConfigError if `directory` is no longer empty.
+    """
+    sync_tree(path)
     try:
         path.rename(directory)
     except OSError as e:
@@ -126,6 +131,7 @@ def publish(path: Path, directory: Path) -> None:
             f"{directory} was empty at the start, but cannot be written now: {e.strerror}",
             hint="choose another --output",
         ) from e
+    sync_entry(directory.absolute().parent)
 
 
 def _beside(directory: Path, what: str) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
@@ -23,6 +24,7 @@ from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
@@ -43,6 +45,8 @@ class RunPlan:
     render: RenderOptions
     calibration: Rows | None
     """Separate calibration rows; None: the training rows."""
+    asked: str
+    """The identity of the configuration as the user gave it."""
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
@@ -88,6 +92,8 @@ def plan_run(
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
     check_trackers(settled.config.train)
+    if (limit := settled.config.train.max_time) is not None:
+        stopping.seconds(limit)
     check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
@@ -98,6 +104,7 @@ def plan_run(
         survey=rows.survey(context.progress),
         render=about_rows.render,
         calibration=calibration,
+        asked=identity(config),
     )
 
 

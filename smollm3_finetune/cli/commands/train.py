@@ -31,7 +31,11 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 @click.command(epilog=EXAMPLES, add_help_option=False)
 @run_options
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run from its last checkpoint.")
+@click.option(
+    "--resume", metavar="RUN",
+    help="Continue an interrupted run from its newest checkpoint, or finish it. auto: the newest unfinished run of the "
+    "same configuration, or a new run if there is none.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
