@@ -233,7 +233,7 @@ def option_problems(
         if key not in infos:
             similar = did_you_mean(str(key), infos)
             hint = f"{'its options' if owner else 'known keys'}: {', '.join(infos)}" if infos else "it has no options"
-            hint = f"did you mean {similar!r}?" if similar else hint
+            hint = f"did you mean {similar if owner else _full(section, similar)!r}?" if similar else hint
             what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"
             problems.append(ConfigError(f"{origin(key)}{what}", hint=hint))
     for name, found in _invalid_defaults(cls):

@@ -88,6 +88,10 @@ class DataConfig:
     )
 
 
+SOURCE_KEYS = ("path", "weight", "formatter", "split", "subset", "revision", "limit")
+"""The keys of an entry of `data.path`: the fields of `data.sources.SourceConfig`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """The calibration data, for quantizers that calibrate."""

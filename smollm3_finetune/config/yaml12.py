@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,14 +82,73 @@ def parse_value(text: str) -> Any:
     return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 
-def dump_yaml(value: Any, *, flow: bool = False) -> str:
-    """Plain values as YAML 1.2 text. With `flow`, on one line in brackets, as the command line accepts it."""
+STARTS_PLAIN = re.compile("[A-Za-z0-9_./~+-]")
+LINE_BREAKS = re.compile("[\n\r\x85\u2028\u2029]")
+
+
+def dump_yaml(value: Any, *, flow: bool = False, encoding: str = "utf-8") -> str:
+    """Plain values as YAML 1.2 text that is read as the same values; each scalar is on one line.
+
+    With `flow`, everything is on one line in brackets, as the command line accepts it. If `encoding` lacks a
+    character, all that are not ASCII are escaped.
+    """
+    text = _dumped(value, flow, escape=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return _dumped(value, flow, escape=True)
+    return text
+
+
+def _dumped(value: Any, flow: bool, *, escape: bool) -> str:
     from ruamel.yaml import YAML
 
     stream = io.StringIO()
     writer = YAML()
     writer.default_flow_style = flow
+    writer.allow_unicode = not escape
     writer.version = None
-    writer.width = 1 << 30 if flow else 110
-    writer.dump(value, stream)
+    writer.width = sys.maxsize
+    writer.representer.ignore_aliases = lambda _: True
+    writer.dump(_quoted(value, flow), stream)
     return stream.getvalue()
+
+
+def commented_yaml(
+    values: Mapping[str, Any], comments: Mapping[str, str], *, indent: int = 0, encoding: str = "utf-8"
+) -> str:
+    """The entries of a mapping as YAML text, each with its comment if it has one.
+
+    The comment is at the end of the first line, or above the entry if its first line cannot hold a comment. Every line
+    begins with `indent` spaces.
+    """
+    out = []
+    width = 47 - indent
+    for key, value in values.items():
+        first, *rest = dump_yaml({key: value}, encoding=encoding).splitlines()
+        comment = comments.get(key)
+        if not comment:
+            out += [first, *rest]
+        elif not rest or first.endswith(":"):
+            out += [f"{first:<{width}} # {one_line(comment)}", *rest]
+        else:
+            out += [f"# {one_line(comment)}", first, *rest]
+    return "\n".join(" " * indent + line for line in out)
+
+
+def one_line(text: str) -> str:
+    """The text for a comment: characters that YAML does not allow there, such as line breaks, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _quoted(value: Any, flow: bool) -> Any:
+    """The value with double quotes around text that ruamel.yaml would write on several lines, or cannot read again."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, Mapping):
+        return {_quoted(k, flow): _quoted(v, flow) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(v, flow) for v in value]
+    if isinstance(value, str) and (LINE_BREAKS.search(value) or (flow and not STARTS_PLAIN.match(value))):
+        return DoubleQuotedScalarString(value)
+    return value

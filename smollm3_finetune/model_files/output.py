@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,8 @@ def check_vacant(flag: str, directory: Path) -> None:
     if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):
         what = "a mount point" if os.path.ismount(directory) else "the current directory"
         raise ConfigError(
-            f"{flag} {directory} is {what}, which cannot be replaced in one step", hint=f"{flag} {directory / 'model'}"
+            f"{flag} {directory} is {what}, which cannot be replaced in one step",
+            hint=f"{flag} {shlex.quote(str(directory / 'model'))}",
         )
     if directory.is_dir() and any(directory.iterdir()):
         name = f"the output directory {str(directory)!r}" if flag == "--output" else f"{flag} {directory}"

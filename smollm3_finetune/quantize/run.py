@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ def plan_quantize(
     if config.quant.name is None:
         raise ConfigError(
             f"{QUANTIZER.flag} is required",
-            hint=f"use {QUANTIZER.flag} NAME; smollm3 plugins list shows the quantizers",
+            hint=f"{QUANTIZER.flag} NAME; to see the names: smollm3 plugins list",
         )
     check_vacant("--output", output)
     request = ModelRequest(
@@ -69,7 +70,7 @@ def plan_quantize(
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes a model at load time",
-            hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
+            hint=f"smollm3 train --model {shlex.quote(config.model)} {QUANTIZER.flag} {config.quant.name}",
         )
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)

@@ -89,6 +89,8 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             )
 
 
+REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}
+"""The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""
 
@@ -106,9 +108,10 @@ def run_request(
     from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 
     def decided(flag: str) -> ConfigError:
+        base = next((shlex.quote(str(s.value)) for s in file_settings(run.config) if s.key == ("model",)), "MODEL")
         return ConfigError(
             f"{flag} cannot be used with the run {run.path}: its model is loaded as it was trained",
-            hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
+            hint=f"smollm3 {command} {base} --adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
         )
 
     for name in FIXED_BY_RUN:

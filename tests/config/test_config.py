@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, assignment, file_settings
-from smollm3_finetune.config.schema import ComponentConfig, RunConfig
+from smollm3_finetune.config.options import describe
+from smollm3_finetune.config.schema import SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
+from smollm3_finetune.data.sources import SourceConfig
 from smollm3_finetune.errors import ConfigError, Problems
 
 Write = Callable[[str], Path]
@@ -167,21 +169,32 @@ def test_keys_inside_a_value_that_is_not_a_mapping_are_an_error(write: Write, cl
         (("data.path=[a, {path: b}]", "data.path.limit=2"), "data.path=[{path: a, limit: 2}, {path: b, limit: 2}]"),
         (("data.path=a, b", "data.path.limit=2"), "data.path={path: 'a, b', limit: 2}"),
         (("calibration.path=a", "calibration.path.limit=2"), "calibration.path={path: a, limit: 2}"),
-        (("adapter.rank=3", "adapter.rank.q.x=4"), "adapter.rank={q: {x: 4}}"),
-        (("quant=x", "quant.name.y=4"), "quant.name={y: 4}"),
+        (("data.path=[a, {path: b}]", "data.path.1.limit=2"), "data.path=[path: a, {path: b, limit: 2}]"),
+        (("data.path=a", "data.path.0.wieght=2"), "data.path={path: a, weight: 2}"),
     ):
         hint = one_problem(write(""), *sets).hint or ""
-        (assigned,) = shlex.split(hint.removeprefix("to set both: --set "))
+        (assigned,) = shlex.split(hint.partition(": --set ")[2])
         assert assigned == typed
         key, _, value = typed.partition("=")
         assert isinstance(parse_value(value), dict | list), key
+
+
+def test_a_value_that_cannot_have_keys_is_named_with_what_to_omit(write: Write) -> None:
+    for sets, omit in (
+        (("adapter.rank=3", "adapter.rank.q.x=4"), "omit --set adapter.rank.q.x"),
+        (("quant=x", "quant.name.y=4"), "omit --set quant.name.y"),
+    ):
+        assert one_problem(write(""), *sets).hint == omit
+    beyond = one_problem(write(""), "data.path=[a, b]", "data.path.2.weight=2")
+    assert beyond.message == "--set data.path.2.weight: data.path has 2 entries, counted from 0"
+    assert beyond.hint == "to set both: --set 'data.path=[path: a, {path: b, weight: 2}]'"
 
 
 @pytest.mark.parametrize("text", ["train.max_steps", "=4", ".=4", "   =4"])
 def test_an_assignment_without_key_or_value_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="--set takes KEY=VALUE") as caught:
         assignment(text, "--set")
-    assert caught.value.hint == "--set a.b=4"
+    assert caught.value.hint == "--set train.max_steps=VALUE"
 
 
 # --------------------------------------------------------------------------------------------- wrong keys
@@ -197,7 +210,10 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
     error = one_problem(write("seed: 1\nmodle: tiny\n"))
     assert (error.message, error.hint) == ("run.yaml:2: unknown key 'modle'", "did you mean 'model'?")
     error = one_problem(write("train:\n  max_step: 3\n"))
-    assert (error.message, error.hint) == ("run.yaml:2: unknown key 'train.max_step'", "did you mean 'max_steps'?")
+    assert (error.message, error.hint) == (
+        "run.yaml:2: unknown key 'train.max_step'",
+        "did you mean 'train.max_steps'?",
+    )
     error = one_problem(write("max_steps: 3\n"))
     assert (error.message, error.hint) == ("run.yaml:1: unknown key 'max_steps'", "did you mean 'train.max_steps'?")
     error = one_problem(write("xyzzy: 3\n"))
@@ -206,7 +222,10 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
 
 def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
     error = one_problem(write(""), "trian.max_steps=3")
-    assert (error.message, error.hint) == ("--set trian.max_steps: unknown key 'trian'", "did you mean 'train'?")
+    assert (error.message, error.hint) == (
+        "--set trian.max_steps: unknown key 'trian.max_steps'",
+        "did you mean 'train.max_steps'?",
+    )
 
 
 def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -> None:
@@ -245,3 +264,7 @@ def test_text_on_the_command_line_is_not_parsed(text: str) -> None:
 def test_lists_and_mappings_on_the_command_line_need_brackets() -> None:
     assert parse_value("[a, 2]") == ["a", 2]
     assert parse_value("{a: 1}") == {"a": 1}
+
+
+def test_the_keys_of_an_entry_of_data_path_are_those_of_the_data_package() -> None:
+    assert [info.name for info in describe(SourceConfig)] == list(SOURCE_KEYS)

@@ -34,7 +34,7 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
     folders = [user_path(text, "--runs") for text in runs]
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"--runs {folder} is not a directory", hint="--runs DIR: a run or a folder of runs")
+            raise ConfigError(f"--runs {folder} is not a directory", hint="--runs RUN, or --runs FOLDER_OF_RUNS")
     root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"the cache {root} is not a directory", hint="SMOLLM3_CACHE=DIRECTORY")
