@@ -7,7 +7,6 @@ never followed, so nothing outside the root is measured or deleted.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.cache.use import keeping, runs_file
+from smollm3_finetune.files.limits import load_json
 
 KEY = re.compile(r"[0-9a-f]{32}")
 LEFTOVER = re.compile(r"([0-9a-f]{32})\.partial-\d+-[0-9a-f]+")
@@ -141,7 +141,7 @@ def _held(entry: Path) -> Iterator[bool]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = load_json(file)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}

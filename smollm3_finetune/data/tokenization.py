@@ -26,6 +26,7 @@ from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens
 
     Raises OSError, ValueError or TypeError if a file of the entry is damaged.
     """
-    saved = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
+    saved = load_json(directory / "counts.json")
     counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
     train = Examples(directory / "train.arrow")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
 CHECKSUMS = "checksums.json"
@@ -32,7 +33,7 @@ def damage(directory: Path, *, file: Path | None = None) -> str | None:
     """
     place = file or directory / CHECKSUMS
     try:
-        sums = json.loads(place.read_text(encoding="utf-8"))["sha256"]
+        sums = load_json(place)["sha256"]
         if not all(isinstance(name, str) and isinstance(digest, str) for name, digest in sums.items()):
             raise TypeError("sha256 must map names to checksums")
     except FileNotFoundError:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.limits import BeyondLimit, load_json
 from smollm3_finetune.files.writing import write_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError if the file does not hold one."""
+    """The object in a JSON file. Raises ModelError if the file does not hold one, or is beyond a limit of `limits`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except FileNotFoundError as e:
         raise ModelError(f"{path} does not exist") from e
     except (OSError, ValueError) as e:
-        raise ModelError(f"{path} cannot be read as JSON: {e}") from e
+        hint = e.limit.hint if isinstance(e, BeyondLimit) else None
+        raise ModelError(f"{path} cannot be read as JSON: {e}", hint=hint) from e
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value

@@ -11,6 +11,7 @@ from typing import Any
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.limits import load_json
 
 FILE = "smollm3.json"
 CALIBRATION = "calibration.json"
@@ -38,7 +39,7 @@ class SavedAdapter:
         if not file.exists():
             return cls(path=path)
         try:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = load_json(file)
             return cls(
                 path=path,
                 model=about["model"],
@@ -77,7 +78,7 @@ def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
 def read_calibration(file: Path) -> list[list[int]]:
     """The token ids in the file. Raises ModelError if it is damaged."""
     try:
-        ids: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))["input_ids"]
+        ids: list[list[int]] = load_json(file)["input_ids"]
         if not all(isinstance(i, int) for row in ids for i in row):
             raise TypeError("input_ids must be lists of integers")
     except (OSError, ValueError, KeyError, TypeError) as e:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -47,7 +47,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
 def saved_versions(run: RunDir) -> dict[str, Any]:
     """The content of versions.json. Raises ModelError if it is damaged."""
     try:
-        saved: dict[str, Any] = json.loads(run.versions.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = load_json(run.versions)
         if not isinstance(saved["plugins"], dict) or not isinstance(saved["plugin_files"], dict):
             raise TypeError("plugins and plugin_files must be objects")
         if not all(isinstance(v, str) for part in ("plugins", "plugin_files") for v in saved[part].values()):

@@ -30,6 +30,7 @@ from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import write_json
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import user_path
 
@@ -180,7 +181,7 @@ class RunDir:
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
-        saved = json.loads(self.versions.read_text(encoding="utf-8"))
+        saved = load_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
                 f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
@@ -196,7 +197,7 @@ class RunDir:
     def measured_before(self) -> dict[str, Any] | None:
         """The measurements before the first step; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.before.read_text(encoding="utf-8"))
+            found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
                 return found
         return None
@@ -262,7 +263,7 @@ def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
     hint = f"rm -r {shlex.quote(str(checkpoint))}" + ("" if alone else ", to use the checkpoint before it")
     state = checkpoint / "trainer_state.json"
     try:
-        about = json.loads(state.read_text(encoding="utf-8"))
+        about = load_json(state)
         if not isinstance(about["global_step"], int) or not isinstance(about["log_history"], list):
             raise TypeError("global_step must be a number and log_history a list")
     except (OSError, ValueError, TypeError, KeyError) as e:
