@@ -38,7 +38,7 @@ def damage(directory: Path, *, file: Path | None = None) -> str | None:
             raise TypeError("sha256 must map names to checksums")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{place.name} cannot be read"
     for name, digest in sums.items():
         path = directory / name

@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill; at the end it is synced and renamed to `path`, which must not exist by then.
+    """An empty directory to fill; at the end it is synced and renamed to `path`, whose former content is deleted.
 
     If the body raises, it is deleted. A leftover of a killed process at the same path is deleted first.
     """
@@ -49,10 +49,15 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Sync a finished directory and rename it to `path`."""
+    """Sync a finished directory and rename it to `path`; a former directory there is deleted after that."""
     sync_tree(partial)
+    former = path.with_name(f"{PARTIAL}former-{path.name}")
+    shutil.rmtree(former, ignore_errors=True)
+    if path.exists():
+        path.rename(former)
     partial.rename(path)
     sync_entry(path.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def sync_tree(directory: Path) -> None:

@@ -104,9 +104,9 @@ def run_request(
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
-        resumable = bool(run.saved_checkpoints())
-        hint = f"smollm3 train --resume {run.path}" if resumable else f"smollm3 train --config {run.config}"
-        raise ModelError(f"the run {run.path} has not finished: it holds no adapter", hint=hint)
+        again = f"--config {shlex.quote(str(run.config))} --output {shlex.quote(str(run.path))}"
+        more = f"--resume {shlex.quote(str(run.path))}" if run.saved.all() else again
+        raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=f"smollm3 train {more}")
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():
         if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:

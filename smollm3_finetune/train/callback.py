@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from smollm3_finetune import stopping
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
@@ -18,6 +20,7 @@ from smollm3_finetune.train.finite import finite
 if TYPE_CHECKING:
     from smollm3_finetune.inference.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
+    from smollm3_finetune.train.save_times import SaveTimes
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -29,10 +32,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Path,
         display: Display,
         started: float,
+        save_times: SaveTimes,
         held_out: HeldOut | None = None,
         eval_every: int | None = None,
     ) -> None:
-        self.loaded = loaded
+        self.loaded, self.save_times = loaded, save_times
         self.held_out, self.eval_every = held_out, eval_every
         self.metrics = metrics
         self.display = display
@@ -66,17 +70,26 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
-        if control.should_save:  # set by the Trainer's own callback, which runs before this one in all processes
-            state.num_input_tokens_seen = self.trainer.tokens_of_all()
         due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
         if self.held_out is not None and due:
-            began, logs = time.monotonic(), control.should_log
+            self._evaluate(state, control)
+        save, stop = self.save_times.after_step(final=state.global_step >= state.max_steps)
+        control.should_save |= save  # set by the Trainer's own callback, which runs before this one in all processes
+        control.should_training_stop |= stop
+        if control.should_save:
+            state.num_input_tokens_seen = self.trainer.tokens_of_all()
+
+    def _evaluate(self, state: Any, control: Any) -> None:
+        """Measure the held-out loss between two steps; a request to stop ends the measurement."""
+        assert self.held_out is not None
+        began, logs = time.monotonic(), control.should_log
+        with contextlib.suppress(stopping.Stop), stopping.undeferred():
             report = self.held_out.measure(Silent())
             self.measured(report)
             if report["held_out_loss"] is not None:
                 self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
-            control.should_log = logs  # logging the held-out loss resets it
-            self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
+        control.should_log = logs  # logging the held-out loss resets it
+        self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
 
     def measured(self, report: dict[str, Any]) -> None:
         """Record the held-out loss at the current step, if the run measures it every few steps.

@@ -46,14 +46,16 @@ def train(
     if the rows have no supervised tokens. The run directory is created after the rows are tokenized.
     """
     job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
-    if job.main and checkpoint is None:
-        job.run.create(plan.config, {**versions(plan.components(), registry), **row_identity(job.tokens)})
     with contextlib.ExitStack() as stack:
         if job.main:
-            if checkpoint is None:
-                stack.callback(job.run.discard_unstarted)  # runs after the lock is released
+            job.run.make()
+            stack.callback(job.run.remove_empty)  # runs after the lock is released
             stack.enter_context(job.run.held())
-            if checkpoint is not None:
+            if checkpoint is None:
+                stack.callback(job.run.discard_unstarted)
+                identity = {**versions(plan.components(), registry), **row_identity(job.tokens)}
+                job.run.create(plan.config, identity, display.say)
+            else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _execute(job)

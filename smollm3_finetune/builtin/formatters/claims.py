@@ -7,9 +7,10 @@ and answer of such a list. Raw text comes last, because other formats may have a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from smollm3_finetune.files.limits import parse_json
 
 TURN_COLUMNS = ("messages", "conversation", "conversations")
 """The columns that can hold a list of turns, or one as JSON text. The first that does is read."""
@@ -32,8 +33,8 @@ def looks_like_list(value: Any) -> bool:
 def _as_list(value: Any) -> Sequence[Any] | None:
     if looks_like_list(value):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             return None
     return value if isinstance(value, list | tuple) else None
 
