@@ -11,9 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.limits import (
+    JSON_SIZE,
+    ROWS_SIZE,
+    BeyondLimit,
+    check_depth,
+    parse_json,
+    shown_bytes,
+    too_deep,
+)
+from smollm3_finetune.files.separate import Ended, TooMuchMemory, in_separate_process
 
 TEXT = (".jsonl", ".json", ".csv")
-SUFFIXES = (*TEXT, ".parquet", ".arrow")
+KINDS = {".parquet": "a Parquet file", ".arrow": "an Arrow file"}
+SUFFIXES = (*TEXT, *KINDS)
+SCRIPT = Path(__file__).with_name("try_table.py")
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,8 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
         ".jsonl": _read_jsonl,
         ".json": _read_json,
         ".csv": _read_csv,
-        ".parquet": _read_parquet,
-        ".arrow": _read_arrow,
+        ".parquet": lambda file: _table_rows(file, limit),
+        ".arrow": lambda file: _table_rows(file, limit),
     }
     empty = True
     try:
@@ -64,18 +76,23 @@ def _encoding_error(file: Path, error: UnicodeDecodeError) -> DataError:
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(JSON_SIZE.size + 1), ""), start=1):
+            where = f"{file}:{number}"
+            if len(line) > JSON_SIZE.size:
+                raise DataError(f"{where}: the row is larger than {shown_bytes(JSON_SIZE.size)}", hint=JSON_SIZE.hint)
             if line.strip():
-                where = f"{file}:{number}"
                 try:
-                    value = json.loads(line.rstrip("\r\n"))
-                except (ValueError, RecursionError) as e:
-                    raise DataError(f"{where}: not valid JSON: {_json_problem(e)}") from e
+                    value = parse_json(line.rstrip("\r\n"))
+                except ValueError as e:
+                    raise DataError(f"{where}: {_json_problem(e)}") from e
                 yield _checked_row(value, where)
 
 
 def _read_json(file: Path) -> Iterator[Row]:
     """A list of rows, decoded one by one, so that the line on which each row begins is known."""
+    if file.stat().st_size > ROWS_SIZE.size:
+        what = f"{file} is larger than {shown_bytes(ROWS_SIZE.size)}, and a .json file is read as a whole"
+        raise DataError(what, hint=f"use a .jsonl file, or {ROWS_SIZE.hint}")
     text = file.read_text(encoding="utf-8-sig")
     decoder = json.JSONDecoder()
     position = _skip_whitespace(text, 0)
@@ -85,10 +102,14 @@ def _read_json(file: Path) -> Iterator[Row]:
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as e:
+            value, end = decoder.raw_decode(text, position)
+            check_depth(value, brackets=text.count("[", position, end) + text.count("{", position, end))
+            position = end
+        except RecursionError:
+            raise DataError(f"{file}:{line}: {_json_problem(too_deep())}") from None
+        except ValueError as e:
             at = f":{e.lineno}" if isinstance(e, json.JSONDecodeError) else f":{line}"
-            raise DataError(f"{file}{at}: not valid JSON: {_json_problem(e)}") from e
+            raise DataError(f"{file}{at}: {_json_problem(e)}") from e
         yield _checked_row(value, f"{file}:{line}")
         position = _skip_whitespace(text, position)
         if text[position : position + 1] == ",":
@@ -116,40 +137,48 @@ def _read_csv(file: Path) -> Iterator[Row]:
             raise DataError(f"{file}:{reader.reader.line_num}: not valid CSV: {e}") from e
 
 
-def _read_parquet(file: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        batches = parquet.ParquetFile(str(file)).iter_batches(batch_size=1000)
-        yield from _numbered_rows(file, batches)
-    except ArrowException as e:
-        raise DataError(f"{file} is not a Parquet file: {_first_line(e)}") from e
-
-
-def _read_arrow(file: Path) -> Iterator[Row]:
-    """A file in Arrow's stream or file format, memory-mapped."""
+def _table_rows(file: Path, limit: int | None) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file, numbered from 1, because they have no lines."""
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(str(file)) as stream:
-            try:
-                yield from _numbered_rows(file, pyarrow.ipc.open_stream(stream))
-                return
-            except pyarrow.ArrowInvalid:
-                stream.seek(0)
-            reader = pyarrow.ipc.open_file(stream)
-            yield from _numbered_rows(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
-    except pyarrow.ArrowException as e:
-        raise DataError(f"{file} is not an Arrow file: {_first_line(e)}") from e
+    from smollm3_finetune.data.try_table import ROWS, batches
 
-
-def _numbered_rows(file: Path, batches: Any) -> Iterator[Row]:
-    """The rows of record batches, numbered from 1, because they have no lines."""
+    check_table(file, limit)
     number = 0
-    for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield Row(without_fill_nulls(value), f"{file} row {number}")
+    try:
+        for batch in batches(str(file), file.suffix):
+            for start in range(0, batch.num_rows, ROWS):
+                for value in batch.slice(start, ROWS).to_pylist():
+                    number += 1
+                    yield Row(without_fill_nulls(value), f"{file} row {number}")
+    except pyarrow.ArrowException as e:
+        raise DataError(f"{file} is not {KINDS[file.suffix]}: {_first_line(e)}") from e
+
+
+_CHECKED: dict[tuple[str, int, int], float] = {}
+"""The files that were checked in this process, by path, size and time, and how many of their rows."""
+
+
+def check_table(file: Path, limit: int | None) -> None:
+    """Read the first `limit` rows of a Parquet or Arrow file in a separate process, at most once; None: all of them.
+
+    Raises DataError if that process crashes, or needs more memory than `ROWS_SIZE`: this one would, too.
+    """
+    about = file.stat()
+    key, rows = (str(file.absolute()), about.st_size, about.st_mtime_ns), limit or float("inf")
+    if _CHECKED.get(key, 0) >= rows:
+        return
+    job = {"file": str(file), "suffix": file.suffix, "limit": limit, "memory": ROWS_SIZE.size}
+    try:
+        found = in_separate_process(SCRIPT, job, memory=ROWS_SIZE.size)
+    except TooMuchMemory as e:
+        what = f"{file}: a batch of its rows needs more than {shown_bytes(ROWS_SIZE.size)} of memory"
+        raise DataError(f"{what} when it is decompressed", hint=ROWS_SIZE.hint) from e
+    except Ended as e:
+        raise DataError(f"{file} is damaged: reading it {e}", hint="download or copy it again") from e
+    if "error" in found:
+        raise DataError(f"{file} is not {KINDS[file.suffix]}, or is damaged: {found['error']}")
+    _CHECKED[key] = rows if limit is not None and found["rows"] >= limit else float("inf")
 
 
 def without_fill_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,9 +209,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _json_problem(error: Exception) -> str:
+def _json_problem(error: ValueError) -> str:
     """The problem and its column; the message already names the line."""
-    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+    if isinstance(error, BeyondLimit):
+        return f"the row cannot be used: {error}"
+    column = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"not valid JSON: {column}"
 
 
 def _skip_whitespace(text: str, position: int) -> int:

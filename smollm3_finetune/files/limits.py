@@ -15,7 +15,7 @@ from typing import Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
 
-MB = 1_000_000
+KB, MB = 1_000, 1_000_000
 _NOT_REGULAR = {
     stat.S_ISFIFO: "a named pipe",
     stat.S_ISCHR: "a device",
@@ -45,14 +45,19 @@ class Limit:
         return int(text)
 
     @property
+    def size(self) -> int:
+        """The value in bytes, for a limit in kB or MB."""
+        return self.value() * (KB if self.variable.endswith("KB") else MB)
+
+    @property
     def hint(self) -> str:
         return f"if you trust the file: {self.variable}={2 * self.value()}"
 
 
 JSON_SIZE = Limit("SMOLLM3_MAX_JSON_MB", 256, "MB of a JSON file, or of a row of a .jsonl file")
-CONFIG_SIZE = Limit("SMOLLM3_MAX_CONFIG_MB", 1, "MB of a YAML file or of a chat template")
+CONFIG_SIZE = Limit("SMOLLM3_MAX_CONFIG_KB", 500, "kB of a YAML file or of a chat template")
 DEPTH = Limit("SMOLLM3_MAX_DEPTH", 100, "levels of nested lists and mappings in JSON and YAML")
-YAML_VALUES = Limit("SMOLLM3_MAX_YAML_VALUES", 100_000, "values in YAML, each alias counted as what it stands for")
+YAML_VALUES = Limit("SMOLLM3_MAX_YAML_VALUES", 20_000, "values in YAML, each alias counted as what it stands for")
 SECONDS = Limit("SMOLLM3_MAX_SECONDS", 10, "seconds of a chat template for one conversation, and of the regular "
                 "expressions of an adapter")  # fmt: skip
 TEXT_SIZE = Limit("SMOLLM3_MAX_TEXT_MB", 64, "MB of the text that a chat template makes of one conversation")
@@ -67,6 +72,11 @@ class BeyondLimit(ValueError):
     def __init__(self, what: str, limit: Limit) -> None:
         super().__init__(f"{what} (the limit is {limit.variable}={limit.value()})")
         self.limit = limit
+
+
+def shown_bytes(size: int) -> str:
+    """`256 MB`"""
+    return f"{size // MB} MB" if size >= MB else f"{size // KB} kB"
 
 
 def not_regular(path: Path) -> str | None:
@@ -86,24 +96,24 @@ def check_regular(directory: Path) -> None:
 
 
 def read_bytes(path: Path, limit: Limit) -> bytes:
-    """The content of a regular file of at most `limit` MB.
+    """The content of a regular file of at most `limit`.
 
     Raises OSError if it cannot be read, and BeyondLimit if it is larger; a pipe or a device is not waited for.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as stream:
-        about, most = os.fstat(stream.fileno()), limit.value() * MB
+        about, most = os.fstat(stream.fileno()), limit.size
         if not stat.S_ISREG(about.st_mode):
             kind = next((word for test, word in _NOT_REGULAR.items() if test(about.st_mode)), "something else")
             raise OSError(f"it is {kind}, not a file")
         data = b"" if about.st_size > most else stream.read(min(2 * about.st_size + 65536, most + 1))
     if max(len(data), about.st_size) > most:
-        raise BeyondLimit(f"it is larger than {limit.value()} MB", limit)
+        raise BeyondLimit(f"it is larger than {shown_bytes(limit.size)}", limit)
     return data
 
 
 def read_text(path: Path, limit: Limit, encoding: str = "utf-8") -> str:
-    """The text of a regular file of at most `limit` MB. Raises OSError, UnicodeDecodeError or BeyondLimit."""
+    """The text of a regular file of at most `limit`. Raises OSError, UnicodeDecodeError or BeyondLimit."""
     return read_bytes(path, limit).decode(encoding).replace("\r\n", "\n")
 
 
