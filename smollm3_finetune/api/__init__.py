@@ -46,11 +46,13 @@ from smollm3_finetune.api.descriptors import (
     option,
 )
 from smollm3_finetune.api.helpers import (
+    check_patterns,
     directory_source,
     flatten_rows,
     has_supervised_logits,
     options_dict,
     pad_rows,
+    read_json,
     seeded,
 )
 from smollm3_finetune.api.models import (
@@ -136,6 +138,7 @@ __all__ = [
     "UnsupportedOp",
     "architecture_of",
     "check_layerwise",
+    "check_patterns",
     "directory_source",
     "fingerprint",
     "flatten_rows",
@@ -151,6 +154,7 @@ __all__ = [
     "options_dict",
     "packed_reasons",
     "pad_rows",
+    "read_json",
     "refuse_quantized",
     "rounding_dtype",
     "seeded",

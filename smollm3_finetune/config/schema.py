@@ -41,7 +41,7 @@ class DataConfig:
     held_out: float = option(
         0.1, "Fraction of the rows that are not trained on and are used to measure the held-out loss.", ge=0, lt=1
     )
-    max_length: int = option(1024, "Maximum length of a row, in tokens; longer rows are truncated.", ge=8)
+    max_length: int = option(1024, "Maximum length of a row, in tokens; longer rows are truncated.", ge=8, le=10**9)
     limit: int | None = option(None, "Use only the first N rows of each source.", ge=1, le=10**12)
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
     enable_thinking: bool | None = option(
@@ -65,15 +65,17 @@ class CalibrationConfig:
         None, "Separate calibration data, same format as data.path; default: the training rows."
     )
     rows: int = option(128, "Number of calibration rows; the seed selects them.", ge=1, le=1_000_000)
-    length: int = option(512, "Tokens used from each row.", ge=1)
+    length: int = option(512, "Tokens used from each row.", ge=1, le=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
-    max_steps: int | None = option(None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1)
-    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0)
+    max_steps: int | None = option(
+        None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1, le=10**12
+    )
+    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0, le=10**9)
     batch_size: int = option(
         8, "Rows per forward pass on each device (with packing: packed sequences).", ge=1, le=1_000_000
     )
@@ -92,7 +94,7 @@ class TrainConfig:
     logits: Literal["supervised", "all"] = option(
         "supervised", "Tokens for which the output layer computes logits: the supervised ones, or all."
     )
-    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
         2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0
     )
@@ -112,19 +114,22 @@ class TrainConfig:
     compile: bool = option(
         False, "Compile the model with torch.compile: the first steps are slow, later ones may be faster."
     )
-    log_every: int = option(1, "Steps between logged metrics.", ge=1)
+    log_every: int = option(1, "Steps between logged metrics.", ge=1, le=10**12)
     eval_every: int | None = option(
-        None, "Steps between evaluations of the held-out loss; default: only before and after training.", ge=1
+        None,
+        "Steps between evaluations of the held-out loss; default: only before and after training.",
+        ge=1,
+        le=10**12,
     )
     report_to: tuple[str, ...] = option(
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
     )
     save_every: int | None = option(
-        None, "Steps between checkpoints, from which --resume continues; default: no checkpoints.", ge=1
+        None, "Steps between checkpoints, from which --resume continues; default: no checkpoints.", ge=1, le=10**12
     )
-    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1)
+    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1, le=10**12)
     sample_prompt: str | None = option(None, "Prompt answered before and after training; default: a held-out row's.")
-    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1)
+    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1, le=10**9)
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")

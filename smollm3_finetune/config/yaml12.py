@@ -122,6 +122,8 @@ def parse_value(text: str) -> Any:
         _check_size(text)
         value = _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
     except BeyondLimit as e:
+        if text.lstrip()[:1] not in "[{":  # it would not be a list or mapping anyway
+            return text
         raise ConfigError(f"the value {text[:40]!r}… cannot be used: {e}", hint=e.limit.hint) from e
     except (YAMLError, ValueError, RecursionError):
         return text

@@ -14,7 +14,6 @@ from smollm3_finetune.errors import DataError
 from smollm3_finetune.files.limits import (
     JSON_SIZE,
     ROWS_SIZE,
-    BeyondLimit,
     check_depth,
     parse_json,
     shown_bytes,
@@ -211,8 +210,6 @@ def _first_line(error: BaseException) -> str:
 
 def _json_problem(error: ValueError) -> str:
     """The problem and its column; the message already names the line."""
-    if isinstance(error, BeyondLimit):
-        return f"the row cannot be used: {error}"
     column = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
     return f"not valid JSON: {column}"
 

@@ -26,6 +26,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def names_code(about: Any) -> bool:
+    """Whether the description of a model names Python code of its own (`auto_map`), at any level."""
+    if isinstance(about, dict):
+        return "auto_map" in about or any(map(names_code, about.values()))
+    return isinstance(about, list) and any(map(names_code, about))
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits; the file is streamed."""
     with Path(path).open("rb") as stream:

@@ -133,7 +133,7 @@ def parse_json(text: str) -> Any:
 
 
 def too_deep() -> BeyondLimit:
-    return BeyondLimit(f"it is nested more than {DEPTH.value()} levels deep", DEPTH)
+    return BeyondLimit(f"it is nested too deeply, more than {DEPTH.value()} levels", DEPTH)
 
 
 def check_depth(value: Any, *, brackets: int | None = None) -> None:

@@ -10,31 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BOOTSTRAP = """
-import json, runpy, sys
-job = json.load(sys.stdin)
-answer = runpy.run_path(sys.argv[1])["answer"]
-try:
-    import resource
-except ImportError:  # Windows
-    pass
-else:
-    def limit(kind, value):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-    if job["seconds"]:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + job["seconds"] + 1)
-    if job["memory"] and sys.platform == "linux":
-        with open("/proc/self/statm") as stream:
-            limit(resource.RLIMIT_AS, int(stream.read().split()[0]) * resource.getpagesize() + job["memory"])
-    limit(resource.RLIMIT_CORE, 0)
-try:
-    found = {"answer": answer(job["job"])}
-except MemoryError:
-    found = {"memory": True}
-print(json.dumps(found))
-"""
+RUNNER = Path(__file__).with_name("run_separately.py")
 PATIENCE = 20
 """The limit of time is of the processor's time, and this times as much on the clock: the computer may be busy."""
 
@@ -57,7 +33,7 @@ def in_separate_process(script: Path, job: Any, *, seconds: int | None = None, m
     The script imports nothing of this project, which need not be importable there. `seconds` limit the processor's
     time of the call, `memory` the bytes that it allocates (on Linux). Raises Ended if there is no answer.
     """
-    command = [sys.executable, "-P", "-c", BOOTSTRAP, str(script)]
+    command = [sys.executable, "-P", str(RUNNER), str(script)]
     limits: Mapping[str, Any] = {"job": job, "seconds": seconds, "memory": memory}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"

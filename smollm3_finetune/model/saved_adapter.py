@@ -11,7 +11,7 @@ from typing import Any
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
-from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.limits import check_regular, load_json
 
 FILE = "smollm3.json"
 CALIBRATION = "calibration.json"
@@ -35,6 +35,7 @@ class SavedAdapter:
         """Raises ModelError if the directory does not exist or its description is damaged."""
         if not path.is_dir():
             raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
+        check_regular(path)
         file = path / FILE
         if not file.exists():
             return cls(path=path)

@@ -37,6 +37,8 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
+LONGEST = 120
+"""Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
@@ -100,7 +102,7 @@ class RunDir:
                     hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')[:LONGEST]}"
         return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
 
     def reserved(self) -> RunDir:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.files.limits import parse_json
-
 TURN_COLUMNS = ("messages", "conversation", "conversations")
 """The columns that can hold a list of turns, or one as JSON text. The first that does is read."""
 PREFERENCE_RANK = 10
@@ -32,6 +30,8 @@ def looks_like_list(value: Any) -> bool:
 
 def _as_list(value: Any) -> Sequence[Any] | None:
     if looks_like_list(value):
+        from smollm3_finetune.files.limits import parse_json  # only here: this module is imported by --help
+
         try:
             value = parse_json(value)
         except ValueError:
