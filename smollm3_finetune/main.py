@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from smollm3_finetune import stopping
 from smollm3_finetune.cli import cli
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
@@ -41,13 +42,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _escape_unencodable_text()
+    with stopping.handled():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    """Run a command, print its error, and exit."""
     state = State()
     try:
         code = cli.main(
             args=list(argv) if argv is not None else None, prog_name="smollm3", standalone_mode=False, obj=state
         )
         sys.stdout.flush()
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as e:
+        stop = e.__cause__
+        if isinstance(stop, stopping.Stop):
+            _show(stop, state)
+            sys.exit(stop.exit_code)
         _say("interrupted")
         sys.exit(130)
     except click.ClickException as e:
@@ -118,7 +129,7 @@ def _say(text: str) -> None:
         click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
 
 
-def _show(error: SmolLM3Error, state: State) -> None:
+def _show(error: SmolLM3Error | stopping.Stop, state: State) -> None:
     if state.debug:
         import traceback
 

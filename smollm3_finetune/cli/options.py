@@ -20,6 +20,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "data": ("data", "path"),
     "output": ("output",),
     "max_steps": ("train", "max_steps"),
+    "max_time": ("train", "max_time"),
     "epochs": ("train", "epochs"),
     "batch_size": ("train", "batch_size"),
     "learning_rate": ("train", "learning_rate"),
@@ -111,6 +112,7 @@ def run_options(f: F) -> F:
     f = config_flag("learning_rate", "X", "--lr")(f)
     f = config_flag("batch_size", "ROWS")(f)
     f = config_flag("epochs", "X")(f)
+    f = config_flag("max_time", "TIME")(f)
     f = config_flag("max_steps", "N")(f)
     f = config_flag("output", "DIR")(f)
     f = config_flag("formatter", "NAME")(f)

@@ -134,15 +134,15 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values under the current option names, with lists and `none` converted.
 
-    For a list option, `q_proj,v_proj` or a single value becomes a list. `none` becomes None, unless the option accepts
-    text, which could be that word.
+    For a list option, `q_proj,v_proj` or a single value becomes a list. `none` and `off` become None, unless the option
+    accepts text, which could be that word.
     """
     hints = field_types(cls)
     out = _with_current_names(cls, values)
     for name, value in list(out.items()):
         kinds = get_args(hints.get(name))
         words = {word for kind in kinds for word in get_args(kind)}
-        if value == "none" and type(None) in kinds and str not in kinds and value not in words:
+        if value in ("none", "off") and type(None) in kinds and str not in kinds and value not in words:
             out[name] = None
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,15 @@ class Checkpoints:
             damaged(checkpoint, found)
         return None
 
-    def begin(self) -> None:
-        """Create the empty directory of the next checkpoint; a leftover of a killed process is deleted."""
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """Inside the context, `partial` exists; a leftover of a killed process is deleted first."""
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def finish(self, step: int, keep: int) -> None:
         """Publish the checkpoint that was written, then delete old ones so that `keep` are left."""
@@ -96,7 +102,6 @@ class Checkpoints:
         written = self.partial / target.name
         write_checksums(written)
         publish_directory(written, target)
-        shutil.rmtree(self.partial, ignore_errors=True)
         for old in [c for c in self.all() if c.step != step][: 1 - keep or None]:
             shutil.rmtree(old.path, ignore_errors=True)
 

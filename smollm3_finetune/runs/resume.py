@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.components.selection import SelectedComponent
 
-MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
-              ("train", "log_every"), ("device",)}  # fmt: skip
+MAY_CHANGE = {
+    ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
+    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("device",),
+}  # fmt: skip
 """Keys that do not affect the steps already taken."""
 
 

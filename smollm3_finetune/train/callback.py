@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from smollm3_finetune.train.finite import finite
 if TYPE_CHECKING:
     from smollm3_finetune.inference.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
+    from smollm3_finetune.train.health import Health
     from smollm3_finetune.train.save_times import SaveTimes
 
 
@@ -33,10 +34,12 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         display: Display,
         started: float,
         save_times: SaveTimes,
+        health: Health,
         held_out: HeldOut | None = None,
         eval_every: int | None = None,
     ) -> None:
-        self.loaded, self.save_times = loaded, save_times
+        self.loaded, self.save_times, self.health = loaded, save_times, health
+        self.after_first_step: Callable[[], object] = lambda: None
         self.held_out, self.eval_every = held_out, eval_every
         self.metrics = metrics
         self.display = display
@@ -70,6 +73,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
+            self.after_first_step()
         due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
         if self.held_out is not None and due:
             self._evaluate(state, control)
@@ -89,6 +93,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if report["held_out_loss"] is not None:
                 self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
         control.should_log = logs  # logging the held-out loss resets it
+        self.save_times.step_began += time.monotonic() - began
         self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
 
     def measured(self, report: dict[str, Any]) -> None:
@@ -110,11 +115,6 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values
             return
         seen = self.trainer.tokens_of_all()
-        if not math.isfinite(logs["loss"]):  # the same in all processes, so none waits for another
-            control.should_training_stop = True
-            control.should_save = False  # keep the previous checkpoints
-        if not state.is_world_process_zero:
-            return
         now = time.monotonic()
         tokens = seen - self.shown_tokens
         row = {
@@ -127,6 +127,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "memory_gb": memory_gb(args.device),
         }
         self.last_log, self.shown_tokens = now, seen
+        if not self.health.logged(row):  # the same in all processes, so none waits for another
+            control.should_training_stop = True
+            control.should_save = False  # keep the previous checkpoints
+        if not state.is_world_process_zero:
+            return
         self.write(row)
         self.display.step(row)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
@@ -88,6 +89,8 @@ def plan_run(
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
     check_trackers(settled.config.train)
+    if (limit := settled.config.train.max_time) is not None:
+        stopping.seconds(limit)
     check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble, file_settings
@@ -14,8 +16,9 @@ from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.resume import compare_versions, resumed_configuration
-from smollm3_finetune.runs.rundir import Checkpoint, RunDir
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.distributed.processes import is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 
@@ -39,7 +42,13 @@ class PlannedRun:
         """Train and return the report; see `train.run.train`."""
         from smollm3_finetune.train.run import train
 
-        return train(self.plan, self.registry, self.run, display, self.checkpoint, began)
+        limit = self.plan.config.train.max_time
+        if limit is not None:
+            stopping.limit_time(limit, time.monotonic() if began is None else began)
+        try:
+            return train(self.plan, self.registry, self.run, display, self.checkpoint, began)
+        finally:
+            stopping.lift_time_limit()
 
 
 def plan_training(
@@ -78,7 +87,7 @@ def plan_training(
     def make_context() -> BuildContext:
         return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
 
-    checkpoint = run.last_checkpoint() if resumed is not None else None
+    checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
     if resumed is not None:
         for warning in compare_versions(run, plan.components(), registry):

@@ -95,7 +95,7 @@ class AdaptedTrainer:
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The schedule of transformers, except that the first step of a run has a learning rate above zero."""
-        had = self.lr_scheduler is not None  # type: ignore[has-type]
+        had = getattr(self, "lr_scheduler", None) is not None
         scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
         if not had:
             start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))  # type: ignore[attr-defined]
@@ -133,13 +133,12 @@ class AdaptedTrainer:
         """Write a checkpoint beside the others, and publish it when all processes have written their part."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
-        if args.should_save:
-            self.checkpoints.begin()
-        wait()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        wait()
-        if args.should_save:
-            self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
+        with self.checkpoints.unfinished() if args.should_save else contextlib.nullcontext():
+            wait()
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            wait()
+            if args.should_save:
+                self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
 

@@ -98,14 +98,8 @@ def test_an_incomplete_checkpoint_is_skipped_for_a_complete_one(cli: Cli, finish
     result = cli("train", "--resume", "base", "--max-steps", "3")
     assert result.code == 0, result.stderr
     shutil.rmtree(finished / "checkpoints")
-    assert cli("train", "--resume", "base", "--max-steps", "4").code == 6
-
-
-def test_weights_that_are_not_finite_are_not_saved_even_without_a_logged_step(cli: Cli) -> None:
-    result = cli("train", *QUICK, "--lr", "1e30", "--set", "train.warmup=0", "--set", "train.log_every=50",
-                 "--set", "train.max_grad_norm=1e30", "--output", "out")  # fmt: skip
-    assert (result.code, "the trained weights became infinite or nan" in result.stderr) == (1, True), result.stderr
-    assert not Path("out/adapter").exists()
+    without = cli("train", "--resume", "base", "--max-steps", "4")
+    assert (without.code, "has no checkpoint, so it cannot take more steps" in without.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("wrong", [("--seed", "99999999999"), ("--set", "train.optimizer=adamw_troch")])

@@ -1,7 +1,7 @@
 """A limit of time and of size for chat templates, which come with a model and are programs.
 
-Jinja's sandbox keeps a template from Python's internals, but a template can still loop for years, or double a text until
-the memory is full. `limited` makes transformers compile templates in an environment that counts: every loop and call
+Jinja's sandbox keeps a template from Python's internals, but a template can still loop for years, or double a text
+until the memory is full. `limited` makes transformers compile templates in an environment that counts: every loop and call
 takes time, and every text, list and operation that could grow is measured before it is made.
 """
 
