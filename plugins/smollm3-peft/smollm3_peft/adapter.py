@@ -209,7 +209,10 @@ class PeftAdapter:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (path / name).is_file():
                 raise ModelError(f"{path} contains no adapter: {name} is missing", hint=f"ls {path}")
-        about = read_json(path / CONFIG_FILE)
+        try:
+            about = read_json(path / CONFIG_FILE)
+        except ModelError as e:
+            raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: {e.message}", hint=e.hint) from e
         if "peft_type" not in about:
             raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: it has no peft_type")
         found = about["peft_type"]

@@ -1,8 +1,8 @@
 """A limit of time and of size for chat templates, which come with a model and are programs.
 
 Jinja's sandbox keeps a template from Python's internals, but a template can still loop for years, or double a text
-until the memory is full. `limited` makes transformers compile templates in an environment that counts: every loop and call
-takes time, and every text, list and operation that could grow is measured before it is made.
+until the memory is full. `limited` makes transformers compile templates in an environment that counts: every loop and
+call takes time, and every text, list and operation that could grow is measured before it is made.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from smollm3_finetune.files.limits import SECONDS, TEXT_SIZE, BeyondLimit
 
-MARK = "{#+ limited +#}"
-"""A comment that renders to nothing: transformers keeps compiled templates by their text, and others may not count."""
+MARK = "{#+ limited #}\n"
+"""A comment, which removes its line break, so that the template still begins a line. transformers keeps compiled templates by their text, and others may not count."""
 ITEM = 64
 """Bytes counted for an item of a list or mapping."""
 MOST = 1_000_000
