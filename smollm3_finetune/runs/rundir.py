@@ -30,7 +30,7 @@ from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import read_json, write_json
-from smollm3_finetune.files.limits import load_json, parse_json
+from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.writing import PARTIAL, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import user_path
@@ -185,7 +185,7 @@ class RunDir:
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
-        saved = load_json(self.versions)
+        saved = read_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
                 f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
@@ -267,8 +267,12 @@ class RunDir:
         """Remove the lines of metrics.jsonl that a resumed run will write again, and a truncated last line."""
         if not self.metrics.exists():
             return
+        try:
+            text = read_bytes(self.metrics, JSON_SIZE).decode("utf-8", errors="replace")
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{self.metrics} cannot be read: {e}", hint=f"rm {shlex.quote(str(self.metrics))}") from e
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 if parse_json(line)["step"] <= step:
                     kept.append(f"{line}\n")

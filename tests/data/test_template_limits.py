@@ -20,7 +20,7 @@ TEMPLATES = [
 ]
 LONG, LARGE = "takes more than 1 seconds", "makes more than 1 MB"
 HOSTILE = {
-    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(99) %}{% endfor %}{% endfor %}{% endfor %}": LONG,
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = b %}{% endfor %}{% endfor %}": LONG,
     "{% macro f(n) %}{% if n %}{% set a = f(n - 1) %}{% set a = f(n - 1) %}{% endif %}{% endmacro %}{{ f(60) }}": LONG,
     "{% set c = cycler('a') %}{% for a in range(9999) %}{% for b in range(9999) %}{% if c.next() %}{% endif %}"
     "{% endfor %}{% endfor %}": LONG,

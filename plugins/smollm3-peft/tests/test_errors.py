@@ -200,7 +200,7 @@ FIELDS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", 
 def test_an_invalid_regular_expression_is_refused(lab: Any, saved: Path, field: str) -> None:
     value: Any = {"(q_proj": 4} if field in ("rank_pattern", "alpha_pattern") else "(q_proj"
     change(saved, **{field: [value] if field in ("modules_to_save", "layers_pattern") else value})
-    with pytest.raises(ModelError, match="'.q_proj' is not a regular expression"):
+    with pytest.raises(ModelError, match=r"'\(q_proj' is not a regular expression"):
         restore(lab, saved)
 
 

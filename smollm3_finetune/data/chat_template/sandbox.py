@@ -20,7 +20,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from smollm3_finetune.files.limits import SECONDS, TEXT_SIZE, BeyondLimit
 
 MARK = "{#+ limited #}\n"
-"""A comment, which removes its line break, so that the template still begins a line. transformers keeps compiled templates by their text, and others may not count."""
+"""A comment, which removes its line break, so that the template still begins a line.
+
+transformers keeps compiled templates by their text, and another user of the same template may not count.
+"""
 ITEM = 64
 """Bytes counted for an item of a list or mapping."""
 MOST = 1_000_000
