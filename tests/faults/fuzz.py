@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent)]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = map(str, (Path(__file__).parent, ROOT, *(ROOT / "plugins").iterdir()))  # not another checkout
 
 import mutations  # noqa: E402
 

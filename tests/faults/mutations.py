@@ -105,7 +105,7 @@ def template(rng: random.Random) -> str:
     filters = (
         "list", "join(x)", "replace('a', x)", "tojson", "tojson(indent=9999)", "center(99999)", "indent(9999)", "upper",
         "title", "map('string')", "batch(9, x)", "sort", "first", "length", "format(x)", "wordwrap(1)", "urlize", "sum",
-        "sum(start=[])", "groupby('a')", "dictsort", "pprint", "xmlattr", "round(99)", "trim", "unique", "slice(9)", "list", "string", "list",
+        "sum(start=[])", "groupby('a')", "dictsort", "pprint", "xmlattr", "round(99)", "trim", "unique", "string",
     )  # fmt: skip
     operators = ("+", "~", "*", "**", "%", "==", "-", "//", "in", "<")
 

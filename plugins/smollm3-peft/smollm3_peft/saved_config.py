@@ -49,7 +49,7 @@ def _texts(value: Any) -> Iterator[Any]:
 
 
 def _check_ranks(about: Mapping[str, Any], path: Path) -> None:
-    """Raises ModelError for a rank beyond the tensors of the adapter: PEFT allocates the layers before it reads them."""
+    """Raises ModelError for a rank that no tensor of the adapter has: PEFT allocates layers before it reads tensors."""
     pattern = about.get("rank_pattern")
     stated = [about.get("r"), about.get("init_r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     largest = max((rank for rank in stated if isinstance(rank, int)), default=0)
