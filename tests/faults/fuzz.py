@@ -311,11 +311,15 @@ class Run(Reader):
         (directory / "run.yaml").write_text(self.config)
         changed = rng.choice(list(self.files))
         for name, about in self.files.items():
+            if name.endswith("checksums.json") and name != changed:
+                continue
             file = directory / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(mutations.json_text(about, rng) if name == changed else json.dumps(about).encode())
         for name in ("optimizer.pt", "scheduler.pt"):
-            (directory / "checkpoints" / "checkpoint-4" / name).write_bytes(rng.choice((b"", b"PK\5\6" + b"\0" * 18)))
+            (directory / "checkpoints" / "checkpoint-4" / name).write_bytes(
+                rng.choice((b"", *[b"PK\5\6" + b"\0" * 18] * 9))
+            )
         if not rng.randrange(10):
             (directory / changed).unlink()
             os.mkfifo(directory / changed)

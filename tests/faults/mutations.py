@@ -133,8 +133,6 @@ def template(rng: random.Random) -> str:
         ))  # fmt: skip
 
     times = rng.choice((1, 1, 40))
-    return (
-        "{% set x = 'ab' %}{% set ns = namespace(a=x) %}"
-        + "".join(statement() for _ in range(rng.randrange(3)))
-        + statement() * times
-    )
+    start = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% set x = ['ab'] %}"
+    start += "{% macro f(x) %}{{ x }}{% endmacro %}{% set ns = namespace(a=x) %}"
+    return start + "".join(statement() for _ in range(rng.randrange(3))) + statement() * times
