@@ -294,7 +294,7 @@ class Run(Reader):
 
         component = {"name": "x"}
         self.files: dict[str, Any] = {
-            "versions.json": {"plugins": {"a": "1"}, "plugin_files": {"/a.py": "0" * 64}, "libraries": {}, "rows": "x"},
+            "versions.json": {"plugins": {"a": "1"}, "plugin_files": {}, "libraries": {}, "rows": "x"},
             "before.json": {"held_out_loss": 1.0},
             "report.json": {"enable_thinking": True},
             "cache.json": {"root": "/x", "entries": ["gguf/" + "0" * 32]},
@@ -338,7 +338,7 @@ class Run(Reader):
         run.forget_after(3)
         refused = None
         for read in (
-            lambda: check_plugin_files(run, ("/a.py",)),
+            lambda: check_plugin_files(run, ()),
             lambda: run.check_identity({"rows": "x", "processes": 1}),
             lambda: SavedAdapter.read(run.adapter),
             lambda: read_calibration(directory / "calibration.json"),

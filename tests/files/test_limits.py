@@ -17,6 +17,7 @@ from smollm3_finetune.files.patterns import check_patterns
 from smollm3_finetune.files.separate import Ended, TooLong, TooMuchMemory, in_separate_process
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "security.md"
 NAMES = [f"model.layers.{n}.self_attn.{'x' * 30}" for n in range(4)]
 
 
@@ -71,9 +72,18 @@ def test_a_wrong_limit_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_limit_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     documented = dict(re.findall(r"\| `(SMOLLM3_MAX_\w+)` \| ([\d,]+) \|", text))
     assert documented == {limit.variable: f"{limit.default:,}" for limit in LIMITS}
+
+
+def test_every_promise_has_tests_that_exist() -> None:
+    promises = re.findall(r"^\| (\w.*) \| (`.*`) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(promises) >= 10
+    for promise, tests in promises:
+        for file, name in re.findall(r"`(\S+)::(\w+)`", tests):
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), (promise, name)
+        assert "::" in tests, promise
 
 
 def test_code_is_found_in_every_part_of_a_config() -> None:
