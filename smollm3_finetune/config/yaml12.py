@@ -11,8 +11,8 @@ from typing import Any
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.limits import CONFIG_SIZE, DEPTH, YAML_VALUES, BeyondLimit, read_text, too_deep
 
-TAGS = {"!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
-"""The tags of the YAML 1.2 core schema; any other could stand for an object that is not plain data."""
+TAGS = {"!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
+"""The tags that are taken; any other may stand for an object that is not plain data."""
 
 
 def _plain(value: Any) -> Any:
@@ -28,7 +28,7 @@ def _plain(value: Any) -> Any:
     for cls in (int, float, str):
         if isinstance(value, cls):
             return cls(value)
-    return value
+    return str(getattr(value, "value", value))  # text with a tag, such as `!!str 5`
 
 
 def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
@@ -48,7 +48,7 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
 def _check_size(text: str) -> None:
     """Raises BeyondLimit if YAML text is nested too deeply, or has too many values once its aliases are replaced.
 
-    Raises ValueError for a tag outside of the core schema. Only events are read, because a small file can stand for
+    Raises ValueError for a tag outside of `TAGS`. Only events are read, because a small file can stand for
     billions of values: `a: &a [x, x]`, `b: &b [*a, *a]`, …
     """
     from ruamel.yaml import YAML
