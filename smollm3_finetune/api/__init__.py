@@ -91,6 +91,7 @@ from smollm3_finetune.errors import (
     ModelError,
     SmolLM3Error,
     UnsupportedOp,
+    WriteError,
     is_resource_error,
 )
 
@@ -136,6 +137,7 @@ __all__ = [
     "SmolLM3Error",
     "Task",
     "UnsupportedOp",
+    "WriteError",
     "architecture_of",
     "check_layerwise",
     "check_patterns",

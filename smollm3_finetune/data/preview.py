@@ -210,7 +210,12 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     assert about_rows is not None and loader is not None and suggesting is not None
     raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
     context = BuildContext(
-        purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=config.seed, cache=Cache.default(), progress=progress
+        purpose=Purpose.TRAIN,
+        device="cpu",
+        dtype="float32",
+        seed=config.seed,
+        cache=Cache.default().reporting(progress.say),
+        progress=progress,
     )
     source, _ = open_source(loader, config.model, context)
     rows = about_rows.rows(registry)

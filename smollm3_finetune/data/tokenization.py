@@ -99,26 +99,15 @@ def tokenize(
             _check_weights(writer.counts, writer.rows_per_pass)
 
     titles = [s.source.title for s in rows.sources]
-    entry = cache.get_or_build("tokens", key, build)
-    try:
-        return _open_entry(entry, titles, identity)
-    except (OSError, ValueError, TypeError):  # a truncated or changed file; these include pyarrow's errors
-        cache.drop("tokens", key)
     return _open_entry(cache.get_or_build("tokens", key, build), titles, identity)
 
 
 def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
-    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content.
-
-    Raises OSError, ValueError or TypeError if a file of the entry is damaged.
-    """
+    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content."""
     saved = load_json(directory / "counts.json")
     counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
-    train = Examples(directory / "train.arrow")
-    for examples in (train, *held_out):
-        len(examples)  # reads the end of the file, which a truncated file lacks
-    return Tokens(train=train, held_out=held_out, counts=counts, identity=identity)
+    return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts, identity=identity)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:

@@ -32,6 +32,19 @@ def write_text(path: Path, text: str) -> None:
     sync_entry(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    with path.open("ab", buffering=0) as stream:
+        before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
+        try:
+            while data:
+                data = data[stream.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+            raise
+
+
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end it is synced and renamed to `path`, whose former content is deleted.
@@ -58,6 +71,27 @@ def publish_directory(partial: Path, path: Path) -> None:
     partial.rename(path)
     sync_entry(path.parent)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def publish_files(partial: Path, directory: Path, *, last: str) -> None:
+    """Sync a finished directory and move its files into `directory`, the file `last` at the end.
+
+    Files of `directory` with other names stay. A directory that does not exist yet appears whole.
+    """
+    sync_tree(partial)
+    if not directory.exists():
+        partial.rename(directory)
+        sync_entry(directory.parent)
+        return
+    files = sorted(
+        (p.relative_to(partial) for p in partial.rglob("*") if p.is_file()), key=lambda p: (str(p) == last, p)
+    )
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) == last:
+            sync_entry(directory)
+        (partial / name).replace(directory / name)
+    sync_entry(directory)
 
 
 def sync_tree(directory: Path) -> None:

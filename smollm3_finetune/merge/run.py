@@ -207,12 +207,12 @@ def _requantize(
     held: contextlib.ExitStack,
 ) -> dict[str, Any]:
     """Write and measure the quantized checkpoint of a merged model; returns the content of its `merge.json`."""
-    path = merged.path
+    path, left = merged.path, "nothing was kept"
     if settings.keep_dense is not None:
-        path = settings.keep_dense
+        path, left = settings.keep_dense, f"the merged model in {settings.keep_dense} is complete"
         publish_merge(about, merged.path, path)
     context = replace(plan.context, dtype=dtype)
-    out = held.enter_context(partial(settings.output))
+    out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
         requantizer.write(plan.source.at(path), out, context, calibration)

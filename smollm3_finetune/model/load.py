@@ -6,6 +6,7 @@ adapter attaches to the loaded base.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
+from smollm3_finetune.files.checksums import CHECKSUMS, write_checksums
+from smollm3_finetune.files.writing import PARTIAL, partial_name, publish_files
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
-from smollm3_finetune.model.saved_adapter import SavedAdapter
+from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +77,26 @@ class LoadedModel:
         return self.adapted.disabled()
 
     def save(self, path: Path) -> None:
-        """Write the adapter, its tokenizer and the description of its base into `path`."""
+        """Write the adapter, its tokenizer, the description of its base and `checksums.json` into `path`.
+
+        A directory that does not exist yet appears whole, and everything is on disk when the call returns. Files with
+        other names in an existing directory stay.
+        """
+        partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            for name in EDITABLE:
+                if (path / name).is_file():  # kept as it is
+                    partial.mkdir(exist_ok=True)
+                    shutil.copyfile(path / name, partial / name)
+            self.write(partial)
+            write_checksums(partial, without=EDITABLE)
+            publish_files(partial, path, last=CHECKSUMS)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def write(self, path: Path) -> None:
+        """Write the files of `save` without checksums, into a directory whose checksums are written later."""
         if self.adapted is None or self.plan.adapter is None:
             raise UnsupportedOp("there is no adapter to save", hint="load_model(…, adapter='lora')")
         path.mkdir(parents=True, exist_ok=True)
@@ -250,14 +272,14 @@ def build_context(
     from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
-    resolved = resolve_device(device)
+    resolved, progress = resolve_device(device), progress or Silent()
     more = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
         device=resolved,
         dtype=resolve_dtype(dtype, resolved),
         seed=seed,
-        cache=cache or CacheClass.default(),
-        progress=progress or Silent(),
+        cache=(cache or CacheClass.default()).reporting(progress.say),
+        progress=progress,
         **more,
     )

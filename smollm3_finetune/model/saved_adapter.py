@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.checksums import CHECKSUMS, damage
 from smollm3_finetune.files.limits import check_regular, load_json
 
 FILE = "smollm3.json"
+EDITABLE = ("README.md",)
+"""Files of a saved adapter that a user may edit: they have no checksum."""
 CALIBRATION = "calibration.json"
 """In a run's directory: the token ids that its quantizer was calibrated with."""
 
@@ -32,10 +36,12 @@ class SavedAdapter:
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
-        """Raises ModelError if the directory does not exist or its description is damaged."""
+        """Raises ModelError if the directory does not exist, or if a file is missing or differs from its checksum."""
         if not path.is_dir():
             raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
         check_regular(path)
+        if (found := damage(path)) is not None:
+            raise ModelError(f"the adapter {path} is damaged: {found}", hint=_remedy(path))
         file = path / FILE
         if not file.exists():
             return cls(path=path)
@@ -70,6 +76,16 @@ class SavedAdapter:
             "versions": dict(versions),
         }
         (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged adapter."""
+    edited = f"if you edited the file on purpose: rm {shlex.quote(str(path / CHECKSUMS))}"
+    saved = [p for p in path.parent.glob("checkpoints/checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    for checkpoint in sorted(saved, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
+        if damage(checkpoint) is None:
+            return f"to use the last checkpoint: MODEL --adapter-path {shlex.quote(str(checkpoint))}; {edited}"
+    return f"copy it again; {edited}"
 
 
 def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:

@@ -60,7 +60,7 @@ class Health:
         if self._equal >= UNCHANGED:
             self._warn_once(
                 "loss",
-                f"the loss has been {loss:.4g} for {UNCHANGED} logged steps: the model does not learn from these rows",
+                f"the loss has been {loss:.4g} for {UNCHANGED} logged steps: training has no effect on it",
             )
         if norm is not None:
             self._examine(step, norm)

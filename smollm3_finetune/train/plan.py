@@ -24,6 +24,7 @@ from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
@@ -44,6 +45,8 @@ class RunPlan:
     render: RenderOptions
     calibration: Rows | None
     """Separate calibration rows; None: the training rows."""
+    asked: str
+    """The identity of the configuration as the user gave it."""
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
@@ -101,6 +104,7 @@ def plan_run(
         survey=rows.survey(context.progress),
         render=about_rows.render,
         calibration=calibration,
+        asked=identity(config),
     )
 
 

@@ -19,7 +19,7 @@ from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
+from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         )
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
-    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
+    with connecting():
+        args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
         run = run.reserved()

@@ -153,7 +153,7 @@ class AdaptedTrainer:
             if args.should_save:
                 step = self.state.global_step  # type: ignore[attr-defined]
                 check_weights(self.loaded, step, "no checkpoint was saved")
-                self.loaded.save(Path(output_dir or args.output_dir))
+                self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Does nothing: a resumed run is composed with the checkpoint's adapter."""

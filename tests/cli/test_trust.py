@@ -44,6 +44,7 @@ def test_code_of_a_model_or_an_adapter_runs_only_if_allowed(run_cli: Cli, finish
     about |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
     (finished / "adapter" / "tokenizer_config.json").write_text(json.dumps(about))
     shutil.copy("coded/evil.py", finished / "adapter" / "evil.py")
+    (finished / "adapter" / "checksums.json").unlink()
     answered = run_cli("generate", "base", "--prompt", "hi", "--max-new-tokens", "2", input="y\n" * 9)
     assert answered.code in (0, 6), answered.stderr
     assert not Path("ran").exists()

@@ -11,7 +11,7 @@ import click
 
 from smollm3_finetune.cli.options import Number, plugin_options
 from smollm3_finetune.cli.output.merge import shown_merge
-from smollm3_finetune.cli.session import find_plugins, prints_result, say_warning
+from smollm3_finetune.cli.session import find_plugins, prints_report, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--loader-opt", multiple=True, metavar="K=V", help="Option of the loader.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@prints_result
+@prints_report
 def merge(target: str, as_json: bool, **values: Any) -> str:
     """Merge a run's adapter into its base model, and check the result before it is kept.
 

@@ -9,7 +9,7 @@ import click
 
 from smollm3_finetune.cli.options import F, composition_options, config_flag, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
-from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
+from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_report
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 
@@ -34,7 +34,7 @@ def quantizing_options(f: F) -> F:
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@prints_result
+@prints_report
 def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     """Write a quantized checkpoint of a full-precision model, with its tokenizer and a model card.
 
