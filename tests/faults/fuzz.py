@@ -65,6 +65,11 @@ class Reader:
 
 
 class Config(Reader):
+    def __init__(self) -> None:
+        from smollm3_finetune.config.load import assemble
+
+        assemble([])
+
     def make(self, rng: random.Random, directory: Path) -> None:
         from smollm3_finetune.config.yaml12 import dump_yaml
 
@@ -200,7 +205,11 @@ class Model(Reader):
         quiet_transformers()
         self.tiny = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
         self.registry = discover(PluginSelection.of((), True))
-        self.read(self.tiny)  # so that the first input is not measured with the imports
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Import everything, so that the first input is not measured with it."""
+        self.read(self.tiny)
 
     def make(self, rng: random.Random, directory: Path) -> None:
         shutil.copytree(self.tiny, directory, dirs_exist_ok=True)
@@ -242,6 +251,9 @@ class Adapter(Model):
         about = {"model": "tiny", "loader": {"name": "tiny"}, "quant": {"name": "none"}, "adapter": {"name": "lora"},
                  "base_fingerprint": None, "versions": {}}  # fmt: skip
         (self.tiny / "smollm3.json").write_text(json.dumps(about))
+
+    def warm_up(self) -> None:
+        """Saving the first adapter does."""
 
     def read(self, directory: Path) -> None:
         from smollm3_finetune.model import load_model
