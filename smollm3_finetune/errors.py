@@ -131,6 +131,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to a mistyped one, or None."""
     import difflib  # imported only for a typo, which keeps --help fast
 
+    if len(name) > 100:  # not a typo, and comparing takes a time that grows with the square of its length
+        return None
+
     close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
     swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
     return next(iter((*swapped, *close)), None)

@@ -47,12 +47,14 @@ from smollm3_finetune.api.descriptors import (
     option,
 )
 from smollm3_finetune.api.helpers import (
+    check_patterns,
     directory_source,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
     options_dict,
     pad_rows,
+    read_json,
     seeded,
 )
 from smollm3_finetune.api.models import (
@@ -141,6 +143,7 @@ __all__ = [
     "WriteError",
     "architecture_of",
     "check_layerwise",
+    "check_patterns",
     "directory_source",
     "fingerprint",
     "flatten_rows",
@@ -157,6 +160,7 @@ __all__ = [
     "options_dict",
     "packed_reasons",
     "pad_rows",
+    "read_json",
     "refuse_quantized",
     "rounding_dtype",
     "seeded",

@@ -7,7 +7,6 @@ never followed, so nothing outside the root is measured or deleted.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from smollm3_finetune.cache.in_use import forget_uses, in_use
 from smollm3_finetune.cache.store import damage_of, partial_name, sums_file
 from smollm3_finetune.cache.use import keeping, runs_file
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.room import size_of
 
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -152,7 +152,7 @@ def _held(entry: Path) -> Iterator[bool]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = load_json(file)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}

@@ -25,6 +25,7 @@ from typing import Any
 
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
 FORMAT = 1
@@ -108,7 +109,7 @@ def parse(about: Any) -> Result:
 
 def read(file: Path) -> list[Result]:
     """The results in a file. Raises OSError if it cannot be read, ValueError or TypeError if it is invalid."""
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = load_json(file)
     if not isinstance(about, Mapping) or not isinstance(about.get("results"), list):
         raise ValueError('expected {"format": 1, "results": […]}')
     if about.get("format") != FORMAT:

@@ -68,7 +68,9 @@ class DataConfig:
         ge=0,
         le=2**32 - 1,
     )
-    max_length: int = option(1024, "Maximum length of a row, in tokens; see data.long_text for longer rows.", ge=8)
+    max_length: int = option(
+        1024, "Maximum length of a row, in tokens; see data.long_text for longer rows.", ge=8, le=10**9
+    )
     long_text: Literal["chunk", "cut"] = option(
         "chunk",
         "Rows of raw text longer than data.max_length: split into chunks, or cut. Conversations are always cut.",
@@ -100,15 +102,17 @@ class CalibrationConfig:
         None, "Separate calibration data, same format as data.path; default: the training rows."
     )
     rows: int = option(128, "Number of calibration rows; data.seed selects them.", ge=1, le=1_000_000)
-    length: int = option(512, "Tokens used from each row.", ge=1)
+    length: int = option(512, "Tokens used from each row.", ge=1, le=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
-    max_steps: int | None = option(None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1)
-    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0)
+    max_steps: int | None = option(
+        None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1, le=10**12
+    )
+    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0, le=10**9)
     batch_size: int = option(
         8, "Rows per forward pass on each device (with packing: packed sequences).", ge=1, le=1_000_000
     )
@@ -127,7 +131,7 @@ class TrainConfig:
     logits: Literal["supervised", "all"] = option(
         "supervised", "Tokens for which the output layer computes logits: the supervised ones, or all."
     )
-    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
         2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0, le=1000
     )
@@ -147,9 +151,12 @@ class TrainConfig:
     compile: bool = option(
         False, "Compile the model with torch.compile: the first steps are slow, later ones may be faster."
     )
-    log_every: int = option(1, "Steps between logged metrics.", ge=1)
+    log_every: int = option(1, "Steps between logged metrics.", ge=1, le=10**12)
     eval_every: int | None = option(
-        None, "Steps between evaluations of the held-out loss; default: only before and after training.", ge=1
+        None,
+        "Steps between evaluations of the held-out loss; default: only before and after training.",
+        ge=1,
+        le=10**12,
     )
     report_to: tuple[str, ...] = option(
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
@@ -163,10 +170,10 @@ class TrainConfig:
         "off: no checkpoints by time.",
         gt=0,
     )
-    save_every: int | None = option(None, "Steps between checkpoints, in addition to save_minutes.", ge=1)
-    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1)
+    save_every: int | None = option(None, "Steps between checkpoints, in addition to save_minutes.", ge=1, le=10**12)
+    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1, le=10**12)
     sample_prompt: str | None = option(None, "Prompt answered before and after training; default: a held-out row's.")
-    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1)
+    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1, le=10**9)
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")

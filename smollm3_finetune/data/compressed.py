@@ -14,8 +14,6 @@ from smollm3_finetune.errors import DataError, MissingRequirementError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """The file extensions of compressed rows, and the name of each format."""
-ROW_LIMIT = 1 << 28
-"""The longest row of a compressed file, in characters: a small file may expand to a row that does not fit in memory."""
 
 
 def compression(file: Path) -> str | None:

@@ -10,15 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from smollm3_finetune.data.compressed import COMPRESSIONS, ROW_LIMIT, compression, open_text
+from smollm3_finetune.data.compressed import COMPRESSIONS, compression, open_text
 from smollm3_finetune.data.json_list import JSONListError, JSONListReader
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.limits import (
+    JSON_SIZE,
+    ROWS_SIZE,
+    parse_json,
+    shown_bytes,
+)
+from smollm3_finetune.files.separate import Ended, TooMuchMemory, in_separate_process
 
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-SUFFIXES = (*TEXT, ".parquet", ".arrow")
+KINDS = {".parquet": "a Parquet file", ".arrow": "an Arrow file"}
+SUFFIXES = (*TEXT, *KINDS)
 FORMATS = f"{', '.join(SUFFIXES)}, or text compressed as {' or '.join(COMPRESSIONS)}"
-FIELD_LIMIT = 1 << 30
-"""The longest field of an uncompressed table, in characters: a field can be a whole document."""
+SCRIPT = Path(__file__).with_name("try_table.py")
 
 
 def row_format(file: Path) -> str | None:
@@ -45,8 +52,8 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
         ".json": _read_json,
         ".csv": _read_csv,
         ".tsv": _read_csv,
-        ".parquet": _read_parquet,
-        ".arrow": _read_arrow,
+        ".parquet": lambda file: _table_rows(file, limit),
+        ".arrow": lambda file: _table_rows(file, limit),
     }
     empty = True
     try:
@@ -77,34 +84,25 @@ def _encoding_error(file: Path, error: UnicodeDecodeError) -> DataError:
     return DataError(f"{file} is not UTF-8 text: {error.reason}")
 
 
-def _row_limit(file: Path) -> int | None:
-    """The longest row that is read, in characters; None: no limit, because the size of the file is no surprise."""
-    return None if compression(file) is None else ROW_LIMIT
-
-
 def _lines(stream: TextIO, file: Path) -> Iterator[str]:
-    """The lines of a file. Raises DataError if a line of a compressed file is too long."""
-    limit = _row_limit(file)
-    if limit is None:
-        yield from stream
-        return
-    number = 0
-    while line := stream.readline(limit + 1):
+    """The lines of a file. Raises DataError if a line is too long."""
+    most, number = JSON_SIZE.size, 0
+    while line := stream.readline(most + 1):
         number += 1
-        if len(line) > limit:
-            raise DataError(f"{file}:{number}: a row has more than {limit:,} characters")
+        if len(line) > most:
+            raise DataError(f"{file}:{number}: the row is larger than {shown_bytes(most)}", hint=JSON_SIZE.hint)
         yield line
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
     with open_text(file) as stream:
         for number, line in enumerate(_lines(stream, file), start=1):
+            where = f"{file}:{number}"
             if line.strip():
-                where = f"{file}:{number}"
                 try:
-                    value = json.loads(line.rstrip("\r\n"))
-                except (ValueError, RecursionError) as e:
-                    raise DataError(f"{where}: not valid JSON: {_json_problem(e)}") from e
+                    value = parse_json(line.rstrip("\r\n"))
+                except ValueError as e:
+                    raise DataError(f"{where}: {_json_problem(e)}") from e
                 yield _checked_row(value, where)
 
 
@@ -112,16 +110,16 @@ def _read_json(file: Path) -> Iterator[Row]:
     """A list of rows."""
     with open_text(file) as stream:
         try:
-            for line, value in JSONListReader(stream, _row_limit(file)).rows():
+            for line, value in JSONListReader(stream, JSON_SIZE.size).rows():
                 yield _checked_row(value, f"{file}:{line}")
         except JSONListError as e:
-            hint = None if e.line is not None else "for one object per line, use a .jsonl file"
+            hint = e.hint or (None if e.line is not None else "for one object per line, use a .jsonl file")
             raise DataError(f"{file}{'' if e.line is None else f':{e.line}'}: {e}", hint=hint) from e
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
     """Values separated by commas (.tsv: by tabs) with a header; every value is text, quoted if necessary."""
-    csv.field_size_limit(_row_limit(file) or FIELD_LIMIT)
+    csv.field_size_limit(JSON_SIZE.size)
     tabs = row_format(file) == ".tsv"
     with open_text(file, newline="") as stream:
         lines: Iterable[str] = _lines(stream, file)
@@ -136,40 +134,48 @@ def _read_csv(file: Path) -> Iterator[Row]:
             raise DataError(f"{file}:{reader.reader.line_num}: not valid {'TSV' if tabs else 'CSV'}: {e}") from e
 
 
-def _read_parquet(file: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        batches = parquet.ParquetFile(str(file)).iter_batches(batch_size=1000)
-        yield from _numbered_rows(file, batches)
-    except ArrowException as e:
-        raise DataError(f"{file} is not a Parquet file: {_first_line(e)}") from e
-
-
-def _read_arrow(file: Path) -> Iterator[Row]:
-    """A file in Arrow's stream or file format, memory-mapped."""
+def _table_rows(file: Path, limit: int | None) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file, numbered from 1, because they have no lines."""
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(str(file)) as stream:
-            try:
-                yield from _numbered_rows(file, pyarrow.ipc.open_stream(stream))
-                return
-            except pyarrow.ArrowInvalid:
-                stream.seek(0)
-            reader = pyarrow.ipc.open_file(stream)
-            yield from _numbered_rows(file, (reader.get_batch(i) for i in range(reader.num_record_batches)))
-    except pyarrow.ArrowException as e:
-        raise DataError(f"{file} is not an Arrow file: {_first_line(e)}") from e
+    from smollm3_finetune.data.try_table import ROWS, batches
 
-
-def _numbered_rows(file: Path, batches: Any) -> Iterator[Row]:
-    """The rows of record batches, numbered from 1, because they have no lines."""
+    check_table(file, limit)
     number = 0
-    for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield Row(without_fill_nulls(value), f"{file} row {number}")
+    try:
+        for batch in batches(str(file), file.suffix):
+            for start in range(0, batch.num_rows, ROWS):
+                for value in batch.slice(start, ROWS).to_pylist():
+                    number += 1
+                    yield Row(without_fill_nulls(value), f"{file} row {number}")
+    except pyarrow.ArrowException as e:
+        raise DataError(f"{file} is not {KINDS[file.suffix]}: {_first_line(e)}") from e
+
+
+_CHECKED: dict[tuple[str, int, int], float] = {}
+"""The files that were checked in this process, by path, size and time, and how many of their rows."""
+
+
+def check_table(file: Path, limit: int | None) -> None:
+    """Read the first `limit` rows of a Parquet or Arrow file in a separate process, at most once; None: all of them.
+
+    Raises DataError if that process crashes, or needs more memory than `ROWS_SIZE`: this one would, too.
+    """
+    about = file.stat()
+    key, rows = (str(file.absolute()), about.st_size, about.st_mtime_ns), limit or float("inf")
+    if _CHECKED.get(key, 0) >= rows:
+        return
+    job = {"file": str(file), "suffix": file.suffix, "limit": limit, "memory": ROWS_SIZE.size}
+    try:
+        found = in_separate_process(SCRIPT, job, memory=ROWS_SIZE.size)
+    except TooMuchMemory as e:
+        what = f"{file}: a batch of its rows needs more than {shown_bytes(ROWS_SIZE.size)} of memory"
+        raise DataError(f"{what} when it is decompressed", hint=ROWS_SIZE.hint) from e
+    except Ended as e:
+        raise DataError(f"{file} is damaged: reading it {e}", hint="download or copy it again") from e
+    if "error" in found:
+        raise DataError(f"{file} is not {KINDS[file.suffix]}, or is damaged: {found['error']}")
+    _CHECKED[key] = rows if limit is not None and found["rows"] >= limit else float("inf")
 
 
 def without_fill_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +206,10 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _json_problem(error: Exception) -> str:
+def _json_problem(error: ValueError) -> str:
     """The problem and its column; the message already names the line."""
-    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+    column = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"not valid JSON: {column}"
 
 
 def _checked_row(value: Any, where: str) -> Row:

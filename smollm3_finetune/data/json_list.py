@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from smollm3_finetune.files.limits import JSON_SIZE, BeyondLimit, check_depth, shown_bytes, too_deep
+
 BLOCK = 1 << 20
 """Characters that are read at a time, at least."""
 CUT_SHORT = 32
@@ -15,9 +17,9 @@ CUT_SHORT = 32
 class JSONListError(ValueError):
     """Text that is not a JSON list of rows: the problem, and its line if a line is to blame."""
 
-    def __init__(self, problem: str, line: int | None = None) -> None:
+    def __init__(self, problem: str, line: int | None = None, hint: str | None = None) -> None:
         super().__init__(problem)
-        self.line = line
+        self.line, self.hint = line, hint
 
 
 class JSONListReader:
@@ -65,11 +67,18 @@ class JSONListReader:
                 column = e.colno + (self.first_column - 1 if e.lineno == 1 else 0)
                 line = self.first_line + e.lineno - 1
                 raise JSONListError(f"not valid JSON: {e.msg} (column {column})", line) from e
-            except (ValueError, RecursionError) as e:
+            except RecursionError:
+                raise JSONListError(f"not valid JSON: {too_deep()}", self._line()) from None
+            except ValueError as e:
                 raise JSONListError(f"not valid JSON: {e}", self._line()) from e
             if end == len(self.text) and not self.ended:  # a number may continue
                 self._read_more()
                 continue
+            brackets = self.text.count("[", self.at, end) + self.text.count("{", self.at, end)
+            try:
+                check_depth(value, brackets=brackets)
+            except BeyondLimit as e:
+                raise JSONListError(f"not valid JSON: {e}", self._line()) from e
             self.at = end
             return value
 
@@ -96,7 +105,7 @@ class JSONListReader:
         self.first_column = self.at - start + 1 if line > self.first_line else self.first_column + self.at
         self.first_line, self.text, self.at, self.counted = line, self.text[self.at :], 0, 0
         if self.limit is not None and len(self.text) > self.limit:
-            raise JSONListError(f"a row has more than {self.limit:,} characters", line)
+            raise JSONListError(f"the row is larger than {shown_bytes(self.limit)}", line, JSON_SIZE.hint)
         more = self.stream.read(max(BLOCK, len(self.text)))
         self.ended = not more
         self.text += more

@@ -16,6 +16,7 @@ from smollm3_finetune.data.chat_template.syntax import check_syntax
 from smollm3_finetune.data.rows import Rows, with_formatter
 from smollm3_finetune.data.sources import Source, find_sources, find_validation, pinned, with_unique_titles
 from smollm3_finetune.errors import Collector, ConfigError
+from smollm3_finetune.files.limits import CONFIG_SIZE, read_text
 from smollm3_finetune.paths import user_path
 
 
@@ -115,8 +116,8 @@ def render_options(data: DataConfig) -> RenderOptions:
     template = None
     if data.template is not None:
         try:
-            template = user_path(data.template, "data.template").read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
+            template = read_text(user_path(data.template, "data.template"), CONFIG_SIZE, "utf-8-sig")
+        except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             raise ConfigError(f"the chat template data.template={data.template} cannot be read: {reason}") from e
         check_syntax(template, data.template)

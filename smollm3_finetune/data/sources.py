@@ -13,6 +13,7 @@ from smollm3_finetune.config.schema import SourceConfig
 from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
@@ -112,6 +113,8 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     if is_hub_id(text) and row_format(path) is None:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
+    if kind := not_regular(path):
+        raise DataError(f"the data file {text!r} is {kind}, not a file", hint="write its content to a file first")
     near = sorted(f.name for f in path.parent.glob("*") if row_format(f))[:5] if path.parent.is_dir() else []
     place = "the current directory" if path.parent == Path(".") else path.parent
     hint = f"data files in {place}: {', '.join(near)}" if near else "--data FILE.jsonl"

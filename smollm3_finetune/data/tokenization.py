@@ -28,6 +28,7 @@ from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def tokenize(
 
 def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
     """The tokens of a cache entry, with the current titles of the sources, which do not affect the content."""
-    saved = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
+    saved = load_json(directory / "counts.json")
     counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
     return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts, identity=identity)

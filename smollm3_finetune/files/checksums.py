@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
 CHECKSUMS = "checksums.json"
@@ -43,12 +44,12 @@ def damage(directory: Path, *, file: Path | None = None) -> str | None:
     """
     place = file or directory / CHECKSUMS
     try:
-        sums = json.loads(place.read_text(encoding="utf-8"))["sha256"]
+        sums = load_json(place)["sha256"]
         if not all(isinstance(name, str) and isinstance(digest, str) for name, digest in sums.items()):
             raise TypeError("sha256 must map names to checksums")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{place.name} cannot be read"
     for name in sums:
         if not _inside(name) or not (directory / name).is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from smollm3_finetune.config.load import DEFAULT, LoadedConfig, Setting, assembl
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -58,7 +58,7 @@ def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
 def saved_versions(run: RunDir) -> dict[str, Any]:
     """The content of versions.json. Raises ModelError if it is damaged."""
     try:
-        saved: dict[str, Any] = json.loads(run.versions.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = load_json(run.versions)
         if not isinstance(saved["plugins"], dict) or not isinstance(saved["plugin_files"], dict):
             raise TypeError("plugins and plugin_files must be objects")
         if not all(isinstance(v, str) for part in ("plugins", "plugin_files") for v in saved[part].values()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import shlex
 import shutil
@@ -32,6 +31,7 @@ from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import PARTIAL, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
@@ -39,6 +39,8 @@ from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
+LONGEST = 120
+"""Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
@@ -104,7 +106,7 @@ class RunDir:
                     hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')[:LONGEST]}"
         return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
 
     def reserved(self) -> RunDir:
@@ -164,7 +166,7 @@ class RunDir:
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
-        saved = json.loads(self.versions.read_text(encoding="utf-8"))
+        saved = read_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
                 f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
@@ -180,7 +182,7 @@ class RunDir:
     def measured_before(self) -> dict[str, Any] | None:
         """The measurements before the first step; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.before.read_text(encoding="utf-8"))
+            found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
                 return found
         return None
@@ -251,10 +253,14 @@ class RunDir:
             file.unlink(missing_ok=True)
         if not self.metrics.exists():
             return
+        try:
+            text = read_bytes(self.metrics, JSON_SIZE).decode("utf-8", errors="replace")
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{self.metrics} cannot be read: {e}", hint=f"rm {shlex.quote(str(self.metrics))}") from e
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(f"{line}\n")
         write_text(self.metrics, "".join(kept))
 

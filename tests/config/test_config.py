@@ -268,3 +268,39 @@ def test_lists_and_mappings_on_the_command_line_need_brackets() -> None:
 
 def test_the_keys_of_an_entry_of_data_path_are_those_of_the_data_package() -> None:
     assert [info.name for info in describe(SourceConfig)] == list(SOURCE_KEYS)
+
+
+BOMB = "a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+EXPANDING = {
+    "aliases": (BOMB, "more than 20000 values, aliases included (the limit is SMOLLM3_MAX_YAML_VALUES=20000)"),
+    "merges": ("a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(40)),
+               "more than 20000 values"),
+    "itself": ("a: &a [*a]", "more than 20000 values"),
+    "depth": ("a: " + "[" * 101 + "]" * 101, "nested too deeply, more than 100 levels"),
+    "open depth": ("a: " + "[" * 5000, "nested too deeply"),
+    "size": ("a: " + "x" * 500_001, "larger than 500 kB (the limit is SMOLLM3_MAX_CONFIG_KB=500)"),
+    "tag": ("a: !!python/object:os.system x", "line 1: the tag tag:yaml.org,2002:python/object:os.system is not"),
+    "set": ("a: !!set {x, y}", "the tag tag:yaml.org,2002:set is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), EXPANDING.values(), ids=EXPANDING)
+def test_yaml_that_expands_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        read_yaml(file)
+    assert problem in e.value.message
+
+
+def test_aliases_within_the_limit_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: &x {k: 1}\nb: [*x, *x]\nc: {<<: *x, l: !!str 2}\n")
+    assert read_yaml(file)[0] == {"a": {"k": 1}, "b": [{"k": 1}, {"k": 1}], "c": {"k": 1, "l": "2"}}
+
+
+def test_a_limit_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: " + "[" * 101 + "]" * 101)
+    monkeypatch.setenv("SMOLLM3_MAX_DEPTH", "102")
+    assert read_yaml(file)[0]["a"]

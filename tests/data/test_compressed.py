@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.data import files, json_list
+from smollm3_finetune.data import json_list
 from smollm3_finetune.data.rows import source_rows
 from smollm3_finetune.data.sources import find_sources
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files import limits
 
 ROWS = [{"instruction": f"Say {n}.", "output": f"It is “{n}”,\n\tété, 你好."} for n in range(50)]
 
@@ -111,7 +112,8 @@ def test_wrong_rows_inside_a_compressed_file_have_their_line(compression: str) -
 def test_a_row_that_expands_without_bound_is_an_error(
     kind: str, compression: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "ROW_LIMIT", 100_000)
+    monkeypatch.setattr(limits, "MB", 100_000)
+    monkeypatch.setenv("SMOLLM3_MAX_JSON_MB", "1")
     monkeypatch.setattr(json_list, "BLOCK", 1000)
     long = b"x" * 20_000_000
     text = b"a\n1\n" + long if kind == ".csv" else b'[{"a": 1},\n{"a": "'[kind == ".jsonl" :] + long
@@ -120,7 +122,7 @@ def test_a_row_that_expands_without_bound_is_an_error(
     (source,) = find_sources(f"r{kind}{compression}")
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=r":\d: a row has more than 100,000 characters"):
+        with pytest.raises(DataError, match=r":\d: the row is larger than 1 MB"):
             list(source_rows(source))
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:

@@ -415,7 +415,8 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
                                   "Expecting property name enclosed in double quotes (line 1, column 2)"),
     (calling([call("f", "[1]")]), "messages[1].tool_calls[0].function.arguments must be an object or an object as JSON "
                                   "text, found list"),
-    (calling("[" * 100_000), "messages[1].tool_calls is not usable JSON: it is nested too deeply"),
+    (calling("[" * 100_000), "messages[1].tool_calls is not usable JSON: it is nested too deeply, "
+     "more than 100 levels (the limit is SMOLLM3_MAX_DEPTH=100)"),
     (with_columns(tools="f"), "tools is not valid JSON: Expecting value (line 1, column 1)"),
     (with_columns(tools=3), "tools must be a list of tool schemas, found int"),
     (with_columns(tools=[[]]), "tools[0] must be an object that describes a tool, found list"),

@@ -2,10 +2,10 @@
 
     python tests/faults/kills.py --trials 1000 --seed 0 --jobs 2
 
-Each trial ends a command with `kill -9` at a counted write below its directory, with `kill -9` at a random time, or with
-a signal at a random time. The next command must complete, and the final files must equal those of an undisturbed run bit
-for bit. Commands run in forks of one process that has imported everything, so that a trial takes a few seconds. The
-counted writes need `shim.c`, preloaded; `faults.py` builds it.
+Each trial ends a command with `kill -9` at a counted write below its directory, with `kill -9` at a random time, or
+with a signal at a random time. The next command must complete, and the final files must equal those of an undisturbed
+run bit for bit. Commands run in forks of one process that has imported everything, so that a trial takes a few seconds.
+The counted writes need `shim.c`, preloaded; `faults.py` builds it.
 """
 
 from __future__ import annotations
@@ -251,9 +251,9 @@ def attempt(
         at = rng.uniform(0, 1.05 * seconds)
         number = int(signal.SIGKILL if kind == "kill at a time" else rng.choice(SIGNALS))
         ended = wait(start(directory, scenario.command), directory, deadline, at, number)
-    disturbed = ended.code != 0
-    if not disturbed:
-        return attempt(scenario, made, rng, table, work)
+    if ended.code == 0:  # it was not disturbed
+        attempt(scenario, made, rng, table, work)
+        return
     counts[kind] += 1
     wrong = []
     if kind == "signal" and ended.latency is not None:

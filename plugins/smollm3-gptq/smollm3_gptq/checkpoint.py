@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, open_tensors
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, open_tensors, read_json
 from smollm3_gptq.options import GPTQOptions
 
 DESCRIPTION = "quantize_config.json"
@@ -118,10 +118,7 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
     """
     stored = source.config.get("quantization_config")
     if stored is None and source.has_file(DESCRIPTION):
-        try:
-            stored = json.loads((source.path / DESCRIPTION).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{source.ref!r}: {DESCRIPTION} cannot be read: {e}") from e
+        stored = read_json(source.path / DESCRIPTION)
     if stored is None:
         return None
     method = stored.get("quant_method", "gptq") if isinstance(stored, Mapping) else None
@@ -211,11 +208,7 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The map from tensor to file in the index of a checkpoint. Raises ModelError if the index is invalid."""
-    try:
-        about = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{index} cannot be read: {e}", hint="copy or download it again") from e
-    stated = about.get("weight_map") if isinstance(about, dict) else None
+    stated = read_json(index).get("weight_map")
     if not isinstance(stated, dict) or not all(isinstance(v, str) and Path(v).name == v for v in stated.values()):
         raise ModelError(f"{index} has no weight_map from tensors to files", hint="copy or download it again")
     return stated
@@ -230,7 +223,7 @@ def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iter
         for file in original.iterdir():
             if file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and file.name != "config.json":
                 (shown / file.name).symlink_to(file)
-        config = json.loads((original / "config.json").read_text(encoding="utf-8"))
+        config = read_json(original / "config.json")
         config["quantization_config"] = dict(quantization_config)
         (shown / "config.json").write_text(json.dumps(config), encoding="utf-8")
         for file in checkpoint.files:

@@ -21,6 +21,7 @@ from smollm3_finetune.api import (
     ModelSource,
     fingerprint,
     open_tensors,
+    read_json,
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
 from smollm3_gptq.options import GPTQOptions
@@ -157,9 +158,7 @@ def _fitting_group_size(source: ModelSource) -> int:
 
 
 def _description(directory: Path) -> Mapping[str, Any]:
-    description: Mapping[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))[
-        "quantization_config"
-    ]
+    description: Mapping[str, Any] = read_json(directory / "config.json")["quantization_config"]
     return description
 
 

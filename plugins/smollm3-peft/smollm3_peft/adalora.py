@@ -98,7 +98,8 @@ class AdaLoraAdapter(PeftAdapter):
         if trainable and file.is_file():
             allocator = loaded.base_model.rankallocator
             with open_tensors(file, str(next(loaded.parameters()).device)) as tensors:
-                loaded.peft_config["default"].rank_pattern = json.loads(tensors.metadata()["rank_pattern"])
+                stated = (tensors.metadata() or {}).get("rank_pattern", "null")
+                loaded.peft_config["default"].rank_pattern = json.loads(stated)
                 for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                     kind, _, name = key.partition("|")
                     getattr(allocator, kind)[name] = tensors.get_tensor(key)

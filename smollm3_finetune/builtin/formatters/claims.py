@@ -7,7 +7,6 @@ and answer of such a list. Raw text comes last, because other formats may have a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,9 +36,11 @@ def looks_like_list(value: Any) -> bool:
 
 def _as_list(value: Any) -> Sequence[Any] | None:
     if looks_like_list(value):
+        from smollm3_finetune.files.limits import parse_json  # only here: this module is imported by --help
+
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             return None
     return value if isinstance(value, list | tuple) else None
 

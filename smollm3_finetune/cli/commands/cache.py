@@ -38,11 +38,11 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
     root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"the cache {root} is not a directory", hint="SMOLLM3_CACHE=DIRECTORY")
-    if kind is not None and not (root / kind).is_dir():
-        kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if kind is not None and kind not in kinds:
         similar = did_you_mean(kind, kinds)
         hint = f"did you mean {similar!r}?" if similar else f"kinds in the cache: {', '.join(kinds) or 'none'}"
-        raise ConfigError(f"--kind {kind}: the cache {root} has no entries of this kind", hint=hint)
+        raise ConfigError(f"--kind {kind[:80]}: the cache {root} has no entries of this kind", hint=hint)
     return root, list(runs_below([RUNS, *folders]))
 
 

@@ -199,12 +199,13 @@ def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
 def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
     """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
     from smollm3_finetune.errors import ModelError
+    from smollm3_finetune.files.limits import load_json
 
     if think is None and run is not None:
         think = _config(run).data.enable_thinking
         if run.report.exists():
             try:
-                trained = json.loads(run.report.read_text(encoding="utf-8")).get("enable_thinking")
+                trained = load_json(run.report).get("enable_thinking")
             except (OSError, ValueError, AttributeError) as e:
                 raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
             think = trained if isinstance(trained, bool) else think

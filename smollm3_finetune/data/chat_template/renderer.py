@@ -24,7 +24,10 @@ from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, esc
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
 from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
+from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
+from smollm3_finetune.data.chat_template.sandbox import limited
 from smollm3_finetune.errors import DataError, ModelError
+from smollm3_finetune.files.limits import BeyondLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -301,13 +304,16 @@ class Renderer:
             kwargs["custom_instructions"] = escaped_text(kwargs["custom_instructions"], all_flags=all_flags)
         try:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
-            text = self.tokenizer.apply_chat_template(
-                [escaped(m, all_flags=all_flags) for m in messages],
-                tokenize=False,
-                add_generation_prompt=prompt,
-                chat_template=with_fixed_date(template, self.options.date),
-                **kwargs,
-            )
+            with limited():
+                text = self.tokenizer.apply_chat_template(
+                    [escaped(m, all_flags=all_flags) for m in messages],
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    chat_template=LIMITED + with_fixed_date(template, self.options.date),
+                    **kwargs,
+                )
+        except BeyondLimit as e:
+            raise DataError(f"the chat template cannot be used: {e}", hint=e.limit.hint) from e
         except Exception as e:  # jinja2.TemplateError, or any exception that the template raises
             raise DataError(f"the chat template refuses a conversation: {e}") from e
         return str(text).replace(MARK, "")
