@@ -98,6 +98,16 @@ def import_transformers() -> ModuleType:
         functools.lru_cache = bounded
 
 
+def import_for_training() -> None:
+    """Import what every run imports, and exempt it from garbage collection: for a process that only trains.
+
+    Each full collection, of which accelerate asks for two before the first step, otherwise visits a million objects
+    that were imported.
+    """
+    import_trainer()
+    gc.freeze()
+
+
 def import_trainer() -> None:
     """Import transformers' Trainer without `datasets`, which it needs only to recognize data sets of that library.
 
@@ -106,6 +116,7 @@ def import_trainer() -> None:
     name = "transformers.trainer"
     if name in sys.modules:
         return
+    import_transformers()
     import transformers.utils
 
     available = transformers.utils.is_datasets_available

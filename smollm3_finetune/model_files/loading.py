@@ -50,6 +50,7 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     know the architecture.
     """
     from safetensors import SafetensorError
+
     with quick_imports():
         from transformers import AutoModelForCausalLM
 

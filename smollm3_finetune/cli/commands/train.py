@@ -86,9 +86,11 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
         from smollm3_finetune.cli.output.run import shown_plan
 
         return shown_plan(plan, run, as_json=as_json)
+    from smollm3_finetune.model_files.imports import import_for_training
     from smollm3_finetune.train import display
     from smollm3_finetune.train.run import train as carry_out
 
+    import_for_training()
     report = carry_out(plan, registry, run, display.for_stream(), checkpoint, began)
     shut_down_processes()
     if not is_main_process():
