@@ -75,9 +75,9 @@ class Terminal:
         # no wider than the terminal, so that the times are not cut off
         room = self.console.width - len(f"{description}  0:00:00 0:00:00 ")
         # a column and the space after it are omitted together
-        bar = [BarColumn(min(room, 40))] if room >= 4 else []
+        drawn = [BarColumn(min(room, 40))] if room >= 4 else []
         elapsed = [TimeElapsedColumn()] if room >= -2 else []
-        columns = (TextColumn("{task.description}"), *bar, *elapsed, TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), *drawn, *elapsed, TimeRemainingColumn())
         with Bar(*columns, console=self.console, transient=True) as bar:
             ident = bar.add_task(description, total=total)
 

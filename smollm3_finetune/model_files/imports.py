@@ -40,7 +40,7 @@ def _deferred_compile() -> Iterator[None]:
     Optional backends of transformers compile functions when they are imported, which imports torch's compiler: a
     quarter of the time to the first step of a run that compiles nothing.
     """
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is None or getattr(torch.compile, "deferring", False):
         yield
         return
@@ -90,7 +90,7 @@ def import_transformers() -> ModuleType:
             return functools.cache(maxsize)
         return bounded(maxsize, typed)
 
-    functools.lru_cache = lru_cache  # type: ignore[assignment]
+    functools.lru_cache = lru_cache
     try:
         with quick_imports():
             return importlib.import_module("transformers")
