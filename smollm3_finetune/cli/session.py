@@ -121,12 +121,8 @@ def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
 def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
     """Discover plugins, and warn about each broken plugin and each shared plugin name."""
     registry = discovered(requested, no_plugins)
-    for record in registry.broken():
-        source = f"{record.distribution} {record.version}"
-        say_warning(f"the plugin {record.name!r} ({source}) is broken and was skipped: {record.error}")
-    for name, records in registry.shared_names().items():
-        who = " and ".join(f"{r.distribution} {r.version}" for r in records)
-        say_warning(f"the plugin name {name!r} is used by {who}")
+    for warning in registry.warnings():
+        say_warning(warning)
     return registry
 
 

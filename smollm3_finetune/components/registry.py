@@ -174,6 +174,17 @@ class Registry:
     def broken(self) -> Iterator[PluginRecord]:
         return (p for p in self.plugins if p.status == "broken")
 
+    def warnings(self) -> list[str]:
+        """A sentence for each broken plugin, and for each plugin name that several distributions use."""
+        out = [
+            f"the plugin {r.name!r} ({r.distribution} {r.version}) is broken and was skipped: {r.error}"
+            for r in self.broken()
+        ]
+        for name, records in self.shared_names().items():
+            who = " and ".join(f"{r.distribution} {r.version}" for r in records)
+            out.append(f"the plugin name {name!r} is used by {who}")
+        return out
+
     def shared_names(self) -> dict[str, list[PluginRecord]]:
         """Entry-point names that several distributions use: `-p no:NAME` disables all of them."""
         by_name: dict[str, list[PluginRecord]] = {}
