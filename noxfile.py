@@ -8,6 +8,7 @@ nox -s floor        the same tests with the lowest releases that the ranges allo
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
 nox -s first_step   how long a run takes to its first step
+nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
@@ -176,6 +177,15 @@ def speed(session: nox.Session) -> None:
 def data_memory(session: nox.Session) -> None:
     """Memory and time of the data path for 10 000 to 1 000 000 rows. About half an hour."""
     session.run(sys.executable, "benchmarks/data_memory.py", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Commands ended at random, failing writes, hostile files. An hour or more; the tables go to docs/reliability.md."""
+    env = {"OMP_NUM_THREADS": "1"}
+    session.run(sys.executable, "tests/faults/kills.py", "--trials", "1000", *session.posargs, env=env)
+    session.run(sys.executable, "tests/faults/fuzz.py", "--inputs", "10000", "--seed", "0", env=env)
+    session.run(sys.executable, "-m", "pytest", "tests/faults", "tests/files", "tests/runs", env=env)
 
 
 @nox.session
