@@ -4,6 +4,7 @@ run.yaml        the resolved configuration; `smollm3 train --config` reads it
 versions.json   the distributions that the run used, and the hashes of plugin files
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
 before.json     held-out loss before the first step, for a resumed run
+trained.json    steps and tokens, written after the last step
 report.json     held-out loss and sample answers, before and after
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
@@ -14,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import shlex
+import shutil
 import time
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,30 +29,24 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
-from smollm3_finetune.files.json import write_json
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
+from smollm3_finetune.files.locks import locked
+from smollm3_finetune.files.writing import PARTIAL, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.paths import check_below_directories, user_path
+from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A directory `checkpoint-N` that a run can continue from."""
-
-    path: Path
-    step: int
-    """Optimizer steps taken."""
-
-    @classmethod
-    def of(cls, path: Path) -> Checkpoint | None:
-        """The checkpoint in a directory; None if its name is another."""
-        number = path.name.removeprefix("checkpoint-")
-        return cls(path, int(number)) if path.name != number and number.isdigit() else None
-
-    def is_complete(self) -> bool:
-        """Whether every file is there that resuming needs."""
-        return all((self.path / name).exists() for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"))
+LONGEST = 120
+"""Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
+LOCK = ".smollm3-lock"
+OUTPUT = "--output DIR"
+BEFORE_CHECKPOINT = {
+    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
+}  # fmt: skip
+"""The files of a run that has not saved a checkpoint yet."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,10 @@ class RunDir:
         return self.path / "report.json"
 
     @property
+    def trained(self) -> Path:
+        return self.path / "trained.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -93,21 +91,22 @@ class RunDir:
     def fresh(cls, output: str | None, title: str, *, must_be_empty: bool = True) -> RunDir:
         """The directory of a new run; nothing is created yet.
 
-        Raises ConfigError if `output` is not empty: files of a user are never overwritten. Of several processes only
-        the main one requires it to be empty (`must_be_empty`).
+        Raises ConfigError if `output` is not empty: files of a user are never overwritten. A run that ended before its
+        first checkpoint is overwritten. Of several processes only the main one examines `output` (`must_be_empty`).
         """
         if output is not None:
             path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
-            if must_be_empty and path.is_dir() and any(path.iterdir()):
+            check_below_directories("--output", path)
+            if must_be_empty and path.is_dir() and any(path.iterdir()) and not cls(path).holds_nothing():
                 what = "already contains a run" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(
                     f"the output directory {output!r} {what}",
                     hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')[:LONGEST]}"
         return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
 
     def reserved(self) -> RunDir:
@@ -115,13 +114,9 @@ class RunDir:
         if not self.ours:
             return self
         for path in _numbered(self.path):
-            try:
+            with writing(path, elsewhere=OUTPUT), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
                 return RunDir(path, ours=True)
-            except FileExistsError:
-                continue
-            except OSError as e:
-                raise ConfigError(f"the run directory {path} cannot be written: {e.strerror}") from e
         raise AssertionError("numbers have no end")
 
     @classmethod
@@ -135,52 +130,43 @@ class RunDir:
             )
         return run
 
-    def create(self, config: RunConfig, versions: Mapping[str, Any]) -> None:
-        """Create the directory and write the configuration and the versions."""
-        try:
+    def make(self) -> None:
+        """Create the directory."""
+        with writing(self.path, elsewhere=OUTPUT):
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.config.open("x", encoding="utf-8") as stream:  # if two runs compete, only one gets the directory
-                stream.write(_rerun_yaml(config))
+
+    def create(self, config: RunConfig, versions: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        """Write the configuration and the versions; the files of a run that holds nothing are deleted first.
+
+        The caller holds the directory.
+        """
+        with writing(self.path, elsewhere=OUTPUT):
+            if self.config.exists():
+                if not self.holds_nothing():  # another process has finished a run here since this one started
+                    raise ConfigError(
+                        f"the output directory {str(self.path)!r} already contains a run",
+                        hint="choose another --output",
+                    )
+                say(f"{self.path} contains a run that ended before its first checkpoint: it is started again")
+                self._discard()
+            write_text(self.config, _rerun_yaml(config))
             write_json(self.versions, versions)
-        except FileExistsError as e:
-            raise ConfigError(
-                f"the output directory {str(self.path)!r} already contains a run", hint="choose another --output"
-            ) from e
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def write_config(self, config: RunConfig) -> None:
         """Replace the configuration with that of the resumed run."""
-        partial = self.config.with_suffix(".partial")
-        try:
-            partial.write_text(_rerun_yaml(config), encoding="utf-8")
-            partial.replace(self.config)
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
+        with writing(self.config, left="it is unchanged"):
+            write_text(self.config, _rerun_yaml(config))
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Reserve the run's directory for this process. Raises ConfigError if another process trains in it."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / ".smollm3-lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as e:
-            raise ConfigError(
-                f"the run {self.path} is being trained by another process", hint="wait for that process, or stop it"
-            ) from e
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
-        try:
+        busy = f"the run {self.path} is being trained by another process"
+        with locked(self.path / LOCK, busy, remove=True):
             yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # before another process can hold it
-            lock.release()
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
-        saved = json.loads(self.versions.read_text(encoding="utf-8"))
+        saved = read_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
                 f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
@@ -196,50 +182,87 @@ class RunDir:
     def measured_before(self) -> dict[str, Any] | None:
         """The measurements before the first step; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.before.read_text(encoding="utf-8"))
+            found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
                 return found
         return None
 
     def discard_unstarted(self) -> None:
         """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
-        if self.metrics.exists() or self.adapter.exists() or self.saved_checkpoints():
-            return
-        for file in (self.config, self.versions, self.before, self.path / CALIBRATION, self.path / USES):
-            file.unlink(missing_ok=True)
-        for directory in (self.checkpoints, self.path):
-            with contextlib.suppress(OSError):  # it does not exist, or holds other files
-                directory.rmdir()
+        with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
+            if not self.metrics.exists() and self.holds_nothing():
+                self._discard()
 
-    def saved_checkpoints(self) -> list[Checkpoint]:
-        """Every checkpoint, the oldest first, complete or not."""
-        found = map(Checkpoint.of, self.checkpoints.iterdir() if self.checkpoints.is_dir() else ())
-        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+    def remove_empty(self) -> None:
+        """Delete the directory if it is empty."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
-    def last_checkpoint(self) -> Checkpoint:
-        """The newest complete checkpoint. Raises ModelError if there is none."""
-        found = [c for c in self.saved_checkpoints() if c.is_complete()]
-        if not found:
-            command = f"smollm3 train --config {shlex.quote(str(self.config))} --set train.save_every=100"
+    def holds_nothing(self) -> bool:
+        """Whether the directory is a run that ended before its first checkpoint, and has no files of anybody else."""
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
+        checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        # a directory with nothing but run.yaml may be the user's own
+        ours = {LOCK, self.versions.name} & names
+        begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
+
+    def _discard(self) -> None:
+        """Delete the files of a run that holds nothing worth keeping; the directory stays."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path not in (self.config, self.path / LOCK):
+                path.unlink()
+        self.config.unlink(missing_ok=True)  # last: without it, the rest would be files of somebody else
+
+    @property
+    def saved(self) -> Checkpoints:
+        return Checkpoints(self.checkpoints)
+
+    def last_checkpoint(self, say: Callable[[str], None]) -> Checkpoint:
+        """The newest whole checkpoint, or the adapter if the run has taken all its steps and saved no checkpoint.
+
+        `say` gets a line for each newer checkpoint that is damaged. Raises ModelError if there is nothing to resume.
+        """
+        damaged = []
+
+        def skip(checkpoint: Checkpoint, damage: str) -> None:
+            damaged.append(f"{checkpoint.path} is damaged ({damage})")
+
+        found = self.saved.newest_whole(skip)
+        if found is None and not damaged and self.trained.exists() and self.adapter.is_dir():
+            return Checkpoint(self.adapter, int(read_json(self.trained)["steps"]))
+        if found is None:
+            if damaged:
+                raise ModelError("; ".join(damaged), hint=f"start a new run: {self._again()}")
             raise ModelError(
                 f"{self.path} has no checkpoint to resume from",
-                hint=f"start a new run that saves checkpoints: {command}",
+                hint=f"start it again: {self._again()} --output {shlex.quote(str(self.path))}",
             )
-        check_checkpoint(found[-1].path, alone=len(found) == 1)
-        return found[-1]
+        for line in damaged:
+            say(f"{line}: the run continues from {found.path.name}")
+        return found
+
+    def _again(self) -> str:
+        return f"smollm3 train --config {shlex.quote(str(self.config))}"
 
     def forget_after(self, step: int) -> None:
-        """Remove the lines of metrics.jsonl that a resumed run will write again, and a truncated last line."""
+        """Remove what a resumed run will write again: the report, lines of metrics.jsonl, a truncated last line."""
+        for file in (self.report, self.trained):
+            file.unlink(missing_ok=True)
         if not self.metrics.exists():
             return
+        try:
+            text = read_bytes(self.metrics, JSON_SIZE).decode("utf-8", errors="replace")
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{self.metrics} cannot be read: {e}", hint=f"rm {shlex.quote(str(self.metrics))}") from e
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(f"{line}\n")
-        partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.metrics)
+        write_text(self.metrics, "".join(kept))
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -252,21 +275,3 @@ def _numbered(path: Path) -> Iterator[Path]:
 def _rerun_yaml(config: RunConfig) -> str:
     """The content of run.yaml: without the output directory, so that it starts a new run in another directory."""
     return dump_yaml(as_dict(replace(config, output=None)))
-
-
-def check_checkpoint(checkpoint: Path, *, alone: bool) -> None:
-    """Raises ModelError, naming the file, if a file that resuming reads is truncated or damaged.
-
-    Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory is at its end.
-    """
-    hint = f"rm -r {shlex.quote(str(checkpoint))}" + ("" if alone else ", to use the checkpoint before it")
-    state = checkpoint / "trainer_state.json"
-    try:
-        about = json.loads(state.read_text(encoding="utf-8"))
-        if not isinstance(about["global_step"], int) or not isinstance(about["log_history"], list):
-            raise TypeError("global_step must be a number and log_history a list")
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise ModelError(f"{state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
-    for file in sorted((*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth"))):
-        if not zipfile.is_zipfile(file):
-            raise ModelError(f"{file} is damaged: it is truncated or is not a file of torch.save", hint=hint)

@@ -1,1 +1,1 @@
-"""A training run: checked by `plan`, prepared by `setup`, executed by `run` with transformers' Trainer (`trainer`)."""
+"""A training run: settings (`start`), checks (`plan`), rows (`setup`), execution (`run`), the Trainer (`trainer`)."""

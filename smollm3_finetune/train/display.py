@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from smollm3_finetune.progress import line
+
 BAR = (8, 24)
 """The narrowest and the widest progress bar, in characters."""
 
@@ -61,7 +63,7 @@ class PlainDisplay:
         self.first = 0
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        line(message)
 
     def begin(self, total_steps: int, done: int) -> None:
         self.total, self.began, self.first = max(total_steps, 1), time.monotonic(), done
@@ -118,12 +120,12 @@ class RichDisplay:
                 left = task.time_remaining
                 text = fitted(int(task.completed), total_steps, task.fields["row"], left, console.width)
                 room = console.width - len(text) - 2
-                line = Table.grid(padding=(0, 1))
+                grid = Table.grid(padding=(0, 1))
                 if room < BAR[0]:
-                    line.add_row(text)
+                    grid.add_row(text)
                 else:
-                    line.add_row(ProgressBar(total_steps, task.completed, min(room, BAR[1])), text)
-                return line
+                    grid.add_row(ProgressBar(total_steps, task.completed, min(room, BAR[1])), text)
+                return grid
 
         console = self.console
         self.bar = Progress(Line(), console=console)
@@ -140,4 +142,4 @@ class RichDisplay:
 
 def for_stream(*, plain: bool = False) -> Display:
     """`RichDisplay` if standard error is a terminal and `plain` is false, otherwise `PlainDisplay`."""
-    return RichDisplay() if sys.stderr.isatty() and not plain else PlainDisplay()
+    return RichDisplay() if sys.stderr is not None and sys.stderr.isatty() and not plain else PlainDisplay()

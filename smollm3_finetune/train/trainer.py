@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,18 @@ from smollm3_finetune.api import Objective
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
-from smollm3_finetune.errors import ConfigError, ModelError, PluginError, first_line, is_resource_error
+from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.room import check_room, checkpoint_bytes
 from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import configure_compile
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.distributed.unused import find_unused
-from smollm3_finetune.train.finite import check_weights
+from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
+from smollm3_finetune.train.learning_rate import recompute, start_above_zero
+from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -34,8 +41,13 @@ class AdaptedTrainer:
     loaded: LoadedModel
     lengths: Ints | None = None
     """The lengths of the examples, if batches are grouped by length."""
+    saved_steps: int | None = None
+    """The steps of the whole run when its checkpoint was saved."""
     order: Shuffled | None = None
     """The order of the examples in each pass."""
+    save_times: SaveTimes
+    keep: int
+    """The number of checkpoints that are kept."""
     tokens_seen: Any = 0
     """Tokens seen by this process since it started: a number, or a tensor with one element."""
     tokens_before: int = 0
@@ -84,6 +96,68 @@ class AdaptedTrainer:
                 hint="--set train.optimizer=adamw_torch",
             ) from e
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The schedule of transformers, except that the first step of a run has a learning rate above zero."""
+        had = getattr(self, "lr_scheduler", None) is not None
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
+        if not had:
+            start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))  # type: ignore[attr-defined]
+        return scheduler
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """The norm of the gradients. If it is not finite, the weights are saved before the step ruins them.
+
+        In float16 such gradients are usual: the gradient scaler skips the step.
+        """
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if not self.args.fp16 and not math.isfinite(float(norm)):  # type: ignore[attr-defined]
+            self.save_before_failure(f"the gradient norm became {float(norm)}")
+        return norm
+
+    def save_before_failure(self, failure: str) -> None:
+        """Save a checkpoint of the steps that were taken, unless there is one, and raise SmolLM3Error."""
+        state = self.state  # type: ignore[attr-defined]
+        step, place = state.global_step, self.checkpoints
+        if step and not place.at(step).is_dir():
+            state.num_input_tokens_seen = self.tokens_of_all()
+            self._save_checkpoint(self.model, None)  # type: ignore[attr-defined]
+        kept = f"the checkpoint {place.at(step)} has the weights of step {step}" if step else "nothing was trained"
+        raise SmolLM3Error(f"{failure} in step {step + 1}; {kept}", hint=STABILITY_HINT)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(Path(self.args.output_dir))  # type: ignore[attr-defined]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The directory in which a checkpoint is written, before it is published."""
+        return str(self.checkpoints.partial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside the others, and publish it when all processes have written their part."""
+        args: TrainingArguments = self.args  # type: ignore[attr-defined]
+        began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
+        with self._writing_checkpoint() if args.should_save else contextlib.nullcontext():
+            wait()
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            wait()
+            if args.should_save:
+                self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
+        wait()
+        self.save_times.saved(began)
+
+    @contextlib.contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        """Check the free space, and convert a failed write into a WriteError that says which checkpoint is usable."""
+        place, before = self.checkpoints, self.checkpoints.all()
+        left = f"{before[-1].path} is complete" if before else "there is no earlier checkpoint"
+        resume = f"smollm3 train --resume {shlex.quote(str(place.path.parent))}" if before else ""
+        trained = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        needed = checkpoint_bytes(before[-1].path if before else None, trained)
+        check_room(place.path, needed, "the next checkpoint", left=left)
+        target = place.at(self.state.global_step)  # type: ignore[attr-defined]
+        with place.unfinished(), writing(target, left=left, again=resume):
+            yield
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save with `_save`, even if the processes share weights."""
         self._save(output_dir)
@@ -95,7 +169,7 @@ class AdaptedTrainer:
             if args.should_save:
                 step = self.state.global_step  # type: ignore[attr-defined]
                 check_weights(self.loaded, step, "no checkpoint was saved")
-                self.loaded.save(Path(output_dir or args.output_dir))
+                self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Does nothing: a resumed run is composed with the checkpoint's adapter."""
@@ -103,6 +177,8 @@ class AdaptedTrainer:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and self.saved_steps != self.state.max_steps:  # type: ignore[attr-defined]
+            recompute(self.lr_scheduler)  # type: ignore[attr-defined]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
@@ -165,15 +241,23 @@ def make_trainer(
     collate: Callable[[list[dict[str, Any]]], Any],
     args: TrainingArguments,
     callback: RunCallback,
+    *,
+    keep: int,
+    saved_steps: int | None = None,
     lengths: Ints | None = None,
 ) -> Trainer:
     """The objective's Trainer for an adapted model. Raises PluginError if nothing can be trained.
 
-    If `lengths` of the examples are given, each batch has rows of similar length.
+    `keep` checkpoints are kept. A resumed run had `saved_steps` steps when its checkpoint was saved. If `lengths` of
+    the examples are given, each batch has rows of similar length.
     """
     _check_trained(loaded, args)
     own = objective.trainer_class()
-    cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), {"loaded": loaded, "lengths": lengths})
+    about = {
+        "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
+        "saved_steps": saved_steps,
+    }  # fmt: skip
+    cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()
     examples = filled(examples, args.train_batch_size * args.world_size) if args.world_size > 1 else examples
