@@ -27,6 +27,7 @@ from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.distributed.unused import find_unused
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
+from smollm3_finetune.train.resumed_state import check_state
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ class AdaptedTrainer:
                 self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Does nothing: a resumed run is composed with the checkpoint's adapter."""
+        """Checks the state that is read next. No weights: a resumed run is composed with the checkpoint's adapter."""
+        with _attributed_to_checkpoint(resume_from_checkpoint):
+            check_state(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
@@ -183,6 +186,10 @@ class AdaptedTrainer:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _attributed_to_checkpoint(checkpoint):
+            super()._load_scaler(checkpoint)  # type: ignore[misc]
 
 
 @contextlib.contextmanager
