@@ -21,7 +21,7 @@ def quick_imports() -> Iterator[None]:
 
     * The garbage collector does not run: an import creates hundreds of thousands of objects that all stay.
     * A function that a library compiles when it is imported is compiled at its first call (see `_deferred_compile`).
-    * transformers' Trainer is imported without the library of data sets (see `_import_trainer`).
+    * transformers' Trainer is imported without the library of data sets (see `import_trainer`).
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -120,12 +120,12 @@ class RichDisplay:
                 left = task.time_remaining
                 text = fitted(int(task.completed), total_steps, task.fields["row"], left, console.width)
                 room = console.width - len(text) - 2
-                line = Table.grid(padding=(0, 1))
+                grid = Table.grid(padding=(0, 1))
                 if room < BAR[0]:
-                    line.add_row(text)
+                    grid.add_row(text)
                 else:
-                    line.add_row(ProgressBar(total_steps, task.completed, min(room, BAR[1])), text)
-                return line
+                    grid.add_row(ProgressBar(total_steps, task.completed, min(room, BAR[1])), text)
+                return grid
 
         console = self.console
         self.bar = Progress(Line(), console=console)
