@@ -4,8 +4,10 @@ nox                 lint, types and tests: the README's second command
 nox -s quick        planning, data, the contract and CLI errors, in under 90 seconds on two cores
 nox -s on_commit    what the pre-commit hook runs: a few seconds
 nox -s newest       the quick tests and training, with the newest releases of everything but torch
+nox -s floor        the same tests with the lowest releases that the ranges allow
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
+nox -s first_step   how long a run takes to its first step
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
@@ -18,6 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import nox
@@ -110,6 +113,23 @@ def newest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *tests, *workers, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(venv_backend="venv")
+def floor(session: nox.Session) -> None:
+    """Core with the lowest releases that its ranges allow, in an environment of its own.
+
+    Runs the quick tests and the training tests that need no plugin. On an index without CPU builds, torch alone takes
+    several gigabytes. Warnings are not errors: old releases use names that new ones of others deprecate.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = [requirement.partition(",")[0].replace(">=", "==") for requirement in project["dependencies"]]
+    tools = [r for r in project["optional-dependencies"]["test"] if r.startswith("pytest")]
+    session.install(*lowest, *tools)
+    session.install("--no-deps", "-e", ".")
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not plugins", "-W", "default")
+    tests = paths((*TRAINING, *QUICK))
+    session.run("python", "-m", "pytest", *tests, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session
 def core_alone(session: nox.Session) -> None:
     """Core's own tests where no plugin, peft or bitsandbytes can be imported."""
@@ -126,6 +146,12 @@ def real_model(session: nox.Session) -> None:
 def start_up(session: nox.Session) -> None:
     """The time of each help, as a ratio to `import click` measured in the same run."""
     session.run(sys.executable, "benchmarks/start_up.py", *session.posargs)
+
+
+@nox.session
+def first_step(session: nox.Session) -> None:
+    """The time to the first step on the built-in model; `-- --against DIR` compares it with another checkout."""
+    session.run(sys.executable, "benchmarks/first_step.py", *session.posargs)
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from smollm3_finetune.api import Progress, Task
+
+
+def line(text: str) -> None:
+    """Print a line on standard error. A standard error that is closed or full never ends a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class _NoTask:
@@ -40,7 +47,7 @@ class _LineTask:
         if now - self.shown > 10:
             self.shown = now
             of = f"/{self.total}" if self.total is not None else ""
-            print(f"{self.description}: {self.done}{of}", file=sys.stderr, flush=True)
+            line(f"{self.description}: {self.done}{of}")
 
 
 class Lines:
@@ -56,7 +63,7 @@ class Lines:
             self.say(f"{description}: {time.monotonic() - began:.1f} s")
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        line(message)
 
 
 class Terminal:
@@ -72,7 +79,12 @@ class Terminal:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        # no wider than the terminal, so that the times are not cut off
+        room = self.console.width - len(f"{description}  0:00:00 0:00:00 ")
+        # a column and the space after it are omitted together
+        drawn = [BarColumn(min(room, 40))] if room >= 4 else []
+        elapsed = [TimeElapsedColumn()] if room >= -2 else []
+        columns = (TextColumn("{task.description}"), *drawn, *elapsed, TimeRemainingColumn())
         with Bar(*columns, console=self.console, transient=True) as bar:
             ident = bar.add_task(description, total=total)
 
@@ -88,4 +100,4 @@ class Terminal:
 
 def for_stream() -> Progress:
     """`Terminal` if standard error is a terminal, else `Lines`."""
-    return Terminal() if sys.stderr.isatty() else Lines()
+    return Terminal() if sys.stderr is not None and sys.stderr.isatty() else Lines()

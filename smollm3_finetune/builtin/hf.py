@@ -12,7 +12,8 @@ from smollm3_finetune.api import BuildContext, ModelError, ModelSource, Purpose,
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
-from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.json import names_code, read_json
+from smollm3_finetune.files.limits import check_regular
 from smollm3_finetune.paths import user_path
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ DIRECTORY_FLAGS = {Purpose.INFER: "smollm3 generate DIRECTORY", Purpose.MERGE: "
 ADAPTER_FILES = {"smollm3.json": "model", "adapter_config.json": "base_model_name_or_path"}
 """The files that describe a saved adapter, and their key that names its base."""
 CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+LEGAL_FILES = ("README.md", "LICENSE*", "NOTICE*")
+"""A merged or quantized model keeps the license of its base: the model card states it."""
+
+
+NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files in which a model names Python code of its own."""
 
 
 class HFLoader:
@@ -57,11 +64,9 @@ class HFLoader:
             if any((directory / name).exists() for name in ADAPTER_FILES):
                 raise ModelError(f"{ref!r} holds an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
             raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")
-        config = read_json(directory / "config.json")
-        described = [config]
-        if (directory / "tokenizer_config.json").exists():
-            described.append(read_json(directory / "tokenizer_config.json"))
-        if any("auto_map" in about for about in described) and not self.options.trust_remote_code:
+        check_regular(directory)
+        described = [read_json(f) for f in (directory / name for name in NAME_CODE) if f.exists()]
+        if any(map(names_code, described)) and not self.options.trust_remote_code:
             raise ModelError(
                 f"{ref!r} comes with Python code of its own",
                 hint="--loader-opt trust_remote_code=true, if you trust it",
@@ -176,7 +181,7 @@ class HubSource:
     def path(self) -> Path:
         weights = ["*.safetensors", *(["*.bin"] if self.pickle else [])]
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []
-        return self._snapshot([*CONFIG_FILES, *weights, *code])
+        return self._snapshot([*CONFIG_FILES, *LEGAL_FILES, *weights, *code])
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []

@@ -7,8 +7,6 @@ never followed, so nothing outside the root is measured or deleted.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import shutil
 import time
@@ -20,6 +18,8 @@ from typing import Any
 from smollm3_finetune.cache.in_use import forget_uses, in_use
 from smollm3_finetune.cache.store import damage_of, partial_name, sums_file
 from smollm3_finetune.cache.use import keeping, runs_file
+from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.room import size_of
 
 KEY = re.compile(r"[0-9a-f]{32}")
 LEFTOVER = re.compile(r"([0-9a-f]{32})\.partial-\d+-[0-9a-f]+")
@@ -108,16 +108,6 @@ def leftovers(root: Path, kind: str | None = None) -> list[Path]:
     return found
 
 
-def size_of(directory: Path) -> int:
-    """Bytes of the files below a directory; links are not followed."""
-    total = 0
-    for folder, _, files in os.walk(directory, followlinks=False):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
-
-
 def take_away(path: Path, root: Path) -> bool:
     """Delete an entry or a leftover; never waits.
 
@@ -162,7 +152,7 @@ def _held(entry: Path) -> Iterator[bool]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = load_json(file)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
@@ -176,15 +166,6 @@ def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list
     old = [e for e in found if e.days >= older_than]
     kept = [e for e in old if e.in_use or (e.runs and not force)]
     return [e for e in old if e not in kept], kept
-
-
-def shown_size(size: float) -> str:
-    """`1.4 GB`"""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def shown_origin(about: Mapping[str, Any]) -> str:

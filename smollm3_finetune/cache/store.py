@@ -27,8 +27,10 @@ from typing import Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.in_use import Use
-from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.errors import ConfigError, SmolLM3Error, WriteError
 from smollm3_finetune.files.checksums import damage, write_checksums
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import sync_entry, sync_tree, write_text
 from smollm3_finetune.paths import user_path
 
@@ -136,15 +138,16 @@ class Cache:
         for leftover in entry.parent.glob(f"{entry.name}.partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         partial, damaged = partial_name(entry), partial_name(entry)
-        partial.mkdir()
         try:
-            build(partial)
-            sync_tree(partial)
-            write_checksums(partial, file=sums_file(entry))
-            if entry.is_dir():
-                entry.rename(damaged)
-            partial.rename(entry)
-            sync_entry(entry.parent)
+            with self._writing():
+                partial.mkdir()
+                build(partial)
+                sync_tree(partial)
+                write_checksums(partial, file=sums_file(entry))
+                if entry.is_dir():
+                    entry.rename(damaged)
+                partial.rename(entry)
+                sync_entry(entry.parent)
         finally:
             for directory in (partial, damaged):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -194,24 +197,23 @@ class Cache:
             os.utime(file)
         return entry
 
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """Convert a failed write into a WriteError that names the cache directory."""
+        return writing(self.root, left="finished entries are unchanged", elsewhere="SMOLLM3_CACHE=DIR")
+
     @contextmanager
     def _locked(self, entry: Path, problem: str = "") -> Iterator[None]:
-        """Hold the entry's lock. Raises SmolLM3Error, beginning with `problem`, if the cache cannot be written."""
-        from filelock import FileLock
-
-        lock = FileLock(f"{entry}.lock")
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as e:
-            also = f"{problem}, and " if problem else ""
-            raise SmolLM3Error(
-                f"{also}the cache directory {self.root} cannot be written: {e.strerror}", hint=HINT
-            ) from e
-        try:
+        """Hold the entry's lock. Raises WriteError, beginning with `problem`, if the cache cannot be written."""
+        with contextlib.ExitStack() as stack:
+            try:
+                with self._writing():
+                    entry.parent.mkdir(parents=True, exist_ok=True)
+                    lock, busy = entry.with_name(f"{entry.name}.lock"), f"the cache entry {entry} is being built"
+                    stack.enter_context(locked(lock, busy, wait=True))
+            except WriteError as e:
+                also = f"{problem}, and " if problem else ""
+                raise WriteError(f"{also}the cache directory {e.message}", hint=e.hint) from e
             yield
-        finally:
-            lock.release()
 
 
 def partial_name(entry: Path) -> Path:

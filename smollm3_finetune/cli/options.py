@@ -18,6 +18,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "objective": ("objective", "name"),
     "formatter": ("formatter", "name"),
     "data": ("data", "path"),
+    "validation": ("data", "validation"),
     "output": ("output",),
     "max_steps": ("train", "max_steps"),
     "max_time": ("train", "max_time"),
@@ -120,5 +121,6 @@ def run_options(f: F) -> F:
         word = {"quant": "quantizer"}.get(section, section)
         f = click.option(f"--{section}-opt", multiple=True, metavar="K=V", help=f"Set an option of the {word}.")(f)
         f = config_flag(section, "NAME")(f)
+    f = config_flag("validation", "PATH", multiple=True)(f)
     f = config_flag("data", "PATH", multiple=True)(f)
     return config_flag("model", "REF")(f)

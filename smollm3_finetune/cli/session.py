@@ -6,11 +6,13 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from smollm3_finetune.cli.options import FLAGS, F
+from smollm3_finetune.cli.streams import drop_output
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Purpose
@@ -62,15 +64,48 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
+_results: ContextVar[TextIO] = ContextVar("results")
+
+
+def result_stream() -> TextIO:
+    """Standard output, for a command that `prints_result` decorates and that writes its result piece by piece."""
+    return _results.get()
+
+
 def prints_result(f: F) -> F:
     """Decorate a command so that standard output gets only the text that it returns, and nothing if it returns None."""
 
     @functools.wraps(f)
     def command(*args: Any, **values: Any) -> None:
-        with stdout_to_stderr():
-            result = f(*args, **values)
+        token = _results.set(sys.stdout)
+        try:
+            with stdout_to_stderr():
+                result = f(*args, **values)
+        finally:
+            _results.reset(token)
         if result is not None:
             click.echo(result)
+
+    return cast(F, command)
+
+
+def prints_report(f: F) -> F:
+    """Like `prints_result`, for a command whose files are complete when it returns: it succeeds anyway.
+
+    If standard output is full, a warning is printed; if its reader has closed the pipe, nothing.
+    """
+
+    @functools.wraps(f)
+    def command(*args: Any, **values: Any) -> None:
+        with stdout_to_stderr():
+            result = f(*args, **values)
+        try:
+            if result is not None:
+                click.echo(result)
+        except OSError as e:
+            drop_output()
+            if not isinstance(e, BrokenPipeError):
+                say_warning(f"the report cannot be printed: {e.strerror}; all files are complete")
 
     return cast(F, command)
 

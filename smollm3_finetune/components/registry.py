@@ -22,6 +22,7 @@ from smollm3_finetune.errors import (
     first_line,
     is_resource_error,
 )
+from smollm3_finetune.model_files.imports import quick_imports
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
 
@@ -76,7 +77,8 @@ class RegisteredComponent:
         dotted: str = getattr(self.spec, label)
         module, _, name = dotted.partition(":")
         try:
-            return getattr(importlib.import_module(module), name)
+            with quick_imports():
+                return getattr(importlib.import_module(module), name)
         except KeyboardInterrupt:
             raise
         except BaseException as e:

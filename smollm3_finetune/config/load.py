@@ -21,7 +21,7 @@ from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
-PATHS = (("data", "path"), ("calibration", "path"))
+PATHS = (("data", "path"), ("data", "validation"), ("calibration", "path"))
 """Keys for which text, alone or in a list, means a mapping with only a `path`."""
 
 

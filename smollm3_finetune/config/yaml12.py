@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.files.limits import CONFIG_SIZE, DEPTH, YAML_VALUES, BeyondLimit, read_text, too_deep
+
+TAGS = {"!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
+"""The tags that are taken; any other may stand for an object that is not plain data."""
 
 
 def _plain(value: Any) -> Any:
@@ -26,7 +30,7 @@ def _plain(value: Any) -> Any:
     for cls in (int, float, str):
         if isinstance(value, cls):
             return cls(value)
-    return value
+    return str(getattr(value, "value", value))  # text with a tag, such as `!!str 5`
 
 
 def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
@@ -43,19 +47,62 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
     return found
 
 
+def _check_size(text: str) -> None:
+    """Raises BeyondLimit if YAML text is nested too deeply, or has too many values once its aliases are replaced.
+
+    Raises ValueError for a tag outside of `TAGS`. Only events are read, because a small file can stand for
+    billions of values: `a: &a [x, x]`, `b: &b [*a, *a]`, …
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
+    limit, deepest = YAML_VALUES.value(), DEPTH.value()
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    """The anchor of each collection that is being read, and the values before it."""
+    total = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            open_.append((event.anchor, total))
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = limit  # an alias inside its own collection never ends
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, AliasEvent):
+            total += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, ScalarEvent):
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        tag = getattr(event, "tag", None)
+        if tag is not None and str(tag) not in TAGS:
+            raise ValueError(f"line {event.start_mark.line + 1}: the tag {tag} is not supported")
+        if len(open_) > deepest:
+            raise too_deep()
+        if total > limit:
+            raise BeyondLimit(f"it has more than {limit} values, aliases included", YAML_VALUES)
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """The mapping in a YAML file and the line of each key. Raises ConfigError with file and line."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, CONFIG_SIZE)
     except FileNotFoundError as e:
         raise ConfigError(f"the configuration file {path} does not exist") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"the configuration file {path} cannot be read: {e}") from e
+    except (OSError, ValueError) as e:
+        hint = e.limit.hint if isinstance(e, BeyondLimit) else None
+        raise ConfigError(f"the configuration file {path} cannot be read: {e}", hint=hint) from e
     try:
+        _check_size(text)
         node = YAML(typ="rt").load(text)
+    except BeyondLimit as e:
+        raise ConfigError(f"the configuration file {path} cannot be used: {e}", hint=e.limit.hint) from e
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
@@ -74,7 +121,12 @@ def parse_value(text: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
+        _check_size(text)
         value = _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
+    except BeyondLimit as e:
+        if text.lstrip()[:1] not in "[{":  # it would not be a list or mapping anyway
+            return text
+        raise ConfigError(f"the value {text[:40]!r}… cannot be used: {e}", hint=e.limit.hint) from e
     except (YAMLError, ValueError, RecursionError):
         return text
     if "#" in text and text.lstrip()[:1] not in "[{\"'":

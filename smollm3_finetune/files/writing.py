@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from smollm3_finetune.files.permissions import apply_umask
+
 PARTIAL = ".partial-"
 """Prefix of the name of what is being written; a leftover of a killed process has it too."""
 
@@ -30,6 +32,19 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     sync_entry(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    with path.open("ab", buffering=0) as stream:
+        before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
+        try:
+            while data:
+                data = data[stream.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+            raise
 
 
 @contextlib.contextmanager
@@ -82,7 +97,11 @@ def publish_files(partial: Path, directory: Path, *, last: str) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Force every file and directory below `directory`, and the directory itself, to disk."""
+    """Force every file and directory below `directory`, and the directory itself, to disk.
+
+    First they get the permissions that the user's umask gives to new files: what is published passes through here.
+    """
+    apply_umask(directory)
     for folder, _, files in os.walk(directory):
         for name in files:
             with open(os.path.join(folder, name), "rb") as stream:

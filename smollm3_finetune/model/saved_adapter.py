@@ -13,6 +13,7 @@ from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage
+from smollm3_finetune.files.limits import check_regular, load_json
 
 FILE = "smollm3.json"
 EDITABLE = ("README.md",)
@@ -38,13 +39,14 @@ class SavedAdapter:
         """Raises ModelError if the directory does not exist, or if a file is missing or differs from its checksum."""
         if not path.is_dir():
             raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
+        check_regular(path)
         if (found := damage(path)) is not None:
             raise ModelError(f"the adapter {path} is damaged: {found}", hint=_remedy(path))
         file = path / FILE
         if not file.exists():
             return cls(path=path)
         try:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = load_json(file)
             return cls(
                 path=path,
                 model=about["model"],
@@ -93,7 +95,7 @@ def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
 def read_calibration(file: Path) -> list[list[int]]:
     """The token ids in the file. Raises ModelError if it is damaged."""
     try:
-        ids: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))["input_ids"]
+        ids: list[list[int]] = load_json(file)["input_ids"]
         if not all(isinstance(i, int) for row in ids for i in row):
             raise TypeError("input_ids must be lists of integers")
     except (OSError, ValueError, KeyError, TypeError) as e:

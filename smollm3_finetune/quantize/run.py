@@ -18,7 +18,15 @@ from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.model_card import FILE as CARD
-from smollm3_finetune.model_files.model_card import beginning, facts, linked, shown_ref, with_options
+from smollm3_finetune.model_files.model_card import (
+    Metadata,
+    beginning,
+    facts,
+    license_of,
+    linked,
+    shown_ref,
+    with_options,
+)
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.model_files.writing import copy_rest
 
@@ -94,6 +102,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     used = calibration.used if isinstance(calibration, Calibration) else None
     return {
         "model": shown_ref(model.ref),
+        "license": license_of(model.source.path),
         "quantizer": model.quantizer.component.spec.name,
         "options": _stated_options(out) or plain(options_dict(model.quantizer.options)),
         "bytes_before": _weight_bytes(model.source.path),
@@ -127,5 +136,6 @@ def _card(report: Mapping[str, Any]) -> str:
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
-    head = beginning(base, report["quantizer"], title, "Written by `smollm3 quantize`.", "quantized")
+    about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
+    head = beginning(about, title, "Written by `smollm3 quantize`.")
     return "\n".join([*head, *facts(rows)]) + "\n"

@@ -13,6 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from smollm3_finetune import stopping
+from smollm3_finetune.errors import WriteError
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.writing import append_text
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
@@ -42,6 +45,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.after_first_step: Callable[[], object] = lambda: None
         self.held_out, self.eval_every = held_out, eval_every
         self.metrics = metrics
+        self.metrics_failed = False
         self.display = display
         self.started = started
         """When the run began, on the monotonic clock."""
@@ -108,8 +112,20 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 self.write({"step": state.global_step, **report})
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n")
+        """Append a line to metrics.jsonl. If that fails, report it once and continue: the numbers are displayed too.
+
+        Raises WriteError if the run directory no longer exists, because nothing could be saved then.
+        """
+        line = json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n"
+        try:
+            with writing(self.metrics):
+                append_text(self.metrics, line)
+        except WriteError as e:
+            if not self.metrics.parent.is_dir():
+                raise
+            if not self.metrics_failed:
+                self.display.say(f"warning: {e.message}; the run continues, and some of its lines will be missing")
+            self.metrics_failed = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.plan import select_rows
-from smollm3_finetune.data.rows import Rows, Survey
+from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
 from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
@@ -133,12 +133,14 @@ def _resolved(
     template = config.data.template
     data = replace(
         config.data,
-        path=_resolved_path(config.data.path, rows),
+        path=_resolved_path(config.data.path, [s for s in rows.sources if not s.source.validation]),
+        validation=_resolved_path(config.data.validation, [s for s in rows.sources if s.source.validation]),
+        held_out=rows.fraction,
         template=str(user_path(template).resolve()) if template is not None else None,
     )
     calibration = config.calibration
     if calibration_from is not None:
-        calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from))
+        calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from.sources))
     changes: dict[str, Any] = {
         **{kind.section: choice.as_config() for kind, choice in chosen.items()},
         LOADER.section: model.pinned_loader(),
@@ -157,19 +159,19 @@ def _resolved_model(ref: str, model: ModelPlan) -> str:
     return str(path) if claims is not None and path.exists() and claims(str(path)) else ref
 
 
-def _resolved_path(path: Any, rows: Rows) -> Any:
+def _resolved_path(path: Any, sources: Sequence[FormattedSource]) -> Any:
     """`data.path` with absolute paths and Hub commits; with several sources, each one gets its formatter."""
     if path is None:
         return None
     is_single = isinstance(path, str | Mapping)
     resolved: list[str | dict[str, Any]] = []
-    for entry, found in zip([path] if is_single else path, rows.sources, strict=True):
+    for entry, found in zip([path] if is_single else path, sources, strict=True):
         about = {"path": entry} if isinstance(entry, str) else dict(entry)
         if found.source.hub is None:
             about["path"] = str(user_path(about["path"]).absolute())
         else:
             about["revision"] = found.source.config.revision
-        if not is_single and len(rows.sources) > 1:
+        if not is_single and len(sources) > 1:
             about["formatter"] = found.formatter.component.full_name
         resolved.append(about if len(about) > 1 or not is_single else about["path"])
     return resolved[0] if is_single else tuple(resolved)

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from smollm3_finetune import stopping
@@ -16,16 +17,19 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
+from smollm3_finetune.model.adapter_card import edited_card, write_card
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
+from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
@@ -65,7 +69,8 @@ def train(
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
         if job.main:
-            write_json(job.run.report, report)
+            with _writing(job, job.run.report):
+                write_json(job.run.report, report)
         before, after = (report[when]["held_out_loss"] for when in ("before", "after"))
         compare_held_out(before, after, report["adapter"], job.display.say)
     return report
@@ -74,11 +79,11 @@ def train(
 @contextlib.contextmanager
 def _says_how_to_continue(job: Job) -> Iterator[None]:
     """Add to a request to stop what was saved and how to continue."""
+    resume = _resume_command(job)
     try:
         yield
     except stopping.Stop as stop:
         saved = job.run.saved.all()
-        resume = f"smollm3 train --resume {shlex.quote(str(job.run.path))}"
         if job.run.trained.exists():
             stop.message += " after the last step"
             stop.hint = f"to finish the run: {resume}"
@@ -89,6 +94,27 @@ def _says_how_to_continue(job: Job) -> Iterator[None]:
             stop.message += " before the first step was saved"
             stop.hint = "run the same command again"
         raise
+
+
+def _resume_command(job: Job) -> str:
+    return f"smollm3 train --resume {shlex.quote(str(job.run.path))}"
+
+
+def _writing(job: Job, path: Path) -> contextlib.AbstractContextManager[None]:
+    """Convert a failed write of a run into a WriteError that says what was saved and how to continue."""
+
+    def again() -> str:
+        return _resume_command(job) if job.run.saved.all() else "run the same command again"
+
+    return writing(path, left=lambda: _saved(job), again=again)
+
+
+def _saved(job: Job) -> str:
+    """What a run has saved, as a clause."""
+    if job.run.trained.exists() and job.run.adapter.is_dir():
+        return f"the trained adapter in {job.run.adapter} is complete"
+    saved = job.run.saved.all()
+    return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
 
 
 def _execute(job: Job) -> dict[str, Any]:
@@ -105,11 +131,12 @@ def _execute(job: Job) -> dict[str, Any]:
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
     loaded = compose(model, made=job.parts, total_steps=job.steps)
-    if job.main:
-        if calibration is not None and calibration.used is not None:
-            write_calibration(calibration.used, job.run.path)
-        record_uses(job.run.path, model.context.cache)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_writing(job, job.run.path))
+        if job.main:
+            if calibration is not None and calibration.used is not None:
+                write_calibration(calibration.used, job.run.path)
+            record_uses(job.run.path, model.context.cache)
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
@@ -163,11 +190,16 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
-            with stopping.deferred():
-                loaded.save(run.adapter)
+            known = training_facts(job, trained.steps, trained.tokens, before)
+            with stopping.deferred(), _writing(job, run.adapter):
+                loaded.save(run.adapter, known)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     trained.callback.measured(after)
+    if job.main:
+        known = training_facts(job, trained.steps, trained.tokens, before, after)
+        with _writing(job, run.adapter):
+            write_card(job.plan.model, run.adapter, known, edited_card(run.adapter))
     after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):

@@ -15,11 +15,12 @@ from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
+from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
+from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     from smollm3_finetune.train.arguments import arguments
 
     quiet_transformers()
+    import_trainer()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
@@ -63,7 +65,10 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
     length = plan.config.data.max_length
-    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    chunk = plan.config.data.long_text == "chunk"
+    tokens = tokenize(
+        plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
+    )
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
     done = checkpoint.step if checkpoint is not None else 0
@@ -80,7 +85,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         )
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
-    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
+    with connecting():
+        args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
         run = run.reserved()

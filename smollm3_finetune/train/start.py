@@ -19,7 +19,7 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.resume import MAY_CHANGE, compare_versions, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.train.distributed.processes import is_main_process
+from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def plan_training(
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
+    check_launcher()
     loaded = None
     if resume == AUTO or resume is None:
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []

@@ -17,13 +17,17 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.room import check_room, checkpoint_bytes
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import configure_compile
 from smollm3_finetune.train.distributed.sharding import gathered_weights
+from smollm3_finetune.train.distributed.unused import find_unused
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
+from smollm3_finetune.train.resumed_state import check_state
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
@@ -133,7 +137,7 @@ class AdaptedTrainer:
         """Write a checkpoint beside the others, and publish it when all processes have written their part."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
-        with self.checkpoints.unfinished() if args.should_save else contextlib.nullcontext():
+        with self._writing_checkpoint() if args.should_save else contextlib.nullcontext():
             wait()
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             wait()
@@ -141,6 +145,19 @@ class AdaptedTrainer:
                 self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
+
+    @contextlib.contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        """Check the free space, and convert a failed write into a WriteError that says which checkpoint is usable."""
+        place, before = self.checkpoints, self.checkpoints.all()
+        left = f"{before[-1].path} is complete" if before else "there is no earlier checkpoint"
+        resume = f"smollm3 train --resume {shlex.quote(str(place.path.parent))}" if before else ""
+        trained = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        needed = checkpoint_bytes(before[-1].path if before else None, trained)
+        check_room(place.path, needed, "the next checkpoint", left=left)
+        target = place.at(self.state.global_step)  # type: ignore[attr-defined]
+        with place.unfinished(), writing(target, left=left, again=resume):
+            yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save with `_save`, even if the processes share weights."""
@@ -156,7 +173,9 @@ class AdaptedTrainer:
                 self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Does nothing: a resumed run is composed with the checkpoint's adapter."""
+        """Checks the state that is read next. No weights: a resumed run is composed with the checkpoint's adapter."""
+        with _attributed_to_checkpoint(resume_from_checkpoint):
+            check_state(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
@@ -167,6 +186,10 @@ class AdaptedTrainer:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _attributed_to_checkpoint(checkpoint):
+            super()._load_scaler(checkpoint)  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -251,4 +274,20 @@ def make_trainer(
         )
     trainer.remove_callback(PrinterCallback)
     callback.trainer = trainer
+    handler = getattr(trainer.accelerator, "ddp_handler", None)  # the Trainer sets it if the arguments leave it open
+    if handler is not None and trainer.accelerator.distributed_type.value.startswith("MULTI_"):
+        handler.find_unused_parameters = _find_unused(trainer, loaded, collate([examples[0]]))
     return trainer
+
+
+def _find_unused(trainer: Trainer, loaded: LoadedModel, batch: Any) -> bool:
+    """The setting of DDP for this model, from the graph of one batch; random numbers are as they were before."""
+    import torch
+
+    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    training = loaded.model.training
+    with torch.random.fork_rng(devices=devices):
+        loaded.model.train()
+        loss = trainer.compute_loss(loaded.model, trainer._prepare_inputs(batch))
+    loaded.model.train(training)
+    return find_unused(loaded.model, loss, loaded.base.model.config.to_dict())

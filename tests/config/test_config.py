@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections.abc import Callable
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.json_schema import run_schema
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, assignment, file_settings
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.config.schema import SOURCE_KEYS, ComponentConfig, RunConfig
@@ -259,85 +256,6 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
     assert caught.value.exit_code == 2
 
 
-# ------------------------------------------------------------------------------------------------- schema
-
-
-KEYWORDS = {
-    "$ref", "$defs", "$schema", "anyOf", "enum", "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "items", "properties", "additionalProperties", "required", "title", "description", "default",
-}  # fmt: skip
-
-
-def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Whether a value is valid under a schema, for the keywords that `run_schema` uses."""
-    assert set(schema) <= KEYWORDS, "add the new keyword to this function"
-    if "$ref" in schema:
-        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
-    if "anyOf" in schema and not any(accepts(s, value, root) for s in schema["anyOf"]):
-        return False
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    kinds = {
-        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
-        "null": type(None),
-    }  # fmt: skip
-    if "type" in schema:
-        fits = isinstance(value, kinds[schema["type"]])
-        if not fits or (isinstance(value, bool) and schema["type"] in ("integer", "number")):
-            return False
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = schema.get("minimum", value), schema.get("maximum", value)
-        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-        return low <= value <= high and (above is None or value > above) and (below is None or value < below)
-    if isinstance(value, list):
-        return all(accepts(schema.get("items", {}), v, root) for v in value)
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        known = all(accepts(properties[k], v, root) for k, v in value.items() if k in properties)
-        extra = schema.get("additionalProperties", True) is not False or set(value) <= set(properties)
-        return known and extra and set(schema.get("required", ())) <= set(value)
-    return True
-
-
-@pytest.fixture
-def schema() -> dict[str, Any]:
-    made = run_schema(discover(PluginSelection.of([], no_plugins=True)))
-    return dict(json.loads(json.dumps(made)))
-
-
-def test_the_schema_accepts_default_and_resolved_configurations(schema: dict[str, Any]) -> None:
-    assert accepts(schema, as_dict(RunConfig()), schema)
-    full = ComponentConfig(name="smollm3-finetune:full", options={"parameters": ["*.norm"]})
-    hf = {"revision": None, "trust_remote_code": False, "pickle": False}
-    resolved = RunConfig(adapter=full, loader=ComponentConfig(name="smollm3-finetune:hf", options=hf))
-    assert accepts(schema, as_dict(resolved), schema)
-    assert accepts(schema, {"quant": "none", "adapter": {"name": "full"}, "train": {"learning_rate": 2e-5}}, schema)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"modle": "tiny"},
-        {"train": {"max_step": 3}},
-        {"train": {"batch_size": 0}},
-        {"train": {"schedule": "steep"}},
-        {"quant": "nune"},
-        {"adapter": {"name": "fulll"}},
-        {"adapter": {"name": "full", "params": []}},
-        {"dtype": "int3"},
-    ],
-)
-def test_the_schema_rejects_what_config_validate_rejects(value: dict[str, Any], schema: dict[str, Any]) -> None:
-    assert not accepts(schema, value, schema)
-
-
-def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["model"]["description"].startswith("Model to fine-tune: Hub ID")
-    full = next(v for v in schema["properties"]["adapter"]["anyOf"] if "full" in json.dumps(v.get("properties", {})))
-    assert "globs" in full["properties"]["parameters"]["description"]
-    assert full["properties"]["name"]["enum"] == ["full", "smollm3-finetune:full"]
-
-
 @pytest.mark.parametrize("text", ["Hi: there", "- no list", "2026-13-45"])
 def test_text_on_the_command_line_is_not_parsed(text: str) -> None:
     assert parse_value(text) == text
@@ -350,3 +268,39 @@ def test_lists_and_mappings_on_the_command_line_need_brackets() -> None:
 
 def test_the_keys_of_an_entry_of_data_path_are_those_of_the_data_package() -> None:
     assert [info.name for info in describe(SourceConfig)] == list(SOURCE_KEYS)
+
+
+BOMB = "a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+EXPANDING = {
+    "aliases": (BOMB, "more than 20000 values, aliases included (the limit is SMOLLM3_MAX_YAML_VALUES=20000)"),
+    "merges": ("a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(40)),
+               "more than 20000 values"),
+    "itself": ("a: &a [*a]", "more than 20000 values"),
+    "depth": ("a: " + "[" * 101 + "]" * 101, "nested too deeply, more than 100 levels"),
+    "open depth": ("a: " + "[" * 5000, "nested too deeply"),
+    "size": ("a: " + "x" * 500_001, "larger than 500 kB (the limit is SMOLLM3_MAX_CONFIG_KB=500)"),
+    "tag": ("a: !!python/object:os.system x", "line 1: the tag tag:yaml.org,2002:python/object:os.system is not"),
+    "set": ("a: !!set {x, y}", "the tag tag:yaml.org,2002:set is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), EXPANDING.values(), ids=EXPANDING)
+def test_yaml_that_expands_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        read_yaml(file)
+    assert problem in e.value.message
+
+
+def test_aliases_within_the_limit_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: &x {k: 1}\nb: [*x, *x]\nc: {<<: *x, l: !!str 2}\n")
+    assert read_yaml(file)[0] == {"a": {"k": 1}, "b": [{"k": 1}, {"k": 1}], "c": {"k": 1, "l": "2"}}
+
+
+def test_a_limit_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: " + "[" * 101 + "]" * 101)
+    monkeypatch.setenv("SMOLLM3_MAX_DEPTH", "102")
+    assert read_yaml(file)[0]["a"]

@@ -75,7 +75,10 @@ def test_the_loop_and_the_trainer_of_transformers_train_the_same_weights(example
     # B starts at zero. Adam divides by the gradient, which multiplies rounding where it is almost zero.
     difference, size = (
         torch.cat([x.flatten() for x in rows]).norm()
-        for rows in ([v - other[n] for n, v in one.items() if "lora_B" in n], [v for n, v in one.items() if "lora_B" in n])
+        for rows in (
+            [v - other[n] for n, v in one.items() if "lora_B" in n],
+            [v for n, v in one.items() if "lora_B" in n],
+        )
     )
     assert difference / size < 1e-4
 

@@ -200,6 +200,8 @@ def test_a_directory_that_holds_anything_else_is_never_taken_over(cli: Callable[
     """Even half of a checkpoint, and files of the user."""
     Path("out").mkdir()
     Path("out/run.yaml").write_text("model: tiny\n")
+    assert cli(*START, "--dry-run").code == 2, "the user may have written it"
+    Path("out/versions.json").write_text("{}")
     assert cli(*START, "--dry-run").code == 0, "a run without a checkpoint can be started again"
     Path("out", kept).parent.mkdir(parents=True, exist_ok=True)
     Path("out", kept).write_text("kept")

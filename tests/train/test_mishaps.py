@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ def directory(tmp_path: Path) -> Path:
             "out of memory: ",
             "--batch-size",
         ),
-        (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), "disk full", "--output"),
+        (
+            SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"),
+            "the disk is full",
+            "another disk",
+        ),
     ],
 )
 def test_resource_errors_are_not_reported_as_bugs(
@@ -52,7 +57,7 @@ def test_resource_errors_are_not_reported_as_bugs(
 
     monkeypatch.setattr("smollm3_finetune.train.run.compose", fails)
     result = cli("train", "--adapter", "full", *QUICK)
-    assert result.code == 1
+    assert result.code == (8 if "disk" in message else 1)
     assert message in result.stderr
     assert hint in result.stderr
     assert "report" not in result.stderr
@@ -68,6 +73,9 @@ NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocato
     [
         (FULL, True),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EROFS, "Read-only file system"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), True),
         (RuntimeError(f"Data processing error: No space left on device (os error {errno.ENOSPC})"), True),
@@ -112,8 +120,8 @@ class Starved:
     load = attach = restore = open = fail
 """
 RAISED = {
-    "OSError(errno.ENOSPC, 'No space left on device')": "disk full: No space left on device",
-    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "disk full: Disk quota exceeded",
+    "OSError(errno.ENOSPC, 'No space left on device')": "the output or a file cannot be written: the disk is full",
+    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "the output or a file cannot be written: your disk quota",
     "MemoryError()": "out of memory: Python cannot allocate more",
     "torch.OutOfMemoryError('CUDA out of memory.')": "out of memory: CUDA out of memory.",
     'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")': "out of memory: DefaultCPU",
@@ -129,7 +137,7 @@ def test_resource_errors_are_not_attributed_to_a_component(
     chosen = {"load": ("--quant", "starved", "--adapter", "full"), "attach": ("--adapter", "starved"),
               "open": ("--loader", "starved", "--adapter", "full")}[where]  # fmt: skip
     result = cli("train", "-p", file, *chosen, *QUICK)
-    assert result.code == 1, result.stderr
+    assert result.code == (8 if "disk" in RAISED[raised] else 1), result.stderr
     _, _, told = result.stderr.partition("error: ")
     assert told.startswith(RAISED[raised]), result.stderr
     assert "starved" not in told
@@ -172,7 +180,7 @@ def test_out_of_memory_is_not_reported_as_damaged_weights(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    where = "safetensors.torch.load_file" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
+    where = "safetensors.safe_open" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
     monkeypatch.setattr(where, fails)
     with pytest.raises(type(error)) as caught:
         load_model("tiny", adapter_path=tmp_path / "saved")
@@ -331,7 +339,9 @@ def test_two_processes_cannot_resume_the_same_run(cli: Cli) -> None:
     with RunDir(Path("run")).held():
         result = cli("train", "--resume", "run", "--max-steps", "2")
     assert result.code == 2
-    assert "the run run is being trained by another process" in result.stderr
+    holder = f"error: the run run is being trained by another process (process {os.getpid()}, since 20"
+    assert holder in result.stderr
+    assert f"hint: wait for it to finish, or stop it: kill {os.getpid()}" in result.stderr
     assert Path("run/metrics.jsonl").read_text() == before
     assert cli("train", "--resume", "run", "--max-steps", "2").code == 0
     assert not list(Path("run").glob(".*"))

@@ -38,11 +38,11 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
     root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"the cache {root} is not a directory", hint="SMOLLM3_CACHE=DIRECTORY")
-    if kind is not None and not (root / kind).is_dir():
-        kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if kind is not None and kind not in kinds:
         similar = did_you_mean(kind, kinds)
         hint = f"did you mean {similar!r}?" if similar else f"kinds in the cache: {', '.join(kinds) or 'none'}"
-        raise ConfigError(f"--kind {kind}: the cache {root} has no entries of this kind", hint=hint)
+        raise ConfigError(f"--kind {kind[:80]}: the cache {root} has no entries of this kind", hint=hint)
     return root, list(runs_below([RUNS, *folders]))
 
 
@@ -59,7 +59,8 @@ KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this 
 @debug_option
 def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
     """List the cache entries, largest first: size, last use, origin, and the runs that depend on each entry."""
-    from smollm3_finetune.cache.entries import entries, leftovers, shown_size
+    from smollm3_finetune.cache.entries import entries, leftovers
+    from smollm3_finetune.files.room import shown_size
 
     root, known = _cache_and_runs(kind, runs)
     found, left = entries(root, known, kind), leftovers(root, kind)
@@ -93,7 +94,8 @@ def _print_table(found: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from smollm3_finetune.cache.entries import shown_origin, shown_size
+    from smollm3_finetune.cache.entries import shown_origin
+    from smollm3_finetune.files.room import shown_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("entry", "size", "last used", "made from", "runs"):
@@ -121,8 +123,9 @@ def verify(kind: str | None, as_json: bool) -> None:
     A run checks the entries that it uses by itself, and builds damaged ones again. Nothing is changed. The exit code
     is 1 if an entry is damaged.
     """
-    from smollm3_finetune.cache.entries import entries, shown_size
+    from smollm3_finetune.cache.entries import entries
     from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.files.room import shown_size
     from smollm3_finetune.progress import for_stream
 
     root, _ = _cache_and_runs(kind, ())
@@ -171,8 +174,9 @@ def clean(
     An entry that another process uses at the moment is never deleted. A deleted entry is made again when it is needed,
     if its source still exists.
     """
-    from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away
+    from smollm3_finetune.cache.entries import chosen, entries, leftovers, take_away
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.files.room import shown_size, size_of
 
     root, known = _cache_and_runs(kind, runs)
     to_delete, kept = chosen(entries(root, known, kind), older_than or 0.0, force)

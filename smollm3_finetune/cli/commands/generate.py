@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
-from smollm3_finetune.cli.session import find_plugins, prints_result
+from smollm3_finetune.cli.session import find_plugins, prints_result, result_stream
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.chat_template.renderer import RenderOptions
-    from smollm3_finetune.model.plan import ModelPlan
     from smollm3_finetune.runs.rundir import RunDir
 
 
@@ -52,10 +52,13 @@ def generating_options(f: F) -> F:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
+@click.option(
+    "--stream/--no-stream", default=None, help="Print the answer while it is generated; default: on a terminal."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
 @prints_result
-def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
+def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **values: Any) -> str | None:
     """Answer a prompt with a run's fine-tuned model, or with any other model.
 
     \b
@@ -70,6 +73,8 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.runs.reopen import run_request
     from smollm3_finetune.runs.rundir import RunDir
 
+    if as_json and stream:
+        raise ConfigError("--json prints one object at the end, so it cannot be used with --stream", hint="--no-stream")
     _check_text("--prompt", prompt)
     _check_text("--system", values["system"] or "")
     text = _standard_input() if prompt == "-" else prompt
@@ -94,6 +99,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
+    from smollm3_finetune.model.trained_context import check_trained_context
     from smollm3_finetune.progress import for_stream
 
     selected = select_model(registry, request)
@@ -106,7 +112,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     )  # fmt: skip
     plan = plan_model(registry, selected, context)
     if not values["any_base"]:
-        _check_context(plan)
+        check_trained_context(plan)
     tokenizer = plan_tokenizer(plan)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
@@ -119,17 +125,37 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
         context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")
     loaded = compose(plan, check_base=not values["any_base"])
     transformers.set_seed(values["seed"])
-    reply = answer(
-        loaded.model,
-        tokenizer,
-        messages,
-        max_new_tokens=room,
-        temperature=values["temperature"],
-        top_p=values["top_p"],
-        template_kwargs=mode,
-        renderer=renderer,
-    )
+    out = result_stream()
+    streams = not as_json and (out.isatty() if stream is None else stream)
+    with _ended_line(out) if streams else contextlib.nullcontext() as write:
+        reply = answer(
+            loaded.model,
+            tokenizer,
+            messages,
+            max_new_tokens=room,
+            temperature=values["temperature"],
+            top_p=values["top_p"],
+            template_kwargs=mode,
+            renderer=renderer,
+            stream=write,
+        )
+    if streams:
+        return None
     return json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply
+
+
+@contextlib.contextmanager
+def _ended_line(out: TextIO) -> Iterator[Callable[[str], None]]:
+    """A function that writes text at once; the line is ended afterwards, also if the answer is interrupted."""
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    try:
+        yield write
+    finally:
+        write("\n")
 
 
 def _check_text(flag: str, text: str) -> None:
@@ -199,36 +225,14 @@ def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
 def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
     """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
     from smollm3_finetune.errors import ModelError
+    from smollm3_finetune.files.limits import load_json
 
     if think is None and run is not None:
         think = _config(run).data.enable_thinking
         if run.report.exists():
             try:
-                trained = json.loads(run.report.read_text(encoding="utf-8")).get("enable_thinking")
+                trained = load_json(run.report).get("enable_thinking")
             except (OSError, ValueError, AttributeError) as e:
                 raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
             think = trained if isinstance(trained, bool) else think
     return {} if think is None else {"enable_thinking": think}
-
-
-def _check_context(plan: ModelPlan) -> None:
-    """Raises ModelError if an adapter was trained with another context than the model is opened with."""
-    from smollm3_finetune.errors import ModelError
-    from smollm3_finetune.model_files.context_length import context_of, rope_type
-
-    saved, config = plan.saved, plan.source.config
-    if saved is None or saved.loader is None:
-        return
-    trained, own = saved.loader.options.get("context"), getattr(plan.loader.options, "context", None)
-    takes = context_of(config) or 0
-    scaled = own is not None and own == takes and rope_type(config) == "yarn"
-    native = int(config["rope_parameters"]["original_max_position_embeddings"]) if scaled else takes
-    if trained == own or not (scaled or (isinstance(trained, int) and trained > native)):
-        return
-    words = [f"context={n}" if n else "no context" for n in (trained, own)]
-    raise ModelError(
-        f"the adapter {saved.path} was trained with {words[0]}, but {plan.ref!r} is opened with {words[1]}",
-        hint=f"--loader-opt context={trained}; to use it anyway: --any-base"
-        if trained
-        else "omit --loader-opt context; to use it anyway: --any-base",
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli.options import run_options
-from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_result, say_warning
+from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_report, say_warning
 
 EXAMPLES = """\b
 Examples:
@@ -41,7 +41,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
               help="Show this message and exit.")  # fmt: skip
 @click.pass_context
-@prints_result
+@prints_report
 def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
     """Fine-tune a model and save the adapter; report held-out loss and a sample answer before and after training.
 
@@ -66,8 +66,10 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
         from smollm3_finetune.cli.output.run import shown_plan
 
         return shown_plan(planned, as_json=as_json)
+    from smollm3_finetune.model_files.imports import import_for_training
     from smollm3_finetune.train import display
 
+    import_for_training()
     report = planned.train(display.for_stream(), began)
     shut_down_processes()
     if not is_main_process():
