@@ -12,6 +12,7 @@ nox -s faults       kill, fail and damage everything at random, and feed hostile
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
+nox -s trl          the examples of docs/python.md, those with trl included
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -160,15 +161,28 @@ def quantizers(session: nox.Session) -> None:
     session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))
 
 
-@nox.session(venv_backend="venv")
-def speed(session: nox.Session) -> None:
-    """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
+def with_trl(session: nox.Session) -> Path:
+    """The interpreter of the session's environment, which has the packages of this one, and trl."""
     over = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     about = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = str(session.run("python", "-c", about, silent=True)).strip()
     (Path(site) / "over.pth").write_text(over, encoding="utf-8")
     session.install("--no-deps", "-c", "constraints.txt", "trl")
-    python_trl = Path(site).parents[2] / "bin" / "python"
+    return Path(site).parents[2] / "bin" / "python"
+
+
+@nox.session(venv_backend="venv")
+def trl(session: nox.Session) -> None:
+    """The examples of docs/python.md, with trl in an environment of its own, over this one. About a minute."""
+    python_trl = with_trl(session)
+    command = (str(python_trl), "-m", "pytest", "tests/docs/test_python_examples.py", *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def speed(session: nox.Session) -> None:
+    """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
+    python_trl = with_trl(session)
     command = (sys.executable, "benchmarks/speed.py", "--python-trl", str(python_trl), *session.posargs)
     session.run(*command, env=dict(os.environ), external=True)
 
