@@ -195,7 +195,7 @@ def data_memory(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Commands ended at random, failing writes, hostile files. An hour or more; the tables go to docs/reliability.md."""
+    """Commands ended at random, failing writes, hostile files: docs/reliability.md. An hour or more."""
     env = {"OMP_NUM_THREADS": "1"}
     session.run(sys.executable, "tests/faults/kills.py", "--trials", "1000", *session.posargs, env=env)
     session.run(sys.executable, "tests/faults/fuzz.py", "--inputs", "10000", "--seed", "0", env=env)
