@@ -42,7 +42,7 @@ class Progress(Protocol):
 def _no_calibration() -> Sequence[Sequence[int]]:
     raise ConfigError(
         "this quantizer needs calibration rows, but none were passed",
-        hint="pass calibration=… to load_model, or run `smollm3 train --data …`",
+        hint="pass calibration=… to load_model, or: smollm3 train --data ROWS",
     )
 
 

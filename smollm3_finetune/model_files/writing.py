@@ -80,7 +80,7 @@ def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line:
     not copied either, and reported with `say`: a downloaded model may contain links into the user's home directory.
     """
     configs = (source / name for name in ("config.json", "tokenizer_config.json"))
-    has_code = any(names_code(read_json(file)) for file in configs if file.is_file())
+    has_code = any(_names_code(file) for file in configs if file.is_file())
     for file in sorted(source.iterdir()):
         belongs = BELONGS.fullmatch(file.name) and (has_code or file.suffix != ".py")
         if not belongs or not file.is_file() or (out / file.name).exists():
@@ -89,6 +89,14 @@ def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line:
             shutil.copyfile(file, out / file.name)
         else:
             say(f"{file} is not copied: it is a link to a file outside of the model's directory")
+
+
+def _names_code(file: Path) -> bool:
+    """Whether a config of a model names code; a damaged one names none that could run."""
+    try:
+        return names_code(read_json(file))
+    except ModelError:
+        return False
 
 
 def _is_own(file: Path, source: Path) -> bool:

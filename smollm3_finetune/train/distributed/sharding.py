@@ -29,7 +29,7 @@ def check_sharding() -> None:
     if is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
         raise IncompatibleError(
             "DeepSpeed ZeRO 3 is not supported: it shards weights while they are loaded, before an adapter is attached",
-            hint="accelerate launch --use_fsdp --fsdp_version 2, or --zero_stage 2",
+            hint="accelerate launch --use_fsdp --fsdp_version 2, or accelerate launch --zero_stage 2",
         )
     if not is_set("ACCELERATE_USE_FSDP"):
         return
