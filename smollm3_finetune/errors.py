@@ -11,6 +11,7 @@
     │   └── MissingWeightsError  6   a checkpoint that lacks weights of its architecture
     ├── PluginError              7   a broken plugin that the run needs
     │   └── PluginConflictError  7   one name offered by two plugins
+    ├── WriteError               8   a file that cannot be written: the disk is full, read-only or faulty
     └── Problems                     several errors at once; exit code of the first
 
 Library code raises these errors and never click's exceptions; only `smollm3_finetune.main` prints them.
@@ -19,6 +20,8 @@ Library code raises these errors and never click's exceptions; only `smollm3_fin
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -95,6 +98,12 @@ class PluginConflictError(PluginError):
     """Two plugins offer the same name, and it was used without its distribution."""
 
 
+class WriteError(SmolLM3Error):
+    """A file cannot be written: the disk is full, read-only or faulty, or its directory no longer exists."""
+
+    exit_code = 8
+
+
 class Problems(SmolLM3Error):
     """Several independent problems, reported together so that they can be fixed together."""
 
@@ -122,33 +131,73 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to a mistyped one, or None."""
     import difflib  # imported only for a typo, which keeps --help fast
 
+    if len(name) > 100:  # not a typo, and comparing takes a time that grows with the square of its length
+        return None
+
     close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
     swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
     return next(iter((*swapped, *close)), None)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+EDQUOT = getattr(errno, "EDQUOT", errno.ENOSPC)
+"""The user's quota is full; Windows does not have it."""
+ONLY_WRITES = (errno.ENOSPC, EDQUOT, errno.EROFS, errno.EFBIG)
+"""Error numbers that only a failed write has; others, such as EIO, may also come from reading."""
 NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
+    ": Cannot allocate memory (12)",
 )
 """Texts of the RuntimeErrors that torch raises for lack of memory if it has no specific exception for it."""
 
 
+UNFINISHED_TEXT = re.compile(
+    r"PytorchStreamWriter failed|inline_container\.\w+:\d+\] \. (unexpected pos|open file failed)"
+    r"|^basic_ios::clear: iostream error|^\d+ requested and \d+ written$"
+)
+"""Texts of failed writes without an error number: of torch's writer, and of NumPy."""
+NUMBER_IN_TEXT = re.compile(r"\((?:os error )(\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+"""The error number in the texts of Rust libraries (safetensors, tokenizers) and of Arrow."""
+SQLITE = {13: errno.ENOSPC, 8: errno.EROFS, 10: errno.EIO}
+"""Error numbers of SQLite's primary result codes."""
+
+
 def is_resource_error(error: BaseException) -> bool:
-    """Whether an exception means a full disk or too little memory, not a bug in a plugin, a file or the network.
+    """Whether an exception means a failed write or too little memory, not a bug in a plugin, a file or the network.
 
-    Let such an exception propagate unchanged: `smollm3` reports it in one sentence.
+    A failed write: the disk or the quota is full, the file system is read-only, or a file would be too large. Let such
+    an exception propagate unchanged: `smollm3` reports it in one sentence.
     """
-    return is_full(error) or is_out_of_memory(error)
+    return is_failed_write(error) or is_out_of_memory(error)
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the disk or the user's quota is full."""
-    return _has_errno(error, FULL)
+def is_failed_write(error: BaseException) -> bool:
+    """Whether an exception can only come from a failed write, whichever library raised it."""
+    return isinstance(error, WriteError) or error_number(error) in ONLY_WRITES or is_unfinished_write(error)
+
+
+def is_unfinished_write(error: BaseException) -> bool:
+    """Whether it is a failed write whose error number the library does not report."""
+    return isinstance(error, RuntimeError | OSError) and UNFINISHED_TEXT.search(str(error)) is not None
+
+
+def error_number(error: BaseException) -> int | None:
+    """The error number of the operating system in an OSError, or in an error of Rust, Arrow, SQLite or torch."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(code := getattr(error, "sqlite_errorcode", None), int):
+        return SQLITE.get(code & 0xFF)
+    if isinstance(error, SmolLM3Error):
+        return None
+    text = str(error)
+    if found := NUMBER_IN_TEXT.search(text):
+        return int(found[1] or found[2])
+    if isinstance(error, RuntimeError) and (found := re.search(r"failed with strerror: (.+)", text)):  # torch's writer
+        return next((number for number in errno.errorcode if os.strerror(number) == found[1].strip()), None)
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -156,14 +205,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # Python's, torch's
         return True
     in_text = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    return in_text or _has_errno(error, (errno.ENOMEM,))
-
-
-def _has_errno(error: BaseException, numbers: tuple[int, ...]) -> bool:
-    """Whether it is an OSError with one of these numbers, or an error of a Rust library, which has it in its text."""
-    if isinstance(error, OSError) and error.errno in numbers:
-        return True
-    return any(f"(os error {number})" in str(error) for number in numbers)
+    return in_text or error_number(error) == errno.ENOMEM
 
 
 class Collector:

@@ -6,7 +6,6 @@ It starts `smollm3_finetune.cli`. This is the only module that prints errors.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from typing import Any
 
 import click
 
+from smollm3_finetune import stopping
 from smollm3_finetune.cli import cli
+from smollm3_finetune.cli.streams import drop_output, prepare_streams
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
-DISK_FULL_HINT = "free some space, or write to another disk: --output DIR, SMOLLM3_CACHE=DIR"
 OUT_OF_MEMORY_HINT = (
     "use a quantizer (--quant NAME) or --device cpu; for training, a smaller --batch-size or "
     "--max-length, or --set train.gradient_checkpointing=true"
@@ -40,14 +40,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    _escape_unencodable_text()
+    prepare_streams()
+    with stopping.handled():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    """Run a command, print its error, and exit."""
     state = State()
     try:
         code = cli.main(
             args=list(argv) if argv is not None else None, prog_name="smollm3", standalone_mode=False, obj=state
         )
         sys.stdout.flush()
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as e:
+        stop = e.__cause__
+        if isinstance(stop, stopping.Stop):
+            _show(stop, state)
+            sys.exit(stop.exit_code)
         _say("interrupted")
         sys.exit(130)
     except click.ClickException as e:
@@ -61,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe
-        _drop_output()
+        drop_output()
         sys.exit(141)
     except Exception as e:
         known = _resource_error(e)
         if known is not None:
-            _drop_output()
+            drop_output()
             _show(known, state)
-            sys.exit(SmolLM3Error.exit_code)
+            sys.exit(known.exit_code)
         if state.debug:
             raise
         first = next(iter(str(e).strip().splitlines()), "")
@@ -79,38 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _resource_error(error: Exception) -> SmolLM3Error | None:
-    """The message for a full disk or for too little memory; None for any other error."""
-    from smollm3_finetune.errors import is_full, is_out_of_memory
+    """The message for a failed write or for too little memory; None for any other error."""
+    from smollm3_finetune.errors import is_out_of_memory
+    from smollm3_finetune.files.failures import write_error
 
-    if is_full(error):
-        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-        return SmolLM3Error(f"disk full: {reason}", hint=DISK_FULL_HINT)
+    if (failed := write_error(error, None)) is not None:
+        return failed
     text = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
         return SmolLM3Error(f"out of memory: {text or 'Python cannot allocate more'}", hint=OUT_OF_MEMORY_HINT)
     return None
-
-
-def _escape_unencodable_text() -> None:
-    """Write characters that the output's encoding lacks as `\\u2026`, which is valid JSON, instead of failing."""
-    import codecs
-
-    def escaped(error: UnicodeError) -> tuple[str, int]:
-        import json
-
-        assert isinstance(error, UnicodeEncodeError)
-        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-    codecs.register_error("smollm3", escaped)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # no stream, or one that cannot be reconfigured
-            stream.reconfigure(errors="smollm3")  # type: ignore[union-attr]
-
-
-def _drop_output() -> None:
-    """Discard buffered standard output, so that Python does not fail again when it flushes the buffer at exit."""
-    with contextlib.suppress(OSError, ValueError):  # standard output has no file descriptor, or is closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
@@ -118,7 +106,7 @@ def _say(text: str) -> None:
         click.echo(f"smollm3: {text}" if not text.startswith(" ") else text, err=True)
 
 
-def _show(error: SmolLM3Error, state: State) -> None:
+def _show(error: SmolLM3Error | stopping.Stop, state: State) -> None:
     if state.debug:
         import traceback
 

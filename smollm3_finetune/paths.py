@@ -39,3 +39,10 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form of a Hub id, `owner/name`; a file or directory of that name is not looked for."""
     return HUB_ID.fullmatch(text) is not None
+
+
+def check_below_directories(flag: str, path: Path) -> None:
+    """Raises ConfigError if a part of the path above its last one is a file."""
+    parent = next((p for p in path.absolute().parents if p.exists()), path)
+    if not parent.is_dir():
+        raise ConfigError(f"{flag} {path}: {parent} is not a directory", hint=f"choose another {flag}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from smollm3_finetune.api import Progress, Task
+
+
+def line(text: str) -> None:
+    """Print a line on standard error. A standard error that is closed or full never ends a run."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class _NoTask:
@@ -40,7 +47,7 @@ class _LineTask:
         if now - self.shown > 10:
             self.shown = now
             of = f"/{self.total}" if self.total is not None else ""
-            print(f"{self.description}: {self.done}{of}", file=sys.stderr, flush=True)
+            line(f"{self.description}: {self.done}{of}")
 
 
 class Lines:
@@ -56,7 +63,7 @@ class Lines:
             self.say(f"{description}: {time.monotonic() - began:.1f} s")
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        line(message)
 
 
 class Terminal:
@@ -88,4 +95,4 @@ class Terminal:
 
 def for_stream() -> Progress:
     """`Terminal` if standard error is a terminal, else `Lines`."""
-    return Terminal() if sys.stderr.isatty() else Lines()
+    return Terminal() if sys.stderr is not None and sys.stderr.isatty() else Lines()

@@ -1,6 +1,6 @@
 """Requests to stop: signals, and the time limit of a run.
 
-`main` installs the handlers. A request raises `Stop` in the main thread, wherever the program is; where work would be
+`main` handles them. A request raises `Stop` in the main thread, wherever the program is; where work would be
 lost, it is deferred: recorded, and looked at when the work is saved. A signal that is ignored when the program starts,
 such as SIGHUP under nohup, stays ignored.
 """
@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,14 +55,25 @@ class _State:
 _state = _State()
 
 
-def install() -> None:
-    """Handle the signals of `SIGNALS` in this process; only the main thread can do this."""
-    for name in SIGNALS:
-        number = getattr(signal, name, None)  # Windows lacks some
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Inside the context, the signals of `SIGNALS` are requests to stop. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]  # Windows lacks some
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        for number in before:
             signal.signal(number, _on_signal)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, lambda number, frame: _ask(_time_is_up()))
+        if hasattr(signal, "SIGALRM"):
+            before[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
+            signal.signal(signal.SIGALRM, lambda number, frame: _ask(_time_is_up()))
+        yield
+    finally:
+        _forget()
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -102,14 +114,14 @@ def limit_time(text: str, began: float) -> None:
     """
     _state.limit, _state.deadline = text, began + seconds(text)
     left = _state.deadline - time.monotonic()
-    if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, signal.SIG_IGN, None):
+    if hasattr(signal, "setitimer") and callable(signal.getsignal(signal.SIGALRM)):
         signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
 
 
 def lift_time_limit() -> None:
     """Forget the time limit, for a process that does something else after the run."""
     _state.deadline = None
-    if hasattr(signal, "setitimer"):
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -150,8 +162,8 @@ def undeferred() -> Iterator[None]:
         _state.deferred = before
 
 
-def reset() -> None:
-    """Forget every request and limit, for tests and for a process that continues after a `Stop`."""
+def _forget() -> None:
+    """Forget every request and limit: a process may continue after it, for example with another test."""
     lift_time_limit()
     _state.request, _state.raised, _state.deferred, _state.interrupts = None, None, False, 0
 
@@ -165,5 +177,5 @@ def seconds(text: str) -> int:
     found = DURATION.fullmatch(text.strip())
     total = sum(int(n) * unit for n, unit in zip(found.groups(), UNITS.values(), strict=True) if n) if found else 0
     if total == 0:
-        raise ConfigError(f"{text!r} is not a duration", hint="use days, hours, minutes and seconds: 55m, 1h30m, 2d")
+        raise ConfigError(f"--max-time: {text!r} is not a duration", hint="for example --max-time 55m, 1h30m or 2d")
     return total

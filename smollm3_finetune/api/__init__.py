@@ -34,6 +34,7 @@ from smollm3_finetune.api.data import (
 )
 from smollm3_finetune.api.descriptors import (
     API_VERSION,
+    AdapterCard,
     AdapterSpec,
     ComponentSpec,
     FormatterSpec,
@@ -46,11 +47,14 @@ from smollm3_finetune.api.descriptors import (
     option,
 )
 from smollm3_finetune.api.helpers import (
+    check_patterns,
     directory_source,
     flatten_rows,
     has_supervised_logits,
+    open_tensors,
     options_dict,
     pad_rows,
+    read_json,
     seeded,
 )
 from smollm3_finetune.api.models import (
@@ -89,6 +93,7 @@ from smollm3_finetune.errors import (
     ModelError,
     SmolLM3Error,
     UnsupportedOp,
+    WriteError,
     is_resource_error,
 )
 
@@ -100,6 +105,7 @@ __all__ = [
     "REASONING_FIELDS",
     "Adapted",
     "Adapter",
+    "AdapterCard",
     "AdapterSpec",
     "Base",
     "BuildContext",
@@ -134,8 +140,10 @@ __all__ = [
     "SmolLM3Error",
     "Task",
     "UnsupportedOp",
+    "WriteError",
     "architecture_of",
     "check_layerwise",
+    "check_patterns",
     "directory_source",
     "fingerprint",
     "flatten_rows",
@@ -146,11 +154,13 @@ __all__ = [
     "is_resource_error",
     "layers_to_quantize",
     "load_layerwise",
+    "open_tensors",
     "ops_for_layers",
     "option",
     "options_dict",
     "packed_reasons",
     "pad_rows",
+    "read_json",
     "refuse_quantized",
     "rounding_dtype",
     "seeded",

@@ -29,6 +29,9 @@ class Conversation:
     """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one."""
     text: str | None = None
     """Raw text to train on, instead of messages."""
+    desirable: bool | None = None
+    """Whether the row labels its answer as good; None: the row has no label. Rows with False are trained on only by
+    objectives whose descriptor has `uses_labels`."""
 
     def supervised_messages(self) -> list[int]:
         """Indices of the messages to train on."""

@@ -119,6 +119,23 @@ class QuantizerSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterCard:
+    """What an adapter adds to the model card that core writes with each saved adapter."""
+
+    title: str = ""
+    """The method's name in the literature, such as `DoRA`; default: the component's name."""
+    library: str = "smollm3-finetune"
+    """The Hub's `library_name`: the library that loads the saved directory."""
+    tags: tuple[str, ...] = ()
+    """Tags for the Hub, besides the component's name."""
+    usage: str = ""
+    """Python statements that load the adapter without smollm3-finetune: from `base`, the unquantized base as
+    transformers loads it, and from the files in the current directory, they make `model`. Default: there are none."""
+    complete: bool = False
+    """Whether the saved directory is a complete model, for which `usage` needs no `base`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterSpec(ComponentSpec):
     """Offers an `Adapter`: a way to make a loaded model trainable."""
 
@@ -134,9 +151,13 @@ class AdapterSpec(ComponentSpec):
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True
     """`Adapted.disabled()` gives the base alone."""
+    card: AdapterCard = AdapterCard()
+    """Its part of the model card."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", frozenset(Op(o) for o in self.needs))
+        if not isinstance(self.card, AdapterCard):
+            raise TypeError(f"AdapterSpec {self.name!r}: card must be an AdapterCard, got {self.card!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +176,9 @@ class FormatterSpec(ComponentSpec):
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec(ComponentSpec):
     """Offers an `Objective`: what training minimizes."""
+
+    uses_labels: bool = False
+    """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
 
 
 def option(

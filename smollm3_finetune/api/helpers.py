@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,28 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
 def options_dict(options: Any) -> dict[str, Any]:
     """Return the fields of an options instance as a dictionary, for a fingerprint or a saved file."""
     return dataclasses.asdict(options)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model or an adapter, which somebody else may have made.
+
+    Raises ModelError if the file does not hold an object, is not a regular file, or exceeds a limit of size or depth.
+    """
+    from smollm3_finetune.files.json import read_json
+
+    return read_json(path)
+
+
+def check_patterns(texts: Iterable[Any], names: Collection[str]) -> None:
+    """Try regular expressions of a file that somebody else made, in a process that is ended if they take too long.
+
+    `texts` are the values of the file that a library may use as expressions; other values than text are skipped.
+    `names` are the module names that it matches. Raises ValueError if a text is not a regular expression, or if
+    matching takes longer than `SMOLLM3_MAX_SECONDS`.
+    """
+    from smollm3_finetune.files.patterns import check_patterns
+
+    check_patterns(texts, names)
 
 
 def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
@@ -72,6 +94,16 @@ def has_supervised_logits(model: nn.Module) -> bool:
     from smollm3_finetune.api.batches import has_supervised_logits
 
     return has_supervised_logits(model)
+
+
+def open_tensors(file: Path, device: str = "cpu") -> Any:
+    """Open a safetensors file, as `safetensors.safe_open` does: `with open_tensors(file) as tensors: …`.
+
+    Raises ModelError if the file is damaged or cannot be read; an error for lack of memory passes unchanged.
+    """
+    from smollm3_finetune.model_files.tensors import open_tensors
+
+    return open_tensors(file, device)
 
 
 def directory_source(path: Path, *, ref: str, fingerprint: str | None = None, **kwargs: Any) -> ModelSource:

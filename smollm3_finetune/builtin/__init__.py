@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smollm3_finetune.api import (
     ALL_OPS,
+    AdapterCard,
     AdapterSpec,
     ConfigError,
     FormatterSpec,
@@ -79,6 +80,12 @@ def smollm3_adapters() -> list[AdapterSpec]:
             packs=True,
             disables=False,
             suggests={"train.learning_rate": 2e-5},
+            card=AdapterCard(
+                title="full fine-tuning",
+                library="transformers",
+                usage='model = AutoModelForCausalLM.from_pretrained(".")',
+                complete=True,
+            ),
             api=1,
         )
     ]

@@ -7,7 +7,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import Base, BuildContext, ConfigError, ModelError, UnsupportedOp, is_resource_error
+from smollm3_finetune.api import (
+    Base,
+    BuildContext,
+    ConfigError,
+    ModelError,
+    UnsupportedOp,
+    is_resource_error,
+    open_tensors,
+)
 from smollm3_finetune.builtin.options import FullOptions
 
 if TYPE_CHECKING:
@@ -74,20 +82,13 @@ class FullyTrained:
 
 def _load_weights(model: PreTrainedModel, path: Path) -> None:
     """Replace the weights of `model` by those saved in `path`. Raises ModelError if they do not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{path} holds no weights (*.safetensors)")
     state: dict[str, Tensor] = {}
     for file in files:
-        try:
-            state |= load_file(str(file))
-        except SafetensorError as e:
-            if is_resource_error(e):
-                raise
-            raise ModelError(f"{file} is damaged: {e}") from e
+        with open_tensors(file) as tensors:
+            state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as e:  # a different shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from smollm3_finetune.api import BuildContext, ModelError, ModelSource, Purpose,
 from smollm3_finetune.builtin.long_context import with_context
 from smollm3_finetune.builtin.options import HFOptions
 from smollm3_finetune.errors import first_line
-from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.json import names_code, read_json
+from smollm3_finetune.files.limits import check_regular
 from smollm3_finetune.paths import user_path
 
 if TYPE_CHECKING:
@@ -19,7 +21,15 @@ if TYPE_CHECKING:
 
 DIRECTORY_FLAGS = {Purpose.INFER: "smollm3 generate DIRECTORY", Purpose.MERGE: "smollm3 merge DIRECTORY"}
 """How the commands without `--model` name a directory."""
+ADAPTER_FILES = {"smollm3.json": "model", "adapter_config.json": "base_model_name_or_path"}
+"""The files that describe a saved adapter, and their key that names its base."""
 CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+LEGAL_FILES = ("README.md", "LICENSE*", "NOTICE*")
+"""A merged or quantized model keeps the license of its base: the model card states it."""
+
+
+NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files in which a model names Python code of its own."""
 
 
 class HFLoader:
@@ -27,15 +37,16 @@ class HFLoader:
         self.options = options
 
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        source = self._source(ref, DIRECTORY_FLAGS.get(ctx.purpose, "--model DIRECTORY"))
+        source = self._source(ref, ctx.purpose)
         if self.options.context is None:
             return source
         return with_context(source, self.options.context, ctx, remote_code=self.options.trust_remote_code)
 
-    def _source(self, ref: str, usage: str) -> ModelSource:
+    def _source(self, ref: str, purpose: Purpose) -> ModelSource:
+        usage = DIRECTORY_FLAGS.get(purpose, "--model DIRECTORY")
         directory = user_path(ref, "the model")
         if directory.is_dir():
-            self._check_directory(ref, directory)
+            self._check_directory(ref, directory, purpose)
             return directory_source(directory.resolve(), ref=ref, **self._load_kwargs())
         return HubSource(ref, self.options.revision, self._load_kwargs(), pickle=self.options.pickle, usage=usage)
 
@@ -45,18 +56,17 @@ class HFLoader:
             kwargs["trust_remote_code"] = True
         return kwargs
 
-    def _check_directory(self, ref: str, directory: Path) -> None:
+    def _check_directory(self, ref: str, directory: Path, purpose: Purpose) -> None:
         if not (directory / "config.json").exists():
             if (directory / "run.yaml").exists():
-                raise ModelError(f"{ref!r} is a run, not a model", hint=f"smollm3 generate {ref}")
-            if (directory / "adapter_config.json").exists():
-                raise ModelError(f"{ref!r} holds an adapter, not a model", hint=f"--adapter-path {ref}")
+                command = f"smollm3 merge {shlex.quote(ref)}"
+                raise ModelError(f"{ref!r} is a run, not a model", hint=f"to make a model of it: {command}")
+            if any((directory / name).exists() for name in ADAPTER_FILES):
+                raise ModelError(f"{ref!r} holds an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
             raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")
-        config = read_json(directory / "config.json")
-        described = [config]
-        if (directory / "tokenizer_config.json").exists():
-            described.append(read_json(directory / "tokenizer_config.json"))
-        if any("auto_map" in about for about in described) and not self.options.trust_remote_code:
+        check_regular(directory)
+        described = [read_json(f) for f in (directory / name for name in NAME_CODE) if f.exists()]
+        if any(map(names_code, described)) and not self.options.trust_remote_code:
             raise ModelError(
                 f"{ref!r} comes with Python code of its own",
                 hint="--loader-opt trust_remote_code=true, if you trust it",
@@ -70,6 +80,17 @@ class HFLoader:
                 )
             if not pickled:
                 raise ModelError(f"the directory {ref!r} contains config.json but no weights (*.safetensors)")
+
+
+def _with_adapter(directory: Path, ref: str, purpose: Purpose) -> str:
+    """The command that uses a saved adapter as `purpose` requires."""
+    about = ((read_json(directory / name), key) for name, key in ADAPTER_FILES.items() if (directory / name).exists())
+    base = next((described[key] for described, key in about if isinstance(described.get(key), str)), "MODEL")
+    adapter = f"{shlex.quote(base)} --adapter-path {shlex.quote(ref)}"
+    if purpose is Purpose.INFER:
+        return f"smollm3 generate {adapter} --prompt TEXT"
+    command = f"smollm3 merge {adapter} --output DIR"
+    return command if purpose is Purpose.MERGE else f"to make a model of it: {command}"
 
 
 class HubSource:
@@ -160,7 +181,7 @@ class HubSource:
     def path(self) -> Path:
         weights = ["*.safetensors", *(["*.bin"] if self.pickle else [])]
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []
-        return self._snapshot([*CONFIG_FILES, *weights, *code])
+        return self._snapshot([*CONFIG_FILES, *LEGAL_FILES, *weights, *code])
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         code = ["*.py"] if self.load_kwargs.get("trust_remote_code") else []

@@ -1,4 +1,4 @@
-"""Lists and deletes the entries of the cache: `smollm3 cache list` and `clean`.
+"""Lists, checks and deletes the entries of the cache: `smollm3 cache list`, `verify` and `clean`.
 
 Only directories that this project made are considered: those named by a key, and leftovers of killed builds. Links are
 never followed, so nothing outside the root is measured or deleted.
@@ -7,18 +7,19 @@ never followed, so nothing outside the root is measured or deleted.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.cache.in_use import forget_uses, in_use
+from smollm3_finetune.cache.store import damage_of, partial_name, sums_file
 from smollm3_finetune.cache.use import keeping, runs_file
+from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.room import size_of
 
 KEY = re.compile(r"[0-9a-f]{32}")
 LEFTOVER = re.compile(r"([0-9a-f]{32})\.partial-\d+-[0-9a-f]+")
@@ -37,6 +38,8 @@ class Entry:
     made_from: Mapping[str, Any]
     runs: tuple[Path, ...]
     """The runs that depend on it."""
+    in_use: bool = False
+    """Whether another process uses it now."""
 
     @property
     def kind(self) -> str:
@@ -45,6 +48,15 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self.kind}/{self.path.name}"
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether it can be checked; the first use of an entry of an earlier version writes its checksums."""
+        return sums_file(self.path).exists()
+
+    def damage(self) -> str | None:
+        """What is wrong with it, such as `model.safetensors differs from its checksum`; reads every file."""
+        return damage_of(self.path)
 
     @property
     def days(self) -> float:
@@ -78,7 +90,10 @@ def entries(root: Path, runs: Sequence[Path] = (), kind: str | None = None) -> l
             with contextlib.suppress(FileNotFoundError):  # deleted by another process
                 stamp = (about if about.is_file() else path).stat().st_mtime
                 needed = tuple(keeping(path, runs))
-                found.append(Entry(path=path, size=size_of(path), used=stamp, made_from=_read(about), runs=needed))
+                found.append(
+                    Entry(path=path, size=size_of(path), used=stamp, made_from=_read(about), runs=needed,
+                          in_use=in_use(path))
+                )  # fmt: skip
     return sorted(found, key=lambda e: (-e.size, e.name))
 
 
@@ -93,18 +108,11 @@ def leftovers(root: Path, kind: str | None = None) -> list[Path]:
     return found
 
 
-def size_of(directory: Path) -> int:
-    """Bytes of the files below a directory; links are not followed."""
-    total = 0
-    for folder, _, files in os.walk(directory, followlinks=False):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
-
-
 def take_away(path: Path, root: Path) -> bool:
-    """Delete an entry or a leftover; False if it is being built, or is not directly in the cache `root`."""
+    """Delete an entry or a leftover; never waits.
+
+    False if it is being built, if another process uses it, or if it is not directly in the cache `root`.
+    """
     if path.is_symlink() or path.parent.is_symlink() or path.parent.parent.resolve() != root.resolve():
         return False
     key = path.name.partition(".")[0]
@@ -114,10 +122,13 @@ def take_away(path: Path, root: Path) -> bool:
             return False
         gone = path
         if path == entry:  # other processes find it complete or not at all
-            gone = path.with_name(f"{key}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            if in_use(entry):
+                return False
+            gone = partial_name(entry)
             path.rename(gone)
-            for file in (entry.with_name(f"{key}.json"), runs_file(entry)):
+            for file in (entry.with_name(f"{key}.json"), sums_file(entry), runs_file(entry)):
                 file.unlink(missing_ok=True)
+            forget_uses(entry)
         shutil.rmtree(gone, ignore_errors=True)
         return not gone.exists()
 
@@ -141,26 +152,20 @@ def _held(entry: Path) -> Iterator[bool]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = load_json(file)
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
 
 
 def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list[Entry], list[Entry]]:
-    """The entries to delete, and the old entries that are kept because a run depends on them."""
+    """The entries to delete, and the old entries that are kept because a run depends on them or a process uses them.
+
+    `force` also deletes entries that runs depend on.
+    """
     old = [e for e in found if e.days >= older_than]
-    kept = [e for e in old if e.runs and not force]
+    kept = [e for e in old if e.in_use or (e.runs and not force)]
     return [e for e in old if e not in kept], kept
-
-
-def shown_size(size: float) -> str:
-    """`1.4 GB`"""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def shown_origin(about: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.files.limits import load_json
 
 USES = "cache.json"
 NOT_KEPT = ("tokens",)
@@ -53,7 +54,7 @@ def runs_file(entry: Path) -> Path:
 def uses_of(run: Path) -> list[str]:
     """The entries that a run names; empty if it names none or its file is damaged."""
     try:
-        entries = json.loads((run / USES).read_text(encoding="utf-8"))["entries"]
+        entries = load_json(run / USES)["entries"]
         return [str(e) for e in entries]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.cache.entries import entries, leftovers, shown_size
+from smollm3_finetune.cache.entries import entries, leftovers
 from smollm3_finetune.cache.store import default_root
 from smollm3_finetune.checks.findings import Finding, wrong
 from smollm3_finetune.checks.probe import SECONDS, Probe, run_pieces
@@ -34,6 +34,7 @@ from smollm3_finetune.components.requirements import (
 )
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error
+from smollm3_finetune.files.room import shown_size
 from smollm3_finetune.version import __version__
 
 KNOWN = Path(__file__).with_name("known_problems.json")

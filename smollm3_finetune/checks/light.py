@@ -1,7 +1,7 @@
 """Imports a plugin's hooks and options with torch and other heavy packages blocked: they must not need them.
 
 `heavy_imports` starts a separate Python process, because this one may have imported heavy packages already. That
-process runs this module with every other plugin disabled.
+process runs this module and imports no other plugin, which would be blamed on this one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +55,12 @@ class _ImportBlocker(importlib.abc.MetaPathFinder):
         raise ModuleNotFoundError(f"{fullname} must not be imported by a plugin's hooks or options", name=fullname)
 
 
-def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
-    """Import the hooks and options of `plugin` in a separate Python process; `requested` are values of `-p`.
+def heavy_imports(plugin: str) -> Light:
+    """Import the hooks and options of `plugin`, a file or a module, in a separate Python process.
 
     `-P` keeps the working directory out of `sys.path`: nothing in it is imported by accident.
     """
-    command = [sys.executable, "-P", "-m", "smollm3_finetune.checks.light", plugin, *requested]
+    command = [sys.executable, "-P", "-m", "smollm3_finetune.checks.light", plugin]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -79,17 +78,17 @@ def heavy_imports(requested: Sequence[str], plugin: str) -> Light:
     )
 
 
-def main(plugin: str, requested: Sequence[str]) -> None:
-    """Discover plugins and import the options of `plugin`'s components; print the heavy imports as JSON."""
-    from smollm3_finetune.components.discovery import PluginSelection, discover
+def main(plugin: str) -> None:
+    """Discover `plugin` alone and import the options of its components; print the heavy imports as JSON."""
+    from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, PluginSelection, discover
 
     blocker = _ImportBlocker()
     sys.meta_path.insert(0, blocker)
     printed, began = io.StringIO(), time.perf_counter()
     with contextlib.redirect_stdout(printed):
         with contextlib.suppress(Exception):  # discovery in the other process reports broken plugins
-            for component in discover(PluginSelection.of(tuple(requested))).components:
-                if component.plugin == plugin:
+            for component in discover(PluginSelection.of((plugin,), no_plugins=True)).components:
+                if component.distribution != CORE_DISTRIBUTION:
                     with contextlib.suppress(Exception):
                         importlib.import_module(component.spec.options.partition(":")[0])
         seconds = time.perf_counter() - began
@@ -97,4 +96,4 @@ def main(plugin: str, requested: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1])

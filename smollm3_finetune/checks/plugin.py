@@ -202,8 +202,7 @@ def check(target: Target) -> list[Finding]:
 def _light(target: Target) -> list[Finding]:
     if target.record is not None and target.record.origin == BUILT_IN:
         return []
-    others = {r.name for r in target.registry.plugins if r.origin == "entry point"} - {target.name}
-    light = heavy_imports([*target.requested, *(f"no:{n}" for n in sorted(others))], target.name)
+    light = heavy_imports(_importable(target))
     if light.failed is not None:
         return [_finding(target, "its hooks and options can be imported", False, light.failed, "to see its traceback: "
                          f"python -X faulthandler -c 'import {target.name}'")]  # fmt: skip
@@ -232,10 +231,23 @@ def _module(record: PluginRecord) -> Any:
     try:
         if record.origin != "entry point":
             return importlib.import_module(record.origin.rpartition(" ")[2])
-        points = importlib.metadata.entry_points(group=GROUP, name=record.name)
-        return next(p for p in points if p.dist is not None and p.dist.name == record.distribution).load()
+        return next(p.load() for p in _entry_points(record))
     except (Exception, SystemExit):  # discovery reports the problem
         return None
+
+
+def _importable(target: Target) -> str:
+    """The file or the module of a plugin, as `-p` takes it."""
+    if target.record is None:  # a broken file
+        return target.requested[-1]
+    if target.record.origin == "entry point":
+        return next(p.module for p in _entry_points(target.record))
+    return target.record.origin.removeprefix("module ")
+
+
+def _entry_points(record: PluginRecord) -> list[importlib.metadata.EntryPoint]:
+    points = importlib.metadata.entry_points(group=GROUP, name=record.name)
+    return [p for p in points if p.dist is not None and p.dist.name == record.distribution]
 
 
 def _hook_names(target: Target) -> list[Finding]:

@@ -20,7 +20,7 @@ COMMANDS = {
         "smollm3_finetune.cli.commands.config:config",
         "Show or check a configuration, or print its JSON schema.",
     ),
-    "cache": ("smollm3_finetune.cli.commands.cache:cache", "List or clean the cache."),
+    "cache": ("smollm3_finetune.cli.commands.cache:cache", "List, check or clean the cache."),
     "doctor": ("smollm3_finetune.cli.commands.doctor:doctor", "Check that this machine can run smollm3."),
 }
 

@@ -18,8 +18,10 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "objective": ("objective", "name"),
     "formatter": ("formatter", "name"),
     "data": ("data", "path"),
+    "validation": ("data", "validation"),
     "output": ("output",),
     "max_steps": ("train", "max_steps"),
+    "max_time": ("train", "max_time"),
     "epochs": ("train", "epochs"),
     "batch_size": ("train", "batch_size"),
     "learning_rate": ("train", "learning_rate"),
@@ -111,6 +113,7 @@ def run_options(f: F) -> F:
     f = config_flag("learning_rate", "X", "--lr")(f)
     f = config_flag("batch_size", "ROWS")(f)
     f = config_flag("epochs", "X")(f)
+    f = config_flag("max_time", "TIME")(f)
     f = config_flag("max_steps", "N")(f)
     f = config_flag("output", "DIR")(f)
     f = config_flag("formatter", "NAME")(f)
@@ -118,5 +121,6 @@ def run_options(f: F) -> F:
         word = {"quant": "quantizer"}.get(section, section)
         f = click.option(f"--{section}-opt", multiple=True, metavar="K=V", help=f"Set an option of the {word}.")(f)
         f = config_flag(section, "NAME")(f)
+    f = config_flag("validation", "PATH", multiple=True)(f)
     f = config_flag("data", "PATH", multiple=True)(f)
     return config_flag("model", "REF")(f)

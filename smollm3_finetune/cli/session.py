@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from smollm3_finetune.cli.options import FLAGS, F
+from smollm3_finetune.cli.streams import drop_output
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Purpose
@@ -71,6 +72,27 @@ def prints_result(f: F) -> F:
             result = f(*args, **values)
         if result is not None:
             click.echo(result)
+
+    return cast(F, command)
+
+
+def prints_report(f: F) -> F:
+    """Like `prints_result`, for a command whose files are complete when it returns: it succeeds anyway.
+
+    If standard output is full, a warning is printed; if its reader has closed the pipe, nothing.
+    """
+
+    @functools.wraps(f)
+    def command(*args: Any, **values: Any) -> None:
+        with stdout_to_stderr():
+            result = f(*args, **values)
+        try:
+            if result is not None:
+                click.echo(result)
+        except OSError as e:
+            drop_output()
+            if not isinstance(e, BrokenPipeError):
+                say_warning(f"the report cannot be printed: {e.strerror}; all files are complete")
 
     return cast(F, command)
 

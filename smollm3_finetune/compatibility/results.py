@@ -18,13 +18,15 @@ A file of results is JSON:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.api import Purpose
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.writing import write_text
 
 FORMAT = 1
 PURPOSES = (Purpose.TRAIN, Purpose.MERGE)
@@ -107,7 +109,7 @@ def parse(about: Any) -> Result:
 
 def read(file: Path) -> list[Result]:
     """The results in a file. Raises OSError if it cannot be read, ValueError or TypeError if it is invalid."""
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = load_json(file)
     if not isinstance(about, Mapping) or not isinstance(about.get("results"), list):
         raise ValueError('expected {"format": 1, "results": […]}')
     if about.get("format") != FORMAT:
@@ -119,6 +121,5 @@ def write(file: Path, results: list[Result]) -> None:
     """Replace a file of results: sorted, one per line."""
     lines = [json.dumps(r.to_json(), ensure_ascii=False) for r in sorted(results, key=lambda r: r.key)]
     body = ",\n".join(f"    {line}" for line in lines)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(f'{{\n  "format": {FORMAT},\n  "results": [\n{body}\n  ]\n}}\n', encoding="utf-8")
-    temporary.replace(file)
+    with writing(file, left="it is unchanged"):
+        write_text(file, f'{{\n  "format": {FORMAT},\n  "results": [\n{body}\n  ]\n}}\n')

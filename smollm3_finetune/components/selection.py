@@ -9,6 +9,7 @@ from typing import Any
 from smollm3_finetune.api import options_dict
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
+from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import ComponentConfig
 
@@ -30,6 +31,11 @@ class SelectedComponent:
     def as_config(self) -> ComponentConfig:
         """The configuration that selects this component again: its full name and all its options."""
         return ComponentConfig(name=self.component.full_name, options=options_dict(self.options))
+
+    def given_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain values."""
+        usual, chosen = options_dict(self.component.options_class()()), options_dict(self.options)
+        return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
 
 
 def choose(

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.options import build, describe, option_problems
-from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, ComponentConfig, RunConfig
+from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
 
 DEFAULT = "default"
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
-PATHS = (("data", "path"), ("calibration", "path"))
+PATHS = (("data", "path"), ("data", "validation"), ("calibration", "path"))
 """Keys for which text, alone or in a list, means a mapping with only a `path`."""
 
 
@@ -74,7 +74,8 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
     key, equals, value = text.partition("=")
     path = tuple(p for p in key.strip().split(".") if p)
     if not equals or not path:
-        raise ConfigError(f"{flag} takes KEY=VALUE, got {text!r}", hint=f"{flag} {'bits' if section else 'a.b'}=4")
+        example = shlex.quote(key.strip()) if path else ("NAME" if section else "train.max_steps")
+        raise ConfigError(f"{flag} takes KEY=VALUE, got {text!r}", hint=f"{flag} {example}=VALUE")
     if section is not None:
         path = (section, *path)
     if len(path) == 1 and path[0] in COMPONENT_SECTIONS:
@@ -149,27 +150,46 @@ def _settings_inside(values: Mapping[tuple[str, ...], Setting], outer: Setting) 
 
 
 def _conflict(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
-    """The error for a value that conflicts with keys inside it. The hint is one value that sets both."""
-    keys: dict[str, Any] = {}
-    for inner in inside:
-        _assign(keys, inner.key[len(outer.key) :], inner.value)
-    whole: Any = keys
-    if outer.key in PATHS:
-        entries = outer.value if isinstance(outer.value, list) else [outer.value]
-        merged = [{**(entry if isinstance(entry, dict) else {"path": entry}), **keys} for entry in entries]
-        whole = merged if isinstance(outer.value, list) else merged[0]
+    """The error for a value that conflicts with keys inside it. The hint is one value that sets both, if there is one.
+
+    In `data.path.0.weight`, the number selects an entry of the list; without it, all entries are meant.
+    """
     name, origins = ".".join(outer.key), " and ".join(s.origin for s in inside)
+    message = f"{outer.origin} sets {name} to {outer.value!r}, so {origins} cannot set a key inside it"
+    if outer.key not in PATHS:
+        return ConfigError(message, hint=f"omit {origins}")
+    unknown: list[str] = []
+    entries = [
+        dict(e) if isinstance(e, dict) else {"path": e}
+        for e in (outer.value if isinstance(outer.value, list) else [outer.value])
+    ]
+    for inner in inside:
+        first, *rest = inner.key[len(outer.key) :]
+        number = int(first) if first.isdecimal() and rest else None
+        key = ".".join(rest if number is not None else (first, *rest))
+        if key not in SOURCE_KEYS:
+            unknown.append(f"{inner.origin}: unknown key {'.'.join(inner.key)!r}")
+            similar = did_you_mean(key, SOURCE_KEYS)
+            if similar is None:
+                return ConfigError(unknown[-1], hint=f"known keys: {', '.join(SOURCE_KEYS)}")
+            key = similar
+        if number is not None and number >= len(entries):
+            found = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, counted from 0"
+            unknown.append(f"{inner.origin}: {name} has {found}")
+            number = len(entries) - 1
+        for entry in entries if number is None else [entries[number]]:
+            entry[key] = inner.value
+    whole = entries if isinstance(outer.value, list) else entries[0]
     assigned = shlex.quote(f"{name}={dump_yaml(whole, flow=True).strip()}")
-    return ConfigError(
-        f"{outer.origin} sets {name} to {outer.value!r}, so {origins} cannot set a key inside it",
-        hint=f"to set both: --set {assigned}",
-    )
+    return ConfigError(unknown[0] if unknown else message, hint=f"to set both: --set {assigned}")
 
 
 def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
-    name = setting.key[0]
+    name, *rest = setting.key
     inner = {k.name: f"{s}.{k.name}" for s, cls in PLAIN_SECTIONS.items() for k in describe(cls)}
     similar = inner.get(name) or did_you_mean(name, known) or inner.get(did_you_mean(name, inner) or "")
+    if similar in known and rest:
+        name, similar = ".".join((name, *rest)), ".".join((similar, *rest))
     hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
     return ConfigError(f"{setting.origin}: unknown key {name!r}", hint=hint)
 

@@ -113,7 +113,7 @@ def pydantic_model(cls: type) -> Any:
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """The JSON schema of an options dataclass."""
+    """The JSON schema of an options dataclass: the types of its values, without the other ways to write them."""
     schema: dict[str, Any] = pydantic_model(cls).model_json_schema()
     return schema
 
@@ -134,20 +134,63 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values under the current option names, with lists and `none` converted.
 
-    For a list option, `q_proj,v_proj` or a single value becomes a list. `none` becomes None, unless the option accepts
-    text, which could be that word.
+    For a list option, `q_proj,v_proj` or a single value becomes a list. `none` and `off` become None, unless the option
+    accepts text, which could be that word; for true or false, `off` is false.
     """
     hints = field_types(cls)
     out = _with_current_names(cls, values)
     for name, value in list(out.items()):
         kinds = get_args(hints.get(name))
         words = {word for kind in kinds for word in get_args(kind)}
-        if value == "none" and type(None) in kinds and str not in kinds and value not in words:
+        unset = ("none",) if bool in kinds else ("none", "off")  # `off` is false where true or false is expected
+        if (
+            isinstance(value, str)
+            and value in unset
+            and type(None) in kinds
+            and str not in kinds
+            and value not in words
+        ):
             out[name] = None
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
-            out[name] = [p.strip() if isinstance(p, str) else p for p in parts if p != ""]
+            kind = get_args(hints[name])[0]
+            out[name] = [_number(p.strip(), kind) if isinstance(p, str) else p for p in parts if p != ""]
     return out
+
+
+def _number(text: str, kind: Any) -> Any:
+    """The number in a part of a list that is written with commas; the text if numbers are not expected."""
+    if kind not in (int, float):
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _has_type(value: Any, annotation: Any, *, quoted: bool) -> bool:
+    """Whether a value can be meant for an annotation, before limits are checked.
+
+    pydantic alone takes true for 1. With `quoted`, numbers as text are accepted, as from Python callers; in a file,
+    `"8"` is text, and the JSON schema of the configuration agrees.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_has_type(value, a, quoted=quoted) for a in arguments)
+    if annotation is type(None):
+        return value is None
+    if origin is Literal:
+        return any(a == value and isinstance(a, bool) == isinstance(value, bool) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_has_type(v, arguments[0], quoted=quoted) for v in value)
+    if origin is dict or annotation is dict:
+        return isinstance(value, Mapping)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
+        inner = field_types(annotation)
+        return all(_has_type(v, inner[k], quoted=quoted) for k, v in value.items() if k in inner)
+    if annotation in (int, float):
+        return not isinstance(value, bool) and (quoted or not isinstance(value, str))
+    return annotation is not str or not isinstance(value, bool)
 
 
 def _with_current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,12 +206,19 @@ def _with_current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def option_problems(
-    cls: type, values: Mapping[str, Any], section: str, where: Mapping[str, str], owner: str | None = None
+    cls: type,
+    values: Mapping[str, Any],
+    section: str,
+    where: Mapping[str, str],
+    owner: str | None = None,
+    *,
+    typed: bool = False,
 ) -> list[SmolLM3Error]:
     """Everything that is wrong with `values` as options of `cls`; empty if they are valid.
 
     `section` is the section for the message (`quant`; empty for the top level), `where` maps each key to its origin
     (`run.yaml:7`). `owner` is the component whose options they are (`adapter 'lora'`); None: a configuration section.
+    Numbers as text are valid unless they come from a file, or from another place where values are `typed`.
     """
     from pydantic import ValidationError
 
@@ -183,7 +233,7 @@ def option_problems(
         if key not in infos:
             similar = did_you_mean(str(key), infos)
             hint = f"{'its options' if owner else 'known keys'}: {', '.join(infos)}" if infos else "it has no options"
-            hint = f"did you mean {similar!r}?" if similar else hint
+            hint = f"did you mean {similar if owner else _full(section, similar)!r}?" if similar else hint
             what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"
             problems.append(ConfigError(f"{origin(key)}{what}", hint=hint))
     for name, found in _invalid_defaults(cls):
@@ -191,20 +241,23 @@ def option_problems(
             key = _full(section, name)
             problems.append(PluginError(f"the default of {key} is invalid: {found}",
                                         hint=f"set {key}, and report this to the plugin's author"))  # fmt: skip
+    hints = field_types(cls)
+    wrong: dict[str, str] = {}
+    for name, value in values.items():
+        from_file = bool(where.get(name)) and not where[name].startswith("--")
+        if name in infos and not _has_type(value, hints[name], quoted=not (typed or from_file)):
+            wrong[name] = _explain({"loc": (name,), "type": "", "input": value}, infos)
     try:
         pydantic_model(cls).model_validate({k: v for k, v in values.items() if k in infos})
     except ValidationError as e:
-        seen = set()
         for error in e.errors(include_url=False):
-            name = str(error["loc"][0]) if error["loc"] else ""
-            if name in seen:  # pydantic reports every branch of a union
-                continue
-            seen.add(name)
-            found = _explain({**error, "input": values.get(name, error["input"])}, infos)
-            help_text = infos[name].help or None if name in infos else None
-            named = where.get(name, "").startswith("--")  # the flag names the option already
-            place = where[name] if named else f"{origin(name)}{_full(section, name)}"
-            problems.append(ConfigError(f"{place}: {found}", hint=help_text))
+            name = str(error["loc"][0]) if error["loc"] else ""  # pydantic reports every branch of a union
+            wrong.setdefault(name, _explain({**error, "input": values.get(name, error["input"])}, infos))
+    for name, found in wrong.items():
+        help_text = infos[name].help or None if name in infos else None
+        named = where.get(name, "").startswith("--")  # the flag names the option already
+        place = where[name] if named else f"{origin(name)}{_full(section, name)}"
+        problems.append(ConfigError(f"{place}: {found}", hint=help_text))
     return problems
 
 
@@ -236,6 +289,8 @@ def build(
     section: str,
     where: Mapping[str, str] | None = None,
     owner: str | None = None,
+    *,
+    typed: bool = False,
 ) -> T:
     """An instance of the options dataclass `cls` from plain values, which may be text from the command line.
 
@@ -245,7 +300,7 @@ def build(
     from smollm3_finetune.errors import raise_all
 
     kind = typing.cast(type, cls)
-    raise_all(option_problems(kind, values, section, where or {}, owner))
+    raise_all(option_problems(kind, values, section, where or {}, owner, typed=typed))
     validated = pydantic_model(kind).model_validate(split_lists(kind, values))
     try:
         return typing.cast(T, _construct(kind, validated))

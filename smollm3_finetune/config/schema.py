@@ -30,6 +30,21 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """An entry of `data.path`, `data.validation` or `calibration.path`, as a mapping."""
+
+    path: str = option("", "File, glob, directory or Hub ID.")
+    weight: float = option(
+        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
+    )
+    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
+    split: str = option("train", "Split of a Hub dataset.")
+    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
+    revision: str | None = option(None, "Revision of a Hub dataset.")
+    limit: int | None = option(None, "Use only the first N rows.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training rows, and how they are used."""
 
@@ -38,11 +53,29 @@ class DataConfig:
         "Training rows: a file, glob, directory or Hub ID, or a list of them. Each can be a string or a mapping with "
         "the keys path, weight, formatter, split, subset, revision and limit. Default: the built-in chat dataset.",
     )
+    validation: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
+        None,
+        "Separate held-out rows, same format as data.path; no row of data.path is then held out. "
+        "Default: a fraction of the rows, data.held_out.",
+    )
     held_out: float = option(
         0.1, "Fraction of the rows that are not trained on and are used to measure the held-out loss.", ge=0, lt=1
     )
-    max_length: int = option(1024, "Maximum length of a row, in tokens; longer rows are truncated.", ge=8)
-    limit: int | None = option(None, "Use only the first N rows of each source.", ge=1, le=10**12)
+    seed: int = option(
+        0,
+        "Random seed of the held-out split, of the rows that a weight below 1 selects, and of the calibration rows. "
+        "Separate from --seed, so that runs with different seeds have the same held-out rows.",
+        ge=0,
+        le=2**32 - 1,
+    )
+    max_length: int = option(
+        1024, "Maximum length of a row, in tokens; see data.long_text for longer rows.", ge=8, le=10**9
+    )
+    long_text: Literal["chunk", "cut"] = option(
+        "chunk",
+        "Rows of raw text longer than data.max_length: split into chunks, or cut. Conversations are always cut.",
+    )
+    limit: int | None = option(None, "Use only the first N rows of each source of data.path.", ge=1, le=10**12)
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
     enable_thinking: bool | None = option(
         None,
@@ -57,6 +90,10 @@ class DataConfig:
     )
 
 
+SOURCE_KEYS = ("path", "weight", "formatter", "split", "subset", "revision", "limit")
+"""The keys of an entry of `data.path`: the fields of `data.sources.SourceConfig`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """The calibration data, for quantizers that calibrate."""
@@ -64,16 +101,18 @@ class CalibrationConfig:
     path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None, "Separate calibration data, same format as data.path; default: the training rows."
     )
-    rows: int = option(128, "Number of calibration rows; the seed selects them.", ge=1, le=1_000_000)
-    length: int = option(512, "Tokens used from each row.", ge=1)
+    rows: int = option(128, "Number of calibration rows; data.seed selects them.", ge=1, le=1_000_000)
+    length: int = option(512, "Tokens used from each row.", ge=1, le=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
-    max_steps: int | None = option(None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1)
-    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0)
+    max_steps: int | None = option(
+        None, "Stop after this many optimizer steps; default: determined by --epochs.", ge=1, le=10**12
+    )
+    epochs: float = option(1.0, "Number of passes over the training rows.", gt=0, le=10**9)
     batch_size: int = option(
         8, "Rows per forward pass on each device (with packing: packed sequences).", ge=1, le=1_000_000
     )
@@ -92,9 +131,9 @@ class TrainConfig:
     logits: Literal["supervised", "all"] = option(
         "supervised", "Tokens for which the output layer computes logits: the supervised ones, or all."
     )
-    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
-        2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0
+        2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0, le=1000
     )
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine_with_min_lr", "Learning rate schedule."
@@ -112,19 +151,29 @@ class TrainConfig:
     compile: bool = option(
         False, "Compile the model with torch.compile: the first steps are slow, later ones may be faster."
     )
-    log_every: int = option(1, "Steps between logged metrics.", ge=1)
+    log_every: int = option(1, "Steps between logged metrics.", ge=1, le=10**12)
     eval_every: int | None = option(
-        None, "Steps between evaluations of the held-out loss; default: only before and after training.", ge=1
+        None,
+        "Steps between evaluations of the held-out loss; default: only before and after training.",
+        ge=1,
+        le=10**12,
     )
     report_to: tuple[str, ...] = option(
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
     )
-    save_every: int | None = option(
-        None, "Steps between checkpoints, from which --resume continues; default: no checkpoints.", ge=1
+    max_time: str | None = option(
+        None, "Time after which the run saves a checkpoint and exits with code 75, such as 55m, 1h30m or 2d."
     )
-    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1)
+    save_minutes: float | None = option(
+        10.0,
+        "Minutes between checkpoints, from which --resume continues; one more is saved after the last step. "
+        "off: no checkpoints by time.",
+        gt=0,
+    )
+    save_every: int | None = option(None, "Steps between checkpoints, in addition to save_minutes.", ge=1, le=10**12)
+    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1, le=10**12)
     sample_prompt: str | None = option(None, "Prompt answered before and after training; default: a held-out row's.")
-    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1)
+    sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1, le=10**9)
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -171,7 +220,7 @@ class RunConfig:
     )
     seed: int = option(
         0,
-        "Random seed of the held-out split, the order of rows, dropout and parameter initialization.",
+        "Random seed of the order of rows, dropout and parameter initialization; see also data.seed.",
         ge=0,
         le=2**32 - 1,
     )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.files.limits import CONFIG_SIZE, DEPTH, YAML_VALUES, BeyondLimit, read_text, too_deep
+
+TAGS = {"!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
+"""The tags that are taken; any other may stand for an object that is not plain data."""
 
 
 def _plain(value: Any) -> Any:
@@ -24,7 +30,7 @@ def _plain(value: Any) -> Any:
     for cls in (int, float, str):
         if isinstance(value, cls):
             return cls(value)
-    return value
+    return str(getattr(value, "value", value))  # text with a tag, such as `!!str 5`
 
 
 def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
@@ -41,19 +47,62 @@ def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[s
     return found
 
 
+def _check_size(text: str) -> None:
+    """Raises BeyondLimit if YAML text is nested too deeply, or has too many values once its aliases are replaced.
+
+    Raises ValueError for a tag outside of `TAGS`. Only events are read, because a small file can stand for
+    billions of values: `a: &a [x, x]`, `b: &b [*a, *a]`, …
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
+    limit, deepest = YAML_VALUES.value(), DEPTH.value()
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    """The anchor of each collection that is being read, and the values before it."""
+    total = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            open_.append((event.anchor, total))
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = limit  # an alias inside its own collection never ends
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, AliasEvent):
+            total += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, ScalarEvent):
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        tag = getattr(event, "tag", None)
+        if tag is not None and str(tag) not in TAGS:
+            raise ValueError(f"line {event.start_mark.line + 1}: the tag {tag} is not supported")
+        if len(open_) > deepest:
+            raise too_deep()
+        if total > limit:
+            raise BeyondLimit(f"it has more than {limit} values, aliases included", YAML_VALUES)
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """The mapping in a YAML file and the line of each key. Raises ConfigError with file and line."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, CONFIG_SIZE)
     except FileNotFoundError as e:
         raise ConfigError(f"the configuration file {path} does not exist") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"the configuration file {path} cannot be read: {e}") from e
+    except (OSError, ValueError) as e:
+        hint = e.limit.hint if isinstance(e, BeyondLimit) else None
+        raise ConfigError(f"the configuration file {path} cannot be read: {e}", hint=hint) from e
     try:
+        _check_size(text)
         node = YAML(typ="rt").load(text)
+    except BeyondLimit as e:
+        raise ConfigError(f"the configuration file {path} cannot be used: {e}", hint=e.limit.hint) from e
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
@@ -72,7 +121,12 @@ def parse_value(text: str) -> Any:
     from ruamel.yaml.error import YAMLError
 
     try:
+        _check_size(text)
         value = _plain(YAML(typ="safe", pure=True).load(text)) if text.strip() else text
+    except BeyondLimit as e:
+        if text.lstrip()[:1] not in "[{":  # it would not be a list or mapping anyway
+            return text
+        raise ConfigError(f"the value {text[:40]!r}… cannot be used: {e}", hint=e.limit.hint) from e
     except (YAMLError, ValueError, RecursionError):
         return text
     if "#" in text and text.lstrip()[:1] not in "[{\"'":
@@ -80,14 +134,73 @@ def parse_value(text: str) -> Any:
     return text if isinstance(value, dict | list) and text.lstrip()[:1] not in "[{" else value
 
 
-def dump_yaml(value: Any, *, flow: bool = False) -> str:
-    """Plain values as YAML 1.2 text. With `flow`, on one line in brackets, as the command line accepts it."""
+STARTS_PLAIN = re.compile("[A-Za-z0-9_./~+-]")
+LINE_BREAKS = re.compile("[\n\r\x85\u2028\u2029]")
+
+
+def dump_yaml(value: Any, *, flow: bool = False, encoding: str = "utf-8") -> str:
+    """Plain values as YAML 1.2 text that is read as the same values; each scalar is on one line.
+
+    With `flow`, everything is on one line in brackets, as the command line accepts it. If `encoding` lacks a
+    character, all that are not ASCII are escaped.
+    """
+    text = _dumped(value, flow, escape=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return _dumped(value, flow, escape=True)
+    return text
+
+
+def _dumped(value: Any, flow: bool, *, escape: bool) -> str:
     from ruamel.yaml import YAML
 
     stream = io.StringIO()
     writer = YAML()
     writer.default_flow_style = flow
+    writer.allow_unicode = not escape
     writer.version = None
-    writer.width = 1 << 30 if flow else 110
-    writer.dump(value, stream)
+    writer.width = sys.maxsize
+    writer.representer.ignore_aliases = lambda _: True
+    writer.dump(_quoted(value, flow), stream)
     return stream.getvalue()
+
+
+def commented_yaml(
+    values: Mapping[str, Any], comments: Mapping[str, str], *, indent: int = 0, encoding: str = "utf-8"
+) -> str:
+    """The entries of a mapping as YAML text, each with its comment if it has one.
+
+    The comment is at the end of the first line, or above the entry if its first line cannot hold a comment. Every line
+    begins with `indent` spaces.
+    """
+    out = []
+    width = 47 - indent
+    for key, value in values.items():
+        first, *rest = dump_yaml({key: value}, encoding=encoding).splitlines()
+        comment = comments.get(key)
+        if not comment:
+            out += [first, *rest]
+        elif not rest or first.endswith(":"):
+            out += [f"{first:<{width}} # {one_line(comment)}", *rest]
+        else:
+            out += [f"# {one_line(comment)}", first, *rest]
+    return "\n".join(" " * indent + line for line in out)
+
+
+def one_line(text: str) -> str:
+    """The text for a comment: characters that YAML does not allow there, such as line breaks, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _quoted(value: Any, flow: bool) -> Any:
+    """The value with double quotes around text that ruamel.yaml would write on several lines, or cannot read again."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, Mapping):
+        return {_quoted(k, flow): _quoted(v, flow) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(v, flow) for v in value]
+    if isinstance(value, str) and (LINE_BREAKS.search(value) or (flow and not STARTS_PLAIN.match(value))):
+        return DoubleQuotedScalarString(value)
+    return value

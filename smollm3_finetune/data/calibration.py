@@ -1,7 +1,7 @@
 """The calibration data of a quantizer: token ids of the run's training rows, or of separate calibration rows.
 
-They are chosen by the seed, built when the quantizer first asks for them, and saved with the run, because a base that
-was quantized with them can be rebuilt only from them (`SavedAdapter.calibration`).
+They are chosen by `data.seed`, built when the quantizer first asks for them, and saved with the run, because a base
+that was quantized with them can be rebuilt only from them (`SavedAdapter.calibration`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.data.plan import SelectedRows
 from smollm3_finetune.data.rows import Rows, Survey
-from smollm3_finetune.data.tokenization import tokenize
+from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.model.plan import ModelPlan
 
 Ids = list[list[int]]
@@ -51,58 +51,81 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
     """The same for rows that are not tokenized yet: the `config.rows` rows with the lowest split positions."""
-    first = heapq.nsmallest(config.rows, enumerate(rows.positioned()), key=lambda r: (r[1].position, r[0]))
+    usable = (row for row in rows.positioned() if not row.undesirable)
+    first = heapq.nsmallest(config.rows, enumerate(usable), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRows:
+    """The rows that a run with a configuration trains on and holds out."""
+
+    rows: Rows
+    survey: Survey
+    objective: SelectedComponent
+    render: RenderOptions
+    loaded: LoadedConfig
+
+    def config(self, model: ModelPlan) -> RunConfig:
+        """The configuration, with the suggestions of the components."""
+        chosen = [s.formatter for s in self.rows.sources] + [model.loader, model.quantizer, self.objective]
+        return with_suggestions(self.loaded, chosen).config
+
+    def renderer(self, model: ModelPlan) -> Renderer:
+        return Renderer(model.tokenizer(), self.render)
+
+    def tokens(self, model: ModelPlan) -> Tokens:
+        """The rows as tokens, from the cache if it has them. Raises DataError if a row is invalid."""
+        config, context = self.config(model), model.context
+        return tokenize(
+            *(self.rows, self.survey, self.objective, self.renderer(model), config.data.max_length),
+            *(context.cache, context.progress),
+            chunk=config.data.long_text == "chunk",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPlan:
     """The source of the calibration rows: the rows that a run with the same configuration would train on, or `own`."""
 
-    rows: Rows
-    survey: Survey
+    planned: PlannedRows
     own: Rows | None
     """Separate calibration rows; None: the training rows are used."""
-    objective: SelectedComponent
-    render: RenderOptions
-    loaded: LoadedConfig
 
     def ids(self, model: ModelPlan) -> Calibration:
         """The token ids, built on the first call."""
-        context = model.context
+        planned = self.planned
 
         def make() -> list[list[int]]:
-            chosen = [s.formatter for s in self.rows.sources] + [model.loader, model.quantizer, self.objective]
-            config = with_suggestions(self.loaded, chosen).config
-            renderer = Renderer(model.tokenizer(), self.render)
-
-            def examples() -> Examples:
-                length, cache, progress = config.data.max_length, context.cache, context.progress
-                return tokenize(self.rows, self.survey, self.objective, renderer, length, cache, progress).train
-
-            return calibration_ids(config, self.own, renderer, examples)
+            config, renderer = planned.config(model), planned.renderer(model)
+            return calibration_ids(config, self.own, renderer, lambda: planned.tokens(model).train)
 
         return Calibration(make)
 
 
-def plan_calibration(
-    registry: Registry, selected: SelectedRows, loaded: LoadedConfig, progress: Progress
-) -> CalibrationPlan:
+def plan_rows(registry: Registry, selected: SelectedRows, loaded: LoadedConfig, progress: Progress) -> PlannedRows:
     """Read the rows that a configuration selects. Raises DataError if rows are invalid."""
     rows = selected.rows(registry)
-    return CalibrationPlan(
+    return PlannedRows(
         rows=rows,
         survey=rows.survey(progress),
-        own=selected.calibration_rows(registry),
         objective=selected.objective,
         render=selected.render,
         loaded=loaded,
     )
 
 
+def plan_calibration(
+    registry: Registry, selected: SelectedRows, loaded: LoadedConfig, progress: Progress
+) -> CalibrationPlan:
+    """Read the rows that a configuration selects. Raises DataError if rows are invalid."""
+    planned = plan_rows(registry, selected, loaded, progress)
+    return CalibrationPlan(planned=planned, own=selected.calibration_rows(registry))
+
+
 def calibration_ids(config: RunConfig, own: Rows | None, renderer: Renderer, examples: Callable[[], Examples]) -> Ids:
     """Token ids of the `own` rows if the configuration names any, else of the training `examples`."""
     if own is not None:
         return from_rows(own, renderer, config.calibration)
-    return from_examples(examples(), config.calibration, config.seed)
+    return from_examples(examples(), config.calibration, config.data.seed)

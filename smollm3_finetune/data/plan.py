@@ -14,8 +14,9 @@ from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, DataConfig, RunCon
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.chat_template.syntax import check_syntax
 from smollm3_finetune.data.rows import Rows, with_formatter
-from smollm3_finetune.data.sources import Source, find_sources, pinned
+from smollm3_finetune.data.sources import Source, find_sources, find_validation, pinned, with_unique_titles
 from smollm3_finetune.errors import Collector, ConfigError
+from smollm3_finetune.files.limits import CONFIG_SIZE, read_text
 from smollm3_finetune.paths import user_path
 
 
@@ -28,6 +29,7 @@ class SelectedRows:
     formatter: SelectedComponent | None
     """None: for each source, the one that recognizes its first row."""
     sources: Sequence[Source]
+    """Those of data.path, then those of data.validation."""
     calibration: Sequence[Source] | None
     """Separate calibration rows; None: the training rows."""
     render: RenderOptions
@@ -37,25 +39,33 @@ class SelectedRows:
 
         Raises ConfigError if formatter options are set and the sources use several formatters.
         """
-        formatter, limit = self.formatter, self.config.data.limit
+        formatter, data = self.formatter, self.config.data
         sources, options = [pinned(s) for s in self.sources], self.config.formatter.options
+
+        def limit(source: Source) -> int | None:
+            return None if source.validation else data.limit
+
         if formatter is None and options:
-            names = sorted({with_formatter(registry, s, None, limit).formatter.component.full_name for s in sources})
+            found = (with_formatter(registry, s, None, limit(s)) for s in sources)
+            names = sorted({s.formatter.component.full_name for s in found})
             if len(names) > 1:
                 raise ConfigError(
                     f"formatter.{next(iter(options))}: the sources use several formatters ({', '.join(names)})",
                     hint=f"choose the formatter of this option: --formatter {names[0].rpartition(':')[2]}",
                 )
             formatter = choose(registry, FORMATTER, names[0], options)
-        read = tuple(with_formatter(registry, s, formatter, limit) for s in sources)
-        return Rows(sources=read, seed=self.config.seed, held_out=self.config.data.held_out)
+        read = tuple(with_formatter(registry, s, formatter, limit(s)) for s in sources)
+        return Rows(sources=read, seed=data.seed, held_out=data.held_out, uses_labels=self._uses_labels())
+
+    def _uses_labels(self) -> bool:
+        return bool(getattr(self.objective.component.spec, "uses_labels", False))
 
     def calibration_rows(self, registry: Registry) -> Rows | None:
         """The rows of `calibration.path`, each source with the formatter that recognizes it; None if it is unset."""
         if self.calibration is None:
             return None
         read = tuple(with_formatter(registry, pinned(s), None, None) for s in self.calibration)
-        return Rows(sources=read, seed=self.config.seed, held_out=0.0)
+        return Rows(sources=read, seed=self.config.data.seed, held_out=0.0, uses_labels=self._uses_labels())
 
 
 def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
@@ -71,15 +81,34 @@ def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
     if named is not None:
         formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter.options, origins))
     sources = collect.run(lambda: find_sources(config.data.path))
+    validation: Sequence[Source] | None = ()
+    if (held_out_rows := config.data.validation) is not None:
+        validation = collect.run(lambda: find_validation(held_out_rows))
+        collect.run(lambda: _check_one_kind_of_held_out_rows(loaded))
     own = None
     if config.calibration.path is not None:
-        own = collect.run(lambda: find_sources(config.calibration.path))
+        own = collect.run(lambda: find_sources(config.calibration.path, "calibration.path"))
     render = collect.run(lambda: render_options(config.data))
     collect.finish()
-    assert objective is not None and sources is not None and render is not None
+    assert objective is not None and sources is not None and validation is not None and render is not None
     return SelectedRows(
-        config=config, objective=objective, formatter=formatter, sources=sources, calibration=own, render=render
+        config=config,
+        objective=objective,
+        formatter=formatter,
+        sources=with_unique_titles([*sources, *validation]),
+        calibration=own,
+        render=render,
     )
+
+
+def _check_one_kind_of_held_out_rows(loaded: LoadedConfig) -> None:
+    """Raises ConfigError if a fraction is held out in addition to the rows of `data.validation`."""
+    if loaded.config.data.held_out and "data.held_out" in loaded.origins:
+        raise ConfigError(
+            f"{loaded.origin('data.held_out')}: data.held_out cannot be used with data.validation, "
+            "whose rows are the held-out rows",
+            hint="remove one of them",
+        )
 
 
 def render_options(data: DataConfig) -> RenderOptions:
@@ -87,8 +116,8 @@ def render_options(data: DataConfig) -> RenderOptions:
     template = None
     if data.template is not None:
         try:
-            template = user_path(data.template, "data.template").read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
+            template = read_text(user_path(data.template, "data.template"), CONFIG_SIZE, "utf-8-sig")
+        except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             raise ConfigError(f"the chat template data.template={data.template} cannot be read: {reason}") from e
         check_syntax(template, data.template)

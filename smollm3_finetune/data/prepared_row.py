@@ -11,7 +11,7 @@ class TokenSequence:
     """One token sequence of a row."""
 
     name: str
-    """`""` for a single sequence, else the objective's name for it: `chosen`, `rejected`."""
+    """`""` for a single sequence, else the objective's name for it: `chosen`, `rejected`; or `chunk 1 of 3`."""
     ids: Sequence[int]
     supervised: Sequence[bool]
     """Whether each token is part of the loss. The first never is, because nothing comes before it."""
@@ -32,6 +32,10 @@ class Prepared:
     """The maximum length, in tokens, with which a left-out row would be kept; None if length is not the reason."""
     copies: int
     """How often it is used per pass; 0 for a row that the weight of its source skips."""
+    chunks: int
+    """The number of chunks of a long text; 0 for other rows."""
+    undesirable: bool
+    """Whether it was left out because its label is false."""
     sequences: tuple[TokenSequence, ...]
     length: int
     """Tokens before cutting; of the longest sequence, if there are several."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -23,10 +23,10 @@ from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
+from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
-from smollm3_finetune.data.split import position
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
@@ -50,8 +50,7 @@ class _Recorder(Renderer):
         super().__init__(renderer.tokenizer, renderer.options)
         self.made: list[Encoded] = []
 
-    def encode(self, conversation: Any, max_length: int) -> Encoded:
-        encoded = super().encode(conversation, max_length)
+    def recorded(self, encoded: Encoded) -> Encoded:
         self.made.append(encoded)
         return encoded
 
@@ -60,45 +59,57 @@ class Inspector:
     """Prepares rows one by one as `tokenize` does, and keeps the details that `tokenize` discards."""
 
     def __init__(
-        self, rows: Rows, survey: Survey, objective: SelectedComponent, renderer: Renderer, max_length: int
+        self,
+        rows: Rows,
+        survey: Survey,
+        objective: SelectedComponent,
+        renderer: Renderer,
+        max_length: int,
+        *,
+        chunk: bool,
     ) -> None:
-        self.rows, self.threshold, self.max_length = rows, survey.threshold, max_length
+        self.rows, self.survey, self.max_length = rows, survey, max_length
         self.renderer = _Recorder(renderer)
-        self.example = ExampleBuilder(objective, self.renderer, max_length)
+        self.examples = ExampleBuilder(objective, self.renderer, max_length, chunk=chunk)
 
     def positioned(self, source: int, wanted: Iterator[bool]) -> Iterator[PositionedRow]:
         """The rows of one source whose value in `wanted` (one for each row) is true."""
         conversations = self.rows.sources[source].conversations()
         for (where, conversation), taken in zip(conversations, wanted, strict=True):
             if taken:
-                yield PositionedRow(source, where, position(conversation, self.rows.seed), conversation)
+                yield self.rows.row(source, where, conversation)
 
     def prepare(self, row: PositionedRow) -> Prepared:
         """The row as a run would prepare it. Raises DataError or PluginError with its location, as a run would."""
         self.renderer.made.clear()
-        example = self.example(row)
+        examples = self.examples(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
-        sequences = _sequences(example, made)
-        held_out = row.position < self.threshold
+        chunks = len(examples) if CHUNKED in notes else 0
+        sequences = _chunk_sequences(examples, made) if chunks else _sequences(next(iter(examples), None), made)
+        held_out = self.survey.holds_out(row)
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
-        why, enough = self._why(row, notes) if example is None else ("", None)
+        why, enough = ("", None) if examples else self._why(row, notes)
         return Prepared(
             where=row.where,
-            side="left out" if example is None else "held out" if held_out else "train",
+            side="left out" if not examples else "held out" if held_out else "train",
             held_out=held_out,
             why=why,
             enough=enough,
-            copies=copies(weight, row.position) if example is not None and not held_out else 0,
+            copies=copies(weight, row.position) if examples and not held_out else 0,
+            chunks=chunks,
+            undesirable=row.undesirable,
             sequences=sequences,
             length=max(lengths),
-            uncut=sum(lengths),
+            uncut=max(lengths) if chunks else sum(lengths),
             notes=notes,
         )
 
     def _why(self, row: PositionedRow, notes: Sequence[str]) -> tuple[str, int | None]:
         """Why a row has no supervised tokens, and the maximum length that would be enough, if the length is why."""
         conversation = row.conversation
+        if row.undesirable:
+            return "its label is false: a bad answer, which the objective does not use", None
         if conversation.text is None and not conversation.supervised_messages():
             return "none of its messages is supervised", None
         whole = self.renderer.encode(conversation, NO_LIMIT)
@@ -123,6 +134,18 @@ def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encod
     return tuple(_sequence(name, e.input_ids, e.labels) for name, e in zip(names, made, strict=True))
 
 
+def _chunk_sequences(
+    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded]
+) -> tuple[TokenSequence, ...]:
+    """The sequences of each chunk of a row, named by the chunk."""
+    found = []
+    for i, example in enumerate(examples):
+        for sequence in _sequences(example, made[i : i + 1]):
+            name = f"chunk {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
+            found.append(replace(sequence, name=name))
+    return tuple(found)
+
+
 def _sequence(name: str, ids: Sequence[int], labels: Sequence[int]) -> TokenSequence:
     return TokenSequence(
         name=name, ids=ids, supervised=[t > 0 and label != IGNORE_INDEX for t, label in enumerate(labels)]
@@ -143,7 +166,13 @@ class About:
     objective: str
     max_length: int
     held_out: float
+    """The fraction of the rows of data.path; 0 with `data.validation`."""
+    validation: bool
+    """Whether data.validation names the held-out rows."""
     seed: int
+    """data.seed"""
+    warning: str | None
+    """Training rows that are also in data.validation."""
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -169,7 +198,7 @@ class Preview:
         return [wanted]
 
     def total(self, source: int) -> int:
-        return int(self.survey.train[source] + self.survey.held_out[source])
+        return self.survey.total(source)
 
     def first(self, source: int, rows: int) -> list[Prepared]:
         total = self.total(source)
@@ -184,7 +213,10 @@ class Preview:
         about = self.inspector.rows.sources[source]
         total = self.total(source)
         stats = SourceStats(
-            title=about.source.title, formatter=about.formatter.component.full_name, weight=about.source.config.weight
+            title=about.source.title,
+            formatter=about.formatter.component.full_name,
+            weight=about.source.config.weight,
+            validation=about.source.validation,
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:
@@ -210,7 +242,12 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     assert about_rows is not None and loader is not None and suggesting is not None
     raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
     context = BuildContext(
-        purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=config.seed, cache=Cache.default(), progress=progress
+        purpose=Purpose.TRAIN,
+        device="cpu",
+        dtype="float32",
+        seed=config.seed,
+        cache=Cache.default().reporting(progress.say),
+        progress=progress,
     )
     source, _ = open_source(loader, config.model, context)
     rows = about_rows.rows(registry)
@@ -220,16 +257,25 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     quiet_transformers()
     with attributed_to(loader.component):
         tokenizer = source.tokenizer()
-    survey = rows.survey(progress)
+    survey = rows.survey(progress, must_train=False)
     return Preview(
         about=About(
             model=config.model,
             objective=about_rows.objective.component.full_name,
             max_length=max_length,
-            held_out=config.data.held_out,
-            seed=config.seed,
+            held_out=rows.fraction,
+            validation=config.data.validation is not None,
+            seed=config.data.seed,
+            warning=survey.overlap_warning(),
         ),
-        inspector=Inspector(rows, survey, about_rows.objective, Renderer(tokenizer, about_rows.render), max_length),
+        inspector=Inspector(
+            rows,
+            survey,
+            about_rows.objective,
+            Renderer(tokenizer, about_rows.render),
+            max_length,
+            chunk=config.data.long_text == "chunk",
+        ),
         survey=survey,
         progress=progress,
     )

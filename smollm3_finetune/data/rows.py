@@ -6,6 +6,8 @@ anything else happens. It keeps only counts.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -16,7 +18,7 @@ from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.data.files import Row, read_file
-from smollm3_finetune.data.formatting import formatted, recognize
+from smollm3_finetune.data.formatting import MAX_SHOWN, formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import SplitThreshold, position
@@ -57,7 +59,8 @@ class FormattedSource:
         if source.hub is None:
             content = [file_sha256(f) for f in source.files]
         options = options_dict(self.formatter.options)
-        return [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
+        about = [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
+        return [*about, "validation"] if source.validation else about
 
 
 def with_formatter(
@@ -86,6 +89,10 @@ class PositionedRow:
     where: str
     position: float
     conversation: Conversation
+    validation: bool
+    """Whether it is a row of `data.validation`."""
+    undesirable: bool
+    """Whether it is left out because its label is false and the objective does not use labels."""
 
 
 @dataclass(kw_only=True)
@@ -93,11 +100,36 @@ class Survey:
     """The results of the first pass. Each list has one item for each source."""
 
     threshold: float
-    """Rows whose position is below it are held out."""
+    """Rows of `data.path` whose position is below it are held out."""
     train: list[int]
     held_out: list[int]
+    undesirable: list[int]
+    """Rows that are left out because their label is false."""
+    overlap: list[int]
+    """Training rows that are also in `data.validation`."""
+    overlap_places: list[str]
+    """The locations of the first of them."""
     example: Conversation | None
     """The row with the shortest question, a held-out one if possible; None if no row has a question."""
+    problem: DataError | None = None
+    """Why these rows cannot be trained on, for `data preview`."""
+
+    def holds_out(self, row: PositionedRow) -> bool:
+        return row.validation or row.position < self.threshold
+
+    def total(self, source: int) -> int:
+        return self.train[source] + self.held_out[source] + self.undesirable[source]
+
+    def overlap_warning(self) -> str | None:
+        """A sentence about training rows that are also in `data.validation`; None if there are none."""
+        count = sum(self.overlap)
+        if not count:
+            return None
+        more = ", …" if count > len(self.overlap_places) else ""
+        rows = "1 training row is" if count == 1 else f"{count:,} training rows are"
+        return (
+            f"{rows} also in data.validation ({', '.join(self.overlap_places)}{more}), so the held-out loss is too low"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,44 +139,117 @@ class Rows:
     sources: tuple[FormattedSource, ...]
     seed: int
     held_out: float
-    """Fraction of rows."""
+    """Fraction of the rows; has no effect if there are validation sources."""
+    uses_labels: bool = False
+    """Whether the objective trains on rows with a false label too."""
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the training sources that is held out."""
+        return 0.0 if any(s.source.validation for s in self.sources) else self.held_out
+
+    def row(self, source: int, where: str, conversation: Conversation) -> PositionedRow:
+        """A conversation of a source as a row. Raises DataError if its text is not valid Unicode."""
+        try:
+            place = position(conversation, self.seed)
+        except UnicodeEncodeError as e:
+            raise DataError(f"{where}: the text contains half a character (a lone surrogate)") from e
+        undesirable = conversation.desirable is False and not self.uses_labels
+        return PositionedRow(source, where, place, conversation, self.sources[source].source.validation, undesirable)
 
     def positioned(self) -> Iterator[PositionedRow]:
-        """Every row, in order."""
-        for index, source in enumerate(self.sources):
-            for where, conversation in source.conversations():
-                try:
-                    place = position(conversation, self.seed)
-                except UnicodeEncodeError as e:
-                    raise DataError(f"{where}: the text contains half a character (a lone surrogate)") from e
-                yield PositionedRow(index, where, place, conversation)
+        """Every row, in order; those of `data.validation` first."""
+        for index in sorted(range(len(self.sources)), key=lambda i: not self.sources[i].source.validation):
+            for where, conversation in self.sources[index].conversations():
+                yield self.row(index, where, conversation)
 
-    def survey(self, progress: Progress | None = None) -> Survey:
-        """Read every row once. Raises DataError if rows are invalid, or too few to split."""
-        threshold = SplitThreshold(self.held_out)
-        counts, below = _Counts(len(self.sources)), _Counts(len(self.sources))
+    def survey(self, progress: Progress | None = None, *, must_train: bool = True) -> Survey:
+        """Read every row once. Raises DataError if rows are invalid.
+
+        Also raises DataError if they cannot be trained on, for example because they are too few to split; without
+        `must_train`, the survey has this problem instead, and no row is held out.
+        """
+        threshold, overlap = SplitThreshold(self.fraction), _Overlap(len(self.sources))
+        counts, below, undesirable = (_Counts(len(self.sources)) for _ in range(3))
         shortest = _Shortest()
         with (progress or Silent()).task("reading rows") as task:
             for row in self.positioned():
-                threshold.observe(row.position)
-                counts.add(row.source)
-                if row.position < self.held_out:
-                    below.add(row.source)
-                shortest.observe(row.conversation, held_out=row.position < self.held_out)
                 task.advance()
-        value = threshold.value()
-        if value != self.held_out:  # few rows: the threshold moved so that both sides have one
+                if row.undesirable:
+                    undesirable.add(row.source)
+                    continue
+                held_out = row.validation or row.position < self.fraction
+                counts.add(row.source)
+                if held_out:
+                    below.add(row.source)
+                shortest.observe(row.conversation, held_out=held_out)
+                overlap.observe(row)
+                if not row.validation:
+                    threshold.observe(row.position)
+        value, problem = self.fraction, self._no_rows(counts, undesirable)
+        try:
+            value = value if problem is not None else threshold.value()
+        except DataError as e:
+            value, problem = 0.0, e
+        if problem is not None and must_train:
+            raise problem
+        if value != self.fraction:  # few rows: the threshold moved so that both sides have one
             below, shortest = _Counts(len(self.sources)), _Shortest()
             for row in self.positioned():
-                if row.position < value:
-                    below.add(row.source)
-                shortest.observe(row.conversation, held_out=row.position < value)
+                if not row.undesirable:
+                    if row.position < value:
+                        below.add(row.source)
+                    shortest.observe(row.conversation, held_out=row.position < value)
         train = [c - b for c, b in zip(counts.by_source, below.by_source, strict=True)]
-        return Survey(threshold=value, train=train, held_out=below.by_source, example=shortest.conversation())
+        return Survey(
+            threshold=value,
+            train=train,
+            held_out=below.by_source,
+            undesirable=undesirable.by_source,
+            overlap=overlap.counts.by_source,
+            overlap_places=overlap.places,
+            example=shortest.conversation(),
+            problem=problem,
+        )
+
+    def _no_rows(self, counts: _Counts, undesirable: _Counts) -> DataError | None:
+        """The error if every training row, or every row of `data.validation`, is left out because of its label."""
+        for key, validation in (("data.path", False), ("data.validation", True)):
+            mine = [i for i, s in enumerate(self.sources) if s.source.validation is validation]
+            left_out = sum(undesirable.by_source[i] for i in mine)
+            if left_out and not any(counts.by_source[i] for i in mine):
+                what = (
+                    "the only row has a false label" if left_out == 1 else f"all {left_out:,} rows have a false label"
+                )
+                return DataError(
+                    f"{key}: {what}: their answers are bad, and the objective does not use them",
+                    hint="smollm3 data preview shows the rows",
+                )
+        return None
 
     def identity(self) -> list[Any]:
         """Everything that determines the rows and their split, for the keys of cache entries."""
-        return [self.seed, self.held_out, [s.identity() for s in self.sources]]
+        return [self.seed, self.fraction, [s.identity() for s in self.sources]]
+
+
+class _Overlap:
+    """Finds training rows that are equal to rows of `data.validation`, which come first; 8 bytes per row of these."""
+
+    def __init__(self, sources: int) -> None:
+        self.known, self.is_sorted = array("d"), False
+        self.counts, self.places = _Counts(sources), list[str]()
+
+    def observe(self, row: PositionedRow) -> None:
+        if row.validation:
+            self.known.append(row.position)
+            return
+        if not self.is_sorted:
+            self.known, self.is_sorted = array("d", sorted(self.known)), True
+        i = bisect_left(self.known, row.position)
+        if i < len(self.known) and self.known[i] == row.position:
+            self.counts.add(row.source)
+            if len(self.places) < MAX_SHOWN:
+                self.places.append(row.where)
 
 
 class _Counts:

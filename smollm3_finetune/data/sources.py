@@ -8,30 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import option
 from smollm3_finetune.config.options import build
-from smollm3_finetune.data.files import SUFFIXES
+from smollm3_finetune.config.schema import SourceConfig
+from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
 EMBEDDED_NAME = "the built-in chat dataset"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """An entry of `data.path`."""
-
-    path: str = option("", "File, glob, directory or Hub ID.")
-    weight: float = option(
-        1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
-    )
-    formatter: str | None = option(None, "Formatter of these rows; none: detected.")
-    split: str = option("train", "Split of a Hub dataset.")
-    subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
-    revision: str | None = option(None, "Revision of a Hub dataset.")
-    limit: int | None = option(None, "Use only the first N rows.", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +30,37 @@ class Source:
     files: tuple[Path, ...] = ()
     hub: str | None = None
     """The id of a Hub dataset; None for files. After `pinned`, `config.revision` is a commit."""
+    validation: bool = False
+    """Whether it is named by `data.validation`: all its rows are held out."""
 
 
-def find_sources(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None) -> list[Source]:
-    """The sources that `data.path` names. Does not read rows or use the network.
+def find_sources(
+    path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None, key: str = "data.path"
+) -> list[Source]:
+    """The sources that a configuration key names. Does not read rows or use the network.
 
     Raises DataError or ConfigError if one does not exist.
     """
     if path is None:
         return [Source(title=EMBEDDED_NAME, config=SourceConfig(), files=(EMBEDDED,))]
     if isinstance(path, str | Mapping):
-        return [_source(path, "data.path")]
+        return [_source(path, key)]
     entries = list(path)
     if not entries:
-        raise ConfigError("data.path is an empty list", hint="--data FILE.jsonl")
-    return _with_unique_titles([_source(entry, f"data.path[{i}]") for i, entry in enumerate(entries)])
+        raise ConfigError(f"{key} is an empty list", hint=f"--set {key}=FILE.jsonl")
+    return with_unique_titles([_source(entry, f"{key}[{i}]") for i, entry in enumerate(entries)])
+
+
+def find_validation(path: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> list[Source]:
+    """The sources that `data.validation` names. Raises ConfigError for a weight, which would have no effect."""
+    sources = find_sources(path, "data.validation")
+    if weighted := next((s for s in sources if s.config.weight != 1), None):
+        raise ConfigError(
+            f"data.validation: the weight {weighted.config.weight:g} of {weighted.title!r} has no effect: "
+            "held-out rows are not trained on",
+            hint="remove the weight",
+        )
+    return [replace(s, validation=True) for s in sources]
 
 
 def pinned(source: Source) -> Source:
@@ -71,7 +73,7 @@ def pinned(source: Source) -> Source:
     return replace(source, config=replace(source.config, revision=commit_of(source.hub, source.config.revision)))
 
 
-def _with_unique_titles(sources: Sequence[Source]) -> list[Source]:
+def with_unique_titles(sources: Sequence[Source]) -> list[Source]:
     """The sources, with a number added to each repeated title: `rows.jsonl`, `rows.jsonl (2)`."""
     titles: dict[str, Source] = {}
     for source in sources:
@@ -90,7 +92,7 @@ def _title(text: str) -> str:
 
 
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
-    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where)
+    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where, typed=True)
     text = config.path
     if not text:
         raise ConfigError(f"{where} has no path")
@@ -99,26 +101,27 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     if path.is_file():
         return Source(title=title, config=config, files=(_supported(path),))
     if path.is_dir():
-        inside = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+        inside = sorted(f for f in path.iterdir() if row_format(f))
         if not inside:
-            kinds = ", ".join(SUFFIXES)
-            raise DataError(f"the data directory {text!r} holds no {kinds} file", hint="--data FILE.jsonl")
+            raise DataError(f"the data directory {text!r} holds no file of rows ({FORMATS})", hint="--data FILE.jsonl")
         return Source(title=title, config=config, files=tuple(inside))
     if any(c in text for c in "*?["):
         matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         if not matching:
             raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
         return Source(title=title, config=config, files=tuple(_supported(f) for f in matching))
-    if is_hub_id(text) and path.suffix not in SUFFIXES:
+    if is_hub_id(text) and row_format(path) is None:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
-    near = sorted(f.name for f in path.parent.glob("*") if f.suffix in SUFFIXES)[:5] if path.parent.is_dir() else []
+    if kind := not_regular(path):
+        raise DataError(f"the data file {text!r} is {kind}, not a file", hint="write its content to a file first")
+    near = sorted(f.name for f in path.parent.glob("*") if row_format(f))[:5] if path.parent.is_dir() else []
     place = "the current directory" if path.parent == Path(".") else path.parent
     hint = f"data files in {place}: {', '.join(near)}" if near else "--data FILE.jsonl"
     raise DataError(f"the data file {text!r} does not exist", hint=hint)
 
 
 def _supported(file: Path) -> Path:
-    if file.suffix not in SUFFIXES:
-        raise DataError(f"the data file {str(file)!r} must be one of {', '.join(SUFFIXES)}", hint="--data FILE.jsonl")
+    if row_format(file) is None:
+        raise DataError(f"the data file {str(file)!r} must be one of {FORMATS}", hint="--data FILE.jsonl")
     return file

@@ -12,11 +12,11 @@ from smollm3_finetune.errors import DataError
 
 
 def position(conversation: Conversation, seed: int) -> float:
-    """The position of a conversation in [0, 1), determined only by its content and the seed."""
+    """The position of a conversation in [0, 1), determined only by its content, without its label, and the seed."""
     about = {  # without empty fields, so that a field added later moves only rows that use it
         f.name: value
         for f in dataclasses.fields(conversation)
-        if (value := getattr(conversation, f.name)) not in (None, (), {})
+        if f.name != "desirable" and (value := getattr(conversation, f.name)) not in (None, (), {})
     }
     text = json.dumps([seed, about], sort_keys=True, ensure_ascii=False, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

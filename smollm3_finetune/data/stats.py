@@ -17,16 +17,22 @@ PLACES = 5
 
 @dataclass(kw_only=True)
 class SourceStats:
-    """Counts over the rows of one source. `rows == train + held_out + empty`."""
+    """Counts over the rows of one source. `rows == train + held_out + empty + undesirable`."""
 
     title: str
     formatter: str
     weight: float = 1.0
+    validation: bool = False
+    """Whether it is named by `data.validation`."""
     rows: int = 0
     train: int = 0
     held_out: int = 0
     empty: int = 0
     """Rows left out because they have no supervised tokens."""
+    undesirable: int = 0
+    """Rows left out because their label is false."""
+    chunks: int = 0
+    """Pieces of the rows of long text that were split."""
     rows_per_pass: int = 0
     """Training rows used per pass: `train`, multiplied by the weight."""
     cut: int = 0
@@ -52,6 +58,9 @@ class SourceStats:
         self.train += row.side == "train"
         self.held_out += row.side == "held out"
         self.rows_per_pass += row.copies
+        if row.undesirable:  # it is not tokenized
+            self.undesirable += 1
+            return
         if row.side == "left out":
             self.empty += 1
             self.first_empty.setdefault(row.held_out, row)
@@ -60,6 +69,7 @@ class SourceStats:
         else:
             self.tokens += row.tokens
             self.tokens_supervised += row.supervised
+        self.chunks += row.chunks
         self.cut += "cut" in row.notes
         self.tokens_cut += max(row.uncut - row.tokens, 0)
         self.notes.update(n for n in row.notes if n != "cut")
@@ -74,18 +84,21 @@ class SourceStats:
             "title": self.title,
             "formatter": self.formatter,
             "weight": self.weight,
+            "validation": self.validation,
             "rows": self.rows,
             "train": self.train,
             "held_out": self.held_out,
             "empty": self.empty,
+            "undesirable": self.undesirable,
             "empty_rows": [{"where": where, "why": why} for where, why in self.empty_rows],
             "rows_per_pass": self.rows_per_pass,
             "cut": self.cut,
+            "chunks": self.chunks,
             "notes": dict(sorted(self.notes.items())),
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,
-            "length": quantiles.as_dict() if self.rows else None,
+            "length": quantiles.as_dict() if self.lengths else None,
             "longest_row": self.longest_row,
         }
 

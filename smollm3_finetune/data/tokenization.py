@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune import api
 from smollm3_finetune.api import Objective, Progress, options_dict
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
@@ -23,9 +24,11 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
@@ -41,9 +44,15 @@ class SourceCounts:
     """Training rows, each counted once regardless of its weight."""
     held_out: int
     empty: int
-    """Rows left out because they have no supervised tokens within the maximum length."""
+    """Other rows left out because they have no supervised tokens within the maximum length."""
     notes: Mapping[str, int]
-    """Changes and the number of rows with each: `cut`, `trace stripped`, …"""
+    """Changes and the number of rows with each: `cut`, `chunked`, `trace stripped`, …"""
+    chunks: int = 0
+    """The pieces of the rows of long text that were split; each is an example of its own."""
+    undesirable: int = 0
+    """Rows left out because their label is false."""
+    in_validation: int = 0
+    """Training rows that are also in `data.validation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +75,12 @@ def tokenize(
     max_length: int,
     cache: Cache,
     progress: Progress,
+    *,
+    chunk: bool = False,
 ) -> Tokens:
     """The rows as tokens, from the cache if it has them.
 
+    With `chunk`, raw text longer than `max_length` becomes several examples; otherwise it is cut, like conversations.
     Raises DataError, with file and line, if a row is invalid, and if no row is left to train on.
     """
     inputs = {
@@ -78,6 +90,7 @@ def tokenize(
         "tokenizer": tokenizer_identity(renderer.tokenizer),
         "render": asdict(renderer.options),
         "max_length": max_length,
+        **({"long_text": "chunk"} if chunk else {}),  # runs of versions without chunks keep their identity
     }
     key = {
         **inputs,
@@ -85,11 +98,11 @@ def tokenize(
         "versions": [__version__, installed_version("transformers")],
     }
     identity = fingerprint(inputs)
-    total = sum(survey.train) + sum(survey.held_out)
+    total = sum(survey.total(i) for i in range(len(rows.sources)))
 
     def build(out: Path) -> None:
         with progress.task("tokenizing", total) as task:
-            writer = _Writer(out, rows, survey.threshold, objective, renderer, max_length)
+            writer = _Writer(out, rows, survey, ExampleBuilder(objective, renderer, max_length, chunk=chunk))
             for row in rows.positioned():
                 writer.add(row)
                 task.advance()
@@ -98,26 +111,15 @@ def tokenize(
             _check_weights(writer.counts, writer.rows_per_pass)
 
     titles = [s.source.title for s in rows.sources]
-    entry = cache.get_or_build("tokens", key, build)
-    try:
-        return _open_entry(entry, titles, identity)
-    except (OSError, ValueError, TypeError):  # a truncated or changed file; these include pyarrow's errors
-        cache.drop("tokens", key)
     return _open_entry(cache.get_or_build("tokens", key, build), titles, identity)
 
 
 def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
-    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content.
-
-    Raises OSError, ValueError or TypeError if a file of the entry is damaged.
-    """
-    saved = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
+    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content."""
+    saved = load_json(directory / "counts.json")
     counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
-    train = Examples(directory / "train.arrow")
-    for examples in (train, *held_out):
-        len(examples)  # reads the end of the file, which a truncated file lacks
-    return Tokens(train=train, held_out=held_out, counts=counts, identity=identity)
+    return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts, identity=identity)
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -154,22 +156,30 @@ def _check_weights(counts: Sequence[Mapping[str, Any]], rows_per_pass: int) -> N
 class ExampleBuilder:
     """Builds examples from rows with an objective; the notes on each row are in the renderer's `counts`."""
 
-    def __init__(self, objective: SelectedComponent, renderer: Renderer, max_length: int) -> None:
-        self.selected, self.renderer, self.max_length = objective, renderer, max_length
+    def __init__(self, objective: SelectedComponent, renderer: Renderer, max_length: int, *, chunk: bool) -> None:
+        """With `chunk`, raw text longer than `max_length` becomes several examples."""
+        self.selected, self.renderer, self.max_length, self.chunk = objective, renderer, max_length, chunk
         self.objective: Objective = objective.create()
         self.names: list[str] | None = None
 
-    def __call__(self, row: PositionedRow) -> Mapping[str, Sequence[int]] | None:
-        """The example of a row, or None if it is left out.
+    def __call__(self, row: PositionedRow) -> list[dict[str, list[int]]]:
+        """The examples of a row: one, several for a long text, or none if it is left out.
 
         Raises DataError with the row's location if the template refuses it. Raises PluginError if `prepare` fails or
         returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
+        if row.undesirable:
+            return []
         try:
             with attributed_to(self.selected.component, where=row.where):
-                example = self.objective.prepare(row.conversation, self.renderer, self.max_length)
-                return None if example is None else self._checked(example)
+                pieces = self.renderer.chunks(row.conversation, self.max_length) if self.chunk else []
+                if pieces:
+                    self.renderer.note(CHUNKED)
+                chunked: list[api.Renderer] = [ChunkRenderer(self.renderer, row.conversation, p) for p in pieces]
+                views = chunked or [self.renderer]
+                made = (self.objective.prepare(row.conversation, view, self.max_length) for view in views)
+                return [self._checked(example) for example in made if example is not None]
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
 
@@ -194,31 +204,36 @@ class ExampleBuilder:
 class _Writer:
     """Writes rows to Arrow files: one for the training rows, and one for the held-out rows of each source."""
 
-    def __init__(
-        self, out: Path, rows: Rows, threshold: float, objective: SelectedComponent, renderer: Renderer, max_length: int
-    ) -> None:
-        self.out, self.rows, self.threshold = out, rows, threshold
-        self.prepare, self.renderer = ExampleBuilder(objective, renderer, max_length), renderer
+    def __init__(self, out: Path, rows: Rows, survey: Survey, prepare: ExampleBuilder) -> None:
+        self.out, self.rows, self.survey, self.prepare = out, rows, survey, prepare
         self.train, self.rows_per_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
-        self.counts: list[dict[str, Any]] = [{"train": 0, "held_out": 0, "empty": 0, "notes": {}} for _ in rows.sources]
+        self.counts: list[dict[str, Any]] = [
+            {"train": 0, "held_out": 0, "empty": 0, "notes": {}, "chunks": 0, "undesirable": 0, "in_validation": both}
+            for both in survey.overlap
+        ]
 
     def add(self, row: PositionedRow) -> None:
         counts = self.counts[row.source]
-        example = self.prepare(row)
-        for note, times in self.renderer.counts.items():
+        examples = self.prepare(row)
+        notes = self.prepare.renderer.counts
+        for note, times in notes.items():
             counts["notes"][note] = counts["notes"].get(note, 0) + times
-        held = row.position < self.threshold
-        if example is None:
+        if CHUNKED in notes:
+            counts["chunks"] += len(examples)
+        if row.undesirable:
+            counts["undesirable"] += 1
+        elif not examples:
             counts["empty"] += 1
-        elif held:
+        elif self.survey.holds_out(row):
             counts["held_out"] += 1
-            self.held_out[row.source].add(example)
+            for example in examples:
+                self.held_out[row.source].add(example)
         else:
             counts["train"] += 1
             times = copies(self.rows.sources[row.source].source.config.weight, row.position)
             self.rows_per_pass += times
-            for _ in range(times):
+            for example in examples * times:
                 self.train.add(example)
 
     def close(self) -> None:

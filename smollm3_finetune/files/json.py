@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.limits import BeyondLimit, load_json
 from smollm3_finetune.files.writing import write_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError if the file does not hold one."""
+    """The object in a JSON file. Raises ModelError if the file does not hold one, or is beyond a limit of `limits`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except FileNotFoundError as e:
         raise ModelError(f"{path} does not exist") from e
     except (OSError, ValueError) as e:
-        raise ModelError(f"{path} cannot be read as JSON: {e}") from e
+        hint = e.limit.hint if isinstance(e, BeyondLimit) else None
+        raise ModelError(f"{path} cannot be read as JSON: {e}", hint=hint) from e
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def names_code(about: Any) -> bool:
+    """Whether the description of a model names Python code of its own (`auto_map`), at any level."""
+    if isinstance(about, dict):
+        return "auto_map" in about or any(map(names_code, about.values()))
+    return isinstance(about, list) and any(map(names_code, about))
 
 
 def file_sha256(path: str | Path) -> str:

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from smollm3_finetune.files.permissions import apply_umask
+
 PARTIAL = ".partial-"
 """Prefix of the name of what is being written; a leftover of a killed process has it too."""
 
@@ -30,6 +32,19 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     sync_entry(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    with path.open("ab", buffering=0) as stream:
+        before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
+        try:
+            while data:
+                data = data[stream.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+            raise
 
 
 @contextlib.contextmanager
@@ -60,8 +75,33 @@ def publish_directory(partial: Path, path: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
+def publish_files(partial: Path, directory: Path, *, last: str) -> None:
+    """Sync a finished directory and move its files into `directory`, the file `last` at the end.
+
+    Files of `directory` with other names stay. A directory that does not exist yet appears whole.
+    """
+    sync_tree(partial)
+    if not directory.exists():
+        partial.rename(directory)
+        sync_entry(directory.parent)
+        return
+    files = sorted(
+        (p.relative_to(partial) for p in partial.rglob("*") if p.is_file()), key=lambda p: (str(p) == last, p)
+    )
+    for name in files:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        if str(name) == last:
+            sync_entry(directory)
+        (partial / name).replace(directory / name)
+    sync_entry(directory)
+
+
 def sync_tree(directory: Path) -> None:
-    """Force every file and directory below `directory`, and the directory itself, to disk."""
+    """Force every file and directory below `directory`, and the directory itself, to disk.
+
+    First they get the permissions that the user's umask gives to new files: what is published passes through here.
+    """
+    apply_umask(directory)
     for folder, _, files in os.walk(directory):
         for name in files:
             with open(os.path.join(folder, name), "rb") as stream:

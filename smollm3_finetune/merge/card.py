@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.model_files.model_card import beginning, facts, linked, with_options
+from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, with_options
 
 
 def card(about: Mapping[str, Any]) -> str:
@@ -22,7 +22,9 @@ def card(about: Mapping[str, Any]) -> str:
         rows.append(("quantizer", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
     lines = [
         *beginning(
-            base, "merged", about["title"], "An adapter merged into its base model with `smollm3 merge`."
+            Metadata(base=base, tag="merged", license=about["license"]),
+            about["title"],
+            "An adapter merged into its base model with `smollm3 merge`.",
         ),
         *facts(rows), "",
         "## Merge check", "",
@@ -35,11 +37,22 @@ def card(about: Mapping[str, Any]) -> str:
         f"| the dense copy of the base in {about['dtype']} vs. the base | {_number(figures['base'])} |",
     ]  # fmt: skip
     if again is not None:
-        lines.append(f"| the quantized checkpoint vs. the merged model | {_number(again['drift'])} |")
+        found = again["predictions"]
+        before, after = (_perplexity(found[f"perplexity_{when}"]) for when in ("before", "after"))
+        lines += [
+            f"| the quantized checkpoint vs. the merged model | {_number(again['drift'])} |",
+            "",
+            f"Perplexity on {found['tokens']:,} tokens of {found['row_count']} rows ({found['rows']}): {before} for "
+            f"the merged model, {after} for the quantized checkpoint; {found['meaning']}.",
+        ]
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]
     return "\n".join(lines) + "\n"
+
+
+def _perplexity(value: float | None) -> str:
+    return "too large to state" if value is None else f"{value:.4g}"
 
 
 def _number(value: float | None) -> str:

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import options_dict
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.components.selection import SelectedComponent
-from smollm3_finetune.config.load import plain
 from smollm3_finetune.files.json import write_json
+from smollm3_finetune.inference.held_out_loss import Loss
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
+from smollm3_finetune.merge.prediction import PredictedRows
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model_files.model_card import FILE as CARD
-from smollm3_finetune.model_files.model_card import shown_ref
+from smollm3_finetune.model_files.model_card import license_of, shown_ref
 from smollm3_finetune.model_files.output import publish
 from smollm3_finetune.model_files.writing import FIGURES
 
@@ -63,6 +62,9 @@ class Merged:
     rows: Sequence[Sequence[int]]
     logits: Sequence[Tensor]
     """The logits of the reloaded model, (T, V) for each row of T ids."""
+    predicted: PredictedRows
+    loss: Loss
+    """The loss of the reloaded model on `predicted`; without terms if no checkpoint is compared with it."""
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path) -> None:
@@ -90,11 +92,12 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
     return {
         "title": f"{ref.rpartition('/')[2]}, {plan.adapter.component.spec.name}, merged",
         "model": ref,
+        "license": license_of(plan.source.path),
         "own_base": merged.own_base,
         "quantizer": plan.quantizer.component.spec.name,
-        "quantizer_options": given_options(plan.quantizer),
+        "quantizer_options": plan.quantizer.given_options(),
         "adapter": plan.adapter.component.spec.name,
-        "adapter_options": given_options(plan.adapter),
+        "adapter_options": plan.adapter.given_options(),
         "dtype": dtype,
         "computed_in": merged.computed,
         "parameters": merged.parameters,
@@ -106,13 +109,6 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "requantized": None,
         "versions": versions,
     }
-
-
-def given_options(choice: SelectedComponent) -> dict[str, Any]:
-    """The options of a component that differ from its defaults."""
-    usual = options_dict(choice.component.options_class()())
-    chosen = options_dict(choice.options)
-    return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
 
 
 def finite_or_none(value: float) -> float | None:

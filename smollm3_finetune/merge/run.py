@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
+from smollm3_finetune.inference.held_out_loss import Loss
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
+from smollm3_finetune.merge.prediction import PredictedRows, fixed_texts, predictions
 from smollm3_finetune.merge.report import (
     Merged,
     MergeSettings,
     finite_or_none,
-    given_options,
     merge_report,
     publish_merge,
 )
@@ -31,6 +32,7 @@ from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial
 from smollm3_finetune.model_files.writing import generation_config, saved_dtype, write_model
@@ -45,11 +47,13 @@ def merge(
     settings: MergeSettings,
     requantizer: Requantizer | None = None,
     calibration: Calibration | None = None,
+    held_out: PredictedRows | None = None,
 ) -> dict[str, Any]:
     """Merge the plan's saved adapter into a dense copy of its base and write it to `settings.output`.
 
     `plan` must be made for `Purpose.MERGE`. With a `requantizer`, the output is a quantized checkpoint of the merged
-    model; `calibration` returns rows of token ids for it. Returns the report, whose content is also in `merge.json` of
+    model; `calibration` returns rows of token ids for it, and both models are measured on the `held_out` rows (default:
+    fixed texts). Returns the report, whose content is also in `merge.json` of
     the output.
 
     The output is created only if everything succeeded. Raises ConfigError if it is not empty, SmolLM3Error if the disk
@@ -58,6 +62,8 @@ def merge(
     if plan.adapter is None or plan.saved is None:
         raise UnsupportedOp("there is no saved adapter to merge", hint="--adapter-path RUN/adapter")
     began = time.monotonic()
+    if settings.check_base:
+        check_trained_context(plan)
     quiet_transformers()
     bound = settings.max_drift
     if bound is not None and not (math.isfinite(bound) and bound > 0):
@@ -85,7 +91,14 @@ def merge(
             held.enter_context(claimed(directory))
         dense_directory = settings.keep_dense or settings.output
         merged = _merge_and_reload(
-            plan, settings, dtype, quantizer, adapter, held.enter_context(partial(dense_directory))
+            plan,
+            settings,
+            dtype,
+            quantizer,
+            adapter,
+            held.enter_context(partial(dense_directory)),
+            predicted=held_out,
+            predict=requantizer is not None,
         )
         about = merge_report(plan, dtype, merged, settings)
         if about["fault"] is not None and not settings.force:
@@ -107,9 +120,20 @@ def merge(
 
 
 def _merge_and_reload(
-    plan: ModelPlan, settings: MergeSettings, dtype: str, quantizer: Quantizer, adapter: Adapter, out: Path
+    plan: ModelPlan,
+    settings: MergeSettings,
+    dtype: str,
+    quantizer: Quantizer,
+    adapter: Adapter,
+    out: Path,
+    *,
+    predicted: PredictedRows | None,
+    predict: bool,
 ) -> Merged:
-    """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time."""
+    """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time.
+
+    The loss on the `predicted` rows, by default fixed texts, is measured only if `predict`.
+    """
     import torch
 
     assert plan.saved is not None
@@ -128,6 +152,7 @@ def _merge_and_reload(
     generation = generation_config(base.model, plan.saved.path)
     with task("measuring the base and its dense copy"):
         rows = fixed_rows(tokenizer, _vocabulary(base.model))
+        predicted = predicted or fixed_texts(tokenizer, _vocabulary(base.model))
         alone = logits_of_rows(base.model, rows)
         rounded_drift = None
         if coarsest(exact, dtype) != exact:
@@ -159,6 +184,7 @@ def _merge_and_reload(
         reloaded = _reload(plan, plan.source.at(out), computed)
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
+        loss = predicted.loss(reloaded) if predict else Loss()
         del reloaded
         _free_memory()
     figures = Figures(
@@ -178,6 +204,8 @@ def _merge_and_reload(
         parameters=parameters,
         rows=rows,
         logits=found,
+        predicted=predicted,
+        loss=loss,
     )
 
 
@@ -207,26 +235,32 @@ def _requantize(
     held: contextlib.ExitStack,
 ) -> dict[str, Any]:
     """Write and measure the quantized checkpoint of a merged model; returns the content of its `merge.json`."""
-    path = merged.path
+    path, left = merged.path, "nothing was kept"
     if settings.keep_dense is not None:
-        path = settings.keep_dense
+        path, left = settings.keep_dense, f"the merged model in {settings.keep_dense} is complete"
         publish_merge(about, merged.path, path)
     context = replace(plan.context, dtype=dtype)
-    out = held.enter_context(partial(settings.output))
+    out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
         requantizer.write(plan.source.at(path), out, context, calibration)
     with context.progress.task("reloading the checkpoint and comparing"):
         checkpoint = plan.source.at(out)
-        measured = requantizer.drift(checkpoint, merged.rows, merged.logits, replace(context, dtype=merged.computed))
+        model = requantizer.load(checkpoint, replace(context, dtype=merged.computed))
+        measured = drift(logits_of_rows(model, merged.rows), merged.logits)
+        predicted = predictions(merged.predicted, merged.loss, merged.predicted.loss(model))
+        del model
+        _free_memory()
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
-        "options": given_options(choice),
+        "options": choice.given_options(),
         "drift": finite_or_none(measured),
+        "predictions": predicted,
     }
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
-    about = {**about, "requantized": requantized, "versions": versions}
+    warnings = [*about["warnings"], *filter(None, [predicted["warning"]])]
+    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings}
     publish_merge(about, out, settings.output)
     return about
 

@@ -6,6 +6,7 @@ adapter attaches to the loaded base.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,8 +29,12 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
+from smollm3_finetune.files.checksums import CHECKSUMS, write_checksums
+from smollm3_finetune.files.writing import PARTIAL, partial_name, publish_files
+from smollm3_finetune.model.adapter_card import Training, edited_card, write_card
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
-from smollm3_finetune.model.saved_adapter import SavedAdapter
+from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
+from smollm3_finetune.model.trained_context import check_trained_context
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,15 +78,37 @@ class LoadedModel:
             raise UnsupportedOp("there is no adapter to disable")
         return self.adapted.disabled()
 
-    def save(self, path: Path) -> None:
-        """Write the adapter, its tokenizer and the description of its base into `path`."""
+    def save(self, path: Path, training: Training | None = None) -> None:
+        """Write the adapter, its tokenizer, the description of its base, its card and `checksums.json` into `path`.
+
+        A directory that does not exist yet appears whole, and everything is on disk when the call returns. Files with
+        other names in an existing directory stay, and so does a model card that a user edited. The card contains
+        `training`.
+        """
+        partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            for name in EDITABLE:
+                if (path / name).is_file():  # kept as it is
+                    partial.mkdir(exist_ok=True)
+                    shutil.copyfile(path / name, partial / name)
+            self.write(partial, training)
+            write_checksums(partial, without=EDITABLE)
+            publish_files(partial, path, last=CHECKSUMS)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def write(self, path: Path, training: Training | None = None) -> None:
+        """Write the files of `save` without checksums, into a directory whose checksums are written later."""
         if self.adapted is None or self.plan.adapter is None:
             raise UnsupportedOp("there is no adapter to save", hint="load_model(…, adapter='lora')")
         path.mkdir(parents=True, exist_ok=True)
+        edited = edited_card(path)
         self.adapted.save(path)
         self.tokenizer.save_pretrained(str(path))
         # written directly: `save_pretrained` would refuse the contradictory generation config of some models
         self.base.model.generation_config.to_json_file(str(path / "generation_config.json"))
+        write_card(self.plan, path, training, edited)
         self.describe(path)
 
     def describe(self, path: Path) -> None:
@@ -185,6 +212,8 @@ def compose(
 
     `made` are the plan's `parts`, for a caller that needs to know early whether they can be created.
     """
+    if check_base:
+        check_trained_context(plan)
     quantizer, adapter = made or parts(plan)
     base = load_base(plan.quantizer, quantizer, plan.source, plan.context)
     if adapter is None or plan.adapter is None:
@@ -250,14 +279,14 @@ def build_context(
     from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
-    resolved = resolve_device(device)
+    resolved, progress = resolve_device(device), progress or Silent()
     more = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
         device=resolved,
         dtype=resolve_dtype(dtype, resolved),
         seed=seed,
-        cache=cache or CacheClass.default(),
-        progress=progress or Silent(),
+        cache=(cache or CacheClass.default()).reporting(progress.say),
+        progress=progress,
         **more,
     )

@@ -19,12 +19,13 @@ from smollm3_finetune.components.registry import RegisteredComponent, Registry, 
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.config.load import same_component
-from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.config.schema import DEFAULT_MODEL, ComponentConfig
 from smollm3_finetune.errors import (
     Collector,
     ConfigError,
     IncompatibleError,
     ModelError,
+    did_you_mean,
 )
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model_files.loading import load_tokenizer
@@ -117,7 +118,12 @@ def _model_hint(ref: str, registry: Registry) -> str:
     install = known_components()["loader"].get(extension)
     if install and extension not in {o.spec.name for o in registry.of(LOADER)}:
         return f"pip install {install}"
-    return "--model tiny (built-in), --model HuggingFaceTB/SmolLM3-3B (a Hub ID), or --model DIRECTORY"
+    path = user_path(ref)
+    beside = [str(p) for p in path.parent.glob("*/")] if path.parent.is_dir() else []
+    near = did_you_mean(ref, [DEFAULT_MODEL, *(d for d in beside if (Path(d) / "config.json").exists())])
+    if near is not None:
+        return f"did you mean {near!r}?"
+    return f"use {DEFAULT_MODEL!r} (built-in), a Hub ID such as HuggingFaceTB/SmolLM3-3B, or a directory"
 
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[RegisteredComponent]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.files.checksums import CHECKSUMS, damage
+from smollm3_finetune.files.limits import check_regular, load_json
 
 FILE = "smollm3.json"
+EDITABLE = ("README.md",)
+"""Files of a saved adapter that a user may edit: they have no checksum."""
 CALIBRATION = "calibration.json"
 """In a run's directory: the token ids that its quantizer was calibrated with."""
 
@@ -31,14 +36,17 @@ class SavedAdapter:
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
-        """Raises ModelError if the directory does not exist or its description is damaged."""
+        """Raises ModelError if the directory does not exist, or if a file is missing or differs from its checksum."""
         if not path.is_dir():
             raise ModelError(f"there is no adapter directory {str(path)!r}", hint="--adapter-path RUN/adapter")
+        check_regular(path)
+        if (found := damage(path)) is not None:
+            raise ModelError(f"the adapter {path} is damaged: {found}", hint=_remedy(path))
         file = path / FILE
         if not file.exists():
             return cls(path=path)
         try:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = load_json(file)
             return cls(
                 path=path,
                 model=about["model"],
@@ -70,6 +78,16 @@ class SavedAdapter:
         (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
+def _remedy(path: Path) -> str:
+    """What to do about a damaged adapter."""
+    edited = f"if you edited the file on purpose: rm {shlex.quote(str(path / CHECKSUMS))}"
+    saved = [p for p in path.parent.glob("checkpoints/checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    for checkpoint in sorted(saved, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
+        if damage(checkpoint) is None:
+            return f"to use the last checkpoint: MODEL --adapter-path {shlex.quote(str(checkpoint))}; {edited}"
+    return f"copy it again; {edited}"
+
+
 def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
     (run / CALIBRATION).write_text(json.dumps({"input_ids": [list(row) for row in ids]}) + "\n", encoding="utf-8")
 
@@ -77,7 +95,7 @@ def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:
 def read_calibration(file: Path) -> list[list[int]]:
     """The token ids in the file. Raises ModelError if it is damaged."""
     try:
-        ids: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))["input_ids"]
+        ids: list[list[int]] = load_json(file)["input_ids"]
         if not all(isinstance(i, int) for row in ids for i in row):
             raise TypeError("input_ids must be lists of integers")
     except (OSError, ValueError, KeyError, TypeError) as e:

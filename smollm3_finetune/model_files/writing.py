@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.files.json import names_code, read_json
 from smollm3_finetune.model_files.output import SIZES
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ def write_model(
     model.save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))
     generation.to_json_file(str(out / "generation_config.json"))
-    for file in out.glob("*.safetensors"):  # they are written with mode 0600, whatever the umask
-        file.chmod((out / "config.json").stat().st_mode)
 
 
 def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
@@ -81,7 +80,7 @@ def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line:
     not copied either, and reported with `say`: a downloaded model may contain links into the user's home directory.
     """
     configs = (source / name for name in ("config.json", "tokenizer_config.json"))
-    has_code = any('"auto_map"' in file.read_text(encoding="utf-8") for file in configs if file.is_file())
+    has_code = any(names_code(read_json(file)) for file in configs if file.is_file())
     for file in sorted(source.iterdir()):
         belongs = BELONGS.fullmatch(file.name) and (has_code or file.suffix != ".py")
         if not belongs or not file.is_file() or (out / file.name).exists():

@@ -13,12 +13,11 @@ from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
-from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.load import load_base
 from smollm3_finetune.model_files.writing import copy_rest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
 Calibration = Callable[[], Sequence[Sequence[int]]]
 """Returns the calibration rows as token ids."""
@@ -41,21 +40,22 @@ class Requantizer:
             self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
         copy_rest(source.path, out, context.progress.say)
 
-    def drift(
-        self, source: ModelSource, rows: Sequence[Sequence[int]], merged: Sequence[Tensor], context: BuildContext
-    ) -> float:
-        """The relative difference of the reloaded checkpoint's logits on `rows` from `merged`, (T, V) for each row."""
-        base = load_base(self.choice, self.quantizer, source, replace(context, purpose=Purpose.INFER))
-        return drift(logits_of_rows(base.model, rows), merged)
+    @property
+    def needs_calibration(self) -> bool:
+        return _needs_calibration(self.choice)
+
+    def load(self, source: ModelSource, context: BuildContext) -> nn.Module:
+        """The model in a checkpoint that `write` has written."""
+        return load_base(self.choice, self.quantizer, source, replace(context, purpose=Purpose.INFER)).model
 
 
 def choose_requantizer(
-    registry: Registry, name: str, options: Mapping[str, Any], device: str, calibration: Calibration | None
+    registry: Registry, name: str, options: Mapping[str, Any], device: str, *, has_rows: bool
 ) -> Requantizer:
     """The quantizer that `--requantize` selects, checked before any weights are read.
 
-    Raises IncompatibleError if it does not write checkpoints, ConfigError if it needs calibration rows and there are
-    none, and the errors of selecting and creating a component.
+    `has_rows`: whether there are rows for calibration. Raises IncompatibleError if it does not write checkpoints,
+    ConfigError if it needs calibration rows and there are none, and the errors of selecting and creating a component.
     """
     origins = {f"{QUANTIZER.section}.{key}": f"--requantize-opt {key}" for key in options}
     choice = choose(registry, QUANTIZER, name, options, origins)
@@ -67,9 +67,13 @@ def choose_requantizer(
             f"--requantize {name}: this quantizer does not write checkpoints; it quantizes a model at load time",
             hint=f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
         )
-    if getattr(component.spec, "needs_calibration", False) and calibration is None:
+    if _needs_calibration(choice) and not has_rows:
         raise ConfigError(
             f"--requantize {name} needs calibration rows, but there are none",
             hint=f"merge a run, which provides rows; or merge, then: smollm3 quantize DIR {QUANTIZER.flag} {name}",
         )
     return Requantizer(choice=choice, quantizer=made)
+
+
+def _needs_calibration(choice: SelectedComponent) -> bool:
+    return bool(getattr(choice.component.spec, "needs_calibration", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,15 @@ from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.model_card import FILE as CARD
-from smollm3_finetune.model_files.model_card import beginning, facts, linked, shown_ref, with_options
+from smollm3_finetune.model_files.model_card import (
+    Metadata,
+    beginning,
+    facts,
+    license_of,
+    linked,
+    shown_ref,
+    with_options,
+)
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.model_files.writing import copy_rest
 
@@ -39,7 +48,7 @@ def plan_quantize(
     if config.quant.name is None:
         raise ConfigError(
             f"{QUANTIZER.flag} is required",
-            hint=f"use {QUANTIZER.flag} NAME; smollm3 plugins list shows the quantizers",
+            hint=f"{QUANTIZER.flag} NAME; to see the names: smollm3 plugins list",
         )
     check_vacant("--output", output)
     request = ModelRequest(
@@ -61,7 +70,7 @@ def plan_quantize(
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes a model at load time",
-            hint=f"smollm3 train --model {config.model} {QUANTIZER.flag} {config.quant.name}",
+            hint=f"smollm3 train --model {shlex.quote(config.model)} {QUANTIZER.flag} {config.quant.name}",
         )
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)
@@ -93,6 +102,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     used = calibration.used if isinstance(calibration, Calibration) else None
     return {
         "model": shown_ref(model.ref),
+        "license": license_of(model.source.path),
         "quantizer": model.quantizer.component.spec.name,
         "options": _stated_options(out) or plain(options_dict(model.quantizer.options)),
         "bytes_before": _weight_bytes(model.source.path),
@@ -126,5 +136,6 @@ def _card(report: Mapping[str, Any]) -> str:
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
-    head = beginning(base, report["quantizer"], title, "Written by `smollm3 quantize`.", "quantized")
+    about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
+    head = beginning(about, title, "Written by `smollm3 quantize`.")
     return "\n".join([*head, *facts(rows)]) + "\n"

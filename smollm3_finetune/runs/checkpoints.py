@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import PARTIAL, publish_directory
 
 STATE = "trainer_state.json"
@@ -50,8 +51,8 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """The state of the Trainer; empty if the checkpoint has none."""
         try:
-            found = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = load_json(self.path / STATE)
+        except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -85,10 +86,16 @@ class Checkpoints:
             damaged(checkpoint, found)
         return None
 
-    def begin(self) -> None:
-        """Create the empty directory of the next checkpoint; a leftover of a killed process is deleted."""
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """Inside the context, `partial` exists; a leftover of a killed process is deleted first."""
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.path.mkdir(exist_ok=True)  # not its parent: a run whose directory was deleted must not appear again
+        self.partial.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def finish(self, step: int, keep: int) -> None:
         """Publish the checkpoint that was written, then delete old ones so that `keep` are left."""
@@ -96,7 +103,6 @@ class Checkpoints:
         written = self.partial / target.name
         write_checksums(written)
         publish_directory(written, target)
-        shutil.rmtree(self.partial, ignore_errors=True)
         for old in [c for c in self.all() if c.step != step][: 1 - keep or None]:
             shutil.rmtree(old.path, ignore_errors=True)
 
@@ -115,10 +121,10 @@ def _visible_damage(checkpoint: Path) -> str | None:
     Tensors are not read: a file of `torch.save` is a ZIP archive, whose directory is at its end.
     """
     try:
-        about = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        about = load_json(checkpoint / STATE)
         if not isinstance(about["global_step"], int) or not isinstance(about["log_history"], list):
             raise TypeError("global_step must be a number and log_history a list")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+    except (OSError, ValueError, TypeError, KeyError) as e:
         return f"{STATE} cannot be read: {type(e).__name__}: {e}"
     for file in sorted((*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth"))):
         if not zipfile.is_zipfile(file):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.config.load import LoadedConfig, assemble, file_settings
+from smollm3_finetune.config.load import DEFAULT, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -34,7 +35,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings}
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
-    loaded = assemble([settings])
+    loaded = assemble([[*_before_their_keys(settings), *settings]])
     for name in CODE_EXECUTION_OPTIONS:
         if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
@@ -44,10 +45,20 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     return loaded
 
 
+def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
+    """Settings for what runs did before these keys existed; the settings of the run's file override them.
+
+    The run's seed also decided the held-out rows, and long text was cut.
+    """
+    seed = next((s for s in settings if s.key == ("seed",)), None)
+    found = [Setting(key=("data", "long_text"), value="cut", origin=DEFAULT)]
+    return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
+
+
 def saved_versions(run: RunDir) -> dict[str, Any]:
     """The content of versions.json. Raises ModelError if it is damaged."""
     try:
-        saved: dict[str, Any] = json.loads(run.versions.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = load_json(run.versions)
         if not isinstance(saved["plugins"], dict) or not isinstance(saved["plugin_files"], dict):
             raise TypeError("plugins and plugin_files must be objects")
         if not all(isinstance(v, str) for part in ("plugins", "plugin_files") for v in saved[part].values()):
@@ -78,6 +89,8 @@ def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
             )
 
 
+REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}
+"""The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""
 
@@ -95,9 +108,10 @@ def run_request(
     from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 
     def decided(flag: str) -> ConfigError:
+        base = next((shlex.quote(str(s.value)) for s in file_settings(run.config) if s.key == ("model",)), "MODEL")
         return ConfigError(
             f"{flag} cannot be used with the run {run.path}: its model is loaded as it was trained",
-            hint=f"smollm3 {command} MODEL --adapter-path {run.adapter}",
+            hint=f"smollm3 {command} {base} --adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
         )
 
     for name in FIXED_BY_RUN:

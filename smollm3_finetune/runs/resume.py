@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
-from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.cache.fingerprint import fingerprint
+from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble
+from smollm3_finetune.config.schema import RunConfig
+from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.reopen import check_plugin_files, saved_configuration, saved_versions
-from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.rundir import RUNS, RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.components.selection import SelectedComponent
 
-MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "save_every"), ("train", "keep_checkpoints"),
-              ("train", "log_every"), ("device",)}  # fmt: skip
+MAY_CHANGE = {
+    ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
+    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("device",),
+}  # fmt: skip
 """Keys that do not affect the steps already taken."""
 
 
@@ -35,6 +42,33 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
                 hint=f"these can change: {allowed}",
             )
     return assemble([saved.settings, changes])
+
+
+def identity(config: RunConfig) -> str:
+    """A hash of a configuration as the user gave it, without the output directory and what does not affect the result.
+
+    `--resume auto` finds the runs of the same command by it.
+    """
+    values = as_dict(replace(config, output=None))
+    for section, *rest in MAY_CHANGE - {("train", "max_steps"), ("train", "epochs"), ("device",)}:
+        del values[section][rest[0]]
+    return fingerprint(values)
+
+
+def newest_unfinished(config: RunConfig) -> RunDir | None:
+    """The newest run without a report that was started with this configuration; None if there is none.
+
+    It is looked for in `runs/`, or in the directory of `output` alone.
+    """
+    places = RUNS.iterdir() if config.output is None and RUNS.is_dir() else [user_path(config.output or "", "--output")]
+    found = []
+    for path in places:
+        run = RunDir(path)
+        if run.config.is_file() and run.versions.is_file() and not run.report.exists():
+            with contextlib.suppress(ModelError):
+                if saved_versions(run).get("asked") == identity(config):
+                    found.append((run.versions.stat().st_mtime_ns, run))
+    return max(found, key=lambda item: item[0])[1] if found else None
 
 
 def compare_versions(run: RunDir, selected: Iterable[SelectedComponent], registry: Registry) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import shlex
 import shutil
@@ -30,14 +29,20 @@ from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
+from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import PARTIAL, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
+LONGEST = 120
+"""Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
+OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
 }  # fmt: skip
@@ -93,6 +98,7 @@ class RunDir:
             path = user_path(output, "--output")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
+            check_below_directories("--output", path)
             if must_be_empty and path.is_dir() and any(path.iterdir()) and not cls(path).holds_nothing():
                 what = "already contains a run" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(
@@ -100,7 +106,7 @@ class RunDir:
                     hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')}"
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub('[^A-Za-z0-9.]+', '-', title).strip('-')[:LONGEST]}"
         return cls(next(p for p in _numbered(RUNS / name) if not p.exists()), ours=True)
 
     def reserved(self) -> RunDir:
@@ -108,13 +114,9 @@ class RunDir:
         if not self.ours:
             return self
         for path in _numbered(self.path):
-            try:
+            with writing(path, elsewhere=OUTPUT), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
                 return RunDir(path, ours=True)
-            except FileExistsError:
-                continue
-            except OSError as e:
-                raise ConfigError(f"the run directory {path} cannot be written: {e.strerror}") from e
         raise AssertionError("numbers have no end")
 
     @classmethod
@@ -130,59 +132,41 @@ class RunDir:
 
     def make(self) -> None:
         """Create the directory."""
-        try:
+        with writing(self.path, elsewhere=OUTPUT):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def create(self, config: RunConfig, versions: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Write the configuration and the versions; the files of a run that holds nothing are deleted first.
 
         The caller holds the directory.
         """
-        try:
+        with writing(self.path, elsewhere=OUTPUT):
             if self.config.exists():
                 if not self.holds_nothing():  # another process has finished a run here since this one started
                     raise ConfigError(
-                        f"the output directory {str(self.path)!r} already contains a run", hint="choose another --output"
+                        f"the output directory {str(self.path)!r} already contains a run",
+                        hint="choose another --output",
                     )
                 say(f"{self.path} contains a run that ended before its first checkpoint: it is started again")
                 self._discard()
             write_text(self.config, _rerun_yaml(config))
             write_json(self.versions, versions)
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     def write_config(self, config: RunConfig) -> None:
         """Replace the configuration with that of the resumed run."""
-        try:
+        with writing(self.config, left="it is unchanged"):
             write_text(self.config, _rerun_yaml(config))
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Reserve the run's directory for this process. Raises ConfigError if another process trains in it."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as e:
-            raise ConfigError(
-                f"the run {self.path} is being trained by another process", hint="wait for that process, or stop it"
-            ) from e
-        except OSError as e:
-            raise ConfigError(f"the run directory {self.path} cannot be written: {e.strerror}") from e
-        try:
+        busy = f"the run {self.path} is being trained by another process"
+        with locked(self.path / LOCK, busy, remove=True):
             yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # before another process can hold it
-            lock.release()
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
         """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
-        saved = json.loads(self.versions.read_text(encoding="utf-8"))
+        saved = read_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
                 f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
@@ -198,15 +182,16 @@ class RunDir:
     def measured_before(self) -> dict[str, Any] | None:
         """The measurements before the first step; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.before.read_text(encoding="utf-8"))
+            found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
                 return found
         return None
 
     def discard_unstarted(self) -> None:
         """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
-        if not self.metrics.exists() and self.holds_nothing():
-            self._discard()
+        with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
+            if not self.metrics.exists() and self.holds_nothing():
+                self._discard()
 
     def remove_empty(self) -> None:
         """Delete the directory if it is empty."""
@@ -217,8 +202,10 @@ class RunDir:
         """Whether the directory is a run that ended before its first checkpoint, and has no files of anybody else."""
         names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        begun = names == {LOCK} or (self.config.name in names and names <= BEFORE_CHECKPOINT)
-        return begun and all(p.name.startswith(PARTIAL) for p in checkpoints)
+        # a directory with nothing but run.yaml may be the user's own
+        ours = {LOCK, self.versions.name} & names
+        begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
 
     def _discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""
@@ -261,13 +248,19 @@ class RunDir:
         return f"smollm3 train --config {shlex.quote(str(self.config))}"
 
     def forget_after(self, step: int) -> None:
-        """Remove the lines of metrics.jsonl that a resumed run will write again, and a truncated last line."""
+        """Remove what a resumed run will write again: the report, lines of metrics.jsonl, a truncated last line."""
+        for file in (self.report, self.trained):
+            file.unlink(missing_ok=True)
         if not self.metrics.exists():
             return
+        try:
+            text = read_bytes(self.metrics, JSON_SIZE).decode("utf-8", errors="replace")
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{self.metrics} cannot be read: {e}", hint=f"rm {shlex.quote(str(self.metrics))}") from e
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(f"{line}\n")
         write_text(self.metrics, "".join(kept))
 

@@ -19,7 +19,8 @@ from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.components.discovery import NAME
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.version import __version__
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -93,19 +94,18 @@ class Scaffold:
         return f"smollm3 {command} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
 
     def write(self) -> list[Path]:
-        """Write all files or none, and return them. Raises ConfigError if they cannot be written."""
+        """Write all files or none, and return them. Raises WriteError if they cannot be written."""
         partial = self.path.with_name(f"{self.path.name}.partial-{uuid.uuid4().hex[:8]}")
         files = {partial: self._text("single")} if self.single else self._files(partial)
         try:
-            for file, text in files.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text, encoding="utf-8")
-            if self.single:
-                self.path.hardlink_to(partial)  # unlike a rename, this never replaces an existing file
-            else:
-                partial.rename(self.path)
-        except OSError as e:
-            raise ConfigError(f"{self.path} cannot be written: {e.strerror}", hint="choose another --output") from e
+            with writing(self.path, left="nothing was kept", elsewhere="--output PATH"):
+                for file, text in files.items():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(text, encoding="utf-8")
+                if self.single:
+                    self.path.hardlink_to(partial)  # unlike a rename, this never replaces an existing file
+                else:
+                    partial.rename(self.path)
         finally:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -156,6 +156,7 @@ def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool
     path = user_path(output or default, "--output")
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} already exists", hint="choose another --output or another name")
+    check_below_directories("--output", path)
     if single:
         _check_module_name(path)
     return Scaffold(kind=kind, name=name, path=path, single=single)

@@ -27,8 +27,9 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def smollm3(*args: Any) -> Result:
-    """Run `smollm3 ARGS` in this process."""
+    """Run `smollm3 ARGS` in this process. Fails if a hint of it names an option that does not exist."""
     from smollm3_finetune.main import main
+    from smollm3_finetune.testing.hints import check_hints
 
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
@@ -37,4 +38,5 @@ def smollm3(*args: Any) -> Result:
             main([str(a) for a in args])
         except SystemExit as e:
             code = e.code
+    check_hints([str(a) for a in args], err.getvalue())
     return Result(int(code or 0), out.getvalue(), err.getvalue())

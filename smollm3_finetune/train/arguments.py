@@ -40,7 +40,6 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",
         save_steps=t.save_every or 500,
-        save_total_limit=t.keep_checkpoints,
         seed=config.seed,
         use_cpu=kind == "cpu",
         bf16=dtype == "bfloat16",

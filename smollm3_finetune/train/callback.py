@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from smollm3_finetune import stopping
+from smollm3_finetune.errors import WriteError
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.writing import append_text
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
@@ -20,6 +23,7 @@ from smollm3_finetune.train.finite import finite
 if TYPE_CHECKING:
     from smollm3_finetune.inference.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
+    from smollm3_finetune.train.health import Health
     from smollm3_finetune.train.save_times import SaveTimes
 
 
@@ -33,12 +37,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         display: Display,
         started: float,
         save_times: SaveTimes,
+        health: Health,
         held_out: HeldOut | None = None,
         eval_every: int | None = None,
     ) -> None:
-        self.loaded, self.save_times = loaded, save_times
+        self.loaded, self.save_times, self.health = loaded, save_times, health
+        self.after_first_step: Callable[[], object] = lambda: None
         self.held_out, self.eval_every = held_out, eval_every
         self.metrics = metrics
+        self.metrics_failed = False
         self.display = display
         self.started = started
         """When the run began, on the monotonic clock."""
@@ -70,6 +77,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
+            self.after_first_step()
         due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
         if self.held_out is not None and due:
             self._evaluate(state, control)
@@ -89,6 +97,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if report["held_out_loss"] is not None:
                 self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
         control.should_log = logs  # logging the held-out loss resets it
+        self.save_times.step_began += time.monotonic() - began
         self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
 
     def measured(self, report: dict[str, Any]) -> None:
@@ -103,18 +112,25 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 self.write({"step": state.global_step, **report})
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n")
+        """Append a line to metrics.jsonl. If that fails, report it once and continue: the numbers are displayed too.
+
+        Raises WriteError if the run directory no longer exists, because nothing could be saved then.
+        """
+        line = json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n"
+        try:
+            with writing(self.metrics):
+                append_text(self.metrics, line)
+        except WriteError as e:
+            if not self.metrics.parent.is_dir():
+                raise
+            if not self.metrics_failed:
+                self.display.say(f"warning: {e.message}; the run continues, and some of its lines will be missing")
+            self.metrics_failed = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values
             return
         seen = self.trainer.tokens_of_all()
-        if not math.isfinite(logs["loss"]):  # the same in all processes, so none waits for another
-            control.should_training_stop = True
-            control.should_save = False  # keep the previous checkpoints
-        if not state.is_world_process_zero:
-            return
         now = time.monotonic()
         tokens = seen - self.shown_tokens
         row = {
@@ -127,6 +143,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "memory_gb": memory_gb(args.device),
         }
         self.last_log, self.shown_tokens = now, seen
+        if not self.health.logged(row):  # the same in all processes, so none waits for another
+            control.should_training_stop = True
+            control.should_save = False  # keep the previous checkpoints
+        if not state.is_world_process_zero:
+            return
         self.write(row)
         self.display.step(row)
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from smollm3_finetune.progress import line
+
 
 class Display(Protocol):
     def say(self, message: str) -> None: ...
@@ -40,7 +42,7 @@ class PlainDisplay:
         self.first = 0
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        line(message)
 
     def begin(self, total_steps: int, done: int) -> None:
         self.total, self.began, self.first = max(total_steps, 1), time.monotonic(), done
@@ -111,4 +113,4 @@ class RichDisplay:
 
 def for_stream(*, plain: bool = False) -> Display:
     """`RichDisplay` if standard error is a terminal and `plain` is false, otherwise `PlainDisplay`."""
-    return RichDisplay() if sys.stderr.isatty() and not plain else PlainDisplay()
+    return RichDisplay() if sys.stderr is not None and sys.stderr.isatty() and not plain else PlainDisplay()

@@ -11,13 +11,15 @@ def start_above_zero(scheduler: Any, warmup: int) -> None:
     """Make the learning rate of step N of the warmup N / (warmup + 1) of its peak, counted from 1.
 
     transformers starts at zero, so that the first step of a run changes nothing; later steps keep their learning rate.
-    Schedules that are not functions of the step remain unchanged.
+    Schedules that do not start at zero, or are not functions of the step, remain unchanged.
     """
     from torch.optim.lr_scheduler import LambdaLR
 
     if warmup < 1 or not isinstance(scheduler, LambdaLR):
         return
-    scheduler.lr_lambdas = [partial(_warmed_up, rest, warmup) for rest in scheduler.lr_lambdas]
+    scheduler.lr_lambdas = [
+        partial(_warmed_up, rest, warmup) if rest(0) == 0 else rest for rest in scheduler.lr_lambdas
+    ]
     recompute(scheduler)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
@@ -17,12 +18,13 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.plan import select_rows
-from smollm3_finetune.data.rows import Rows, Survey
+from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
 from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
@@ -43,6 +45,8 @@ class RunPlan:
     render: RenderOptions
     calibration: Rows | None
     """Separate calibration rows; None: the training rows."""
+    asked: str
+    """The identity of the configuration as the user gave it."""
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
@@ -88,6 +92,8 @@ def plan_run(
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
     check_trackers(settled.config.train)
+    if (limit := settled.config.train.max_time) is not None:
+        stopping.seconds(limit)
     check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
@@ -98,6 +104,7 @@ def plan_run(
         survey=rows.survey(context.progress),
         render=about_rows.render,
         calibration=calibration,
+        asked=identity(config),
     )
 
 
@@ -126,12 +133,14 @@ def _resolved(
     template = config.data.template
     data = replace(
         config.data,
-        path=_resolved_path(config.data.path, rows),
+        path=_resolved_path(config.data.path, [s for s in rows.sources if not s.source.validation]),
+        validation=_resolved_path(config.data.validation, [s for s in rows.sources if s.source.validation]),
+        held_out=rows.fraction,
         template=str(user_path(template).resolve()) if template is not None else None,
     )
     calibration = config.calibration
     if calibration_from is not None:
-        calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from))
+        calibration = replace(calibration, path=_resolved_path(calibration.path, calibration_from.sources))
     changes: dict[str, Any] = {
         **{kind.section: choice.as_config() for kind, choice in chosen.items()},
         LOADER.section: model.pinned_loader(),
@@ -150,19 +159,19 @@ def _resolved_model(ref: str, model: ModelPlan) -> str:
     return str(path) if claims is not None and path.exists() and claims(str(path)) else ref
 
 
-def _resolved_path(path: Any, rows: Rows) -> Any:
+def _resolved_path(path: Any, sources: Sequence[FormattedSource]) -> Any:
     """`data.path` with absolute paths and Hub commits; with several sources, each one gets its formatter."""
     if path is None:
         return None
     is_single = isinstance(path, str | Mapping)
     resolved: list[str | dict[str, Any]] = []
-    for entry, found in zip([path] if is_single else path, rows.sources, strict=True):
+    for entry, found in zip([path] if is_single else path, sources, strict=True):
         about = {"path": entry} if isinstance(entry, str) else dict(entry)
         if found.source.hub is None:
             about["path"] = str(user_path(about["path"]).absolute())
         else:
             about["revision"] = found.source.config.revision
-        if not is_single and len(rows.sources) > 1:
+        if not is_single and len(sources) > 1:
             about["formatter"] = found.formatter.component.full_name
         resolved.append(about if len(about) > 1 or not is_single else about["path"])
     return resolved[0] if is_single else tuple(resolved)

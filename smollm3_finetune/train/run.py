@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import UnsupportedOp
-from smollm3_finetune.batching.strategy import Batches, batching, lengths_of
+from smollm3_finetune.batching.strategy import Batches, batching
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
+from smollm3_finetune.model.adapter_card import edited_card, write_card
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
-from smollm3_finetune.runs.rundir import Checkpoint, RunDir
+from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
+from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
+from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
-from smollm3_finetune.train.trackers import trackers
 
 
 def train(
@@ -51,24 +58,70 @@ def train(
             job.run.make()
             stack.callback(job.run.remove_empty)  # runs after the lock is released
             stack.enter_context(job.run.held())
+            stack.enter_context(_says_how_to_continue(job))
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
-                identity = {**versions(plan.components(), registry), **row_identity(job.tokens)}
-                job.run.create(plan.config, identity, display.say)
+                about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
         if job.main:
-            write_json(job.run.report, report)
+            with _writing(job, job.run.report):
+                write_json(job.run.report, report)
+        before, after = (report[when]["held_out_loss"] for when in ("before", "after"))
+        compare_held_out(before, after, report["adapter"], job.display.say)
     return report
+
+
+@contextlib.contextmanager
+def _says_how_to_continue(job: Job) -> Iterator[None]:
+    """Add to a request to stop what was saved and how to continue."""
+    resume = _resume_command(job)
+    try:
+        yield
+    except stopping.Stop as stop:
+        saved = job.run.saved.all()
+        if job.run.trained.exists():
+            stop.message += " after the last step"
+            stop.hint = f"to finish the run: {resume}"
+        elif saved:
+            stop.message += f"; step {saved[-1].step} is saved in {saved[-1].path}"
+            stop.hint = f"to continue: {resume}"
+        else:
+            stop.message += " before the first step was saved"
+            stop.hint = "run the same command again"
+        raise
+
+
+def _resume_command(job: Job) -> str:
+    return f"smollm3 train --resume {shlex.quote(str(job.run.path))}"
+
+
+def _writing(job: Job, path: Path) -> contextlib.AbstractContextManager[None]:
+    """Convert a failed write of a run into a WriteError that says what was saved and how to continue."""
+
+    def again() -> str:
+        return _resume_command(job) if job.run.saved.all() else "run the same command again"
+
+    return writing(path, left=lambda: _saved(job), again=again)
+
+
+def _saved(job: Job) -> str:
+    """What a run has saved, as a clause."""
+    if job.run.trained.exists() and job.run.adapter.is_dir():
+        return f"the trained adapter in {job.run.adapter} is complete"
+    saved = job.run.saved.all()
+    return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
 
 
 def _execute(job: Job) -> dict[str, Any]:
     """Compose the model, train and measure; returns the report."""
     import transformers
 
+    stopping.check()  # in case a library swallowed the request
     model, calibration = job.plan.model, None
     if job.checkpoint is None:  # a resumed run uses its saved calibration, from the plan
         plan, tokens, renderer = job.plan, job.tokens, job.renderer
@@ -78,11 +131,12 @@ def _execute(job: Job) -> dict[str, Any]:
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
     loaded = compose(model, made=job.parts, total_steps=job.steps)
-    if job.main:
-        if calibration is not None and calibration.used is not None:
-            write_calibration(calibration.used, job.run.path)
-        record_uses(job.run.path, model.context.cache)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_writing(job, job.run.path))
+        if job.main:
+            if calibration is not None and calibration.used is not None:
+                write_calibration(calibration.used, job.run.path)
+            record_uses(job.run.path, model.context.cache)
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
@@ -91,9 +145,9 @@ def _execute(job: Job) -> dict[str, Any]:
 
 def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
-    from smollm3_finetune.train.callback import RunCallback
-    from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
+    from smollm3_finetune.train.loop import take_steps
 
+    stopping.check()
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
     context = job.plan.model.context
     prompt, mode = sample_prompt(job.plan, renderer)
@@ -129,32 +183,23 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
                 write_json(run.before, before)
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
-    if "bfloat16" in trained_dtypes(loaded):
-        job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
-    callback = RunCallback(loaded, run.metrics, job.display, job.began, held_out, config.eval_every)
-    lengths = lengths_of(tokens.train) if config.group_by_length else None
-    trainer = make_trainer(loaded, job.objective, job.items, collate, job.args, callback, lengths)
-    for tracker in trackers(config, job.display.say):
-        trainer.add_callback(tracker)
-    loaded.model.train()
-    if job.main and job.checkpoint is not None:
-        run.forget_after(job.checkpoint.step)
     loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints
     if job.plan.render.template is not None:
         loaded.tokenizer.chat_template = job.plan.render.template
-    try:
-        trainer.train(resume_from_checkpoint=str(job.checkpoint.path) if job.checkpoint is not None else None)
-    finally:
-        job.display.end()
-    step, consequence = trainer.state.global_step, f"no adapter was saved in {run.path}"
-    check_losses([row["loss"] for row in trainer.state.log_history if "loss" in row], step, consequence)
+    trained = take_steps(job, loaded, collate, held_out)
     with gathered_weights(loaded.model):
-        check_weights(loaded, step, consequence)
+        check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
-            loaded.save(run.adapter)
+            known = training_facts(job, trained.steps, trained.tokens, before)
+            with stopping.deferred(), _writing(job, run.adapter):
+                loaded.save(run.adapter, known)
     after = held_out.measure(progress)
-    check_losses([after["held_out_loss"] or 0.0], step, f"the adapter in {run.adapter} is not usable")
-    callback.measured(after)
+    check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
+    trained.callback.measured(after)
+    if job.main:
+        known = training_facts(job, trained.steps, trained.tokens, before, after)
+        with _writing(job, run.adapter):
+            write_card(job.plan.model, run.adapter, known, edited_card(run.adapter))
     after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):
@@ -162,10 +207,10 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
-        "steps": trainer.state.global_step,
-        "tokens": trainer.tokens_of_all(),
+        "steps": trained.steps,
+        "tokens": trained.tokens,
         "batches": {"padded": collate.padded, "logits": collate.logits},
-        "seconds_to_first_step": callback.seconds_to_first_step,
+        "seconds_to_first_step": trained.seconds_to_first_step,
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.runs.rundir import Checkpoint, RunDir
+from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.distributed.processes import is_main_process, of_main_process, world_size
+from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Job:
     items: Any
     """The dataset of the Trainer."""
     steps: int
+    done: bool
+    """Whether a resumed run has taken all its steps; it is saved, measured and reported."""
     args: TrainingArguments
     began: float
     """When the run began, on the monotonic clock."""
@@ -59,19 +63,28 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     renderer = Renderer(tokenizer, plan.render)
     context = plan.model.context
     length = plan.config.data.max_length
-    tokens = tokenize(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress)
+    chunk = plan.config.data.long_text == "chunk"
+    tokens = tokenize(
+        plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
+    )
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
     done = checkpoint.step if checkpoint is not None else 0
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
-    if done >= steps:
+    if done > steps or (done == steps and run.report.exists()):
         raise ConfigError(
             f"the run {run.path} has finished its {done} steps", hint=f"to continue: --max-steps {2 * done}"
         )
+    if checkpoint is not None and checkpoint.path == run.adapter and done < steps:
+        raise ConfigError(
+            f"the run {run.path} has no checkpoint, so it cannot take more steps",
+            hint=f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}",
+        )
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
-    args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
+    with connecting():
+        args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
         run = run.reserved()
@@ -88,6 +101,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         tokens=tokens,
         items=items,
         steps=steps,
+        done=checkpoint is not None and done == steps,
         args=args,
         began=began,
         main=main,

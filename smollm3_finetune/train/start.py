@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble, file_settings
@@ -14,13 +16,17 @@ from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.runs.resume import compare_versions, resumed_configuration
-from smollm3_finetune.runs.rundir import Checkpoint, RunDir
-from smollm3_finetune.train.distributed.processes import is_main_process
+from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.resume import MAY_CHANGE, compare_versions, newest_unfinished, resumed_configuration
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.display import Display
+
+AUTO = "auto"
+"""The value of `--resume` that takes the newest unfinished run of the same configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,13 @@ class PlannedRun:
         """Train and return the report; see `train.run.train`."""
         from smollm3_finetune.train.run import train
 
-        return train(self.plan, self.registry, self.run, display, self.checkpoint, began)
+        limit = self.plan.config.train.max_time
+        if limit is not None:
+            stopping.limit_time(limit, time.monotonic() if began is None else began)
+        try:
+            return train(self.plan, self.registry, self.run, display, self.checkpoint, began)
+        finally:
+            stopping.lift_time_limit()
 
 
 def plan_training(
@@ -52,33 +64,43 @@ def plan_training(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> PlannedRun:
-    """Plan a new run, or with `resume` the rest of the run in that directory.
+    """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
-    resumed = RunDir.existing(resume) if resume is not None else None
-    if resumed is not None and config_file is not None:
+    check_launcher()
+    loaded = None
+    if resume == AUTO or resume is None:
+        file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
+        loaded = assemble([file, settings])
+    elif config_file is not None:
         raise ConfigError("--resume uses the configuration of the run, so --config cannot be used")
+    resumed, fresh = None, None
+    if loaded is not None and resume == AUTO:
+        found = newest_unfinished(loaded.config)
+        if found is None:
+            progress.say("no unfinished run has this configuration: a new run is started")
+        elif found.holds_nothing():
+            fresh = found
+        else:
+            progress.say(f"the run {found.path} is resumed")
+            resumed, settings = found, [s for s in settings if s.key in MAY_CHANGE]
+    elif resume is not None:
+        resumed = RunDir.existing(resume)
     if resumed is not None:
         loaded = resumed_configuration(resumed, settings, plugins)
-    else:
-        loaded = assemble(
-            [file_settings(user_path(config_file, "--config")) if config_file is not None else [], settings]
-        )
+    assert loaded is not None
     named = (*_saved_plugins(loaded, resumed is not None), *plugins)
     registry = find_plugins(named)
     asked = loaded.config
-    if resumed is None:
-        run = RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
-    else:
-        run = resumed
+    run = resumed or fresh or RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
 
     def make_context() -> BuildContext:
         return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
 
-    checkpoint = run.last_checkpoint() if resumed is not None else None
+    checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
     if resumed is not None:
         for warning in compare_versions(run, plan.components(), registry):

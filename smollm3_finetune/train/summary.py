@@ -16,8 +16,12 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     data = []
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens within data.max_length)" if c.empty else ""
+        left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
+        notes += f" (into {c.chunks} chunks)" if c.chunks else ""
         data.append(f"data     {c.title}: {c.train} training rows, {c.held_out} held-out rows{left_out}{notes}")
+    if (warning := plan.survey.overlap_warning()) is not None:
+        data.append(f"warning  {warning}")
     if plan.config.train.packing:
         room = plan.config.data.max_length
         full = int(lengths_of(tokens.train).sum()) / (items * room)

@@ -17,6 +17,8 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
+from smollm3_finetune.files.failures import writing
+from smollm3_finetune.files.room import check_room, checkpoint_bytes
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
@@ -95,7 +97,7 @@ class AdaptedTrainer:
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The schedule of transformers, except that the first step of a run has a learning rate above zero."""
-        had = self.lr_scheduler is not None  # type: ignore[has-type]
+        had = getattr(self, "lr_scheduler", None) is not None
         scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)  # type: ignore[misc]
         if not had:
             start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))  # type: ignore[attr-defined]
@@ -133,15 +135,27 @@ class AdaptedTrainer:
         """Write a checkpoint beside the others, and publish it when all processes have written their part."""
         args: TrainingArguments = self.args  # type: ignore[attr-defined]
         began, wait = time.monotonic(), self.accelerator.wait_for_everyone  # type: ignore[attr-defined]
-        if args.should_save:
-            self.checkpoints.begin()
-        wait()
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        wait()
-        if args.should_save:
-            self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
+        with self._writing_checkpoint() if args.should_save else contextlib.nullcontext():
+            wait()
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            wait()
+            if args.should_save:
+                self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
+
+    @contextlib.contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        """Check the free space, and convert a failed write into a WriteError that says which checkpoint is usable."""
+        place, before = self.checkpoints, self.checkpoints.all()
+        left = f"{before[-1].path} is complete" if before else "there is no earlier checkpoint"
+        resume = f"smollm3 train --resume {shlex.quote(str(place.path.parent))}" if before else ""
+        trained = sum(p.numel() for p in self.loaded.model.parameters() if p.requires_grad)
+        needed = checkpoint_bytes(before[-1].path if before else None, trained)
+        check_room(place.path, needed, "the next checkpoint", left=left)
+        target = place.at(self.state.global_step)  # type: ignore[attr-defined]
+        with place.unfinished(), writing(target, left=left, again=resume):
+            yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save with `_save`, even if the processes share weights."""
@@ -154,7 +168,7 @@ class AdaptedTrainer:
             if args.should_save:
                 step = self.state.global_step  # type: ignore[attr-defined]
                 check_weights(self.loaded, step, "no checkpoint was saved")
-                self.loaded.save(Path(output_dir or args.output_dir))
+                self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Does nothing: a resumed run is composed with the checkpoint's adapter."""

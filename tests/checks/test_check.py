@@ -167,11 +167,11 @@ def test_a_crash_while_importing_is_contained(run_cli: Cli, fake_distribution: A
                       {"acme": "acme_hooks"})  # fmt: skip
     from smollm3_finetune.checks.light import heavy_imports
 
-    light = heavy_imports([], "acme")
+    light = heavy_imports("acme_hooks")
     assert light.failed is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GO", "1")
-        light = heavy_imports([], "acme")
+        light = heavy_imports("acme_hooks")
     assert light.failed is not None and "Python ended with" in light.failed
 
 
@@ -200,6 +200,22 @@ def test_installed_plugins_are_checked_separately(cli: Cli, fake_distribution: A
     for name in ("acme", "acme-tools", "mine", "my-own"):
         code, found = checks(cli, name)
         assert ({c["plugin"] for c in found}, failed(found), code) == ({"acme"}, {}, 0)
+
+
+def test_a_plugin_is_not_blamed_for_the_imports_of_another(
+    cli: Cli, fake_distribution: Any, plugin_file: Callable[[str, str], Path]
+) -> None:
+    """Not for those of a `-p` file, and not for those of a plugin with the same entry-point name."""
+    acme = GOOD.replace("mine:", "acme_hooks:")
+    fake_distribution("acme", "1.0", {"acme_hooks": acme}, {"tools": "acme_hooks"})
+    heavy = "import transformers\nprint('hello')\n" + GOOD.replace('"mine"', '"other"').replace("my-own", "yours")
+    fake_distribution("zeta", "1.0", {"zeta_hooks": heavy.replace("mine:", "zeta_hooks:")}, {"tools": "zeta_hooks"})
+    file = plugin_file("heavy", heavy.replace("mine:", "heavy:").replace('"other"', '"third"').replace("yours", "his"))
+    _, found = checks(cli, "acme", "-p", str(file))
+    assert {c["plugin"] for c in found} == {"tools"}
+    assert set(failed(found)) == {"no other distribution has its entry-point name"}
+    assert LIGHT in failed(checks(cli, "zeta")[1])
+    assert LIGHT in failed(checks(cli, str(file))[1])
 
 
 def test_two_distributions_with_one_name_are_both_reported(cli: Cli, fake_distribution: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.cache.entries import entries, leftovers, take_away
-from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.cache.store import Cache, sums_file
 from smollm3_finetune.cache.use import USES, record_uses, runs_file, uses_of
 
 Cli = Callable[..., Any]
@@ -33,6 +33,7 @@ def make(cache: Cache, kind: str, key: str, size: int = 1000, days: float = 0) -
     entry = cache.get_or_build(kind, {"file": key, "bits": 4}, lambda out: put(out / "weights", size))
     stamp = time.time() - days * 86400
     os.utime(entry.with_name(f"{entry.name}.json"), (stamp, stamp))
+    cache.release()  # as if this process had ended
     return entry
 
 
@@ -334,3 +335,108 @@ def test_an_age_that_is_not_a_number_of_days_is_refused(cli: Cli, cache: Cache, 
     done = cli("cache", "clean", "--yes", f"--older-than={number}")
     assert done.code == 2
     assert "--older-than" in done.stderr
+
+
+# ------------------------------------------------------------------------------------ entries in use, damage
+
+
+USER = """
+import sys
+from pathlib import Path
+from smollm3_finetune.cache.store import Cache
+cache = Cache(Path(sys.argv[1]))
+entry = cache.get_or_build("gguf", {"file": "a", "bits": 4}, lambda out: sys.exit("built again"))
+print("loaded", flush=True)
+sys.stdin.readline()
+assert (entry / "weights").stat().st_size == 1000
+"""
+
+
+@pytest.fixture
+def user(cache: Cache) -> Iterator[subprocess.Popen[str]]:
+    """A process that uses an entry."""
+    make(cache, "gguf", "a")
+    child = subprocess.Popen(
+        [sys.executable, "-c", USER, str(cache.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "loaded\n"
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def test_an_entry_that_another_process_uses_is_kept_until_it_ends(
+    cli: Cli, cache: Cache, user: subprocess.Popen[str]
+) -> None:
+    other = make(cache, "gguf", "b")
+    (entry,) = (e for e in entries(cache.root) if e.path != other)
+    assert entry.in_use
+    assert "in use" in cli("cache", "list").stdout
+    result = cli("cache", "clean", "--yes", "--force")
+    assert f"kept: {entry.name[:13]}  1.0 kB  in use by another process" in result.stdout
+    assert result.stdout.splitlines()[-1] == "deleted 1, 1.0 kB, kept 1 in use"
+    assert take_away(entry.path, cache.root) is False
+    about = json.loads(cli("cache", "clean", "--yes", "--json").stdout)
+    assert [(e["path"], e["in_use"]) for e in about["kept"]] == [(str(entry.path), True)]
+    user.communicate("done\n", timeout=60)
+    assert user.returncode == 0
+    assert not list(cache.root.rglob("*.use-*"))
+    assert "deleted 1," in cli("cache", "clean", "--yes").stdout
+    assert not entry.path.exists()
+
+
+def test_an_entry_is_not_in_use_after_its_process_was_killed(
+    cli: Cli, cache: Cache, user: subprocess.Popen[str]
+) -> None:
+    user.kill()
+    user.wait(60)
+    assert len(list(cache.root.rglob("*.use-*"))) == 1
+    assert not entries(cache.root)[0].in_use
+    assert "deleted 1," in cli("cache", "clean", "--yes").stdout
+    assert [p.suffix for p in cache.root.rglob("*") if p.is_file()] == [".lock"]
+
+
+def test_an_entry_is_in_use_while_its_cache_object_exists_and_until_release(cache: Cache) -> None:
+    make(cache, "gguf", "a")
+    uses = lambda: len(list(cache.root.rglob("*.use-*")))  # noqa: E731
+    one = Cache(cache.root)
+    for _ in range(2):
+        one.get_or_build("gguf", {"file": "a", "bits": 4}, lambda out: pytest.fail("built again"))
+    assert uses() == 1
+    one.release()
+    assert uses() == 0
+    Cache(cache.root).find("gguf", {"file": "a", "bits": 4})  # the object is deleted at once
+    assert uses() == 0
+
+
+def test_a_fork_does_not_end_the_use_of_an_entry(cache: Cache) -> None:
+    make(cache, "gguf", "a")
+    cache.find("gguf", {"file": "a", "bits": 4})
+    child = os.fork()
+    if child == 0:  # for example a worker that prepares batches
+        cache.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    asked = "import sys; from pathlib import Path; from smollm3_finetune.cache.entries import entries; "
+    asked += "print(entries(Path(sys.argv[1]))[0].in_use)"
+    done = subprocess.run([sys.executable, "-c", asked, str(cache.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_verify_names_damaged_entries_and_changes_nothing(cli: Cli, cache: Cache) -> None:
+    make(cache, "gguf", "a")
+    assert cli("cache", "verify").stdout == f"{cache.root}: 1 intact, 0 damaged, 0 without checksums\n"
+    damaged, older = make(cache, "tokens", "b"), make(cache, "tokens", "c")
+    put(damaged / "weights", 999)
+    sums_file(older).unlink()
+    result = cli("cache", "verify")
+    assert (result.code, result.stdout.splitlines()) == (1, [
+        f"damaged: tokens/{damaged.name[:8]}  999 B  weights differs from its checksum",
+        f"no checksums: tokens/{older.name[:8]}  1.0 kB",
+        f"{cache.root}: 1 intact, 1 damaged, 1 without checksums; a run that needs a damaged entry builds it again",
+    ])  # fmt: skip
+    about = json.loads(cli("cache", "verify", "--json").stdout)
+    assert [(e["path"], e["damage"]) for e in about["damaged"]] == [(str(damaged), "weights differs from its checksum")]
+    assert about["without_checksums"] == [str(older)]
+    assert cli("cache", "verify", "--kind", "gguf").code == 0
+    assert (damaged / "weights").stat().st_size == 999

@@ -315,12 +315,15 @@ def test_any_container_of_integers_is_a_valid_example(
 
 def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     about = stats(cli, "--data", few, *SHORT)
-    assert list(about) == ["model", "objective", "max_length", "held_out", "seed", "sources", "total"]
+    assert list(about) == [
+        "model", "objective", "max_length", "held_out", "validation", "seed", "warning", "sources", "total",
+    ]  # fmt: skip
     assert (about["model"], about["objective"], about["max_length"]) == ("tiny", "smollm3-finetune:sft", 64)
     (source,) = about["sources"]
     assert list(source) == [
-        "title", "formatter", "weight", "rows", "train", "held_out", "empty", "empty_rows", "rows_per_pass", "cut",
-        "notes", "tokens", "tokens_supervised", "tokens_cut", "length", "longest_row",
+        "title", "formatter", "weight", "validation", "rows", "train", "held_out", "empty", "undesirable",
+        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "tokens", "tokens_supervised", "tokens_cut", "length",
+        "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])
@@ -426,7 +429,8 @@ def test_options_of_train_are_accepted_and_nothing_is_written(cli: Cli, write: W
     file = write(talk("Hello", "Good day."), talk("a", "b"))
     args = ["--adapter", "full", "--quant", "none", "--epochs", "3", "--batch-size", "2", "--learning-rate", "1e-3"]
     args += ["--output", "out", "--device", "cpu", "--dtype", "float32", "--max-steps", "2", "--seed", "3"]
-    assert stats(cli, "--data", file, *args)["seed"] == 3
+    assert stats(cli, "--data", file, *args)["seed"] == 0, "--seed does not move the held-out rows"
+    assert stats(cli, "--data", file, *args, "--set", "data.seed=3")["seed"] == 3
     assert [f.name for f in isolated.iterdir()] == ["rows.jsonl"]
 
 
@@ -489,7 +493,10 @@ def trained_on(rows: Path, max_length: int, **data: Any) -> tuple[dict[str, Any]
     context = build_context(Purpose.TRAIN, "cpu", "float32", 0)
     plan = plan_run(discover(PluginSelection.of(())), loaded, lambda: context)
     renderer = Renderer(plan.model.source.tokenizer(), plan.render)
-    made = tokenize(plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress)
+    chunk = plan.config.data.long_text == "chunk"
+    made = tokenize(
+        plan.rows, plan.survey, plan.objective, renderer, max_length, context.cache, context.progress, chunk=chunk
+    )
     examples = [e[i] for e in (made.train, *made.held_out) for i in range(len(e))]
     tokens = sum(len(e["input_ids"]) for e in examples)
     supervised = sum(label != -100 for e in examples for label in e["labels"][1:])
@@ -530,9 +537,11 @@ def test_all_real_rows_are_read_and_the_counts_add_up(
     assert source["rows"] == rows == source["train"] + source["held_out"] + source["empty"]
     assert source["empty"] == 0 or max_length == 64
     assert len(source["empty_rows"]) == min(source["empty"], 5)
-    assert 0 < source["cut"] < rows
+    chunked = source["notes"].get("chunked", 0)
+    assert 0 < source["cut"] + chunked < rows
     assert source["length"]["max"] > max_length
     read = source["tokens"] + source["tokens_cut"] + max_length * source["empty"]  # the skipped rows were all cut
+    read -= source["chunks"] - chunked  # a chunk begins with the last token of the chunk before it
     assert read == pytest.approx(source["length"]["mean"] * rows, abs=0.005 * rows)  # the mean has two decimals
 
 

@@ -27,9 +27,9 @@ WRITING = (["--help"], ["config", "show"], ["config", "schema"], ["plugins", "li
 def test_a_full_disk_is_one_sentence(args: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 8
     message, hint = done.stderr.splitlines()
-    assert message == "error: disk full: No space left on device"
+    assert message == "error: the output or a file cannot be written: the disk is full"
     assert hint.startswith("  hint: ")
 
 

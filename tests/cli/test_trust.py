@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_code_of_a_model_or_an_adapter_runs_only_if_allowed(run_cli: Cli, finish
     about |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
     (finished / "adapter" / "tokenizer_config.json").write_text(json.dumps(about))
     shutil.copy("coded/evil.py", finished / "adapter" / "evil.py")
+    (finished / "adapter" / "checksums.json").unlink()
     answered = run_cli("generate", "base", "--prompt", "hi", "--max-new-tokens", "2", input="y\n" * 9)
     assert answered.code in (0, 6), answered.stderr
     assert not Path("ran").exists()
@@ -98,14 +100,8 @@ def test_an_incomplete_checkpoint_is_skipped_for_a_complete_one(cli: Cli, finish
     result = cli("train", "--resume", "base", "--max-steps", "3")
     assert result.code == 0, result.stderr
     shutil.rmtree(finished / "checkpoints")
-    assert cli("train", "--resume", "base", "--max-steps", "4").code == 6
-
-
-def test_weights_that_are_not_finite_are_not_saved_even_without_a_logged_step(cli: Cli) -> None:
-    result = cli("train", *QUICK, "--lr", "1e30", "--set", "train.warmup=0", "--set", "train.log_every=50",
-                 "--set", "train.max_grad_norm=1e30", "--output", "out")  # fmt: skip
-    assert (result.code, "the trained weights became infinite or nan" in result.stderr) == (1, True), result.stderr
-    assert not Path("out/adapter").exists()
+    without = cli("train", "--resume", "base", "--max-steps", "4")
+    assert (without.code, "has no checkpoint, so it cannot take more steps" in without.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("wrong", [("--seed", "99999999999"), ("--set", "train.optimizer=adamw_troch")])
@@ -194,3 +190,56 @@ def test_an_object_without_required_methods_is_named_with_them(
     refused = cli("train", "-p", str(file), *QUICK, "--adapter", "half", "--output", "out")
     assert (refused.code, message in refused.stderr) == (7, True), refused.stderr
     assert not Path("out").exists()
+
+
+def test_a_run_writes_no_token(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_SecretOfAUser"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    result = cli("train", *QUICK, "--output", "base")
+    assert result.code == 0, result.stderr
+    written = [file for file in Path("base").rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert [file for file in written if secret.encode() in file.read_bytes()] == []
+    assert secret not in result.stdout + result.stderr
+
+
+def test_a_pipe_in_a_model_is_refused(cli: Cli) -> None:
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        shutil.rmtree("piped", ignore_errors=True)
+        shutil.copytree(TINY, "piped")
+        (Path("piped") / name).unlink()
+        os.mkfifo(Path("piped") / name)
+        refused = cli("generate", "piped", "--prompt", "hi")
+        assert (refused.code, f"piped/{name} is a named pipe, not a file" in refused.stderr) == (6, True), (
+            refused.stderr
+        )
+    for arguments in (("train", "--config", "piped/model.safetensors", "--dry-run"),
+                      ("train", "--set", "data.template=piped/model.safetensors", "--dry-run")):  # fmt: skip
+        refused = cli(*arguments)
+        assert (refused.code, "it is a named pipe, not a file" in refused.stderr) == (2, True), refused.stderr
+    os.mkfifo("rows.jsonl")
+    refused = cli("train", "--data", "rows.jsonl", "--dry-run")
+    assert (refused.code, "'rows.jsonl' is a named pipe, not a file" in refused.stderr) == (5, True), refused.stderr
+
+
+def test_nested_code_of_a_model_needs_permission(cli: Cli) -> None:
+    shutil.copytree(TINY, "coded")
+    file = Path("coded/config.json")
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "text_config": {"auto_map": {"AutoModel": "evil.Evil"}}})
+    )
+    refused = cli("generate", "coded", "--prompt", "hi")
+    assert (refused.code, "comes with Python code of its own" in refused.stderr) == (6, True), refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    ("train", "--dry-run", "--set", f"model={'x' * 5000}"), ("train", "--dry-run", "--quant", "x" * 5000),
+    ("cache", "list", "--kind", "x" * 5000), ("cache", "list", "--kind", "a/../b"),
+    ("train", "--dry-run", "--set", f"train.max_steps={10**30}"), ("train", "--dry-run", "--set", "train.epochs=1e300"),
+    ("train", "--dry-run", "--set", "data.path=[&a [x, x], &b [*a, *a, *a]" + ", [*b, *b, *b]" * 9000 + "]"),
+    ("compat", "--adapter", "full", "--measure", "f.json", "--adapter-opt", "a.parameters=1"),
+], ids=lambda a: " ".join(a)[:45])  # fmt: skip
+def test_a_value_beyond_all_bounds_is_refused_by_name(cli: Cli, arguments: tuple[str, ...]) -> None:
+    refused = cli(*arguments)
+    assert refused.code in (2, 6) and "unexpected" not in refused.stderr, refused.stderr[:500]

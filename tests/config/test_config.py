@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.json_schema import run_schema
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, assignment, file_settings
-from smollm3_finetune.config.schema import ComponentConfig, RunConfig
+from smollm3_finetune.config.options import describe
+from smollm3_finetune.config.schema import SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
+from smollm3_finetune.data.sources import SourceConfig
 from smollm3_finetune.errors import ConfigError, Problems
 
 Write = Callable[[str], Path]
@@ -170,21 +169,32 @@ def test_keys_inside_a_value_that_is_not_a_mapping_are_an_error(write: Write, cl
         (("data.path=[a, {path: b}]", "data.path.limit=2"), "data.path=[{path: a, limit: 2}, {path: b, limit: 2}]"),
         (("data.path=a, b", "data.path.limit=2"), "data.path={path: 'a, b', limit: 2}"),
         (("calibration.path=a", "calibration.path.limit=2"), "calibration.path={path: a, limit: 2}"),
-        (("adapter.rank=3", "adapter.rank.q.x=4"), "adapter.rank={q: {x: 4}}"),
-        (("quant=x", "quant.name.y=4"), "quant.name={y: 4}"),
+        (("data.path=[a, {path: b}]", "data.path.1.limit=2"), "data.path=[path: a, {path: b, limit: 2}]"),
+        (("data.path=a", "data.path.0.wieght=2"), "data.path={path: a, weight: 2}"),
     ):
         hint = one_problem(write(""), *sets).hint or ""
-        (assigned,) = shlex.split(hint.removeprefix("to set both: --set "))
+        (assigned,) = shlex.split(hint.partition(": --set ")[2])
         assert assigned == typed
         key, _, value = typed.partition("=")
         assert isinstance(parse_value(value), dict | list), key
+
+
+def test_a_value_that_cannot_have_keys_is_named_with_what_to_omit(write: Write) -> None:
+    for sets, omit in (
+        (("adapter.rank=3", "adapter.rank.q.x=4"), "omit --set adapter.rank.q.x"),
+        (("quant=x", "quant.name.y=4"), "omit --set quant.name.y"),
+    ):
+        assert one_problem(write(""), *sets).hint == omit
+    beyond = one_problem(write(""), "data.path=[a, b]", "data.path.2.weight=2")
+    assert beyond.message == "--set data.path.2.weight: data.path has 2 entries, counted from 0"
+    assert beyond.hint == "to set both: --set 'data.path=[path: a, {path: b, weight: 2}]'"
 
 
 @pytest.mark.parametrize("text", ["train.max_steps", "=4", ".=4", "   =4"])
 def test_an_assignment_without_key_or_value_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="--set takes KEY=VALUE") as caught:
         assignment(text, "--set")
-    assert caught.value.hint == "--set a.b=4"
+    assert caught.value.hint == "--set train.max_steps=VALUE"
 
 
 # --------------------------------------------------------------------------------------------- wrong keys
@@ -200,7 +210,10 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
     error = one_problem(write("seed: 1\nmodle: tiny\n"))
     assert (error.message, error.hint) == ("run.yaml:2: unknown key 'modle'", "did you mean 'model'?")
     error = one_problem(write("train:\n  max_step: 3\n"))
-    assert (error.message, error.hint) == ("run.yaml:2: unknown key 'train.max_step'", "did you mean 'max_steps'?")
+    assert (error.message, error.hint) == (
+        "run.yaml:2: unknown key 'train.max_step'",
+        "did you mean 'train.max_steps'?",
+    )
     error = one_problem(write("max_steps: 3\n"))
     assert (error.message, error.hint) == ("run.yaml:1: unknown key 'max_steps'", "did you mean 'train.max_steps'?")
     error = one_problem(write("xyzzy: 3\n"))
@@ -209,7 +222,10 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
 
 def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
     error = one_problem(write(""), "trian.max_steps=3")
-    assert (error.message, error.hint) == ("--set trian.max_steps: unknown key 'trian'", "did you mean 'train'?")
+    assert (error.message, error.hint) == (
+        "--set trian.max_steps: unknown key 'trian.max_steps'",
+        "did you mean 'train.max_steps'?",
+    )
 
 
 def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -> None:
@@ -240,85 +256,6 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
     assert caught.value.exit_code == 2
 
 
-# ------------------------------------------------------------------------------------------------- schema
-
-
-KEYWORDS = {
-    "$ref", "$defs", "$schema", "anyOf", "enum", "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "items", "properties", "additionalProperties", "required", "title", "description", "default",
-}  # fmt: skip
-
-
-def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Whether a value is valid under a schema, for the keywords that `run_schema` uses."""
-    assert set(schema) <= KEYWORDS, "add the new keyword to this function"
-    if "$ref" in schema:
-        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
-    if "anyOf" in schema and not any(accepts(s, value, root) for s in schema["anyOf"]):
-        return False
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    kinds = {
-        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
-        "null": type(None),
-    }  # fmt: skip
-    if "type" in schema:
-        fits = isinstance(value, kinds[schema["type"]])
-        if not fits or (isinstance(value, bool) and schema["type"] in ("integer", "number")):
-            return False
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, high = schema.get("minimum", value), schema.get("maximum", value)
-        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-        return low <= value <= high and (above is None or value > above) and (below is None or value < below)
-    if isinstance(value, list):
-        return all(accepts(schema.get("items", {}), v, root) for v in value)
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        known = all(accepts(properties[k], v, root) for k, v in value.items() if k in properties)
-        extra = schema.get("additionalProperties", True) is not False or set(value) <= set(properties)
-        return known and extra and set(schema.get("required", ())) <= set(value)
-    return True
-
-
-@pytest.fixture
-def schema() -> dict[str, Any]:
-    made = run_schema(discover(PluginSelection.of([], no_plugins=True)))
-    return dict(json.loads(json.dumps(made)))
-
-
-def test_the_schema_accepts_default_and_resolved_configurations(schema: dict[str, Any]) -> None:
-    assert accepts(schema, as_dict(RunConfig()), schema)
-    full = ComponentConfig(name="smollm3-finetune:full", options={"parameters": ["*.norm"]})
-    hf = {"revision": None, "trust_remote_code": False, "pickle": False}
-    resolved = RunConfig(adapter=full, loader=ComponentConfig(name="smollm3-finetune:hf", options=hf))
-    assert accepts(schema, as_dict(resolved), schema)
-    assert accepts(schema, {"quant": "none", "adapter": {"name": "full"}, "train": {"learning_rate": 2e-5}}, schema)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"modle": "tiny"},
-        {"train": {"max_step": 3}},
-        {"train": {"batch_size": 0}},
-        {"train": {"schedule": "steep"}},
-        {"quant": "nune"},
-        {"adapter": {"name": "fulll"}},
-        {"adapter": {"name": "full", "params": []}},
-        {"dtype": "int3"},
-    ],
-)
-def test_the_schema_rejects_what_config_validate_rejects(value: dict[str, Any], schema: dict[str, Any]) -> None:
-    assert not accepts(schema, value, schema)
-
-
-def test_the_schema_has_the_help_of_every_option(schema: dict[str, Any]) -> None:
-    assert schema["properties"]["model"]["description"].startswith("Model to fine-tune: Hub ID")
-    full = next(v for v in schema["properties"]["adapter"]["anyOf"] if "full" in json.dumps(v.get("properties", {})))
-    assert "globs" in full["properties"]["parameters"]["description"]
-    assert full["properties"]["name"]["enum"] == ["full", "smollm3-finetune:full"]
-
-
 @pytest.mark.parametrize("text", ["Hi: there", "- no list", "2026-13-45"])
 def test_text_on_the_command_line_is_not_parsed(text: str) -> None:
     assert parse_value(text) == text
@@ -327,3 +264,43 @@ def test_text_on_the_command_line_is_not_parsed(text: str) -> None:
 def test_lists_and_mappings_on_the_command_line_need_brackets() -> None:
     assert parse_value("[a, 2]") == ["a", 2]
     assert parse_value("{a: 1}") == {"a": 1}
+
+
+def test_the_keys_of_an_entry_of_data_path_are_those_of_the_data_package() -> None:
+    assert [info.name for info in describe(SourceConfig)] == list(SOURCE_KEYS)
+
+
+BOMB = "a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+EXPANDING = {
+    "aliases": (BOMB, "more than 20000 values, aliases included (the limit is SMOLLM3_MAX_YAML_VALUES=20000)"),
+    "merges": ("a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(40)),
+               "more than 20000 values"),
+    "itself": ("a: &a [*a]", "more than 20000 values"),
+    "depth": ("a: " + "[" * 101 + "]" * 101, "nested too deeply, more than 100 levels"),
+    "open depth": ("a: " + "[" * 5000, "nested too deeply"),
+    "size": ("a: " + "x" * 500_001, "larger than 500 kB (the limit is SMOLLM3_MAX_CONFIG_KB=500)"),
+    "tag": ("a: !!python/object:os.system x", "line 1: the tag tag:yaml.org,2002:python/object:os.system is not"),
+    "set": ("a: !!set {x, y}", "the tag tag:yaml.org,2002:set is not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), EXPANDING.values(), ids=EXPANDING)
+def test_yaml_that_expands_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        read_yaml(file)
+    assert problem in e.value.message
+
+
+def test_aliases_within_the_limit_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: &x {k: 1}\nb: [*x, *x]\nc: {<<: *x, l: !!str 2}\n")
+    assert read_yaml(file)[0] == {"a": {"k": 1}, "b": [{"k": 1}, {"k": 1}], "c": {"k": 1, "l": "2"}}
+
+
+def test_a_limit_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: " + "[" * 101 + "]" * 101)
+    monkeypatch.setenv("SMOLLM3_MAX_DEPTH", "102")
+    assert read_yaml(file)[0]["a"]

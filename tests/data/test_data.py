@@ -137,6 +137,7 @@ def test_malformed_files_are_errors_with_file_and_line(text: Any, name: str, exp
 def test_unsupported_files_are_errors_with_a_hint(write: Write, isolated: Path) -> None:
     write("{}", "train.jsonl")
     write("a,b", "train.txt")
+    write("", "rows.parquet.gz")
     (isolated / "folder").mkdir()
     for path, message, hint in (
         (
@@ -145,8 +146,13 @@ def test_unsupported_files_are_errors_with_a_hint(write: Write, isolated: Path) 
             "data files in the current directory: train.jsonl",
         ),
         ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
-        ("train.txt", "must be one of .jsonl, .json, .csv, .parquet, .arrow", "--data FILE.jsonl"),
-        ("folder", "the data directory 'folder' holds no .jsonl", "--data FILE.jsonl"),
+        (
+            "train.txt",
+            "must be one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or text",
+            "--data FILE.jsonl",
+        ),
+        ("rows.parquet.gz", "must be one of .* compressed as .gz or .zst", "--data FILE.jsonl"),
+        ("folder", "the data directory 'folder' holds no file of rows .*.jsonl", "--data FILE.jsonl"),
         ("folder/*.jsonl", "no file matches", "quote the pattern: --data 'rows/*.jsonl'"),
     ):
         with pytest.raises(DataError, match=message) as caught:
@@ -219,7 +225,7 @@ def test_alpaca_rows_put_the_input_after_the_instruction() -> None:
         (messages(("user", 3), ("assistant", "a")), ".*found int"),
         (
             messages(("user", [{"type": "image", "url": "x"}]), ("assistant", "a")),
-            r"messages\[0\]: only text parts are supported",
+            r"messages\[0\]: only text and reasoning parts are supported",
         ),
         (
             messages(("user", [{"type": "text"}]), ("assistant", "a")),

@@ -562,7 +562,7 @@ def test_the_counts_of_a_file_match_its_tokens(name: str, cli: Callable[..., Any
     """Rows of 1 to 6 digits, one of 100 digits, which is cut, and one whose question takes the first 100 tokens."""
     counts = [*range(1, 7), 100]
     file = write_rows(*(digits_row(name, "Hi", n) for n in counts), digits_row(name, "8" * 100, 1))
-    result = cli("data", "stats", "--json", "--data", file, "--max-length", "64")
+    result = cli("data", "stats", "--json", "--data", file, "--max-length", "64", "--set", "data.long_text=cut")
     assert result.code == 0, result.stderr
     (source,) = json.loads(result.stdout)["sources"]
     assert source["formatter"] == f"smollm3-finetune:{name}"

@@ -387,9 +387,10 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
     (chat(user({"text": "u"})),
      "messages[0]: content must be text or a list of parts, found dict at messages[0].content"),
     (chat(user([{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {}}]), assistant("a")),
-     "messages[0]: only text parts are supported, found a part of type 'image_url' at messages[0].content[1]"),
+     "messages[0]: only text and reasoning parts are supported, found a part of type 'image_url' "
+     "at messages[0].content[1]"),
     (chat(user(["u"]), assistant("a")),
-     "messages[0]: only text parts are supported, found str at messages[0].content[0]"),
+     "messages[0]: only text and reasoning parts are supported, found str at messages[0].content[0]"),
     (chat(user([{"type": "text", "text": 3}]), assistant("a")),
      "messages[0]: a text part needs text in 'text' or 'value', at messages[0].content[0]"),
     (chat(user("u")), "there is no assistant message to train on"),
@@ -414,7 +415,8 @@ WRONG_MESSAGES: list[tuple[dict[str, Any], str]] = [
                                   "Expecting property name enclosed in double quotes (line 1, column 2)"),
     (calling([call("f", "[1]")]), "messages[1].tool_calls[0].function.arguments must be an object or an object as JSON "
                                   "text, found list"),
-    (calling("[" * 100_000), "messages[1].tool_calls is not usable JSON: it is nested too deeply"),
+    (calling("[" * 100_000), "messages[1].tool_calls is not usable JSON: it is nested too deeply, "
+     "more than 100 levels (the limit is SMOLLM3_MAX_DEPTH=100)"),
     (with_columns(tools="f"), "tools is not valid JSON: Expecting value (line 1, column 1)"),
     (with_columns(tools=3), "tools must be a list of tool schemas, found int"),
     (with_columns(tools=[[]]), "tools[0] must be an object that describes a tool, found list"),
@@ -621,10 +623,13 @@ PAIR = Conversation(messages=(user("u"), assistant("a")), rejected=(user("u"), a
         {"prompt": None, "chosen": [user("u"), assistant("a")], "rejected": [user("u"), assistant("b", score=1)]},
         {"conversations": [turn("human", "u")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
         {"messages": [user("u")], "chosen": assistant("a"), "rejected": assistant("b")},
+        {"chosen_messages": [user("u"), assistant("a")], "rejected_messages": [user("u"), assistant("b")]},
+        {"prompt": "u", "chosen_response": "a", "rejected_response": "b", "chosen": None},
     ],
 )
 def test_a_pair_is_a_conversation_with_a_rejected_alternative(row: dict[str, Any], fmt: Format) -> None:
     assert fmt("preference", row) == PAIR
+    assert fmt.recognized(row) == ["preference"]
 
 
 def test_the_prompt_of_a_pair_is_the_common_prefix_and_not_supervised(fmt: Format) -> None:
@@ -660,6 +665,8 @@ def test_a_rejected_answer_may_be_empty_and_a_system_prompt_may_precede_the_prom
         ({"chosen": [system("s"), user("u"), assistant("a")], "rejected": [system("s"), user("v"), assistant("b")]},
          "'chosen' and 'rejected' do not begin with the same question, and 'prompt' has none"),
         ({"prompt": "u", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' are the same, so neither is better"),
+        ({f"{side}_messages": [user(side), assistant("a")] for side in ("chosen", "rejected")},
+         "'chosen_messages' and 'rejected_messages' do not begin with the same question, and 'prompt' has none"),
         ({"prompt": "u", "chosen": 3, "rejected": "b"}, "'chosen' must be text or a list of messages, found int"),
         ({"prompt": "u", "chosen": "a"}, "'rejected' must be text or a list of messages, found nothing"),
         ({"prompt": "u", "chosen": "a", "rejected": [user("b")]},
@@ -675,6 +682,76 @@ def test_a_rejected_answer_may_be_empty_and_a_system_prompt_may_precede_the_prom
 )  # fmt: skip
 def test_a_wrong_pair_names_the_column(row: dict[str, Any], message: str, fmt: Format) -> None:
     assert fmt.error("preference", row) == message
+
+
+# ------------------------------------------------------------------------------------------------- labels
+
+
+LABELED = {
+    "messages": chat(user("u"), assistant("a")),
+    "sharegpt": {"conversations": [turn("human", "u"), turn("gpt", "a")]},
+    "prompt-completion": {"prompt": "u", "completion": "a"},
+    "alpaca": {"instruction": "u", "output": "a"},
+}
+
+
+@pytest.mark.parametrize("name", LABELED)
+@pytest.mark.parametrize("column", ["label", "desirable", "kto_tag"])
+def test_a_label_says_whether_the_answer_is_good(name: str, column: str, fmt: Format) -> None:
+    for value in (False, 0, 0.0, "false", "False", " 0 "):
+        assert fmt(name, {**LABELED[name], column: value}).desirable is False
+    for value in (True, 1, 1.0, "true", "TRUE", "1"):
+        assert fmt(name, {**LABELED[name], column: value}).desirable is True
+    for value in (None, "", "math", 3, 0.5, [0], {"a": 1}):  # the name or the number of a class, or nothing
+        assert fmt(name, {**LABELED[name], column: value}).desirable is None
+    assert fmt(name, LABELED[name]).desirable is None
+
+
+def test_labels_that_disagree_are_refused(fmt: Format) -> None:
+    row = {**LABELED["messages"], "label": True, "desirable": "false"}
+    assert fmt.error("messages", row) == "'label' (True) and 'desirable' ('false') disagree"
+
+
+# ---------------------------------------------------------------------------------------- typed reasoning
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "thinking", "reasoning_content"])
+@pytest.mark.parametrize("key", ["text", "value", "own"])
+def test_reasoning_in_a_typed_part_is_the_reasoning_of_the_message(kind: str, key: str, fmt: Format) -> None:
+    def part(kind: str, text: str) -> dict[str, Any]:
+        own = "text" if kind == "text" else kind
+        return {"type": kind, own if key == "own" else key: text, "signature": None}
+
+    row = chat(user([part("text", "u")]), assistant([part(kind, "Six"), part(kind, "sevens."), part("text", "42")]))
+    expected = assistant("42", reasoning_content="Six\nsevens.")
+    assert fmt("messages", row).messages == (user("u"), expected)
+    pair = {"prompt": "u", "chosen": row["messages"][1:], "rejected": "b"}
+    assert fmt("preference", pair).messages == (user("u"), expected)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([user("u"), assistant([{"type": "text", "text": "42"}, {"type": "reasoning", "text": "late"}])],
+         "messages[1]: reasoning after the text of a message is not supported, found at messages[1].content[1]"),
+        ([user([{"type": "reasoning", "text": "r"}, {"type": "text", "text": "u"}]), assistant("a")],
+         "messages[0]: only an assistant message can have reasoning, found it with the role 'user'"),
+        ([user("u"), assistant([{"type": "reasoning", "text": "r"}, {"type": "text", "text": "a"}], thinking="other")],
+         "messages[1] has two different texts of reasoning, in a part of its content and in a field"),
+        ([user("u"), assistant([{"type": "reasoning", "summary": []}])],
+         "messages[1]: a reasoning part needs text in 'text' or 'value', at messages[1].content[0]"),
+    ],
+)  # fmt: skip
+def test_reasoning_that_cannot_be_represented_is_refused(messages: list[Any], message: str, fmt: Format) -> None:
+    assert fmt.error("messages", chat(*messages)) == message
+
+
+def test_an_empty_reasoning_part_and_a_field_with_the_same_text_are_not_errors(fmt: Format) -> None:
+    text = {"type": "text", "text": "a"}
+    empty = chat(user("u"), assistant([{"type": "reasoning", "text": " "}, text, {"type": "reasoning", "text": ""}]))
+    assert fmt("messages", empty).messages[1] == assistant("a")
+    same = chat(user("u"), assistant([{"type": "reasoning", "text": "r"}, text], reasoning_content="r"))
+    assert fmt("messages", same).messages[1] == assistant("a", reasoning_content="r")
 
 
 # ---------------------------------------------------------------------------------------------- real rows

@@ -359,14 +359,22 @@ def test_tokens_are_computed_once_and_again_after_any_change(make: Make) -> None
         assert len(built) == n
 
 
-def test_a_truncated_cache_entry_is_built_again(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train.arrow", "held_out-0.arrow", "counts.json"])
+def test_damaged_tokens_are_built_again(make: Make, tmp_path: Path, name: str) -> None:
     file = write("a.jsonl", ROWS)
     first = items(make(file).train)
     (entry,) = [p for p in (tmp_path / "tokens" / "tokens").iterdir() if p.is_dir()]
-    for name, size in (("train.arrow", 100), ("held_out-0.arrow", 3), ("counts.json", 5)):
-        os.truncate(entry / name, size)
+    whole = (entry / name).read_bytes()
+    pieces = [len(whole) * n // 12 for n in range(12)]  # data, and the metadata that pyarrow does not check
+    for place in pieces:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (entry / name).write_bytes(flipped)
         assert items(make(file).train) == first
-    assert len(make.built) == 4  # type: ignore[attr-defined]
+        assert (entry / name).read_bytes() == whole
+    os.truncate(entry / name, 3)
+    assert items(make(file).train) == first
+    assert len(make.built) == 1 + len(pieces) + 1  # type: ignore[attr-defined]
 
 
 def test_a_full_disk_is_not_tried_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -435,9 +435,18 @@ def test_arguments_that_the_template_drops_are_refused() -> None:
         Renderer(tokenizer(), RenderOptions(template=template)).spans(talk(user(), assistant("", tool_calls=[CALL])))
 
 
-def test_a_tools_answer_as_the_users_words_is_refused() -> None:
-    with pytest.raises(DataError, match="renders the tool answer, message 1, as a user message"):
-        renderer(LIKE).spans(talk(user(), tool(), assistant()))
+def test_a_template_may_render_tool_answers_as_user_messages_and_the_row_is_noted() -> None:
+    note = "tool answer rendered as a user message"
+    asked = assistant('<tool_call>{"name": "add"}</tool_call>')
+    written = (
+        head(LIKE, "no_think") + USER + HEADER + EMPTY + '«<tool_call>{"name": "add"}</tool_call><|im_end|>»\n'
+        "<|im_start|>user\n2<|im_end|>\n" + HEADER + EMPTY + "«Yes.<|im_end|>»\n"
+    )
+    assert check(renderer(LIKE), talk(user(), asked, tool(), assistant()), written) == {note: 1}
+    prompt = renderer(LIKE).prompt([user(), asked, tool()], enable_thinking=False)
+    assert written.replace("«", "").replace("»", "").startswith(prompt)
+    for name in (EMBEDDED, TOOLS, CUTS):  # a turn of their own, or a mark inside the user turn
+        assert note not in renderer(name).spans(talk(user(), asked, tool(), assistant()))[2]
 
 
 def test_a_tool_result_that_the_template_drops_is_refused() -> None:
@@ -495,8 +504,8 @@ def test_tools_that_the_template_drops_are_refused() -> None:
 
 
 def test_a_prompt_that_the_template_would_cut_is_refused_too() -> None:
-    with pytest.raises(DataError, match="renders the tool answer, message 1, as a user message"):
-        renderer(LIKE).prompt([user(), tool()])
+    with pytest.raises(DataError, match="drops the tool calls of message 1"):
+        renderer(LIKE).prompt([user(), assistant("", tool_calls=[CALL]), tool()])
 
 
 # ------------------------------------------------------------------------------------------------------- dates

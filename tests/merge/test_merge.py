@@ -26,7 +26,8 @@ from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import needed, pair_problem
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.merge import gate
+from smollm3_finetune.inference.held_out_loss import Loss
+from smollm3_finetune.merge import gate, prediction
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.report import MergeSettings
 from smollm3_finetune.merge.run import merge
@@ -452,7 +453,7 @@ def test_too_little_disk_space_is_reported_before_weights_are_read(
     registry = discover(PluginSelection.of(FILES))
     context = build_context(Purpose.MERGE, "cpu", "auto", 0)
     plan = plan_model(registry, select_model(registry, request), context)
-    with pytest.raises(SmolLM3Error, match=r"needs 0\.0 GB in bfloat16, but .* GB free"):
+    with pytest.raises(SmolLM3Error, match=r"the model in bfloat16 needs .* MB, but .* MB free"):
         merge(plan, MergeSettings(output=tmp_path / "deep" / "merged"))
     assert not (tmp_path / "deep").exists()
 
@@ -723,8 +724,8 @@ def test_calibration_rows_are_passed_to_a_quantizer_that_needs_them(tmp_path: Pa
 
     registry = discover(PluginSelection.of(FILES))
     with pytest.raises(ConfigError, match="needs calibration rows"):
-        choose_requantizer(registry, "rounding-rows", {}, "cpu", None)
-    requantizer = choose_requantizer(registry, "rounding-rows", {"bits": 4}, "cpu", calibration)
+        choose_requantizer(registry, "rounding-rows", {}, "cpu", has_rows=False)
+    requantizer = choose_requantizer(registry, "rounding-rows", {"bits": 4}, "cpu", has_rows=True)
     context = build_context(Purpose.MERGE, "cpu", "auto", 0)
     plan = plan_model(registry, select_model(registry, ModelRequest(ref="tiny", adapter_path=saved["delta"])), context)
     report = merge(plan, MergeSettings(output=tmp_path / "four"), requantizer, calibration)
@@ -732,6 +733,84 @@ def test_calibration_rows_are_passed_to_a_quantizer_that_needs_them(tmp_path: Pa
     about = json.loads((tmp_path / "four" / "config.json").read_text())["quantization_config"]
     assert about == {"quant_method": "rounding", "bits": 4, "tokens": 5}
     assert report["requantized"]["options"] == {"bits": 4}
+
+
+def run_of(cli: Callable[..., Any], rows: Path, *more: Any) -> dict[str, Any]:
+    """A run whose held-out loss falls clearly; its report."""
+    quick = ("--max-steps", "4", "--lr", "1e-3", "--set", "train.sample_tokens=2", "--dtype", "float32")
+    done = cli("train", "--data", rows, "--adapter", "full", *quick, "--output", "r", "--json", *more)
+    assert done.code == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_requantizing_says_what_it_costs_on_the_held_out_rows(cli: Callable[..., Any], rows_file: Path) -> None:
+    trained_to = run_of(cli, rows_file)["after"]
+    asked = ("merge", "r", "--dtype", "float32", "--requantize", "rounding", *FLAGS)
+    done = cli(*asked, "--output", "eight")
+    assert done.code == 0, done.stderr
+    assert "warning" not in done.stderr
+    fine = json.loads(Path("eight/merge.json").read_text())["requantized"]["predictions"]
+    assert fine["rows"] == "held-out rows of the run" and fine["row_count"] == 1
+    assert fine["loss_before"] == pytest.approx(trained_to["held_out_loss"], rel=1e-4), "the loss of the run's report"
+    assert fine["perplexity_before"] == pytest.approx(trained_to["perplexity"], rel=1e-3)
+    assert fine["loss_after"] == pytest.approx(fine["loss_before"], abs=prediction.HARMLESS)
+    assert fine["warning"] is None
+    assert (
+        f"perplexity     {fine['perplexity_before']:.4g} merged, {fine['perplexity_after']:.4g} quantized"
+        in done.stdout
+    )
+    assert "the checkpoint predicts these rows as well as the merged model" in done.stdout
+    assert f"{fine['perplexity_after']:.4g} for the quantized checkpoint" in Path("eight/README.md").read_text()
+
+    done = cli(*asked, "--output", "two", "--requantize-opt", "bits=2")
+    assert done.code == 0, "the checkpoint is kept: it is what was asked for"
+    coarse = json.loads(Path("two/merge.json").read_text())
+    found = coarse["requantized"]["predictions"]
+    assert found["loss_before"] == fine["loss_before"]
+    assert found["loss_after"] > found["loss_before"] + prediction.UNUSABLE
+    assert "its answers may be unusable" in done.stdout
+    assert "warning: the checkpoint predicts these rows much worse than the merged model" in done.stderr
+    assert coarse["warnings"] == [found["warning"]]
+    assert "Note: the checkpoint predicts these rows much worse" in Path("two/README.md").read_text()
+
+
+def test_only_the_rows_that_are_needed_are_read(cli: Callable[..., Any], rows_file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    shutil.copy(rows_file, own)
+    run_of(cli, rows_file, "--set", f"calibration.path={own}")
+    own.unlink()
+    done = cli("merge", "r", "--output", "a", "--requantize", "rounding", *FLAGS)
+    assert done.code == 0, "this quantizer needs no calibration rows: " + done.stderr
+    assert "held-out rows of the run" in done.stdout
+    needed_here = cli("merge", "r", "--output", "b", "--requantize", "rounding-rows", *FLAGS)
+    assert needed_here.code != 0 and "own.jsonl" in needed_here.stderr
+    rows_file.unlink()
+    dense = cli("merge", "r", "--output", "c")
+    assert dense.code == 0, "without --requantize no row is read: " + dense.stderr
+    done = cli("merge", "r", "--output", "d", "--requantize", "rounding", *FLAGS)
+    assert done.code == 0, done.stderr
+    assert "the held-out rows of the run are not available" in done.stderr and "rows.jsonl" in done.stderr
+    assert json.loads(Path("d/merge.json").read_text())["requantized"]["predictions"]["rows"] == "fixed texts"
+
+
+def test_a_model_without_a_run_is_measured_on_fixed_texts(cli: Callable[..., Any], saved: dict[str, Path]) -> None:
+    target = ("merge", "tiny", "--adapter-path", saved["delta"], "--requantize", "rounding", *FLAGS)
+    done = cli(*target, "--output", "x", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)["requantized"]["predictions"]
+    assert (found["rows"], found["row_count"]) == ("fixed texts", 3)
+    assert found["tokens"] > 100
+
+
+def test_a_loss_that_is_not_finite_is_the_worst() -> None:
+    rows = prediction.PredictedRows(title="rows", rows=[])
+    found = prediction.predictions(rows, Loss(10.0, 10), Loss(float("nan"), 10))
+    assert found["loss_after"] is None and found["perplexity_after"] is None
+    assert found["warning"] is not None
+    huge = prediction.predictions(rows, Loss(10.0, 10), Loss(1e5, 10))
+    assert huge["perplexity_after"] is None and huge["warning"] is not None
+    assert prediction.predictions(rows, Loss(), Loss())["warning"] is None
 
 
 # --------------------------------------------------------------------------------------------------------- the gate
@@ -775,13 +854,15 @@ def test_a_figure_that_is_not_finite_fails_the_gate() -> None:
 
 def test_a_card_links_only_to_a_base_on_the_hub() -> None:
     about = {
-        "title": "t", "model": "HuggingFaceTB/SmolLM3-3B", "quantizer": "none", "adapter": "scale",
+        "title": "t", "model": "HuggingFaceTB/SmolLM3-3B", "license": {"license": "apache-2.0"},
+        "quantizer": "none", "adapter": "scale",
         "adapter_options": {"layers": ["a", "b"]}, "dtype": "bfloat16", "parameters": 12, "forced": False,
         "fault": None, "warnings": [], "requantized": None, "own_base": True,
         "figures": {"positions": 1, "moved": 0.5, "merged": 1e-7, "drift": None, "base": 0.0},
     }  # fmt: skip
     text = card(about)
     assert "base_model: HuggingFaceTB/SmolLM3-3B" in text
+    assert "license: apache-2.0" in text
     assert "(layers=a,b), trained on the base (unquantized)" in text
     assert "| not a number |" in text
     assert "base_model" not in card({**about, "model": "tiny"})

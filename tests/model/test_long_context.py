@@ -17,7 +17,7 @@ import torch
 
 from smollm3_finetune import load_model
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
-from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 
 NATIVE = 2048
 QUICK = ("--adapter", "full", "--max-steps", "2", "--set", "data.limit=40", "--set", "train.sample_tokens=4",
@@ -205,6 +205,15 @@ def test_a_run_generates_and_resumes_with_its_context(cli: Callable[..., Any], m
     assert cli("generate", model, *right, "--prompt", prompt).code == 0
     forced = ("--adapter-path", "out/adapter", "--any-base", "--max-new-tokens", "4")
     assert cli("generate", model, *forced, "--prompt", prompt).code == 0
+
+    merging = ("merge", model, "--adapter-path", "out/adapter", "--output", "merged")
+    refused = cli(*merging)
+    assert refused.code == 6
+    assert "was trained with context=4096" in refused.stderr
+    assert not Path("merged").exists()
+    assert cli(*merging, "--loader-opt", "context=4096").code == 0
+    with pytest.raises(ModelError, match="was trained with context=4096"):
+        load_model(model, adapter_path="out/adapter", device="cpu")
 
 
 def test_an_adapter_without_a_context_is_refused_on_a_scaled_base(cli: Callable[..., Any], model: Path) -> None:

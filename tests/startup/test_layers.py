@@ -13,7 +13,7 @@ NAME = "smollm3_finetune"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors"),
-    ("paths", "files"),
+    ("paths", "files", "stopping"),
     ("model_files",),
     ("cache",),
     ("api",),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
-import shlex
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,11 @@ def directory(tmp_path: Path) -> Path:
             "out of memory: ",
             "--batch-size",
         ),
-        (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), "disk full", "--output"),
+        (
+            SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"),
+            "the disk is full",
+            "another disk",
+        ),
     ],
 )
 def test_resource_errors_are_not_reported_as_bugs(
@@ -54,7 +57,7 @@ def test_resource_errors_are_not_reported_as_bugs(
 
     monkeypatch.setattr("smollm3_finetune.train.run.compose", fails)
     result = cli("train", "--adapter", "full", *QUICK)
-    assert result.code == 1
+    assert result.code == (8 if "disk" in message else 1)
     assert message in result.stderr
     assert hint in result.stderr
     assert "report" not in result.stderr
@@ -70,6 +73,9 @@ NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocato
     [
         (FULL, True),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EROFS, "Read-only file system"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (SafetensorError(f"Error: I/O error: No space left (os error {errno.ENOSPC})"), True),
         (RuntimeError(f"Data processing error: No space left on device (os error {errno.ENOSPC})"), True),
@@ -114,8 +120,8 @@ class Starved:
     load = attach = restore = open = fail
 """
 RAISED = {
-    "OSError(errno.ENOSPC, 'No space left on device')": "disk full: No space left on device",
-    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "disk full: Disk quota exceeded",
+    "OSError(errno.ENOSPC, 'No space left on device')": "the output or a file cannot be written: the disk is full",
+    "OSError(errno.EDQUOT, 'Disk quota exceeded')": "the output or a file cannot be written: your disk quota",
     "MemoryError()": "out of memory: Python cannot allocate more",
     "torch.OutOfMemoryError('CUDA out of memory.')": "out of memory: CUDA out of memory.",
     'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")': "out of memory: DefaultCPU",
@@ -131,7 +137,7 @@ def test_resource_errors_are_not_attributed_to_a_component(
     chosen = {"load": ("--quant", "starved", "--adapter", "full"), "attach": ("--adapter", "starved"),
               "open": ("--loader", "starved", "--adapter", "full")}[where]  # fmt: skip
     result = cli("train", "-p", file, *chosen, *QUICK)
-    assert result.code == 1, result.stderr
+    assert result.code == (8 if "disk" in RAISED[raised] else 1), result.stderr
     _, _, told = result.stderr.partition("error: ")
     assert told.startswith(RAISED[raised]), result.stderr
     assert "starved" not in told
@@ -174,7 +180,7 @@ def test_out_of_memory_is_not_reported_as_damaged_weights(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    where = "safetensors.torch.load_file" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
+    where = "safetensors.safe_open" if isinstance(error, SafetensorError) else "torch.nn.Module.load_state_dict"
     monkeypatch.setattr(where, fails)
     with pytest.raises(type(error)) as caught:
         load_model("tiny", adapter_path=tmp_path / "saved")
@@ -196,6 +202,7 @@ def test_truncated_weights_are_named(cli: Cli, directory: Path) -> None:
 
 def test_saved_weights_of_another_shape_or_truncated_are_named(cli: Cli) -> None:
     assert cli("train", "--adapter", "full", *QUICK).code == 0
+    Path("run/adapter/checksums.json").unlink()  # as another tool or an earlier version saved it
     file = Path("run/adapter/model.safetensors")
     whole = file.read_bytes()
     state = load_file(str(file))
@@ -314,28 +321,6 @@ def test_a_run_can_be_used_from_another_directory(
     assert result.code == 0, result.stderr
 
 
-def test_a_run_that_diverges_without_an_infinity_keeps_its_report(cli: Cli) -> None:
-    wild = ("--learning-rate", "30", "--set", "train.warmup=0", "--max-steps", "3", "--set", "train.eval_every=1")
-    result = cli("train", "--adapter", "full", *QUICK, *wild, "--json")
-    report = result.report()
-    assert report["after"]["held_out_loss"] > 700, "exp() of it is more than a float holds"
-    assert report["after"]["perplexity"] is None
-    lines = [
-        json.loads(line, parse_constant=pytest.fail) for line in Path("run/metrics.jsonl").read_text().splitlines()
-    ]
-    assert len(lines) == 6
-
-
-def test_a_hint_to_delete_a_checkpoint_can_be_typed(cli: Cli) -> None:
-    saving = ("--set", "train.save_every=1", "--output", "my runs/a")
-    assert cli("train", "--adapter", "full", *QUICK, *saving).code == 0
-    Path("my runs/a/checkpoints/checkpoint-1/optimizer.pt").write_bytes(b"short")
-    result = cli("train", "--resume", "my runs/a", "--max-steps", "2")
-    assert result.code == 6
-    (hint,) = [line for line in result.stderr.splitlines() if "hint: rm -r" in line]
-    assert shlex.split(hint)[-1] == "my runs/a/checkpoints/checkpoint-1"
-
-
 def test_a_checkpoint_has_the_template_and_the_end_that_were_trained(cli: Cli) -> None:
     template = load_model("tiny").tokenizer.chat_template
     Path("mine.jinja").write_text("{# mine #}" + template)
@@ -354,7 +339,9 @@ def test_two_processes_cannot_resume_the_same_run(cli: Cli) -> None:
     with RunDir(Path("run")).held():
         result = cli("train", "--resume", "run", "--max-steps", "2")
     assert result.code == 2
-    assert "the run run is being trained by another process" in result.stderr
+    holder = f"error: the run run is being trained by another process (process {os.getpid()}, since 20"
+    assert holder in result.stderr
+    assert f"hint: wait for it to finish, or stop it: kill {os.getpid()}" in result.stderr
     assert Path("run/metrics.jsonl").read_text() == before
     assert cli("train", "--resume", "run", "--max-steps", "2").code == 0
     assert not list(Path("run").glob(".*"))

@@ -32,7 +32,8 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
 def test_a_run_writes_the_documented_files(cli: Cli) -> None:
     report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "adapter", "before.json", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "versions.json",
+        "adapter", "before.json", "checkpoints", "metrics.jsonl", "report.json", "run.yaml", "trained.json",
+        "versions.json",
     ]  # fmt: skip
     rows = metrics("out")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
@@ -101,17 +102,6 @@ def test_a_trained_adapter_is_kept_if_a_later_step_fails(cli: Cli, monkeypatch: 
     assert load_model("tiny", adapter_path="out/adapter", plugins=(SCALE,)).adapted is not None
 
 
-def test_weights_that_are_not_finite_are_not_saved_even_without_a_loss(cli: Cli) -> None:
-    """The last logged loss is that of an earlier step, and there are no held-out rows."""
-    blind = ("--set", "data.held_out=0", "--set", "train.log_every=50", "--set", "train.save_every=3")
-    result = cli("train", "--adapter", "full", *QUICK, *blind, "--learning-rate", "1e30", "--output", "out")
-    assert result.code == 1
-    assert "the trained weights became infinite or nan by step" in result.stderr
-    assert "--learning-rate" in result.stderr
-    assert not list(Path("out").glob("checkpoints/*/*.safetensors"))
-    assert not Path("out/adapter").exists()
-
-
 def test_a_resumed_run_uses_the_new_settings_for_logging_and_saving(cli: Cli) -> None:
     cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
                   "--set", "train.save_every=2", "--set", "train.log_every=2", "--json").report()  # fmt: skip
@@ -150,9 +140,6 @@ def test_a_resumed_run_keeps_its_fixed_settings(cli: Cli) -> None:
     refused = cli("train", "--resume", "part", "--learning-rate", "1e-3")
     assert refused.code == 2
     assert "keeps its train.learning_rate" in refused.stderr
-    without = cli("train", "--resume", "part", "--max-steps", "9")
-    assert without.code == 6
-    assert "no checkpoint" in without.stderr
 
 
 def test_dry_run_loads_and_writes_nothing(cli: Cli, isolated: Path) -> None:
@@ -229,14 +216,6 @@ def _mean_loss_of_first_rows(count: int, max_length: int) -> float:
     rows = formatted(MessagesFormatter(NoOptions()), source_rows(find_sources(None)[0], count))
     examples = _prepared((conversation for _, conversation in rows), loaded, max_length)
     return held_out_loss(loaded.model, objective, examples, objective.collator(loaded.tokenizer), 3).mean
-
-
-def test_a_loss_that_is_not_finite_is_an_error(cli: Cli) -> None:
-    result = cli("train", "--adapter", "full", *QUICK, "--learning-rate", "1e30", "--output", "out", "--set",
-                 "train.max_grad_norm=1e30")  # fmt: skip
-    assert result.code == 1
-    assert "the loss became" in result.stderr
-    assert not Path("out/adapter").exists()
 
 
 def test_later_layers_of_settings_win() -> None:

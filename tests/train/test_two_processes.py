@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 RUN = ("train", "--json", "--adapter", "full", "--device", "cpu", "--max-length", "64")
+OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
 STEPS = 3
 QUICK = (
     *("--max-steps", str(STEPS), "--set", "data.limit=60", "--set", "train.sample_tokens=2"),
@@ -156,9 +157,12 @@ def test_resuming_in_the_second_pass_uses_the_rows_of_that_pass() -> None:
 
 def test_a_loss_that_is_not_finite_ends_both_processes() -> None:
     """If only one process stopped, the other would wait for its gradients until the timeout."""
-    both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--learning-rate", "1e30", "--output", "out")
+    plugins = [a for n in ("scale", "failing") for a in ("-p", str(OUT_OF_TREE / f"{n}_adapter.py"))]
+    failing = (*plugins, "--adapter", "failing", "--adapter-opt", "how=gradients")
+    both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", *failing, "--output", "out")
     assert both.returncode != 0
-    assert "became" in both.stderr and "nan by step" in both.stderr
+    assert "the gradient norm became" in both.stderr and "has the weights of step 1" in both.stderr
+    assert Path("out/checkpoints/checkpoint-1").is_dir()
     assert not Path("out/adapter").exists()
 
 

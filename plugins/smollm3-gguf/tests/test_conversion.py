@@ -231,3 +231,19 @@ def test_a_killed_conversion_leaves_no_cache_entry(tiny_gguf, context, tmp_path)
     assert len(ctx.progress.tasks) == 1
     assert json.loads((source.path / "config.json").read_text())["model_type"] == "llama"
     assert not list(source.path.parent.glob("*.partial-*"))
+
+
+def test_a_flipped_bit_in_any_converted_file_is_found_and_the_file_converted_again(tiny_gguf, context, tmp_path):
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    ctx = context()
+    entry = DEFAULT.open(str(tmp_path / "tiny.gguf"), ctx).path
+    whole = {file.name: file.read_bytes() for file in entry.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(whole)
+    for name, content in whole.items():
+        flipped = bytearray(content)
+        flipped[len(content) * 2 // 3] ^= 1
+        (entry / name).write_bytes(flipped)
+        conversions = len(ctx.progress.tasks)
+        assert DEFAULT.open(str(tmp_path / "tiny.gguf"), ctx).path == entry
+        assert len(ctx.progress.tasks) == conversions + 1, name
+        assert {file.name: file.read_bytes() for file in entry.iterdir()} == whole, name

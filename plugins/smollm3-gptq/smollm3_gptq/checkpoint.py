@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource
+from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, open_tensors, read_json
 from smollm3_gptq.options import GPTQOptions
 
 DESCRIPTION = "quantize_config.json"
@@ -55,7 +53,7 @@ class Checkpoint:
         shapes: dict[str, list[int]] = {}
         biased: set[str] = set()
         for file in self.files:
-            with _opened(file) as tensors:
+            with open_tensors(file) as tensors:
                 names = list(tensors.keys())
                 quantized = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
                 for name in names:
@@ -96,7 +94,7 @@ class Checkpoint:
 
         file_of = {}
         for file in self.files:
-            with _opened(file) as tensors:
+            with open_tensors(file) as tensors:
                 file_of.update(dict.fromkeys(tensors.keys(), file))
         for name in sorted(n for n in file_of if n.endswith(".qweight")):
             layer = name.removesuffix(".qweight")
@@ -104,7 +102,7 @@ class Checkpoint:
             for part in PARTS:
                 stored = f"{layer}.{part}"
                 if stored in file_of:
-                    with _opened(file_of[stored]) as tensors:
+                    with open_tensors(file_of[stored]) as tensors:
                         parts[part] = tensors.get_tensor(stored)
             if "g_idx" not in parts:
                 size = int(self.description["group_size"])
@@ -120,10 +118,7 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
     """
     stored = source.config.get("quantization_config")
     if stored is None and source.has_file(DESCRIPTION):
-        try:
-            stored = json.loads((source.path / DESCRIPTION).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{source.ref!r}: {DESCRIPTION} cannot be read: {e}") from e
+        stored = read_json(source.path / DESCRIPTION)
     if stored is None:
         return None
     method = stored.get("quant_method", "gptq") if isinstance(stored, Mapping) else None
@@ -213,11 +208,7 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The map from tensor to file in the index of a checkpoint. Raises ModelError if the index is invalid."""
-    try:
-        about = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{index} cannot be read: {e}", hint="copy or download it again") from e
-    stated = about.get("weight_map") if isinstance(about, dict) else None
+    stated = read_json(index).get("weight_map")
     if not isinstance(stated, dict) or not all(isinstance(v, str) and Path(v).name == v for v in stated.values()):
         raise ModelError(f"{index} has no weight_map from tensors to files", hint="copy or download it again")
     return stated
@@ -232,7 +223,7 @@ def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iter
         for file in original.iterdir():
             if file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and file.name != "config.json":
                 (shown / file.name).symlink_to(file)
-        config = json.loads((original / "config.json").read_text(encoding="utf-8"))
+        config = read_json(original / "config.json")
         config["quantization_config"] = dict(quantization_config)
         (shown / "config.json").write_text(json.dumps(config), encoding="utf-8")
         for file in checkpoint.files:
@@ -249,10 +240,3 @@ def _usual_name(file: str) -> str:
     """The name that transformers expects for a weight file."""
     part = PART.search(file)
     return f"model{part[0]}" if part else "model.safetensors"
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as e:
-        raise ModelError(f"{file} is damaged: {e}", hint="copy or download it again") from e

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import Progress, SmolLM3Error
+from smollm3_finetune.api import Progress, SmolLM3Error, is_resource_error
 
 
 class QuantizingFailed(SmolLM3Error):
@@ -70,6 +70,8 @@ def quantize(
             worker.wait()
             if worker.stdin is not None:
                 worker.stdin.close()
+        if error is not None and is_resource_error(failure := RuntimeError(error)):
+            raise failure  # a full disk, or too little memory: core reports it
         if error is not None or code != 0:
             kept = _keep_output(log)
             why = error or f"its process exited with code {code} and no error message (out of memory?)"

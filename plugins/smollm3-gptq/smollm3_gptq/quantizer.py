@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
-from safetensors import safe_open
 
 from smollm3_finetune.api import (
     Base,
@@ -21,6 +20,8 @@ from smollm3_finetune.api import (
     ModelError,
     ModelSource,
     fingerprint,
+    open_tensors,
+    read_json,
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
 from smollm3_gptq.options import GPTQOptions
@@ -145,7 +146,7 @@ def _fitting_group_size(source: ModelSource) -> int:
     """The largest of GROUP_SIZES that divides the input width of every layer, or -1. Reads only file headers."""
     inputs: set[int] = set()
     for file in sorted(source.path.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 shape = tensors.get_slice(name).get_shape()
                 if len(shape) == 2 and ".layers." in f".{name}" and name.endswith(".weight"):
@@ -157,9 +158,7 @@ def _fitting_group_size(source: ModelSource) -> int:
 
 
 def _description(directory: Path) -> Mapping[str, Any]:
-    description: Mapping[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))[
-        "quantization_config"
-    ]
+    description: Mapping[str, Any] = read_json(directory / "config.json")["quantization_config"]
     return description
 
 

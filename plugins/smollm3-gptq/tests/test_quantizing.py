@@ -222,6 +222,26 @@ def test_the_cache_key_is_weights_options_and_calibration(dense, finished, conte
     assert builds(source=other) == 1
 
 
+def test_a_flipped_bit_in_any_cached_file_is_found_and_the_model_quantized_again(
+    dense, finished, context, rows, tmp_path, monkeypatch
+):
+    made = []
+    monkeypatch.setattr(process, "quantize", copies(finished, made))
+    ctx = context(cache=tmp_path / "cache", rows=rows)
+    base = load(dense, ctx)
+    (entry,), _ = entries(tmp_path / "cache")
+    whole = {file.name: file.read_bytes() for file in entry.iterdir()}
+    assert {"model.safetensors", "config.json", DIGEST} <= set(whole)
+    for name, content in whole.items():
+        flipped = bytearray(content)
+        flipped[len(content) * 2 // 3] ^= 1
+        (entry / name).write_bytes(flipped)
+        before = len(made)
+        assert load(dense, ctx).fingerprint == base.fingerprint
+        assert len(made) == before + 1, name
+        assert {file.name: file.read_bytes() for file in entry.iterdir()} == whole, name
+
+
 @pytest.mark.parametrize(
     ("option", "wanted"),
     [

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from smollm3_finetune.api import AdapterSpec, Base, ConfigError
+from smollm3_finetune.api import AdapterSpec, Base, ConfigError, open_tensors
 from smollm3_peft.adapter import Biases, PeftAdapted, PeftAdapter
 
 ALLOCATOR_FILE = "adalora_allocator.safetensors"
@@ -98,8 +97,9 @@ class AdaLoraAdapter(PeftAdapter):
         file = path / ALLOCATOR_FILE
         if trainable and file.is_file():
             allocator = loaded.base_model.rankallocator
-            with safe_open(str(file), framework="pt", device=str(next(loaded.parameters()).device)) as tensors:
-                loaded.peft_config["default"].rank_pattern = json.loads(tensors.metadata()["rank_pattern"])
+            with open_tensors(file, str(next(loaded.parameters()).device)) as tensors:
+                stated = (tensors.metadata() or {}).get("rank_pattern", "null")
+                loaded.peft_config["default"].rank_pattern = json.loads(stated)
                 for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                     kind, _, name = key.partition("|")
                     getattr(allocator, kind)[name] = tensors.get_tensor(key)

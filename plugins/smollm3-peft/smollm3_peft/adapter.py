@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,15 +22,14 @@ from smollm3_finetune.api import (
     ModelError,
     Purpose,
     UnsupportedOp,
+    open_tensors,
+    read_json,
 )
 from smollm3_peft import peft_config, peft_patches
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
-from smollm3_peft.model_card import write_card
 from smollm3_peft.options import MethodOptions
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_config
 
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
 """Trained biases, each with its values in the base."""
@@ -126,7 +123,7 @@ class PeftAdapter:
             ModelError: if `path` contains no adapter of this method, or an adapter for another model.
         """
         self.check_operations(base)
-        config = self.read_config(path)
+        config = self.read_config(path, base.model)
         biases = _bias_copies(base.model, config)
         trainable = ctx.purpose is Purpose.TRAIN
         with (
@@ -153,7 +150,7 @@ class PeftAdapter:
                 f"adapter {self.method!r} does not change the model's weights, so it cannot be merged",
                 hint="use the adapter without merging: smollm3 generate RUN",
             )
-        config = self.read_config(path)
+        config = self.read_config(path, dense)
         base = Base(model=dense, fingerprint="")
         tied = bool(getattr(dense.config, "tie_word_embeddings", False))
         with (
@@ -202,8 +199,8 @@ class PeftAdapter:
             _check_names(loaded, path)
         return loaded
 
-    def read_config(self, path: Path) -> PeftConfig:
-        """The config of a saved adapter of this method.
+    def read_config(self, path: Path, model: nn.Module) -> PeftConfig:
+        """The config of a saved adapter of this method, for `model`.
 
         Raises:
             ModelError: if a file is missing or cannot be read, or if the adapter is of another method.
@@ -212,14 +209,18 @@ class PeftAdapter:
             if not (path / name).is_file():
                 raise ModelError(f"{path} contains no adapter: {name} is missing", hint=f"ls {path}")
         try:
-            found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"]
-        except (ValueError, KeyError, TypeError) as e:
-            raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: {e}") from e
+            about = read_json(path / CONFIG_FILE)
+        except ModelError as e:
+            raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: {e.message}", hint=e.hint) from e
+        if "peft_type" not in about:
+            raise ModelError(f"{path / CONFIG_FILE} is not an adapter config: it has no peft_type")
+        found = about["peft_type"]
         if found != peft_type(self.method):
             raise ModelError(
                 f"the adapter in {path} has PEFT type {found}, but {self.method!r} was requested",
                 hint=f"--adapter {component(str(found))}",
             )
+        check_saved_config(about, path, model)
         with peft_patches.quiet(), peft_patches.explained(f"{path / CONFIG_FILE} cannot be read", ModelError):
             config = PeftConfig.from_pretrained(str(path))
         return peft_config.serve_plain_layers(config)
@@ -243,7 +244,7 @@ class _Saver:
         self.model = model
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[Path], None] = lambda path: None
-        model.create_or_update_model_card = lambda directory: write_card(Path(directory), model)
+        model.create_or_update_model_card = lambda directory: None  # core writes the card
 
     def __call__(self, save_directory: str, **kwargs: Any) -> None:
         kwargs["save_embedding_layers"] = False
@@ -272,7 +273,7 @@ def _bias_copies(model: nn.Module, config: PeftConfig) -> Biases:
 
 def _check_names(model: PeftModel, path: Path) -> None:
     """Raises ModelError if a saved adapter has other tensors than the model expects; PEFT only warns."""
-    with safe_open(str(path / WEIGHTS_FILE), framework="pt") as tensors:
+    with open_tensors(path / WEIGHTS_FILE) as tensors:
         found = set(tensors.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = sorted(expected - found)

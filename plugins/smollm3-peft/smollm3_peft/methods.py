@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, Env, Op, Requires
+from smollm3_finetune.api import AdapterCard, AdapterSpec, Env, Op, Requires
 
 # Views (linear_view.py) rely on how PEFT reads a base layer, and `LoraConfig._register_custom_module` is private. Test
 # another minor version of PEFT before allowing it here.
@@ -23,8 +23,15 @@ WRITES = READS | {Op.DENSE}
 """The method changes base weights or supports only plain `nn.Linear`."""
 
 
+USAGE = 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, ".")'
+TITLES = {"rslora": "rsLoRA"}
+"""Names of methods whose summary does not begin with them."""
+
+
 def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS, **traits: Any) -> AdapterSpec:
     traits.setdefault("packs", True)
+    title, colon, _ = summary.partition(": ")
+    title = TITLES.get(name, title if colon else "")
     return AdapterSpec(
         name=name,
         summary=summary,
@@ -32,6 +39,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         options=f"smollm3_peft.{options}",
         needs=needs,
         requires=Requires(distributions=(PEFT,)),
+        card=AdapterCard(title=title, library="peft", usage=USAGE),
         **traits,
         api=1,
     )

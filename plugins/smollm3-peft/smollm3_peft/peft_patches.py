@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from torch import nn
 
 from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_resource_error
 
-_PEFT_ERRORS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError)
+_PEFT_ERRORS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError,
+                re.error, RecursionError, AssertionError)  # fmt: skip
 """Exceptions that PEFT and safetensors raise if options or files do not fit."""
 
 

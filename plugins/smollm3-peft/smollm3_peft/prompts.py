@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from smollm3_finetune.api import AdapterSpec, Base, ModelError
-from smollm3_peft.adapter import WEIGHTS_FILE, Biases, PeftAdapted, PeftAdapter
+from smollm3_peft.adapter import Biases, PeftAdapted, PeftAdapter
+from smollm3_peft.saved_config import WEIGHTS_FILE
 
 ENCODER_FILE = "prompt_encoder.safetensors"
 

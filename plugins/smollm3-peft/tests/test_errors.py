@@ -176,3 +176,52 @@ def test_a_config_with_a_key_of_a_newer_peft_is_read(lab: Any, saved: Path) -> N
     file = saved / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_version": "0.21.2"}))
     assert restore(lab, saved).model is not None
+
+
+def change(saved: Path, **values: Any) -> None:
+    file = saved / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def test_layer_replication_is_refused(lab: Any, saved: Path) -> None:
+    change(saved, layer_replication=[[0, 10**9]])
+    for use in (
+        lambda: restore(lab, saved),
+        lambda: lab.make_adapter("lora").merge(lab.make_base("none").model, saved),
+    ):
+        with pytest.raises(ModelError, match="layer_replication, which repeats layers of the base, is not supported"):
+            use()
+
+
+FIELDS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_an_invalid_regular_expression_is_refused(lab: Any, saved: Path, field: str) -> None:
+    value: Any = {"(q_proj": 4} if field in ("rank_pattern", "alpha_pattern") else "(q_proj"
+    change(saved, **{field: [value] if field in ("modules_to_save", "layers_pattern") else value})
+    with pytest.raises(ModelError, match=r"'\(q_proj' is not a regular expression"):
+        restore(lab, saved)
+
+
+def test_a_regular_expression_that_does_not_end_is_refused(
+    lab: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMOLLM3_MAX_SECONDS", "1")
+    change(saved, rank_pattern={"(([a-z_.0-9])+)+!": 4})
+    with pytest.raises(ModelError, match="takes more than 1 seconds"):
+        restore(lab, saved)
+
+
+def test_a_regular_expression_that_ends_is_used(lab: Any, saved: Path) -> None:
+    change(saved, target_modules=r".*\.([qkvo]|gate|up|down)_proj", rank_pattern={r"layers\.0\..*nothing": 4})
+    restore(lab, saved)
+
+
+def test_a_rank_that_no_tensor_has_is_refused_before_it_is_allocated(lab: Any, saved: Path) -> None:
+    for values in ({"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}):
+        before = (saved / "adapter_config.json").read_text(encoding="utf-8")
+        change(saved, **values)
+        with pytest.raises(ModelError, match="states the rank 1000000000, which none of the adapter's tensors has"):
+            restore(lab, saved)
+        (saved / "adapter_config.json").write_text(before, encoding="utf-8")

@@ -216,7 +216,6 @@ def test_saved_adapters_name_the_users_model_reference(lab: Any, tmp_path: Path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/tiny-model"
     assert config["revision"] is None
-    assert 'base_model: "someone/tiny-model"' in (tmp_path / "README.md").read_text()
 
 
 def test_saving_does_not_use_the_network(lab: Any, tmp_path: Path, monkeypatch: Any) -> None:

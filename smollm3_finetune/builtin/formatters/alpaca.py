@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.columns import desirable, refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import optional_text, required_text, type_name
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
@@ -17,7 +17,8 @@ class AlpacaFormatter:
     """`{"instruction": "…", "input": "…", "output": "…"}`
 
     `input` is appended to the instruction after an empty line. Optional columns, all of which may be empty: `input`,
-    `system`, `history` (earlier pairs of question and answer), `tools`, `chat_template_kwargs`.
+    `system`, `history` (earlier pairs of question and answer), `tools`, `chat_template_kwargs`, and `label` or
+    `desirable` (whether the output is good).
     """
 
     def __init__(self, options: AlpacaOptions | NoOptions) -> None:
@@ -37,6 +38,7 @@ class AlpacaFormatter:
             tools=tools(row),
             template_kwargs=template_kwargs(row),
             supervised=supervised(turns, after=0 if self.options.learn_history else before),
+            desirable=desirable(row),
         )
 
 

@@ -7,12 +7,17 @@ and answer of such a list. Raw text comes last, because other formats may have a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 TURN_COLUMNS = ("messages", "conversation", "conversations")
 """The columns that can hold a list of turns, or one as JSON text. The first that does is read."""
+PREFERENCE_COLUMNS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+)
+"""The columns of the better and of the worse answer. The first pair with two values is read."""
 PREFERENCE_RANK = 10
 PROMPT_COMPLETION_RANK = -5
 TEXT_RANK = -10
@@ -31,9 +36,11 @@ def looks_like_list(value: Any) -> bool:
 
 def _as_list(value: Any) -> Sequence[Any] | None:
     if looks_like_list(value):
+        from smollm3_finetune.files.limits import parse_json  # only here: this module is imported by --help
+
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             return None
     return value if isinstance(value, list | tuple) else None
 
@@ -68,9 +75,17 @@ def prompt_completion(row: Mapping[str, Any]) -> bool:
     return "prompt" in row and ("completion" in row or "response" in row)
 
 
+def preference_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The columns of the better and the worse answer; None if the row is not a pair.
+
+    Both must have a value: in a table of mixed rows they are empty for rows that are not pairs.
+    """
+    pairs = (pair for pair in PREFERENCE_COLUMNS if all(row.get(column) is not None for column in pair))
+    return next(pairs, None)
+
+
 def preference(row: Mapping[str, Any]) -> bool:
-    """Both columns must have a value: in a table of mixed rows they are empty for rows that are not pairs."""
-    return all(row.get(column) is not None for column in ("chosen", "rejected"))
+    return preference_columns(row) is not None
 
 
 def text(row: Mapping[str, Any]) -> bool:

@@ -10,6 +10,8 @@ from smollm3_finetune.builtin.formatters.tools import parse_json, schemas
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 
 MEDIA = ("images", "videos", "audios")
+LABELS = ("label", "desirable", "kto_tag")
+"""The columns that can say whether the answer of a row is good."""
 RENDERER_ARGUMENTS = frozenset(
     {"messages", "conversation", "documents", "tokenize", "add_generation_prompt", "continue_final_message",
      "chat_template", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation",
@@ -69,6 +71,24 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
         if key in kwargs and not isinstance(kwargs[key], kind):
             raise ValueError(f"{column}.{key} must be {words}, found {kwargs[key]!r}")
     return kwargs
+
+
+def desirable(row: Mapping[str, Any]) -> bool | None:
+    """Whether the row labels its answer as good: true, false, 1 or 0, or one of them as text, as in a CSV file.
+
+    None if it has no label; other values, such as the name of a class, are not labels of this kind. Raises ValueError
+    if two columns disagree.
+    """
+    found = {column: label for column in LABELS if (label := _label(row.get(column))) is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{' and '.join(f'{c!r} ({row[c]!r})' for c in found)} disagree")
+    return next(iter(found.values()), None)
+
+
+def _label(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def refuse_media(row: Mapping[str, Any]) -> None:

@@ -5,35 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_finetune.api import REASONING_FIELDS
+
 
 def type_name(value: Any) -> str:
     """The type of a value for an error message; `nothing` for None."""
     return "nothing" if value is None else type(value).__name__
 
 
-def content_text(content: Any, where: str, field: str = "content") -> str:
-    """The text of a message: a string, or the text of its typed parts (`text` or `value`) joined.
+def content_and_reasoning(content: Any, where: str, field: str = "content") -> tuple[str, str | None]:
+    """The text of a message, and the reasoning in its typed parts; None if no part is reasoning.
 
-    `where` is the path of the message (`messages[2]`). Raises ValueError, with the type, for parts that are not text.
+    The content is a string, or typed parts: the texts are joined, and so are the pieces of reasoning, with a line break
+    between two. `where` is the path of the message (`messages[2]`). Raises ValueError, with the type, for other parts,
+    and for reasoning after text, because the reasoning of a message comes before its text.
     """
     if isinstance(content, str):
-        return content
+        return content, None
     path = f"{where}.{field}"
     if not isinstance(content, list | tuple):
         raise ValueError(f"{where}: {field} must be text or a list of parts, found {type_name(content)} at {path}")
-    return "".join(_part_text(part, where, f"{path}[{n}]") for n, part in enumerate(content))
+    text, reasoning = "", []
+    for n, part in enumerate(content):
+        kind, piece = _part(part, where, f"{path}[{n}]")
+        if kind == "text":
+            text += piece
+        elif not piece.strip():
+            continue
+        elif text.strip():
+            raise ValueError(f"{where}: reasoning after the text of a message is not supported, found at {path}[{n}]")
+        else:
+            reasoning.append(piece)
+    return text, "\n".join(reasoning) or None
 
 
-def _part_text(part: Any, where: str, path: str) -> str:
+def _part(part: Any, where: str, path: str) -> tuple[str, str]:
+    """The kind of a part, `text` or `reasoning`, and its text."""
+    supported = "only text and reasoning parts are supported"
     if not isinstance(part, Mapping):
-        raise ValueError(f"{where}: only text parts are supported, found {type_name(part)} at {path}")
-    if part.get("type") != "text":
-        raise ValueError(f"{where}: only text parts are supported, found a part of type {part.get('type')!r} at {path}")
-    text = part.get("text")
-    text = part.get("value") if text is None else text  # tables fill unused keys with nulls
+        raise ValueError(f"{where}: {supported}, found {type_name(part)} at {path}")
+    kind = part.get("type")
+    if kind != "text" and kind not in REASONING_FIELDS:
+        raise ValueError(f"{where}: {supported}, found a part of type {kind!r} at {path}")
+    values = (part.get(key) for key in dict.fromkeys(("text", "value", kind)))
+    text = next((v for v in values if v is not None), None)  # tables fill unused keys with nulls
     if not isinstance(text, str):
-        raise ValueError(f"{where}: a text part needs text in 'text' or 'value', at {path}")
-    return text
+        raise ValueError(f"{where}: a {kind} part needs text in 'text' or 'value', at {path}")
+    return "text" if kind == "text" else "reasoning", text
 
 
 def required_text(value: Any, where: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.claims import turn_list
-from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.columns import desirable, refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import read_turns
 from smollm3_finetune.builtin.options import TurnsOptions
@@ -20,8 +20,8 @@ class MessagesFormatter:
     typed text parts. A message may have `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and a weight:
     `loss_weight` or `weight` is 0 or 1, `train` or `loss` is true or false. 0 masks an assistant turn; 1 has no effect
     on other turns (but see `learn_user`).
-    Optional columns: `system`, `tools` (a list of schemas, or that as JSON text) and `chat_template_kwargs` (such as
-    `{"enable_thinking": false}`).
+    Optional columns: `system`, `tools` (a list of schemas, or that as JSON text), `chat_template_kwargs` (such as
+    `{"enable_thinking": false}`) and `label` or `desirable` (whether the answer is good).
     """
 
     role = "role"
@@ -39,6 +39,7 @@ class MessagesFormatter:
             tools=tools(row),
             template_kwargs=template_kwargs(row),
             supervised=supervised(turns, learn_user=self.options.learn_user),
+            desirable=desirable(row),
         )
 
     default_column = "messages"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.claims import turn_list, uses_from
+from smollm3_finetune.builtin.formatters.claims import PREFERENCE_COLUMNS, preference_columns, turn_list, uses_from
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import type_name
 from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
@@ -17,6 +17,7 @@ from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_tur
 class PreferenceFormatter:
     """`{"prompt": "…", "chosen": "…", "rejected": "…"}`
 
+    The answers can also be in `chosen_messages` and `rejected_messages`, or `chosen_response` and `rejected_response`.
     Each is text, a message, or a list of messages (`role` and `content`, or `from` and `value`). An answer that begins
     with an assistant message continues the prompt. Any other answer is a whole conversation, which must begin with the
     prompt. Without a `prompt` column, the prompt is the shared beginning of the two conversations; if the answers are
@@ -30,13 +31,15 @@ class PreferenceFormatter:
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
-        prompt = _prompt(row)
-        better, worse = (with_system(_whole(row, column, prompt), row) for column in ("chosen", "rejected"))
+        columns = preference_columns(row) or PREFERENCE_COLUMNS[0]
+        prompt = _prompt(row, columns[0])
+        better, worse = (with_system(_whole(row, column, prompt), row) for column in columns)
+        names = f"{columns[0]!r} and {columns[1]!r}"
         shared = _count_shared(better, worse)
         if [t.message for t in better] == [t.message for t in worse]:
-            raise ValueError("'chosen' and 'rejected' are the same, so neither is better")
+            raise ValueError(f"{names} are the same, so neither is better")
         if all(t.role == "system" for t in better[:shared]):
-            raise ValueError("'chosen' and 'rejected' do not begin with the same question, and 'prompt' has none")
+            raise ValueError(f"{names} do not begin with the same question, and 'prompt' has none")
         return Conversation(
             messages=tuple(t.message for t in better),
             rejected=tuple(t.message for t in worse),
@@ -46,11 +49,12 @@ class PreferenceFormatter:
         )
 
 
-def _prompt(row: Mapping[str, Any]) -> list[Turn]:
+def _prompt(row: Mapping[str, Any], chosen: str) -> list[Turn]:
+    """The messages before the answers; `chosen` is the column of the better one."""
     value = row.get("prompt")
     if value is not None:
         return _turns(value, "prompt") if isinstance(value, list | tuple) else text_or_turns(value, "prompt", "user")
-    found = turn_list(row) if isinstance(row.get("chosen"), Mapping) else None
+    found = turn_list(row) if isinstance(row.get(chosen), Mapping) else None
     return [] if found is None else _turns(found[1], found[0])
 
 

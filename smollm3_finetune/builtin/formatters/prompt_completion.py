@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.columns import desirable, refuse_media, template_kwargs, tools, with_system
 from smollm3_finetune.builtin.formatters.content import required_text
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
@@ -19,7 +19,7 @@ class PromptCompletionFormatter:
     """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`, and options name other columns.
 
     Each is text or a list of messages. Only the completion is supervised, not the answers inside the prompt. Optional
-    columns: `system`, `tools`, `chat_template_kwargs`.
+    columns: `system`, `tools`, `chat_template_kwargs`, and `label` or `desirable` (whether the completion is good).
     """
 
     def __init__(self, options: PromptCompletionOptions | NoOptions) -> None:
@@ -37,6 +37,7 @@ class PromptCompletionFormatter:
             tools=tools(row),
             template_kwargs=template_kwargs(row),
             supervised=supervised(turns, after=len(prompt)),
+            desirable=desirable(row),
         )
 
 

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.builtin.formatters.content import required_text, type_name
+from smollm3_finetune.files import limits
 
 
 def parse_json(text: str, where: str) -> Any:
     """The decoded JSON. Raises ValueError with the path of the field."""
     try:
-        return json.loads(text)
+        return limits.parse_json(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{where} is not valid JSON: {e.msg} (line {e.lineno}, column {e.colno})") from e
-    except RecursionError as e:
-        raise ValueError(f"{where} is not usable JSON: it is nested too deeply") from e
+    except ValueError as e:
+        raise ValueError(f"{where} is not usable JSON: {e}") from e
 
 
 def tool_calls(value: Any, where: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.builtin.formatters.claims import looks_like_list
-from smollm3_finetune.builtin.formatters.content import content_text, optional_text, type_name
+from smollm3_finetune.builtin.formatters.content import content_and_reasoning, optional_text, type_name
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
 
@@ -65,12 +65,12 @@ def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Tur
         clean["tool_calls"] = calls
     if content is None and role == "assistant" and (calls or content_key in message):
         content = ""  # null next to tool calls (OpenAI) or in a table; a missing key is a mistake
-    clean["content"] = content_text(content, where, content_key)
+    clean["content"], in_parts = content_and_reasoning(content, where, content_key)
     for key in ("name", "tool_call_id"):
         text = optional_text(message.get(key), f"{where}.{key}")
         if text is not None:
             clean[key] = text
-    reasoning = _reasoning(message, where)
+    reasoning = _reasoning(message, where, in_parts)
     if reasoning is not None:
         if role != "assistant":
             raise ValueError(f"{where}: only an assistant message can have reasoning, found it with the role {role!r}")
@@ -87,9 +87,13 @@ def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     return []
 
 
-def _reasoning(message: Mapping[str, Any], where: str) -> str | None:
+def _reasoning(message: Mapping[str, Any], where: str, in_parts: str | None) -> str | None:
+    """The reasoning of a message, in a field of its own or in a part of its content."""
     texts = (optional_text(message.get(key), f"{where}.{key}") for key in REASONING_FIELDS)
-    return next((text for text in texts if text is not None), None)
+    field = next((text for text in texts if text is not None), None)
+    if field is not None and in_parts is not None and field.strip() != in_parts.strip():
+        raise ValueError(f"{where} has two different texts of reasoning, in a part of its content and in a field")
+    return in_parts if field is None else field
 
 
 WEIGHTS = ("loss_weight", "weight", "train", "loss")

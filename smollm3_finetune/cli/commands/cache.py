@@ -1,4 +1,4 @@
-"""`smollm3 cache list|clean`. Does not import torch."""
+"""`smollm3 cache list|verify|clean`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
-    """List or clean the cache: converted files, quantized weights and tokenized rows."""
+    """List, check or clean the cache: converted files, quantized weights and tokenized rows."""
 
 
 def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
@@ -34,15 +34,15 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
     folders = [user_path(text, "--runs") for text in runs]
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"--runs {folder} is not a directory", hint="--runs DIR: a run or a folder of runs")
+            raise ConfigError(f"--runs {folder} is not a directory", hint="--runs RUN, or --runs FOLDER_OF_RUNS")
     root = default_root()
     if root.exists() and not root.is_dir():
         raise ConfigError(f"the cache {root} is not a directory", hint="SMOLLM3_CACHE=DIRECTORY")
-    if kind is not None and not (root / kind).is_dir():
-        kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if kind is not None and kind not in kinds:
         similar = did_you_mean(kind, kinds)
         hint = f"did you mean {similar!r}?" if similar else f"kinds in the cache: {', '.join(kinds) or 'none'}"
-        raise ConfigError(f"--kind {kind}: the cache {root} has no entries of this kind", hint=hint)
+        raise ConfigError(f"--kind {kind[:80]}: the cache {root} has no entries of this kind", hint=hint)
     return root, list(runs_below([RUNS, *folders]))
 
 
@@ -59,7 +59,8 @@ KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this 
 @debug_option
 def list_entries(kind: str | None, runs: tuple[str, ...], as_json: bool) -> None:
     """List the cache entries, largest first: size, last use, origin, and the runs that depend on each entry."""
-    from smollm3_finetune.cache.entries import entries, leftovers, shown_size
+    from smollm3_finetune.cache.entries import entries, leftovers
+    from smollm3_finetune.files.room import shown_size
 
     root, known = _cache_and_runs(kind, runs)
     found, left = entries(root, known, kind), leftovers(root, kind)
@@ -84,6 +85,7 @@ def _about(entry: Entry) -> dict[str, Any]:
         "days_since_use": round(entry.days, 2),
         "made_from": entry.made_from,
         "runs": [str(r) for r in entry.runs],
+        "in_use": entry.in_use,
     }
 
 
@@ -92,13 +94,14 @@ def _print_table(found: list[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from smollm3_finetune.cache.entries import shown_origin, shown_size
+    from smollm3_finetune.cache.entries import shown_origin
+    from smollm3_finetune.files.room import shown_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("entry", "size", "last used", "made from", "runs"):
         table.add_column(column, overflow="fold", no_wrap=column in ("entry", "size", "last used"))
     for e in found:
-        runs = ", ".join(r.name for r in e.runs)
+        runs = ", ".join([*(r.name for r in e.runs), *(["in use"] if e.in_use else [])])
         table.add_row(Text(f"{e.kind}/{e.path.name[:8]}"), shown_size(e.size), shown_age(e.days),
                       Text(shown_origin(e.made_from)), Text(runs or "none"))  # fmt: skip
     Console().print(table)
@@ -108,6 +111,48 @@ def shown_age(days: float) -> str:
     if days >= 1:
         return f"{days:.0f} d ago"
     return f"{days * 24:.0f} h ago" if days * 24 >= 1 else f"{days * 1440:.0f} min ago"
+
+
+@cache.command(short_help="Compare entries with their checksums.")
+@KIND_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def verify(kind: str | None, as_json: bool) -> None:
+    """Compare every file of the cache with its checksum, and name the damaged entries.
+
+    A run checks the entries that it uses by itself, and builds damaged ones again. Nothing is changed. The exit code
+    is 1 if an entry is damaged.
+    """
+    from smollm3_finetune.cache.entries import entries
+    from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.files.room import shown_size
+    from smollm3_finetune.progress import for_stream
+
+    root, _ = _cache_and_runs(kind, ())
+    found = entries(root, (), kind)
+    with for_stream().task("checking", len(found)) as task:
+        states = []
+        for entry in found:
+            states.append((entry, entry.damage()))
+            task.advance()
+    damaged = [(entry, damage) for entry, damage in states if damage is not None]
+    unchecked = [entry for entry in found if not entry.has_checksums]
+    intact = [entry for entry, damage in states if damage is None and entry not in unchecked]
+    if as_json:
+        about = {"root": str(root), "damaged": [{**_about(e), "damage": damage} for e, damage in damaged],
+                 "intact": [str(e.path) for e in intact],
+                 "without_checksums": [str(e.path) for e in unchecked]}  # fmt: skip
+        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
+    else:
+        for entry, damage in damaged:
+            click.echo(f"damaged: {entry.kind}/{entry.path.name[:8]}  {shown_size(entry.size)}  {damage}")
+        for entry in unchecked:
+            click.echo(f"no checksums: {entry.kind}/{entry.path.name[:8]}  {shown_size(entry.size)}")
+        rebuilt = "; a run that needs a damaged entry builds it again" if damaged else ""
+        counts = f"{len(intact)} intact, {len(damaged)} damaged, {len(unchecked)} without checksums"
+        click.echo(f"{root}: {counts}{rebuilt}")
+    if damaged:
+        click.get_current_context().exit(SmolLM3Error.exit_code)
 
 
 @cache.command(short_help="Delete entries that no run depends on.")
@@ -126,10 +171,12 @@ def clean(
     """Delete cache entries that no run depends on, and leftovers of killed builds.
 
     A run depends on the entries that its base was made from: a converted file, or weights that were quantized first.
-    A deleted entry is made again when it is needed, if its source still exists.
+    An entry that another process uses at the moment is never deleted. A deleted entry is made again when it is needed,
+    if its source still exists.
     """
-    from smollm3_finetune.cache.entries import chosen, entries, leftovers, shown_size, size_of, take_away
+    from smollm3_finetune.cache.entries import chosen, entries, leftovers, take_away
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.files.room import shown_size, size_of
 
     root, known = _cache_and_runs(kind, runs)
     to_delete, kept = chosen(entries(root, known, kind), older_than or 0.0, force)
@@ -142,7 +189,8 @@ def clean(
             note = "leftover of a killed build" if path in left else f"last used {shown_age(_days(to_delete, path))}"
             click.echo(f"{path.parent.name}/{path.name[:8]}  {shown_size(size)}  {note}")
         for e in kept:
-            click.echo(f"kept: {e.kind}/{e.path.name[:8]}  {shown_size(e.size)}  {', '.join(map(str, e.runs))}")
+            why = "in use by another process" if e.in_use else ", ".join(map(str, e.runs))
+            click.echo(f"kept: {e.kind}/{e.path.name[:8]}  {shown_size(e.size)}  {why}")
     if sizes and not dry_run and not yes:
         if as_json or not sys.stdin.isatty():
             raise ConfigError("nothing was deleted: cache clean needs confirmation", hint="pass --yes")
@@ -160,10 +208,12 @@ def clean(
         click.echo(json.dumps(about, indent=2, ensure_ascii=False))
         return
     for path in busy:
-        click.echo(f"not deleted: {path} is in use or not writable", err=True)
+        click.echo(f"not deleted: {path} is in use by another process, or cannot be written", err=True)
     total = shown_size(sum(sizes[p] for p in (sizes if dry_run else gone)))
     command = "would delete" if dry_run else "deleted"
-    aside = f", kept {len(kept)} that runs depend on (to delete them too: --force)" if kept else ""
+    needed, using = sum(not e.in_use for e in kept), sum(e.in_use for e in kept)
+    aside = f", kept {needed} that runs depend on (to delete them too: --force)" if needed else ""
+    aside += f", kept {using} in use" if using else ""
     click.echo(f"{command} {len(sizes if dry_run else gone)}, {total}{aside}")
 
 

@@ -136,16 +136,16 @@ def _measure(
     if options:
         component = chosen[0].adapter
         settings = [assignment(text, "--adapter-opt", component.kind.section) for text in options]
-        keys = [s.key[-1] for s in settings]
+        values = {".".join(s.key[1:]): s.value for s in settings}
         built = options_dict(
             build(
                 component.options_class(),
-                {s.key[-1]: s.value for s in settings},
+                values,
                 component.kind.section,
                 owner=component.title,
             )
         )
-        given = {k: v for k, v in plain(built).items() if k in keys}
+        given = {k: v for k, v in plain(built).items() if k in values}
     flags = "".join(f" --adapter-opt {text}" for text in options)
     command = "smollm3 compat --quant {quantizer} --adapter {adapter}" + flags + f" --measure {file.name}"
     pairs = [Pair(quantizer=c.quantizer, adapter=c.adapter, purpose=c.purpose, options=given) for c in chosen]

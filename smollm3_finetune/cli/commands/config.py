@@ -24,7 +24,7 @@ def show(as_json: bool, **values: Any) -> None:
 
     Components are not looked up. To see them and the values that they suggest: `smollm3 train --dry-run`.
     """
-    from smollm3_finetune.cli.output.run import with_origins
+    from smollm3_finetune.cli.output.configuration import with_origins
     from smollm3_finetune.config.load import as_dict
 
     loaded = load_configuration(values)

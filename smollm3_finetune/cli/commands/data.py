@@ -64,7 +64,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
       smollm3 data preview --data rows.jsonl --rows 1 --tokens
       smollm3 data preview --data a.jsonl --data b.jsonl --source 1 --max-length 2048
     """
-    from smollm3_finetune.cli.output.rows import Page, head, show_row, show_stats
+    from smollm3_finetune.cli.output.rows import Page, head, show_problem, show_row, show_stats
     from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
 
     page = Page()
@@ -81,7 +81,9 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
         counted = {i: look.count(i, sample) for i in chosen}
     for i, stats in counted.items():
         show_stats(page, i, stats, total=look.total(i), max_length=look.about.max_length, bars=True)
-    if source is None and all(look.total(i) == s.rows for i, s in counted.items()):
+    if look.survey.problem is not None:
+        show_problem(page, look.survey.problem)
+    elif source is None and all(look.total(i) == s.rows for i, s in counted.items()):
         refuse_if_nothing_is_supervised(list(counted.values()), look.survey)
 
 
@@ -109,6 +111,8 @@ def stats(as_json: bool, **values: Any) -> None:
             show_stats(page, i, one, total=one.rows, max_length=look.about.max_length, bars=False)
         if len(counted) > 1:
             show_total(page, totals(counted))
+    if look.survey.problem is not None:
+        raise look.survey.problem
     refuse_if_nothing_is_supervised(counted, look.survey)
 
 

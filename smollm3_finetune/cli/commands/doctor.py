@@ -59,9 +59,9 @@ def shown(report: Report) -> str:
     """The report as human-readable text: the environment, then the checks, failed ones last."""
     import platform
 
-    from smollm3_finetune.cache.entries import shown_size
     from smollm3_finetune.cli.commands.plugins_check import marks
     from smollm3_finetune.cli.commands.plugins_check import shown as shown_finding
+    from smollm3_finetune.files.room import shown_size
 
     lines = [click.style("versions", bold=True), f"  python {platform.python_version()}, {platform.platform()}"]
     lines += [f"  {name} {version or 'is not installed'}" for name, version in report.versions.items()]

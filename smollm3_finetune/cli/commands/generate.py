@@ -16,7 +16,6 @@ from smollm3_finetune.model_files.loading import quiet_transformers
 if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.chat_template.renderer import RenderOptions
-    from smollm3_finetune.model.plan import ModelPlan
     from smollm3_finetune.runs.rundir import RunDir
 
 
@@ -94,6 +93,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
+    from smollm3_finetune.model.trained_context import check_trained_context
     from smollm3_finetune.progress import for_stream
 
     selected = select_model(registry, request)
@@ -106,7 +106,7 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     )  # fmt: skip
     plan = plan_model(registry, selected, context)
     if not values["any_base"]:
-        _check_context(plan)
+        check_trained_context(plan)
     tokenizer = plan_tokenizer(plan)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
@@ -199,36 +199,14 @@ def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
 def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
     """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
     from smollm3_finetune.errors import ModelError
+    from smollm3_finetune.files.limits import load_json
 
     if think is None and run is not None:
         think = _config(run).data.enable_thinking
         if run.report.exists():
             try:
-                trained = json.loads(run.report.read_text(encoding="utf-8")).get("enable_thinking")
+                trained = load_json(run.report).get("enable_thinking")
             except (OSError, ValueError, AttributeError) as e:
                 raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
             think = trained if isinstance(trained, bool) else think
     return {} if think is None else {"enable_thinking": think}
-
-
-def _check_context(plan: ModelPlan) -> None:
-    """Raises ModelError if an adapter was trained with another context than the model is opened with."""
-    from smollm3_finetune.errors import ModelError
-    from smollm3_finetune.model_files.context_length import context_of, rope_type
-
-    saved, config = plan.saved, plan.source.config
-    if saved is None or saved.loader is None:
-        return
-    trained, own = saved.loader.options.get("context"), getattr(plan.loader.options, "context", None)
-    takes = context_of(config) or 0
-    scaled = own is not None and own == takes and rope_type(config) == "yarn"
-    native = int(config["rope_parameters"]["original_max_position_embeddings"]) if scaled else takes
-    if trained == own or not (scaled or (isinstance(trained, int) and trained > native)):
-        return
-    words = [f"context={n}" if n else "no context" for n in (trained, own)]
-    raise ModelError(
-        f"the adapter {saved.path} was trained with {words[0]}, but {plan.ref!r} is opened with {words[1]}",
-        hint=f"--loader-opt context={trained}; to use it anyway: --any-base"
-        if trained
-        else "omit --loader-opt context; to use it anyway: --any-base",
-    )

@@ -11,7 +11,7 @@ import click
 
 from smollm3_finetune.cli.options import Number, plugin_options
 from smollm3_finetune.cli.output.merge import shown_merge
-from smollm3_finetune.cli.session import find_plugins, prints_result, say_warning
+from smollm3_finetune.cli.session import find_plugins, prints_report, say_warning
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--loader-opt", multiple=True, metavar="K=V", help="Option of the loader.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@prints_result
+@prints_report
 def merge(target: str, as_json: bool, **values: Any) -> str:
     """Merge a run's adapter into its base model, and check the result before it is kept.
 
@@ -65,7 +65,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
-    from smollm3_finetune.runs.reopen import run_request
+    from smollm3_finetune.runs.reopen import run_request, saved_configuration
     from smollm3_finetune.runs.rundir import RunDir
 
     run = RunDir(user_path(target, "the run or model"))
@@ -90,6 +90,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     else:
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
+    from smollm3_finetune.merge.prediction import held_out_rows
     from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
     from smollm3_finetune.model.load import build_context
@@ -105,12 +106,16 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         Purpose.MERGE, values["device"] or "auto", values["compute_dtype"] or own_dtype, 0, progress=progress
     )
     plan = plan_model(registry, selected, context)
-    requantizer = calibration = None
+    requantizer = calibration = held_out = None
     if values["requantize"]:
-        if is_run:
-            calibration = _calibration(run, registry, plan, values)
         options = options_of(values, "requantize_opt", "quant")
-        requantizer = choose_requantizer(registry, values["requantize"], options, context.device, calibration)
+        requantizer = choose_requantizer(registry, values["requantize"], options, context.device, has_rows=is_run)
+        if is_run:
+            if requantizer.needs_calibration:
+                calibration = _calibration(run, registry, plan, values)
+            held_out = held_out_rows(
+                registry, saved_configuration(run, options_of(values, "loader_opt", "loader")), plan
+            )
     settings = MergeSettings(
         output=output,
         dtype=values["dtype"],
@@ -119,7 +124,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         check_base=not values["any_base"],
         keep_dense=user_path(values["keep_dense"], "--keep-dense") if values["keep_dense"] else None,
     )
-    report = carry_out(plan, settings, requantizer, calibration)
+    report = carry_out(plan, settings, requantizer, calibration, held_out)
     for warning in report["warnings"]:
         say_warning(warning)
     if report["forced"]:

@@ -14,6 +14,8 @@ from smollm3_finetune.cli.session import discovered
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
     from smollm3_finetune.config.options import OptionInfo
 

@@ -9,7 +9,7 @@ import click
 
 from smollm3_finetune.cli.options import F, composition_options, config_flag, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
-from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
+from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_report
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 
@@ -29,12 +29,17 @@ def quantizing_options(f: F) -> F:
 )
 @config_flag("formatter", "NAME")
 @config_flag("max_length", "TOKENS")
-@click.option("--seed", type=int, metavar="N", help="Random seed that selects the calibration rows.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    help="Random seed that selects the calibration rows; sets data.seed too.",
+)
 @click.option("--config", "config_file", metavar="FILE", help="YAML file with any of these settings.")
 @click.option("--set", "assign", multiple=True, metavar="A.B=C", help="Any configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @plugin_options
-@prints_result
+@prints_report
 def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     """Write a quantized checkpoint of a full-precision model, with its tokenizer and a model card.
 
@@ -50,6 +55,8 @@ def quantize(model: str, output: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.paths import user_path
 
     directory = user_path(output, "--output")
+    if values["seed"] is not None:
+        values["assign"] = (f"data.seed={values['seed']}", *values["assign"])
     loaded = load_configuration({**values, "model": model})
     registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
     from smollm3_finetune.api import BuildContext, Purpose

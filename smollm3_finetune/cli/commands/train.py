@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli.options import run_options
-from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_result, say_warning
+from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_report, say_warning
 
 EXAMPLES = """\b
 Examples:
@@ -31,13 +31,17 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 @click.command(epilog=EXAMPLES, add_help_option=False)
 @run_options
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run from its last checkpoint.")
+@click.option(
+    "--resume", metavar="RUN",
+    help="Continue an interrupted run from its newest checkpoint, or finish it. auto: the newest unfinished run of the "
+    "same configuration, or a new run if there is none.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
               help="Show this message and exit.")  # fmt: skip
 @click.pass_context
-@prints_result
+@prints_report
 def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
     """Fine-tune a model and save the adapter; report held-out loss and a sample answer before and after training.
 

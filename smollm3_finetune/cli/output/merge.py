@@ -9,6 +9,10 @@ from typing import Any
 from smollm3_finetune.cli.options import plugin_flags
 
 
+def shown_perplexity(value: float | None) -> str:
+    return "too large" if value is None else f"{value:.4g}"
+
+
 def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
     """The report of a merge as human-readable text; `plugins` are the values of `-p` that it used."""
     figures, limits, requantized = report["figures"], report["limits"], report["requantized"]
@@ -28,6 +32,13 @@ def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
     if requantized is not None:
         change = number(requantized["drift"])
         lines.append(f"quantized      {requantized['quantizer']} changes the merged model's logits by {change}")
+        found = requantized["predictions"]
+        before, after = (shown_perplexity(found[f"perplexity_{when}"]) for when in ("before", "after"))
+        lines += [
+            f"perplexity     {before} merged, {after} quantized, on {found['tokens']:,} tokens of {found['row_count']} "
+            f"rows ({found['rows']})",
+            f"               {found['meaning']}",
+        ]
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
     flags = plugin_flags(plugins) if requantized is not None else ""

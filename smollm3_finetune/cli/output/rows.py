@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
+from smollm3_finetune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +25,12 @@ MARKS = (("«", "»"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦃", "⦄"))
 SUPERVISED, CONTEXT, WARNING, TITLE = "bold green", "dim", "yellow", "bold"
 BAR = 40
 """Characters of the longest bar."""
-COUNTED = ("rows", "train", "held_out", "empty", "rows_per_pass", "cut", "tokens", "tokens_supervised", "tokens_cut")
+COUNTED = (
+    "rows", "train", "held_out", "empty", "undesirable", "rows_per_pass", "cut", "chunks", "tokens",
+    "tokens_supervised", "tokens_cut",
+)  # fmt: skip
+SHOWN_CHUNKS = 3
+"""How many chunks of a long text are shown."""
 
 Part = str | tuple[str, str]
 """Text, or text and its style."""
@@ -109,6 +116,8 @@ def head(page: Page, about: About, *, legend: bool) -> None:
     """The settings that determine the tokens, and the legend for supervised text."""
     objective = about.objective.rpartition(":")[2]
     page.line(f"model {about.model}, objective {objective}, data.max_length={about.max_length} tokens")
+    if about.warning is not None:
+        page.line((f"warning: {about.warning}", WARNING))
     if legend and page.console is not None:
         page.line("legend: ", ("supervised", SUPERVISED), ", ", ("context, not trained on", CONTEXT))
     elif legend:
@@ -126,12 +135,14 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
     notes = ["" if n == "cut" else n for n in row.notes]
     if "cut" in row.notes:
         notes[row.notes.index("cut")] = f"cut from {row.length:,} tokens"
+    if CHUNKED in row.notes:
+        notes[row.notes.index(CHUNKED)] = f"{row.length:,} tokens in {row.chunks} chunks"
     page.line()
     page.line(
         (row.where, TITLE), f"  {row.tokens:,} tokens, {row.supervised:,} supervised, ", side,
         *[(f"; {note}", WARNING) for note in notes],
     )  # fmt: skip
-    for sequence in row.sequences:
+    for sequence in row.sequences[: SHOWN_CHUNKS if row.chunks else None]:
         if sequence.name:
             page.line((f"{sequence.name}:", TITLE))
         page.text(segments(tokenizer, sequence))
@@ -139,6 +150,8 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
             page.line((f"│ … the rest is cut at data.max_length={max_length}", WARNING))
         if tokens:
             show_tokens(page, sequence, tokenizer)
+    if row.chunks and len(row.sequences) > SHOWN_CHUNKS:
+        page.line((f"│ … and {len(row.sequences) - SHOWN_CHUNKS:,} more chunks", WARNING))
 
 
 def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -152,15 +165,20 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     """The counts of a source, and a histogram of its rows' lengths if requested."""
     formatter = stats.formatter.rpartition(":")[2]
     page.line()
-    page.line((f"source {index}: {stats.title}", TITLE), f"  (formatter {formatter})")
+    kind = ", data.validation" if stats.validation else ""
+    page.line((f"source {index}: {stats.title}", TITLE), f"  (formatter {formatter}{kind})")
     if stats.rows < total:
         page.line(
             ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; the counts are of these", WARNING)
         )
-    kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {stats.empty:,} left out"
+    left_out = stats.empty + stats.undesirable
+    kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {left_out:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
     if stats.weight != 1:
         page.line(f"  weight    {stats.weight:g}: {_rows(stats.rows_per_pass)} seen in each pass")
+    if stats.undesirable:
+        why = f"{_rows(stats.undesirable)} left out: their label is false, which this objective does not use"
+        page.line("  labels    ", (why, WARNING))
     for n, (where, why) in enumerate(stats.empty_rows):
         page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))
     if stats.empty > len(stats.empty_rows):
@@ -168,10 +186,17 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.cut:
         cut = f"{_rows(stats.cut)} at {max_length:,} tokens; {stats.tokens_cut:,} tokens lost"
         page.line("  cut       ", (cut, WARNING))
-    for n, (note, times) in enumerate(sorted(stats.notes.items())):
+    if stats.chunks:
+        split = (
+            f"{_rows(stats.notes[CHUNKED])} of long text into {stats.chunks:,} chunks of at most {max_length:,} tokens"
+        )
+        page.line(f"  chunked   {split}")
+    for n, (note, times) in enumerate(sorted((n, t) for n, t in stats.notes.items() if n != CHUNKED)):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
+    if not stats.lengths:
+        return
     q = Quantiles(stats.lengths)
     page.line(
         f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before cutting; median {q.median():,.0f}, "
@@ -192,10 +217,18 @@ def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
     threshold = next((bar for bar in buckets if bar.high > max_length), None)
     for bar, name in zip(buckets, names, strict=True):
         blocks = "█" * max(round(BAR * bar.rows / most), 1) if bar.rows else ""
-        cut: list[Part] = [(f"  rows longer than {max_length:,} are cut", WARNING)] if bar is threshold else []
+        fate = "cut" if stats.cut else "chunked"
+        cut: list[Part] = [(f"  rows longer than {max_length:,} are {fate}", WARNING)] if bar is threshold else []
         page.line(
             f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else SUPERVISED), f" {bar.rows:,}", *cut
         )
+
+
+def show_problem(page: Page, problem: DataError) -> None:
+    """Why a run with these rows would be refused, and what to change."""
+    page.line()
+    hint = "" if problem.hint is None else f"; to train on them: {problem.hint}"
+    page.line((f"note: {problem.message}{hint}", WARNING))
 
 
 def _rows(count: int) -> str:
@@ -209,6 +242,7 @@ def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:
 def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line()
     page.line(("all sources", TITLE))
-    kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {total['empty']:,} left out"
+    left_out = total["empty"] + total["undesirable"]
+    kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {left_out:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
     page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

@@ -1,4 +1,4 @@
-"""What `train` and `config show` print: a plan, a report, a configuration with the origin of each value."""
+"""What `train` prints: a plan, a report."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cli.options import plugin_flags
+from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.config.load import as_dict
-from smollm3_finetune.config.yaml12 import dump_yaml
+from smollm3_finetune.config.yaml12 import one_line
 
 if TYPE_CHECKING:
-    from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.runs.rundir import RunDir
     from smollm3_finetune.train.plan import RunPlan
-
-
-def with_origins(config: RunConfig, origins: Mapping[str, str]) -> str:
-    """The configuration as YAML, with the origin of each value that is not a default in a comment."""
-    lines = dump_yaml(as_dict(config)).splitlines()
-    out, section = [], ""
-    for line in lines:
-        key = line.strip().partition(":")[0]
-        nested = line.startswith("  ") and not line.strip().startswith("-")
-        if not line.startswith(" ") and not line.startswith("-"):
-            section = key
-        origin = origins.get(f"{section}.{key}" if nested else key)
-        out.append(f"{line:<48}# {origin}" if origin else line)
-    return "\n".join(out)
 
 
 def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
@@ -36,7 +22,8 @@ def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
     head = (
-        f"# would be written to {run.path}\n# {rows['train']} training rows, {rows['held_out']} held-out rows\n"
+        f"# would be written to {one_line(str(run.path))}\n"
+        f"# {rows['train']} training rows, {rows['held_out']} held-out rows\n"
         "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(plan.config, plan.origins)

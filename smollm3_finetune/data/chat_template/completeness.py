@@ -14,17 +14,23 @@ TOOL_LISTS = ("tools", "xml_tools", "python_tools")
 HINT = "use a template that renders it: --set data.template=FILE.jinja"
 
 
-def check_complete(text: str, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any], render: Render) -> None:
-    """Raises DataError if `text`, the rendering of a conversation, lacks a part of the conversation.
+TOOL_AS_USER = "tool answer rendered as a user message"
+
+
+def check_complete(
+    text: str, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any], render: Render
+) -> list[str]:
+    """Raises DataError if `text`, the rendering of a conversation, lacks a part of the conversation; returns notes.
 
     Plain turns are searched for in the text. If there are other parts, each part is marked with a unique word and the
-    conversation is rendered again: every mark must appear. A tool answer must also not be rendered as a user message.
+    conversation is rendered again: every mark must appear. Templates may render a tool answer as a user message, as
+    SmolLM3's does: that is their convention, in training and in use, and it is noted.
     """
     lists = [k for k in TOOL_LISTS if kwargs.get(k)]
     special = any(m.get("tool_calls") or m["role"] == "tool" for m in messages)
     special = special or any(m["role"] in SYSTEM_ROLES for m in messages[1:])
     if not (special or lists or kwargs.get("custom_instructions")) and all(_shown(m, text) for m in messages):
-        return
+        return []
     marks = _Marks()
     marked = [_marked(m, i, marks) for i, m in enumerate(messages)]
     arguments = dict(kwargs)
@@ -39,8 +45,8 @@ def check_complete(text: str, messages: Sequence[Mapping[str, Any]], kwargs: Map
     if any(m["role"] == "tool" for m in messages):
         as_user = [{**m, "role": "user"} if m["role"] == "tool" else m for m in messages]
         if render(as_user, kwargs) == text:
-            first = next(i for i, m in enumerate(messages) if m["role"] == "tool")
-            raise DataError(f"the chat template renders the tool answer, message {first}, as a user message", hint=HINT)
+            return [TOOL_AS_USER]
+    return []
 
 
 class _Marks:

@@ -24,7 +24,10 @@ from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, esc
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
 from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
+from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
+from smollm3_finetune.data.chat_template.sandbox import limited
 from smollm3_finetune.errors import DataError, ModelError
+from smollm3_finetune.files.limits import BeyondLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +62,7 @@ class Encoded:
     """Tokens before cutting."""
     notes: list[str] = field(default_factory=list)
     """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`,
-    `turn rewritten by the template`, `cut`."""
+    `turn rewritten by the template`, `tool answer rendered as a user message`, `cut`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ class Renderer:
             return conversation.text, [(0, len(conversation.text))], []
         prepared = self._prepared(conversation)
         text = self._render(prepared.messages, prepared.kwargs)
-        check_complete(text, prepared.messages, prepared.kwargs, self._render)
+        prepared.notes.extend(check_complete(text, prepared.messages, prepared.kwargs, self._render))
         spans = []
         for i in prepared.supervised:
             span = self._supervised_span(prepared, i, text)
@@ -135,15 +138,44 @@ class Renderer:
 
     def encode(self, conversation: Conversation, max_length: int) -> Encoded:
         """Token ids and labels of a conversation, cut to `max_length` tokens."""
+        ids, labels, notes = self._tokens(conversation)
+        if len(ids) > max_length:
+            notes.append("cut")
+        self.counts.update(set(notes))
+        cut = Encoded(input_ids=ids[:max_length], labels=labels[:max_length], length=len(ids), notes=notes)
+        return self.recorded(cut)
+
+    def recorded(self, encoded: Encoded) -> Encoded:
+        """The tokens that an objective gets; a subclass can record them."""
+        return encoded
+
+    def chunks(self, conversation: Conversation, max_length: int) -> list[Encoded]:
+        """Raw text in pieces of at most `max_length` tokens, each supervised token in exactly one of them.
+
+        Empty for a conversation, and for text that is not longer than `max_length`. The first token of a chunk is the
+        last one of the chunk before it and is not supervised there: it is the context of the second. The end-of-text
+        token is in the last chunk only, and no chunk begins with a token that the text does not have.
+        """
+        if conversation.text is None:
+            return []
+        ids, labels, _ = self._tokens(conversation)
+        if len(ids) <= max_length:
+            return []
+        made = []
+        for start in range(0, len(ids) - 1, max_length - 1):
+            own = labels[start : start + max_length]
+            own[0] = IGNORE_INDEX
+            made.append(Encoded(input_ids=ids[start : start + max_length], labels=own, length=len(ids)))
+        return made
+
+    def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int], list[str]]:
+        """All token ids of a conversation, their labels, and notes."""
         text, spans, notes = self.spans(conversation)
         ids, labels = tokens_and_labels(self.tokenizer, text, spans)
         if conversation.text is not None and self.tokenizer.eos_token_id is not None:
             ids.append(int(self.tokenizer.eos_token_id))
             labels.append(ids[-1])
-        if len(ids) > max_length:
-            notes.append("cut")
-        self.counts.update(set(notes))
-        return Encoded(input_ids=ids[:max_length], labels=labels[:max_length], length=len(ids), notes=notes)
+        return ids, labels, notes
 
     def note(self, what: str) -> None:
         """Count a conversation with the note `what`."""
@@ -272,13 +304,16 @@ class Renderer:
             kwargs["custom_instructions"] = escaped_text(kwargs["custom_instructions"], all_flags=all_flags)
         try:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
-            text = self.tokenizer.apply_chat_template(
-                [escaped(m, all_flags=all_flags) for m in messages],
-                tokenize=False,
-                add_generation_prompt=prompt,
-                chat_template=with_fixed_date(template, self.options.date),
-                **kwargs,
-            )
+            with limited():
+                text = self.tokenizer.apply_chat_template(
+                    [escaped(m, all_flags=all_flags) for m in messages],
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    chat_template=LIMITED + with_fixed_date(template, self.options.date),
+                    **kwargs,
+                )
+        except BeyondLimit as e:
+            raise DataError(f"the chat template cannot be used: {e}", hint=e.limit.hint) from e
         except Exception as e:  # jinja2.TemplateError, or any exception that the template raises
             raise DataError(f"the chat template refuses a conversation: {e}") from e
         return str(text).replace(MARK, "")
@@ -288,7 +323,7 @@ def _normalized(message: Mapping[str, Any], i: int, template: str) -> dict[str, 
     """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning is in one place."""
     content = message.get("content")
     if isinstance(content, list | tuple) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        content = "".join(str(p.get("text", "")) for p in content)
+        content = "".join(str(next((p[k] for k in ("text", "value") if p.get(k) is not None), "")) for p in content)
     plain = {**message, "content": "" if content is None else content}
     if plain["role"] != "assistant" or not isinstance(plain["content"], str):
         return plain

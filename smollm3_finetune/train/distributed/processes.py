@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.errors import ConfigError, SmolLM3Error, first_line
 
 
 def world_size() -> int:
@@ -24,8 +25,59 @@ def world_size() -> int:
     return int(text)
 
 
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets for each process."""
+OF_SLURM = {"WORLD_SIZE": "SLURM_NTASKS", "RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+"""The variables of srun from which a job script can set those of a launcher."""
+
+
+def check_launcher() -> None:
+    """Raises ConfigError if the environment describes several processes incompletely or inconsistently.
+
+    A process would otherwise wait for others that do not exist. SLURM's own variables alone do not matter.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    size, rank, local = (given.get(name) for name in VARIABLES[:3])
+    if size in (None, "1") and rank in (None, "0") and local in (None, "-1"):
+        return
+    shown = " and ".join(f"{name}={given[name]}" for name in VARIABLES[:3] if name in given)
+    count = int(size) if size is not None and size.isdecimal() and int(size) > 1 else 2
+    command = f"torchrun --nproc-per-node {count} -m smollm3_finetune.main train …"
+    unset = f"unset {' '.join(name for name in VARIABLES[:3] if name in given)}"
+    if missing := [name for name in VARIABLES if name not in given]:
+        names = ", ".join(missing[:-1]) + (" and " if missing[:-1] else "") + missing[-1]
+        hint = f"for several processes: {command}; for one: {unset}"
+        if "SLURM_PROCID" in os.environ and all(name in OF_SLURM for name in missing):
+            hint = "export " + " ".join(f"{name}=${OF_SLURM[name]}" for name in missing)
+        raise ConfigError(f"the environment has {shown}, but not {names}: no launcher started this process", hint=hint)
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local)):
+        if value is None or not value.isdecimal() or int(value) >= world_size():
+            raise ConfigError(
+                f"the environment variable {name} must be a number below WORLD_SIZE={size}, not {value!r}",
+                hint=f"{command}; for one process: {unset}",
+            )
+
+
 def is_main_process() -> bool:
     return world_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def connecting() -> Iterator[None]:
+    """Convert an error of torch while the processes connect, such as its timeout, into a SmolLM3Error."""
+    try:
+        yield
+    except RuntimeError as e:
+        import torch.distributed as dist
+
+        if not dist.is_available() or not isinstance(e, dist.DistError):
+            raise
+        address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise SmolLM3Error(
+            f"process {os.environ.get('RANK', '0')} of {world_size()} could not connect to the others at {address}: "
+            f"{first_line(e)}",
+            hint="start every process, and give all of them the same MASTER_ADDR and a free MASTER_PORT",
+        ) from e
 
 
 def of_main_process(path: Path) -> Path:

@@ -5,7 +5,6 @@ FSDP 2 shards a model in place, so training, measuring and generating work uncha
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.files.limits import load_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def _zero_stage() -> str:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file and file != "none":
         try:
-            return str(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+            return str(load_json(Path(file))["zero_optimization"]["stage"])
         except (OSError, ValueError, TypeError, KeyError):  # DeepSpeed reports the error itself
             return ""
     return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")

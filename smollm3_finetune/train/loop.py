@@ -1,0 +1,98 @@
+"""Takes the steps of a run: the Trainer, its checkpoints, and requests to stop."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from smollm3_finetune import stopping
+from smollm3_finetune.batching.strategy import Batches, lengths_of
+from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.inference.held_out_loss import HeldOut
+from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.train.callback import RunCallback
+from smollm3_finetune.train.health import Health, TrainedWeights
+from smollm3_finetune.train.save_times import SaveTimes
+from smollm3_finetune.train.setup import Job
+from smollm3_finetune.train.trackers import trackers
+from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run whose steps are done."""
+
+    steps: int
+    tokens: int
+    seconds_to_first_step: float | None
+    """Of this process; None if it took no step."""
+    callback: RunCallback
+
+
+def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOut) -> Trained:
+    """Train until the last step, save the checkpoints and write `trained.json`.
+
+    Does nothing but read that file if the steps are done already. Raises `Stop` after a checkpoint if the run is asked
+    to stop, and SmolLM3Error if the loss, the gradients or the weights are not finite.
+    """
+    config, run, checkpoint = job.plan.config.train, job.run, job.checkpoint
+    health = Health(warn=job.display.say)
+    callback = RunCallback(
+        loaded, run.metrics, job.display, job.began, SaveTimes(config.save_minutes), health, held_out, config.eval_every
+    )
+    lengths = lengths_of(job.tokens.train) if config.group_by_length else None
+    saved_steps = checkpoint.state().get("max_steps") if checkpoint is not None else None
+    trainer = make_trainer(
+        *(loaded, job.objective, job.items, collate, job.args, callback),
+        keep=config.keep_checkpoints,
+        saved_steps=saved_steps,
+        lengths=lengths,
+    )
+    if job.done:
+        return _taken_before(job, callback)
+    for tracker in trackers(config, job.display.say):
+        trainer.add_callback(tracker)
+    if "bfloat16" in trained_dtypes(loaded):
+        job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
+    loaded.model.train()
+    if job.main and checkpoint is not None:
+        run.forget_after(checkpoint.step)
+        run.saved.set_aside_after(checkpoint.step)
+        if saved_steps not in (None, job.steps):
+            job.display.say(f"the learning rate follows the schedule of {job.steps} steps instead of {saved_steps}")
+    before = TrainedWeights.of(loaded.model)
+    try:
+        with contextlib.ExitStack() as stack:
+            # until the first step ends there is nothing to save, and a request stops the run at once
+            callback.after_first_step = lambda: stack.enter_context(stopping.deferred())
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint is not None else None)
+            if callback.save_times.stopped_by is not None:
+                raise callback.save_times.stopped_by
+    finally:
+        job.display.end()
+    health.check_end(f"no adapter was saved in {run.path}")
+    if before == TrainedWeights.of(loaded.model):
+        job.display.say(
+            f"warning: no trained weight has changed in {trainer.state.global_step} steps: the learning rate "
+            f"{config.learning_rate:g} is too low for the dtype of the weights, or the rows give no gradient"
+        )
+    trained = Trained(
+        steps=trainer.state.global_step,
+        tokens=trainer.tokens_of_all(),
+        seconds_to_first_step=callback.seconds_to_first_step,
+        callback=callback,
+    )
+    if job.main:
+        write_json(run.trained, {"steps": trained.steps, "tokens": trained.tokens})
+    return trained
+
+
+def _taken_before(job: Job, callback: RunCallback) -> Trained:
+    """The steps that an earlier process took."""
+    assert job.checkpoint is not None
+    job.display.say(f"all {job.steps} steps are done: the adapter is saved and measured")
+    if job.run.trained.exists():
+        tokens = read_json(job.run.trained)["tokens"]
+    else:  # the process ended after the last checkpoint
+        tokens = job.checkpoint.state().get("num_input_tokens_seen", 0)
+    return Trained(steps=job.checkpoint.step, tokens=int(tokens), seconds_to_first_step=None, callback=callback)
