@@ -161,6 +161,11 @@ def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
     for kind in KINDS:
         if bare in known_components().get(kind.name, {}):
             registry.find(kind, name)
+    if any(name in (r.name, r.distribution) for r in registry.plugins):
+        raise UnknownComponentError(
+            f"{name!r} is a plugin, but `plugins info` shows a component",
+            hint="for its components: smollm3 plugins list",
+        )
     names = {o.spec.name for o in registry.components}
     similar = did_you_mean(bare, names)
     hint = f"did you mean {similar!r}?" if similar else "smollm3 plugins list"
