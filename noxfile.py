@@ -4,11 +4,15 @@ nox                 lint, types and tests: the README's second command
 nox -s quick        planning, data, the contract and CLI errors, in under 90 seconds on two cores
 nox -s on_commit    what the pre-commit hook runs: a few seconds
 nox -s newest       the quick tests and training, with the newest releases of everything but torch
+nox -s floor        the same tests with the lowest releases that the ranges allow
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
 nox -s start_up     how long help takes, beside `import click`
+nox -s first_step   how long a run takes to its first step
+nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
+nox -s trl          the examples of docs/python.md, those with trl included
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import nox
@@ -109,6 +114,23 @@ def newest(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *tests, *workers, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(venv_backend="venv")
+def floor(session: nox.Session) -> None:
+    """Core with the lowest releases that its ranges allow, in an environment of its own.
+
+    Runs the quick tests and the training tests that need no plugin. On an index without CPU builds, torch alone takes
+    several gigabytes. Warnings are not errors: old releases use names that new ones of others deprecate.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = [requirement.partition(",")[0].replace(">=", "==") for requirement in project["dependencies"]]
+    tools = [r for r in project["optional-dependencies"]["test"] if r.startswith("pytest")]
+    session.install(*lowest, *tools)
+    session.install("--no-deps", "-e", ".")
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not plugins", "-W", "default")
+    tests = paths((*TRAINING, *QUICK))
+    session.run("python", "-m", "pytest", *tests, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session
 def core_alone(session: nox.Session) -> None:
     """Core's own tests where no plugin, peft or bitsandbytes can be imported."""
@@ -128,20 +150,39 @@ def start_up(session: nox.Session) -> None:
 
 
 @nox.session
+def first_step(session: nox.Session) -> None:
+    """The time to the first step on the built-in model; `-- --against DIR` compares it with another checkout."""
+    session.run(sys.executable, "benchmarks/first_step.py", *session.posargs)
+
+
+@nox.session
 def quantizers(session: nox.Session) -> None:
     """Perplexity of SmolLM2-135M by quantizer, and `smollm3 quantize` beside gptqmodel. About an hour."""
     session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))
 
 
-@nox.session(venv_backend="venv")
-def speed(session: nox.Session) -> None:
-    """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
+def with_trl(session: nox.Session) -> Path:
+    """The interpreter of the session's environment, which has the packages of this one, and trl."""
     over = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     about = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = str(session.run("python", "-c", about, silent=True)).strip()
     (Path(site) / "over.pth").write_text(over, encoding="utf-8")
     session.install("--no-deps", "-c", "constraints.txt", "trl")
-    python_trl = Path(site).parents[2] / "bin" / "python"
+    return Path(site).parents[2] / "bin" / "python"
+
+
+@nox.session(venv_backend="venv")
+def trl(session: nox.Session) -> None:
+    """The examples of docs/python.md, with trl in an environment of its own, over this one. About a minute."""
+    python_trl = with_trl(session)
+    command = (str(python_trl), "-m", "pytest", "tests/docs/test_python_examples.py", *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def speed(session: nox.Session) -> None:
+    """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
+    python_trl = with_trl(session)
     command = (sys.executable, "benchmarks/speed.py", "--python-trl", str(python_trl), *session.posargs)
     session.run(*command, env=dict(os.environ), external=True)
 
@@ -150,6 +191,15 @@ def speed(session: nox.Session) -> None:
 def data_memory(session: nox.Session) -> None:
     """Memory and time of the data path for 10 000 to 1 000 000 rows. About half an hour."""
     session.run(sys.executable, "benchmarks/data_memory.py", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Commands ended at random, failing writes, hostile files: docs/reliability.md. An hour or more."""
+    env = {"OMP_NUM_THREADS": "1"}
+    session.run(sys.executable, "tests/faults/kills.py", "--trials", "1000", *session.posargs, env=env)
+    session.run(sys.executable, "tests/faults/fuzz.py", "--inputs", "10000", "--seed", "0", env=env)
+    session.run(sys.executable, "-m", "pytest", "tests/faults", "tests/files", "tests/runs", env=env)
 
 
 @nox.session

@@ -17,6 +17,8 @@ def user_path(text: str | Path, what: str = "the path") -> Path:
     `what` names the path in the error message. Raises ConfigError if the path cannot be accessed: an unknown `~user`,
     a name that is too long or contains a NUL character, or a directory without read permission.
     """
+    if not isinstance(text, str | os.PathLike) or isinstance(os.fspath(text), bytes):
+        raise ConfigError(f"{what} must be text or a path, not {text!r}")
     shown = repr(str(text)) if len(str(text)) <= 80 else repr(f"{str(text)[:60]}…")
     if "\0" in str(text):
         raise ConfigError(

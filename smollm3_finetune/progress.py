@@ -79,7 +79,12 @@ class Terminal:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        # no wider than the terminal, so that the times are not cut off
+        room = self.console.width - len(f"{description}  0:00:00 0:00:00 ")
+        # a column and the space after it are omitted together
+        drawn = [BarColumn(min(room, 40))] if room >= 4 else []
+        elapsed = [TimeElapsedColumn()] if room >= -2 else []
+        columns = (TextColumn("{task.description}"), *drawn, *elapsed, TimeRemainingColumn())
         with Bar(*columns, console=self.console, transient=True) as bar:
             ident = bar.add_task(description, total=total)
 

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -63,13 +64,25 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
+_results: ContextVar[TextIO] = ContextVar("results")
+
+
+def result_stream() -> TextIO:
+    """Standard output, for a command that `prints_result` decorates and that writes its result piece by piece."""
+    return _results.get()
+
+
 def prints_result(f: F) -> F:
     """Decorate a command so that standard output gets only the text that it returns, and nothing if it returns None."""
 
     @functools.wraps(f)
     def command(*args: Any, **values: Any) -> None:
-        with stdout_to_stderr():
-            result = f(*args, **values)
+        token = _results.set(sys.stdout)
+        try:
+            with stdout_to_stderr():
+                result = f(*args, **values)
+        finally:
+            _results.reset(token)
         if result is not None:
             click.echo(result)
 
@@ -108,12 +121,8 @@ def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
 def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
     """Discover plugins, and warn about each broken plugin and each shared plugin name."""
     registry = discovered(requested, no_plugins)
-    for record in registry.broken():
-        source = f"{record.distribution} {record.version}"
-        say_warning(f"the plugin {record.name!r} ({source}) is broken and was skipped: {record.error}")
-    for name, records in registry.shared_names().items():
-        who = " and ".join(f"{r.distribution} {r.version}" for r in records)
-        say_warning(f"the plugin name {name!r} is used by {who}")
+    for warning in registry.warnings():
+        say_warning(warning)
     return registry
 
 

@@ -22,6 +22,7 @@ from smollm3_finetune.errors import (
     first_line,
     is_resource_error,
 )
+from smollm3_finetune.model_files.imports import quick_imports
 
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
 
@@ -76,7 +77,8 @@ class RegisteredComponent:
         dotted: str = getattr(self.spec, label)
         module, _, name = dotted.partition(":")
         try:
-            return getattr(importlib.import_module(module), name)
+            with quick_imports():
+                return getattr(importlib.import_module(module), name)
         except KeyboardInterrupt:
             raise
         except BaseException as e:
@@ -179,6 +181,17 @@ class Registry:
 
     def broken(self) -> Iterator[PluginRecord]:
         return (p for p in self.plugins if p.status == "broken")
+
+    def warnings(self) -> list[str]:
+        """A sentence for each broken plugin, and for each plugin name that several distributions use."""
+        out = [
+            f"the plugin {r.name!r} ({r.distribution} {r.version}) is broken and was skipped: {r.error}"
+            for r in self.broken()
+        ]
+        for name, records in self.shared_names().items():
+            who = " and ".join(f"{r.distribution} {r.version}" for r in records)
+            out.append(f"the plugin name {name!r} is used by {who}")
+        return out
 
     def shared_names(self) -> dict[str, list[PluginRecord]]:
         """Entry-point names that several distributions use: `-p no:NAME` disables all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class Examples:
         batch, place = divmod(range(self._length)[index], BATCH)  # all batches but the last are full
         columns = self._batches.get_batch(batch)
         return {
-            name: column[place].values.to_numpy().tolist()  # faster than to_pylist, which creates an object per number
+            name: _numbers(column[place].values)
             for name, column in zip(columns.schema.names, columns.columns, strict=True)
         }
 
@@ -59,6 +60,27 @@ class Examples:
 
         for i in range(self._batches.num_record_batches):
             yield from pyarrow.compute.list_value_length(self._batches.get_batch(i).column(0)).to_pylist()
+
+
+def _numbers(values: pyarrow.Array) -> list[int]:
+    """The int32 values of an Arrow array. `to_pylist` creates an object per number; `to_numpy` imports pandas."""
+    if not len(values):
+        return []
+    numbers = memoryview(values.buffers()[1]).cast("b").cast("i")
+    return numbers[values.offset : values.offset + len(values)].tolist()
+
+
+def _lists(rows: Sequence[Sequence[int]]) -> pyarrow.Array:
+    """An Arrow array of lists of int32, from buffers: `pyarrow.array` imports pandas to recognize its objects."""
+    import pyarrow
+
+    offsets, values = array("i", [0]), array("i")
+    for row in rows:
+        values.extend(row)
+        offsets.append(len(values))
+    numbers = pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
+    buffers = [None, pyarrow.py_buffer(offsets)]
+    return pyarrow.Array.from_buffers(pyarrow.list_(pyarrow.int32()), len(rows), buffers, children=[numbers])
 
 
 class _ArrowFile:
@@ -85,8 +107,7 @@ class _ArrowFile:
             self.sink = pyarrow.OSFile(str(self.file), "wb")
             self.writer = pyarrow.ipc.new_file(self.sink, schema)
         if self.rows:
-            kind = pyarrow.list_(pyarrow.int32())
-            columns = [pyarrow.array([row[name] for row in self.rows], kind) for name in self.names or ()]
+            columns = [_lists([row[name] for row in self.rows]) for name in self.names or ()]
             self.writer.write_batch(pyarrow.record_batch(columns, names=self.names))
             self.rows.clear()
 

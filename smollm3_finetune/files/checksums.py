@@ -13,6 +13,8 @@ from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
+LONGEST = 255
+"""Characters of a path below the directory that is looked for: each file system takes at least these."""
 CHECKSUMS = "checksums.json"
 """In the directory: the SHA-256 of each file, by its path relative to the directory."""
 THREADS = 8
@@ -52,8 +54,8 @@ def damage(directory: Path, *, file: Path | None = None) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{place.name} cannot be read"
     for name in sums:
-        if not _inside(name) or not (directory / name).is_file():
-            return f"{name} is missing"
+        if len(name) > LONGEST or not _inside(name) or not (directory / name).is_file():
+            return f"{name[:LONGEST]} is missing"
     for name, found in zip(sums, _digests(directory / name for name in sums), strict=True):
         if isinstance(found, OSError):
             return f"{name} cannot be read: {found.strerror}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.inference.streaming import TextStream
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def answer(
     top_p: float = 1.0,
     template_kwargs: Mapping[str, Any] | None = None,
     renderer: Renderer | None = None,
+    stream: Callable[[str], None] | None = None,
 ) -> str:
     """The model's answer to `messages`, up to the end of its turn. Greedy if `temperature` is 0.
 
-    `renderer` is the run's renderer; if None, the tokenizer's template and the current date are used. The mode of the
-    model (training or evaluation) is restored afterwards.
+    `renderer` is the run's renderer; if None, the tokenizer's template and the current date are used. `stream` is
+    called with each new piece of the answer; together they are the answer. The mode of the model (training or
+    evaluation) is restored afterwards.
     """
     import torch
 
@@ -62,6 +65,7 @@ def answer(
     ids = ids.to(device)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     unset = {} if sampling else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    streamer = {} if stream is None else {"streamer": TextStream(tokenizer, stream)}
     training = model.training
     model.eval()
     try:
@@ -74,6 +78,7 @@ def answer(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 **sampling,
                 **unset,
+                **streamer,
             )
     finally:
         model.train(training)

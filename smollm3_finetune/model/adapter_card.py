@@ -171,8 +171,7 @@ def _usage(plan: ModelPlan) -> Iterator[str]:
     yield from ("", "```console", f"smollm3 generate {shlex.quote(ref)} --adapter-path .{prompt}", "```")
     yield from ("", "```python", *_python(plan, ref), "```", "")
     if card.usage and plan.quantizer.spec.name == NO_QUANTIZER and (card.complete or _opens_alone(plan)):
-        library = {"peft": "PEFT"}.get(card.library, card.library)
-        yield from (f"Without smollm3-finetune, with {library}:", "", "```python", *_alone(plan, ref), "```", "")
+        yield from (f"Without smollm3-finetune, with `{card.library}`:", "", "```python", *_alone(plan, ref), "```", "")
     elif _merges(plan):
         other = plan.quantizer.spec.name != NO_QUANTIZER
         yield from (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from smollm3_finetune.config.schema import DTYPES
 from smollm3_finetune.errors import ConfigError, IncompatibleError, did_you_mean
+from smollm3_finetune.model_files.imports import quick_imports
 
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
 KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "xla", "neuron")
@@ -42,7 +43,8 @@ def resolve_device(device: str) -> str:
     Imports torch. Under a launcher each process uses the GPU of its local rank.
     """
     check_device(device)
-    import torch
+    with quick_imports():
+        import torch
 
     rank = os.environ.get("LOCAL_RANK", "0")
     if device == "auto":

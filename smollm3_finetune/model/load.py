@@ -28,16 +28,27 @@ from smollm3_finetune.api import (
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
-from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
 from smollm3_finetune.files.checksums import CHECKSUMS, write_checksums
 from smollm3_finetune.files.writing import PARTIAL, partial_name, publish_files
 from smollm3_finetune.model.adapter_card import Training, edited_card, write_card
+from smollm3_finetune.model.arguments import (
+    MAX_SEED,
+    component,
+    instance,
+    plugin_names,
+    purpose_of,
+    text_or_path,
+    torch_name,
+    whole_number,
+)
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
 from smollm3_finetune.model.trained_context import check_trained_context
+from smollm3_finetune.paths import user_path
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -79,13 +90,16 @@ class LoadedModel:
             raise UnsupportedOp("there is no adapter to disable")
         return self.adapted.disabled()
 
-    def save(self, path: Path, training: Training | None = None) -> None:
+    def save(self, path: str | Path, training: Training | None = None) -> None:
         """Write the adapter, its tokenizer, the description of its base, its card and `checksums.json` into `path`.
 
         A directory that does not exist yet appears whole, and everything is on disk when the call returns. Files with
         other names in an existing directory stay, and so does a model card that a user edited. The card contains
-        `training`.
+        `training`. Raises UnsupportedOp without an adapter, and ConfigError if `path` cannot be a directory.
         """
+        path = user_path(text_or_path("path", path), "the output directory")
+        if blocked := next((p for p in (path, *path.absolute().parents) if p.exists() and not p.is_dir()), None):
+            raise ConfigError(f"the output directory {str(path)!r} cannot be created: {str(blocked)!r} is a file")
         partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -137,8 +151,8 @@ def load_model(
     loader_options: Mapping[str, Any] | None = None,
     adapter_path: str | Path | None = None,
     purpose: Purpose | str = Purpose.INFER,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     seed: int = 0,
     calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
     total_steps: int | None = None,
@@ -159,39 +173,42 @@ def load_model(
     `calibration` returns token ids, for quantizers that need them; `total_steps` is for adapters with their own
     schedule. `plugins` are files or modules, as `-p` takes them.
 
-    Raises a `SmolLM3Error` before any weights are read if a name, an option, a pair, a package or the device
-    is wrong.
+    Raises a `SmolLM3Error` before any weights are read if an argument, a name, an option, a pair, a package or the
+    device is wrong.
 
         loaded = load_model(
             "HuggingFaceTB/SmolLM3-3B", quant="bnb-4bit", adapter={"name": "lora", "rank": 8}, purpose="train"
         )
         loaded.model, loaded.tokenizer
     """
+    from smollm3_finetune.cache.store import Cache
     from smollm3_finetune.components.discovery import PluginSelection, discover
+    from smollm3_finetune.components.registry import Registry
 
-    registry = registry or discover(PluginSelection.of(plugins))
+    ref, reason = text_or_path("ref", ref), purpose_of(purpose)
+    if calibration is not None and not callable(calibration):
+        raise ConfigError(
+            f"calibration: expected a function that returns rows of token ids, got {calibration!r}",
+            hint="calibration=lambda: rows",
+        )
+    path = user_path(text_or_path("adapter_path", adapter_path), "adapter_path:") if adapter_path is not None else None
+    steps = None if total_steps is None else whole_number("total_steps", total_steps, 1)
+    asked = torch_name("device", device), torch_name("dtype", dtype), whole_number("seed", seed, 0, MAX_SEED)
     request = ModelRequest(
-        ref=str(ref),
-        loader=_component("loader", loader, loader_options),
-        quant=_component("quant", quant, quant_options),
-        adapter=_component("adapter", adapter, adapter_options) if adapter else None,
-        adapter_path=Path(adapter_path) if adapter_path else None,
-        purpose=Purpose(purpose),
+        ref=ref,
+        loader=component("loader", loader, loader_options),
+        quant=component("quant", quant, quant_options),
+        adapter=component("adapter", adapter, adapter_options) if adapter is not None else None,
+        adapter_path=path,
+        purpose=reason,
     )
+    if (request.adapter is None or request.adapter.name is None) and (adapter is not None or adapter_options):
+        raise ConfigError("adapter: options are given without a name", hint='adapter={"name": "NAME"}')
+    names = plugin_names(plugins)
+    registry = instance("registry", registry, Registry) or discover(PluginSelection.of(names))
     selected = select_model(registry, request)
-    context = build_context(Purpose(purpose), device, dtype, seed, calibration, cache, progress)
-    return compose(plan_model(registry, selected, context), total_steps=total_steps, check_base=check_base)
-
-
-def _component(
-    argument: str, value: str | Mapping[str, Any] | None, options: Mapping[str, Any] | None
-) -> ComponentConfig:
-    """A component from a name or from a mapping that holds its name and options. Raises ConfigError for others."""
-    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {"name": value}
-    name = given.get("name")
-    if not isinstance(name, str | None):
-        raise ConfigError(f"{argument}: expected a name, got {name!r}", hint=f'{argument}={{"name": "NAME"}}')
-    return ComponentConfig(name=name, options={k: v for k, v in given.items() if k != "name"} | dict(options or {}))
+    context = build_context(reason, *asked, calibration, instance("cache", cache, Cache), progress)
+    return compose(plan_model(registry, selected, context), total_steps=steps, check_base=check_base)
 
 
 def parts(plan: ModelPlan) -> tuple[Quantizer, Adapter | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import MissingWeightsError, ModelError, first_line, is_resource_error
+from smollm3_finetune.model_files.imports import import_transformers, quick_imports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,15 +20,15 @@ TOKENIZER_KWARGS = ("trust_remote_code", "revision")
 
 def quiet_transformers() -> None:
     """Silence what transformers merely notes, and its progress bars, in this process. Imports transformers."""
-    import transformers
-
+    transformers = import_transformers()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def load_tokenizer(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer in `directory`. Raises ModelError if it cannot be loaded."""
-    from transformers import AutoTokenizer
+    with quick_imports():
+        from transformers import AutoTokenizer
 
     wanted = {"trust_remote_code": False, **{k: v for k, v in kwargs.items() if k in TOKENIZER_KWARGS}}
     try:
@@ -49,7 +50,9 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     know the architecture.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+
+    with quick_imports():
+        from transformers import AutoModelForCausalLM
 
     try:
         model: PreTrainedModel

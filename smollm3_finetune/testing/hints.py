@@ -11,8 +11,9 @@ import click
 from smollm3_finetune.cli import cli
 
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
-OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "llama-gguf-split", "hf", "rm", "chmod", "git", "iconv", "printf")
+OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "hf", "rm", "chmod", "git", "iconv", "printf")
 """Programs that a hint may name, with options of their own."""
+HYPHENATED_PROGRAM = re.compile(r"[a-z]+(-[a-z]+)+ -")
 
 
 def hints_of(stderr: str) -> list[str]:
@@ -37,7 +38,7 @@ def unknown_options(arguments: Sequence[str], hint: str) -> Iterator[str]:
     failed, _ = command_of(arguments)
     for part in re.split(r"[;,] |\bor\b|: ", hint):
         words = part.split()
-        if any(program in words for program in OTHER_PROGRAMS):
+        if any(program in words for program in OTHER_PROGRAMS) or HYPHENATED_PROGRAM.match(part):
             continue
         command = failed
         if "smollm3" in words:
@@ -66,6 +67,7 @@ def typed(arguments: Sequence[str], message: str, hint: str) -> Iterator[list[st
         return
     values = {a for a in arguments if f"got {a!r}" in message}  # malformed: the hint replaces them
     arguments = [a for at, a in enumerate(arguments) if not values & set(arguments[at : at + 2])]
+    hint = hint.partition("; about this option: ")[0]
     for alternative in re.split(r"; |, or |\bor\b (?=-)|, (?=-)", hint):
         if "smollm3 " in alternative:
             yield shlex.split(alternative[alternative.index("smollm3 ") :].rstrip(","))[1:]

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from smollm3_finetune.progress import line
 
+BAR = (8, 24)
+"""The narrowest and the widest progress bar, in characters."""
+
 
 class Display(Protocol):
     def say(self, message: str) -> None: ...
@@ -26,11 +29,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def measures(row: Mapping[str, Any]) -> str:
-    return (
-        f"loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  {row['tokens_per_second']:.0f} tokens/s  "
-        f"{row['memory_gb']:.2f} GB"
-    )
+def measures(row: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a row of metrics, in the order in which they are shown."""
+    return {
+        "loss": f"loss {row['loss']:.4f}",
+        "learning_rate": f"lr {row['learning_rate']:.2e}",
+        "tokens_per_second": f"{row['tokens_per_second']:.0f} tokens/s",
+        "memory_gb": f"{row['memory_gb']:.2f} GB",
+    }
+
+
+def fitted(step: int, total: int, row: Mapping[str, Any] | None, left: float | None, width: int) -> str:
+    """`step 3/10  loss 2.1043  …  42 s left` in at most `width` characters: the least important measures are omitted.
+
+    Step and time left are always shown. `left`: seconds, None if unknown.
+    """
+    shown = {"step": f"step {step}/{total}", **(measures(row) if row else {})}
+    if left is not None:
+        shown["left"] = f"{duration(left)} left"
+    for name in ("memory_gb", "learning_rate", "tokens_per_second", "loss"):
+        if len("  ".join(shown.values())) <= width:
+            break
+        shown.pop(name, None)
+    return "  ".join(shown.values())
 
 
 class PlainDisplay:
@@ -51,9 +72,8 @@ class PlainDisplay:
         step = row["step"]
         if step % max(self.total // 20, 1) and step not in (self.first + 1, self.total):
             return
-        taken = (time.monotonic() - self.began) / max(step - self.first, 1)
-        left = duration(taken * (self.total - step))
-        self.say(f"step {step}/{self.total}  {measures(row)}  {left} left")
+        left = (time.monotonic() - self.began) / max(step - self.first, 1) * (self.total - step)
+        self.say("  ".join((f"step {step}/{self.total}", *measures(row).values(), f"{duration(left)} left")))
 
     def end(self) -> None:
         pass
@@ -89,22 +109,31 @@ class RichDisplay:
         self.console.print(message, highlight=False, markup=False)
 
     def begin(self, total_steps: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress, ProgressColumn, Task
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
-        columns = (
-            TextColumn("training"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[measures]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        self.bar = Progress(*columns, console=self.console)
+        class Line(ProgressColumn):
+            """A line that fits the terminal, also after the terminal is resized."""
+
+            def render(self, task: Task) -> Table:
+                left = task.time_remaining
+                text = fitted(int(task.completed), total_steps, task.fields["row"], left, console.width)
+                room = console.width - len(text) - 2
+                grid = Table.grid(padding=(0, 1))
+                if room < BAR[0]:
+                    grid.add_row(text)
+                else:
+                    grid.add_row(ProgressBar(total_steps, task.completed, min(room, BAR[1])), text)
+                return grid
+
+        console = self.console
+        self.bar = Progress(Line(), console=console)
         self.bar.start()
-        self.ident = self.bar.add_task("training", total=total_steps, completed=done, measures="")
+        self.ident = self.bar.add_task("training", total=total_steps, completed=done, row=None)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        self.bar.update(self.ident, completed=row["step"], measures=measures(row))
+        self.bar.update(self.ident, completed=row["step"], row=row)
 
     def end(self) -> None:
         if self.bar is not None:

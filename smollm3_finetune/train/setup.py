@@ -15,6 +15,7 @@ from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
+from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.rundir import RunDir
@@ -56,6 +57,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     from smollm3_finetune.train.arguments import arguments
 
     quiet_transformers()
+    import_trainer()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.config.load import LoadedConfig, Setting, assemble, file_settings
+from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import build_context
@@ -40,6 +40,12 @@ class PlannedRun:
     """The checkpoint that a resumed run continues from."""
     plugins: tuple[str, ...]
     """The plugin files, modules and `no:NAME` entries in effect."""
+
+    def summary(self) -> dict[str, Any]:
+        """The directory, the resolved configuration and the numbers of rows: what `train --dry-run --json` prints."""
+        survey = self.plan.survey
+        rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        return {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:
         """Train and return the report; see `train.run.train`."""

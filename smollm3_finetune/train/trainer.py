@@ -24,8 +24,10 @@ from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import configure_compile
 from smollm3_finetune.train.distributed.sharding import gathered_weights
+from smollm3_finetune.train.distributed.unused import find_unused
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
+from smollm3_finetune.train.resumed_state import check_state
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
@@ -171,7 +173,9 @@ class AdaptedTrainer:
                 self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Does nothing: a resumed run is composed with the checkpoint's adapter."""
+        """Checks the state that is read next. No weights: a resumed run is composed with the checkpoint's adapter."""
+        with _attributed_to_checkpoint(resume_from_checkpoint):
+            check_state(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
@@ -182,6 +186,10 @@ class AdaptedTrainer:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _attributed_to_checkpoint(checkpoint):
+            super()._load_scaler(checkpoint)  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -266,4 +274,20 @@ def make_trainer(
         )
     trainer.remove_callback(PrinterCallback)
     callback.trainer = trainer
+    handler = getattr(trainer.accelerator, "ddp_handler", None)  # the Trainer sets it if the arguments leave it open
+    if handler is not None and trainer.accelerator.distributed_type.value.startswith("MULTI_"):
+        handler.find_unused_parameters = _find_unused(trainer, loaded, collate([examples[0]]))
     return trainer
+
+
+def _find_unused(trainer: Trainer, loaded: LoadedModel, batch: Any) -> bool:
+    """The setting of DDP for this model, from the graph of one batch; random numbers are as they were before."""
+    import torch
+
+    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    training = loaded.model.training
+    with torch.random.fork_rng(devices=devices):
+        loaded.model.train()
+        loss = trainer.compute_loss(loaded.model, trainer._prepare_inputs(batch))
+    loaded.model.train(training)
+    return find_unused(loaded.model, loss, loaded.base.model.config.to_dict())

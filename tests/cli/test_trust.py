@@ -243,3 +243,35 @@ def test_nested_code_of_a_model_needs_permission(cli: Cli) -> None:
 def test_a_value_beyond_all_bounds_is_refused_by_name(cli: Cli, arguments: tuple[str, ...]) -> None:
     refused = cli(*arguments)
     assert refused.code in (2, 6) and "unexpected" not in refused.stderr, refused.stderr[:500]
+
+
+def test_a_received_checkpoint_that_the_trainer_cannot_take_over_is_named(cli: Cli, finished: Path) -> None:
+    """A checkpoint of a stranger may have checksums that fit, or none: its files are checked when they are read."""
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return open, ("ran", "w")
+
+    newest = finished / "checkpoints" / "checkpoint-2"
+    for checkpoint in newest.parent.iterdir():
+        (checkpoint / "checksums.json").unlink()
+    state = json.loads((newest / "trainer_state.json").read_text())
+
+    def refused(problem: str) -> None:
+        result = cli("train", "--resume", "base", "--max-steps", "4")
+        found = result.stderr.partition("error: ")[2]
+        assert (result.code, "checkpoint-2" in found, problem in found) == (6, True, True), result.stderr
+        assert not Path("ran").exists()
+
+    for changed in ({"epoch": "x"}, {"global_step": 10**30}, {"train_batch_size": "x"}, {"stateful_callbacks": {}},
+                    {"surprise": 1}, {"log_history": [1]}, {"max_steps": None}):  # fmt: skip
+        (newest / "trainer_state.json").write_text(json.dumps({**state, **changed}))
+        refused("is damaged")
+    (newest / "trainer_state.json").write_text(json.dumps(state))
+    for name in ("scaler.pt", "optimizer.pt"):
+        before = (newest / name).read_bytes() if (newest / name).exists() else None
+        torch.save(Evil(), newest / name)
+        refused("is damaged")
+        (newest / name).unlink() if before is None else (newest / name).write_bytes(before)
+    assert cli("train", "--resume", "base", "--max-steps", "4").code == 0

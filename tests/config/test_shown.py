@@ -55,7 +55,7 @@ class Values:
             ("data", "held_out"): choice((0, 0.25, 1e-9)), ("data", "template"): choice((text(), None)),
             ("data", "enable_thinking"): choice((True, None)), ("data", "date"): choice((None, text(), "2026-01-01")),
             ("calibration", "path"): entries, ("train", "max_steps"): choice((None, 10)),
-            ("train", "learning_rate"): choice((2e-5, 1e-300, 1, 123456789.125)), ("train", "optimizer"): text(),
+            ("train", "learning_rate"): choice((2e-5, 1e-300, 1, 123.0625)), ("train", "optimizer"): text(),
             ("train", "report_to"): [text(), text()], ("train", "sample_prompt"): choice((None, text(), text() * 40)),
         }  # fmt: skip
         for section in ("loader", "quant", "adapter", "objective", "formatter"):

@@ -27,7 +27,7 @@ from smollm3_finetune.data.examples import BATCH
 from smollm3_finetune.data.rows import Rows, source_rows, with_formatter
 from smollm3_finetune.data.sources import find_sources, pinned
 from smollm3_finetune.data.tokenization import Tokens, copies, tokenize
-from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.errors import ConfigError, DataError, WriteError
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import context
 
@@ -382,7 +382,7 @@ def test_a_full_disk_is_not_tried_twice(make: Make, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("smollm3_finetune.data.examples._ArrowFile.flush", full)
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+    with pytest.raises(WriteError, match="cannot be written: the disk is full"):
         make(write("a.jsonl", ROWS))
     assert len(make.built) == 1  # type: ignore[attr-defined]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.files.checksums import damage
 from smollm3_finetune.files.json import names_code, read_json
 from smollm3_finetune.files.limits import LIMITS, BeyondLimit, check_regular, load_json, parse_json
 from smollm3_finetune.files.patterns import check_patterns
@@ -112,6 +113,12 @@ def script(tmp_path: Path, body: str) -> Path:
     file = tmp_path / "script.py"
     file.write_text(f"def answer(job):\n    {body}\n")
     return file
+
+
+def test_a_checksum_of_a_name_that_no_file_system_takes_is_a_missing_file(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "a\0b", "../../etc/passwd", ""):
+        (tmp_path / "checksums.json").write_text(json.dumps({"sha256": {name: "0" * 64}}))
+        assert damage(tmp_path) == f"{name[:255]} is missing"
 
 
 def test_a_separate_process_answers(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ METHODS = (
 ALLOWED = {
     ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer reads
     *(("files/run_separately.py", f"{word}trlimit") for word in ("ge", "se")),  # `trl` is in the names of Python's
+    ("testing/hints.py", "llama-gguf-split"),  # a program of llama.cpp that a hint of a plugin names
     ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
 }
 SHOW_EXAMPLES = {"cli/options.py", "cli/commands/train.py", "model/load.py", "model/plan.py"}

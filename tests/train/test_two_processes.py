@@ -92,6 +92,7 @@ def test_two_processes_train_like_one(cli: Callable[..., Any]) -> None:
     one, two = json.loads(alone.stdout), json.loads(both.stdout)  # one report, so only one process printed it
     assert two["tokens"] == one["tokens"]
     assert both.stderr.count("step 1/") == 1
+    assert "Warning" not in both.stderr
     assert [row["step"] for row in steps_of(run)] == [1, 2, 3]
     for ours, theirs in zip(steps_of(run), steps_of(Path("alone")), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=ROUNDING)
@@ -109,6 +110,7 @@ def test_accelerate_launch_with_lora_and_packing_gives_the_curve_of_one_process(
     assert alone.code == 0, alone.stderr
     both = launched_by_accelerate(*common, "--batch-size", "1", "--output", "both")
     assert both.returncode == 0, both.stderr
+    assert "find_unused_parameters" not in both.stderr
     assert json.loads(Path("both/versions.json").read_text())["processes"] == 2
     one, two = steps_of(Path("alone")), steps_of(Path("both"))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=ROUNDING)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
-from smollm3_finetune.cli.session import find_plugins, prints_result
+from smollm3_finetune.cli.session import find_plugins, prints_result, result_stream
 from smollm3_finetune.model_files.loading import quiet_transformers
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ def generating_options(f: F) -> F:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
+@click.option(
+    "--stream/--no-stream", default=None, help="Print the answer while it is generated; default: on a terminal."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
 @prints_result
-def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
+def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **values: Any) -> str | None:
     """Answer a prompt with a run's fine-tuned model, or with any other model.
 
     \b
@@ -69,6 +73,8 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.runs.reopen import run_request
     from smollm3_finetune.runs.rundir import RunDir
 
+    if as_json and stream:
+        raise ConfigError("--json prints one object at the end, so it cannot be used with --stream", hint="--no-stream")
     _check_text("--prompt", prompt)
     _check_text("--system", values["system"] or "")
     text = _standard_input() if prompt == "-" else prompt
@@ -119,17 +125,37 @@ def generate(target: str, prompt: str, as_json: bool, **values: Any) -> str:
         context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")
     loaded = compose(plan, check_base=not values["any_base"])
     transformers.set_seed(values["seed"])
-    reply = answer(
-        loaded.model,
-        tokenizer,
-        messages,
-        max_new_tokens=room,
-        temperature=values["temperature"],
-        top_p=values["top_p"],
-        template_kwargs=mode,
-        renderer=renderer,
-    )
+    out = result_stream()
+    streams = not as_json and (out.isatty() if stream is None else stream)
+    with _ended_line(out) if streams else contextlib.nullcontext() as write:
+        reply = answer(
+            loaded.model,
+            tokenizer,
+            messages,
+            max_new_tokens=room,
+            temperature=values["temperature"],
+            top_p=values["top_p"],
+            template_kwargs=mode,
+            renderer=renderer,
+            stream=write,
+        )
+    if streams:
+        return None
     return json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply
+
+
+@contextlib.contextmanager
+def _ended_line(out: TextIO) -> Iterator[Callable[[str], None]]:
+    """A function that writes text at once; the line is ended afterwards, also if the answer is interrupted."""
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    try:
+        yield write
+    finally:
+        write("\n")
 
 
 def _check_text(flag: str, text: str) -> None:

@@ -65,9 +65,11 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     if dry_run:
         from smollm3_finetune.cli.output.run import shown_plan
 
-        return shown_plan(planned.plan, planned.run, as_json=as_json)
+        return shown_plan(planned, as_json=as_json)
+    from smollm3_finetune.model_files.imports import import_for_training
     from smollm3_finetune.train import display
 
+    import_for_training()
     report = planned.train(display.for_stream(), began)
     shut_down_processes()
     if not is_main_process():

@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
-from smollm3_finetune.config.load import as_dict
 from smollm3_finetune.config.yaml12 import one_line
 
 if TYPE_CHECKING:
-    from smollm3_finetune.runs.rundir import RunDir
-    from smollm3_finetune.train.plan import RunPlan
+    from smollm3_finetune.train.start import PlannedRun
 
 
-def shown_plan(plan: RunPlan, run: RunDir, *, as_json: bool) -> str:
-    rows = {"train": sum(plan.survey.train), "held_out": sum(plan.survey.held_out)}
+def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
+    about = planned.summary()
     if as_json:
-        return json.dumps({"run": str(run.path), "config": as_dict(plan.config), "rows": rows}, ensure_ascii=False)
+        return json.dumps(about, ensure_ascii=False)
     head = (
-        f"# would be written to {one_line(str(run.path))}\n"
-        f"# {rows['train']} training rows, {rows['held_out']} held-out rows\n"
+        f"# would be written to {one_line(about['run'])}\n"
+        f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
         "# dry run: no weights were loaded and no files were written\n"
     )
-    return head + with_origins(plan.config, plan.origins)
+    return head + with_origins(planned.plan.config, planned.plan.origins)
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
