@@ -104,7 +104,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="sharegpt",
-            summary="a list of conversations with from and value",
+            summary="conversations: a list of messages with from and value",
             factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.sharegpt,
@@ -112,7 +112,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="alpaca",
-            summary="instruction, optional input, output",
+            summary="instruction, output, optional input",
             factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
             options="smollm3_finetune.builtin.options:AlpacaOptions",
             claims=claims.alpaca,

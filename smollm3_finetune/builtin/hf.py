@@ -60,7 +60,9 @@ class HFLoader:
         if not (directory / "config.json").exists():
             if (directory / "run.yaml").exists():
                 command = f"smollm3 merge {shlex.quote(ref)}"
-                raise ModelError(f"{ref!r} is a run, not a model", hint=f"to make a model of it: {command}")
+                if purpose is Purpose.QUANTIZE:
+                    command += " --requantize NAME"
+                raise ModelError(f"{ref!r} is a run, not a model", hint=f"to create a model from it: {command}")
             if any((directory / name).exists() for name in ADAPTER_FILES):
                 raise ModelError(f"{ref!r} holds an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
             raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")

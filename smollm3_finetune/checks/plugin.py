@@ -117,7 +117,7 @@ def targets(
             known = [n for r in registry.plugins for n in (r.name, r.distribution)]
             near = did_you_mean(name, [*known, *(o.spec.name for o in registry.components)])
             hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
-            raise ConfigError(f"no installed plugin has the name {name!r} or offers a component with it", hint=hint)
+            raise ConfigError(f"no installed plugin, distribution or component is named {name!r}", hint=hint)
         if reported:  # only the plugins of the distribution that can be imported
             chosen = [r for r in chosen if r.status != "disabled"]
         elif chosen[0].status == "disabled":
@@ -208,14 +208,15 @@ def _light(target: Target) -> list[Finding]:
                          f"python -X faulthandler -c 'import {target.name}'")]  # fmt: skip
     asked = "; ".join(dict.fromkeys(f"{module} at {where}" for module, where in light.heavy))
     found = [
-        _finding(target, "its hooks and options import nothing heavy", not asked, asked,
+        _finding(target, "its hooks and options do not import torch or another large library", not asked, asked,
                  "import it in the implementation, inside a function, or under `if TYPE_CHECKING:`"),
-        _finding(target, f"importing them takes less than {SLOW:g} s", light.seconds < SLOW or bool(asked),
+        _finding(target, f"importing its hooks and options takes less than {SLOW:g} s",
+                 light.seconds < SLOW or bool(asked),
                  "" if light.seconds < SLOW else f"{light.seconds:.2f} s",
                  "to see which import takes long: python -X importtime"),
     ]  # fmt: skip
     if light.printed:
-        found.append(_finding(target, "importing them prints nothing", False, repr(light.printed),
+        found.append(_finding(target, "importing its hooks and options prints nothing", False, repr(light.printed),
                               "use logging: standard output is reserved for results"))  # fmt: skip
     return found
 

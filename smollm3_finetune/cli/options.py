@@ -80,7 +80,7 @@ def composition_options(
     f = click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")(f)
     f = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, …")(f)
     f = click.option("--quant", metavar="NAME", help=quant)(f)
-    return click.option("--loader", metavar="NAME", help="Loader; default: chosen by the model.")(f)
+    return click.option("--loader", metavar="NAME", help="Loader; default: the one that recognizes the model.")(f)
 
 
 def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -> Callable[[F], F]:
@@ -90,7 +90,7 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
     info = key_info(FLAGS[name])
     text = info.help
     if multiple:
-        text = f"{text} Can be repeated."
+        text = f"{text} Repeat the option for several values."
     if info.default is not None and not multiple:
         text = f"{text}  [default: {info.default}]"
     kinds: Mapping[str, type] = {"integer": int, "number": float}

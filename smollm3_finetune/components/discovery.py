@@ -128,7 +128,7 @@ def discover(selection: PluginSelection = PluginSelection()) -> Registry:
         if trace:
             took = (time.perf_counter() - began) * 1000
             print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
-    return Registry(components=tuple(components), plugins=tuple(records))
+    return Registry(components=tuple(components), plugins=tuple(records), entry_points=selection.entry_points)
 
 
 def _check_blocked(selection: PluginSelection, candidates: Sequence[_Candidate]) -> None:

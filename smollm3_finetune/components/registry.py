@@ -151,12 +151,20 @@ def known_components() -> dict[str, dict[str, str]]:
     return known
 
 
+def _is_installed(distribution: str) -> bool:
+    from smollm3_finetune.components.requirements import installed_version  # only for an error: --help stays fast
+
+    return installed_version(distribution) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Registry:
     """Every component that a run can name."""
 
     components: tuple[RegisteredComponent, ...]
     plugins: tuple[PluginRecord, ...] = ()
+    entry_points: bool = True
+    """False if installed plugins were left out: `--no-plugins`."""
 
     def of(self, kind: Kind) -> list[RegisteredComponent]:
         """The components of a kind, sorted by name and distribution."""
@@ -223,6 +231,11 @@ class Registry:
                     f"the {kind.name} {name!r} is offered by the plugin {record.name!r}, which is disabled",
                     hint=f"run without -p no:{record.name} and SMOLLM3_DISABLE_PLUGINS",
                 )
+        if install is not None and not self.entry_points and _is_installed(package := install.rpartition("/")[2]):
+            return UnknownComponentError(
+                f"the {kind.name} {name!r} is in {package}, but installed plugins are disabled",
+                hint="run without --no-plugins and SMOLLM3_DISABLE_PLUGINS",
+            )
         if install is not None:
             return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
         distribution = name.rpartition(":")[0]

@@ -127,7 +127,8 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
     found = f"got {error['input']!r}"
     if info is None:
         return f"{error['msg']}, {found}"
-    expected = info.type + (f" ({info.range})" if info.range else "")
+    kind, or_none = info.type.removesuffix(" or none"), " or none" if info.type.endswith(" or none") else ""
+    expected = f"{kind} ({info.range}){or_none}" if info.range else info.type
     return f"expected {expected}, {found}"
 
 
@@ -222,6 +223,8 @@ def option_problems(
     """
     from pydantic import ValidationError
 
+    from smollm3_finetune.config.examples import value_hint
+
     infos = {i.name: i for i in describe(cls)}
     values = split_lists(cls, values)
     problems: list[SmolLM3Error] = []
@@ -254,10 +257,10 @@ def option_problems(
             name = str(error["loc"][0]) if error["loc"] else ""  # pydantic reports every branch of a union
             wrong.setdefault(name, _explain({**error, "input": values.get(name, error["input"])}, infos))
     for name, found in wrong.items():
-        help_text = infos[name].help or None if name in infos else None
         named = where.get(name, "").startswith("--")  # the flag names the option already
         place = where[name] if named else f"{origin(name)}{_full(section, name)}"
-        problems.append(ConfigError(f"{place}: {found}", hint=help_text))
+        hint = value_hint(infos[name], hints[name], place, values.get(name)) if name in infos else None
+        problems.append(ConfigError(f"{place}: {found}", hint=hint))
     return problems
 
 

@@ -50,8 +50,8 @@ class DataConfig:
 
     path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None,
-        "Training rows: a file, glob, directory or Hub ID, or a list of them. Each can be a string or a mapping with "
-        "the keys path, weight, formatter, split, subset, revision and limit. Default: the built-in chat dataset.",
+        "Training rows: a file, glob, directory or Hub ID. In YAML, also a list; each item is a string or a mapping "
+        "with the keys path, weight, formatter, split, subset, revision and limit. Default: the built-in chat dataset.",
     )
     validation: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None,
@@ -188,7 +188,7 @@ class RunConfig:
     )
     loader: ComponentConfig = field(
         default_factory=ComponentConfig,
-        metadata={"help": "Loader that opens the model; default: chosen by the model."},
+        metadata={"help": "Loader that opens the model; default: the one that recognizes it."},
     )
     quant: ComponentConfig = field(
         default_factory=ComponentConfig,

@@ -111,7 +111,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     if node is None:
         return {}, {}
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{path}: expected a mapping of sections, found a {type(node).__name__}")
+        found = "a list" if isinstance(node, list) else f"the single value {node!r:.80}"
+        raise ConfigError(f"{path}: expected a mapping of keys, found {found}", hint="for example: model: tiny")
     return _plain(node), _lines(node, str(path))
 
 

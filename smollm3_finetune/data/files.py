@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from smollm3_finetune.data.compressed import COMPRESSIONS, compression, open_text
 from smollm3_finetune.data.json_list import JSONListError, JSONListReader
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.json import json_type
 from smollm3_finetune.files.limits import (
     JSON_SIZE,
     ROWS_SIZE,
@@ -214,5 +215,5 @@ def _json_problem(error: ValueError) -> str:
 
 def _checked_row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a row must be an object, found {type(value).__name__}")
+        raise DataError(f"{where}: a row must be an object, found {json_type(value)}")
     return Row(value, where)

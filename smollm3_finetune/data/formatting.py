@@ -10,6 +10,7 @@ from smollm3_finetune.components.registry import RegisteredComponent, Registry, 
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.files.json import json_type
 
 MAX_SHOWN = 3
 
@@ -24,7 +25,7 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
         names = " or ".join(f"--formatter {o.full_name}" for o in best)
         raise ConfigError(f"several formatters recognize the rows of {first.where}", hint=names)
     if not best:
-        columns = ", ".join(map(repr, first.value)) or "none"
+        columns = ", ".join(f"{name!r} ({json_type(value)})" for name, value in first.value.items()) or "none"
         known = "supported formats: " + "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
         word = "columns" if len(first.value) != 1 else "column"
         raise DataError(f"{first.where}: no formatter recognizes a row with the {word} {columns}", hint=known)

@@ -22,8 +22,18 @@ def read_json(path: Path) -> dict[str, Any]:
         hint = e.limit.hint if isinstance(e, BeyondLimit) else None
         raise ModelError(f"{path} cannot be read as JSON: {e}", hint=hint) from e
     if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object, found a {type(value).__name__}")
+        raise ModelError(f"{path} must hold a JSON object, found {json_type(value)}")
     return value
+
+
+JSON_TYPES = {bool: "true or false", int: "a number", float: "a number", str: "text", dict: "an object"}
+
+
+def json_type(value: Any) -> str:
+    """The type of a value of a row or a JSON file, for an error message: `text`, `a list`, `nothing` for None."""
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list | tuple) else JSON_TYPES.get(type(value), type(value).__name__)
 
 
 def names_code(about: Any) -> bool:

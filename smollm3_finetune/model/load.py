@@ -25,6 +25,7 @@ from smollm3_finetune.api import (
     Quantizer,
     seeded,
 )
+from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
@@ -262,12 +263,18 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
     assert plan.saved is not None
     trained_on = plan.saved.base_fingerprint
     if trained_on is not None and trained_on != base.fingerprint:
+        quant = plan.saved.quant.name if plan.saved.quant is not None else None
+        used = (
+            f" with quantizer {quant!r}: {QUANTIZER.flag} {quant}"
+            if quant not in (None, plan.quantizer.component.spec.name)
+            else ""
+        )
         again = ", quantized again with the run's calibration rows" if plan.saved.calibration is not None else ""
         raise ModelError(
-            f"the adapter {plan.saved.path} was trained on other weights than those of {plan.ref!r} with "
+            f"the adapter in {plan.saved.path} was not trained on the weights of {plan.ref!r} with "
             f"{plan.quantizer.component.title}{again}: expected the fingerprint {trained_on[:12]}…, "
             f"found {base.fingerprint[:12]}…",
-            hint=f"it was trained on {plan.saved.model!r}"
+            hint=f"it was trained on {plan.saved.model!r}{used}"
             + ("" if plan.context.purpose is Purpose.TRAIN else "; to use it anyway: --any-base"),
         )
 

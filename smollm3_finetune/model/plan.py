@@ -6,6 +6,7 @@ the source. Each reports independent problems together.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from smollm3_finetune.errors import (
     ModelError,
     did_you_mean,
 )
+from smollm3_finetune.files.json import json_type
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.paths import user_path
@@ -130,7 +132,7 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Registe
     """The quantizers that recognize a checkpoint: by its `config.json`, or else by another file."""
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
-        raise ModelError(f"the quantization_config of {source.ref!r} must be a mapping, found {type(about).__name__}")
+        raise ModelError(f"the quantization_config of {source.ref!r} must be an object, found {json_type(about)}")
     found = registry.claiming(QUANTIZER, source.config)
     if found or "quantization_config" in source.config:
         return found
@@ -263,9 +265,11 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
     config = request.adapter
     if config is None or config.name is None:
         if request.adapter_path is not None and saved is not None and saved.adapter is None:
-            raise ModelError(
-                f"{request.adapter_path} does not say which adapter it holds", hint="name it with --adapter NAME"
-            )
+            path = saved.path
+            if (path / "run.yaml").exists():
+                inside = shlex.quote(str(path / "adapter"))
+                raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
+            raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
         return None
     return choose(registry, ADAPTER, config.name, config.options, request.origins)
 

@@ -38,7 +38,7 @@ def check_vacant(flag: str, directory: Path) -> None:
     if directory.exists() and (directory.resolve() == Path.cwd() or os.path.ismount(directory)):
         what = "a mount point" if os.path.ismount(directory) else "the current directory"
         raise ConfigError(
-            f"{flag} {directory} is {what}, which cannot be replaced in one step",
+            f"{flag} {directory} is {what}, but the output must be a new directory",
             hint=f"{flag} {shlex.quote(str(directory / 'model'))}",
         )
     if directory.is_dir() and any(directory.iterdir()):

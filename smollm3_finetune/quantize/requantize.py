@@ -64,7 +64,7 @@ def choose_requantizer(
     made = choice.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"--requantize {name}: this quantizer does not write checkpoints; it quantizes a model at load time",
+            f"--requantize {name}: this quantizer does not write checkpoints; it is only applied to a loaded model",
             hint=f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
         )
     if _needs_calibration(choice) and not has_rows:

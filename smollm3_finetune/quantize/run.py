@@ -69,8 +69,9 @@ def plan_quantize(
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints; it quantizes a model at load time",
-            hint=f"smollm3 train --model {shlex.quote(config.model)} {QUANTIZER.flag} {config.quant.name}",
+            f"{QUANTIZER.flag} {config.quant.name} cannot write checkpoints: it is applied only when a model is loaded",
+            hint="use another quantizer (smollm3 plugins list), or load the model with it: "
+            f"smollm3 train --model {shlex.quote(config.model)} {QUANTIZER.flag} {config.quant.name}",
         )
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)

@@ -110,8 +110,10 @@ def run_request(
     def decided(flag: str) -> ConfigError:
         base = next((shlex.quote(str(s.value)) for s in file_settings(run.config) if s.key == ("model",)), "MODEL")
         return ConfigError(
-            f"{flag} cannot be used with the run {run.path}: its model is loaded as it was trained",
-            hint=f"smollm3 {command} {base} --adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
+            f"{flag} cannot be used with the run {run.path}: the base model is loaded with the loader, quantizer and "
+            "options of the run",
+            hint=f"to use other options: smollm3 {command} {base} "
+            f"--adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
         )
 
     for name in FIXED_BY_RUN:

@@ -37,9 +37,11 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
     for setting in changes:
         if setting.key not in MAY_CHANGE:
             allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
+            key = ".".join(setting.key)
+            what = "the run continues in its own directory" if key == "output" else f"the run continues with its {key}"
             raise ConfigError(
-                f"{setting.origin}: a resumed run keeps its {'.'.join(setting.key)}",
-                hint=f"these can change: {allowed}",
+                f"{setting.origin} cannot be used with --resume: {what}",
+                hint=f"a resumed run can change: {allowed}",
             )
     return assemble([saved.settings, changes])
 

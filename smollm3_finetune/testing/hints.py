@@ -67,6 +67,7 @@ def typed(arguments: Sequence[str], message: str, hint: str) -> Iterator[list[st
         return
     values = {a for a in arguments if f"got {a!r}" in message}  # malformed: the hint replaces them
     arguments = [a for at, a in enumerate(arguments) if not values & set(arguments[at : at + 2])]
+    hint = hint.partition("; about this option: ")[0]
     for alternative in re.split(r"; |, or |\bor\b (?=-)|, (?=-)", hint):
         if "smollm3 " in alternative:
             yield shlex.split(alternative[alternative.index("smollm3 ") :].rstrip(","))[1:]

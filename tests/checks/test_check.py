@@ -50,7 +50,7 @@ class Mine:
     def load(self, source, ctx):
         raise NotImplementedError
 """
-LIGHT = "its hooks and options import nothing heavy"
+LIGHT = "its hooks and options do not import torch or another large library"
 HOOKS = "its hooks have known names and @hookimpl"
 LOADS = "it can be imported and its descriptors are valid"
 TYPES = "its options have supported types"
@@ -68,7 +68,8 @@ BROKEN = {
         ("class Mine:", "try:\n    import numpy\nexcept ImportError:\n    numpy = None\n\n\nclass Mine:", 1),
         LIGHT, "numpy at", "TYPE_CHECKING",
     ),
-    "prints": (("class Mine:", "print('hello from mine')\n\n\nclass Mine:", 1), "importing them prints nothing",
+    "prints": (("class Mine:", "print('hello from mine')\n\n\nclass Mine:", 1),
+               "importing its hooks and options prints nothing",
                "hello from mine", "use logging"),
     "misspelled hook": (("smollm3_quantizers", "smollm3_quantisers", 1), HOOKS, "no hook smollm3_quantisers",
                       "did you mean smollm3_quantizers?"),

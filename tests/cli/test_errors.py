@@ -231,7 +231,10 @@ def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
     assert fails(5).message == f"{rows_file}:2: there is no assistant message to train on"
     rows_file.write_text('{"question": "x", "answer": "y"}\n')
     failure = fails(5)
-    assert failure.message == f"{rows_file}:1: no formatter recognizes a row with the columns 'question', 'answer'"
+    assert (
+        failure.message
+        == f"{rows_file}:1: no formatter recognizes a row with the columns 'question' (text), 'answer' (text)"
+    )
 
 
 def test_empty_data(fails: Fails, rows_file: Path) -> None:

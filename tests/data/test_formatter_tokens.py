@@ -545,7 +545,7 @@ def test_turns_in_a_csv_file_are_json_text(supervised: Supervise) -> None:
 
 @pytest.mark.parametrize("text", ["[{'role': 'user'}]", "[" * 100_000, "Hi", "", '{"role": "user"}'])
 def test_text_that_is_not_a_json_list_contains_no_turns(text: str, supervised: Supervise) -> None:
-    with pytest.raises(DataError, match=r"no formatter recognizes a row with the column 'messages'"):
+    with pytest.raises(DataError, match=r"no formatter recognizes a row with the column 'messages' \(text\)"):
         supervised("messages", {"messages": text})
     reason = "messages is not (valid|usable) JSON: " if text.startswith("[") else "'messages' must be a list"
     with pytest.raises(DataError, match=rf"^rows\.jsonl:1: {reason}"):

@@ -36,7 +36,6 @@ class ScaleAdapter:
     def attach(self, base, ctx, total_steps):
         import torch
 
-        base.model.requires_grad_(False)
         scales = {}
         for name, layer in base.model.named_modules():
             if name.endswith(self.options.layers):

@@ -13,7 +13,8 @@ class Bnb4bitOptions:
     """Options of `bnb-4bit`. If a checkpoint is already in 4 bits, an option of None takes its value."""
 
     quant_type: Literal["nf4", "fp4"] | None = option(
-        None, "Data type of the codes: nf4 (NormalFloat, the default) or fp4; a quantized checkpoint keeps its own."
+        None,
+        "Data type of the codes: nf4 (NormalFloat, the default) or fp4. A quantized checkpoint keeps its data type.",
     )
     double_quant: bool | None = option(
         None, "Quantize the block scales too: 4.13 instead of 4.5 bits per weight (default: true, as in QLoRA)."

@@ -173,7 +173,7 @@ def _missing(path: Path) -> ModelError:
     if path.parent.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(".gguf"))
     hint = _nearest(path.name, siblings, f"{path.parent}/") or "for a file on the Hub, use org/repo/FILE.gguf"
-    return ModelError(f"the file {path} does not exist", hint=hint)
+    return ModelError(f"the GGUF file '{path}' does not exist", hint=hint)
 
 
 def _is_missing(error: Exception) -> bool:

@@ -34,7 +34,7 @@ def test_does_not_claim_other_references(ref):
 def test_a_missing_file_suggests_the_most_similar_name(tiny_gguf, context, tmp_path):
     tiny_gguf.write(tmp_path / "smollm2-Q4_1.gguf")
     text = refusal(tmp_path / "smollm2-Q4_l.gguf", context)
-    assert f"the file {tmp_path / 'smollm2-Q4_l.gguf'} does not exist" in text
+    assert f"the GGUF file '{tmp_path / 'smollm2-Q4_l.gguf'}' does not exist" in text
     assert f"did you mean {tmp_path / 'smollm2-Q4_1.gguf'}?" in text
 
 

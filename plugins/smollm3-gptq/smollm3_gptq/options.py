@@ -13,7 +13,7 @@ class GPTQOptions:
     """Options of `gptq`. If a checkpoint is already quantized, an option of None takes its value."""
 
     bits: Literal[2, 3, 4, 8] | None = option(
-        None, "Bits per weight (default 4); a quantized checkpoint keeps its own."
+        None, "Bits per weight (default 4). A quantized checkpoint keeps the bits that it was written with."
     )
     group_size: int | None = option(
         None,

@@ -96,7 +96,7 @@ class PeftAdapter:
         Raises:
             ConfigError: if options do not fit the model.
             UnsupportedOp: if the method needs an operation that a quantized layer does not provide.
-            IncompatibleError: if the adapted model does not start as its base although the method should.
+            IncompatibleError: if the method should initially leave the output unchanged, but does not.
         """
         self.check_operations(base)
         config = peft_config.build(self.options, base, **self.schedule(total_steps))

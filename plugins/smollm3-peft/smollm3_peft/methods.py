@@ -57,7 +57,7 @@ def refine_lora(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
 
 
 def refine_zeros(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
-    """The model starts as its base only if the coefficients are initialized to zero."""
+    """Only coefficients of zero initially leave the base model's output unchanged."""
     return dataclasses.replace(spec, identity_at_start=options.init == "zeros")
 
 

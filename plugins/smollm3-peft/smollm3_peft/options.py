@@ -31,11 +31,11 @@ class TargetOptions(MethodOptions):
 
     target_modules: tuple[str, ...] = option(
         ("all-linear",),
-        "Modules that get an adapter, by the end of their names (`q_proj,v_proj`); `all-linear`: every linear layer "
-        "except the head.",
+        "Modules that get an adapter, each given by the end of its name (`q_proj,v_proj`); `all-linear`: every linear "
+        "layer except the head.",
     )
     modules_to_save: tuple[str, ...] = option(
-        (), "Modules to train in full and save with the adapter, by the end of their names."
+        (), "Modules to train in full and save with the adapter; each is given by the end of its name."
     )
 
 
@@ -65,9 +65,9 @@ class LoraOptions(_LoraFamily):
     method: ClassVar[str] = "lora"
     init: Literal["default", "gaussian", "orthogonal", "mica", "pissa", "olora", "random"] = option(
         "default",
-        "Initialization of A and B. With default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica "
-        "the model starts as its base; pissa and olora move part of the base weight into the adapter; with random, the "
-        "model does not start as its base.",
+        "Initialization of A and B. default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica "
+        "initially leave the base model's output unchanged; pissa and olora move part of the base weight into the "
+        "adapter; random initially changes the output.",
     )
 
     peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}
@@ -81,7 +81,7 @@ class RsLoraOptions(_LoraFamily):
     method: ClassVar[str] = "rslora"
     alpha: float = option(8.0, "The update is scaled by alpha / sqrt(rank).", gt=0)
     init: Literal["default", "gaussian", "orthogonal", "mica"] = option(
-        "default", "Initialization of A and B, as for lora; with each of them the model starts as its base."
+        "default", "Initialization of A and B, as for lora; each initially leaves the base model's output unchanged."
     )
 
     peft_names: ClassVar[Mapping[str, str]] = {**_LoraFamily.peft_names, "init": "init_lora_weights"}

@@ -1,7 +1,7 @@
 """Options of the methods that change linear layers, except the LoRA family. Imports neither torch nor peft.
 
-Defaults are PEFT's or the paper's, unless these do not fit SmolLM3's widths (2048, 512, 11008) or the model would not
-start as its base. The help of an option states the unit of lengths and counts.
+Defaults are PEFT's or the paper's, unless these do not fit SmolLM3's widths (2048, 512, 11008) or would
+initially change the base model's output. The help of an option states the unit of lengths and counts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class C3aOptions(LayerOptions):
         128, "Side of a circulant block (channels); must divide the input and output width of every layer.", ge=1
     )
     init: Literal["zeros", "xavier_uniform", "kaiming_uniform", "gaussian"] = option(
-        "zeros", "Initialization of the kernels; only with zeros the model starts as its base."
+        "zeros", "Initialization of the kernels; only zeros initially leaves the base model's output unchanged."
     )
     peft_names: ClassVar[Mapping[str, str]] = {"init": "init_weights"}
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"zeros": True}}
@@ -92,7 +92,7 @@ class FourierFtOptions(LayerOptions):
     scaling: float = option(150.0, "Scale of the update.", gt=0)
     init: Literal["zeros", "gaussian"] = option(
         "zeros",
-        "Initialization of the coefficients; with gaussian, PEFT's default, the model does not start as its base.",
+        "Initialization of the coefficients; gaussian, PEFT's default, initially changes the base model's output.",
     )
     peft_names: ClassVar[Mapping[str, str]] = {"init": "init_weights"}
     peft_values: ClassVar[Mapping[str, Mapping[Any, Any]]] = {"init": {"zeros": True, "gaussian": False}}
@@ -158,7 +158,7 @@ class Ia3Options(TargetOptions):
 
     method: ClassVar[str] = "ia3"
     target_modules: tuple[str, ...] = option(
-        ("k_proj", "v_proj", "down_proj"), "Modules that are scaled, by the end of their names."
+        ("k_proj", "v_proj", "down_proj"), "Modules that are scaled, each given by the end of its name."
     )
     feedforward_modules: tuple[str, ...] = option(
         ("down_proj",), "Target modules whose input is scaled instead of their output."
@@ -171,7 +171,8 @@ class LnTuningOptions(TargetOptions):
 
     method: ClassVar[str] = "ln-tuning"
     target_modules: tuple[str, ...] = option(
-        ("all-norm",), "Modules to train, by the end of their names; `all-norm`: every normalization layer."
+        ("all-norm",),
+        "Modules to train, each given by the end of its name; `all-norm`: every normalization layer.",
     )
 
 

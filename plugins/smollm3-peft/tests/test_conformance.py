@@ -38,7 +38,7 @@ class TestPissa(AdapterConformance):
 
 
 class TestPromptTuning(AdapterConformance):
-    """Does not start as its base, does not pack and does not merge."""
+    """Initially changes the output, does not pack and does not merge."""
 
     component = "prompt-tuning"
     options: ClassVar = {"virtual_tokens": 4}

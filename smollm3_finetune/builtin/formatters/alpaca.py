@@ -7,10 +7,11 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import desirable, refuse_media, template_kwargs, tools, with_system
-from smollm3_finetune.builtin.formatters.content import optional_text, required_text, type_name
+from smollm3_finetune.builtin.formatters.content import optional_text, required_text
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 from smollm3_finetune.builtin.options import AlpacaOptions
+from smollm3_finetune.files.json import json_type
 
 
 class AlpacaFormatter:
@@ -47,7 +48,7 @@ def _history(history: Any) -> list[Turn]:
     if history is None or history == "":
         return []
     if not isinstance(history, list | tuple):
-        raise ValueError(f"'history' must be a list of pairs, found {type_name(history)}")
+        raise ValueError(f"'history' must be a list of pairs, found {json_type(history)}")
     turns = []
     for i, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):

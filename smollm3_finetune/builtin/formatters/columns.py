@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smollm3_finetune.builtin.formatters.content import optional_text, type_name
+from smollm3_finetune.builtin.formatters.content import optional_text
 from smollm3_finetune.builtin.formatters.tools import parse_json, schemas
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
+from smollm3_finetune.files.json import json_type
 
 MEDIA = ("images", "videos", "audios")
 LABELS = ("label", "desirable", "kto_tag")
@@ -56,7 +57,7 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{column} must be an object, found {type_name(value)}")
+        raise ValueError(f"{column} must be an object, found {json_type(value)}")
     kwargs = {str(k): v for k, v in value.items() if v is not None and v != [] and v != {}}
     reserved = sorted(RENDERER_ARGUMENTS & set(kwargs))
     if reserved:

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import REASONING_FIELDS
-
-
-def type_name(value: Any) -> str:
-    """The type of a value for an error message; `nothing` for None."""
-    return "nothing" if value is None else type(value).__name__
+from smollm3_finetune.files.json import json_type
 
 
 def content_and_reasoning(content: Any, where: str, field: str = "content") -> tuple[str, str | None]:
@@ -24,7 +20,7 @@ def content_and_reasoning(content: Any, where: str, field: str = "content") -> t
         return content, None
     path = f"{where}.{field}"
     if not isinstance(content, list | tuple):
-        raise ValueError(f"{where}: {field} must be text or a list of parts, found {type_name(content)} at {path}")
+        raise ValueError(f"{where}: {field} must be text or a list of parts, found {json_type(content)} at {path}")
     text, reasoning = "", []
     for n, part in enumerate(content):
         kind, piece = _part(part, where, f"{path}[{n}]")
@@ -43,7 +39,7 @@ def _part(part: Any, where: str, path: str) -> tuple[str, str]:
     """The kind of a part, `text` or `reasoning`, and its text."""
     supported = "only text and reasoning parts are supported"
     if not isinstance(part, Mapping):
-        raise ValueError(f"{where}: {supported}, found {type_name(part)} at {path}")
+        raise ValueError(f"{where}: {supported}, found {json_type(part)} at {path}")
     kind = part.get("type")
     if kind != "text" and kind not in REASONING_FIELDS:
         raise ValueError(f"{where}: {supported}, found a part of type {kind!r} at {path}")
@@ -57,7 +53,7 @@ def _part(part: Any, where: str, path: str) -> tuple[str, str]:
 def required_text(value: Any, where: str) -> str:
     """The value if it is a non-empty string, else ValueError that names the column or field."""
     if not isinstance(value, str) or not value.strip():
-        what = "empty text" if isinstance(value, str) else type_name(value)
+        what = "empty text" if isinstance(value, str) else json_type(value)
         raise ValueError(f"{where} must be non-empty text, found {what}")
     return value
 
@@ -67,5 +63,5 @@ def optional_text(value: Any, where: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{where} must be text, found {type_name(value)}")
+        raise ValueError(f"{where} must be text, found {json_type(value)}")
     return value if value.strip() else None

@@ -8,10 +8,10 @@ from typing import Any
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.claims import PREFERENCE_COLUMNS, preference_columns, turn_list, uses_from
 from smollm3_finetune.builtin.formatters.columns import refuse_media, template_kwargs, tools, with_system
-from smollm3_finetune.builtin.formatters.content import type_name
 from smollm3_finetune.builtin.formatters.prompt_completion import text_or_turns
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
+from smollm3_finetune.files.json import json_type
 
 
 class PreferenceFormatter:
@@ -77,7 +77,7 @@ def _answer(value: Any, column: str, prompt: Sequence[Turn]) -> list[Turn]:
     if isinstance(value, Mapping | list | tuple):
         return _turns([value] if isinstance(value, Mapping) else value, column)
     if not isinstance(value, str):
-        raise ValueError(f"{column!r} must be text or a list of messages, found {type_name(value)}")
+        raise ValueError(f"{column!r} must be text or a list of messages, found {json_type(value)}")
     if not prompt:
         raise ValueError(f"{column!r} is text, so the question must be in 'prompt', which is missing")
     return [text_turn("assistant", value, column)]  # may be empty: an empty answer can be the worse one

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.builtin.formatters.content import required_text, type_name
+from smollm3_finetune.builtin.formatters.content import required_text
 from smollm3_finetune.files import limits
+from smollm3_finetune.files.json import json_type
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -31,7 +32,7 @@ def tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(value, Mapping):
         return [_tool_call(value, where)]
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list of tool calls, found {type_name(value)}")
+        raise ValueError(f"{where} must be a list of tool calls, found {json_type(value)}")
     return [_tool_call(call, f"{where}[{n}]") for n, call in enumerate(value)]
 
 
@@ -39,14 +40,14 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(call, str):
         call = parse_json(call, where)
     if not isinstance(call, Mapping):
-        raise ValueError(f"{where} must be an object with a name and arguments, found {type_name(call)}")
+        raise ValueError(f"{where} must be an object with a name and arguments, found {json_type(call)}")
     if call.get("type") not in (None, "function"):
         raise ValueError(f"{where}.type must be 'function', found {call['type']!r}")
     function, path = call, where
     if call.get("function") is not None:
         function, path = call["function"], f"{where}.function"
         if not isinstance(function, Mapping):
-            raise ValueError(f"{path} must be an object with a name and arguments, found {type_name(function)}")
+            raise ValueError(f"{path} must be an object with a name and arguments, found {json_type(function)}")
     name = required_text(function.get("name"), f"{path}.name")
     arguments = _arguments(function.get("arguments"), f"{path}.arguments")
     clean: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -62,7 +63,7 @@ def _arguments(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be an object or an object as JSON text, found {type_name(value)}")
+        raise ValueError(f"{where} must be an object or an object as JSON text, found {json_type(value)}")
     return dict(value)
 
 
@@ -75,7 +76,7 @@ def schemas(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list of tool schemas, found {type_name(value)}")
+        raise ValueError(f"{where} must be a list of tool schemas, found {json_type(value)}")
     return tuple(_schema(tool, f"{where}[{n}]") for n, tool in enumerate(value))
 
 
@@ -83,5 +84,5 @@ def _schema(tool: Any, where: str) -> dict[str, Any]:
     if isinstance(tool, str):
         tool = parse_json(tool, where)
     if not isinstance(tool, Mapping):
-        raise ValueError(f"{where} must be an object that describes a tool, found {type_name(tool)}")
+        raise ValueError(f"{where} must be an object that describes a tool, found {json_type(tool)}")
     return dict(tool)

@@ -8,9 +8,10 @@ from typing import Any
 
 from smollm3_finetune.api import REASONING_FIELDS
 from smollm3_finetune.builtin.formatters.claims import looks_like_list
-from smollm3_finetune.builtin.formatters.content import content_and_reasoning, optional_text, type_name
+from smollm3_finetune.builtin.formatters.content import content_and_reasoning, optional_text
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
+from smollm3_finetune.files.json import json_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,16 @@ def read_turns(value: Any, column: str, *, role: str = "role", content: str = "c
     """
     if looks_like_list(value):
         value = parse_json(value, column)
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{column!r} must be a list of messages with {role} and {content}, found {json_type(value)}")
+    if not value:
         raise ValueError(f"{column!r} must be a list with at least one message")
     return [_read_turn(message, f"{column}[{i}]", role, content) for i, message in enumerate(value)]
 
 
 def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Turn:
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where} must be an object with {role_key} and {content_key}, found {type_name(message)}")
+        raise ValueError(f"{where} must be an object with {role_key} and {content_key}, found {json_type(message)}")
     role = role_of(message.get(role_key), where, role_key)
     content = message.get(content_key)
     if role == CALL:

@@ -41,7 +41,8 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
     kinds = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     if kind is not None and kind not in kinds:
         similar = did_you_mean(kind, kinds)
-        hint = f"did you mean {similar!r}?" if similar else f"kinds in the cache: {', '.join(kinds) or 'none'}"
+        known = f"kinds in the cache: {', '.join(kinds)}" if kinds else "the cache is empty: omit --kind"
+        hint = f"did you mean {similar!r}?" if similar else known
         raise ConfigError(f"--kind {kind[:80]}: the cache {root} has no entries of this kind", hint=hint)
     return root, list(runs_below([RUNS, *folders]))
 

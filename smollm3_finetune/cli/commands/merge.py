@@ -75,8 +75,9 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
             raise ConfigError(f"--{needs.replace('_', '-')} requires --{needed}", hint=f"--{needed} NAME")
     if not is_run and not values["adapter_path"]:
         raise ConfigError(
-            f"{target!r} is not a run: to merge an adapter into a model, give --adapter-path and --output",
-            hint="--adapter-path RUN/adapter --output DIR",
+            f"{target!r} is not a run directory: it does not contain run.yaml",
+            hint="by default, runs are in runs/; to merge a saved adapter into a model: "
+            "smollm3 merge MODEL --adapter-path RUN/adapter --output DIR",
         )
     output = _output(run if is_run else None, values)
     check_vacant("--output", output)

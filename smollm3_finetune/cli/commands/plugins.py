@@ -14,6 +14,8 @@ from smollm3_finetune.cli.session import discovered
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
     from smollm3_finetune.config.options import OptionInfo
 
@@ -99,10 +101,14 @@ def _requirements(registry: Registry, record: PluginRecord, device: str) -> list
 def _shown_needs(found: list[dict[str, Any]]) -> str:
     lines = []
     for one in found:
-        needed = ", ".join((*one["distributions"], *one["accelerators"])) or "nothing else"
-        met = "; ".join(one["unmet"]) or "met"
-        lines.append(f"{_by_kind(tuple(one['components']))}: {needed} ({met})")
+        lines.append(f"{_by_kind(tuple(one['components']))}: {_requirements_line(one, one['distributions'])}")
     return "\n".join(lines)
+
+
+def _requirements_line(about: Mapping[str, Any], packages: Sequence[str]) -> str:
+    """The packages and accelerators that a component requires, and whether they are available."""
+    needed = ", ".join((*packages, *about["accelerators"]))
+    return f"{needed} ({'; '.join(about['unmet']) or 'met'})" if needed else "no additional packages"
 
 
 def _by_kind(components: tuple[str, ...]) -> str:
@@ -155,6 +161,11 @@ def _find_all(registry: Registry, name: str) -> list[RegisteredComponent]:
     for kind in KINDS:
         if bare in known_components().get(kind.name, {}):
             registry.find(kind, name)
+    if any(name in (r.name, r.distribution) for r in registry.plugins):
+        raise UnknownComponentError(
+            f"{name!r} is a plugin, but `plugins info` shows a component",
+            hint="for its components: smollm3 plugins list",
+        )
     names = {o.spec.name for o in registry.components}
     similar = did_you_mean(bare, names)
     hint = f"did you mean {similar!r}?" if similar else "smollm3 plugins list"
@@ -235,7 +246,10 @@ def _shown(about: dict[str, Any]) -> str:
     if "needs" in about:
         rows.append(("needs", ", ".join(about["needs"])))
         traits = {
-            "identity_at_start": ("starts as the base model", "does not start as the base model"),
+            "identity_at_start": (
+                "initially leaves the base model's output unchanged",
+                "initially changes the base model's output",
+            ),
             "packs": ("supports packed rows", "does not support packed rows"),
             "merges": ("can be merged", "cannot be merged"),
             "disables": ("can be disabled", "cannot be disabled"),
@@ -243,7 +257,6 @@ def _shown(about: dict[str, Any]) -> str:
         rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
     if about["suggests"]:
         rows.append(("suggests", ", ".join(f"{k}={v}" for k, v in about["suggests"].items())))
-    met = "; ".join(about["unmet"]) or "met"
-    rows.append(("requires", f"{', '.join((*about['requires'], *about['accelerators'])) or 'nothing else'} ({met})"))
+    rows.append(("requires", _requirements_line(about, about["requires"])))
     lines += [f"  {label:<12} {text}" for label, text in rows]
     return "\n".join([*lines, "  options", *[f"  {line}" for line in about["options_help"]]])

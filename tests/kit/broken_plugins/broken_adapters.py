@@ -175,7 +175,7 @@ class Adapted:
 
 
 class Kept(Delta):
-    """Does not start as the base, and declares that it can be neither merged nor disabled."""
+    """Initially changes the output, and declares that it can be neither merged nor disabled."""
 
     def start(self, shape):
         import torch
