@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error, did_you_mean
 
 T = TypeVar("T")
+UNREACHED = 10**9
+"""An upper limit of this size only protects against overflow, and is not shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class OptionInfo:
 
     @property
     def range(self) -> str:
-        """The limits in words, such as `at least 1`, or an empty string."""
+        """The limits in words, such as `at least 1`, or an empty string; no limit that nobody reaches."""
         words = {
             "ge": "at least",
             "gt": "greater than",
@@ -39,7 +41,9 @@ class OptionInfo:
             "lt": "less than",
             "multiple_of": "a multiple of",
         }
-        return ", ".join(f"{words[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items())
+        return ", ".join(
+            f"{words[k]} {v if isinstance(v, int) else f'{v:g}'}" for k, v in self.limits.items() if v < UNREACHED
+        )
 
 
 def type_name(annotation: Any) -> str:
@@ -259,8 +263,8 @@ def option_problems(
     for name, found in wrong.items():
         named = where.get(name, "").startswith("--")  # the flag names the option already
         place = where[name] if named else f"{origin(name)}{_full(section, name)}"
-        hint = value_hint(infos[name], hints[name], place, values.get(name)) if name in infos else None
-        problems.append(ConfigError(f"{place}: {found}", hint=hint))
+        example = value_hint(infos[name], hints[name], place, values.get(name)) if name in infos else None
+        problems.append(ConfigError(f"{place}: {found}", hint=example))
     return problems
 
 

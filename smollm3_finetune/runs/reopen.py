@@ -120,9 +120,8 @@ def run_request(
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
     if not (run.adapter / DESCRIPTION).exists():  # written last
-        again = f"--config {shlex.quote(str(run.config))} --output {shlex.quote(str(run.path))}"
-        more = f"--resume {shlex.quote(str(run.path))}" if run.saved.all() else again
-        raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=f"smollm3 train {more}")
+        again = f"smollm3 train --resume {shlex.quote(str(run.path))}" if run.saved.all() else run.start_again()
+        raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=again)
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():
         if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:

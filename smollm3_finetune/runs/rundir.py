@@ -235,17 +235,19 @@ class RunDir:
             return Checkpoint(self.adapter, int(read_json(self.trained)["steps"]))
         if found is None:
             if damaged:
-                raise ModelError("; ".join(damaged), hint=f"start a new run: {self._again()}")
+                raise ModelError("; ".join(damaged), hint=f"start a new run: {self.start_again()}")
             raise ModelError(
                 f"{self.path} has no checkpoint to resume from",
-                hint=f"start it again: {self._again()} --output {shlex.quote(str(self.path))}",
+                hint=f"start it again: {self.start_again()}",
             )
         for line in damaged:
             say(f"{line}: the run continues from {found.path.name}")
         return found
 
-    def _again(self) -> str:
-        return f"smollm3 train --config {shlex.quote(str(self.config))}"
+    def start_again(self) -> str:
+        """The command that starts a run with this configuration, in the same directory if it holds nothing else."""
+        output = f" --output {shlex.quote(str(self.path))}" if self.holds_nothing() else ""
+        return f"smollm3 train --config {shlex.quote(str(self.config))}{output}"
 
     def forget_after(self, step: int) -> None:
         """Remove what a resumed run will write again: the report, lines of metrics.jsonl, a truncated last line."""

@@ -11,7 +11,7 @@ import click
 from smollm3_finetune.cli import cli
 
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
-OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "hf", "rm", "chmod", "git", "iconv", "printf")
+OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "hf", "rm", "chmod", "git", "iconv", "printf", "quota", "df")
 """Programs that a hint may name, with options of their own."""
 HYPHENATED_PROGRAM = re.compile(r"[a-z]+(-[a-z]+)+ -")
 
@@ -38,7 +38,9 @@ def unknown_options(arguments: Sequence[str], hint: str) -> Iterator[str]:
     failed, _ = command_of(arguments)
     for part in re.split(r"[;,] |\bor\b|: ", hint):
         words = part.split()
-        if any(program in words for program in OTHER_PROGRAMS) or HYPHENATED_PROGRAM.match(part):
+        if any(program in (w.strip("()") for w in words) for program in OTHER_PROGRAMS) or HYPHENATED_PROGRAM.match(
+            part
+        ):
             continue
         command = failed
         if "smollm3" in words:

@@ -19,12 +19,12 @@ from smollm3_finetune.files.writing import append_text
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.finite import finite
+from smollm3_finetune.train.health import Health
+from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
     from smollm3_finetune.inference.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
-    from smollm3_finetune.train.health import Health
-    from smollm3_finetune.train.save_times import SaveTimes
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -36,12 +36,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Path,
         display: Display,
         started: float,
-        save_times: SaveTimes,
-        health: Health,
+        save_times: SaveTimes | None = None,
+        health: Health | None = None,
         held_out: HeldOut | None = None,
         eval_every: int | None = None,
     ) -> None:
-        self.loaded, self.save_times, self.health = loaded, save_times, health
+        self.loaded = loaded
+        self.save_times = save_times or SaveTimes(minutes=None)
+        self.health = health or Health(warn=display.say)
         self.after_first_step: Callable[[], object] = lambda: None
         self.held_out, self.eval_every = held_out, eval_every
         self.metrics = metrics

@@ -249,7 +249,7 @@ def make_trainer(
     args: TrainingArguments,
     callback: RunCallback,
     *,
-    keep: int,
+    keep: int = 2,
     saved_steps: int | None = None,
     lengths: Ints | None = None,
 ) -> Trainer:

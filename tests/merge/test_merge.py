@@ -568,7 +568,10 @@ def test_an_output_that_cannot_be_replaced_is_refused_at_once(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="current directory"):
         output.check_vacant("--output", Path("."))
-    with pytest.raises(WriteError, match="cannot be written: File name too long"), output.partial(tmp_path / ("n" * 250)):
+    with (
+        pytest.raises(WriteError, match="cannot be written: File name too long"),
+        output.partial(tmp_path / ("n" * 250)),
+    ):
         pass
 
 

@@ -83,9 +83,8 @@ def test_root_help_runs_no_discovery_and_stays_in_its_module_budget() -> None:
 def test_train_help_stays_in_its_module_budget() -> None:
     modules = modules_after("train", "--help", "--no-plugins")
     assert not modules & {"pydantic", "rich", "ruamel", "huggingface_hub", "asyncio"}
-    assert (
-        len(modules - modules_of_click()) <= 133
-    )  # 109 when this was written, plugins included; signals need 2, streams 1
+    count = len(modules - modules_of_click())
+    assert count <= 138  # 109 when this was written, plugins included; signals, streams and light imports need 8
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ PHASES = {
     "the first step": ("smollm3_finetune.train.trainer.AdaptedTrainer.training_step", 1),
     "training": ("smollm3_finetune.train.trainer.AdaptedTrainer.training_step", 3),
     "writing a checkpoint": ("smollm3_finetune.runs.checkpoints.write_checksums", 1),
-    "saving the adapter": ("smollm3_finetune.model.load.LoadedModel.save", 2),
+    "saving the adapter": ("smollm3_finetune.model.load.LoadedModel.save", 1),
     "measuring after": ("smollm3_finetune.inference.held_out_loss.HeldOut.measure", 2),
     "the sample": ("smollm3_finetune.train.run.answer", 1),
     "the report": ("smollm3_finetune.train.run.write_json", 2),
@@ -43,6 +43,8 @@ PHASES = {
 @pytest.fixture
 def signal_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int], None]]:
     """Send a signal to this process at the beginning of a call, once."""
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 
     def arrange(function: str, call: int, number: int) -> None:
         module, _, name = function.rpartition(".")
@@ -59,6 +61,7 @@ def signal_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, i
         monkeypatch.setattr(owner, name, disturbed)
 
     yield arrange
+    signal.signal(signal.SIGINT, before)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main restored the handlers"
     assert stopping.requested() is None
 
@@ -191,6 +194,7 @@ def test_a_second_interrupt_exits_at_once(run_cli: Callable[..., Any], tmp_path:
     program.write_text(
         "import os, signal\n"
         "from smollm3_finetune import stopping\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with stopping.handled(), stopping.deferred():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('saving', flush=True)\n"

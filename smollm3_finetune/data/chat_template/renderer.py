@@ -203,7 +203,7 @@ class Renderer:
     def _no_template(self, who: str) -> ModelError:
         return ModelError(
             f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template, which {who}",
-            hint="use the model's -Instruct variant, or --set data.template=FILE.jinja",
+            hint="use the model's -Instruct variant; for training: smollm3 train --set data.template=FILE.jinja",
         )
 
     def _supervised_span(self, prepared: _Prepared, i: int, text: str) -> tuple[int, int] | None:
