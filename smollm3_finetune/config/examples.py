@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import Any, Literal, get_args, get_origin
 
-from smollm3_finetune.config.options import OptionInfo
 from smollm3_finetune.errors import did_you_mean
 
 WHOLE = 100
 """The example for a whole number without a default, if its limits allow it."""
 
 
-def value_hint(info: OptionInfo, annotation: Any, place: str, wrong: Any) -> str | None:
+def value_hint(info: Any, annotation: Any, place: str, wrong: Any) -> str | None:
     """The hint, such as `for example: --epochs 1; about this option: Passes over the rows.`; None if there is nothing.
 
     `place` is where the value was given: `--epochs`, `--adapter-opt rank`, or `run.yaml:3: train.epochs`.
@@ -32,7 +31,7 @@ def _assigned(place: str, value: str) -> str:
     return f"{flag} {name}={shlex.quote(value)}" if key else f"{flag} {shlex.quote(value)}"
 
 
-def _example(info: OptionInfo, annotation: Any, wrong: Any) -> str | None:
+def _example(info: Any, annotation: Any, wrong: Any) -> str | None:
     """A valid value as text: the word that was probably meant, else the default, else one within the limits."""
     kinds = list((get_args(annotation) if get_origin(annotation) is not Literal else [annotation]) or [annotation])
     words = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]
@@ -49,7 +48,7 @@ def _example(info: OptionInfo, annotation: Any, wrong: Any) -> str | None:
     return _whole(info) if int in kinds else None
 
 
-def _whole(info: OptionInfo) -> str | None:
+def _whole(info: Any) -> str | None:
     least = info.limits.get("ge", info.limits.get("gt", 0) + 1)
     value = min(max(WHOLE, least), info.limits.get("le", WHOLE), info.limits.get("lt", WHOLE + 1) - 1)
     return None if value % info.limits.get("multiple_of", 1) else _text(int(value))

@@ -266,7 +266,7 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
         quant = plan.saved.quant.name if plan.saved.quant is not None else None
         used = (
             f" with quantizer {quant!r}: {QUANTIZER.flag} {quant}"
-            if quant not in (None, plan.quantizer.component.spec.name)
+            if quant not in (None, plan.quantizer.component.spec.name, plan.quantizer.component.full_name)
             else ""
         )
         again = ", quantized again with the run's calibration rows" if plan.saved.calibration is not None else ""

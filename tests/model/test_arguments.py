@@ -74,7 +74,7 @@ WRONG_FOR_TRAINING: tuple[tuple[dict[str, Any], str], ...] = (
     ({"adapter": "fll"}, "there is no adapter 'fll'"),
     ({"objective": "sfft"}, "there is no objective 'sfft'"),
     ({"train": 5}, "expected a mapping of keys for train, got 5"),
-    ({"train": {"max_steps": 0}}, "train.max_steps: expected integer or none (at least 1), got 0"),
+    ({"train": {"max_steps": 0}}, "train.max_steps: expected integer (at least 1) or none, got 0"),
     ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
     ({"train": {"optimizer": "adamm"}}, "adamm"),
     ({"calibration": "rows.jsonl"}, "expected a mapping of keys for calibration"),
