@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.cache.fingerprint import fingerprint
@@ -62,13 +63,16 @@ def newest_unfinished(config: RunConfig) -> RunDir | None:
 
     It is looked for in `runs/`, or in the directory of `output` alone.
     """
-    places = RUNS.iterdir() if config.output is None and RUNS.is_dir() else [user_path(config.output or "", "--output")]
-    found = []
+    if config.output is not None:
+        places: Iterable[Path] = [user_path(config.output, "--output")]
+    else:
+        places = RUNS.iterdir() if RUNS.is_dir() else []
+    wanted, found = identity(config), []
     for path in places:
         run = RunDir(path)
         if run.config.is_file() and run.versions.is_file() and not run.report.exists():
             with contextlib.suppress(ModelError):
-                if saved_versions(run).get("asked") == identity(config):
+                if saved_versions(run).get("asked") == wanted:
                     found.append((run.versions.stat().st_mtime_ns, run))
     return max(found, key=lambda item: item[0])[1] if found else None
 

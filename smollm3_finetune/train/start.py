@@ -17,6 +17,7 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import MAY_CHANGE, compare_versions, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
@@ -92,7 +93,8 @@ def plan_training(
             fresh = found
         else:
             progress.say(f"the run {found.path} is resumed")
-            resumed, settings = found, [s for s in settings if s.key in MAY_CHANGE]
+            given_again = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
+            resumed, settings = found, [s for s in settings if s.key in MAY_CHANGE | given_again]
     elif resume is not None:
         resumed = RunDir.existing(resume)
     if resumed is not None:

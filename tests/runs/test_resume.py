@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from smollm3_finetune import load_model
 from smollm3_finetune.files.checksums import write_checksums
 from smollm3_finetune.runs.checkpoints import Checkpoint
 
@@ -235,6 +236,29 @@ def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_configuration(c
     assert again.report()["after"] == first.report()["after"]
     third = cli(*AUTO, "--resume", "auto", "--json")
     assert third.report()["run"] not in (str(run), other), "a finished run is not resumed"
+
+
+def test_resume_auto_keeps_the_permission_that_was_given_again(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """`trust_remote_code` is never taken from the files of a run, so the same command must bring it."""
+    loaded = load_model("tiny")
+    loaded.base.model.save_pretrained(str(tmp_path / "model"))
+    loaded.tokenizer.save_pretrained(str(tmp_path / "model"))
+    trusting = ("--model", str(tmp_path / "model"), "--loader", "hf", "--loader-opt", "trust_remote_code=true")
+    run = Path(cli(*AUTO, *trusting, "--resume", "auto", "--json").report()["run"])
+    (run / "report.json").unlink()
+    again = cli(*AUTO, *trusting, "--resume", "auto", "--json")
+    assert Path(again.report()["run"]) == run, again.stderr
+
+
+def test_resume_auto_does_not_take_the_current_directory_for_a_run(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(cli(*AUTO, "--json").report()["run"])
+    (run / "report.json").unlink()
+    monkeypatch.chdir(run)
+    result = cli(*AUTO, "--resume", "auto", "--json")
+    assert Path(result.report()["run"]).parent == Path("runs")
+    assert "a new run is started" in result.stderr
 
 
 def test_resume_auto_starts_a_run_again_that_has_no_checkpoint(cli: Callable[..., Any]) -> None:
