@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.limits import load_json
@@ -48,13 +47,23 @@ class Checkpoint:
             return damage(self.path)
         return _visible_damage(self.path)
 
-    def state(self) -> dict[str, Any]:
-        """The state of the Trainer; empty if the checkpoint has none."""
+    @property
+    def tokens(self) -> int:
+        """The tokens that the run had seen; 0 if the checkpoint does not say."""
+        return self._count("num_input_tokens_seen") or 0
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The steps that the whole run was to take when the checkpoint was saved; None if it does not say."""
+        return self._count("max_steps")
+
+    def _count(self, name: str) -> int | None:
+        """A number in the state of the Trainer; None if there is none, for example because somebody edited it."""
         try:
-            found = load_json(self.path / STATE)
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            value = load_json(self.path / STATE)[name]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)

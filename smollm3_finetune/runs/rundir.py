@@ -231,8 +231,8 @@ class RunDir:
             damaged.append(f"{checkpoint.path} is damaged ({damage})")
 
         found = self.saved.newest_whole(skip)
-        if found is None and not damaged and self.trained.exists() and self.adapter.is_dir():
-            return Checkpoint(self.adapter, int(read_json(self.trained)["steps"]))
+        if found is None and not damaged and self.adapter.is_dir() and (steps := self.trained_count("steps")):
+            return Checkpoint(self.adapter, steps)
         if found is None:
             if damaged:
                 raise ModelError("; ".join(damaged), hint=f"start a new run: {self.start_again()}")
@@ -243,6 +243,21 @@ class RunDir:
         for line in damaged:
             say(f"{line}: the run continues from {found.path.name}")
         return found
+
+    def trained_count(self, name: str) -> int | None:
+        """`steps` or `tokens` of a run whose steps are done, from `trained.json`; None if there is no such file.
+
+        Raises ModelError if it is damaged.
+        """
+        if not self.trained.exists():
+            return None
+        value = read_json(self.trained).get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ModelError(
+                f"{self.trained} is damaged: {name} must be a whole number",
+                hint=f"rm {shlex.quote(str(self.trained))}, to continue from the last checkpoint",
+            )
+        return value
 
     def start_again(self) -> str:
         """The command that starts a run with this configuration, in the same directory if it holds nothing else."""

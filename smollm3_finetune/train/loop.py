@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
-from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.held_out_loss import HeldOut
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
@@ -41,7 +41,7 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOu
         loaded, run.metrics, job.display, job.began, SaveTimes(config.save_minutes), health, held_out, config.eval_every
     )
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
-    saved_steps = checkpoint.state().get("max_steps") if checkpoint is not None else None
+    saved_steps = checkpoint.planned_steps if checkpoint is not None else None
     trainer = make_trainer(
         *(loaded, job.objective, job.items, collate, job.args, callback),
         keep=config.keep_checkpoints,
@@ -91,8 +91,7 @@ def _taken_before(job: Job, callback: RunCallback) -> Trained:
     """The steps that an earlier process took."""
     assert job.checkpoint is not None
     job.display.say(f"all {job.steps} steps are done: the adapter is saved and measured")
-    if job.run.trained.exists():
-        tokens = read_json(job.run.trained)["tokens"]
-    else:  # the process ended after the last checkpoint
-        tokens = job.checkpoint.state().get("num_input_tokens_seen", 0)
-    return Trained(steps=job.checkpoint.step, tokens=int(tokens), seconds_to_first_step=None, callback=callback)
+    tokens = job.run.trained_count("tokens")
+    if tokens is None:  # the process ended after the last checkpoint
+        tokens = job.checkpoint.tokens
+    return Trained(steps=job.checkpoint.step, tokens=tokens, seconds_to_first_step=None, callback=callback)

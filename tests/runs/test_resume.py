@@ -175,6 +175,21 @@ def test_a_run_without_checkpoints_is_finished_from_its_adapter(cli: Callable[..
     assert (again["tokens"], again["after"]) == (made["tokens"], made["after"])
 
 
+@pytest.mark.parametrize("content", ["{}", '{"steps": "4", "tokens": []}', '{"steps": true, "tokens": 1e9}', "[", "[]"])
+def test_damaged_counts_of_a_run_whose_steps_are_done_are_named(
+    cli: Callable[..., Any], interrupted: Path, content: str
+) -> None:
+    """With checkpoints and without; the hint works."""
+    (interrupted / "report.json").unlink()
+    (interrupted / "trained.json").write_text(content)
+    result = cli("train", "--resume", "out")
+    assert result.code == 6, result.stderr
+    assert "out/trained.json" in result.stderr
+    (interrupted / "trained.json").unlink()
+    again = cli("train", "--resume", "out")
+    assert again.code == 0, again.stderr
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(cli: Callable[..., Any]) -> None:
     """The same command, in the same directory."""
     expected = cli(*START, "--json").report()["after"]
