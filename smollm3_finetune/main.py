@@ -19,11 +19,6 @@ from smollm3_finetune.cli import cli
 from smollm3_finetune.cli.streams import drop_output, prepare_streams
 from smollm3_finetune.errors import Problems, SmolLM3Error
 
-OUT_OF_MEMORY_HINT = (
-    "use a quantizer (--quant NAME) or --device cpu; for training, a smaller --batch-size or "
-    "--max-length, or --set train.gradient_checkpointing=true"
-)
-
 
 @dataclass
 class State:
@@ -74,7 +69,9 @@ def _run(argv: Sequence[str] | None) -> None:
         drop_output()
         sys.exit(141)
     except Exception as e:
-        known = _resource_error(e)
+        from smollm3_finetune.files.failures import resource_error
+
+        known = resource_error(e)
         if known is not None:
             drop_output()
             _show(known, state)
@@ -86,19 +83,6 @@ def _run(argv: Sequence[str] | None) -> None:
         _say("  hint: run the same command with --debug, and report it: this is a bug in smollm3 or in a plugin")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _resource_error(error: Exception) -> SmolLM3Error | None:
-    """The message for a failed write or for too little memory; None for any other error."""
-    from smollm3_finetune.errors import is_out_of_memory
-    from smollm3_finetune.files.failures import write_error
-
-    if (failed := write_error(error, None)) is not None:
-        return failed
-    text = str(error).strip().partition("\n")[0]
-    if is_out_of_memory(error):
-        return SmolLM3Error(f"out of memory: {text or 'Python cannot allocate more'}", hint=OUT_OF_MEMORY_HINT)
-    return None
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from smollm3_finetune.errors import (
     error_number,
     first_line,
     is_failed_write,
+    is_out_of_memory,
 )
 
 GONE = (errno.ENOENT, errno.ENOTDIR, getattr(errno, "ESTALE", errno.ENOENT))
@@ -27,6 +28,10 @@ NOT_WRITES = (errno.ENOMEM, errno.EINTR, errno.EPIPE)
 CANNOT_OPEN = 14
 """SQLite's result code for a database that it can neither open nor create."""
 PROBE_BYTES = 1 << 16
+OUT_OF_MEMORY_HINT = (
+    "use a quantizer (--quant NAME) or --device cpu; for training, a smaller --batch-size or "
+    "--max-length, or --set train.gradient_checkpointing=true"
+)
 
 
 @contextlib.contextmanager
@@ -83,6 +88,16 @@ def write_error(
         f"{what} cannot be written: {reason}{f' (at {name})' if name else ''}{f'; {remains}' if remains else ''}",
         hint=f"{fix}, then: {command}" if command else fix,
     )
+
+
+def resource_error(error: BaseException) -> SmolLM3Error | None:
+    """The error for a failed write or for too little memory, in one sentence with a hint; None for any other."""
+    if (failed := write_error(error, None)) is not None:
+        return failed
+    if is_out_of_memory(error):
+        text = str(error).strip().partition("\n")[0] or "Python cannot allocate more"
+        return SmolLM3Error(f"out of memory: {text}", hint=OUT_OF_MEMORY_HINT)
+    return None
 
 
 def _failed_write(error: BaseException, path: Path | None) -> BaseException | None:

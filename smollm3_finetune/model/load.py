@@ -30,6 +30,7 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
 from smollm3_finetune.files.checksums import CHECKSUMS, write_checksums
+from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.writing import PARTIAL, partial_name, publish_files
 from smollm3_finetune.model.adapter_card import Training, edited_card, write_card
 from smollm3_finetune.model.arguments import (
@@ -95,11 +96,17 @@ class LoadedModel:
 
         A directory that does not exist yet appears whole, and everything is on disk when the call returns. Files with
         other names in an existing directory stay, and so does a model card that a user edited. The card contains
-        `training`. Raises UnsupportedOp without an adapter, and ConfigError if `path` cannot be a directory.
+        `training`. Raises UnsupportedOp without an adapter, ConfigError if `path` cannot be a directory, and WriteError
+        if a file cannot be written.
         """
         path = user_path(text_or_path("path", path), "the output directory")
         if blocked := next((p for p in (path, *path.absolute().parents) if p.exists() and not p.is_dir()), None):
             raise ConfigError(f"the output directory {str(path)!r} cannot be created: {str(blocked)!r} is a file")
+        with writing(path):
+            self.publish(path, training)
+
+    def publish(self, path: Path, training: Training | None = None) -> None:
+        """`save` into a path that was checked. Failed writes raise the exceptions of the libraries."""
         partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         try:

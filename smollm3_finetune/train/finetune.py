@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import Setting
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
+from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.files.failures import resource_error
 from smollm3_finetune.model.arguments import plain, plugin_names, text_or_path, torch_name
 from smollm3_finetune.progress import Silent, for_stream
 from smollm3_finetune.train import display
@@ -81,7 +84,7 @@ def finetune(
             log.warning(warning)
         return registry
 
-    with stopping.handled():
+    with stopping.handled(), _resources_named():
         planned = plan_training(
             list(_settings(given)),
             config_file=text_or_path("config", config) if config is not None else None,
@@ -94,6 +97,19 @@ def finetune(
         if dry_run:
             return planned.summary()
         return planned.train(display.NoDisplay() if quiet else display.for_stream(), began)
+
+
+@contextlib.contextmanager
+def _resources_named() -> Iterator[None]:
+    """Convert an exception for a failed write or too little memory into the error that the command line prints."""
+    try:
+        yield
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        if (known := resource_error(e)) is None:
+            raise
+        raise known from e
 
 
 def _settings(given: Mapping[str, Any]) -> Iterator[Setting]:

@@ -192,7 +192,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         if job.main:  # before anything else can fail
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
-                loaded.save(run.adapter, known)
+                loaded.publish(run.adapter, known)
     after = held_out.measure(progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     trained.callback.measured(after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
-from smollm3_finetune import finetune
+from smollm3_finetune import finetune, load_model
 from smollm3_finetune.config.load import assemble, file_settings
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.errors import ConfigError, SmolLM3Error, WriteError
 from smollm3_finetune.testing.commands import Result
 
 SMALL: dict[str, Any] = {"adapter": "full", "device": "cpu", "quiet": True}
@@ -62,8 +64,58 @@ def test_a_run_is_resumed(isolated: Path, rows_file: Path) -> None:
     finetune(**SMALL, data=rows_file, output="run", train={"max_steps": 1, "save_every": 1})
     report = finetune(resume="run", train={"max_steps": 2}, quiet=True)
     assert report["steps"] == 2
-    with pytest.raises(ConfigError, match=r"finetune\(\): a resumed run keeps its train\.batch_size"):
+    with pytest.raises(
+        ConfigError, match=r"finetune\(\): train\.batch_size cannot be used with resume: the run continues"
+    ):
         finetune(resume="run", train={"batch_size": 2}, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), WriteError, "the disk is full"),
+        (SafetensorError(f"I/O error: No space left (os error {errno.ENOSPC})"), WriteError, "the disk is full"),
+        (MemoryError(), SmolLM3Error, "out of memory: Python cannot allocate more"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            SmolLM3Error,
+            "out of",
+        ),
+    ],
+)
+def test_a_full_disk_and_too_little_memory_are_errors_of_this_package(
+    rows_file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[SmolLM3Error], text: str
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("smollm3_finetune.train.run.compose", fails)
+    with pytest.raises(kind, match=text) as caught:
+        finetune(**SMALL, data=rows_file, train={"max_steps": 1})
+    assert caught.value.hint
+    assert caught.value.__cause__ is error
+
+
+def test_other_exceptions_are_not_hidden(rows_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smollm3_finetune.train.run.compose", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(**SMALL, data=rows_file, train={"max_steps": 1})
+
+
+def test_an_adapter_that_cannot_be_written_is_a_write_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model("tiny", adapter="full", purpose="train")
+    loaded.save(tmp_path / "saved")
+    before = (tmp_path / "saved" / "smollm3.json").read_bytes()
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("smollm3_finetune.model.load.publish_files", fails)
+    for name in ("saved", "new"):
+        with pytest.raises(WriteError, match=rf"{name}.*the disk is full"):
+            loaded.save(tmp_path / name)
+    assert (tmp_path / "saved" / "smollm3.json").read_bytes() == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_broken_plugin_is_logged(fake_distribution: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ PHASES = {
     "the first step": ("smollm3_finetune.train.trainer.AdaptedTrainer.training_step", 1),
     "training": ("smollm3_finetune.train.trainer.AdaptedTrainer.training_step", 3),
     "writing a checkpoint": ("smollm3_finetune.runs.checkpoints.write_checksums", 1),
-    "saving the adapter": ("smollm3_finetune.model.load.LoadedModel.save", 1),
+    "saving the adapter": ("smollm3_finetune.model.load.LoadedModel.publish", 1),
     "measuring after": ("smollm3_finetune.inference.held_out_loss.HeldOut.measure", 2),
     "the sample": ("smollm3_finetune.train.run.answer", 1),
     "the report": ("smollm3_finetune.train.run.write_json", 2),
