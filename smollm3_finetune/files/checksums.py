@@ -41,7 +41,7 @@ def write_checksums(directory: Path, *, file: Path | None = None, without: Colle
 def damage(directory: Path, *, file: Path | None = None) -> str | None:
     """What differs from the checksums of a directory, such as `model.safetensors differs from its checksum`.
 
-    None if nothing differs, or if there are no checksums: versions before 0.2 did not write them. Files without a
+    None if nothing differs, or if there are no checksums: adapters of other tools have none. Files without a
     checksum are not examined. A process reads each file once, unless the file changes.
     """
     place = file or directory / CHECKSUMS
