@@ -64,8 +64,8 @@ class HFLoader:
                     command += " --requantize NAME"
                 raise ModelError(f"{ref!r} is a run, not a model", hint=f"to create a model from it: {command}")
             if any((directory / name).exists() for name in ADAPTER_FILES):
-                raise ModelError(f"{ref!r} holds an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
-            raise ModelError(f"the directory {ref!r} holds no model: there is no config.json in it")
+                raise ModelError(f"{ref!r} is an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
+            raise ModelError(f"the directory {ref!r} is not a model: it does not contain config.json")
         check_regular(directory)
         described = [read_json(f) for f in (directory / name for name in NAME_CODE) if f.exists()]
         if any(map(names_code, described)) and not self.options.trust_remote_code:
@@ -92,7 +92,7 @@ def _with_adapter(directory: Path, ref: str, purpose: Purpose) -> str:
     if purpose is Purpose.INFER:
         return f"smollm3 generate {adapter} --prompt TEXT"
     command = f"smollm3 merge {adapter} --output DIR"
-    return command if purpose is Purpose.MERGE else f"to make a model of it: {command}"
+    return command if purpose is Purpose.MERGE else f"to create a model from it: {command}"
 
 
 class HubSource:

@@ -126,9 +126,14 @@ class RunDir:
         if not str(path).strip() or not run.config.exists():
             raise ModelError(
                 f"{str(path)!r} is not a run directory: it does not contain run.yaml",
-                hint="by default, runs are in runs/",
+                hint=run.where() or "by default, runs are in runs/",
             )
         return run
+
+    def where(self) -> str | None:
+        """The hint for a path inside a run; None if no run contains the path."""
+        inside = next((p for p in self.path.parents if RunDir(p).config.exists()), None)
+        return f"it is inside the run {shlex.quote(str(inside))}" if inside else None
 
     def make(self) -> None:
         """Create the directory."""

@@ -205,7 +205,7 @@ def test_a_hub_model_that_cannot_be_fetched(fails: Fails) -> None:
 def test_directories_without_a_model(fails: Fails, tmp_path: Path, model_directory: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "there is no config.json in it" in fails(6, model=empty).message
+    assert "is not a model: it does not contain config.json" in fails(6, model=empty).message
     (model_directory / "model.safetensors").rename(model_directory / "pytorch_model.bin")
     assert "pickled weights" in fails(6).message
     (model_directory / "pytorch_model.bin").unlink()

@@ -12,6 +12,8 @@ import pytest
 from smollm3_finetune.testing.commands import smollm3
 from smollm3_finetune.testing.hints import hints_of, typed, unknown_options, with_options, without
 
+pytestmark = pytest.mark.plugins  # the default adapter is a plugin's
+
 PROVOKED = (
     "train --dry-run --model tiiny",
     "train --dry-run --adapter fll",

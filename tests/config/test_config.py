@@ -232,9 +232,7 @@ def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -
     assert one_problem(write("train:\n  epochs: 1\n  batch_size: 0\n")).message == (
         "run.yaml:3: train.batch_size: expected integer (at least 1, at most 1000000), got 0"
     )
-    assert one_problem(write("seed: x\n")).message == (
-        "run.yaml:1: seed: expected integer (at least 0, at most 4294967295), got 'x'"
-    )
+    assert one_problem(write("seed: x\n")).message == ("run.yaml:1: seed: expected integer (at least 0), got 'x'")
     assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")
     assert one_problem(write("train: 3\n")).message == "run.yaml:1: expected a mapping of keys for train, got 3"
     assert one_problem(write("quant: [a]\n")).message.startswith(

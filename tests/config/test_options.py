@@ -63,10 +63,11 @@ def test_omitted_options_have_their_defaults() -> None:
 
 def test_out_of_range_values_are_errors_with_origin_option_range_and_value() -> None:
     assert problems(bits=9) == [
-        "run.yaml:7: quant.bits: expected integer (at least 2, at most 8), got 9\n  hint: Bits of a weight."
+        "run.yaml:7: quant.bits: expected integer (at least 2, at most 8), got 9\n"
+        "  hint: for example: bits: 4; about this option: Bits of a weight."
     ]
     assert "quant.group: expected integer (a multiple of 32), got 33" in problems(group=33)[0]
-    assert "quant.rate: expected number or none (greater than 0, less than 1), got 1" in problems(rate=1)[0]
+    assert "quant.rate: expected number (greater than 0, less than 1) or none, got 1" in problems(rate=1)[0]
 
 
 def test_a_wrong_type_or_word_is_an_error_with_the_expected_type() -> None:

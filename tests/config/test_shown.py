@@ -108,7 +108,16 @@ def test_values_are_read_again_from_a_file_and_from_a_command_line(isolated: Pat
             assert repr(parse_value(typed)) == repr(wanted), f"seed {seed}: {typed}"
 
 
-ODD = ("--set", "train.sample_prompt=What is # this: 'a'?\n\n- \"b\" é", "--quant", "none", "--output", "run #1: x\n#")
+ODD = (
+    "--set",
+    "train.sample_prompt=What is # this: 'a'?\n\n- \"b\" é",
+    "--quant",
+    "none",
+    "--adapter",
+    "full",
+    "--output",
+    "run #1: x\n#",
+)
 
 
 @pytest.mark.parametrize("command", [("config", "show"), ("train", "--dry-run")])

@@ -76,7 +76,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     if not is_run and not values["adapter_path"]:
         raise ConfigError(
             f"{target!r} is not a run directory: it does not contain run.yaml",
-            hint="by default, runs are in runs/; to merge a saved adapter into a model: "
+            hint=run.where()
+            or "by default, runs are in runs/; to merge a saved adapter into a model: "
             "smollm3 merge MODEL --adapter-path RUN/adapter --output DIR",
         )
     output = _output(run if is_run else None, values)
