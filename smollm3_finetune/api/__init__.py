@@ -68,6 +68,7 @@ from smollm3_finetune.api.models import (
     ModelSource,
     Progress,
     Quantizer,
+    StoredLayers,
     Task,
 )
 from smollm3_finetune.api.quantizers import (
@@ -138,6 +139,7 @@ __all__ = [
     "Renderer",
     "Requires",
     "SmolLM3Error",
+    "StoredLayers",
     "Task",
     "UnsupportedOp",
     "WriteError",

@@ -30,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from faults import shim
 
+ROOT = Path(__file__).parents[2]
 HANG = 120.0
 """Seconds after which a command without a disturbance counts as hanging."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -60,10 +61,18 @@ class Scenario:
     """A file that exists only after the command has completed."""
     before: tuple[tuple[str, ...], ...] = ()
     """Commands that prepare the directory."""
+    gguf: bool = False
+    """Whether the directory contains the model `tiny.gguf`."""
+
+    def completed(self, directory: Path) -> bool:
+        """Whether the command has completed: a report counts if it is about all steps."""
+        done = directory / self.done
+        return done.exists() and (done.name != "report.json" or json.loads(done.read_text())["steps"] == 4)
 
     def again(self) -> tuple[str, ...]:
         """The command that is typed after the disturbance."""
-        return (*self.command, "--resume", "auto") if self.command[0] == "train" else self.command
+        starts = self.command[0] == "train" and "--resume" not in self.command
+        return (*self.command, "--resume", "auto") if starts else self.command
 
 
 def train(quant: str, adapter: str, *more: str) -> tuple[str, ...]:
@@ -78,7 +87,19 @@ def scenarios() -> Iterator[Scenario]:
     ):  # fmt: skip
         prepared = ((*train(quant, adapter)[:-1], "seed"),) if quant == "gptq" else ()  # the cache has its base
         yield Scenario(f"train {quant} {adapter}", train(quant, adapter), weights, "out/report.json", before=prepared)
+    yield Scenario("train gptq lora, base quantized", train("gptq", "lora"), weights, "out/report.json")
+    yield Scenario(
+        "train gguf lora", train("none", "lora", "--model", "tiny.gguf"), weights, "out/report.json", gguf=True
+    )
     yield Scenario("tokens", train("none", "full"), (*weights, "cache/tokens/*/*.arrow"), "out/report.json")
+    yield Scenario(
+        "resume", ("train", "--resume", "out", "--max-steps", "4"), weights, "out/report.json",
+        before=((*train("none", "lora"), "--max-steps", "2"),),
+    )  # fmt: skip
+    yield Scenario(
+        "quantize gptq", ("quantize", "tiny", "--quant", "gptq", "--max-length", "128", "--output", "quantized"),
+        ("quantized/*.safetensors", "quantized/config.json"), "quantized/config.json",
+    )  # fmt: skip
     accumulation = ("--set", "train.gradient_accumulation=2", "--adapter-opt", "dropout=0.1")
     yield Scenario("train accumulation, dropout", train("none", "lora", *accumulation), weights, "out/report.json")
     yield Scenario(
@@ -182,18 +203,24 @@ class Table:
     counts: dict[str, collections.Counter[str]] = field(
         default_factory=lambda: collections.defaultdict(collections.Counter)
     )
+    phases: dict[str, collections.Counter[str]] = field(
+        default_factory=lambda: collections.defaultdict(collections.Counter)
+    )
+    """How many commands were ended in each phase, by kind."""
     latencies: dict[str, list[float]] = field(default_factory=lambda: collections.defaultdict(list))
     failures: list[dict[str, object]] = field(default_factory=list)
 
     def merge(self, other: dict[str, object]) -> None:
         for name, counts in other["counts"].items():  # type: ignore[attr-defined]
             self.counts[name].update(counts)
+        for phase, kinds in other["phases"].items():  # type: ignore[attr-defined]
+            self.phases[phase].update(kinds)
         for phase, found in other["latencies"].items():  # type: ignore[attr-defined]
             self.latencies[phase] += found
         self.failures += other["failures"]  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, object]:
-        return {"counts": self.counts, "latencies": self.latencies, "failures": self.failures}
+        return {"counts": self.counts, "phases": self.phases, "latencies": self.latencies, "failures": self.failures}
 
     def shown(self) -> str:
         columns = ("kill at a write", "kill at a time", "signal", "equal", "different", "failed", "hung")
@@ -203,10 +230,12 @@ class Table:
             total.update(counts)
             lines.append(f"| {name} | " + " | ".join(str(counts[c]) for c in columns) + " |")
         lines.append("| all | " + " | ".join(str(total[c]) for c in columns) + " |")
-        lines += ["", "| phase of the signal | signals | median | longest |", "|---|---|---|---|"]
-        for phase, found in sorted(self.latencies.items()):
-            ordered = sorted(found)
-            lines.append(f"| {phase} | {len(found)} | {ordered[len(found) // 2]:.2f} s | {ordered[-1]:.2f} s |")
+        kinds = columns[:3]
+        lines += ["", "| phase | " + " | ".join(kinds) + " | signal to end: median | longest |", "|---" * 6 + "|"]
+        for phase, ended in sorted(self.phases.items()):
+            found = sorted(self.latencies[phase])
+            times = f"{found[len(found) // 2]:.2f} s | {found[-1]:.2f} s" if found else "| "
+            lines.append(f"| {phase} | " + " | ".join(str(ended[k]) for k in kinds) + f" | {times} |")
         return "\n".join(lines)
 
 
@@ -214,23 +243,23 @@ def prepare(scenario: Scenario, work: Path) -> tuple[Path, str, int, float]:
     """The directory before the command, the digest and the counted writes of an undisturbed command, its seconds."""
     base = work / "base"
     base.mkdir(parents=True)
+    if scenario.gguf:
+        sys.path.insert(0, str(ROOT / "plugins/smollm3-gguf/tests"))
+        import tiny_gguf
+
+        tiny_gguf.write(base / "tiny.gguf")
     for command in scenario.before:
         ended = wait(start(base, command), base, 4 * HANG)
         if ended.code != 0:
             raise SystemExit(f"{scenario.name}: preparing failed with {ended.code}\n{ended.stderr}")
     whole = work / "whole"
     shutil.copytree(base, whole)
-    child = start(whole, scenario.command, call=2**40)
+    child = start(whole, scenario.command)
     ended = wait(child, whole, 4 * HANG)
     if ended.code != 0:
         raise SystemExit(f"{scenario.name}: the undisturbed command failed with {ended.code}\n{ended.stderr}")
-    return base, digest(whole, scenario.results), counted_writes(whole, scenario), ended.seconds
-
-
-def counted_writes(whole: Path, scenario: Scenario) -> int:
-    """About the number of counted calls: a trial beyond the last one is not disturbed, and not counted."""
-    files = sum(1 for p in whole.rglob("*") if p.is_file())
-    return 12 * files
+    calls = int.from_bytes(Path(os.environ["FAULT_COUNTER"]).read_bytes(), sys.byteorder)
+    return base, digest(whole, scenario.results), calls, ended.seconds
 
 
 def attempt(
@@ -255,6 +284,7 @@ def attempt(
         attempt(scenario, made, rng, table, work)
         return
     counts[kind] += 1
+    table.phases[ended.phase or phase_of(directory.parent / f"{directory.name}.err")][kind] += 1
     wrong = []
     if kind == "signal" and ended.latency is not None:
         table.latencies[ended.phase].append(ended.latency)
@@ -262,7 +292,7 @@ def attempt(
             wrong.append(f"exit code {ended.code} for signal {number}")
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
         wrong.append("unexpected error")
-    if not (directory / scenario.done).exists():
+    if not scenario.completed(directory):
         first = ended
         ended = wait(start(directory, scenario.again()), directory, HANG)
         if ended.code is None:
@@ -347,9 +377,10 @@ def main() -> int:
         for job in range(options.jobs):
             work = root / f"job-{job}"
             work.mkdir()
+            (work / "counter").write_bytes(bytes(8))
             env = {
                 **os.environ, "LD_PRELOAD": str(shim()), "FAULT_DIR": str(root), "OMP_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
+                "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0", "FAULT_COUNTER": str(work / "counter"),
             }  # fmt: skip
             arguments = ("--trials", str(share), "--minutes", str(options.minutes), "--seed", str(options.seed + job))
             command = [sys.executable, __file__, *arguments, "--worker", str(work), *only]
