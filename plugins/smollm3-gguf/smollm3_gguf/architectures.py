@@ -10,8 +10,8 @@ from smollm3_gguf.settings import Settings, check_settings, read_settings, state
 
 NOT_CAUSAL = frozenset({"t5", "t5encoder", "umt5"})
 """Architectures that transformers can read but that are not causal language models."""
-INCOMPLETE = frozenset({"gpt_oss"})
-"""Architectures of transformers' table whose tensors it does not find: it looks for names that no file has."""
+INCOMPLETE = frozenset({"deci", "gpt_oss"})
+"""Architectures of transformers' table that it cannot load: a model it lacks, and tensor names that no file has."""
 TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 """Model types of files that contain only the language model of a larger one."""
 
@@ -33,12 +33,11 @@ def _translated() -> frozenset[str]:
 def readable() -> dict[str, str]:
     """Causal architectures that the installed transformers can read: normalized name to transformers' model type."""
     from gguf import MODEL_ARCH_NAMES
-    from transformers import CONFIG_MAPPING
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     written = {_plain(name) for name in MODEL_ARCH_NAMES.values()}  # "mistral" is "llama" in a file
-    known = {n: TEXT.get(n, n) for n in GGUF_CONFIG_MAPPING if n not in NOT_CAUSAL | INCOMPLETE}
-    known = {n: kind for n, kind in known.items() if kind in CONFIG_MAPPING and _plain(n) in written}
+    named = set(GGUF_CONFIG_MAPPING) - NOT_CAUSAL - INCOMPLETE
+    known = {n: TEXT.get(n, n) for n in named if _plain(n) in written}
     known |= {n: n for n in _translated()}
     return {_plain(n): kind for n, kind in sorted(known.items())}
 
