@@ -10,9 +10,10 @@ from smollm3_gguf.settings import Settings, check_settings, read_settings, state
 
 NOT_CAUSAL = frozenset({"t5", "t5encoder", "umt5"})
 """Architectures that transformers can read but that are not causal language models."""
-INCOMPLETE = frozenset({"deci", "gpt_oss"})
-"""Architectures of transformers' table that it cannot load: a model it lacks, and tensor names that no file has."""
-TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
+INCOMPLETE = frozenset({"deci", "gemma4", "gpt_oss"})
+"""Architectures of transformers' table that it cannot load: it lacks the model, does not read the settings that differ
+between layers, and looks for names of tensors that no file has."""
+TEXT = {"gemma3": "gemma3_text"}
 """Model types of files that contain only the language model of a larger one."""
 
 
@@ -40,6 +41,11 @@ def readable() -> dict[str, str]:
     known = {n: TEXT.get(n, n) for n in named if _plain(n) in written}
     known |= {n: n for n in _translated()}
     return {_plain(n): kind for n, kind in sorted(known.items())}
+
+
+def is_incomplete(architecture: str) -> bool:
+    """Whether transformers' table has an architecture that it cannot load."""
+    return _plain(architecture) in {_plain(name) for name in INCOMPLETE}
 
 
 def model_type(architecture: str) -> str | None:

@@ -114,4 +114,15 @@ class GgufLoader:
         header = check_file(file)
         source = GgufSource(ref=ref, file=file, header=header, options=self.options, ctx=ctx)
         _ = source.config  # refuses metadata that transformers' model cannot use
+        if (note := unloaded_blocks(ref, header)) is not None:
+            ctx.progress.say(note)
         return source
+
+
+def unloaded_blocks(ref: str, header: Header) -> str | None:
+    """The note on blocks that predict further tokens (MTP), which models of transformers do not have; None without."""
+    count = header.metadata.get(f"{header.architecture}.nextn_predict_layers", 0)
+    if not isinstance(count, int) or count < 1:
+        return None
+    block, are = ("block", "is") if count == 1 else ("blocks", "are")
+    return f"{ref} has {count} {block} for the prediction of further tokens, which {are} not loaded"

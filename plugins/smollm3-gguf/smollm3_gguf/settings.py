@@ -52,6 +52,9 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "tensor_data_layout": (ANY,),
     "pooling_type": (ANY,),
     "rope.scaling.finetuned": (ANY,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0, 1),
+    "rope.scaling.attn_factor": (1,),
     "feed_forward_length": (0,),
     "attention.head_count": (0,),
     "attention.head_count_kv": (0,),
@@ -78,6 +81,9 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "ssm.dt_b_c_rms": (False,),
 }
 """Keys without a place in the config, and the values at which they change nothing."""
+
+HEAD = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+"""Keys that change nothing if they are the width of a head."""
 
 SOFTMAX, SIGMOID = 1, 2
 GATING = {"minimax_m2": SIGMOID}
@@ -141,7 +147,7 @@ def stated_by_transformers(header: Header) -> Settings:
     config = get_gguf_config(seen, tuple(header.tensors))
     keys = Keys(header)
     left = {k: v for k, v in keys.left.items() if f"{keys.prefix}{k}" not in seen.read}
-    problems = [keys.shown(k, v) for k, v in left.items() if not _without_effect(k, v, {})]
+    problems = [keys.shown(k, v) for k, v in left.items() if not _without_effect(k, v, config)]
     if "rope_freqs.weight" in header.tensors:
         problems.append("rope_freqs.weight")
     return Settings(config={k: v for k, v in config.items() if v is not None}, problems=problems)
@@ -289,6 +295,9 @@ def _without_effect(key: str, value: Any, config: Mapping[str, Any]) -> bool:
         return bool(value == heads)
     if key == "feed_forward_length":  # models whose width is fixed
         return bool(value == 4 * config.get("hidden_size", 0))
-    if key == "attention.scale" and "head_dim" in config:
-        return bool(abs(value * config["head_dim"] ** 0.5 - 1) < 1e-6)
+    head = config.get("head_dim") or (heads and config.get("hidden_size", 0) // heads)
+    if key in HEAD:
+        return bool(value == head)
+    if key == "attention.scale" and head:
+        return bool(abs(value * head**0.5 - 1) < 1e-6)
     return False

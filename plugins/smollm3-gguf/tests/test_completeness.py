@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from smollm3_gguf.loader import GgufLoader
+from smollm3_gguf.files import check_file, find_file
+from smollm3_gguf.loader import GgufLoader, unloaded_blocks
 from smollm3_gguf.options import GgufOptions
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -231,6 +234,40 @@ CASES = {
             "ssm.time_step_rank": 4,
         },
     ),
+    "minimax-m2": (
+        "minimax-m2",
+        "minimax_m2",
+        {
+            "rms_norm_eps": 1e-5,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        },
+        RMS
+        | {
+            "attention.key_length": 16,
+            "attention.value_length": 16,
+            "rope.dimension_count": 8,
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 96,
+            "expert_gating_func": 2,
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        "lfm2",
+        {
+            "norm_eps": 1e-5,
+            "num_hidden_layers": 2,
+            "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "rope_parameters": ROPE,
+            "tie_word_embeddings": True,
+        },
+        RMS | {"attention.head_count_kv": [0, 2], "shortconv.l_cache": 3},
+    ),
     "falcon": (
         "falcon",
         "falcon",
@@ -416,6 +453,35 @@ def test_metadata_without_effect_are_accepted(tiny_gguf, context, tmp_path, key,
     tiny_gguf.write_model(tmp_path / "m.gguf", "llama", reference("llama"), KEYS | RMS | {key: value})
     config = GgufLoader(GgufOptions()).open(str(tmp_path / "m.gguf"), context()).config
     assert config["rope_parameters"] == ROPE
+
+
+def test_metadata_that_transformers_translation_leaves_out_are_refused(tiny_gguf, context, tmp_path):
+    architecture, kind, values, keys = CASES["lfm2"]
+    keys = KEYS | keys | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    tiny_gguf.write_model(tmp_path / "m.gguf", architecture, reference(kind, **values), keys)
+    with pytest.raises(
+        ModelError, match=r"states lfm2\.rope\.scaling\.type = 'yarn', lfm2\.rope\.scaling\.factor = 4\.0"
+    ):
+        GgufLoader(GgufOptions()).open(str(tmp_path / "m.gguf"), context())
+
+
+def test_a_block_that_is_not_loaded_is_named(tiny_gguf, context, tmp_path):
+    tiny_gguf.write_model(tmp_path / "m.gguf", "llama", reference("llama"), KEYS | RMS | {"nextn_predict_layers": 0})
+    ctx = context()
+    GgufLoader(GgufOptions()).open(str(tmp_path / "m.gguf"), ctx)
+    assert ctx.progress.said == []
+    header = check_file(find_file(str(tmp_path / "m.gguf"), None))
+    metadata = {**header.metadata, "llama.nextn_predict_layers": 1}
+    assert "1 block for the prediction of further tokens, which is not loaded" in unloaded_blocks(
+        "x.gguf", replace(header, metadata=metadata)
+    )
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "deci", "gemma4"])
+def test_architectures_that_transformers_reads_only_in_part_are_refused(tiny_gguf, context, tmp_path, architecture):
+    tiny_gguf.write(tmp_path / "m.gguf", architecture=architecture)
+    with pytest.raises(ModelError, match=f"{architecture}, which transformers cannot read completely from GGUF"):
+        GgufLoader(GgufOptions()).open(str(tmp_path / "m.gguf"), context())
 
 
 def test_falcon_with_grouped_heads_is_refused(tiny_gguf, context, tmp_path):

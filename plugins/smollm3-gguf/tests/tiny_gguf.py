@@ -219,6 +219,8 @@ def write_model(
         if name.endswith((".A_log", ".D")):
             suffix = ""
         target = names.get_name(stem)
+        if name.endswith(".e_score_correction_bias"):
+            target, suffix = f"blk.{name.split('.')[2]}.exp_probs_b", ".bias"
         assert target is not None, name
         found[target + suffix] = stored(target + suffix, array, architecture, heads, kv_heads)
     for name, value in (found | (tensors or {})).items():
