@@ -143,6 +143,11 @@ class TrainConfig:
     )
     warmup: float = option(0.03, "Fraction of the steps used for learning rate warmup.", ge=0, lt=1)
     weight_decay: float = option(0.0, "Decoupled weight decay.", ge=0)
+    base_dropout: Literal["model", "off"] = option(
+        "model",
+        "Dropout of the base in training. model: what its config states, as in the transformers Trainer; off: none. "
+        "Dropout of an adapter is an option of the adapter.",
+    )
     max_grad_norm: float = option(1.0, "Maximum gradient norm; larger gradients are clipped to it.", gt=0)
     optimizer: str = option("adamw_torch", "Optimizer, by its name in the transformers Trainer.")
     gradient_checkpointing: bool = option(

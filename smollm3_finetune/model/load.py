@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ from smollm3_finetune.model.arguments import (
     torch_name,
     whole_number,
 )
+from smollm3_finetune.model.dropout import SwitchedOff, switch_off
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
 from smollm3_finetune.model.trained_context import check_trained_context
@@ -68,6 +69,8 @@ class LoadedModel:
     plan: ModelPlan
     base: Base
     adapted: Adapted | None
+    dropout: SwitchedOff | None = None
+    """The dropout of the base, if it was switched off."""
 
     @property
     def model(self) -> nn.Module:
@@ -126,7 +129,8 @@ class LoadedModel:
             raise UnsupportedOp("there is no adapter to save", hint="load_model(…, adapter='lora')")
         path.mkdir(parents=True, exist_ok=True)
         edited = edited_card(path)
-        self.adapted.save(path)
+        with self.dropout.stated() if self.dropout is not None else nullcontext():
+            self.adapted.save(path)
         self.tokenizer.save_pretrained(str(path))
         # written directly: `save_pretrained` would refuse the contradictory generation config of some models
         self.base.model.generation_config.to_json_file(str(path / "generation_config.json"))
@@ -232,25 +236,28 @@ def compose(
     made: tuple[Quantizer, Adapter | None] | None = None,
     total_steps: int | None = None,
     check_base: bool = True,
+    without_dropout: bool = False,
 ) -> LoadedModel:
     """Carry out a plan: load the base, then attach a fresh adapter or restore the saved one.
 
-    `made` are the plan's `parts`, for a caller that needs to know early whether they can be created.
+    `made` are the plan's `parts`, for a caller that needs to know early whether they can be created. With
+    `without_dropout`, the base has no dropout in training.
     """
     if check_base:
         check_trained_context(plan)
     quantizer, adapter = made or parts(plan)
     base = load_base(plan.quantizer, quantizer, plan.source, plan.context)
+    dropout = switch_off(base.model) if without_dropout else None
     if adapter is None or plan.adapter is None:
-        return LoadedModel(plan=plan, base=base, adapted=None)
+        return LoadedModel(plan=plan, base=base, adapted=None, dropout=dropout)
     if plan.saved is None:
         with attributed_to(plan.adapter.component), seeded(plan.context.seed, plan.context.device):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.component.check_methods(adapted, ADAPTED, "attach()")
-            return LoadedModel(plan=plan, base=base, adapted=adapted)
+            return LoadedModel(plan=plan, base=base, adapted=adapted, dropout=dropout)
     if check_base:
         check_fingerprint(plan, base)
-    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base))
+    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base), dropout=dropout)
 
 
 def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:

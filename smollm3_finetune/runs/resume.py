@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble
@@ -52,12 +52,26 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
 def identity(config: RunConfig) -> str:
     """A hash of a configuration as the user gave it, without the output directory and what does not affect the result.
 
-    `--resume auto` finds the runs of the same command by it.
+    `--resume auto` finds the runs of the same command by it. Values that are the defaults are left out, so that a new
+    option of a later version does not change the identity of an earlier run.
     """
-    values = as_dict(replace(config, output=None))
+    values, defaults = as_dict(replace(config, output=None)), as_dict(RunConfig())
     for section, *rest in MAY_CHANGE - {("train", "max_steps"), ("train", "epochs"), ("device",)}:
         del values[section][rest[0]]
-    return fingerprint(values)
+    return fingerprint(_changed(values, defaults))
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that differ from the defaults, at each level."""
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            if inner := _changed(value, default):
+                changed[name] = inner
+        elif name not in defaults or value != default:
+            changed[name] = value
+    return changed
 
 
 def newest_unfinished(config: RunConfig) -> RunDir | None:

@@ -23,6 +23,7 @@ from smollm3_finetune.errors import Collector, ConfigError
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
+from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
@@ -47,6 +48,10 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+
+    def base_dropout(self) -> dict[str, float]:
+        """The dropout of the base that is active in training, by name; empty if there is none."""
+        return {} if self.config.train.base_dropout == "off" else stated_dropout(self.model.source.config)
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""

@@ -130,7 +130,8 @@ def _execute(job: Job) -> dict[str, Any]:
         )
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
-    loaded = compose(model, made=job.parts, total_steps=job.steps)
+    off = job.plan.config.train.base_dropout == "off"
+    loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_writing(job, job.run.path))
         if job.main:
@@ -210,6 +211,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         "steps": trained.steps,
         "tokens": trained.tokens,
         "batches": {"padded": collate.padded, "logits": collate.logits},
+        "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],

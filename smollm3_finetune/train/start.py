@@ -44,10 +44,11 @@ class PlannedRun:
     """The plugin files, modules and `no:NAME` entries in effect."""
 
     def summary(self) -> dict[str, Any]:
-        """The directory, the resolved configuration and the numbers of rows: what `train --dry-run --json` prints."""
+        """Directory, configuration, numbers of rows and dropout of the base: what `train --dry-run --json` prints."""
         survey = self.plan.survey
         rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
-        return {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
+        about = {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
+        return {**about, "base_dropout": self.plan.base_dropout()}
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:
         """Train and return the report; see `train.run.train`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smollm3_finetune.batching.strategy import lengths_of
 from smollm3_finetune.data.tokenization import Tokens
+from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
 
@@ -22,6 +23,13 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         data.append(f"data     {c.title}: {c.train} training rows, {c.held_out} held-out rows{left_out}{notes}")
     if (warning := plan.survey.overlap_warning()) is not None:
         data.append(f"warning  {warning}")
+    if dropout := stated_dropout(model.source.config):
+        active, stated = plan.base_dropout(), described(dropout)
+        data.append(
+            f"dropout  of the base: {stated}; without it: --set train.base_dropout=off"
+            if active
+            else f"dropout  of the base: off (its config states {stated})"
+        )
     if plan.config.train.packing:
         room = plan.config.data.max_length
         full = int(lengths_of(tokens.train).sum()) / (items * room)

@@ -1,14 +1,20 @@
-"""GGUF architectures that transformers can read, and the config that a header implies. Does not import torch."""
+"""GGUF architectures that transformers can read, and the config that a header implies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from smollm3_gguf.header import Header
+from smollm3_gguf.rope import Read
+from smollm3_gguf.settings import Settings, check_settings, read_settings, stated_by_transformers
 
 NOT_CAUSAL = frozenset({"t5", "t5encoder", "umt5"})
 """Architectures that transformers can read but that are not causal language models."""
+INCOMPLETE = frozenset({"deci", "gemma4", "gpt_oss"})
+"""Architectures of transformers' table that it cannot load: it lacks the model, does not read the settings that differ
+between layers, and looks for names of tensors that no file has."""
+TEXT = {"gemma3": "gemma3_text"}
+"""Model types of files that contain only the language model of a larger one."""
 
 
 def _plain(name: str) -> str:
@@ -16,18 +22,30 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def readable() -> dict[str, str]:
-    """Causal architectures that the installed transformers can read: normalized name to transformers' model type."""
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
-    names = set(GGUF_CONFIG_MAPPING) - {"general", "tokenizer"}
+def _translated() -> frozenset[str]:
+    """Architectures whose header transformers translates with a function of its own."""
     try:
         from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
     except ImportError:  # transformers without its second GGUF reader
-        pass
-    else:
-        names |= set(GGUF_CONFIG_ARCHS)
-    return {_plain(n): n for n in sorted(names) if n not in NOT_CAUSAL}
+        return frozenset()
+    return frozenset(GGUF_CONFIG_ARCHS)
+
+
+def readable() -> dict[str, str]:
+    """Causal architectures that the installed transformers can read: normalized name to transformers' model type."""
+    from gguf import MODEL_ARCH_NAMES
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    written = {_plain(name) for name in MODEL_ARCH_NAMES.values()}  # "mistral" is "llama" in a file
+    named = set(GGUF_CONFIG_MAPPING) - NOT_CAUSAL - INCOMPLETE
+    known = {n: TEXT.get(n, n) for n in named if _plain(n) in written}
+    known |= {n: n for n in _translated()}
+    return {_plain(n): kind for n, kind in sorted(known.items())}
+
+
+def is_incomplete(architecture: str) -> bool:
+    """Whether transformers' table has an architecture that it cannot load."""
+    return _plain(architecture) in {_plain(name) for name in INCOMPLETE}
 
 
 def model_type(architecture: str) -> str | None:
@@ -35,31 +53,32 @@ def model_type(architecture: str) -> str | None:
     return readable().get(_plain(architecture))
 
 
-def implied_config(header: Header, dtype: str) -> dict[str, Any]:
-    """The part of the converted `config.json` that the header determines.
+def implied_config(header: Header, dtype: str, ref: str, read: Read | None = None) -> dict[str, Any]:
+    """The `config.json` that the header states; dense, so without `quantization_config`.
 
-    Contains `model_type`, `tie_word_embeddings` and `dtype`; and, if the header states them, the sizes (`hidden_size`,
-    `intermediate_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`, `vocab_size`,
-    `max_position_embeddings`), the RoPE base, the epsilon of the normalization and the token ids. Contains no
-    `quantization_config`, because the converted model is dense.
+    `read` returns the values of a tensor; without it, `rope_parameters` that depend on tensors are left out. Raises
+    ModelError, with `ref`, if the header states something that transformers' model cannot use.
     """
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
     kind = model_type(header.architecture) or header.architecture
-    config: dict[str, Any] = {
-        "model_type": kind,
-        "tie_word_embeddings": "output.weight" not in header.tensors,
-        "dtype": dtype,
-    }
-    renames: Mapping[str, str | None] = GGUF_CONFIG_MAPPING.get(kind, {})
-    prefix = f"{header.architecture}."
-    for key, value in header.metadata.items():
-        name = renames.get(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if name:
-            config[name] = value
+    settings = _settings(header, kind, ref, read)
+    check_settings(ref, settings.config.get("model_type", kind), settings)
+    config = {"model_type": kind, **settings.config}
+    config |= {"tie_word_embeddings": "output.weight" not in header.tensors, "dtype": dtype}
     for key, name in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
         if f"tokenizer.ggml.{key}_token_id" in header.metadata:
             config[name] = header.metadata[f"tokenizer.ggml.{key}_token_id"]
     if isinstance(tokens := header.metadata.get("tokenizer.ggml.tokens"), int):
         config.setdefault("vocab_size", tokens)
     return config
+
+
+def _settings(header: Header, kind: str, ref: str, read: Read | None) -> Settings:
+    from smollm3_finetune.api import ModelError
+
+    try:
+        if header.architecture in _translated():
+            return stated_by_transformers(header)
+        return read_settings(header, kind, read)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        what = f"lacks the key {e}" if isinstance(e, KeyError) else f"has metadata that do not fit together: {e}"
+        raise ModelError(f"{ref} {what}", hint="download it again, or use another file") from e

@@ -8,24 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from smollm3_finetune.api import ModelError, Progress, Task, is_resource_error
+from smollm3_gguf.architectures import implied_config
+from smollm3_gguf.header import Header
+from smollm3_gguf.tensors import check_loaded, placing, read_tensor
 
 CHAT_END = "<|im_end|>"
 """The token that ends a turn in the ChatML template."""
 
 
-def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress: Progress) -> None:
-    """Dequantize `file`, which contains `tensors` tensors, into the empty directory `out`.
+def convert(ref: str, file: Path, header: Header, out: Path, dtype: str, progress: Progress) -> None:
+    """Dequantize `file` with this `header` into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError if transformers cannot read the file; out-of-memory
-    and disk-full errors are raised unchanged.
+    Needs memory for the whole model in `dtype`. Raises ModelError if transformers cannot read the file, or not all of
+    it; out-of-memory and disk-full errors are raised unchanged.
     """
-    with progress.task(f"dequantizing {file.name}", total=tensors + 2) as task, _reporting(task):
+    with progress.task(f"dequantizing {file.name}", total=len(header.tensors) + 2) as task, _reporting(task):
         try:
-            model = _load_model(ref, file, getattr(torch, dtype))
+            config = implied_config(header, dtype, ref, lambda name: read_tensor(file, header, name))
+            with placing(ref, header):
+                model = _load_model(ref, file, config, getattr(torch, dtype))
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             task.advance()
             end_turns(model, tokenizer)
@@ -44,7 +49,7 @@ def convert(ref: str, file: Path, out: Path, dtype: str, tensors: int, progress:
             ) from e
 
 
-def _load_model(ref: str, file: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(ref: str, file: Path, config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     kwargs: dict[str, Any] = {"gguf_file": file.name, "dtype": dtype}
     try:
         from transformers import GgufConfig
@@ -52,15 +57,13 @@ def _load_model(ref: str, file: Path, dtype: torch.dtype) -> PreTrainedModel:
         pass
     else:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
+    values = {name: value for name, value in config.items() if name not in ("model_type", "dtype")}
+    built = AutoConfig.for_model(config["model_type"], **values)
     model: PreTrainedModel
-    model, info = AutoModelForCausalLM.from_pretrained(str(file.parent), output_loading_info=True, **kwargs)
-    # transformers initializes missing weights with random numbers and only logs a message.
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{ref} lacks {len(missing)} of the model's weights: {', '.join(missing[:3])}"
-            + (", …" if len(missing) > 3 else ""),
-            hint="download the file again, or upgrade transformers if it does not know the names of these tensors",
-        )
+    model, info = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), config=built, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    check_loaded(ref, model, info)
     if getattr(model, "hf_quantizer", None) is not None:  # dense now; `save_pretrained` refuses otherwise
         model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from smollm3_finetune.api import ConfigError, ModelError, is_resource_error
-from smollm3_gguf.architectures import model_type, readable
+from smollm3_gguf.architectures import is_incomplete, model_type, readable
 from smollm3_gguf.header import BadHeader, Header, read_header
 
 HUB_REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>.+\.gguf)", re.IGNORECASE)
@@ -226,7 +226,8 @@ def _unsupported(ref: str, architecture: str) -> ModelError:
             "SmolLM3's layers without RoPE)",
             hint="train the original model: smollm3 train --model HuggingFaceTB/SmolLM3-3B",
         )
+    read = "read completely" if is_incomplete(architecture) else "read"
     return ModelError(
-        f"{ref} has the architecture {architecture}, which transformers cannot read from GGUF",
+        f"{ref} has the architecture {architecture}, which transformers cannot {read} from GGUF",
         hint=f"use the model's original repository; transformers can read {', '.join(sorted(readable().values()))}",
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KIND = "gguf"
 """The kind of the cache entries."""
-CONVERSION = 1
+CONVERSION = 2
 """Increase this when the output of the conversion changes; files are then converted again."""
 
 
@@ -44,7 +44,7 @@ class GgufSource:
 
     @cached_property
     def _implied(self) -> Mapping[str, Any]:
-        return implied_config(self.header, self.options.dtype)
+        return implied_config(self.header, self.options.dtype, self.ref)
 
     @cached_property
     def _sha256(self) -> str:
@@ -65,8 +65,7 @@ class GgufSource:
         def build(out: Path) -> None:
             from smollm3_gguf.convert import convert
 
-            file, tensors = self.file.on_disk(), len(self.header.tensors)
-            convert(self.ref, file, out, self.options.dtype, tensors, self.ctx.progress)
+            convert(self.ref, self.file.on_disk(), self.header, out, self.options.dtype, self.ctx.progress)
 
         return self.ctx.cache.get_or_build(KIND, key, build)
 
@@ -107,14 +106,23 @@ class GgufLoader:
     def open(self, ref: str, ctx: BuildContext) -> GgufSource:
         """The source for a file that exists and, according to its header, can be read by transformers.
 
-        Raises ModelError if the file is missing, damaged or split, or if transformers cannot read its architecture.
+        Raises ModelError if the file is missing, damaged or split, if transformers cannot read its architecture, or if
+        its metadata state a computation that transformers' model cannot do.
         No weights are read, and only the header is downloaded.
         """
         file = find_file(ref, self.options.revision)
         header = check_file(file)
-        if "rope_freqs.weight" in header.tensors:
-            ctx.progress.say(
-                f"{ref} rescales its RoPE frequencies (Llama 3.1 and later), which transformers ignores when it reads "
-                "GGUF: long contexts will be wrong; use the original repository"
-            )
-        return GgufSource(ref=ref, file=file, header=header, options=self.options, ctx=ctx)
+        source = GgufSource(ref=ref, file=file, header=header, options=self.options, ctx=ctx)
+        _ = source.config  # refuses metadata that transformers' model cannot use
+        if (note := unloaded_blocks(ref, header)) is not None:
+            ctx.progress.say(note)
+        return source
+
+
+def unloaded_blocks(ref: str, header: Header) -> str | None:
+    """The note on blocks that predict further tokens (MTP), which models of transformers do not have; None without."""
+    count = header.metadata.get(f"{header.architecture}.nextn_predict_layers", 0)
+    if not isinstance(count, int) or count < 1:
+        return None
+    block, are = ("block", "is") if count == 1 else ("blocks", "are")
+    return f"{ref} has {count} {block} for the prediction of further tokens, which {are} not loaded"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.config.yaml12 import one_line
+from smollm3_finetune.model_files.dropout import described
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.start import PlannedRun
@@ -19,10 +20,12 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     about = planned.summary()
     if as_json:
         return json.dumps(about, ensure_ascii=False)
+    dropout = described(about["base_dropout"])
     head = (
         f"# would be written to {one_line(about['run'])}\n"
         f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
-        "# dry run: no weights were loaded and no files were written\n"
+        + (f"# dropout of the base: {dropout}\n" if dropout else "")
+        + "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(planned.plan.config, planned.plan.origins)
 
