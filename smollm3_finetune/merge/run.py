@@ -34,7 +34,8 @@ from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_bas
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial
+from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, partial
+from smollm3_finetune.model_files.skeleton import count_parameters
 from smollm3_finetune.model_files.writing import generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
 

@@ -23,6 +23,7 @@ from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.adapter_card import edited_card, write_card
+from smollm3_finetune.model.left_alone import left_alone
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
@@ -131,6 +132,9 @@ def _execute(job: Job) -> dict[str, Any]:
         model = replace(model, context=replace(model.context, calibration=calibration))
     transformers.set_seed(job.plan.config.seed)
     loaded = compose(model, made=job.parts, total_steps=job.steps)
+    alone = left_alone(loaded)
+    for part in alone:
+        job.display.say(part.line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_writing(job, job.run.path))
         if job.main:

@@ -34,7 +34,7 @@ from smollm3_finetune.merge.run import merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
-from smollm3_finetune.model_files import output
+from smollm3_finetune.model_files import output, skeleton
 from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.quantize.requantize import choose_requantizer
 
@@ -444,8 +444,8 @@ def test_too_little_disk_space_is_reported_before_weights_are_read(
     (model / "model.safetensors").write_bytes(b"not weights")
     config = json.loads((TINY / "config.json").read_text())
     parameters = sum(p.numel() for p in plain(TINY).parameters())
-    assert output.count_parameters(config) == parameters
-    assert output.count_parameters({"model_type": "nothing-of-the-kind"}) is None
+    assert skeleton.count_parameters(config) == parameters
+    assert skeleton.count_parameters({"model_type": "nothing-of-the-kind"}) is None
     free = namedtuple("free", "total used free")(0, 0, 2 * parameters)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     Path("adapter").mkdir()

@@ -30,6 +30,7 @@ from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
 from smollm3_peft.options import MethodOptions
 from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_config
+from smollm3_peft.unsuited import observe
 
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
 """Trained biases, each with its values in the base."""
@@ -99,10 +100,12 @@ class PeftAdapter:
             IncompatibleError: if the method should initially leave the output unchanged, but does not.
         """
         self.check_operations(base)
-        config = peft_config.build(self.options, base, **self.schedule(total_steps))
+        observed = observe(base.model)
+        config = peft_config.build(
+            self.options, base, observed, lambda line: ctx.progress.say(line), **self.schedule(total_steps)
+        )
         config.base_model_name_or_path = base.model.name_or_path
         biases = _bias_copies(base.model, config)
-        before = peft_patches.probe(base.model, _vocabulary(base.model)) if self.spec.identity_at_start else None
         with (
             peft_patches.seeded(ctx),
             self._injecting(base, ctx),
@@ -110,9 +113,9 @@ class PeftAdapter:
         ):
             model = get_peft_model(base.model, config)
         config.base_model_name_or_path = base.model.name_or_path
-        if before is not None:
+        if self.spec.identity_at_start:
             after = peft_patches.probe(model, _vocabulary(base.model))
-            peft_patches.check_identity(before, after, _tolerance(model, ctx), self.method)
+            peft_patches.check_identity(observed.logits, after, _tolerance(model, ctx), self.method)
         peft_patches.widen_trained(model, ctx.trained_dtype)
         return self.adapted(model, base, biases)
 
