@@ -66,7 +66,7 @@ def _modules(options: MethodOptions, base: Base, observed: Observed, say: Callab
             f"--adapter-opt target_parameters={stacked.ALL_EXPERTS}"
         )
     if wanted or not stacks:
-        resolved = targets.resolve(base, wanted, "target_modules", observed, options.method)
+        resolved = targets.resolve(base, wanted, "target_modules", observed, options.method, layers)
         arguments["target_modules"] = resolved.names
         for line in resolved.left_out:
             say(line)

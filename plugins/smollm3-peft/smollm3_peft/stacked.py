@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from smollm3_finetune.api import ConfigError, expert_stacks
-from smollm3_peft.targets import check_layers, matches
+from smollm3_peft.targets import check_layers, in_layers, matches
 
 ALL_EXPERTS = "all-experts"
 _INITS = ("default", "gaussian")
@@ -46,7 +46,7 @@ def resolve(model: PreTrainedModel, wanted: Sequence[str], layers: Sequence[int]
         found += matching
     if layers:
         check_layers(model, layers)
-        found = [name for name in found if any(part in map(str, layers) for part in name.split("."))]
+        found = in_layers(found, layers)
     else:
         found = _short(model, found)
     return list(dict.fromkeys(found))

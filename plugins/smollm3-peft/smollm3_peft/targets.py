@@ -64,8 +64,16 @@ class Resolved:
     left_out: list[str]
 
 
-def resolve(base: Base, wanted: Sequence[str], option: str, observed: Observed, method: str) -> Resolved:
-    """The modules of `wanted` that an adapter can train.
+def in_layers(names: Iterable[str], layers: Sequence[int]) -> list[str]:
+    """The full names whose first number is one of `layers`; PEFT does not limit full names to them. Empty: all."""
+    numbers = [(name, next((int(part) for part in name.split(".") if part.isdecimal()), None)) for name in names]
+    return [name for name, number in numbers if not layers or number in layers]
+
+
+def resolve(
+    base: Base, wanted: Sequence[str], option: str, observed: Observed, method: str, layers: Sequence[int] = ()
+) -> Resolved:
+    """The modules of `wanted` that an adapter can train; full names only in `layers`, unless that is empty.
 
     Shorthands leave out the layers of `unsuited`; a name leaves out modules that text does not run through, unless it
     matches no others.
@@ -98,7 +106,7 @@ def resolve(base: Base, wanted: Sequence[str], option: str, observed: Observed, 
                 )
             everything = [n for n in matching if n not in unreached] or matching
             left_out |= {n: reasons[n] for n in matching if n in reasons and n not in everything}
-            found += [name] if everything == matching else everything
+            found += [name] if everything == matching else in_layers(everything, layers)
             continue
         if not everything:
             raise ConfigError(
@@ -106,7 +114,7 @@ def resolve(base: Base, wanted: Sequence[str], option: str, observed: Observed, 
             )
         short = suffixes(everything)
         exact = all(n in everything for n in modules if any(matches(n, s) for s in short))
-        found += short if exact else everything
+        found += short if exact else in_layers(everything, layers)
     return Resolved(list(dict.fromkeys(found)), unsuited.lines(left_out.values(), method))
 
 
