@@ -144,7 +144,7 @@ def _execute(job: Job) -> dict[str, Any]:
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
-        return _train_and_measure(job, loaded, collate)
+        return {**_train_and_measure(job, loaded, collate), "left_alone": [part.about() for part in alone]}
 
 
 def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
