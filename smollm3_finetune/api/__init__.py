@@ -49,6 +49,7 @@ from smollm3_finetune.api.descriptors import (
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
+    expert_stacks,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
@@ -147,6 +148,7 @@ __all__ = [
     "check_layerwise",
     "check_patterns",
     "directory_source",
+    "expert_stacks",
     "fingerprint",
     "flatten_rows",
     "frozen_linear",

@@ -147,6 +147,8 @@ class AdapterSpec(ComponentSpec):
     """The model computes exactly what its base computes until the first step."""
     packs: bool = False
     """Rows packed into one sequence do not influence each other."""
+    claims: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether an `adapter_config.json` is that of an adapter of this method, saved by this package or another tool."""
     merges: bool = True
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True

@@ -96,6 +96,22 @@ def has_supervised_logits(model: nn.Module) -> bool:
     return has_supervised_logits(model)
 
 
+def expert_stacks(model: nn.Module) -> Iterator[str]:
+    """Names of the stacked weights of experts of `model`: (E, out, in) or (E, in, out), for E experts.
+
+    These are the parameters with three dimensions, except those of convolutions and those with a first dimension of 1.
+    They are in no linear layer, so neither `Base.ops_for` nor an adapter of linear layers reaches them.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and parameter.shape[0] > 1 and parameter.is_floating_point():
+                yield f"{name}.{own}" if name else own
+
+
 def open_tensors(file: Path, device: str = "cpu") -> Any:
     """Open a safetensors file, as `safetensors.safe_open` does: `with open_tensors(file) as tensors: …`.
 

@@ -252,7 +252,9 @@ class Adapter(Protocol):
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
         """Merge the adapter saved in the directory `path` into `dense` and return the model without adapter modules.
 
-        `dense` is the base with every weight dequantized; it may be modified in place.
+        `dense` is the base with every weight dequantized; it may be modified in place. If its head shares the weight
+        of its embeddings, they must still be equal afterwards, unless `dense.config.tie_word_embeddings` is False
+        (`smollm3 merge --untie`): then the head may get a weight of its own.
         Required unless the descriptor declares `merges=False`.
         """
         ...

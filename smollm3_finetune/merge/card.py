@@ -13,10 +13,11 @@ def card(about: Mapping[str, Any]) -> str:
     base, figures, again = about["model"], about["figures"], about["requantized"]
     state = "unquantized" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
     relation = "trained on" if about["own_base"] else "applied to"
+    separate = ", embeddings and head not tied" if about.get("untied") else ""
     rows = [
         ("base", linked(base)),
         ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {relation} the base ({state})"),
-        ("weights", f"{about['parameters']:,} parameters in {about['dtype']}"),
+        ("weights", f"{about['parameters']:,} parameters in {about['dtype']}{separate}"),
     ]
     if again is not None:
         rows.append(("quantizer", f"{with_options(again['quantizer'], again['options'])}, after the merge"))

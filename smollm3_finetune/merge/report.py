@@ -41,6 +41,8 @@ class MergeSettings:
     """The limit of the relative error that the merge adds to the logits; None: depends on the dtype."""
     force: bool = False
     """Keep a merge that exceeds a limit."""
+    untie: bool = False
+    """Write embeddings and head as two matrices if the base ties them, for adapters that change only one of them."""
     check_base: bool = True
     """Refuse an adapter that was trained on other weights."""
     keep_dense: Path | None = None
@@ -54,6 +56,10 @@ class Merged:
     path: Path
     own_base: bool | None
     """Whether the adapter was trained on these weights; None if its directory does not state it."""
+    tie_changed: bool
+    """Whether the merge changed the embeddings of a base that ties them to its head, and kept the tie."""
+    untied: bool | None
+    """Whether embeddings and head differ after they were untied; None: they were not untied."""
     figures: Figures
     limits: Limits
     computed: str
@@ -84,6 +90,10 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         warnings.append("the adapter changes nothing: the logits with it equal those of the base alone")
     if merged.own_base is False:
         warnings.append("the adapter was trained on other weights than those of this base")
+    if settings.untie and merged.untied is None:
+        warnings.append("the base does not tie its head to its embeddings: --untie changes nothing")
+    if merged.untied is False:
+        warnings.append("the adapter keeps embeddings and head equal: the same model is smaller without --untie")
     chosen = [plan.loader, plan.quantizer, plan.adapter]
     versions = {c.component.distribution: c.component.version for c in chosen}
     versions |= {name: installed_version(name) or "" for name in LIBRARIES}
@@ -104,6 +114,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "figures": {name: finite_or_none(value) for name, value in numbers.items()},
         "limits": dataclasses.asdict(limits),
         "fault": wrong,
+        "untied": merged.untied is not None,
         "forced": wrong is not None and settings.force,
         "warnings": warnings,
         "requantized": None,

@@ -27,15 +27,26 @@ from smollm3_finetune.merge.report import (
     merge_report,
     publish_merge,
 )
-from smollm3_finetune.merge.tensors import check_finite, check_reloaded, digests, keep_tied, named
+from smollm3_finetune.merge.tensors import (
+    check_finite,
+    check_reloaded,
+    digest,
+    digests,
+    keep_tied,
+    named,
+    set_tied,
+    ties,
+    untie,
+)
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, count_parameters, partial
-from smollm3_finetune.model_files.writing import generation_config, saved_dtype, write_model
+from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, partial
+from smollm3_finetune.model_files.skeleton import count_parameters
+from smollm3_finetune.model_files.writing import copy_rest, generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
 
 if TYPE_CHECKING:
@@ -102,6 +113,12 @@ def merge(
         )
         about = merge_report(plan, dtype, merged, settings)
         if about["fault"] is not None and not settings.force:
+            if merged.tie_changed:
+                raise ModelError(
+                    f"the merge was refused and nothing was kept: {about['fault']}; the adapter changes the "
+                    "embeddings, which the base ties to its head",
+                    hint="to write embeddings and head as two matrices: --untie",
+                )
             raise ModelError(
                 f"the merge was refused and nothing was kept: {about['fault']}",
                 hint="to round less: --dtype float32; to raise the limit: --max-drift X; to keep it anyway: --force",
@@ -147,7 +164,7 @@ def _merge_and_reload(
         check_fingerprint(plan, base)
     trained_on = plan.saved.base_fingerprint
     own_base = None if trained_on is None else trained_on == base.fingerprint
-    tied = bool(getattr(base.model.config, "tie_word_embeddings", False))
+    tied = ties(base.model)
     tokenizer = LoadedModel(plan=plan, base=base, adapted=None).tokenizer
     generation = generation_config(base.model, plan.saved.path)
     with task("measuring the base and its dense copy"):
@@ -168,14 +185,21 @@ def _merge_and_reload(
         del adapted, base
         _free_memory()
     with task("merging and saving"):
+        untying, embedded = tied and settings.untie, _embeddings_digest(dense)
+        if untying:
+            set_tied(dense, False)
         with attributed_to(plan.adapter.component):
             model = adapter.merge(dense, plan.saved.path)
             if not hasattr(model, "save_pretrained"):
                 raise TypeError(f"merge() returned {type(model).__name__}, not a model")
         check_finite(model)
-        keep_tied(model, tied)
+        separate = untying and untie(model)
+        if not untying:
+            keep_tied(model, tied)
         merged_drift = drift(logits_of_rows(model, rows), reference)
+        tie_changed = tied and not untying and embedded != _embeddings_digest(model)
         write_model(model, tokenizer, generation, dtype, out)
+        copy_rest(plan.source.path, out, context.progress.say, tokenizer=False)
         wanted = digests(model, getattr(torch, dtype))
         architecture, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
         del model, dense
@@ -198,6 +222,8 @@ def _merge_and_reload(
     return Merged(
         path=out,
         own_base=own_base,
+        tie_changed=tie_changed,
+        untied=separate if untying else None,
         figures=figures,
         limits=limits,
         computed=computed,
@@ -267,6 +293,11 @@ def _requantize(
 
 def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _embeddings_digest(model: Any) -> str:
+    weight = model.get_input_embeddings().weight
+    return digest(weight, weight.dtype)
 
 
 def _forward_rtol(base: Base) -> float:

@@ -19,10 +19,11 @@ NAMED = 3
 
 def digests(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
     """A hash of each tensor's values converted to `dtype`, by name; tied tensors are listed under each name."""
-    return {name: _digest(tensor, dtype) for name, tensor in model.state_dict().items()}
+    return {name: digest(tensor, dtype) for name, tensor in model.state_dict().items()}
 
 
-def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
+def digest(tensor: Tensor, dtype: torch.dtype) -> str:
+    """A hash of the values of `tensor` converted to `dtype`, and of its shape."""
     import torch
 
     value = tensor.detach()
@@ -43,6 +44,17 @@ def check_finite(model: PreTrainedModel) -> None:
         )
 
 
+def ties(model: PreTrainedModel) -> bool:
+    """Whether the config of `model` says that its head is tied to its embeddings."""
+    return bool(getattr(model.config, "tie_word_embeddings", False))
+
+
+def set_tied(model: PreTrainedModel, tied: bool) -> None:
+    """Set `tie_word_embeddings` in the config, and in the config of the text model if that is another."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = tied
+
+
 def keep_tied(model: PreTrainedModel, tied: bool) -> None:
     """Tie the head to the embeddings if the base ties them, and set `config.tie_word_embeddings` to `tied`.
 
@@ -57,10 +69,25 @@ def keep_tied(model: PreTrainedModel, tied: bool) -> None:
             raise IncompatibleError(
                 "the base ties its head to its embeddings, but the adapter changed only one of them, so the merged "
                 "model cannot be saved as the same architecture",
-                hint="train the adapter without the embeddings and the head",
+                hint="to write both matrices: --untie",
             )
         head.weight = embeddings.weight
     any_model.config.tie_word_embeddings = tied
+
+
+def untie(model: PreTrainedModel) -> bool:
+    """Give the head its own weight if it shares the embeddings', and set `tie_word_embeddings` to False.
+
+    Returns whether the two weights differ.
+    """
+    import torch
+
+    any_model: Any = model
+    head, embeddings = any_model.get_output_embeddings(), any_model.get_input_embeddings()
+    if head.weight.data_ptr() == embeddings.weight.data_ptr():
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    set_tied(model, False)
+    return head.weight.shape != embeddings.weight.shape or not torch.equal(head.weight, embeddings.weight)
 
 
 def check_reloaded(architecture: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:

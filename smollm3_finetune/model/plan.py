@@ -28,7 +28,7 @@ from smollm3_finetune.errors import (
     ModelError,
     did_you_mean,
 )
-from smollm3_finetune.files.json import json_type
+from smollm3_finetune.files.json import json_type, read_json
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.paths import user_path
@@ -269,9 +269,30 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
             if (path / "run.yaml").exists():
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
-            raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
+            options = config.options if config is not None else {}
+            return choose(registry, ADAPTER, _claimed_adapter(registry, path), options, request.origins)
         return None
     return choose(registry, ADAPTER, config.name, config.options, request.origins)
+
+
+def _claimed_adapter(registry: Registry, path: Path) -> str:
+    """The name of the adapter method that recognizes the `adapter_config.json` in `path`.
+
+    Raises ModelError if none does, ConfigError if several do.
+    """
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
+    found = registry.claiming(ADAPTER, read_json(file))
+    if len(found) > 1:
+        names = " or ".join(f"--adapter {o.full_name}" for o in found)
+        raise ConfigError(f"several adapter methods recognize {str(file)!r}", hint=names)
+    if not found:
+        raise ModelError(
+            f"no installed plugin recognizes the adapter that {str(file)!r} describes",
+            hint="--adapter NAME; to see the names: smollm3 plugins list",
+        )
+    return found[0].full_name
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:

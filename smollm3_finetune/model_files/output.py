@@ -13,9 +13,8 @@ import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
@@ -45,23 +44,6 @@ def check_vacant(flag: str, directory: Path) -> None:
         name = f"the output directory {str(directory)!r}" if flag == "--output" else f"{flag} {directory}"
         what = "already contains a model" if (directory / "config.json").exists() else "is not empty"
         raise ConfigError(f"{name} {what}", hint=f"choose another {flag}")
-
-
-def count_parameters(config: Mapping[str, Any]) -> int | None:
-    """The number of parameters of the architecture that a `config.json` describes; tied ones count once.
-
-    None if transformers does not know the architecture. Nothing is allocated.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config", "auto_map")}
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config.get("model_type")), **values))
-        return sum(int(p.numel()) for p in model.parameters())
-    except Exception:  # custom code, or a config for another version
-        return None
 
 
 def check_space(directory: Path, parameters: int, dtype: str, copies: int = 1) -> None:

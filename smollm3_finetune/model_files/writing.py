@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIGURES = "merge.json"
+BESIDE = r"(\w+_)?(pre)?processor_config\.json|[\w.-]+\.py|(LICENSE|NOTICE|COPYING)[\w.-]*"
+BESIDE_TOKENIZER = re.compile(BESIDE)
+"""Files of a model other than its weights, its tokenizer and its generation config: processors of images and sound,
+code, license."""
 BELONGS = re.compile(
-    r"(tokenizer|special_tokens|added_tokens|vocab|merges|generation_config|processor_config)[\w.-]*\.(json|txt|model)"
-    r"|[\w.-]+\.(jinja|model|py)|(LICENSE|NOTICE|COPYING)[\w.-]*"
+    r"(tokenizer|special_tokens|added_tokens|vocab|merges|generation_config)[\w.-]*\.(json|txt|model)"
+    rf"|[\w.-]+\.(jinja|model)|chat_template\.json|{BESIDE}"
 )
 """Files of a model other than its weights, by name; Python files only if a config of the model names code."""
+CODE_NAMES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files in which a model names Python code of its own."""
 
 
 def published_dtype(config: Mapping[str, Any]) -> str:
@@ -73,16 +79,22 @@ def write_model(
     generation.to_json_file(str(out / "generation_config.json"))
 
 
-def copy_rest(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
-    """Copy files of the model in `source` that `out` lacks: tokenizer, template, generation config, license.
+def copy_rest(
+    source: Path, out: Path, say: Callable[[str], None] = lambda line: None, *, tokenizer: bool = True
+) -> None:
+    """Copy files of the model in `source` that `out` lacks: tokenizer, template, generation config, processor, license.
+
+    Without `tokenizer`, `out` has a tokenizer, a template and a generation config of its own, and none of the base's
+    are copied.
 
     Other files are not copied: they may be other weights, rows or secrets. Links that leave the model's directory are
     not copied either, and reported with `say`: a downloaded model may contain links into the user's home directory.
     """
-    configs = (source / name for name in ("config.json", "tokenizer_config.json"))
+    configs = (source / name for name in CODE_NAMES)
     has_code = any(_names_code(file) for file in configs if file.is_file())
     for file in sorted(source.iterdir()):
-        belongs = BELONGS.fullmatch(file.name) and (has_code or file.suffix != ".py")
+        named = (BELONGS if tokenizer else BESIDE_TOKENIZER).fullmatch(file.name)
+        belongs = named and (has_code or file.suffix != ".py")
         if not belongs or not file.is_file() or (out / file.name).exists():
             continue
         if _is_own(file, source):

@@ -23,6 +23,7 @@ from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.adapter_card import edited_card, write_card
+from smollm3_finetune.model.left_alone import left_alone
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
@@ -132,6 +133,9 @@ def _execute(job: Job) -> dict[str, Any]:
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
+    alone = left_alone(loaded)
+    for part in alone:
+        job.display.say(part.line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_writing(job, job.run.path))
         if job.main:
@@ -141,7 +145,7 @@ def _execute(job: Job) -> dict[str, Any]:
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
-        return _train_and_measure(job, loaded, collate)
+        return {**_train_and_measure(job, loaded, collate), "left_alone": [part.about() for part in alone]}
 
 
 def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:

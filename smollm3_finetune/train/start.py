@@ -15,6 +15,7 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
@@ -44,11 +45,20 @@ class PlannedRun:
     """The plugin files, modules and `no:NAME` entries in effect."""
 
     def summary(self) -> dict[str, Any]:
-        """Directory, configuration, numbers of rows and dropout of the base: what `train --dry-run --json` prints."""
+        """What `train --dry-run --json` prints.
+
+        The directory, the resolved configuration, the numbers of rows, the dropout of the base model, and parts of it
+        that methods for linear layers leave alone.
+        """
         survey = self.plan.survey
         rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
-        about = {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
-        return {**about, "base_dropout": self.plan.base_dropout()}
+        return {
+            "run": str(self.run.path),
+            "config": as_dict(self.plan.config),
+            "rows": rows,
+            "base_dropout": self.plan.base_dropout(),
+            "left_alone": planned_lines(self.plan.model),
+        }
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:
         """Train and return the report; see `train.run.train`."""

@@ -34,7 +34,7 @@ from smollm3_finetune.merge.run import merge
 from smollm3_finetune.model import compare
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
-from smollm3_finetune.model_files import output
+from smollm3_finetune.model_files import output, skeleton
 from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.quantize.requantize import choose_requantizer
 
@@ -444,8 +444,8 @@ def test_too_little_disk_space_is_reported_before_weights_are_read(
     (model / "model.safetensors").write_bytes(b"not weights")
     config = json.loads((TINY / "config.json").read_text())
     parameters = sum(p.numel() for p in plain(TINY).parameters())
-    assert output.count_parameters(config) == parameters
-    assert output.count_parameters({"model_type": "nothing-of-the-kind"}) is None
+    assert skeleton.count_parameters(config) == parameters
+    assert skeleton.count_parameters({"model_type": "nothing-of-the-kind"}) is None
     free = namedtuple("free", "total used free")(0, 0, 2 * parameters)
     monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     Path("adapter").mkdir()
@@ -580,7 +580,8 @@ def test_only_files_of_the_model_are_copied(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     kept = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE",
-            "tokenizer.model", "vocab.txt", "merges.txt", "special_tokens_map.json"}  # fmt: skip
+            "tokenizer.model", "vocab.txt", "merges.txt", "special_tokens_map.json", "preprocessor_config.json",
+            "processor_config.json", "video_preprocessor_config.json", "chat_template.json"}  # fmt: skip
     for name in (
         *kept,
         "pytorch_model.bin",
@@ -598,6 +599,20 @@ def test_only_files_of_the_model_are_copied(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("x")
     copy_rest(tmp_path, out)
     assert {p.name for p in out.iterdir()} == {*kept, "own.py", "upload.py"}, "its code may import what lies beside it"
+
+
+def test_only_files_beside_a_tokenizer_are_copied_to_a_model_that_has_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    kept = {"preprocessor_config.json", "processor_config.json", "LICENSE"}
+    for name in (*kept, "vocab.txt", "added_tokens.json", "chat_template.json", "generation_config.json", "own.py",
+                 ".env", "rows.jsonl"):  # fmt: skip
+        (tmp_path / name).write_text("{}")
+    copy_rest(tmp_path, out, tokenizer=False)
+    assert {p.name for p in out.iterdir()} == kept
+    (tmp_path / "processor_config.json").write_text('{"auto_map": {"AutoProcessor": "own.Processor"}}')
+    copy_rest(tmp_path, out, tokenizer=False)
+    assert {p.name for p in out.iterdir()} == {*kept, "own.py"}
 
 
 def test_links_out_of_the_model_are_not_copied(tmp_path: Path) -> None:

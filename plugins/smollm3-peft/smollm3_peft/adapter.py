@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,18 +17,18 @@ from smollm3_finetune.api import (
     AdapterSpec,
     Base,
     BuildContext,
-    IncompatibleError,
     ModelError,
     Purpose,
     UnsupportedOp,
     open_tensors,
     read_json,
 )
-from smollm3_peft import peft_config, peft_patches
+from smollm3_peft import peft_config, peft_patches, ties
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
 from smollm3_peft.options import MethodOptions
 from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_config
+from smollm3_peft.unsuited import observe
 
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
 """Trained biases, each with its values in the base."""
@@ -99,10 +98,12 @@ class PeftAdapter:
             IncompatibleError: if the method should initially leave the output unchanged, but does not.
         """
         self.check_operations(base)
-        config = peft_config.build(self.options, base, **self.schedule(total_steps))
+        observed = observe(base.model)
+        config = peft_config.build(
+            self.options, base, observed, lambda line: ctx.progress.say(line), **self.schedule(total_steps)
+        )
         config.base_model_name_or_path = base.model.name_or_path
         biases = _bias_copies(base.model, config)
-        before = peft_patches.probe(base.model, _vocabulary(base.model)) if self.spec.identity_at_start else None
         with (
             peft_patches.seeded(ctx),
             self._injecting(base, ctx),
@@ -110,9 +111,9 @@ class PeftAdapter:
         ):
             model = get_peft_model(base.model, config)
         config.base_model_name_or_path = base.model.name_or_path
-        if before is not None:
+        if self.spec.identity_at_start:
             after = peft_patches.probe(model, _vocabulary(base.model))
-            peft_patches.check_identity(before, after, _tolerance(model, ctx), self.method)
+            peft_patches.check_identity(observed.logits, after, _tolerance(model, ctx), self.method)
         peft_patches.widen_trained(model, ctx.trained_dtype)
         return self.adapted(model, base, biases)
 
@@ -142,8 +143,11 @@ class PeftAdapter:
     def merge(self, dense: PreTrainedModel, path: Path) -> PreTrainedModel:
         """Merge a saved adapter into `dense` and return the plain model; tied embeddings stay tied.
 
+        If the config of `dense` says that they are not tied, although they share a weight, they may become two.
+
         Raises:
             UnsupportedOp: if the method does not change weights.
+            IncompatibleError: if the adapter unties them.
         """
         if not self.spec.merges:
             raise UnsupportedOp(
@@ -152,22 +156,27 @@ class PeftAdapter:
             )
         config = self.read_config(path, dense)
         base = Base(model=dense, fingerprint="")
-        tied = bool(getattr(dense.config, "tie_word_embeddings", False))
+        may_untie = ties.shared(dense) and not ties.declared(dense)
+        if may_untie:
+            ties.declare(dense, True)  # PEFT reads it, and must build the adapter as in training
+        tied = ties.declared(dense)
         with (
             peft_patches.quiet(),
             peft_patches.explained(f"the adapter in {path} cannot be merged into this model", ModelError),
         ):
             with peft_patches.only_plain_backends(), peft_patches.new_tensors_in(dense, dense.dtype):
                 model = self.load(base.model, path, config, trainable=False)
-            _merge_tied_once(model.get_base_model())
+            inner = model.get_base_model()
+            if tied and ties.breaks(inner, config):
+                if not may_untie:
+                    raise ties.refusal()
+                ties.separate(inner)
+            ties.merge_once(inner)
             merged: PreTrainedModel = model.merge_and_unload()
         merged.requires_grad_(False)
-        if tied and not _tied(merged):
-            raise IncompatibleError(
-                "after merging, the embeddings and the head of the model would no longer be tied",
-                hint="train the adapter without embed_tokens and lm_head",
-            )
-        merged.config.tie_word_embeddings = tied
+        if tied and not may_untie and not ties.shared(merged):
+            raise ties.refusal()
+        ties.declare(merged, tied and not may_untie)
         return merged
 
     def check_operations(self, base: Base) -> None:
@@ -289,19 +298,6 @@ def _check_names(model: PeftModel, path: Path) -> None:
             )
 
 
-def _merge_tied_once(model: PreTrainedModel) -> None:
-    """Do not merge the head of a tied model: PEFT would add the same update to the shared weight twice."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if isinstance(head, BaseTunerLayer) and isinstance(embeddings, BaseTunerLayer):
-        weights = [layer.get_base_layer().weight.data_ptr() for layer in (head, embeddings)]
-        if weights[0] == weights[1]:
-            head.merge = _merge_nothing
-
-
-def _merge_nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing: the shared weight is merged through the embeddings."""
-
-
 def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
@@ -315,8 +311,3 @@ def _tolerance(model: nn.Module, ctx: BuildContext) -> float:
     rounding = 1e-3 if ctx.dtype in ("float32", "float64") else 5e-2
     views = [module for module in model.modules() if isinstance(module, LinearView)]
     return rounding + 10 * max((view.ops.forward_rtol for view in views), default=0.0)
-
-
-def _tied(model: PreTrainedModel) -> bool:
-    head = model.get_output_embeddings()
-    return head is None or head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()

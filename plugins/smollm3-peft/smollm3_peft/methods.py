@@ -7,7 +7,8 @@ by `tests/test_methods.py`. This module imports neither torch nor peft.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from smollm3_finetune.api import AdapterCard, AdapterSpec, Env, Op, Requires
@@ -28,6 +29,14 @@ TITLES = {"rslora": "rsLoRA"}
 """Names of methods whose summary does not begin with them."""
 
 
+def _claims(method: str, about: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is that of an adapter of `method`."""
+    found = str(about.get("peft_type"))
+    if found == "LORA":
+        return method == ("dora" if about.get("use_dora") else "rslora" if about.get("use_rslora") else "lora")
+    return found == peft_type(method)
+
+
 def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS, **traits: Any) -> AdapterSpec:
     traits.setdefault("packs", True)
     title, colon, _ = summary.partition(": ")
@@ -40,6 +49,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         needs=needs,
         requires=Requires(distributions=(PEFT,)),
         card=AdapterCard(title=title, library="peft", usage=USAGE),
+        claims=partial(_claims, name),
         **traits,
         api=1,
     )

@@ -58,11 +58,18 @@ class _LoraFamily(LayerOptions):
     peft_names: ClassVar[Mapping[str, str]] = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 
+_TARGET_PARAMETERS = (
+    "Stacked weights of experts (E, out, in) that get an adapter too, each given by the end of its name "
+    "(`experts.gate_up_proj`); `all-experts`: all of them; needs dropout 0."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions(_LoraFamily):
     """LoRA: a low-rank update beside each linear layer."""
 
     method: ClassVar[str] = "lora"
+    target_parameters: tuple[str, ...] = option((), _TARGET_PARAMETERS)
     init: Literal["default", "gaussian", "orthogonal", "mica", "pissa", "olora", "random"] = option(
         "default",
         "Initialization of A and B. default (A uniform, B zero), gaussian (A normal, B zero), orthogonal and mica "
@@ -79,6 +86,7 @@ class RsLoraOptions(_LoraFamily):
     """Rank-stabilized LoRA: scaled by alpha / √rank."""
 
     method: ClassVar[str] = "rslora"
+    target_parameters: tuple[str, ...] = option((), _TARGET_PARAMETERS)
     alpha: float = option(8.0, "The update is scaled by alpha / sqrt(rank).", gt=0)
     init: Literal["default", "gaussian", "orthogonal", "mica"] = option(
         "default", "Initialization of A and B, as for lora; each initially leaves the base model's output unchanged."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from peft import PeftConfig, PeftType, TaskType
@@ -10,21 +11,24 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.layer import dispatch_default
 from torch import nn
 
-from smollm3_finetune.api import Base, ConfigError
-from smollm3_peft import targets
+from smollm3_finetune.api import Base, ConfigError, expert_stacks
+from smollm3_peft import stacked, targets
 from smollm3_peft.methods import peft_type
 from smollm3_peft.options import MethodOptions
+from smollm3_peft.unsuited import Observed
 
-_RESOLVED = ("target_modules", "modules_to_save", "layers", "feedforward_modules")
+_RESOLVED = ("target_modules", "target_parameters", "modules_to_save", "layers", "feedforward_modules")
 
 
-def build(options: MethodOptions, base: Base, **more: Any) -> PeftConfig:
-    """PEFT's config for these options on this model.
+def build(
+    options: MethodOptions, base: Base, observed: Observed, say: Callable[[str], None], **more: Any
+) -> PeftConfig:
+    """PEFT's config for these options on this model; reports each kind of layer that is left out.
 
     Raises:
         ConfigError: if module names, layers or sizes do not fit the model.
     """
-    arguments: dict[str, Any] = {**options.fixed, **_modules(options, base)}
+    arguments: dict[str, Any] = {**options.fixed, **_modules(options, base, observed, say)}
     for field in dataclasses.fields(options):
         if field.name not in _RESOLVED:
             value = getattr(options, field.name)
@@ -43,22 +47,36 @@ def build(options: MethodOptions, base: Base, **more: Any) -> PeftConfig:
     return serve_plain_layers(config)
 
 
-def _modules(options: MethodOptions, base: Base) -> dict[str, Any]:
+def _modules(options: MethodOptions, base: Base, observed: Observed, say: Callable[[str], None]) -> dict[str, Any]:
     """The arguments that name modules, checked against the model."""
     model, ops_for = base.model, base.ops_for
     arguments: dict[str, Any] = {}
     wanted: tuple[str, ...] | None = getattr(options, "target_modules", None)
     if wanted is None:
         return arguments
-    arguments["target_modules"] = targets.resolve(model, ops_for, wanted, "target_modules")
-    if layers := getattr(options, "layers", ()):
+    layers = getattr(options, "layers", ())
+    if layers:
         targets.check_layers(model, layers)
         arguments["layers_to_transform"] = list(layers)
+    if stacks := getattr(options, "target_parameters", ()):
+        arguments["target_parameters"] = stacked.resolve(model, stacks, layers, options)
+    elif hasattr(options, "target_parameters") and any(expert_stacks(model)):
+        say(
+            f"adapter {options.method!r} leaves out the stacked weights of experts: to train them too, "
+            f"--adapter-opt target_parameters={stacked.ALL_EXPERTS}"
+        )
+    if wanted or not stacks:
+        resolved = targets.resolve(base, wanted, "target_modules", observed, options.method, layers)
+        arguments["target_modules"] = resolved.names
+        for line in resolved.left_out:
+            say(line)
+    else:
+        arguments["target_modules"] = []
     if saved := getattr(options, "modules_to_save", ()):
         targets.check_modules_to_save(model, ops_for, saved)
         arguments["modules_to_save"] = list(saved)
     if scaled := getattr(options, "feedforward_modules", ()):
-        outside = [name for name in scaled if name not in arguments["target_modules"]]
+        outside = [n for n in scaled if not any(targets.matches(t, n) for t in arguments["target_modules"])]
         if outside:
             raise ConfigError(
                 f"feedforward_modules names {outside[0]!r}, which is not among target_modules",

@@ -6,9 +6,11 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import quantization_utils as backends
 from safetensors import SafetensorError
 from torch import nn
@@ -118,6 +120,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def refuses(method_type: str, model: nn.Module, name: str) -> bool:
+    """Whether PEFT refuses to adapt modules of this name in `model`; its list depends on the architecture."""
+    about: Any = SimpleNamespace(peft_type=method_type)
+    try:
+        BaseTuner._check_target_module_compatiblity(about, about, model, name)
+    except ValueError:
+        return True
+    return False
 
 
 def probe(model: Any, vocabulary: int) -> torch.Tensor:

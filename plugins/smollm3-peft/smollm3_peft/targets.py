@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, LinearOps
+from smollm3_finetune.api import Base, ConfigError, IncompatibleError, LinearOps
+from smollm3_peft import unsuited
+from smollm3_peft.methods import peft_type
+from smollm3_peft.unsuited import Observed
 
 OpsFor = Callable[[nn.Module], LinearOps | None]
 
@@ -18,19 +22,22 @@ ALL_NORM = "all-norm"
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
 
 
-def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> list[str]:
-    """Full names of all linear layers, quantized or not, except the head, which shares the embeddings' weight."""
+def linear_names(model: PreTrainedModel, ops_for: OpsFor) -> dict[str, bool]:
+    """Full names of all linear layers, and whether each is quantized.
+
+    Without the head, which shares the embeddings' weight.
+    """
     head = model.get_output_embeddings()
-    names: list[str] = []
+    names: dict[str, bool] = {}
     inside: tuple[str, ...] = ()  # a quantized layer may contain linear layers
     for name, module in model.named_modules():
         if module is head or name.startswith(inside or ("\0",)):
             continue
         if ops_for(module) is not None:
-            names.append(name)
+            names[name] = True
             inside = (*inside, name + ".")
         elif isinstance(module, nn.Linear | Conv1D):
-            names.append(name)
+            names[name] = False
     return names
 
 
@@ -49,26 +56,66 @@ def matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith("." + wanted)
 
 
-def resolve(model: PreTrainedModel, ops_for: OpsFor, wanted: Sequence[str], option: str) -> list[str]:
-    """The module names to pass to PEFT.
+@dataclass(frozen=True)
+class Resolved:
+    """The module names to pass to PEFT, and a sentence for every reason to leave modules out."""
+
+    names: list[str]
+    left_out: list[str]
+
+
+def in_layers(names: Iterable[str], layers: Sequence[int]) -> list[str]:
+    """The full names whose first number is one of `layers`; PEFT does not limit full names to them. Empty: all."""
+    numbers = [(name, next((int(part) for part in name.split(".") if part.isdecimal()), None)) for name in names]
+    return [name for name, number in numbers if not layers or number in layers]
+
+
+def resolve(
+    base: Base, wanted: Sequence[str], option: str, observed: Observed, method: str, layers: Sequence[int] = ()
+) -> Resolved:
+    """The modules of `wanted` that an adapter can train; full names only in `layers`, unless that is empty.
+
+    Shorthands leave out the layers of `unsuited`; a name leaves out modules that text does not run through, unless it
+    matches no others.
 
     Raises:
-        ConfigError: if `wanted` is empty, or a name matches no module.
+        ConfigError: if `wanted` is empty, or a name matches no module, or only layers that are not linear maps.
     """
+    model, ops_for = base.model, base.ops_for
     if not wanted:
         raise ConfigError(f"{option} is empty", hint=f"--adapter-opt {option}={ALL_LINEAR}")
+    modules = [name for name, _ in model.named_modules() if name]
+    linear = linear_names(model, ops_for)
+    reasons = unsuited.reasons(model, linear, observed, peft_type(method))
+    unreached = observed.unreached(model)
     found: list[str] = []
+    left_out: dict[str, tuple[str, str]] = {}
     for name in wanted:
-        if name.lower() in (ALL_LINEAR, ALL_NORM):
-            everything = norm_names(model) if name.lower() == ALL_NORM else linear_names(model, ops_for)
-            short = suffixes(everything)
-            modules = [n for n, _ in model.named_modules()]
-            exact = all(n in everything for n in modules if any(matches(n, s) for s in short))
-            found += short if exact else everything
+        if name.lower() == ALL_LINEAR:
+            everything = [n for n in linear if n not in reasons]
+            left_out |= reasons
+        elif name.lower() == ALL_NORM:
+            everything = [n for n in norm_names(model) if n not in unreached]
         else:
             check_exists(model, ops_for, name, option)
-            found.append(name)
-    return list(dict.fromkeys(found))
+            matching = [n for n in modules if matches(n, name)]
+            if all(reasons.get(n, ("", ""))[0] == unsuited.NOT_LINEAR for n in matching):
+                raise ConfigError(
+                    f"{option} names {name!r}, but the forward of {matching[0]} is not a plain linear map",
+                    hint=f"--adapter-opt {option}={ALL_LINEAR}",
+                )
+            everything = [n for n in matching if n not in unreached] or matching
+            left_out |= {n: reasons[n] for n in matching if n in reasons and n not in everything}
+            found += [name] if everything == matching else in_layers(everything, layers)
+            continue
+        if not everything:
+            raise ConfigError(
+                f"{option}: the model has no layer that {name} can name", hint=f"--adapter-opt {option}=NAME"
+            )
+        short = suffixes(everything)
+        exact = all(n in everything for n in modules if any(matches(n, s) for s in short))
+        found += short if exact else in_layers(everything, layers)
+    return Resolved(list(dict.fromkeys(found)), unsuited.lines(left_out.values(), method))
 
 
 def check_exists(model: PreTrainedModel, ops_for: OpsFor, wanted: str, option: str) -> None:

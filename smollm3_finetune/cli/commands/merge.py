@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     help="Largest relative error of the merge in the logits; default: depends on the dtype.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Keep the merged model even if its error is larger.")
+@click.option(
+    "--untie", is_flag=True,
+    help="Write embeddings and head as two matrices, for an adapter that changes only one of a tied pair.",
+)  # fmt: skip
 @click.option("--requantize", default=None, metavar="NAME", help="Write a checkpoint quantized by this quantizer.")
 @click.option("--requantize-opt", multiple=True, metavar="K=V", help="Option of that quantizer.")
 @click.option(
@@ -126,6 +130,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         dtype=values["dtype"],
         max_drift=values["max_drift"],
         force=values["force"],
+        untie=values["untie"],
         check_base=not values["any_base"],
         keep_dense=user_path(values["keep_dense"], "--keep-dense") if values["keep_dense"] else None,
     )

@@ -25,6 +25,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         f"# would be written to {one_line(about['run'])}\n"
         f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
+        + "".join(f"# {line}\n" for line in about["left_alone"])
         + "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(planned.plan.config, planned.plan.origins)
@@ -38,6 +39,7 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
+    lines += [f"left alone     {part['line']}" for part in report.get("left_alone", ())]
     lines += [
         f"prompt         {report['prompt'][-1]['content']}",
         f"before         {before['sample']}",

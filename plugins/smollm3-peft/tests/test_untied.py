@@ -1,0 +1,98 @@
+"""Adapters of PEFT that change only one of tied embeddings and head: refused, or merged into two matrices."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from smollm3_peft.methods import METHODS
+
+from smollm3_finetune.api import IncompatibleError, ModelError
+
+UNTYING: dict[str, dict[str, Any]] = {
+    "head": {"modules_to_save": ["lm_head"]},
+    "embeddings": {"modules_to_save": ["embed_tokens"]},
+    "both": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "lora on the embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "lora on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "lora on both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+}
+
+
+def saved(lab: Any, path: Path, **changes: Any) -> torch.Tensor:
+    """An adapter that PEFT alone made and saved on a tied model; its logits."""
+    about = {"target_modules": ["q_proj"], "r": 4, "task_type": "CAUSAL_LM", **changes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, about the tie and about names of transformers
+        model = get_peft_model(lab.tiny(), LoraConfig(**about))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(0.05 * noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(path)
+    logits: torch.Tensor = lab.logits(model)
+    return logits
+
+
+@pytest.mark.parametrize("changes", UNTYING.values(), ids=list(UNTYING))
+def test_an_adapter_that_unties_is_merged_into_two_matrices_if_allowed(
+    lab: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    right = saved(lab, tmp_path, **changes)
+    adapter = lab.make_adapter("lora")
+    with pytest.raises(IncompatibleError) as e:
+        adapter.merge(lab.tiny(), tmp_path)
+    assert e.value.hint == "to write both matrices: --untie"
+    dense = lab.tiny()
+    dense.config.tie_word_embeddings = False
+    merged = adapter.merge(dense, tmp_path)
+    assert lab.distance(lab.logits(merged), right) <= 1e-6
+    assert not merged.config.tie_word_embeddings
+    head, embeddings = merged.get_output_embeddings().weight, merged.get_input_embeddings().weight
+    assert not torch.equal(head, embeddings)
+
+
+@pytest.mark.parametrize("changes", [{}, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}])
+def test_an_adapter_that_keeps_the_tie_is_merged_the_same_with_permission(
+    lab: Any, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    right = saved(lab, tmp_path, **changes)
+    for tied in (True, False):
+        dense = lab.tiny()
+        dense.config.tie_word_embeddings = tied
+        merged = lab.make_adapter("lora").merge(dense, tmp_path)
+        assert lab.distance(lab.logits(merged), right) <= 1e-6
+        assert merged.config.tie_word_embeddings is tied
+
+
+def test_replicated_layers_are_refused_by_name(lab: Any, tmp_path: Path) -> None:
+    saved(lab, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "layer_replication": [[0, 2], [0, 2]]}))
+    with pytest.raises(ModelError, match="layer_replication, which repeats layers of the base, is not supported"):
+        lab.make_adapter("lora").merge(lab.tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("about", "method"),
+    [
+        ({"peft_type": "LORA"}, "lora"),
+        ({"peft_type": "LORA", "use_dora": True}, "dora"),
+        ({"peft_type": "LORA", "use_rslora": True}, "rslora"),
+        ({"peft_type": "LN_TUNING"}, "ln-tuning"),
+        ({"peft_type": "P_TUNING"}, "p-tuning"),
+        ({"peft_type": "XLORA"}, None),
+        ({"base_model_name_or_path": "a/b"}, None),
+    ],
+)
+def test_one_method_recognizes_an_adapter_config(about: dict[str, Any], method: str | None) -> None:
+    assert [s.name for s in METHODS if s.claims is not None and s.claims(about)] == ([method] if method else [])
