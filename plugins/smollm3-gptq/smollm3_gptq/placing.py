@@ -23,7 +23,7 @@ def place(quantized: Shapes, architecture: Shapes) -> dict[str, tuple[str, ...]]
 
     Most layers are their own only part. Raises Unplaced for a layer without a place, or of another shape.
     """
-    placed = {name: (name,) for name in quantized if name in architecture}
+    placed: dict[str, tuple[str, ...]] = {name: (name,) for name in quantized if name in architecture}
     for name in placed:
         if tuple(quantized[name]) != tuple(architecture[name]):
             raise Unplaced(
@@ -85,9 +85,9 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     """The layers of a model that can be quantized: linear layers, and Conv1D, whose weight is (in, out)."""
     found = {}
     for name, module in model.named_modules():
-        shape = getattr(getattr(module, "weight", None), "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(getattr(module, "weight", None), "shape", ()))
         if len(shape) == 2 and _is_linear(type(module)):
-            out, inputs = reversed(shape) if hasattr(module, "nf") else shape
+            out, inputs = (shape[1], shape[0]) if hasattr(module, "nf") else (shape[0], shape[1])
             found[name] = (int(out), int(inputs))
     return found
 
