@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class SmolLM3Error(Exception):
-    """An error that the user can fix: one sentence, and a hint that can be typed."""
+    """An error that the user can fix: one sentence and, usually, a hint."""
 
     exit_code = 1
 

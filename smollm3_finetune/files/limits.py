@@ -57,10 +57,10 @@ class Limit:
 JSON_SIZE = Limit("SMOLLM3_MAX_JSON_MB", 256, "MB of a JSON file, or of a row of a .jsonl file")
 CONFIG_SIZE = Limit("SMOLLM3_MAX_CONFIG_KB", 500, "kB of a YAML file or of a chat template")
 DEPTH = Limit("SMOLLM3_MAX_DEPTH", 100, "levels of nested lists and mappings in JSON and YAML")
-YAML_VALUES = Limit("SMOLLM3_MAX_YAML_VALUES", 20_000, "values in YAML, each alias counted as what it stands for")
-SECONDS = Limit("SMOLLM3_MAX_SECONDS", 10, "seconds of a chat template for one conversation, and of the regular "
-                "expressions of an adapter")  # fmt: skip
-TEXT_SIZE = Limit("SMOLLM3_MAX_TEXT_MB", 64, "MB of the text that a chat template makes of one conversation")
+YAML_VALUES = Limit("SMOLLM3_MAX_YAML_VALUES", 20_000, "values in YAML, counting each alias at its expanded size")
+SECONDS = Limit("SMOLLM3_MAX_SECONDS", 10, "seconds for rendering one conversation, and for matching an adapter's "
+                "regular expressions")  # fmt: skip
+TEXT_SIZE = Limit("SMOLLM3_MAX_TEXT_MB", 64, "MB of text that a chat template renders for one conversation")
 ROWS_SIZE = Limit("SMOLLM3_MAX_ROWS_MB", 4000, "MB of memory to decompress and hold one batch of rows of a Parquet or "
                   "Arrow file")  # fmt: skip
 LIMITS = (JSON_SIZE, CONFIG_SIZE, DEPTH, YAML_VALUES, SECONDS, TEXT_SIZE, ROWS_SIZE)
