@@ -11,6 +11,7 @@ nox -s start_up     how long help takes, beside `import click`
 nox -s first_step   how long a run takes to its first step
 nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
+nox -s architectures  really run every causal language model of transformers, tiny: docs/architectures.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s trl          the examples of docs/python.md, those with trl included
@@ -215,3 +216,9 @@ def faults(session: nox.Session) -> None:
 def compat(session: nox.Session) -> None:
     """Really run every bundled pair that has no result for these versions. A quarter of an hour for all of them."""
     session.run(sys.executable, "benchmarks/compatibility.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def architectures(session: nox.Session) -> None:
+    """Really run every architecture that has no result for these versions. Hours for all: `-- --minutes 60`."""
+    session.run(sys.executable, "benchmarks/architectures.py", *session.posargs, env=dict(os.environ))

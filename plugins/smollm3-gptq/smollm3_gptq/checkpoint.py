@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +89,35 @@ class Checkpoint:
             raise ModelError(f"{self.directory} is described as a GPTQ checkpoint, but contains no quantized layer")
         return found
 
-    def tensors(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (layer, its tensors by part), one layer in memory at a time; g_idx is generated if it is not stored."""
+    def tensors(self, layer: str) -> dict[str, Any]:
+        """The tensors of one quantized layer by part; g_idx is generated if it is not stored."""
         import torch
 
-        file_of = {}
+        parts = {part: t for part in PARTS if (t := self._tensor(f"{layer}.{part}")) is not None}
+        if "g_idx" not in parts:
+            size = int(self.description["group_size"])
+            features = len(parts["qweight"]) * WORD // int(self.description["bits"])
+            parts["g_idx"] = torch.arange(features, dtype=torch.int32) // (size if size > 0 else features)
+        return parts
+
+    def bias(self, layer: str) -> Any:
+        """The bias of one quantized layer, or None."""
+        return self._tensor(f"{layer}.bias")
+
+    def _tensor(self, name: str) -> Any:
+        file = self._file_of.get(name)
+        if file is None:
+            return None
+        with open_tensors(file) as tensors:
+            return tensors.get_tensor(name)
+
+    @cached_property
+    def _file_of(self) -> dict[str, Path]:
+        found = {}
         for file in self.files:
             with open_tensors(file) as tensors:
-                file_of.update(dict.fromkeys(tensors.keys(), file))
-        for name in sorted(n for n in file_of if n.endswith(".qweight")):
-            layer = name.removesuffix(".qweight")
-            parts = {}
-            for part in PARTS:
-                stored = f"{layer}.{part}"
-                if stored in file_of:
-                    with open_tensors(file_of[stored]) as tensors:
-                        parts[part] = tensors.get_tensor(stored)
-            if "g_idx" not in parts:
-                size = int(self.description["group_size"])
-                features = len(parts["qweight"]) * WORD // int(self.description["bits"])
-                parts["g_idx"] = torch.arange(features, dtype=torch.int32) // (size if size > 0 else features)
-            yield layer, parts
+                found.update(dict.fromkeys(tensors.keys(), file))
+        return found
 
 
 def described(source: ModelSource) -> Mapping[str, Any] | None:

@@ -25,6 +25,8 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
     def __init__(self, in_features: int, out_features: int, bits: int) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.parts: tuple[str, ...] = ()
+        """The layers of the checkpoint whose outputs make up this layer's: more than one if the layer is fused."""
         self.bias: nn.Parameter | None = None
         self.codes: Tensor
         self.scales: Tensor

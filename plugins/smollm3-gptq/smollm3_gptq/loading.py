@@ -18,8 +18,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from smollm3_finetune.api import BuildContext, ModelError, ModelSource
-from smollm3_gptq.checkpoint import PARTS, Checkpoint, view
+from smollm3_gptq.checkpoint import PARTS, WORD, Checkpoint, view
 from smollm3_gptq.linear import GPTQLinear
+from smollm3_gptq.placing import Unplaced, linear_shapes, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,23 +43,31 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
     """Inserts `GPTQLinear` layers without codes into the model before transformers reads weights."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        modules = dict(model.named_modules())
+        layers = self.quantization_config.layers
+        shapes = {name: (about["out_features"], about["in_features"]) for name, about in layers.items()}
+        try:
+            placed = place(shapes, linear_shapes(model))
+        except Unplaced as e:
+            raise ModelError(f"the checkpoint has {e}") from None
         not_read = [rf"\.({'|'.join(PARTS)})$"]
-        for name, about in self.quantization_config.layers.items():
-            layer = modules.get(name)
-            if layer is None:
-                raise ModelError(f"the checkpoint has a quantized layer {name!r}, which the architecture lacks")
-            shape, wanted = (about["out_features"], about["in_features"]), tuple(layer.weight.shape)
-            if sorted(shape) != sorted(wanted):  # the weight of a Conv1D is transposed
-                raise ModelError(f"the checkpoint's {name!r} has shape {shape}, but the architecture has {wanted}")
-            linear = GPTQLinear(about["in_features"], about["out_features"], about["bits"])
+        for name, parts in placed.items():
+            layer = model.get_submodule(name)
+            widths = {layers[part]["bits"] for part in parts}
+            if len(widths) > 1:
+                raise ModelError(f"the parts of {name!r} have {' and '.join(map(str, sorted(widths)))} bits")
+            out, inputs = sum(shapes[p][0] for p in parts), shapes[parts[0]][1]
+            linear = GPTQLinear(inputs, out, widths.pop())
+            linear.parts = parts
             bias = getattr(layer, "bias", None)
-            if bias is not None:
+            if len(parts) > 1:  # the biases of the parts are joined after loading
+                not_read += [rf"^{re.escape(part)}\.bias$" for part in parts]
+            elif bias is not None:
                 linear.bias = bias
-            elif about["bias"]:
-                linear.bias = nn.Parameter(torch.empty(about["out_features"], device="meta"))
+            elif layers[name]["bias"]:
+                linear.bias = nn.Parameter(torch.empty(out, device="meta"))
             else:
                 not_read.append(rf"^{re.escape(name)}\.bias$")
+            linear.weight = _initialized()
             model.set_submodule(name, linear)
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *not_read}
@@ -81,8 +90,13 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     config = {"quant_method": METHOD, "layers": {n: dataclasses.asdict(layer) for n, layer in layers.items()}}
     with view(checkpoint, config) as directory:
         model = source.at(directory).load(dtype=ctx.torch_dtype, device_map={"": ctx.device})
-    for name, parts in checkpoint.tensors():
-        linear = model.get_submodule(name)
+    for name, linear in model.named_modules():
+        if not isinstance(linear, GPTQLinear):
+            continue
+        del linear.weight
+        parts = _joined(source, name, [checkpoint.tensors(part) for part in linear.parts], linear.bits)
+        if len(linear.parts) > 1:
+            linear.bias = _joined_bias(checkpoint, linear, ctx)
         if not torch.equal(parts["g_idx"].unique().long(), torch.arange(len(parts["scales"]))):
             raise ModelError(f"{source.ref!r}: the groups of the quantized layer {name} do not match its scales")
         if not bool(parts["scales"].isfinite().all()):
@@ -95,3 +109,36 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     model.config.quantization_config.layers = {}
     model.requires_grad_(False)
     return model
+
+
+def _initialized() -> torch.Tensor:
+    """Stands in for the weight of a layer while transformers loads: some `_init_weights` set those of other layers."""
+    weight = torch.empty(0)
+    weight._is_hf_initialized = True
+    return weight
+
+
+def _joined(source: ModelSource, name: str, layers: list[dict[str, Any]], bits: int) -> dict[str, Any]:
+    """The tensors of a layer from those of its parts, whose outputs follow one another. Nothing is rounded."""
+    if len(layers) == 1:
+        return layers[0]
+    first = layers[0]["g_idx"]
+    if any(not torch.equal(parts["g_idx"], first) for parts in layers):
+        raise ModelError(
+            f"{source.ref!r}: the parts of the fused layer {name} group their input features differently",
+            hint="quantize again with --quant-opt desc_act=false",
+        )
+    if any(parts["scales"].shape[1] * bits % WORD for parts in layers[:-1]):
+        raise ModelError(f"{source.ref!r}: the zero points of a part of the fused layer {name} end within a word")
+    joined = {part: torch.cat([parts[part] for parts in layers], dim=1) for part in ("qweight", "qzeros", "scales")}
+    return {**joined, "g_idx": first}
+
+
+def _joined_bias(checkpoint: Checkpoint, linear: GPTQLinear, ctx: BuildContext) -> nn.Parameter | None:
+    """The bias of a fused layer; a part without a bias has zeros. None if no part has one."""
+    biases = [checkpoint.bias(part) for part in linear.parts]
+    if all(b is None or not b.any() for b in biases):
+        return None
+    sizes = [checkpoint.tensors(part)["scales"].shape[1] for part in linear.parts]
+    whole = torch.cat([torch.zeros(n) if b is None else b.float() for b, n in zip(biases, sizes, strict=True)])
+    return nn.Parameter(whole.to(ctx.device, ctx.torch_dtype), requires_grad=False)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import Progress, SmolLM3Error, is_resource_error
+from smollm3_finetune.api import IncompatibleError, Progress, SmolLM3Error, is_resource_error
 
 
 class QuantizingFailed(SmolLM3Error):
@@ -25,6 +25,7 @@ def quantize(
     options: Mapping[str, Any],
     calibration: Sequence[Sequence[int]],
     *,
+    architecture: Mapping[str, tuple[int, int]] | None,
     device: str,
     seed: int,
     title: str,
@@ -32,8 +33,10 @@ def quantize(
 ) -> None:
     """Quantize the checkpoint in `source` into the empty directory `out`, with one progress step per layer.
 
-    `options` are arguments of gptqmodel's `QuantizeConfig`; `calibration` contains token ids. Raises QuantizingFailed
-    with gptqmodel's message; the hint names a file with gptqmodel's output.
+    `options` are arguments of gptqmodel's `QuantizeConfig`; `calibration` contains token ids. `architecture` has the
+    shapes (out, in) of the layers that the checkpoint will be read into; None: not known. Raises IncompatibleError
+    before quantizing if they lack a layer that gptqmodel would write, QuantizingFailed with gptqmodel's message; the
+    hint names a file with gptqmodel's output.
     """
     with tempfile.TemporaryDirectory(prefix="smollm3-gptq-") as name, ExitStack() as stack:
         scratch = Path(name)
@@ -44,6 +47,7 @@ def quantize(
             "source": str(source.resolve()),
             "out": str(out.resolve()),
             "options": dict(options),
+            "architecture": None if architecture is None else dict(architecture),
             "calibration": [list(row) for row in calibration],
             "device": device,
             "seed": seed,
@@ -95,6 +99,12 @@ def _show_events(events: Any, title: str, progress: Progress) -> str | None:
                 progress.say(
                     f"warning: gptqmodel rounded {len(names)} layers of {title} to nearest, without GPTQ, because the "
                     f"calibration did not reach them or GPTQ failed on them: {', '.join(names[:5])}"
+                )
+            elif "refused" in event:
+                raise IncompatibleError(
+                    f"gptq cannot quantize {title}, because its checkpoint could not be read: it would have "
+                    f"{event['refused']}",
+                    hint="choose another quantizer: smollm3 compat lists them",
                 )
             elif "error" in event:
                 error = event["error"]

@@ -3,7 +3,7 @@
 gptqmodel prints, patches transformers, safetensors and the environment, and writes logs to the working directory. The
 separate process keeps all this away from training. SPEC is a JSON file with the job that `quantize_process` writes. The
 worker writes events as JSON lines to the file descriptor `events` of the job: `{"layers": n}`, `{"layer": i}`,
-`{"rounded": names}`, `{"error": text}`, `{"done": true}`.
+`{"rounded": names}`, `{"refused": text}`, `{"error": text}`, `{"done": true}`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from smollm3_gptq.placing import Unplaced, linear_shapes, place
 
 TOO_SHORT = 10
 """gptqmodel skips calibration rows of at most this many tokens."""
@@ -52,6 +54,12 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
     torch.manual_seed(job["seed"])
     device = torch.device(job["device"])
     model = GPTQModel.load(job["source"], QuantizeConfig(**job["options"], device=device))
+    if job["architecture"] is not None:
+        try:
+            place(_to_quantize(model), {name: (out, inputs) for name, (out, inputs) in job["architecture"].items()})
+        except Unplaced as e:
+            send(refused=str(e))
+            return
     send(layers=int(model.model.config.get_text_config().num_hidden_layers))
 
     class LayerCallback:
@@ -65,6 +73,21 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
     if rounded := [f"{e['layer']}.{e['module']}" for e in model.quant_log if "fallback" in str(e.get("loss"))]:
         send(rounded=rounded)
     model.save(job["out"])
+
+
+def _to_quantize(model: Any) -> dict[str, tuple[int, int]]:
+    """The layers that gptqmodel will quantize, with their shapes: the named ones inside of each decoder layer."""
+    groups = model.simple_layer_modules(model_config=model.model.config, quantize_config=model.quantize_config)
+    inner = {name for group in groups for name in group}
+    stacks = model.extract_layers_node()
+    starts = tuple(f"{stack}." for stack in ([stacks] if isinstance(stacks, str) else stacks))
+    found = {}
+    for name, shape in linear_shapes(model.model).items():
+        for start in starts:
+            index, _, rest = name.removeprefix(start).partition(".")
+            if name.startswith(start) and index.isdigit() and rest in inner:
+                found[name] = shape
+    return found
 
 
 if __name__ == "__main__":

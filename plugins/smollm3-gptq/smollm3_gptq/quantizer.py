@@ -16,9 +16,11 @@ from smollm3_finetune.api import (
     BuildContext,
     ConfigError,
     DataError,
+    IncompatibleError,
     MissingRequirementError,
     ModelError,
     ModelSource,
+    architecture_of,
     fingerprint,
     open_tensors,
     read_json,
@@ -61,6 +63,9 @@ class GPTQQuantizer:
             directory = self._quantized(source, ctx)
             checkpoint = open_checkpoint(directory, _description(directory))
             identity = (directory / DIGEST).read_text(encoding="utf-8")
+        from smollm3_gptq.zero_points import with_format_of_zeros
+
+        checkpoint = with_format_of_zeros(checkpoint, Path(source.ref).name, ctx.progress.say)
         base = fingerprint(KIND, identity, _rope_scaling(source.config))
         if self.options.kernel == "gptqmodel":
             from smollm3_gptq.gptqmodel_kernels import ops_for
@@ -118,12 +123,24 @@ class GPTQQuantizer:
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:
+        from smollm3_gptq.placing import linear_shapes
         from smollm3_gptq.quantize_process import quantize
 
         _check_gptqmodel()
         options = self._weight_options(source)
         title = f"{Path(source.ref).name} to {options['bits']} bits"
-        quantize(source.path, out, options, rows, device=ctx.device, seed=ctx.seed, title=title, progress=ctx.progress)
+        model = architecture_of(source)
+        quantize(
+            source.path,
+            out,
+            options,
+            rows,
+            architecture=None if model is None else linear_shapes(model),
+            device=ctx.device,
+            seed=ctx.seed,
+            title=title,
+            progress=ctx.progress,
+        )
 
 
 def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
@@ -202,8 +219,15 @@ def _check_gptqmodel() -> None:
 def _with_gptqmodel(source: ModelSource, checkpoint: Checkpoint, ctx: BuildContext) -> PreTrainedModel:
     """The model with gptqmodel's own kernels, for inference, loaded by transformers' GPTQ support."""
     from smollm3_gptq.checkpoint import view
+    from smollm3_gptq.placing import linear_shapes
 
     _check_gptqmodel()
+    model = architecture_of(source)
+    if model is not None and (split := set(checkpoint.layers()) - set(linear_shapes(model))):
+        raise IncompatibleError(
+            f"gptqmodel's kernels cannot load {source.ref!r}: {min(split)!r} is part of a fused layer",
+            hint="leave --quant-opt kernel=gptqmodel out",
+        )
     about = {k: v for k, v in checkpoint.description.items() if k not in ("is_marlin_format", "meta")}
     about = {**about, "quant_method": "gptq", "checkpoint_format": "gptq" if checkpoint.zeros_less_one else "gptq_v2"}
     with view(checkpoint, about) as directory:

@@ -384,6 +384,8 @@ class QuantizeConfig:
     def __init__(self, **options):
         note(options={k: str(v) for k, v in options.items()})
 
+class Linear(SimpleNamespace): ...
+
 class GPTQModel:
     @staticmethod
     def load(source, config):
@@ -391,10 +393,20 @@ class GPTQModel:
 
     def __init__(self):
         text = SimpleNamespace(num_hidden_layers=2)
-        self.model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+        layer = SimpleNamespace(weight=SimpleNamespace(shape=ABOUT.get("shape", (64, 96))))
+        modules = [("model.layers.0.mlp." + ABOUT.get("layer", "down_proj"), Linear(**vars(layer)))]
+        config = SimpleNamespace(get_text_config=lambda: text)
+        self.model = SimpleNamespace(config=config, named_modules=lambda: modules)
+        self.quantize_config = None
         self.quant_log = [
             {"layer": 0, "module": "mlp.up_proj", "loss": "0.0123"}, *ABOUT.get("quant_log", ())
         ]
+
+    def simple_layer_modules(self, model_config, quantize_config):
+        return [["mlp." + ABOUT.get("layer", "down_proj")]]
+
+    def extract_layers_node(self):
+        return ["model.layers"]
 
     def quantize(self, rows, **more):
         self.rows = [row["input_ids"] for row in rows]

@@ -1,0 +1,212 @@
+"""The child process of architectures.py: builds one tiny model and measures its columns, one line of JSON for each.
+
+A column works if its model is finite and can be used: trained by a step whose gradients are finite, merged within the
+limits of the project, packed with rows that stay apart. An error that the project raises on purpose is a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smollm3_finetune.model.load import LoadedModel
+
+COLUMNS = ("load", "lora", "dora", "bnb-4bit", "hqq", "torchao", "pack", "merge", "gptq")
+QUANTIZERS = {
+    "bnb-4bit": {"name": "bnb-4bit"},
+    "hqq": {"name": "hqq", "group_size": 32},
+    "torchao": {"name": "torchao-int8"},
+    "gptq": {"name": "gptq", "group_size": 32},
+}
+SIZES = {
+    "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64, "embed_dim": 64, "embedding_size": 64,
+    "word_embed_proj_dim": 64,
+    "intermediate_size": 128, "ffn_dim": 128, "n_inner": 128, "d_ff": 128, "ffn_hidden_size": 128, "d_inner": 128,
+    "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "moe_shared_expert_intermediate_size": 64,
+    "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "dim_feedforward": 128, "mlp_hidden_size": 128,
+    "intermediate_size_mlp": 128, "shared_intermediate_size": 64, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2,
+    "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4,
+    "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "d_kv": 16, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16,
+    "v_head_dim": 16, "qk_head_dim": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
+    "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "n_group": 1, "topk_group": 1,
+    "max_position_embeddings": 512, "n_positions": 512, "n_ctx": 512, "max_seq_len": 512, "sliding_window": 256,
+    "state_size": 16, "mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 16, "time_step_rank": 8,
+    "attention_dropout": 0.0, "hidden_dropout": 0.0, "dropout": 0.0, "layerdrop": 0.0,
+}  # fmt: skip
+"""Values of the attributes that families give the same name; a config takes those that it has."""
+MOST = 20_000_000
+"""Parameters of a model that counts as tiny."""
+REJECTED = "the shrunk config builds no model"
+
+
+class NotTiny(Exception):
+    """The architecture cannot be built small by shrinking its config."""
+
+
+def build(kind: str, directory: Path) -> None:
+    """Write a tiny random model of this type, with the tokenizer of the embedded model. Raises NotTiny."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import smollm3_finetune
+
+    embedded = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded))
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    errors = []
+    for without in ((), ("head_dim",), ("num_key_value_heads",), ("num_key_value_heads", "head_dim")):
+        try:
+            config = AutoConfig.for_model(kind)
+            for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+                _shrink(part, {k: v for k, v in SIZES.items() if k not in without})
+                for name, value in {**ids, "vocab_size": len(tokenizer)}.items():
+                    setattr(part, name, value)
+            if hasattr(config, "is_decoder") and not getattr(config, "is_encoder_decoder", False):
+                config.is_decoder = True
+            torch.manual_seed(0)
+            with torch.device("meta"):
+                count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            if count > MOST:
+                errors.append(f"{count / 1e6:.0f} million parameters after shrinking")
+                continue
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            with torch.no_grad():
+                if not bool(model(input_ids=torch.arange(3, 19)[None]).logits.isfinite().all()):
+                    raise ValueError("its logits are not finite")
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(str(directory))
+            return
+        except Exception as e:
+            shutil.rmtree(directory, ignore_errors=True)
+            errors.append(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+    raise NotTiny(f"{REJECTED}: {errors[0]}")
+
+
+def _shrink(config: Any, sizes: dict[str, Any]) -> None:
+    """Set the sizes that a config has, through the names of its attributes, and shorten its lists of layers."""
+    layers = None
+    for name, value in sizes.items():
+        old = getattr(config, name, None)
+        if isinstance(old, int | float) and not isinstance(old, bool):
+            setattr(config, name, min(old, value) if value else value)
+            if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+                layers = min(old, value)
+    for name, old in list(vars(config).items()):
+        if layers and isinstance(old, list | tuple) and len(old) > layers and ("layer" in name or "block" in name):
+            setattr(config, name, type(old)(old[:layers]))
+
+
+def loaded(model: Path, **more: Any) -> LoadedModel:
+    from smollm3_finetune.model import load_model
+
+    return load_model(model, device="cpu", dtype="float32", **more)
+
+
+def rows() -> list[list[int]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    rows: list[list[int]] = torch.randint(5, 1000, (4, 32), generator=generator).tolist()
+    return rows
+
+
+def check_step(model: LoadedModel) -> None:
+    """One step: a finite loss, finite gradients, and at least one that is not zero. Raises ValueError."""
+    import torch
+
+    ids = torch.tensor(rows())
+    loss = model.model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    gradients = [p.grad for p in model.model.parameters() if p.requires_grad and p.grad is not None]
+    if not bool(loss.isfinite()) or not all(bool(g.isfinite().all()) for g in gradients):
+        raise ValueError("the loss or a gradient is not finite")
+    if not any(bool(g.any()) for g in gradients):
+        raise ValueError("every gradient is zero")
+
+
+def load(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor(rows())
+    with torch.no_grad():
+        right = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32).eval()(input_ids=ids).logits
+        found = loaded(model).model.eval()(input_ids=ids).logits
+    if not torch.allclose(found, right, rtol=1e-4, atol=1e-4):
+        raise ValueError("the logits differ from those of transformers")
+
+
+def adapted(adapter: str) -> Callable[[Path], None]:
+    return lambda model: check_step(loaded(model, adapter=adapter, purpose="train"))
+
+
+def quantized(name: str) -> Callable[[Path], None]:
+    def run(model: Path) -> None:
+        found = loaded(model, quant=QUANTIZERS[name], adapter="lora", purpose="train", calibration=rows)
+        check_step(found)
+
+    return run
+
+
+def merge(model: Path) -> None:
+    from smollm3_finetune.api import Purpose
+    from smollm3_finetune.compatibility.measure import Bench, measure
+    from smollm3_finetune.components.discovery import discover
+
+    bench = Bench(registry=discover(), model=model, device="cpu", work=model.parent)
+    found = measure(bench, "none", "lora", {}, Purpose.MERGE, force=False)
+    if found.fault is not None:
+        raise ValueError(found.fault)
+
+
+def pack(model: Path) -> None:
+    from smollm3_finetune.batching.attention import attention_within_rows
+    from smollm3_finetune.batching.probe import RowProbe
+
+    base = loaded(model).model
+    probe = RowProbe(base, 1000)
+    with attention_within_rows(base):
+        probe.check(1e-3, 1e-5)
+
+
+CELLS: dict[str, Callable[[Path], None]] = {
+    "load": load, "lora": adapted("lora"), "dora": adapted("dora"), "pack": pack, "merge": merge,
+    **{name: quantized(name) for name in QUANTIZERS},
+}  # fmt: skip
+
+
+def main(kind: str, work: Path, answers: Path, columns: list[str]) -> None:
+    from smollm3_finetune.batching.attention import RowsNotApart
+    from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.model_files.loading import quiet_transformers
+
+    quiet_transformers()
+    unbuilt = None
+    if not (work / "model").exists():
+        try:
+            build(kind, work / "model")
+        except NotTiny as e:
+            unbuilt = str(e)
+    for column in columns:
+        state, note = ("unbuilt", unbuilt) if unbuilt else ("works", None)
+        if unbuilt is None:
+            try:
+                CELLS[column](work / "model")
+            except (SmolLM3Error, RowsNotApart) as e:
+                state, note = "refused", getattr(e, "message", str(e))
+            except Exception as e:
+                state, note = "fails", f"{type(e).__name__}: {e}"
+        text = " ".join(note.replace(str(work), "").split())[:300] if note else None
+        with contextlib.closing(answers.open("a", encoding="utf-8")) as stream:
+            stream.write(json.dumps({"column": column, "state": state, "note": text}) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

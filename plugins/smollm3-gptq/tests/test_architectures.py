@@ -1,0 +1,245 @@
+"""Layers that gptqmodel splits or that are not nn.Linear: joined exactly, or refused before anything is quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from smollm3_gptq.options import GPTQOptions
+from smollm3_gptq.placing import Unplaced, linear_shapes, place
+from smollm3_gptq.quantizer import GPTQQuantizer
+from transformers import (
+    Glm4Config,
+    Glm4ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+from smollm3_finetune.api import IncompatibleError, ModelError, directory_source
+from smollm3_finetune.model import load_model
+
+
+class Said:
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+SMALL = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+OLD = {
+    "vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODELS = {
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SMALL)),
+    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SMALL, head_dim=16, attention_bias=True)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**OLD)),
+    "gpt-bigcode": lambda: GPTBigCodeForCausalLM(GPTBigCodeConfig(**OLD)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)),
+}
+SPLITS = {"gate_up_proj": {"gate_proj": 96, "up_proj": 96}, "qkv_proj": {"q_proj": 64, "k_proj": 32, "v_proj": 32}}
+"""Fused layer to the output features of its parts."""
+
+
+def quantized(numpy_gptq, out, model, *, split=(), act_order=False, seed=0):
+    """Write a model with random GPTQ codes in its decoder layers; returns the dense weights, fused and (out, in)."""
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 1.0 if parameter.mean() > 0.5 else 0.0, 0.1)
+    model.save_pretrained(out)
+    tensors = load_file(out / "model.safetensors")
+    dense = {}
+    for name, (features, inputs) in linear_shapes(model).items():
+        if f"{name}.weight" not in tensors or (".0." not in name and ".1." not in name):
+            continue
+        del tensors[f"{name}.weight"]
+        parent, _, own = name.rpartition(".")
+        parts = SPLITS[own] if own in split else {own: features}
+        order = rng.permutation(inputs) if act_order else np.arange(inputs)
+        index = (order // 32).astype(np.int32)
+        rows = []
+        for part, width in parts.items():
+            codes = rng.integers(0, 16, (inputs, width))
+            scales = rng.uniform(0.005, 0.02, (-(-inputs // 32), width)).astype(np.float16)
+            stored = np.full((scales.shape[0], width), 7)
+            layer = f"{parent}.{part}"
+            tensors |= {
+                f"{layer}.qweight": numpy_gptq.pack(codes, 4),
+                f"{layer}.qzeros": numpy_gptq.pack(stored.T, 4).T.copy(),
+                f"{layer}.scales": scales,
+                f"{layer}.g_idx": index,
+            }
+            rows.append(((codes - 8) * scales.astype(np.float32)[index]).T)
+        dense[name] = np.concatenate(rows).astype(np.float32)  # exact
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    about = json.loads((out / "config.json").read_text())
+    about["quantization_config"] = {
+        "quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": act_order, "sym": True,
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(about))
+    return dense
+
+
+def right_logits(model, dense, ids):
+    """The logits of transformers' own model with the dense weights."""
+    for name, weight in dense.items():
+        layer = model.get_submodule(name)
+        value = torch.from_numpy(weight)
+        layer.weight.data = (value.T if hasattr(layer, "nf") else value).contiguous()
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "act_order"),
+    [
+        ("phi3", ("gate_up_proj",), False),
+        ("phi3", ("gate_up_proj", "qkv_proj"), True),
+        ("glm4", ("gate_up_proj",), False),
+        ("gpt2", (), False),
+        ("gpt2", (), True),
+        ("gpt-bigcode", (), False),
+    ],
+)
+def test_the_logits_are_those_of_the_dense_weights(numpy_gptq, tmp_path, name, split, act_order):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    dense = quantized(numpy_gptq, tmp_path / "made", model, split=split, act_order=act_order)
+    assert dense
+    ids = torch.arange(3, 19)[None]
+    loaded = load_model(tmp_path / "made", device="cpu", dtype="float32")
+    with torch.no_grad():
+        logits = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits, right_logits(model, dense, ids), rtol=1e-4, atol=1e-5)
+    for layer, weight in dense.items():
+        found = loaded.base.ops_for(loaded.model.get_submodule(layer)).read_weight()
+        np.testing.assert_array_equal(found.numpy(), weight)
+
+
+def test_parts_with_biases_are_joined(numpy_gptq, tmp_path):
+    torch.manual_seed(0)
+    model = MODELS["phi3"]()
+    dense = quantized(numpy_gptq, tmp_path / "made", model, split=("gate_up_proj", "qkv_proj"))
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    bias = np.linspace(-1, 1, 32, dtype=np.float32)
+    tensors["model.layers.1.self_attn.k_proj.bias"] = bias
+    save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_model(tmp_path / "made", device="cpu", dtype="float32")
+    fused = loaded.model.get_submodule("model.layers.1.self_attn.qkv_proj")
+    np.testing.assert_array_equal(fused.bias.numpy(), np.concatenate([np.zeros(64), bias, np.zeros(32)]))
+    assert loaded.model.get_submodule("model.layers.0.self_attn.qkv_proj").bias is None
+    assert len(dense) == 8
+
+
+def test_parts_that_group_inputs_differently_are_refused(numpy_gptq, tmp_path):
+    torch.manual_seed(0)
+    quantized(numpy_gptq, tmp_path / "made", MODELS["phi3"](), split=("gate_up_proj",), act_order=True)
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.g_idx"] = tensors["model.layers.0.mlp.up_proj.g_idx"][::-1].copy()
+    save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"parts of the fused layer model\.layers\.0\.mlp\.gate_up_proj group"):
+        load_model(tmp_path / "made", device="cpu", dtype="float32")
+
+
+# --------------------------------------------------------------------------------------- names and shapes
+
+
+def test_parts_are_ordered_by_the_name_of_the_fused_layer():
+    wanted = {"a.qkv_proj": (128, 64), "a.o_proj": (64, 64)}
+    parts = {"a.v_proj": (32, 64), "a.k_proj": (32, 64), "a.q_proj": (64, 64), "a.o_proj": (64, 64)}
+    assert place(parts, wanted) == {"a.o_proj": ("a.o_proj",), "a.qkv_proj": ("a.q_proj", "a.k_proj", "a.v_proj")}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"a.gate_proj": (96, 64)},  # one is missing
+        {"a.gate_proj": (96, 64), "a.up_proj": (64, 64)},  # too few outputs
+        {"a.gate_proj": (96, 64), "a.up_proj": (96, 32)},  # other inputs
+        {"a.gate_proj": (96, 64), "b.up_proj": (96, 64)},  # another module
+        {"a.gate_proj": (96, 64), "a.up_proj": (96, 64), "a.more_proj": (96, 64)},
+        {"a.experts.0.gate_proj": (96, 64), "a.experts.0.up_proj": (96, 64)},
+    ],
+)
+def test_layers_that_do_not_make_up_a_fused_layer_have_no_place(parts):
+    with pytest.raises(Unplaced, match="which the architecture lacks"):
+        place(parts, {"a.gate_up_proj": (192, 64)})
+
+
+# ------------------------------------------------------------------------------ refused before quantizing
+
+
+def test_a_layer_without_a_place_is_refused_before_quantizing(fake, dense, rows, context, tmp_path):
+    fake.set(layer="experts.0.down_proj")
+    with pytest.raises(IncompatibleError, match="could not be read") as caught:
+        GPTQQuantizer(GPTQOptions()).write(directory_source(dense, ref="small"), tmp_path, context(rows=rows))
+    assert "a quantized layer 'model.layers.0.mlp.experts.0.down_proj', which the architecture lacks" in str(
+        caught.value
+    )
+    assert fake.events("started")
+    assert not fake.events("rows"), "nothing was quantized"
+
+
+@pytest.mark.long
+def test_gptqmodel_does_not_begin_with_experts_in_one_tensor(dense, rows, context, tmp_path):
+    pytest.importorskip("gptqmodel_ext")
+    source, out, said = tmp_path / "mixtral", tmp_path / "out", Said()
+    MODELS["mixtral"]().save_pretrained(source)
+    for file in dense.glob("tokenizer*"):
+        shutil.copy(file, source)
+    out.mkdir()
+    ctx = dataclasses.replace(context(rows=[[3 + i for i in range(32)]]), progress=said)
+    with pytest.raises(IncompatibleError, match=r"model\.layers\.0\.mlp\.experts\.0\.down_proj"):
+        GPTQQuantizer(GPTQOptions(group_size=32)).write(directory_source(source, ref="mixtral"), out, ctx)
+    assert not list(out.iterdir())
+    assert not said.lines
+
+
+# ------------------------------------------------------------------------------------ format of zero points
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("stored", "label"), [("gptq_v2", "gptq"), ("gptq", "gptq_v2")])
+def test_a_wrong_label_of_symmetric_zero_points_is_found_by_the_numbers(numpy_gptq, tmp_path, bits, stored, label):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made", bits=bits, layout=stored)
+    right = numpy_gptq.weights_in(made)
+    about = json.loads((made / "config.json").read_text())
+    about["quantization_config"]["checkpoint_format"] = label
+    (made / "config.json").write_text(json.dumps(about))
+    said = Said()
+    loaded = load_model(made, device="cpu", dtype="float32", progress=said)
+    for name, weight in right.items():
+        found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
+        np.testing.assert_array_equal(found.numpy(), weight)
+    old, new = ("v1", "v2") if label == "gptq" else ("v2", "v1")
+    assert said.lines == [
+        f"note: made is labeled as format {old}, but its zero points are those of {new}; it is read as {new}"
+    ]
+
+
+@pytest.mark.parametrize(("layout", "sym", "named"), [("gptq", True, False), ("gptq_v2", False, False),
+                                                      ("gptq", False, True)])  # fmt: skip
+def test_only_a_label_that_numbers_cannot_confirm_is_named(numpy_gptq, tmp_path, layout, sym, named):
+    made = numpy_gptq.make_checkpoint(tmp_path / "made", layout=layout, sym=sym)
+    said = Said()
+    loaded = load_model(made, device="cpu", dtype="float32", progress=said)
+    assert ["cannot confirm" in line for line in said.lines] == [True] * named
+    for name, weight in numpy_gptq.weights_in(made).items():
+        found = loaded.base.ops_for(loaded.model.get_submodule(name)).read_weight()
+        np.testing.assert_array_equal(found.numpy(), weight)
