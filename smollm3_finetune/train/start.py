@@ -44,8 +44,14 @@ class PlannedRun:
 
     def summary(self) -> dict[str, Any]:
         """The directory, the resolved configuration and the numbers of rows: what `train --dry-run --json` prints."""
-        survey = self.plan.survey
-        rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        survey, sources = self.plan.survey, self.plan.rows.sources
+        rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        rows["undesirable"] = sum(survey.undesirable)
+        rows["not_read"] = {
+            s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
+            for i, s in enumerate(sources)
+            if survey.unread[i]
+        }
         return {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:

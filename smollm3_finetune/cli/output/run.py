@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.config.yaml12 import one_line
+from smollm3_finetune.data.columns import shown as unread
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.start import PlannedRun
@@ -19,10 +20,14 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     about = planned.summary()
     if as_json:
         return json.dumps(about, ensure_ascii=False)
+    rows = about["rows"]
+    left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
+    not_read = [f"# {title}: not read: {unread(n['columns'], n['rows'])}" for title, n in rows["not_read"].items()]
     head = (
         f"# would be written to {one_line(about['run'])}\n"
-        f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
-        "# dry run: no weights were loaded and no files were written\n"
+        f"# {rows['train']} training rows, {rows['held_out']} held-out rows{left_out}\n"
+        + "".join(f"{one_line(line)}\n" for line in not_read)
+        + "# dry run: no weights were loaded and no files were written\n"
     )
     return head + with_origins(planned.plan.config, planned.plan.origins)
 
@@ -35,6 +40,9 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
+    for n in (c for c in report["rows"] if c["not_read"]):
+        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
+        lines.append(f"not read       {n['title']}: {unread(n['not_read'], total)}")
     lines += [
         f"prompt         {report['prompt'][-1]['content']}",
         f"before         {before['sample']}",
