@@ -117,7 +117,7 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def desirable(row: Mapping[str, Any]) -> bool | None:
-    """Whether the row labels its answer as good: true, false, 1 or 0, or one of them as text, as in a CSV file.
+    """Whether the row labels its answer as good: true, false, 1, 0, one of them as text, or a word of `LABEL_WORDS`.
 
     None if it has no label; other values, such as the name of a class, are not labels of this kind. Raises ValueError
     if two columns disagree.
@@ -128,9 +128,15 @@ def desirable(row: Mapping[str, Any]) -> bool | None:
     return next(iter(found.values()), None)
 
 
+LABEL_WORDS = {
+    **dict.fromkeys(("true", "1", "good", "desirable", "chosen"), True),
+    **dict.fromkeys(("false", "0", "bad", "undesirable", "rejected"), False),
+}
+
+
 def _label(value: Any) -> bool | None:
     if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+        return LABEL_WORDS.get(value.strip().lower())
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 

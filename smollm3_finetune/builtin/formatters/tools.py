@@ -72,7 +72,7 @@ def _refuse_other_keys(value: Mapping[str, Any], known: Sequence[str], where: st
     """Raises ValueError for a key whose value would be lost; null and empty values are not."""
     for key in value:
         if key not in known and has_value(value[key]):
-            near = did_you_mean(str(key), ARGUMENTS)
+            near = did_you_mean(str(key), known)
             meant = f"; did you mean {near!r}?" if near else ""
             raise ValueError(f"{where}.{key} is not a key of a tool call{meant} (keys: {', '.join(known)})")
 
