@@ -18,6 +18,7 @@ LABELS = ("label", "desirable", "kto_tag")
 """The columns that can say whether the answer of a row is good."""
 WEIGHTS = ("weight", "loss_weight", "train", "training")
 """The columns that can say whether a row is trained on: the first two are numbers, the others true or false."""
+ANY_SYSTEM, ANY_LABEL, ANY_WEIGHT = frozenset(SYSTEM), frozenset(LABELS), frozenset(WEIGHTS)
 CHAT_COLUMNS = frozenset({*SYSTEM, *LABELS, *WEIGHTS, "tools", "functions", "chat_template_kwargs"})
 """The columns that all chat formats read."""
 RENDERER_ARGUMENTS = frozenset(
@@ -43,11 +44,12 @@ def conversation(
     Raises ValueError if the text of another column would be lost (`refuse_lost_text`).
     """
     unread = [c for c in not_here if has_value(row.get(c))]
-    refuse_lost_text(row, [*turns, *(rejected or ())], {*columns} - {*unread})
+    both = [*turns, *rejected] if rejected is not None else turns
+    refuse_lost_text(row, both, {*columns} - {*unread} if unread else columns)
     label, weight = desirable(row), row_weight(row)
-    if label is None:
+    if label is None and not ANY_LABEL.isdisjoint(row):
         unread += [c for c in LABELS if has_value(row.get(c))]
-    for turn in (*turns, *(rejected or ())):
+    for turn in both:
         unread += turn.unread
     return Conversation(
         messages=tuple(t.message for t in turns),
@@ -65,6 +67,8 @@ def with_system(turns: Sequence[Turn], row: Mapping[str, Any]) -> list[Turn]:
 
     Raises ValueError if the turns begin with a different system prompt, or if two columns have different ones.
     """
+    if ANY_SYSTEM.isdisjoint(row):
+        return list(turns)
     found = {c: text for c in SYSTEM if (text := optional_text(row.get(c), repr(c))) is not None}
     if not found:
         return list(turns)
@@ -122,6 +126,8 @@ def desirable(row: Mapping[str, Any]) -> bool | None:
     None if it has no label; other values, such as the name of a class, are not labels of this kind. Raises ValueError
     if two columns disagree.
     """
+    if ANY_LABEL.isdisjoint(row):
+        return None
     found = {column: label for column in LABELS if (label := _label(row.get(column))) is not None}
     if len(set(found.values())) > 1:
         raise ValueError(f"{' and '.join(f'{c!r} ({row[c]!r})' for c in found)} disagree")
@@ -146,6 +152,8 @@ def row_weight(row: Mapping[str, Any]) -> int | None:
     Raises ValueError for any other weight, which would be ignored silently, and if two columns disagree.
     """
     found: dict[str, int] = {}
+    if ANY_WEIGHT.isdisjoint(row):
+        return None
     for column in WEIGHTS:
         value = row.get(column)
         label = _label(value)

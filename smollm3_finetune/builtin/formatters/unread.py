@@ -14,9 +14,9 @@ from smollm3_finetune.files.json import has_value
 if TYPE_CHECKING:
     from smollm3_finetune.builtin.formatters.turns import Turn
 
-MEDIA = ("images", "videos", "audios", "image", "video", "audio")
-TEXTS = ("input", "query", "context", "history", "instruction", "question", "documents")
-"""Columns that belong to the question in the formats of other tools."""
+MEDIA = dict.fromkeys(("images", "videos", "audios", "image", "video", "audio"))
+TEXTS = dict.fromkeys(("input", "query", "context", "history", "instruction", "question", "documents"))
+"""Columns that belong to the question in the formats of other tools; a set in order."""
 NOT_TEXT = ("role", "from", "type", "id", "name")
 """Keys inside such a column whose value is not part of the text."""
 
@@ -36,7 +36,7 @@ def ignoring(column: str) -> str:
 
 def refuse_media(row: Mapping[str, Any]) -> None:
     """Raises ValueError for a row with images, videos or audio."""
-    for column in MEDIA:
+    for column in MEDIA.keys() & row.keys():
         if has_value(row.get(column)):
             raise UnreadValue(f"{column!r} is not supported; only text is", hint=ignoring(column))
 
@@ -46,10 +46,10 @@ def refuse_lost_text(row: Mapping[str, Any], turns: Sequence[Turn], read: Collec
 
     The hint names the option that reads it.
     """
-    for column in TEXTS:
-        value = row.get(column)
-        if column in read or not has_value(value):
-            continue
+    if TEXTS.keys().isdisjoint(row) or not (found := [c for c in TEXTS if c not in read and has_value(row.get(c))]):
+        return
+    for column in found:
+        value = row[column]
         whole = "\n".join(str(turn.message["content"]) for turn in turns)
         if all(_contains(whole, text) for text in _texts(value)):
             continue
