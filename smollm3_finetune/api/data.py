@@ -32,7 +32,7 @@ class Conversation:
     desirable: bool | None = None
     """Whether the row labels its answer as good; None: the row has no label. Rows with False are trained on only by
     objectives whose descriptor has `uses_labels`."""
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Names of values that were not read although their column was stated as read, such as `messages[].date`: users see
     how many rows have each. Not part of the conversation: it changes neither tokens nor the held-out split."""
 

@@ -72,6 +72,8 @@ def refuse_if_nothing_is_supervised(sides: Sequence[Side]) -> None:
     for name, rows, left, row in sides:
         if not rows or left or row is None:
             continue
+        if problems and row.enough is None:  # held-out rows with the reason of the training rows, or a similar one
+            continue
         several = f"none of the {rows} {name} rows has supervised tokens; {'the first' if row.first else 'one'} is"
         what = several if rows > 1 else f"the only {name} row has no supervised tokens:"
         hint = "--set data.held_out=0" if name == "held-out" else "smollm3 data preview"

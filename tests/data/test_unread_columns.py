@@ -149,6 +149,29 @@ def test_values_that_would_change_the_meaning_of_a_row_are_refused(
     assert caught.value.message == f"rows.jsonl:1: {message}"
 
 
+@pytest.mark.parametrize(
+    ("parts", "weight"),
+    [
+        ([(0, 2, False), (3, 5, False)], 0),
+        ([(3, 5, True), (0, 2, True)], 1),
+        ([(0, 2, True), (3, 5, False)], None),
+        ([(0, 2, True)], None),
+        ([(0, 1, False), (3, 5, False)], None),
+    ],
+)
+def test_weights_of_parts_are_read_if_they_are_the_same_for_the_whole_message(
+    parts: list[tuple[int, int, bool]], weight: int | None, registry: Registry, isolated: Path
+) -> None:
+    row = talk("u", "yes no")
+    keys = ("begin_offset", "end_offset", "train")
+    row["messages"][1]["train_detail"] = [dict(zip(keys, p, strict=True)) for p in parts]
+    if weight is not None:
+        assert spoken(registry, row) == (["u:u", "a:yes no"], [1] * weight)
+        return
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: messages\[1\]\.train_detail trains on a part of the message"):
+        survey(registry, row)
+
+
 def test_a_column_that_repeats_the_conversation_is_counted_and_not_refused(registry: Registry, isolated: Path) -> None:
     row = talk("Translate: good day", "Bonjour", query="good day", history=[["Translate", None]], context=" ")
     assert survey(registry, row).unread[0] == {"query": 1, "history": 1}

@@ -81,7 +81,7 @@ def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Tur
             raise ValueError(f"{where}: only an assistant message can have reasoning, found it with the role {role!r}")
         clean["reasoning_content"] = reasoning
     unread = _unread_keys(message, where, {role_key, content_key})
-    return Turn(message=clean, where=where, weight=weight_of(message, where), unread=unread)
+    return Turn(message=clean, where=where, weight=weight_of(message, where, content), unread=unread)
 
 
 def _unread_keys(message: Mapping[str, Any], where: str, read: set[str]) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ REFUSED_KEYS = {
 """Keys that belong to the prompt in the formats of other tools, and what to do with each."""
 
 
-def weight_of(message: Mapping[str, Any], where: str) -> int | None:
+def weight_of(message: Mapping[str, Any], where: str, content: Any) -> int | None:
     """0 or 1, or None if the message does not set a weight.
 
     Raises ValueError for any other weight, which would be ignored silently, and if two of the keys disagree.
@@ -139,23 +139,29 @@ def weight_of(message: Mapping[str, Any], where: str) -> int | None:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise ValueError(f"{where}.{key} must be 0 or 1 (masked or supervised), found {value!r}")
         weights[key] = int(value)
-    if (part := _weight_of_parts(message.get("train_detail"), where)) is not None:
+    if (part := _weight_of_parts(message.get("train_detail"), content, where)) is not None:
         weights["train_detail"] = part
     if len(set(weights.values())) > 1:
         raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in weights)} disagree")
     return next(iter(weights.values()), None)
 
 
-def _weight_of_parts(value: Any, where: str) -> int | None:
-    """The weight of a message whose parts have one each (`train_detail`); None if it has none.
+def _weight_of_parts(value: Any, content: Any, where: str) -> int | None:
+    """The weight of a message whose parts have one each, as in Axolotl's `train_detail`; None if it has none.
 
-    Raises ValueError if the parts have different weights: a message is supervised as a whole.
+    Raises ValueError if the parts have different weights or are not the whole text: a message is supervised as a whole.
     """
     if not has_value(value):
         return None
-    parts = value if isinstance(value, list | tuple) else [value]
-    weights = {part.get("train") if isinstance(part, Mapping) else None for part in parts}
-    if weights not in ({True}, {False}):
+    try:
+        parts = sorted((int(p["begin_offset"]), int(p["end_offset"]), bool(p["train"])) for p in value)
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"{where}.train_detail must be a list of begin_offset, end_offset and train") from e
+    reached = 0  # the end of a part is its last character
+    for begin, end, _ in parts:
+        reached = max(reached, end + 1) if begin <= reached else reached
+    weights = {train for _, _, train in parts}
+    if len(weights) > 1 or not isinstance(content, str) or not reached >= len(content.rstrip()):
         raise ValueError(
             f"{where}.train_detail trains on a part of the message only, which is not supported; split the message, or "
             "set 'train' of the whole message and remove 'train_detail'"
