@@ -2,6 +2,7 @@
 
 nox                 lint, types and tests: the README's second command
 nox -s quick        planning, data, the contract and CLI errors, in under 90 seconds on two cores
+nox -s long         the tests that take long beside shorter ones of the same
 nox -s on_commit    what the pre-commit hook runs: a few seconds
 nox -s newest       the quick tests and training, with the newest releases of everything but torch
 nox -s floor        the same tests with the lowest releases that the ranges allow
@@ -75,7 +76,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Core's tests and every plugin's, a file in one process. Arguments go to pytest: `nox -s tests -- -k contract`."""
     workers = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", "--no-loadscope-reorder")
-    session.run(sys.executable, "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    short = ("-m", "not long")
+    session.run(sys.executable, "-m", "pytest", *short, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """The tests that `tests` leaves out: each takes 20 seconds or more, beside a shorter one of the same."""
+    session.run(sys.executable, "-m", "pytest", "-m", "long", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -198,6 +206,7 @@ def faults(session: nox.Session) -> None:
     """Commands ended at random, failing writes, hostile files: docs/reliability.md. An hour or more."""
     env = {"OMP_NUM_THREADS": "1"}
     session.run(sys.executable, "tests/faults/kills.py", "--trials", "1000", *session.posargs, env=env)
+    session.run(sys.executable, "tests/faults/disks.py", env=env)
     session.run(sys.executable, "tests/faults/fuzz.py", "--inputs", "10000", "--seed", "0", env=env)
     session.run(sys.executable, "-m", "pytest", "tests/faults", "tests/files", "tests/runs", env=env)
 

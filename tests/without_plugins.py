@@ -63,7 +63,18 @@ def main() -> int:
         same = [f"--ignore=tests/{'/test_'.join(name.split('/'))}.py" for name in SAME]
         worker = f"popen//python={shlex.quote(sys.executable)} -S"  # as this one: site-packages are not looked at
         several = ["--tx", f"2*{worker}", "--dist", "loadfile", "--no-loadscope-reorder"]
-        command = [sys.executable, "-S", "-m", "pytest", "tests", "-m", "not plugins", *several, *same, *sys.argv[1:]]
+        command = [
+            sys.executable,
+            "-S",
+            "-m",
+            "pytest",
+            "tests",
+            "-m",
+            "not plugins and not long",
+            *several,
+            *same,
+            *sys.argv[1:],
+        ]
         return subprocess.run(command, env=environment, cwd=ROOT).returncode
 
 

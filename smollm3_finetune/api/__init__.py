@@ -69,6 +69,7 @@ from smollm3_finetune.api.models import (
     ModelSource,
     Progress,
     Quantizer,
+    StoredLayers,
     Task,
 )
 from smollm3_finetune.api.quantizers import (
@@ -140,6 +141,7 @@ __all__ = [
     "Renderer",
     "Requires",
     "SmolLM3Error",
+    "StoredLayers",
     "Task",
     "UnsupportedOp",
     "WriteError",

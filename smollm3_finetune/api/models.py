@@ -256,3 +256,19 @@ class Adapter(Protocol):
         Required unless the descriptor declares `merges=False`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class StoredLayers:
+    """How `load_layerwise` stores the layers of a slow quantizer, and builds them again.
+
+    StoredLayers(save=Int4Linear.state_dict, restore=Int4Linear.restored)
+    """
+
+    save: Callable[[Any], Mapping[str, Tensor]]
+    """Returns the tensors of a quantized layer that `restore` needs."""
+    restore: Callable[[nn.Linear, Mapping[str, Tensor]], nn.Module]
+    """Returns the quantized layer for the dense layer that it replaces, and the tensors of `save`, on the CPU.
+
+    Bit for bit the layer that was saved, with the bias of the dense layer.
+    """

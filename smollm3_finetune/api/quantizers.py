@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api.capabilities import Op
-from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource
+from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StoredLayers
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 
@@ -139,6 +139,7 @@ def load_layerwise(
     group_size: int | None = None,
     along: Literal["in_features", "out_features"] = "in_features",
     check_layer: Callable[[str, nn.Linear], None] | None = None,
+    stored: StoredLayers | None = None,
 ) -> Base:
     """The `load` of a quantizer that replaces the linear layers of a full-precision model one by one.
 
@@ -155,6 +156,8 @@ def load_layerwise(
         skip_modules: As in `layers_to_quantize`.
         group_size: Must divide the features of every layer in direction `along`; None: whole rows or columns.
         check_layer: Raises a SmolLM3Error for a layer that cannot be quantized, given its name and the layer.
+        stored: How the layers are stored in the cache; None: they are quantized at each load. Storing pays if
+            quantizing takes much longer than reading.
 
     Raises, before weights are read if transformers has the architecture, else before the first layer is replaced:
         IncompatibleError: the source is already quantized, or no layer is left to quantize.
@@ -183,10 +186,20 @@ def load_layerwise(
         checked(architecture)
     model = source.load(dtype=ctx.torch_dtype)
     layers = checked(model)
-    with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(layers)) as task:
-        for key in list(layers):
-            model.set_submodule(key, replace(layers.pop(key)))
-            task.advance()
+
+    def quantize() -> None:
+        with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(layers)) as task:
+            for key in list(layers):
+                model.set_submodule(key, replace(layers.pop(key)))
+                task.advance()
+
+    if stored is None:
+        quantize()
+    else:
+        from smollm3_finetune.api.stored_layers import quantize_once
+
+        about = {"weights": source.fingerprint, "quantizer": name, "identity": list(identity)}
+        quantize_once(model, layers, quantize, stored, ctx=ctx, kind=name, key=about)
     model.requires_grad_(False)
     model.to(ctx.device)
     return Base(model=model, fingerprint=fingerprint(name, source.fingerprint, *identity), ops_for=ops)

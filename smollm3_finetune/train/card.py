@@ -72,5 +72,5 @@ def _last_loss(job: Job) -> float | None:
     try:
         rows = [json.loads(line) for line in job.run.metrics.read_text(encoding="utf-8").splitlines()]
         return next((float(row["loss"]) for row in reversed(rows) if "loss" in row), None)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from smollm3_finetune.api import (
     ConfigError,
     IncompatibleError,
     Op,
+    StoredLayers,
     check_layerwise,
     fingerprint,
     frozen_linear,
@@ -28,6 +31,7 @@ from smollm3_finetune.api import (
     ops_for_layers,
     packed_reasons,
 )
+from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import context, small_source
 
 
@@ -329,3 +333,93 @@ spec.check(SimpleNamespace(group_size=32, skip_modules=()), SimpleNamespace(ref=
 def test_a_descriptor_and_its_check_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- stored layers
+
+
+class Lines(Silent):
+    """Progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def stored(count: list[str]) -> dict[str, Any]:
+    """The arguments of `load_layerwise` for layers in the cache; `count` gets a mark for each quantized layer."""
+
+    def restore(linear: nn.Linear, tensors: Mapping[str, Tensor]) -> Codes:
+        codes = Codes(linear)
+        codes.load_state_dict(dict(tensors))
+        return codes
+
+    def replace(linear: nn.Linear) -> Codes:
+        count.append("quantized")
+        return Codes(linear)
+
+    return {
+        "name": "codes", "replace": replace, "ops": lambda layer: None, "identity": (1,),
+        "stored": StoredLayers(Codes.state_dict, restore),
+    }  # fmt: skip
+
+
+def logits(base: Base) -> Tensor:
+    return base.model(torch.arange(9)[None]).logits
+
+
+def test_layers_are_quantized_once_and_read_afterwards(tmp_path: Path) -> None:
+    count: list[str] = []
+    source = small_source()
+    first = load_layerwise(source, context(tmp_path), **stored(count))
+    quantized = len(count)
+    again = load_layerwise(source, context(tmp_path), **stored(count))
+    assert len(count) == quantized > 0
+    assert torch.equal(logits(again), logits(first))
+    load_layerwise(source, context(tmp_path), **{**stored(count), "identity": (2,)})
+    assert len(count) == 2 * quantized
+
+
+def test_a_damaged_entry_is_quantized_again(tmp_path: Path) -> None:
+    count: list[str] = []
+    source = small_source()
+    first = load_layerwise(source, context(tmp_path), **stored(count))
+    quantized = len(count)
+    file = next(tmp_path.rglob("0.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    again = load_layerwise(source, context(tmp_path), **stored(count))
+    assert len(count) == 2 * quantized
+    assert torch.equal(logits(again), logits(first))
+
+
+@pytest.mark.parametrize("when", ["before", "while the layers are written"])
+def test_a_cache_that_cannot_be_written_prevents_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    count: list[str] = []
+    lines = Lines()
+    ctx = replace(context(tmp_path / "cache"), progress=lines)
+    if when == "before":
+        (tmp_path / "cache").write_text("a file, not a directory")
+    else:
+
+        def full(*args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+    base = load_layerwise(small_source(), ctx, **stored(count))
+    assert len(count) == len([m for m in base.model.modules() if isinstance(m, Codes)]) > 0
+    (line,) = lines.lines
+    assert line.startswith("the quantized layers are not stored: ")
+
+
+def test_an_error_of_the_quantizer_is_not_hidden(tmp_path: Path) -> None:
+    def refuses(linear: nn.Linear) -> nn.Module:
+        raise IncompatibleError("codes cannot store this layer")
+
+    with pytest.raises(IncompatibleError, match="cannot store this layer"):
+        load_layerwise(small_source(), context(tmp_path), **{**stored([]), "replace": refuses})

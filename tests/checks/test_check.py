@@ -362,7 +362,7 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
     assert "skipped: deadly (importing it: Python ended with exit code 3)" in done.stderr
-    assert "no installed plugin has the name 'its-component'" in done.stderr
+    assert "no installed plugin, distribution or component is named 'its-component'" in done.stderr
 
 
 @pytest.mark.parametrize("case", ENDS)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
-import hashlib
 import json
 import os
 import random
@@ -23,156 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faults import shim
+from forks import HANG, Scenario, digest, import_everything, phase_of, prepare, scenarios, start, wait
 
-HANG = 120.0
-"""Seconds after which a command without a disturbance counts as hanging."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-SMALL = (
-    "--set", "data.limit=24", "--set", "train.sample_tokens=2", "--max-length", "128", "--batch-size", "4",
-    "--max-steps", "4", "--set", "train.save_every=1",
-)  # fmt: skip
-PHASES = (
-    ("tokenizing", "tokenizing"),
-    ("quantizing", "quantizing"),
-    ("held-out loss before", "training"),
-    ("measuring", "measuring"),
-    ("merging", "merging"),
-    ("checking", "checking the merge"),
-)
-"""The last of these words on standard error names the phase."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A command that is ended, and what must be equal in the end."""
-
-    name: str
-    command: tuple[str, ...]
-    results: tuple[str, ...]
-    """Patterns of the files that must be equal bit for bit, relative to the directory."""
-    done: str
-    """A file that exists only after the command has completed."""
-    before: tuple[tuple[str, ...], ...] = ()
-    """Commands that prepare the directory."""
-
-    def again(self) -> tuple[str, ...]:
-        """The command that is typed after the disturbance."""
-        return (*self.command, "--resume", "auto") if self.command[0] == "train" else self.command
-
-
-def train(quant: str, adapter: str, *more: str) -> tuple[str, ...]:
-    return ("train", "--quant", quant, "--adapter", adapter, *SMALL, *more, "--output", "out")
-
-
-def scenarios() -> Iterator[Scenario]:
-    weights = ("out/adapter/*.safetensors",)
-    for quant, adapter in (
-        ("none", "lora"), ("none", "dora"), ("none", "full"), ("bnb-4bit", "lora"), ("bnb-4bit", "dora"),
-        ("gptq", "lora"), ("gptq", "dora"),
-    ):  # fmt: skip
-        prepared = ((*train(quant, adapter)[:-1], "seed"),) if quant == "gptq" else ()  # the cache has its base
-        yield Scenario(f"train {quant} {adapter}", train(quant, adapter), weights, "out/report.json", before=prepared)
-    yield Scenario("tokens", train("none", "full"), (*weights, "cache/tokens/*/*.arrow"), "out/report.json")
-    accumulation = ("--set", "train.gradient_accumulation=2", "--adapter-opt", "dropout=0.1")
-    yield Scenario("train accumulation, dropout", train("none", "lora", *accumulation), weights, "out/report.json")
-    yield Scenario(
-        "merge", ("merge", "out", "--output", "merged"), ("merged/*.safetensors", "merged/config.json"),
-        "merged/config.json", before=(train("none", "lora"),),
-    )  # fmt: skip
-    yield Scenario(
-        "merge bnb-4bit dora", ("merge", "out", "--output", "merged"), ("merged/*.safetensors",),
-        "merged/config.json", before=(train("bnb-4bit", "dora"),),
-    )  # fmt: skip
-
-
-@dataclass
-class Ended:
-    """How a child process ended."""
-
-    code: int | None
-    """The exit code, minus the signal's number if it was killed; None if it hung."""
-    seconds: float
-    stderr: str
-    latency: float | None = None
-    """Seconds from the signal to the end."""
-    phase: str = ""
-
-
-def start(directory: Path, command: Sequence[str], call: int = 0) -> int:
-    """Fork a child that runs a command, killed at the counted write of this number; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.setpgid(0, 0)
-        os.chdir(directory)
-        os.environ.update(SMOLLM3_CACHE=str(directory / "cache"), HOME=str(directory), HF_HUB_OFFLINE="1")
-        err = os.open(directory.parent / f"{directory.name}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        for target in (1, 2):
-            os.dup2(err, target)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        ctypes.CDLL(None).fault_arm(ctypes.c_uint64(call), b"KILL", 0)
-        from smollm3_finetune.main import main
-
-        try:
-            main(list(command))
-        except SystemExit as e:
-            os._exit(int(e.code or 0))
-    except BaseException as e:
-        os.write(2, f"unexpected {e!r}\n".encode())
-    finally:
-        os._exit(99)
-
-
-def wait(child: int, directory: Path, deadline: float, at: float | None = None, number: int = 0) -> Ended:
-    """Wait for a child; send it a signal after `at` seconds."""
-    began, sent, phase = time.monotonic(), None, ""
-    err = directory.parent / f"{directory.name}.err"
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        now = time.monotonic()
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            text = err.read_text(errors="replace") if err.exists() else ""
-            return Ended(code, now - began, text, None if sent is None else now - sent, phase)
-        if at is not None and sent is None and now - began >= at:
-            phase = phase_of(err)
-            os.kill(child, number)
-            sent = time.monotonic()
-        if now - began > deadline:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return Ended(None, now - began, err.read_text(errors="replace"), None, phase)
-        time.sleep(0.002)
-
-
-def phase_of(err: Path) -> str:
-    """The phase that a command says it is in."""
-    text = err.read_text(errors="replace") if err.exists() else ""
-    lines = text.strip().splitlines() or ["starting"]
-    last = lines[-1]
-    if last.startswith("step "):
-        step, _, total = last.split()[1].partition("/")
-        return "after the last step" if step == total else "training"
-    return next((phase for word, phase in PHASES if last.startswith(word)), "starting" if len(lines) < 2 else "loading")
-
-
-def digest(directory: Path, patterns: Sequence[str]) -> str:
-    """One hash over the files that must be equal."""
-    found = hashlib.sha256()
-    for pattern in patterns:
-        files = sorted(directory.glob(pattern))
-        for file in files or [directory / "missing"]:
-            found.update(file.name.encode())
-            found.update(file.read_bytes() if file.exists() else b"missing")
-    return found.hexdigest()
 
 
 @dataclass
@@ -182,18 +38,24 @@ class Table:
     counts: dict[str, collections.Counter[str]] = field(
         default_factory=lambda: collections.defaultdict(collections.Counter)
     )
+    phases: dict[str, collections.Counter[str]] = field(
+        default_factory=lambda: collections.defaultdict(collections.Counter)
+    )
+    """How many commands were ended in each phase, by kind."""
     latencies: dict[str, list[float]] = field(default_factory=lambda: collections.defaultdict(list))
     failures: list[dict[str, object]] = field(default_factory=list)
 
     def merge(self, other: dict[str, object]) -> None:
         for name, counts in other["counts"].items():  # type: ignore[attr-defined]
             self.counts[name].update(counts)
+        for phase, kinds in other["phases"].items():  # type: ignore[attr-defined]
+            self.phases[phase].update(kinds)
         for phase, found in other["latencies"].items():  # type: ignore[attr-defined]
             self.latencies[phase] += found
         self.failures += other["failures"]  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, object]:
-        return {"counts": self.counts, "latencies": self.latencies, "failures": self.failures}
+        return {"counts": self.counts, "phases": self.phases, "latencies": self.latencies, "failures": self.failures}
 
     def shown(self) -> str:
         columns = ("kill at a write", "kill at a time", "signal", "equal", "different", "failed", "hung")
@@ -203,34 +65,13 @@ class Table:
             total.update(counts)
             lines.append(f"| {name} | " + " | ".join(str(counts[c]) for c in columns) + " |")
         lines.append("| all | " + " | ".join(str(total[c]) for c in columns) + " |")
-        lines += ["", "| phase of the signal | signals | median | longest |", "|---|---|---|---|"]
-        for phase, found in sorted(self.latencies.items()):
-            ordered = sorted(found)
-            lines.append(f"| {phase} | {len(found)} | {ordered[len(found) // 2]:.2f} s | {ordered[-1]:.2f} s |")
+        kinds = columns[:3]
+        lines += ["", "| phase | " + " | ".join(kinds) + " | signal to end: median | longest |", "|---" * 6 + "|"]
+        for phase, ended in sorted(self.phases.items()):
+            found = sorted(self.latencies[phase])
+            times = f"{found[len(found) // 2]:.2f} s | {found[-1]:.2f} s" if found else "| "
+            lines.append(f"| {phase} | " + " | ".join(str(ended[k]) for k in kinds) + f" | {times} |")
         return "\n".join(lines)
-
-
-def prepare(scenario: Scenario, work: Path) -> tuple[Path, str, int, float]:
-    """The directory before the command, the digest and the counted writes of an undisturbed command, its seconds."""
-    base = work / "base"
-    base.mkdir(parents=True)
-    for command in scenario.before:
-        ended = wait(start(base, command), base, 4 * HANG)
-        if ended.code != 0:
-            raise SystemExit(f"{scenario.name}: preparing failed with {ended.code}\n{ended.stderr}")
-    whole = work / "whole"
-    shutil.copytree(base, whole)
-    child = start(whole, scenario.command, call=2**40)
-    ended = wait(child, whole, 4 * HANG)
-    if ended.code != 0:
-        raise SystemExit(f"{scenario.name}: the undisturbed command failed with {ended.code}\n{ended.stderr}")
-    return base, digest(whole, scenario.results), counted_writes(whole, scenario), ended.seconds
-
-
-def counted_writes(whole: Path, scenario: Scenario) -> int:
-    """About the number of counted calls: a trial beyond the last one is not disturbed, and not counted."""
-    files = sum(1 for p in whole.rglob("*") if p.is_file())
-    return 12 * files
 
 
 def attempt(
@@ -255,6 +96,7 @@ def attempt(
         attempt(scenario, made, rng, table, work)
         return
     counts[kind] += 1
+    table.phases[ended.phase or phase_of(directory.parent / f"{directory.name}.err")][kind] += 1
     wrong = []
     if kind == "signal" and ended.latency is not None:
         table.latencies[ended.phase].append(ended.latency)
@@ -262,7 +104,7 @@ def attempt(
             wrong.append(f"exit code {ended.code} for signal {number}")
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
         wrong.append("unexpected error")
-    if not (directory / scenario.done).exists():
+    if not scenario.completed(directory):
         first = ended
         ended = wait(start(directory, scenario.again()), directory, HANG)
         if ended.code is None:
@@ -286,29 +128,13 @@ def attempt(
         table.failures.append({**about, "stderr": ended.stderr[-1500:], "directory": str(kept)})
 
 
-def import_everything() -> None:
-    """Import what the commands import, so that forks need not; nothing is computed, so that no thread is started."""
-    import bitsandbytes
-    import peft
-    import torch
-    import transformers
-
-    assert bitsandbytes and peft
-    torch.set_num_threads(1)
-    from smollm3_finetune.components.discovery import PluginSelection, discover
-    from smollm3_finetune.merge import run as merging
-    from smollm3_finetune.train import loop, run
-
-    assert loop and run and merging
-    discover(PluginSelection.of(()))
-    assert transformers.Trainer and transformers.SmolLM3ForCausalLM and transformers.AutoTokenizer
-
-
 def worker(options: argparse.Namespace, work: Path) -> None:
     """The trials of one process; prints its table as JSON."""
     import_everything()
     rng, table = random.Random(options.seed), Table()
     chosen = [s for s in scenarios() if not options.only or any(word in s.name for word in options.only)]
+    job, jobs = options.share
+    chosen = chosen[job::jobs] or chosen
     made = {}
     for number, scenario in enumerate(chosen):
         (work / str(number)).mkdir(parents=True)
@@ -334,6 +160,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="commands whose name contains one of these words")
     parser.add_argument("--keep", type=Path, help="keep the directories of failures here")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options, options.worker)
@@ -347,12 +174,14 @@ def main() -> int:
         for job in range(options.jobs):
             work = root / f"job-{job}"
             work.mkdir()
+            (work / "counter").write_bytes(bytes(8))
             env = {
                 **os.environ, "LD_PRELOAD": str(shim()), "FAULT_DIR": str(root), "OMP_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
+                "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0", "FAULT_COUNTER": str(work / "counter"),
             }  # fmt: skip
             arguments = ("--trials", str(share), "--minutes", str(options.minutes), "--seed", str(options.seed + job))
-            command = [sys.executable, __file__, *arguments, "--worker", str(work), *only]
+            mine = ("--worker", str(work), "--share", str(job), str(options.jobs))
+            command = [sys.executable, __file__, *arguments, *mine, *only]
             running.append((subprocess.Popen(command, env=env), work))
         codes = [process.wait() for process, _ in running]
         for _, work in running:

@@ -510,6 +510,7 @@ for _ in sys.stdin:
 """For each line it reads: a process that merges, its id, and how that ended."""
 
 
+@pytest.mark.long
 def test_killed_at_ten_moments_a_merge_leaves_nothing_at_its_output(isolated: Path) -> None:
     right, _ = trained("delta")
     command = [sys.executable, "-c", MERGER, *FILES]

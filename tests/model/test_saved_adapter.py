@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import LoadedModel, load_model
-from smollm3_finetune.errors import ModelError, UnsupportedOp
+from smollm3_finetune.errors import ModelError, UnsupportedOp, WriteError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 
@@ -127,7 +127,7 @@ def test_a_save_that_fails_leaves_nothing(loaded: LoadedModel, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LoadedModel, "describe", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=r"^deep/adapter cannot be written: the disk is full"):
         loaded.save(Path("deep/adapter"))
     assert (files(Path("deep/adapter")) if existing else {}) == before
     assert [p.name for p in Path("deep").iterdir()] == (["adapter"] if existing else [])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from smollm3_finetune import finetune, load_model
+from smollm3_finetune import finetune
 from smollm3_finetune.config.load import assemble, file_settings
 from smollm3_finetune.errors import ConfigError, SmolLM3Error, WriteError
 from smollm3_finetune.testing.commands import Result
@@ -100,22 +100,6 @@ def test_other_exceptions_are_not_hidden(rows_file: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("smollm3_finetune.train.run.compose", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         finetune(**SMALL, data=rows_file, train={"max_steps": 1})
-
-
-def test_an_adapter_that_cannot_be_written_is_a_write_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_model("tiny", adapter="full", purpose="train")
-    loaded.save(tmp_path / "saved")
-    before = (tmp_path / "saved" / "smollm3.json").read_bytes()
-
-    def fails(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("smollm3_finetune.model.load.publish_files", fails)
-    for name in ("saved", "new"):
-        with pytest.raises(WriteError, match=rf"{name}.*the disk is full"):
-            loaded.save(tmp_path / name)
-    assert (tmp_path / "saved" / "smollm3.json").read_bytes() == before
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_broken_plugin_is_logged(fake_distribution: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -80,7 +80,7 @@ shut_down_processes()
 
 
 @pytest.mark.plugins
-@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_a_sharded_model_trains_answers_and_is_saved_unsharded(adapter: str) -> None:
     Path("sharded.py").write_text(SHARDED)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -120,8 +120,15 @@ def test_accelerate_launch_with_lora_and_packing_gives_the_curve_of_one_process(
 
 @pytest.mark.parametrize(
     "changes",
-    [(), ("--set", "train.packing=true"), ("--set", "train.padding=always", "--set", "train.group_by_length=true")],
-    ids=["rows", "packing", "padded"],
+    [
+        pytest.param((), id="rows", marks=pytest.mark.long),
+        pytest.param(("--set", "train.packing=true"), id="packing"),
+        pytest.param(
+            ("--set", "train.padding=always", "--set", "train.group_by_length=true"),
+            id="padded",
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_passes_that_do_not_divide_evenly_are_those_of_one_process(
     cli: Callable[..., Any], changes: tuple[str, ...]
@@ -140,6 +147,7 @@ def test_passes_that_do_not_divide_evenly_are_those_of_one_process(
     assert json.loads(both.stdout)["tokens"] == json.loads(alone.stdout)["tokens"]
 
 
+@pytest.mark.long
 def test_resuming_in_the_second_pass_uses_the_rows_of_that_pass() -> None:
     """24 rows, 22 or so to train on: six steps of two times two make the first pass."""
     rows = ("--set", "data.limit=24", "--set", "train.sample_tokens=2", "--set", "train.schedule=constant")
@@ -168,6 +176,7 @@ def test_a_loss_that_is_not_finite_ends_both_processes() -> None:
     assert not Path("out/adapter").exists()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduling classes")
 def test_processes_destroy_their_group_before_they_exit() -> None:
     """Otherwise a completed run sometimes ends with SIGABRT."""

@@ -368,7 +368,7 @@ def test_weights_that_differ_from_the_runs_are_refused(quick, cli, tmp_path):
     file.write_text(json.dumps(about))
     done = ask(cli, quick)
     assert done.code == 6
-    assert "was trained on other weights" in done.stderr
+    assert "was not trained on the weights" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -6,7 +6,7 @@ Machine Learning Models", 2023.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,11 +34,26 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
     def __init__(self, linear: nn.Linear, options: HQQOptions, device: str) -> None:
         """Quantizes `linear` on `device`, and takes its weight away."""
         bias, linear.bias = linear.bias, None
-        config = BaseQuantizeConfig(nbits=options.bits, group_size=options.group_size, axis=options.axis)
-        super().__init__(linear, quant_config=config, compute_dtype=torch.float32, device=device)
+        super().__init__(linear, quant_config=_config(options), compute_dtype=torch.float32, device=device)
         # hqq creates it in inference mode; such a tensor cannot be changed or saved for a backward pass outside of it.
         self.meta["zero"] = self.meta["zero"].clone()
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
+
+    def stored(self) -> dict[str, Tensor]:
+        """hqq's own state: codes, scales, zero points and their description, each as a tensor."""
+        return {name: value for name, value in self.state_dict().items() if name != "bias"}
+
+    @classmethod
+    def restored(cls, linear: nn.Linear, state: Mapping[str, Tensor], options: HQQOptions, device: str) -> Linear:
+        """The layer whose `stored()` is `state`, on `device`, with the bias of `linear`."""
+        layer = cls.__new__(cls)
+        super(cls, layer).__init__(
+            None, quant_config=_config(options), compute_dtype=torch.float32, device=device, initialize=False
+        )
+        layer.load_state_dict(dict(state))
+        bias = linear.bias
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
+        return layer
 
     @classmethod
     def set_backend(cls, backend: Any) -> None:
@@ -52,3 +67,8 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
         for name in ("scale", "zero"):
             self.meta[name] = self.meta[name].to(self.W_q.device)
         return self
+
+
+def _config(options: HQQOptions) -> dict[str, Any]:
+    config: dict[str, Any] = BaseQuantizeConfig(nbits=options.bits, group_size=options.group_size, axis=options.axis)
+    return config

@@ -12,6 +12,7 @@ from smollm3_finetune.api import (
     BuildContext,
     IncompatibleError,
     ModelSource,
+    StoredLayers,
     load_layerwise,
     ops_for_layers,
     options_dict,
@@ -40,6 +41,9 @@ class HQQQuantizer:
             group_size=self.options.group_size,
             along="in_features" if self.options.axis == 1 else "out_features",
             check_layer=self.check_layer,
+            stored=StoredLayers(
+                Linear.stored, lambda linear, tensors: Linear.restored(linear, tensors, self.options, ctx.device)
+            ),
         )
 
     def check_layer(self, name: str, layer: nn.Linear) -> None:

@@ -161,3 +161,31 @@ def test_the_fingerprint_follows_what_decides_the_codes(tmp_path, monkeypatch):
     assert mark("float64") == plain
     monkeypatch.setattr("smollm3_hqq.quantizer.version", lambda name: "0.2.9")
     assert mark() != plain
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("bits", "axis", "size"), [(4, 1, 64), (8, 1, None), (3, 1, 32), (2, 0, 32)])
+def test_a_stored_layer_is_restored_bit_for_bit(bits, axis, size, bias):
+    linear = dense(bias=bias)
+    options = HQQOptions(bits=bits, axis=axis, group_size=size)
+    layer = Linear(copy.deepcopy(linear), options, "cpu")
+    file = {name: value.clone() for name, value in layer.stored().items()}
+    again = Linear.restored(linear, file, options, "cpu")
+    assert torch.equal(again.dequantize(), layer.dequantize())
+    x = torch.randn(3, 128)
+    assert torch.equal(again(x), layer(x))
+    for name, value in layer.meta.items():
+        assert torch.equal(again.meta[name], value) if isinstance(value, torch.Tensor) else again.meta[name] == value
+    assert (again.in_features, again.out_features) == (layer.in_features, layer.out_features)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_a_model_is_quantized_once(tmp_path, monkeypatch):
+    source, ctx = small_source(), context(tmp_path)
+    first = HQQQuantizer(HQQOptions()).load(source, ctx)
+    monkeypatch.setattr("smollm3_hqq.linear.Linear.__init__", lambda *a: pytest.fail("quantized again"))
+    again = HQQQuantizer(HQQOptions()).load(source, ctx)
+    ids = torch.arange(12)[None]
+    assert torch.equal(again.model(ids).logits, first.model(ids).logits)
+    assert again.fingerprint == first.fingerprint
+    assert set(again.model.state_dict()) == set(first.model.state_dict())

@@ -10,6 +10,7 @@ training can continue.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
-from smollm3_finetune.api import AdapterSpec, Base, ConfigError, open_tensors
+from smollm3_finetune.api import AdapterSpec, Base, ConfigError, ModelError, open_tensors
 from smollm3_peft.adapter import Biases, PeftAdapted, PeftAdapter
 
 ALLOCATOR_FILE = "adalora_allocator.safetensors"
@@ -98,9 +99,21 @@ class AdaLoraAdapter(PeftAdapter):
         if trainable and file.is_file():
             allocator = loaded.base_model.rankallocator
             with open_tensors(file, str(next(loaded.parameters()).device)) as tensors:
-                stated = (tensors.metadata() or {}).get("rank_pattern", "null")
-                loaded.peft_config["default"].rank_pattern = json.loads(stated)
+                loaded.peft_config["default"].rank_pattern = _pattern(file, (tensors.metadata() or {}))
                 for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                     kind, _, name = key.partition("|")
+                    if kind not in _AVERAGES:
+                        raise ModelError(f"{file} is damaged: {key!r} is not a state of AdaLoRA's ranks")
                     getattr(allocator, kind)[name] = tensors.get_tensor(key)
         return loaded
+
+
+def _pattern(file: Path, about: Mapping[str, str]) -> Any:
+    """The rank pattern in the description of the saved state. Raises ModelError if it cannot be one."""
+    try:
+        pattern = json.loads(about.get("rank_pattern", "null"))
+    except (ValueError, RecursionError):
+        pattern = False
+    if pattern is not None and not isinstance(pattern, dict):
+        raise ModelError(f"{file} is damaged: its rank pattern is not an object")
+    return pattern

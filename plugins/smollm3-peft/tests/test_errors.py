@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError
 
@@ -225,3 +226,16 @@ def test_a_rank_that_no_tensor_has_is_refused_before_it_is_allocated(lab: Any, s
         with pytest.raises(ModelError, match="states the rank 1000000000, which none of the adapter's tensors has"):
             restore(lab, saved)
         (saved / "adapter_config.json").write_text(before, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern"),
+    [("__class__|x", "null"), ("forward|x", "null"), ("ipt|x", "[" * 100_000), ("ipt|x", "[1]"), ("ipt|x", "{")],
+)
+def test_a_damaged_state_of_adalora_is_named(lab: Any, tmp_path: Path, key: str, pattern: str) -> None:
+    path = tmp_path / "adapter"
+    attach(lab, "adalora", steps=8, rank=3, initial_rank=6, warmup_steps=1, final_steps=2).save(path)
+    file = path / "adalora_allocator.safetensors"
+    save_file({key: torch.zeros(1)}, str(file), metadata={"rank_pattern": pattern})
+    with pytest.raises(ModelError, match="is damaged"):
+        lab.make_adapter("adalora").restore(lab.make_base("none"), path, lab.context())
