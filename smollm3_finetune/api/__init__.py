@@ -29,6 +29,7 @@ from smollm3_finetune.api.data import (
     Encoded,
     FlatObjective,
     Formatter,
+    FormatterWithColumns,
     Objective,
     Renderer,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "FlatObjective",
     "Formatter",
     "FormatterSpec",
+    "FormatterWithColumns",
     "IncompatibleError",
     "LinearOps",
     "Loader",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -32,6 +32,9 @@ class Conversation:
     desirable: bool | None = None
     """Whether the row labels its answer as good; None: the row has no label. Rows with False are trained on only by
     objectives whose descriptor has `uses_labels`."""
+    unread: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Names of values that were not read although their column was stated as read, such as `messages[].date`: users see
+    how many rows have each. Not part of the conversation: it changes neither tokens nor the held-out split."""
 
     def supervised_messages(self) -> list[int]:
         """Indices of the messages to train on."""
@@ -44,7 +47,22 @@ class Formatter(Protocol):
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         """Convert one dataset row into a conversation.
 
-        Raises ValueError, with the reason, if the row has no usable fields.
+        Raises ValueError, with the reason, if the row has no usable fields; if the exception has a text `hint`, users
+        see it too.
+        """
+        ...
+
+
+@runtime_checkable
+class FormatterWithColumns(Formatter, Protocol):
+    """A formatter that states which columns it reads, so that users see which columns of their rows are not used."""
+
+    @property
+    def columns(self) -> Collection[str]:
+        """The columns that the formatter reads with its options; a class attribute is enough if options change nothing.
+
+        For every source, the other columns are named with the number of rows that have a value in them. Removing a
+        column that is not stated must not change the conversation. Without this attribute, nothing is reported.
         """
         ...
 

@@ -131,6 +131,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             name="preference",
             summary="a chosen and a rejected answer, optional prompt",
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
+            options="smollm3_finetune.builtin.options:PreferenceOptions",
             claims=claims.preference,
             rank=claims.PREFERENCE_RANK,
             api=1,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from smollm3_finetune.api import option
 
+INPUT = "The column that is appended to the question, after an empty line."
+
 
 @dataclass(frozen=True, kw_only=True)
 class HFOptions:
@@ -41,6 +43,7 @@ class AlpacaOptions:
     """Formatter `alpaca`."""
 
     learn_history: bool = option(True, "Also train on the answers in `history`.")
+    input: str = option("input", INPUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,14 @@ class PromptCompletionOptions:
 
     prompt: str = option("prompt", "The column that holds the prompt.")
     completion: str = option("completion", "The column that holds the completion; by default also `response`.")
+    input: str = option("input", INPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceOptions:
+    """Formatter `preference`."""
+
+    input: str = option("input", INPUT)
 
 
 @dataclass(frozen=True, kw_only=True)

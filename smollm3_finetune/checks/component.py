@@ -19,6 +19,7 @@ from smollm3_finetune.components.requirements import unmet_distributions
 from smollm3_finetune.components.suggestions import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.config.load import Setting, assemble, plain
 from smollm3_finetune.config.options import build, describe, field_types
+from smollm3_finetune.data.columns import stated_columns
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.model.device import KINDS as DEVICES
 
@@ -141,6 +142,10 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
         misfits += [p] if (p := _misfit(made, "write", api.CheckpointQuantizer)) else []
     yield _finding(component, "its methods accept the protocol's arguments", not misfits, "; ".join(misfits),
                    "see the protocols in smollm3_finetune.api")  # fmt: skip
+    if kind is FORMATTER and getattr(made, "columns", None) is not None:
+        problem = _problem(lambda: stated_columns(made))
+        yield _finding(component, "columns names the columns that it reads", not problem, problem,
+                       'columns = ("question", "answer")')  # fmt: skip
 
 
 def _last_file(error: BaseException) -> str:

@@ -38,7 +38,7 @@ class SourceConfig:
         1.0, "How often each row is used per pass: 0.5 uses half of the rows, 2 uses each row twice.", gt=0, le=1000
     )
     formatter: str | None = option(None, "Formatter of these rows; none: detected.")
-    split: str = option("train", "Split of a Hub dataset.")
+    split: str = option("train", "Split of a Hub dataset, or of a directory that `datasets` saved.")
     subset: str | None = option(None, "Subset (configuration) of a Hub dataset.")
     revision: str | None = option(None, "Revision of a Hub dataset.")
     limit: int | None = option(None, "Use only the first N rows.", ge=1)
@@ -76,6 +76,9 @@ class DataConfig:
         "Rows of raw text longer than data.max_length: split into chunks, or cut. Conversations are always cut.",
     )
     limit: int | None = option(None, "Use only the first N rows of each source of data.path.", ge=1, le=10**12)
+    ignore_columns: tuple[str, ...] = option(
+        (), "Columns to remove from the rows before they are read, such as a column that a formatter refuses."
+    )
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
     enable_thinking: bool | None = option(
         None,

@@ -8,6 +8,7 @@ from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
+from smollm3_finetune.data.columns import UnreadColumns
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.files.json import json_type
@@ -33,14 +34,18 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
 
 
 def formatted(
-    formatter: Formatter, rows: Iterable[Row], component: SelectedComponent | None = None
+    formatter: Formatter,
+    rows: Iterable[Row],
+    component: SelectedComponent | None = None,
+    unread: UnreadColumns | None = None,
 ) -> Iterator[tuple[str, Conversation]]:
-    """Yields (where, conversation) of every row.
+    """Yields (where, conversation) of every row, and counts its columns that are not read in `unread`.
 
     Raises DataError that names the first invalid rows, after the last row is read; nothing is yielded after an invalid
     row. An exception that is not about the row is a bug in the formatter: PluginError that names its `component`.
     """
     wrong: list[str] = []
+    hint = None
     count = 0
     for row in rows:
         try:
@@ -50,14 +55,18 @@ def formatted(
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             count += 1
             wrong += [f"{row.where}: {e}"] if count <= MAX_SHOWN else []
+            hint = hint or getattr(e, "hint", None)
             continue
         except Exception:
             if component is None:
                 raise
             with attributed_to(component.component, where=row.where):
                 raise
+        if unread is not None:
+            unread.observe(row.value, conversation)
         if not count:
             yield row.where, conversation
     if count:
         more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
-        raise DataError("\n".join(wrong) + more, hint="fix the rows, or choose another formatter: --formatter NAME")
+        hint = hint or "fix the rows, or choose another formatter: --formatter NAME"
+        raise DataError("\n".join(wrong) + more, hint=hint)

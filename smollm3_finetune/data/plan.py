@@ -41,12 +41,13 @@ class SelectedRows:
         """
         formatter, data = self.formatter, self.config.data
         sources, options = [pinned(s) for s in self.sources], self.config.formatter.options
+        ignored = frozenset(data.ignore_columns)
 
         def limit(source: Source) -> int | None:
             return None if source.validation else data.limit
 
         if formatter is None and options:
-            found = (with_formatter(registry, s, None, limit(s)) for s in sources)
+            found = (with_formatter(registry, s, None, limit(s), ignored) for s in sources)
             names = sorted({s.formatter.component.full_name for s in found})
             if len(names) > 1:
                 raise ConfigError(
@@ -54,7 +55,7 @@ class SelectedRows:
                     hint=f"choose the formatter of this option: --formatter {names[0].rpartition(':')[2]}",
                 )
             formatter = choose(registry, FORMATTER, names[0], options)
-        read = tuple(with_formatter(registry, s, formatter, limit(s)) for s in sources)
+        read = tuple(with_formatter(registry, s, formatter, limit(s), ignored) for s in sources)
         return Rows(sources=read, seed=data.seed, held_out=data.held_out, uses_labels=self._uses_labels())
 
     def _uses_labels(self) -> bool:
@@ -64,7 +65,8 @@ class SelectedRows:
         """The rows of `calibration.path`, each source with the formatter that recognizes it; None if it is unset."""
         if self.calibration is None:
             return None
-        read = tuple(with_formatter(registry, pinned(s), None, None) for s in self.calibration)
+        ignored = frozenset(self.config.data.ignore_columns)
+        read = tuple(with_formatter(registry, pinned(s), None, None, ignored) for s in self.calibration)
         return Rows(sources=read, seed=self.config.data.seed, held_out=0.0, uses_labels=self._uses_labels())
 
 

@@ -24,6 +24,7 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.chunks import CHUNKED
+from smollm3_finetune.data.left_out import reason
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
@@ -32,15 +33,6 @@ from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model_files.loading import quiet_transformers
-
-REASONS = {
-    "turn rewritten by the template": "the template rewrites its answers, so no prompt leads to them",
-    "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
-    "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",
-}
-"""What a note means for a row without supervised tokens."""
-NO_LIMIT = 1 << 30
-"""A maximum length, in tokens, that cuts nothing."""
 
 
 class _Recorder(Renderer):
@@ -89,13 +81,13 @@ class Inspector:
         held_out = self.survey.holds_out(row)
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
-        why, enough = ("", None) if examples else self._why(row, notes)
+        left_out = None if examples else reason(row, notes, self.renderer, self.max_length)
         return Prepared(
             where=row.where,
             side="left out" if not examples else "held out" if held_out else "train",
             held_out=held_out,
-            why=why,
-            enough=enough,
+            why=left_out.why if left_out is not None else "",
+            enough=left_out.enough if left_out is not None else None,
             copies=copies(weight, row.position) if examples and not held_out else 0,
             chunks=chunks,
             undesirable=row.undesirable,
@@ -104,20 +96,6 @@ class Inspector:
             uncut=max(lengths) if chunks else sum(lengths),
             notes=notes,
         )
-
-    def _why(self, row: PositionedRow, notes: Sequence[str]) -> tuple[str, int | None]:
-        """Why a row has no supervised tokens, and the maximum length that would be enough, if the length is why."""
-        conversation = row.conversation
-        if row.undesirable:
-            return "its label is false: a bad answer, which the objective does not use", None
-        if conversation.text is None and not conversation.supervised_messages():
-            return "none of its messages is supervised", None
-        whole = self.renderer.encode(conversation, NO_LIMIT)
-        first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORE_INDEX), None)
-        if first is not None and first >= self.max_length:
-            return f"the supervised tokens begin at token {first}, past data.max_length={self.max_length}", first + 1
-        reasons = [why for note, why in REASONS.items() if note in notes]
-        return "; ".join(reasons) or "the objective finds nothing to train on in it", None
 
 
 def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
@@ -217,6 +195,7 @@ class Preview:
             formatter=about.formatter.component.full_name,
             weight=about.source.config.weight,
             validation=about.source.validation,
+            not_read=self.survey.unread[source],
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:

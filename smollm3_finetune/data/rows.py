@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,8 +16,9 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.components.kinds import FORMATTER
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.data.columns import UnreadColumns, stated_columns, without_columns
 from smollm3_finetune.data.files import Row, read_file
 from smollm3_finetune.data.formatting import MAX_SHOWN, formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
@@ -27,8 +29,8 @@ from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.progress import Silent
 
 
-def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a source, at most its own limit and `limit`."""
+def source_rows(source: Source, limit: int | None = None, ignored: frozenset[str] = frozenset()) -> Iterator[Row]:
+    """The rows of a source, at most its own limit and `limit`, without the columns `ignored`."""
     limits = [n for n in (limit, source.config.limit) if n is not None]
     about = source.config
     rows = (
@@ -36,6 +38,8 @@ def source_rows(source: Source, limit: int | None = None) -> Iterator[Row]:
         if source.hub
         else chain.from_iterable(read_file(f) for f in source.files)
     )
+    if ignored:
+        rows = without_columns(rows, ignored)
     return islice(rows, min(limits, default=None))
 
 
@@ -46,10 +50,21 @@ class FormattedSource:
     source: Source
     formatter: SelectedComponent
     limit: int | None = None
+    ignored: frozenset[str] = frozenset()
+    """Columns that are removed from each row."""
 
-    def conversations(self) -> Iterator[tuple[str, Conversation]]:
-        """Yields (where, conversation). Raises DataError that names the first invalid rows by file and line."""
-        return formatted(self.formatter.create(), source_rows(self.source, self.limit), self.formatter)
+    def conversations(self, unread: UnreadColumns | None = None) -> Iterator[tuple[str, Conversation]]:
+        """Yields (where, conversation), and counts columns that are not read in `unread`.
+
+        Raises DataError that names the first invalid rows by file and line.
+        """
+        rows = source_rows(self.source, self.limit, self.ignored)
+        return formatted(self.formatter.create(), rows, self.formatter, unread)
+
+    def unread_columns(self) -> UnreadColumns:
+        """A new count of the columns that the formatter does not read."""
+        with attributed_to(self.formatter.component):
+            return UnreadColumns(stated_columns(self.formatter.create()))
 
     def identity(self) -> list[Any]:
         """Everything that determines the conversations: the contents of the rows, the formatter and the limits."""
@@ -60,25 +75,31 @@ class FormattedSource:
             content = [file_sha256(f) for f in source.files]
         options = options_dict(self.formatter.options)
         about = [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
+        about += [sorted(self.ignored)] if self.ignored else []  # sources of earlier versions keep their identity
         return [*about, "validation"] if source.validation else about
 
 
 def with_formatter(
-    registry: Registry, source: Source, named: SelectedComponent | None, limit: int | None
+    registry: Registry,
+    source: Source,
+    named: SelectedComponent | None,
+    limit: int | None,
+    ignored: frozenset[str] = frozenset(),
 ) -> FormattedSource:
     """A source with its own formatter, else the named one, else the one that recognizes its first row.
 
-    If the source's own formatter is also the named one, it has the options of the named one, else none.
+    If the source's own formatter is also the named one, it has the options of the named one, else none. The columns
+    `ignored` are removed from each row first.
     """
     own = source.config.formatter
     if own is None and named is None:
-        own = recognize(registry, next(source_rows(source, 1))).full_name
+        own = recognize(registry, next(source_rows(source, 1, ignored))).full_name
     if own is not None:
         choice = choose(registry, FORMATTER, own, {})
         if named is None or named.component.full_name != choice.component.full_name:
-            return FormattedSource(source=source, formatter=choice, limit=limit)
+            return FormattedSource(source=source, formatter=choice, limit=limit, ignored=ignored)
     assert named is not None
-    return FormattedSource(source=source, formatter=named, limit=limit)
+    return FormattedSource(source=source, formatter=named, limit=limit, ignored=ignored)
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,8 @@ class Survey:
     """The locations of the first of them."""
     example: Conversation | None
     """The row with the shortest question, a held-out one if possible; None if no row has a question."""
+    unread: list[Counter[str]]
+    """The columns that the formatter does not read: the number of rows that have a value in each."""
     problem: DataError | None = None
     """Why these rows cannot be trained on, for `data preview`."""
 
@@ -157,10 +180,10 @@ class Rows:
         undesirable = conversation.desirable is False and not self.uses_labels
         return PositionedRow(source, where, place, conversation, self.sources[source].source.validation, undesirable)
 
-    def positioned(self) -> Iterator[PositionedRow]:
-        """Every row, in order; those of `data.validation` first."""
+    def positioned(self, unread: Sequence[UnreadColumns] | None = None) -> Iterator[PositionedRow]:
+        """Every row, in order; those of `data.validation` first. Counts columns that are not read, for each source."""
         for index in sorted(range(len(self.sources)), key=lambda i: not self.sources[i].source.validation):
-            for where, conversation in self.sources[index].conversations():
+            for where, conversation in self.sources[index].conversations(unread[index] if unread else None):
                 yield self.row(index, where, conversation)
 
     def survey(self, progress: Progress | None = None, *, must_train: bool = True) -> Survey:
@@ -171,9 +194,9 @@ class Rows:
         """
         threshold, overlap = SplitThreshold(self.fraction), _Overlap(len(self.sources))
         counts, below, undesirable = (_Counts(len(self.sources)) for _ in range(3))
-        shortest = _Shortest()
+        shortest, unread = _Shortest(), [s.unread_columns() for s in self.sources]
         with (progress or Silent()).task("reading rows") as task:
-            for row in self.positioned():
+            for row in self.positioned(unread):
                 task.advance()
                 if row.undesirable:
                     undesirable.add(row.source)
@@ -208,6 +231,7 @@ class Rows:
             undesirable=undesirable.by_source,
             overlap=overlap.counts.by_source,
             overlap_places=overlap.places,
+            unread=[u.counts for u in unread],
             example=shortest.conversation(),
             problem=problem,
         )

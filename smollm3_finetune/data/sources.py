@@ -12,6 +12,7 @@ from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import SourceConfig
 from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
+from smollm3_finetune.data.saved_datasets import saved_files
 from smollm3_finetune.errors import ConfigError, DataError
 from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.paths import is_hub_id, user_path
@@ -101,6 +102,9 @@ def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     if path.is_file():
         return Source(title=title, config=config, files=(_supported(path),))
     if path.is_dir():
+        if (saved := saved_files(path, text, config.split)) is not None:
+            part = "" if config.split == SourceConfig.split else f"[{config.split}]"
+            return Source(title=f"{title}{part}", config=config, files=tuple(saved))
         inside = sorted(f for f in path.iterdir() if row_format(f))
         if not inside:
             raise DataError(f"the data directory {text!r} holds no file of rows ({FORMATS})", hint="--data FILE.jsonl")

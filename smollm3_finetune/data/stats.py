@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from smollm3_finetune.data.left_out import LeftOut, Side, more_useful
 from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import Survey
-from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
 PLACES = 5
 """How many left-out rows are listed with their location."""
@@ -50,8 +50,10 @@ class SourceStats:
     longest_row: str | None = None
     empty_rows: list[tuple[str, str]] = field(default_factory=list)
     """(where, why) of the first rows that were left out."""
-    first_empty: dict[bool, Prepared] = field(default_factory=dict)
-    """The first row left out of the training rows (False) and of the held-out rows (True)."""
+    left_out: dict[bool, LeftOut] = field(default_factory=dict)
+    """For training rows (False) and for held-out rows (True): the first row left out, if possible for its length."""
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    """Columns that the formatter does not read, and the number of rows that have a value in each, over all rows."""
 
     def add(self, row: Prepared) -> None:
         self.rows += 1
@@ -63,7 +65,8 @@ class SourceStats:
             return
         if row.side == "left out":
             self.empty += 1
-            self.first_empty.setdefault(row.held_out, row)
+            this = LeftOut(row.where, row.why, row.enough)
+            self.left_out[row.held_out] = more_useful(self.left_out.get(row.held_out), this)
             if len(self.empty_rows) < PLACES:
                 self.empty_rows.append((row.where, row.why))
         else:
@@ -95,6 +98,7 @@ class SourceStats:
             "cut": self.cut,
             "chunks": self.chunks,
             "notes": dict(sorted(self.notes.items())),
+            "not_read": dict(self.not_read),
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,
@@ -166,23 +170,16 @@ def histogram(lengths: Counter[int], bars: int = 10) -> list[Bar]:
     return made
 
 
-def refuse_if_nothing_is_supervised(stats: Sequence[SourceStats], survey: Survey) -> None:
-    """Raises DataErrors if all training rows, or all held-out rows, were left out: a run would be refused too.
-
-    `stats` must cover every row that the survey counted.
-    """
-    sides = (
-        ("training", False, sum(survey.train), sum(s.train for s in stats)),
-        ("held-out", True, sum(survey.held_out), sum(s.held_out for s in stats)),
-    )
-    problems: list[SmolLM3Error] = []
-    for name, held_out, before, left in sides:
-        if not before or left:
-            continue
-        row = next(s.first_empty[held_out] for s in stats if held_out in s.first_empty)
-        several = f"none of the {before} {name} rows has supervised tokens; the first is"
-        what = several if before > 1 else f"the only {name} row has no supervised tokens:"
-        hint = "--set data.held_out=0" if held_out else "smollm3 data preview"
-        hint = f"--max-length {row.enough}" if row.enough is not None else hint
-        problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))
-    raise_all(problems)
+def sides(stats: Sequence[SourceStats], survey: Survey) -> list[Side]:
+    """Both sides of the split, for `refuse_if_nothing_is_supervised`; `stats` must cover every row of the survey."""
+    left = {False: sum(s.train for s in stats), True: sum(s.held_out for s in stats)}
+    before = {False: sum(survey.train), True: sum(survey.held_out)}
+    names = {False: "training", True: "held-out"}
+    found = []
+    for side, name in names.items():
+        row = None
+        for source in stats:
+            if side in source.left_out:
+                row = more_useful(row, source.left_out[side])
+        found.append(Side(name, before[side], left[side], row))
+    return found

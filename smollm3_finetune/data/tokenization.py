@@ -12,7 +12,7 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
+from smollm3_finetune.data.left_out import LeftOut, Side, more_useful, reason, refuse_if_nothing_is_supervised
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.files.limits import load_json
@@ -53,6 +54,12 @@ class SourceCounts:
     """Rows left out because their label is false."""
     in_validation: int = 0
     """Training rows that are also in `data.validation`."""
+    not_read: Mapping[str, int] = field(default_factory=dict)
+    """Columns that the formatter does not read, and the number of rows that have a value in each."""
+
+    @property
+    def rows(self) -> int:
+        return self.train + self.held_out + self.empty + self.undesirable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +114,20 @@ def tokenize(
                 writer.add(row)
                 task.advance()
             writer.close()
-            _check_rows_left(writer.counts, survey, max_length)
+            refuse_if_nothing_is_supervised(writer.sides())
             _check_weights(writer.counts, writer.rows_per_pass)
 
     titles = [s.source.title for s in rows.sources]
-    return _open_entry(cache.get_or_build("tokens", key, build), titles, identity)
+    return _open_entry(cache.get_or_build("tokens", key, build), titles, survey, identity)
 
 
-def _open_entry(directory: Path, titles: Sequence[str], identity: str) -> Tokens:
-    """The tokens of a cache entry, with the current titles of the sources, which do not affect the content."""
+def _open_entry(directory: Path, titles: Sequence[str], survey: Survey, identity: str) -> Tokens:
+    """The tokens of a cache entry, with the current titles and unread columns, which do not affect the content."""
     saved = load_json(directory / "counts.json")
-    counts = [SourceCounts(**{**c, "title": title}) for c, title in zip(saved, titles, strict=True)]
+    counts = [
+        SourceCounts(**{**c, "title": title, "not_read": dict(unread)})
+        for c, title, unread in zip(saved, titles, survey.unread, strict=True)
+    ]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
     return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts, identity=identity)
 
@@ -128,20 +138,6 @@ def tokenizer_identity(tokenizer: Any) -> str:
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     about = json.dumps([rules, tokenizer.chat_template, tokenizer.eos_token, tokenizer.special_tokens_map], default=str)
     return hashlib.sha256(about.encode()).hexdigest()[:32]
-
-
-def _check_rows_left(counts: Sequence[Mapping[str, Any]], survey: Survey, max_length: int) -> None:
-    """Raises DataError if one side of the split has rows, but none with a supervised token."""
-    sides = {
-        "training": (sum(survey.train), sum(c["train"] for c in counts)),
-        "held-out": (sum(survey.held_out), sum(c["held_out"] for c in counts)),
-    }
-    for label, (before, left) in sides.items():
-        if before and not left:
-            raise DataError(
-                f"none of the {before} {label} rows has a supervised token within data.max_length={max_length} tokens",
-                hint=f"--max-length {max_length * 2}",
-            )
 
 
 def _check_weights(counts: Sequence[Mapping[str, Any]], rows_per_pass: int) -> None:
@@ -212,6 +208,8 @@ class _Writer:
             {"train": 0, "held_out": 0, "empty": 0, "notes": {}, "chunks": 0, "undesirable": 0, "in_validation": both}
             for both in survey.overlap
         ]
+        self.left_out: dict[bool, LeftOut] = {}
+        """For training rows (False) and for held-out rows (True): a row that was left out, with the reason."""
 
     def add(self, row: PositionedRow) -> None:
         counts = self.counts[row.source]
@@ -225,6 +223,7 @@ class _Writer:
             counts["undesirable"] += 1
         elif not examples:
             counts["empty"] += 1
+            self._explain(row, notes)
         elif self.survey.holds_out(row):
             counts["held_out"] += 1
             for example in examples:
@@ -235,6 +234,22 @@ class _Writer:
             self.rows_per_pass += times
             for example in examples * times:
                 self.train.add(example)
+
+    def _explain(self, row: PositionedRow, notes: Mapping[str, int]) -> None:
+        """Keep the reason of the first row that is left out, or of the first that is left out for its length."""
+        side = self.survey.holds_out(row)
+        before = self.left_out.get(side)
+        if before is None or (before.enough is None and "cut" in notes):
+            found = reason(row, sorted(notes), self.prepare.renderer, self.prepare.max_length)
+            self.left_out[side] = more_useful(before, found)
+
+    def sides(self) -> list[Side]:
+        """Both sides of the split: their rows, those that are left, and why one was left out."""
+        left = {name: sum(c[name] for c in self.counts) for name in ("train", "held_out")}
+        return [
+            Side("training", sum(self.survey.train), left["train"], self.left_out.get(False)),
+            Side("held-out", sum(self.survey.held_out), left["held_out"], self.left_out.get(True)),
+        ]
 
     def close(self) -> None:
         for file in (self.train, *self.held_out):

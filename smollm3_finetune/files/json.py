@@ -36,6 +36,15 @@ def json_type(value: Any) -> str:
     return "a list" if isinstance(value, list | tuple) else JSON_TYPES.get(type(value), type(value).__name__)
 
 
+def has_value(value: Any) -> bool:
+    """Whether a field of a row has content: not null, NaN, blank text or an empty list or object; false and 0 have."""
+    if isinstance(value, str):
+        return bool(value) and not value.isspace()
+    if isinstance(value, float):
+        return value == value
+    return value is not None and not (isinstance(value, list | tuple | dict) and not value)
+
+
 def names_code(about: Any) -> bool:
     """Whether the description of a model names Python code of its own (`auto_map`), at any level."""
     if isinstance(about, dict):

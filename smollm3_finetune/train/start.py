@@ -50,8 +50,14 @@ class PlannedRun:
         The directory, the resolved configuration, the numbers of rows, the dropout of the base model, and parts of it
         that methods for linear layers leave alone.
         """
-        survey = self.plan.survey
-        rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        survey, sources = self.plan.survey, self.plan.rows.sources
+        rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        rows["undesirable"] = sum(survey.undesirable)
+        rows["not_read"] = {
+            s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
+            for i, s in enumerate(sources)
+            if survey.unread[i]
+        }
         return {
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),

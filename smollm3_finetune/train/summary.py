@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from smollm3_finetune.batching.strategy import lengths_of
+from smollm3_finetune.data.columns import shown
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.tokenization import Tokens
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
@@ -16,11 +18,13 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     rate = plan.config.train.learning_rate
     data = []
     for c in tokens.counts:
-        left_out = f", {c.empty} left out (no supervised tokens within data.max_length)" if c.empty else ""
+        left_out = f", {c.empty} left out (no supervised tokens)" if c.empty else ""
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         notes += f" (into {c.chunks} chunks)" if c.chunks else ""
-        data.append(f"data     {c.title}: {c.train} training rows, {c.held_out} held-out rows{left_out}{notes}")
+        notes += f"; not read: {shown(c.not_read, c.rows)}" if c.not_read else ""
+        rows = f"{counted(c.train, 'training row')}, {counted(c.held_out, 'held-out row')}"
+        data.append(f"data     {c.title}: {rows}{left_out}{notes}")
     if (warning := plan.survey.overlap_warning()) is not None:
         data.append(f"warning  {warning}")
     if dropout := stated_dropout(model.source.config):
@@ -39,7 +43,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
             f"compose  {model.quantizer.component.title} + {model.adapter.component.title}",
             *data,
-            f"train    {plan.objective.component.spec.name}, {steps} steps, learning rate {rate:g}",
+            f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",
         )
     )

@@ -322,8 +322,8 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     (source,) = about["sources"]
     assert list(source) == [
         "title", "formatter", "weight", "validation", "rows", "train", "held_out", "empty", "undesirable",
-        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "tokens", "tokens_supervised", "tokens_cut", "length",
-        "longest_row",
+        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "tokens", "tokens_supervised",
+        "tokens_cut", "length", "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])

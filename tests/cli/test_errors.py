@@ -6,6 +6,7 @@ The weight file of the model is invalid in these tests, so a run that reads it f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,9 +341,11 @@ def test_a_model_without_a_chat_template(fails: Fails, tiny_tokenizer: Path) -> 
 
 
 def test_rows_without_supervised_tokens_within_the_length(fails: Fails, tiny_tokenizer: Path) -> None:
-    failure = fails(5, "--max-length", "8")
-    assert "has a supervised token within data.max_length=8 tokens" in failure.message
-    assert failure.hint == "--max-length 16"
+    failure = fails(5, "--max-length", "8", "--set", "data.held_out=0")
+    assert "training rows has supervised tokens; the first is " in failure.message
+    why = re.search(r"the supervised tokens begin at token (\d+), past data.max_length=8", failure.message)
+    assert why is not None
+    assert failure.hint == f"--max-length {int(why[1]) + 1}"
 
 
 def test_two_plugins_with_one_name(fails: Fails, acme: None, fake_distribution: Any) -> None:

@@ -208,6 +208,9 @@ CALL_FORMS = [
     {"function": {"name": "f", "arguments": {"x": [1, "ü"]}}},
     {"name": "f", "arguments": {"x": [1, "ü"]}},
     {"id": None, "type": None, "function": None, "name": "f", "arguments": '{"x": [1, "ü"]}'},
+    {"name": "f", "parameters": {"x": [1, "ü"]}},
+    {"name": "f", "parameters": '{"x": [1, "ü"]}', "arguments": None, "index": 0},
+    {"type": "function", "function": {"name": "f", "parameters": {"x": [1, "ü"]}, "arguments": {}}},
 ]
 
 
@@ -219,6 +222,28 @@ def test_tool_calls_are_normalized(form: dict[str, Any], fmt: Format) -> None:
         assert fmt("messages", row) == Conversation(messages=expected)
     row = chat(user("u"), {"role": "assistant", "content": None, "function_call": form})
     assert fmt("messages", row) == Conversation(messages=expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"name": "f", "args": {"x": 1}},
+         "tool_calls[0].args is not a key of a tool call; did you mean 'arguments'? "
+         "(keys: name, arguments, parameters, id, type, index)"),
+        ({"name": "f", "argument": {"x": 1}},
+         "tool_calls[0].argument is not a key of a tool call; did you mean 'arguments'? "
+         "(keys: name, arguments, parameters, id, type, index)"),
+        ({"type": "function", "function": {"name": "f", "strict": True}},
+         "tool_calls[0].function.strict is not a key of a tool call (keys: name, arguments, parameters)"),
+        ({"function": {"name": "f"}, "arguments": {"x": 1}},
+         "tool_calls[0].arguments is not a key of a tool call (keys: function, id, type, index)"),
+        ({"name": "f", "arguments": {"x": 1}, "parameters": {"x": 2}},
+         "tool_calls[0] has different values in 'arguments' and 'parameters'"),
+    ],
+)  # fmt: skip
+def test_no_part_of_a_tool_call_is_dropped(form: dict[str, Any], message: str, fmt: Format) -> None:
+    row = chat(user("u"), assistant(None, tool_calls=[form]))
+    assert fmt.error("messages", row) == f"messages[1].{message}"
 
 
 @pytest.mark.parametrize("arguments", [None, "", "{}", {}])

@@ -227,13 +227,15 @@ def test_a_label_does_not_move_a_row_to_the_other_side_of_the_split(cli: Cli) ->
 
 
 def test_a_run_never_trains_on_a_false_label_and_reports_the_count(cli: Cli) -> None:
-    rows = [row(n, "Good." if n % 2 else "Bad.", label=bool(n % 2)) for n in range(12)]
-    args = ("--data", write("rows.jsonl", rows), "--adapter", "full", "--max-steps", "1")
-    done = cli("train", *args, "--set", "train.sample_tokens=1", "--json")
+    rows = [row(n, "Good." if n % 2 else "Bad.", label=bool(n % 2), id=n) for n in range(12)]
+    args = ("--data", write("rows.jsonl", rows), "--adapter", "full", "--max-steps", "1", "--output", "run")
+    done = cli("train", *args, "--set", "train.sample_tokens=1")
     assert done.code == 0, done.stderr
-    (counts,) = json.loads(done.stdout)["rows"]
+    (counts,) = json.loads(Path("run/report.json").read_text())["rows"]
     assert (counts["train"] + counts["held_out"], counts["undesirable"], counts["empty"]) == (6, 6, 0)
-    assert ", 6 left out (false label)" in done.stderr
+    assert ", 6 left out (false label); not read: id (12 of 12 rows)\n" in done.stderr
+    assert counts["not_read"] == {"id": 12}
+    assert "\nnot read       rows.jsonl: id (12 of 12 rows)\n" in done.stdout
 
 
 def test_files_with_false_labels_only_are_refused(cli: Cli) -> None:

@@ -416,8 +416,39 @@ def test_a_row_that_the_template_refuses_is_named_by_file_and_line(make: Make) -
 
 
 def test_nothing_to_learn_at_all_is_refused(make: Make) -> None:
-    with pytest.raises(DataError, match=r"none of the \d+ training rows has a supervised token"):
-        make(write("a.jsonl", ROWS), max_length=8)
+    with pytest.raises(DataError) as caught:
+        make(write("a.jsonl", ROWS), held_out=0, max_length=8)
+    first = f"none of the {len(ROWS)} training rows has supervised tokens; the first is a.jsonl:1: "
+    assert caught.value.message.startswith(f"{first}the supervised tokens begin at token ")
+    assert caught.value.hint is not None and caught.value.hint.startswith("--max-length ")
+
+
+def said(*turns: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": t, **more} for i, (t, more) in enumerate(turns)]}
+
+
+def test_rows_without_supervised_tokens_give_their_own_reason_and_length_only_if_they_were_cut(make: Make) -> None:
+    masked = [said((f"q{n}", {}), ("a", {"train": False})) for n in range(3)]
+    thoughts = [said((f"q{n}", {}), ("<think>only this</think>", {})) for n in range(3)]
+    first = "none of the 3 training rows has supervised tokens; the first is a.jsonl:1: "
+    for rows, why in (
+        (masked, "none of its messages is supervised"),
+        (thoughts, "empty turn: an answer that is empty or contains only reasoning is not supervised"),
+    ):
+        with pytest.raises(DataError) as caught:
+            make(write("a.jsonl", rows), held_out=0, max_length=64)
+        assert (caught.value.message, caught.value.hint) == (first + why, "smollm3 data preview")
+        with pytest.raises(DataError, match=r"^none of the 2 training rows has .*") as split:
+            make("a.jsonl", held_out=0.1, max_length=64)
+        assert "held-out" not in str(split.value), "the reason of the other side is not repeated"
+    long = said(("word " * 100, {}), ("a", {}))
+    with pytest.raises(
+        DataError, match=r"has supervised tokens; one is a\.jsonl:4: the supervised tokens begin"
+    ) as cut:
+        make(write("a.jsonl", [*masked, long]), held_out=0, max_length=64)
+    enough = int(str(cut.value.hint).removeprefix("--max-length "))
+    assert make(write("a.jsonl", [*masked, long]), held_out=0, max_length=enough).counts[0].train == 1
 
 
 def test_losses_are_reported_by_source(cli: Callable[..., Any]) -> None:

@@ -190,6 +190,7 @@ def _default(node: ast.expr) -> str:
     text = ast.unparse(node)
     if text.startswith("frozenset({"):
         return text.removeprefix("frozenset(").removesuffix(")")
+    text = text.removeprefix("dataclasses.field(default=").removesuffix(", compare=False)")
     return "{}" if text == "dataclasses.field(default_factory=dict)" else text
 
 

@@ -18,6 +18,8 @@ PREFERENCE_COLUMNS = (
     ("chosen_response", "rejected_response"),
 )
 """The columns of the better and of the worse answer. The first pair with two values is read."""
+QUESTION_COLUMNS = ("prompt", "instruction", "question")
+"""The columns of the prompt of a pair. The first with a value is read."""
 PREFERENCE_RANK = 10
 PROMPT_COMPLETION_RANK = -5
 TEXT_RANK = -10

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
-from smollm3_finetune.builtin.formatters.columns import desirable, refuse_media, template_kwargs, tools, with_system
+from smollm3_finetune.builtin.formatters.columns import CHAT_COLUMNS, conversation, with_system
 from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.builtin.formatters.question import question_turns
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
+from smollm3_finetune.builtin.formatters.unread import refuse_media
 from smollm3_finetune.builtin.options import PromptCompletionOptions
 
 DEFAULT = PromptCompletionOptions().completion
@@ -18,26 +20,35 @@ DEFAULT = PromptCompletionOptions().completion
 class PromptCompletionFormatter:
     """`{"prompt": "…", "completion": "…"}`; the completion may be called `response`, and options name other columns.
 
-    Each is text or a list of messages. Only the completion is supervised, not the answers inside the prompt. Optional
-    columns: `system`, `tools`, `chat_template_kwargs`, and `label` or `desirable` (whether the completion is good).
+    Each is text or a list of messages. Only the completion is supervised, not the answers inside the prompt. To a
+    prompt that is text, `input` is appended after an empty line, and the pairs of `history` come before it, as in
+    `alpaca` rows. Optional columns: `system` or `system_prompt`, `tools`, `chat_template_kwargs`, `label` or
+    `desirable` (whether the completion is good), and `weight` (0: the row is left out).
     """
 
     def __init__(self, options: PromptCompletionOptions | NoOptions) -> None:
         self.options = options if isinstance(options, PromptCompletionOptions) else PromptCompletionOptions()
+        completion = {self.options.completion, *(["response"] if self.options.completion == DEFAULT else [])}
+        self.columns = CHAT_COLUMNS | completion | {self.options.prompt, self.options.input, "history"}
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
         prompt_column, completion_column = self.options.prompt, self.options.completion
         if completion_column == DEFAULT:
             completion_column = _completion_column(row)
-        prompt = with_system(text_or_turns(row.get(prompt_column), prompt_column, "user"), row)
+        value = row.get(prompt_column)
+        if isinstance(value, list | tuple):
+            asked, not_here = read_turns(value, prompt_column), [self.options.input, "history"]
+        else:
+            asked, not_here = question_turns(row, prompt_column, self.options.input), []
+        prompt = with_system(asked, row)
         turns = prompt + text_or_turns(row.get(completion_column), completion_column, "assistant")
-        return Conversation(
-            messages=tuple(t.message for t in turns),
-            tools=tools(row),
-            template_kwargs=template_kwargs(row),
+        return conversation(
+            row,
+            turns,
             supervised=supervised(turns, after=len(prompt)),
-            desirable=desirable(row),
+            columns=self.columns,
+            not_here=not_here,
         )
 
 

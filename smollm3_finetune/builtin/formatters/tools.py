@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.errors import did_you_mean
 from smollm3_finetune.files import limits
-from smollm3_finetune.files.json import json_type
+from smollm3_finetune.files.json import has_value, json_type
+
+ARGUMENTS = ("arguments", "parameters")
+FUNCTION_KEYS = ("name", *ARGUMENTS)
+CALL_KEYS = ("id", "type", "index")
+"""Keys of a call besides its function; `index` is its place in the list, in streamed answers of OpenAI's API."""
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -25,7 +31,8 @@ def tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls as `{"type": "function", "function": {"name": …, "arguments": {…}}}`, each with its `id` if it has one.
 
     Accepts OpenAI's form, the bare `{"name", "arguments"}`, one call or a list, arguments as an object or as JSON
-    text, and any of these as JSON text.
+    text (also under `parameters`, as in Llama 3's format), and any of these as JSON text. Raises ValueError for keys of
+    a call that it would lose.
     """
     if isinstance(value, str):
         value = parse_json(value, where)
@@ -49,11 +56,33 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
         if not isinstance(function, Mapping):
             raise ValueError(f"{path} must be an object with a name and arguments, found {json_type(function)}")
     name = required_text(function.get("name"), f"{path}.name")
-    arguments = _arguments(function.get("arguments"), f"{path}.arguments")
+    arguments = _either_arguments(function, path)
+    if function is call:
+        _refuse_other_keys(call, (*FUNCTION_KEYS, *CALL_KEYS), where)
+    else:
+        _refuse_other_keys(call, ("function", *CALL_KEYS), where)
+        _refuse_other_keys(function, FUNCTION_KEYS, path)
     clean: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
         clean["id"] = required_text(call["id"], f"{where}.id")  # the `tool_call_id` of the tool answer refers to it
     return clean
+
+
+def _refuse_other_keys(value: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises ValueError for a key whose value would be lost; null and empty values are not."""
+    for key in value:
+        if key not in known and has_value(value[key]):
+            near = did_you_mean(str(key), known)
+            meant = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"{where}.{key} is not a key of a tool call{meant} (keys: {', '.join(known)})")
+
+
+def _either_arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments under either of their names. Raises ValueError if the two differ."""
+    found = [a for key in ARGUMENTS if (a := _arguments(function.get(key), f"{where}.{key}"))]
+    if len(found) == 2 and found[0] != found[1]:
+        raise ValueError(f"{where} has different values in {ARGUMENTS[0]!r} and {ARGUMENTS[1]!r}")
+    return found[0] if found else {}
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from smollm3_finetune.builtin.formatters.claims import looks_like_list
 from smollm3_finetune.builtin.formatters.content import content_and_reasoning, optional_text
 from smollm3_finetune.builtin.formatters.roles import CALL, role_of
 from smollm3_finetune.builtin.formatters.tools import parse_json, tool_calls
-from smollm3_finetune.files.json import json_type
+from smollm3_finetune.files.json import has_value, json_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Turn:
     """The path of the message in the row: `messages[2]`."""
     weight: int | None = None
     """0 or 1 if the row sets it."""
+    unread: tuple[str, ...] = ()
+    """Keys of the message that have a value and are not read, such as `messages[].date`."""
 
     @property
     def role(self) -> str:
@@ -78,7 +80,20 @@ def _read_turn(message: Any, where: str, role_key: str, content_key: str) -> Tur
         if role != "assistant":
             raise ValueError(f"{where}: only an assistant message can have reasoning, found it with the role {role!r}")
         clean["reasoning_content"] = reasoning
-    return Turn(message=clean, where=where, weight=weight_of(message, where))
+    unread = _unread_keys(message, where, {role_key, content_key})
+    return Turn(message=clean, where=where, weight=weight_of(message, where, content), unread=unread)
+
+
+def _unread_keys(message: Mapping[str, Any], where: str, read: set[str]) -> tuple[str, ...]:
+    """The keys of a message that have a value and are not read. Raises ValueError for those that change its meaning."""
+    found = [k for k in message.keys() - READ_KEYS - read if has_value(message[k])]
+    if not found:
+        return ()
+    for key, instead in REFUSED_KEYS.items():
+        if key in found:
+            raise ValueError(f"{where}.{key} is not read{instead}")
+    column = where.partition("[")[0]
+    return tuple(f"{column}[].{key}" for key in sorted(found))
 
 
 def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -99,11 +114,19 @@ def _reasoning(message: Mapping[str, Any], where: str, in_parts: str | None) -> 
     return in_parts if field is None else field
 
 
-WEIGHTS = ("loss_weight", "weight", "train", "loss")
+WEIGHTS = ("loss_weight", "weight", "train", "training", "loss")
 """The keys that set whether a message is supervised: the first two are numbers, the others true or false."""
+READ_KEYS = {"tool_calls", "function_call", "name", "tool_call_id", *REASONING_FIELDS, *WEIGHTS, "train_detail"}
+"""The keys of a message that are read, besides those of its role and its content."""
+REFUSED_KEYS = {
+    **dict.fromkeys(("tools", "functions"), ": move it to the column 'tools' of the row"),
+    **dict.fromkeys(("images", "videos", "audios", "image", "video", "audio"), ": only text is supported"),
+    **dict.fromkeys(("documents", "context"), ": move its text to the content of the message"),
+}
+"""Keys that belong to the prompt in the formats of other tools, and what to do with each."""
 
 
-def weight_of(message: Mapping[str, Any], where: str) -> int | None:
+def weight_of(message: Mapping[str, Any], where: str, content: Any) -> int | None:
     """0 or 1, or None if the message does not set a weight.
 
     Raises ValueError for any other weight, which would be ignored silently, and if two of the keys disagree.
@@ -116,6 +139,31 @@ def weight_of(message: Mapping[str, Any], where: str) -> int | None:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise ValueError(f"{where}.{key} must be 0 or 1 (masked or supervised), found {value!r}")
         weights[key] = int(value)
+    if (part := _weight_of_parts(message.get("train_detail"), content, where)) is not None:
+        weights["train_detail"] = part
     if len(set(weights.values())) > 1:
         raise ValueError(f"{where}: {' and '.join(f'{key} {message[key]!r}' for key in weights)} disagree")
     return next(iter(weights.values()), None)
+
+
+def _weight_of_parts(value: Any, content: Any, where: str) -> int | None:
+    """The weight of a message whose parts have one each, as in Axolotl's `train_detail`; None if it has none.
+
+    Raises ValueError if the parts have different weights or are not the whole text: a message is supervised as a whole.
+    """
+    if not has_value(value):
+        return None
+    try:
+        parts = sorted((int(p["begin_offset"]), int(p["end_offset"]), bool(p["train"])) for p in value)
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"{where}.train_detail must be a list of begin_offset, end_offset and train") from e
+    reached = 0  # the end of a part is its last character
+    for begin, end, _ in parts:
+        reached = max(reached, end + 1) if begin <= reached else reached
+    weights = {train for _, _, train in parts}
+    if len(weights) > 1 or not isinstance(content, str) or not reached >= len(content.rstrip()):
+        raise ValueError(
+            f"{where}.train_detail trains on a part of the message only, which is not supported; split the message, or "
+            "set 'train' of the whole message and remove 'train_detail'"
+        )
+    return int(weights == {True})

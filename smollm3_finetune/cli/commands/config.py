@@ -44,6 +44,7 @@ def validate(**values: Any) -> str:
     """
     from smollm3_finetune.api import BuildContext, Purpose
     from smollm3_finetune.cache.store import Cache
+    from smollm3_finetune.data.counts import counted
     from smollm3_finetune.model.device import check_device, guess_device
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.runs.rundir import RunDir
@@ -67,7 +68,7 @@ def validate(**values: Any) -> str:
     return (
         f"ok: model {plan.model.ref}, quantizer {plan.model.quantizer.component.spec.name}, "
         f"adapter {plan.model.adapter.component.spec.name}; "
-        f"{sum(plan.survey.train)} training rows, {sum(plan.survey.held_out)} held-out rows"
+        f"{counted(sum(plan.survey.train), 'training row')}, {counted(sum(plan.survey.held_out), 'held-out row')}"
     )
 
 

@@ -65,7 +65,8 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
       smollm3 data preview --data a.jsonl --data b.jsonl --source 1 --max-length 2048
     """
     from smollm3_finetune.cli.output.rows import Page, head, show_problem, show_row, show_stats
-    from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
+    from smollm3_finetune.data.left_out import refuse_if_nothing_is_supervised
+    from smollm3_finetune.data.stats import sides
 
     page = Page()
     with stdout_to_stderr():
@@ -84,7 +85,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     if look.survey.problem is not None:
         show_problem(page, look.survey.problem)
     elif source is None and all(look.total(i) == s.rows for i, s in counted.items()):
-        refuse_if_nothing_is_supervised(list(counted.values()), look.survey)
+        refuse_if_nothing_is_supervised(sides(list(counted.values()), look.survey))
 
 
 @data.command(short_help="Count all rows and their tokens, by source.")
@@ -96,7 +97,8 @@ def stats(as_json: bool, **values: Any) -> None:
     The exit code is 5 if no rows would be left to train on or to evaluate.
     """
     from smollm3_finetune.cli.output.rows import Page, head, show_stats, show_total, totals
-    from smollm3_finetune.data.stats import refuse_if_nothing_is_supervised
+    from smollm3_finetune.data.left_out import refuse_if_nothing_is_supervised
+    from smollm3_finetune.data.stats import sides
 
     with stdout_to_stderr():
         look = _plan(values)
@@ -113,7 +115,7 @@ def stats(as_json: bool, **values: Any) -> None:
             show_total(page, totals(counted))
     if look.survey.problem is not None:
         raise look.survey.problem
-    refuse_if_nothing_is_supervised(counted, look.survey)
+    refuse_if_nothing_is_supervised(sides(counted, look.survey))
 
 
 def _plan(values: Mapping[str, Any]) -> Preview:

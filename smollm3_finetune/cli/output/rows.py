@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.chunks import CHUNKED
+from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 from smollm3_finetune.errors import DataError
@@ -193,6 +195,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line(f"  chunked   {split}")
     for n, (note, times) in enumerate(sorted((n, t) for n, t in stats.notes.items() if n != CHUNKED)):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
+    if stats.not_read:
+        page.line("  not read  ", (unread(stats.not_read, total), WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
     if not stats.lengths:
@@ -232,7 +236,7 @@ def show_problem(page: Page, problem: DataError) -> None:
 
 
 def _rows(count: int) -> str:
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+    return counted(count, "row")
 
 
 def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:

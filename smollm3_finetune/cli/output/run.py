@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.config.yaml12 import one_line
+from smollm3_finetune.data.columns import shown as unread
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.model_files.dropout import described
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     about = planned.summary()
     if as_json:
         return json.dumps(about, ensure_ascii=False)
-    dropout = described(about["base_dropout"])
+    rows, dropout = about["rows"], described(about["base_dropout"])
+    left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
+    not_read = [f"# {title}: not read: {unread(n['columns'], n['rows'])}" for title, n in rows["not_read"].items()]
     head = (
         f"# would be written to {one_line(about['run'])}\n"
-        f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
+        f"# {counted(rows['train'], 'training row')}, {counted(rows['held_out'], 'held-out row')}{left_out}\n"
+        + "".join(f"{one_line(line)}\n" for line in not_read)
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
         + "".join(f"# {line}\n" for line in about["left_alone"])
         + "# dry run: no weights were loaded and no files were written\n"
@@ -40,13 +45,16 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
     lines += [f"left alone     {part['line']}" for part in report.get("left_alone", ())]
+    for n in (c for c in report["rows"] if c["not_read"]):
+        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
+        lines.append(f"not read       {n['title']}: {unread(n['not_read'], total)}")
     lines += [
         f"prompt         {report['prompt'][-1]['content']}",
         f"before         {before['sample']}",
         f"after          {after['sample']}",
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
         f"took           {report['seconds']} s ({report['seconds_to_first_step']} s to the end of the first step), "
-        f"{report['steps']} steps, {report['tokens']:,} tokens",
+        f"{counted(report['steps'], 'step')}, {counted(report['tokens'], 'token')}",
         "",
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]

@@ -1,0 +1,82 @@
+"""Rows without supervised tokens: the reason for each, and the error if no row is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.rows import PositionedRow
+from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
+
+REASONS = {
+    "turn rewritten by the template": "the template rewrites its answers, so no prompt leads to them",
+    "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
+    "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",
+}
+"""What a note means for a row without supervised tokens."""
+NO_LIMIT = 1 << 30
+"""A maximum length, in tokens, that cuts nothing."""
+
+
+class LeftOut(NamedTuple):
+    """A row that was left out because it has no supervised tokens."""
+
+    where: str
+    why: str
+    enough: int | None
+    """The maximum length, in tokens, with which it would be kept; None if length is not the reason."""
+    first: bool = True
+    """Whether it is the first row that was left out."""
+
+
+def more_useful(before: LeftOut | None, row: LeftOut) -> LeftOut:
+    """The row to name in the error: the first one, or the first that a longer maximum length keeps."""
+    if before is None:
+        return row
+    return row._replace(first=False) if before.enough is None and row.enough is not None else before
+
+
+class Side(NamedTuple):
+    """One side of the split."""
+
+    name: str
+    """`training` or `held-out`."""
+    rows: int
+    left: int
+    """Rows with supervised tokens."""
+    left_out: LeftOut | None
+    """A row that was left out."""
+
+
+def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_length: int) -> LeftOut:
+    """Why a row has no supervised tokens; `notes` are those of its rendering."""
+    conversation = row.conversation
+    if row.undesirable:
+        return LeftOut(row.where, "its label is false: a bad answer, which the objective does not use", None)
+    if conversation.text is None and not conversation.supervised_messages():
+        return LeftOut(row.where, "none of its messages is supervised", None)
+    whole = renderer.encode(conversation, NO_LIMIT)
+    first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORE_INDEX), None)
+    if first is not None and first >= max_length:
+        why = f"the supervised tokens begin at token {first}, past data.max_length={max_length}"
+        return LeftOut(row.where, why, first + 1)
+    reasons = [why for note, why in REASONS.items() if note in notes]
+    return LeftOut(row.where, "; ".join(reasons) or "the objective finds nothing to train on in it", None)
+
+
+def refuse_if_nothing_is_supervised(sides: Sequence[Side]) -> None:
+    """Raises DataErrors, each with the reason of one row, if all rows of a side were left out."""
+    problems: list[SmolLM3Error] = []
+    for name, rows, left, row in sides:
+        if not rows or left or row is None:
+            continue
+        if problems and row.enough is None:  # held-out rows with the reason of the training rows, or a similar one
+            continue
+        several = f"none of the {rows} {name} rows has supervised tokens; {'the first' if row.first else 'one'} is"
+        what = several if rows > 1 else f"the only {name} row has no supervised tokens:"
+        hint = "--set data.held_out=0" if name == "held-out" else "smollm3 data preview"
+        hint = f"--max-length {row.enough}" if row.enough is not None else hint
+        problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))
+    raise_all(problems)
