@@ -22,6 +22,7 @@ from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
+from smollm3_finetune.data.chat_template.notes import REASONS
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.plan import select_rows
@@ -33,12 +34,6 @@ from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model_files.loading import quiet_transformers
 
-REASONS = {
-    "turn rewritten by the template": "the template rewrites its answers, so no prompt leads to them",
-    "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
-    "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",
-}
-"""What a note means for a row without supervised tokens."""
 NO_LIMIT = 1 << 30
 """A maximum length, in tokens, that cuts nothing."""
 
@@ -85,7 +80,10 @@ class Inspector:
         examples = self.examples(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
         chunks = len(examples) if CHUNKED in notes else 0
-        sequences = _chunk_sequences(examples, made) if chunks else _sequences(next(iter(examples), None), made)
+        if len(examples) > 1:
+            sequences = _numbered_sequences(examples, made, "chunk" if chunks else "example")
+        else:
+            sequences = _sequences(next(iter(examples), None), made)
         held_out = self.survey.holds_out(row)
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
@@ -103,6 +101,7 @@ class Inspector:
             length=max(lengths),
             uncut=max(lengths) if chunks else sum(lengths),
             notes=notes,
+            shares=self.examples.shares,
         )
 
     def _why(self, row: PositionedRow, notes: Sequence[str]) -> tuple[str, int | None]:
@@ -134,14 +133,14 @@ def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encod
     return tuple(_sequence(name, e.input_ids, e.labels) for name, e in zip(names, made, strict=True))
 
 
-def _chunk_sequences(
-    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded]
+def _numbered_sequences(
+    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded], what: str
 ) -> tuple[TokenSequence, ...]:
-    """The sequences of each chunk of a row, named by the chunk."""
+    """The sequences of each chunk or example of a row, named by its number."""
     found = []
     for i, example in enumerate(examples):
         for sequence in _sequences(example, made[i : i + 1]):
-            name = f"chunk {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
+            name = f"{what} {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
             found.append(replace(sequence, name=name))
     return tuple(found)
 

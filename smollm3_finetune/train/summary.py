@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smollm3_finetune.batching.strategy import lengths_of
+from smollm3_finetune.data.chat_template.notes import WARNED
 from smollm3_finetune.data.tokenization import Tokens
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
@@ -19,7 +20,11 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         notes += f" (into {c.chunks} chunks)" if c.chunks else ""
+        missed = c.shares.sentence()
+        notes += f"; {missed}" if missed and not c.shares.many else ""
         data.append(f"data     {c.title}: {c.train} training rows, {c.held_out} held-out rows{left_out}{notes}")
+        data += [f"warning  {c.title}: {note}" for note in sorted(c.notes) if note.startswith(WARNED)]
+        data += [f"warning  {c.title}: {missed}"] if c.shares.many else []
     if (warning := plan.survey.overlap_warning()) is not None:
         data.append(f"warning  {warning}")
     if plan.config.train.packing:

@@ -193,6 +193,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line(f"  chunked   {split}")
     for n, (note, times) in enumerate(sorted((n, t) for n, t in stats.notes.items() if n != CHUNKED)):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
+    if missed := stats.shares.sentence():
+        page.line("  turns     ", (f"{'warning: ' if stats.shares.many else ''}{missed}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
     if not stats.lengths:
