@@ -16,7 +16,7 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
-from smollm3_finetune.data.chat_template.renderer import RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
 from smollm3_finetune.errors import Collector, ConfigError
@@ -47,6 +47,17 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+
+    def turns(self) -> list[SourceTurns]:
+        """The answers and tool calls of a sample of the rows; empty if the rows cannot be rendered, as a run reports."""
+        from smollm3_finetune.data.turn_survey import survey_turns
+        from smollm3_finetune.model_files.loading import quiet_transformers
+
+        quiet_transformers()
+        try:
+            return survey_turns(self.rows, Renderer(self.model.tokenizer(), self.render))
+        except SmolLM3Error:
+            return []
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""

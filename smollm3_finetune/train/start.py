@@ -45,7 +45,8 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """The directory, the resolved configuration and the numbers of rows: what `train --dry-run --json` prints."""
         survey = self.plan.survey
-        rows = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
+        rows["turns"] = {turns.title: turns.as_dict() for turns in self.plan.turns()}
         return {"run": str(self.run.path), "config": as_dict(self.plan.config), "rows": rows}
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         f"# {about['rows']['train']} training rows, {about['rows']['held_out']} held-out rows\n"
         "# dry run: no weights were loaded and no files were written\n"
     )
+    head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
     return head + with_origins(planned.plan.config, planned.plan.origins)
 
 

@@ -38,7 +38,7 @@ from smollm3_finetune.data.chat_template.reasoning import (
     without_trace,
 )
 from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
-from smollm3_finetune.data.chat_template.sandbox import limited
+from smollm3_finetune.data.chat_template.sandbox import NULL, limited
 from smollm3_finetune.data.chat_template.tool_forms import check_json, forms
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
@@ -458,7 +458,7 @@ class Renderer:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
             with limited():
                 text = self.tokenizer.apply_chat_template(
-                    [escaped(m, all_flags=all_flags) for m in messages],
+                    [escaped(m if m["content"] is not None else {**m, "content": NULL}, all_flags=all_flags) for m in messages],
                     tokenize=False,
                     add_generation_prompt=prompt,
                     chat_template=LIMITED + with_fixed_date(template, self.options.date),
