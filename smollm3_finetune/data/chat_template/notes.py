@@ -15,12 +15,11 @@ WARNED = "the template ends no turn"
 REASONS = {
     REWRITTEN: "the template rewrites its answers, so no prompt leads to them",
     NO_TRACE: (
-        "the generation prompt ends in '<think>', which the rendered answers without reasoning do not have; use rows "
-        "with reasoning, or data.template=FILE with a template that does not open a trace"
+        "the generation prompt ends in '<think>', but the rendered answer has no trace (use rows with reasoning, or "
+        "another template: data.template=FILE)"
     ),
     NO_PREFIX: (
-        "the generation prompt is not the beginning of the rendered answer; use data.template=FILE with a template "
-        "whose prompt is"
+        "the rendered answer does not begin with the generation prompt (use another template: data.template=FILE)"
     ),
     "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
     "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",

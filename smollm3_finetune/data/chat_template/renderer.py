@@ -458,7 +458,10 @@ class Renderer:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
             with limited():
                 text = self.tokenizer.apply_chat_template(
-                    [escaped(m if m["content"] is not None else {**m, "content": NULL}, all_flags=all_flags) for m in messages],
+                    [
+                        escaped(m if m["content"] is not None else {**m, "content": NULL}, all_flags=all_flags)
+                        for m in messages
+                    ],
                     tokenize=False,
                     add_generation_prompt=prompt,
                     chat_template=LIMITED + with_fixed_date(template, self.options.date),
