@@ -24,7 +24,8 @@ from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.chat_template.notes import OWN_EXAMPLE, REWRITTEN
-from smollm3_finetune.data.chat_template.renderer import Renderer, Turns
+from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.chat_template.turns import Turns
 from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey

@@ -32,7 +32,8 @@ from smollm3_finetune.errors import DataError
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 MARKERS = (
     "<s>", "</s>", "[INST]", "[/INST]", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|endoftext|>",
-    "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>",
+    "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>", "<|start|>", "<|message|>", "<|channel|>",
+    "<|return|>", "<|call|>",
     "<|User|>", "<|Assistant|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
 )  # fmt: skip
 ENDS = {"</s>": ("llama2", "mistral", "vicuna", "zephyr"), "<|endoftext|>": ("phi", "glm", "instruction", "deepseek")}
@@ -65,8 +66,9 @@ PHI = LOOP + (
 QWEN3 = LOOP + (
     "{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' %}"
-    "{% if loop.last or m.reasoning_content %}{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function | tojson + '</tool_call>' }}{% endfor %}"
+    "{% if loop.last or m.reasoning_content %}"
+    "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function | tojson + '</tool_call>' }}{% endfor %}"
     "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
     "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
@@ -99,7 +101,8 @@ DEEPSEEK = LOOP + (
     "{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
     "{% elif m.role == 'tool' %}{{ '<|observation|>' + m.content }}"
     "{% elif m.content is none %}{{ '<|Assistant|>' }}{% for c in m.tool_calls %}"
-    "{{ '<tool_call>' + c.function.name + '\n' + c.function.arguments + '</tool_call>' }}{% endfor %}{{ '<|endoftext|>' }}"
+    "{{ '<tool_call>' + c.function.name + '\n' + c.function.arguments + '</tool_call>' }}{% endfor %}"
+    "{{ '<|endoftext|>' }}"
     "{% else %}{{ '<|Assistant|>' + m.content + '<|endoftext|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 )
@@ -315,7 +318,7 @@ SPLICES = {
     "text and null": DEEPSEEK,
     "text": DEEPSEEK.replace("m.content is none", "m.tool_calls"),
     "object and null": DEEPSEEK.replace("c.function.arguments", "c.function.arguments | tojson"),
-    "written out": DEEPSEEK.replace("'\n' + c.function.arguments + '</tool_call>'", "'\n' }}{{ c.function.arguments }}{{ '</tool_call>'"),
+    "written out": DEEPSEEK.replace(" + c.function.arguments + ", " }}{{ c.function.arguments }}{{ "),
     "null by get": DEEPSEEK.replace("m.content is none", "m.get('content') is none"),
 }  # fmt: skip
 

@@ -64,11 +64,10 @@ def validate(**values: Any) -> str:
     )
     plan = plan_run(registry, loaded, lambda: context)
     assert plan.model.adapter is not None
-    warnings = [f"\nwarning: {w}" for turns in plan.turns() for w in turns.warnings()]
     return (
         f"ok: model {plan.model.ref}, quantizer {plan.model.quantizer.component.spec.name}, "
         f"adapter {plan.model.adapter.component.spec.name}; "
-        f"{sum(plan.survey.train)} training rows, {sum(plan.survey.held_out)} held-out rows{''.join(warnings)}"
+        f"{sum(plan.survey.train)} training rows, {sum(plan.survey.held_out)} held-out rows"
     )
 
 

@@ -7,7 +7,7 @@ Whatever form a row has, its trace is put where the template reads it. A later t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,24 @@ class TracePlace:
     """Whether a block at the start of the content is rendered as the field is, or there is no such field."""
 
 
-def fields_in(template: str) -> list[str]:
+def trace_place(template: str, render: Callable[[list[dict[str, Any]]], str]) -> TracePlace:
+    """Where a template reads a trace, found by rendering one in a field and one in the content."""
+    trace, words = "zq?qzt", "zq?qzw"
+
+    def shown(turn: dict[str, Any]) -> str:
+        try:
+            return render([{"role": "user", "content": "a"}, {"role": "assistant", **turn}])
+        except DataError:
+            return ""
+
+    for name in _fields_in(template):
+        if trace in (by_field := shown({"content": words, name: trace})):
+            inline = shown({"content": f"<think>\n{trace}\n</think>\n\n{words}"})
+            return TracePlace(field=name, inline="".join(inline.split()) == "".join(by_field.split()))
+    return TracePlace()
+
+
+def _fields_in(template: str) -> list[str]:
     """The names of reasoning fields that a template mentions, as an attribute or in quotes."""
     return [f for f in REASONING_FIELDS if re.search(rf"[.'\"]{f}\b", template)]
 

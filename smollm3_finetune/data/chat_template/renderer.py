@@ -24,15 +24,16 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.answers import OPENED, LastAnswer, continued
 from smollm3_finetune.data.chat_template.completeness import check_complete
 from smollm3_finetune.data.chat_template.endings import PROBE, Endings
-from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, escaped, escaped_text, flags
+from smollm3_finetune.data.chat_template.escaping import MARK, escaped, escaped_text
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
+from smollm3_finetune.data.chat_template.modes import mode_from_flags
 from smollm3_finetune.data.chat_template.notes import ENDED, NO_END, NO_PREFIX, NO_TRACE, REWRITTEN
 from smollm3_finetune.data.chat_template.reasoning import (
     TracePlace,
     answer,
-    fields_in,
     has_trace,
+    trace_place,
     traces,
     with_one_trace,
     without_trace,
@@ -40,6 +41,7 @@ from smollm3_finetune.data.chat_template.reasoning import (
 from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
 from smollm3_finetune.data.chat_template.sandbox import NULL, limited
 from smollm3_finetune.data.chat_template.tool_forms import check_json, forms
+from smollm3_finetune.data.chat_template.turns import Prepared, Rendered, Turns
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
 
@@ -75,42 +77,6 @@ class Encoded:
     notes: list[str] = field(default_factory=list)
     """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`, those of `notes.py`,
     `tool answer rendered as a user message`, `cut`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rendered:
-    """A conversation as text."""
-
-    text: str
-    spans: list[tuple[int, int]]
-    """The (start, end) characters of the supervised parts."""
-    turns: list[int]
-    """The message of each span."""
-    rewritten: list[int]
-    """Messages to train on that later messages change; each can be an example of its own."""
-    notes: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turns:
-    """The turns of a conversation that was encoded."""
-
-    conversation: Conversation
-    trained: list[int]
-    """Messages with supervised tokens."""
-    rewritten: list[int]
-    """As in `Rendered`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """A conversation in its reasoning mode."""
-
-    messages: list[dict[str, Any]]
-    kwargs: dict[str, Any]
-    """Arguments of the template, including tools and mode."""
-    supervised: list[int]
-    notes: list[str]
 
 
 class Renderer:
@@ -269,7 +235,7 @@ class Renderer:
             hint="use the model's -Instruct variant; for training: smollm3 train --set data.template=FILE.jinja",
         )
 
-    def _complete(self, prepared: _Prepared, *, prompt: bool = False) -> tuple[str, _Prepared, list[str]]:
+    def _complete(self, prepared: Prepared, *, prompt: bool = False) -> tuple[str, Prepared, list[str]]:
         """The whole text, the messages in the form that the template reads, and notes.
 
         Raises the DataError of the first form of tool calls if the template refuses all or drops a part of each.
@@ -293,7 +259,7 @@ class Renderer:
         assert problem is not None
         raise problem
 
-    def _last_span(self, prepared: _Prepared, text: str) -> tuple[str, tuple[int, int] | None, list[str]]:
+    def _last_span(self, prepared: Prepared, text: str) -> tuple[str, tuple[int, int] | None, list[str]]:
         """The text with the supervised last answer, the answer's characters, and notes.
 
         The text differs from the template's if its prompt opens the trace of the answer, and if the template does not
@@ -315,7 +281,7 @@ class Renderer:
         text = found.text[:words] + end + found.text[words:]
         return text, (found.start, words + len(end)), [ENDED.format(end) if end else NO_END]
 
-    def _supervised_span(self, prepared: _Prepared, i: int, text: str) -> tuple[int, int] | None:
+    def _supervised_span(self, prepared: Prepared, i: int, text: str) -> tuple[int, int] | None:
         """The supervised characters of message `i` in `text`; None if a model with this prompt would not write them."""
         messages, kwargs = prepared.messages, prepared.kwargs
         after = text if i + 1 == len(messages) else self._render(messages[: i + 1], kwargs)
@@ -345,7 +311,7 @@ class Renderer:
                 return len(after) + len(stop)
         return end
 
-    def _prepared(self, conversation: Conversation, *, for_prompt: bool = False) -> _Prepared:
+    def _prepared(self, conversation: Conversation, *, for_prompt: bool = False) -> Prepared:
         """The conversation in its reasoning mode. With `for_prompt`, the template decides a mode that is not set."""
         messages = [self._normalized(m, i) for i, m in enumerate(conversation.messages)]
         kwargs = {k: v for k, v in conversation.template_kwargs.items() if v is not None and v != [] and v != {}}
@@ -357,7 +323,7 @@ class Renderer:
         mode = kwargs.get("enable_thinking", self.options.enable_thinking)
         if mode is not None and not isinstance(mode, bool):
             raise DataError(f"enable_thinking must be true or false, found {mode!r}")
-        flagged = self._mode_from_flags(messages, kwargs)
+        flagged = mode_from_flags(messages, kwargs, lambda m, k, hide: self._render(m, k, prompt=True, all_flags=hide))
         mode = mode if flagged is None else flagged
         if mode is None and self.knows_modes and (traced or not for_prompt):
             mode = bool(traced)
@@ -376,17 +342,13 @@ class Renderer:
             supervised = [i for i in supervised if i not in earlier]
         empty = {i for i in supervised if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
         notes += ["empty turn"] * len(empty)
-        return _Prepared(
+        return Prepared(
             messages=messages, kwargs=kwargs, supervised=[i for i in supervised if i not in empty], notes=notes
         )
 
     def _normalized(self, message: Mapping[str, Any], i: int) -> dict[str, Any]:
         """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning is in one place."""
-        content = message.get("content")
-        if isinstance(content, list | tuple) and all(
-            isinstance(p, Mapping) and p.get("type") == "text" for p in content
-        ):
-            content = "".join(str(next((p[k] for k in ("text", "value") if p.get(k) is not None), "")) for p in content)
+        content = _content(message)
         plain = {**message, "content": "" if content is None else content}
         if plain["role"] != "assistant" or not isinstance(plain["content"], str):
             return plain
@@ -395,47 +357,9 @@ class Renderer:
 
     @cached_property
     def _trace_place(self) -> TracePlace:
-        """Where the template reads a trace, found by rendering one in a field and one in the content."""
+        """Where the template reads a trace."""
         kwargs = {"enable_thinking": True} if self.knows_modes else {}
-        trace, words = f"{PROBE}t", f"{PROBE}w"
-
-        def shown(turn: Mapping[str, Any]) -> str:
-            try:
-                return self._render([{"role": "user", "content": "a"}, {"role": "assistant", **turn}], kwargs)
-            except DataError:
-                return ""
-
-        for name in fields_in(self.template):
-            if trace in (by_field := shown({"content": words, name: trace})):
-                inline = shown({"content": f"<think>\n{trace}\n</think>\n\n{words}"})
-                return TracePlace(field=name, inline="".join(inline.split()) == "".join(by_field.split()))
-        return TracePlace()
-
-    def _mode_from_flags(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> bool | None:
-        """The mode that a flag in the system text selects; None if `enable_thinking` decides.
-
-        Determined by rendering: whether `enable_thinking` still has an effect together with the flag, and if not, which
-        of its values gives the same end of the prompt as the flag.
-        """
-        system = [m for m in messages if m["role"] in SYSTEM_ROLES]
-        texts = [str(m["content"]) for m in system] + [str(kwargs.get("custom_instructions", ""))]
-        stated = set().union(*(flags(t) for t in texts)) - {"/system_override"}
-        if not stated:
-            return None
-        probe = [*system, {"role": "user", "content": PROBE}]
-
-        def prompts(*, all_flags: bool) -> list[str]:
-            modes = ({**kwargs, "enable_thinking": mode} for mode in (True, False))
-            return [self._render(probe, k, prompt=True, all_flags=all_flags) for k in modes]
-
-        think, no_think = prompts(all_flags=False)
-        if think != no_think:
-            return None
-        hidden = prompts(all_flags=True)
-        if think in hidden:  # the flag has no effect, even if the template removes it
-            return None
-        ends = [p.rpartition(PROBE)[2] for p in hidden]
-        return think.endswith(PROBE + ends[0]) if ends[0] != ends[1] else "/no_think" not in stated
+        return trace_place(self.template, lambda messages: self._render(messages, kwargs))
 
     def _render(
         self,
@@ -472,6 +396,14 @@ class Renderer:
         except Exception as e:  # jinja2.TemplateError, or any exception that the template raises
             raise DataError(f"the chat template refuses a conversation: {e}") from e
         return str(text).replace(MARK, "")
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    """The content of a message; text parts are joined."""
+    content = message.get("content")
+    if isinstance(content, list | tuple) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        return "".join(str(next((p[k] for k in ("text", "value") if p.get(k) is not None), "")) for p in content)
+    return content
 
 
 def _runs(labels: Sequence[int]) -> int:
