@@ -122,7 +122,8 @@ def targets(
             chosen = [r for r in chosen if r.status != "disabled"]
         elif chosen[0].status == "disabled":
             raise ConfigError(
-                f"the plugin {name!r} is disabled", hint="run without -p no:… and SMOLLM3_DISABLE_PLUGINS"
+                f"the plugin {name!r} is disabled",
+                hint=f"run without what disables it, -p no:{name} or the variable SMOLLM3_DISABLE_PLUGINS",
             )
     return [_target(record, registry, requested) for record in chosen]
 

@@ -10,7 +10,10 @@ from smollm3_finetune.version import __version__
 
 COMMANDS = {
     "train": ("smollm3_finetune.cli.commands.train:train", "Fine-tune a model."),
-    "generate": ("smollm3_finetune.cli.commands.generate:generate", "Answer a prompt with a run or any other model."),
+    "generate": (
+        "smollm3_finetune.cli.commands.generate:generate",
+        "Answer a prompt with the model of a run, or any other model.",
+    ),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
     "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),

@@ -139,7 +139,7 @@ def _check_blocked(selection: PluginSelection, candidates: Sequence[_Candidate])
     for name in sorted(selection.blocked - known) if selection.entry_points else ():
         installed = sorted({c.name for c in candidates if c.origin == "entry point"})
         near = did_you_mean(name, installed)
-        hint = f"did you mean no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
+        hint = f"did you mean -p no:{near}?" if near else f"installed plugins: {', '.join(installed) or 'none'}"
         raise ConfigError(f"there is no plugin {name!r} to disable", hint=hint)
 
 

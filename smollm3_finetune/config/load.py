@@ -118,7 +118,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
         elif section in sections:
             if len(key) == 1:
                 problems.append(
-                    ConfigError(f"{setting.origin}: expected a mapping of keys for {section}, got {setting.value!r}")
+                    ConfigError(f"{setting.origin}: expected a mapping for {section}, got {setting.value!r}")
                 )
             else:
                 _assign(sections[section], key[1:], setting.value)

@@ -133,7 +133,7 @@ class TrainConfig:
     )
     gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
-        2e-4, "Peak learning rate; components such as the built-in model may suggest another default.", gt=0, le=1000
+        2e-4, "Peak learning rate; the adapter or the built-in model may suggest a different default.", gt=0, le=1000
     )
     schedule: Literal["cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine_with_min_lr", "Learning rate schedule."
@@ -162,16 +162,18 @@ class TrainConfig:
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
     )
     max_time: str | None = option(
-        None, "Time after which the run saves a checkpoint and exits with code 75, such as 55m, 1h30m or 2d."
+        None,
+        "Time limit of the command, such as 55m, 1h30m or 2d. The run saves a checkpoint before the limit and exits "
+        "with code 75.",
     )
     save_minutes: float | None = option(
         10.0,
         "Minutes between checkpoints, from which --resume continues; one more is saved after the last step. "
-        "off: no checkpoints by time.",
+        "off: no checkpoints, except those of save_every.",
         gt=0,
     )
     save_every: int | None = option(None, "Steps between checkpoints, in addition to save_minutes.", ge=1, le=10**12)
-    keep_checkpoints: int = option(2, "Number of latest checkpoints kept on disk.", ge=1, le=10**12)
+    keep_checkpoints: int = option(2, "Number of most recent checkpoints to keep.", ge=1, le=10**12)
     sample_prompt: str | None = option(None, "Prompt answered before and after training; default: a held-out row's.")
     sample_tokens: int = option(64, "Maximum length of the sample answer, in tokens.", ge=1, le=10**9)
 

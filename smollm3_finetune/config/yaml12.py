@@ -112,7 +112,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         return {}, {}
     if not isinstance(node, Mapping):
         found = "a list" if isinstance(node, list) else f"the single value {node!r:.80}"
-        raise ConfigError(f"{path}: expected a mapping of keys, found {found}", hint="for example: model: tiny")
+        raise ConfigError(f"{path}: expected a mapping, got {found}", hint="for example: model: tiny")
     return _plain(node), _lines(node, str(path))
 
 

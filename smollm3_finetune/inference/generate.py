@@ -30,7 +30,7 @@ def room_for(plan: ModelPlan, prompt_tokens: int, max_new_tokens: int, *, fixed:
         adjustable = not fixed and hasattr(plan.loader.options, "context")
         extensible = adjustable and yarn_problem(plan.source.config, plan.ref) is None
         raise ConfigError(
-            f"the prompt is {prompt_tokens} tokens long, but {plan.ref!r} takes {limit} including the answer",
+            f"the prompt is {prompt_tokens} tokens long, but {plan.ref!r} supports {limit}, including the answer",
             hint=f"--loader-opt context={prompt_tokens + max_new_tokens} (YaRN)"
             if extensible
             else "use a shorter --prompt",

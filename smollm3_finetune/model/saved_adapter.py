@@ -84,8 +84,17 @@ def _remedy(path: Path) -> str:
     saved = [p for p in path.parent.glob("checkpoints/checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
     for checkpoint in sorted(saved, key=lambda p: -int(p.name.removeprefix("checkpoint-"))):
         if damage(checkpoint) is None:
-            return f"to use the last checkpoint: MODEL --adapter-path {shlex.quote(str(checkpoint))}; {edited}"
+            command = f"smollm3 generate {_model_of(path)} --adapter-path {shlex.quote(str(checkpoint))} --prompt TEXT"
+            return f"to use the newest undamaged checkpoint: {command}; {edited}"
     return f"copy it again; {edited}"
+
+
+def _model_of(path: Path) -> str:
+    """The model that a saved adapter names, quoted for a shell; `MODEL` if its description is damaged."""
+    try:
+        return shlex.quote(str(load_json(path / FILE)["model"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "MODEL"
 
 
 def write_calibration(ids: Sequence[Sequence[int]], run: Path) -> None:

@@ -122,18 +122,28 @@ class RunDir:
     @classmethod
     def existing(cls, path: str | Path) -> RunDir:
         """An existing run. Raises ModelError if `path` is not a run."""
+        if str(path).startswith("-"):
+            raise ConfigError(f"--resume needs a run directory or auto, got {str(path)!r}", hint="--resume auto")
         run = cls(user_path(path, "the run"))
         if not str(path).strip() or not run.config.exists():
             raise ModelError(
-                f"{str(path)!r} is not a run directory: it does not contain run.yaml",
-                hint=run.where() or "by default, runs are in runs/",
+                run.why_none(),
+                hint=f"it is inside a run: --resume {shlex.quote(str(inside))}"
+                if (inside := run.containing())
+                else "--resume runs/NAME, or --resume auto",
             )
         return run
 
-    def where(self) -> str | None:
-        """The hint for a path inside a run; None if no run contains the path."""
-        inside = next((p for p in self.path.parents if RunDir(p).config.exists()), None)
-        return f"it is inside the run {shlex.quote(str(inside))}" if inside else None
+    def why_none(self) -> str:
+        """Why this directory is not a run, as a sentence."""
+        if not self.path.exists():
+            return f"the run directory {str(self.path)!r} does not exist"
+        kind = "is not a run directory: it does not contain run.yaml"
+        return f"{str(self.path)!r} {kind if self.path.is_dir() else 'is a file, not a run directory'}"
+
+    def containing(self) -> Path | None:
+        """The run that contains this path, such as its adapter; None if no run does."""
+        return next((p for p in self.path.parents if RunDir(p).config.exists()), None)
 
     def make(self) -> None:
         """Create the directory."""
@@ -181,7 +191,7 @@ class RunDir:
         if saved.get("rows", now["rows"]) != now["rows"]:
             raise IncompatibleError(
                 f"the rows of the run {self.path}, or their rendering, have changed since it started",
-                hint=f"restore them, or start a new run: --config {shlex.quote(str(self.config))}",
+                hint=f"restore the rows, or start a new run: smollm3 train --config {shlex.quote(str(self.config))}",
             )
 
     def measured_before(self) -> dict[str, Any] | None:

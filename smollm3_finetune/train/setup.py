@@ -75,8 +75,10 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
     if done > steps or (done == steps and run.report.exists()):
+        less = f"the run {run.path} has taken {done} steps, which is more than the {steps} steps that are asked for"
         raise ConfigError(
-            f"the run {run.path} has finished its {done} steps", hint=f"to continue: --max-steps {2 * done}"
+            less if done > steps else f"the run {run.path} has finished its {done} steps",
+            hint=f"to continue: --max-steps {2 * done}",
         )
     if checkpoint is not None and checkpoint.path == run.adapter and done < steps:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ def plan_training(
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
         loaded = assemble([file, settings])
     elif config_file is not None:
-        raise ConfigError("--resume uses the configuration of the run, so --config cannot be used")
+        raise ConfigError(
+            "--resume uses the configuration of the run, so --config cannot be used",
+            hint=f"omit --config, or start a new run: smollm3 train --config {shlex.quote(str(config_file))}",
+        )
     resumed, fresh = None, None
     if loaded is not None and resume == AUTO:
         found = newest_unfinished(loaded.config)

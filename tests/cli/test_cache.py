@@ -433,7 +433,7 @@ def test_verify_names_damaged_entries_and_changes_nothing(cli: Cli, cache: Cache
     assert (result.code, result.stdout.splitlines()) == (1, [
         f"damaged: tokens/{damaged.name[:8]}  999 B  weights differs from its checksum",
         f"no checksums: tokens/{older.name[:8]}  1.0 kB",
-        f"{cache.root}: 1 intact, 1 damaged, 1 without checksums; a run that needs a damaged entry builds it again",
+        f"{cache.root}: 1 intact, 1 damaged, 1 without checksums; a run that needs a damaged entry rebuilds it",
     ])  # fmt: skip
     about = json.loads(cli("cache", "verify", "--json").stdout)
     assert [(e["path"], e["damage"]) for e in about["damaged"]] == [(str(damaged), "weights differs from its checksum")]

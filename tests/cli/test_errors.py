@@ -380,7 +380,7 @@ def test_resuming_a_directory_that_is_not_a_run(cli: Callable[..., Any]) -> None
     result = cli("train", "--resume", "nowhere")
     assert (result.code, result.stderr.splitlines()[0]) == (
         6,
-        "error: 'nowhere' is not a run directory: it does not contain run.yaml",
+        "error: the run directory 'nowhere' does not exist",
     )
 
 

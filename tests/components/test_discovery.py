@@ -180,7 +180,7 @@ def test_an_unknown_blocked_name_is_an_error_with_a_suggestion(fake_distribution
     fake_distribution("acme-tools", "1", {"good_plugin": GOOD}, {"acme": "good_plugin"})
     with pytest.raises(ConfigError, match="there is no plugin 'acmee' to disable") as caught:
         discover(PluginSelection.of(["no:acmee"]))
-    assert caught.value.hint == "did you mean no:acme?"
+    assert caught.value.hint == "did you mean -p no:acme?"
 
 
 def test_the_built_in_components_cannot_be_left_out() -> None:

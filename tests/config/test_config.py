@@ -69,7 +69,7 @@ def test_invalid_yaml_is_an_error_with_file_and_line(write: Write) -> None:
         read_yaml(write("a: 1\nb: [1, 2\n"))
     with pytest.raises(ConfigError, match=r"run\.yaml:3: not valid YAML: found duplicate key \"seed\""):
         read_yaml(write("seed: 1\nmodel: tiny\nseed: 2\n"))
-    with pytest.raises(ConfigError, match=r"run\.yaml: expected a mapping of keys, found (a list|the single value)"):
+    with pytest.raises(ConfigError, match=r"run\.yaml: expected a mapping, got (a list|the single value)"):
         read_yaml(write("- seed\n- model\n"))
 
 
@@ -234,10 +234,8 @@ def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -
     )
     assert one_problem(write("seed: x\n")).message == ("run.yaml:1: seed: expected integer (at least 0), got 'x'")
     assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")
-    assert one_problem(write("train: 3\n")).message == "run.yaml:1: expected a mapping of keys for train, got 3"
-    assert one_problem(write("quant: [a]\n")).message.startswith(
-        "run.yaml:1: expected a mapping of keys for quant, got ['a']"
-    )
+    assert one_problem(write("train: 3\n")).message == "run.yaml:1: expected a mapping for train, got 3"
+    assert one_problem(write("quant: [a]\n")).message.startswith("run.yaml:1: expected a mapping for quant, got ['a']")
     assert one_problem(write("quant: {name: 4}\n")).message == "run.yaml:1: quant.name: expected text, got 4"
     assert one_problem(write("seed: {a: 1}\n")).message.startswith("run.yaml:1: seed: expected integer")
     assert one_problem(write(""), "seed.a=1").message == "--set seed.a: seed is a single value and has no keys"
@@ -249,7 +247,7 @@ def test_all_wrong_keys_are_reported_together(write: Write) -> None:
         load(write("modle: x\nseed: -1\ntrain: {epochs: 0, lr: 1}\ndata: 4\n"), "quant.name=3")
     messages = [p.message for p in caught.value.problems]
     assert len(messages) == 6
-    for part in ("'modle'", "seed", "train.epochs", "'train.lr'", "a mapping of keys for data", "quant.name"):
+    for part in ("'modle'", "seed", "train.epochs", "'train.lr'", "a mapping for data", "quant.name"):
         assert sum(part in m for m in messages) == 1
     assert caught.value.exit_code == 2
 

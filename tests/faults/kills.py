@@ -133,6 +133,8 @@ def worker(options: argparse.Namespace, work: Path) -> None:
     import_everything()
     rng, table = random.Random(options.seed), Table()
     chosen = [s for s in scenarios() if not options.only or any(word in s.name for word in options.only)]
+    job, jobs = options.share
+    chosen = chosen[job::jobs] or chosen
     made = {}
     for number, scenario in enumerate(chosen):
         (work / str(number)).mkdir(parents=True)
@@ -158,6 +160,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="commands whose name contains one of these words")
     parser.add_argument("--keep", type=Path, help="keep the directories of failures here")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options, options.worker)
@@ -177,7 +180,8 @@ def main() -> int:
                 "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0", "FAULT_COUNTER": str(work / "counter"),
             }  # fmt: skip
             arguments = ("--trials", str(share), "--minutes", str(options.minutes), "--seed", str(options.seed + job))
-            command = [sys.executable, __file__, *arguments, "--worker", str(work), *only]
+            mine = ("--worker", str(work), "--share", str(job), str(options.jobs))
+            command = [sys.executable, __file__, *arguments, *mine, *only]
             running.append((subprocess.Popen(command, env=env), work))
         codes = [process.wait() for process, _ in running]
         for _, work in running:

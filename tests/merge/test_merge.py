@@ -377,7 +377,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
     done = cli("merge", model_directory, "--output", "merged")
     assert "is not a run directory: it does not contain run.yaml" in done.stderr
     done = cli("merge", model_directory, "--adapter-path", saved)
-    assert "--output is required if the target is not a run" in done.stderr
+    assert "--output is required with --adapter-path" in done.stderr
     assert nothing_at(Path("merged"))
 
 

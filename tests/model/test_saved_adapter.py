@@ -100,7 +100,8 @@ def test_a_damaged_adapter_of_a_run_has_its_last_whole_checkpoint_in_the_hint(lo
     with pytest.raises(ModelError) as caught:
         SavedAdapter.read(Path("run/adapter"))
     assert str(caught.value.hint).startswith(
-        "to use the last checkpoint: MODEL --adapter-path run/checkpoints/checkpoint-10; if you edited"
+        "to use the newest undamaged checkpoint: smollm3 generate tiny --adapter-path run/checkpoints/checkpoint-10 "
+        "--prompt TEXT; if you edited"
     )
     SavedAdapter.read(Path("run/checkpoints/checkpoint-10"))
 

@@ -44,7 +44,11 @@ PHASES = {
 def signal_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int], None]]:
     """Send a signal to this process at the beginning of a call, once."""
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    # a background job ignores SIGINT, and one under nohup SIGHUP
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
 
     def arrange(function: str, call: int, number: int) -> None:
         module, _, name = function.rpartition(".")
@@ -61,7 +65,8 @@ def signal_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, i
         monkeypatch.setattr(owner, name, disturbed)
 
     yield arrange
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main restored the handlers"
     assert stopping.requested() is None
 

@@ -48,7 +48,7 @@ def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list
 
 
 RUNS_OPTION = click.option(
-    "--runs", multiple=True, metavar="DIR", help="Also check the runs in this folder, besides those in runs/."
+    "--runs", multiple=True, metavar="DIR", help="Also check the runs in this directory, besides those in runs/."
 )
 KIND_OPTION = click.option("--kind", metavar="NAME", help="Only entries of this kind.")
 
@@ -99,7 +99,7 @@ def _print_table(found: list[Entry]) -> None:
     from smollm3_finetune.files.room import shown_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("entry", "size", "last used", "made from", "runs"):
+    for column in ("entry", "size", "last used", "origin", "runs"):
         table.add_column(column, overflow="fold", no_wrap=column in ("entry", "size", "last used"))
     for e in found:
         runs = ", ".join([*(r.name for r in e.runs), *(["in use"] if e.in_use else [])])
@@ -121,8 +121,8 @@ def shown_age(days: float) -> str:
 def verify(kind: str | None, as_json: bool) -> None:
     """Compare every file of the cache with its checksum, and name the damaged entries.
 
-    A run checks the entries that it uses by itself, and builds damaged ones again. Nothing is changed. The exit code
-    is 1 if an entry is damaged.
+    This command changes nothing. A run verifies the entries that it uses, and rebuilds damaged ones. The exit code is
+    1 if any entry is damaged.
     """
     from smollm3_finetune.cache.entries import entries
     from smollm3_finetune.errors import SmolLM3Error
@@ -149,7 +149,7 @@ def verify(kind: str | None, as_json: bool) -> None:
             click.echo(f"damaged: {entry.kind}/{entry.path.name[:8]}  {shown_size(entry.size)}  {damage}")
         for entry in unchecked:
             click.echo(f"no checksums: {entry.kind}/{entry.path.name[:8]}  {shown_size(entry.size)}")
-        rebuilt = "; a run that needs a damaged entry builds it again" if damaged else ""
+        rebuilt = "; a run that needs a damaged entry rebuilds it" if damaged else ""
         counts = f"{len(intact)} intact, {len(damaged)} damaged, {len(unchecked)} without checksums"
         click.echo(f"{root}: {counts}{rebuilt}")
     if damaged:
@@ -171,9 +171,9 @@ def clean(
 ) -> None:  # fmt: skip
     """Delete cache entries that no run depends on, and leftovers of killed builds.
 
-    A run depends on the entries that its base was made from: a converted file, or weights that were quantized first.
-    An entry that another process uses at the moment is never deleted. A deleted entry is made again when it is needed,
-    if its source still exists.
+    A run depends on the entries that its base model was built from: a converted file, or weights that were quantized
+    first. An entry that another process is using is never deleted. A deleted entry is rebuilt when it is needed, if its
+    source still exists.
     """
     from smollm3_finetune.cache.entries import chosen, entries, leftovers, take_away
     from smollm3_finetune.errors import ConfigError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,12 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         if values[needs] and not values[needed]:
             raise ConfigError(f"--{needs.replace('_', '-')} requires --{needed}", hint=f"--{needed} NAME")
     if not is_run and not values["adapter_path"]:
+        inside = run.containing()
         raise ConfigError(
-            f"{target!r} is not a run directory: it does not contain run.yaml",
-            hint=run.where()
-            or "by default, runs are in runs/; to merge a saved adapter into a model: "
+            run.why_none(),
+            hint=f"it is inside a run: smollm3 merge {shlex.quote(str(inside))}"
+            if inside
+            else "smollm3 merge runs/NAME, or to merge a saved adapter into a model: "
             "smollm3 merge MODEL --adapter-path RUN/adapter --output DIR",
         )
     output = _output(run if is_run else None, values)
@@ -158,7 +161,7 @@ def _output(run: Any, values: Mapping[str, Any]) -> Path:
     if values["output"]:
         return user_path(values["output"], "--output")
     if run is None:
-        raise ConfigError("--output is required if the target is not a run", hint="--output DIR")
+        raise ConfigError("--output is required with --adapter-path", hint="--output DIR")
     quantizer = values["requantize"]
     path: Path = run.path / (f"merged-{quantizer.rpartition(':')[2]}" if quantizer else "merged")
     return path

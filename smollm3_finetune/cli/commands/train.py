@@ -16,7 +16,7 @@ Examples:
   smollm3 train
   smollm3 train --model HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --data rows.jsonl
   smollm3 train --config run.yaml --adapter dora --adapter-opt rank=32
-  smollm3 train --quant bnb-4bit --help     (also shows the options of that quantizer)
+  smollm3 train --quant bnb-4bit --help  # also shows the options of that quantizer
 """
 
 
@@ -33,8 +33,8 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @run_options
 @click.option(
     "--resume", metavar="RUN",
-    help="Continue an interrupted run from its newest checkpoint, or finish it. auto: the newest unfinished run of the "
-    "same configuration, or a new run if there is none.",
+    help="Continue an interrupted run from its newest checkpoint; if all steps are done, write the missing adapter or "
+    "report. auto: the newest unfinished run of the same configuration, or a new run if there is none.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
