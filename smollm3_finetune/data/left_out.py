@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.data.chat_template.notes import REASONS
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import PositionedRow
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
-REASONS = {
-    "turn rewritten by the template": "the template rewrites its answers, so no prompt leads to them",
-    "earlier reasoning stripped": "answers whose reasoning is stripped are not supervised (data.history=strip)",
-    "empty turn": "empty turn: an answer that is empty or contains only reasoning is not supervised",
-}
-"""What a note means for a row without supervised tokens."""
 NO_LIMIT = 1 << 30
 """A maximum length, in tokens, that cuts nothing."""
 

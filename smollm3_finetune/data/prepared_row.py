@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smollm3_finetune.data.shares import Shares
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSequence:
     """One token sequence of a row."""
 
     name: str
-    """`""` for a single sequence, else the objective's name for it: `chosen`, `rejected`; or `chunk 1 of 3`."""
+    """`""` for a single sequence, else the objective's name for it: `chosen`, `rejected`; or `chunk 1 of 3`, or
+    `example 1 of 2`."""
     ids: Sequence[int]
     supervised: Sequence[bool]
     """Whether each token is part of the loss. The first never is, because nothing comes before it."""
@@ -41,6 +44,8 @@ class Prepared:
     """Tokens before cutting; of the longest sequence, if there are several."""
     uncut: int
     """Tokens of all sequences before cutting."""
+    shares: Shares
+    """Its answers and tool calls that are trained on or not."""
     notes: tuple[str, ...]
     """Changes made to it: `cut`, `trace stripped`, …"""
 

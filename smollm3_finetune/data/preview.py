@@ -77,7 +77,10 @@ class Inspector:
         examples = self.examples(row)
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
         chunks = len(examples) if CHUNKED in notes else 0
-        sequences = _chunk_sequences(examples, made) if chunks else _sequences(next(iter(examples), None), made)
+        if len(examples) > 1:
+            sequences = _numbered_sequences(examples, made, "chunk" if chunks else "example")
+        else:
+            sequences = _sequences(next(iter(examples), None), made)
         held_out = self.survey.holds_out(row)
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
@@ -95,6 +98,7 @@ class Inspector:
             length=max(lengths),
             uncut=max(lengths) if chunks else sum(lengths),
             notes=notes,
+            shares=self.examples.shares,
         )
 
 
@@ -112,14 +116,14 @@ def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encod
     return tuple(_sequence(name, e.input_ids, e.labels) for name, e in zip(names, made, strict=True))
 
 
-def _chunk_sequences(
-    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded]
+def _numbered_sequences(
+    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded], what: str
 ) -> tuple[TokenSequence, ...]:
-    """The sequences of each chunk of a row, named by the chunk."""
+    """The sequences of each chunk or example of a row, named by its number."""
     found = []
     for i, example in enumerate(examples):
         for sequence in _sequences(example, made[i : i + 1]):
-            name = f"chunk {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
+            name = f"{what} {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
             found.append(replace(sequence, name=name))
     return tuple(found)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from smollm3_finetune.data.left_out import LeftOut, Side, more_useful
 from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import Survey
+from smollm3_finetune.data.shares import Shares
 
 PLACES = 5
 """How many left-out rows are listed with their location."""
@@ -42,6 +43,8 @@ class SourceStats:
     tokens_supervised: int = 0
     tokens_cut: int = 0
     """Tokens removed by cutting, in all rows."""
+    shares: Shares = field(default_factory=Shares)
+    """Answers and tool calls that are trained on or not."""
     notes: Counter[str] = field(default_factory=Counter)
     """Rows by note, without `cut`."""
     lengths: Counter[int] = field(default_factory=Counter)
@@ -75,6 +78,7 @@ class SourceStats:
         self.chunks += row.chunks
         self.cut += "cut" in row.notes
         self.tokens_cut += max(row.uncut - row.tokens, 0)
+        self.shares.add(row.shares)
         self.notes.update(n for n in row.notes if n != "cut")
         if row.length > self.longest:
             self.longest, self.longest_row = row.length, row.where
@@ -99,6 +103,7 @@ class SourceStats:
             "chunks": self.chunks,
             "notes": dict(sorted(self.notes.items())),
             "not_read": dict(self.not_read),
+            **asdict(self.shares),
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,

@@ -14,26 +14,29 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smollm3_finetune import api
-from smollm3_finetune.api import Objective, Progress, options_dict
+from smollm3_finetune.api import Conversation, Objective, Progress, options_dict
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.components.selection import SelectedComponent
+from smollm3_finetune.data.chat_template.notes import OWN_EXAMPLE, REWRITTEN
 from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.chat_template.turns import Turns
 from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.left_out import LeftOut, Side, more_useful, reason, refuse_if_nothing_is_supervised
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
+from smollm3_finetune.data.shares import Shares, shares
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
-if TYPE_CHECKING:
-    pass
+LAYOUT = 2
+"""Of a cache entry, and of the examples that a row gives; entries with another one are made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class SourceCounts:
     """Training rows that are also in `data.validation`."""
     not_read: Mapping[str, int] = field(default_factory=dict)
     """Columns that the formatter does not read, and the number of rows that have a value in each."""
+    shares: Shares = field(default_factory=Shares)
+    """Answers and tool calls of these rows that are trained on or not."""
 
     @property
     def rows(self) -> int:
@@ -103,6 +108,8 @@ def tokenize(
         **inputs,
         "today": None if renderer.options.date else datetime.date.today().isoformat(),
         "versions": [__version__, installed_version("transformers")],
+        "stops": renderer.endings.stops if renderer.template else [],
+        "layout": LAYOUT,
     }
     identity = fingerprint(inputs)
     total = sum(survey.total(i) for i in range(len(rows.sources)))
@@ -125,7 +132,7 @@ def _open_entry(directory: Path, titles: Sequence[str], survey: Survey, identity
     """The tokens of a cache entry, with the current titles and unread columns, which do not affect the content."""
     saved = load_json(directory / "counts.json")
     counts = [
-        SourceCounts(**{**c, "title": title, "not_read": dict(unread)})
+        SourceCounts(**{**c, "title": title, "not_read": dict(unread), "shares": Shares(**c["shares"])})
         for c, title, unread in zip(saved, titles, survey.unread, strict=True)
     ]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
@@ -157,14 +164,21 @@ class ExampleBuilder:
         self.selected, self.renderer, self.max_length, self.chunk = objective, renderer, max_length, chunk
         self.objective: Objective = objective.create()
         self.names: list[str] | None = None
+        self.shares = Shares()
+        """The answers and tool calls of the last row."""
 
     def __call__(self, row: PositionedRow) -> list[dict[str, list[int]]]:
-        """The examples of a row: one, several for a long text, or none if it is left out.
+        """The examples of a row, or none if it is left out.
+
+        A long text has several, and so has a conversation whose turns the template rewrites: each of these turns is in
+        an example that ends there or at a later one of them, in the prompt that leads to it.
 
         Raises DataError with the row's location if the template refuses it. Raises PluginError if `prepare` fails or
         returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
+        self.renderer.turns.clear()
+        self.shares = Shares()
         if row.undesirable:
             return []
         try:
@@ -174,10 +188,39 @@ class ExampleBuilder:
                     self.renderer.note(CHUNKED)
                 chunked: list[api.Renderer] = [ChunkRenderer(self.renderer, row.conversation, p) for p in pieces]
                 views = chunked or [self.renderer]
-                made = (self.objective.prepare(row.conversation, view, self.max_length) for view in views)
-                return [self._checked(example) for example in made if example is not None]
+                made = [self.objective.prepare(row.conversation, view, self.max_length) for view in views]
+                made += self._own_examples(row.conversation)
+                found = [self._checked(example) for example in made if example is not None]
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
+        trained = [i for turns in self.renderer.turns for i in turns.trained] if found else []
+        self.shares = shares(row.conversation, trained)
+        return found
+
+    def _own_examples(self, conversation: Conversation) -> list[Any]:
+        """The examples of the turns that the template rewrites; none for a pair of answers, which has one end.
+
+        The notes of the renderer count the row once.
+        """
+        turns = self._turns_of(conversation)
+        if turns is None or not turns.rewritten or conversation.rejected is not None:
+            return []
+        counts, made, left = self.renderer.counts, [], turns.rewritten
+        before = dict(counts)
+        counts.clear()
+        while left:
+            ending = self.renderer.ending_at(conversation, left[-1], left)
+            made.append(self.objective.prepare(ending, self.renderer, self.max_length))
+            found = self._turns_of(ending)
+            left = [i for i in (found.rewritten if found is not None else ()) if i < left[-1]]
+        notes = dict.fromkeys(counts, 1) | before | {OWN_EXAMPLE: 1}
+        counts.clear()
+        counts.update({note: times for note, times in notes.items() if note != REWRITTEN})
+        return made
+
+    def _turns_of(self, conversation: Conversation) -> Turns | None:
+        """The turns of a conversation that the objective encoded for this row."""
+        return next((t for t in reversed(self.renderer.turns) if t.conversation == conversation), None)
 
     def _checked(self, example: Any) -> dict[str, list[int]]:
         """The example as plain lists. Raises TypeError or ValueError if it is invalid or its keys differ."""
@@ -210,11 +253,13 @@ class _Writer:
         ]
         self.left_out: dict[bool, LeftOut] = {}
         """For training rows (False) and for held-out rows (True): a row that was left out, with the reason."""
+        self.shares = [Shares() for _ in self.counts]
 
     def add(self, row: PositionedRow) -> None:
         counts = self.counts[row.source]
         examples = self.prepare(row)
         notes = self.prepare.renderer.counts
+        self.shares[row.source].add(self.prepare.shares)
         for note, times in notes.items():
             counts["notes"][note] = counts["notes"].get(note, 0) + times
         if CHUNKED in notes:
@@ -254,7 +299,8 @@ class _Writer:
     def close(self) -> None:
         for file in (self.train, *self.held_out):
             file.close()
-        (self.out / "counts.json").write_text(json.dumps(self.counts), encoding="utf-8")
+        saved = [{**c, "shares": asdict(s)} for c, s in zip(self.counts, self.shares, strict=True)]
+        (self.out / "counts.json").write_text(json.dumps(saved), encoding="utf-8")
 
 
 def copies(weight: float, position: float) -> int:

@@ -16,14 +16,16 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
-from smollm3_finetune.data.chat_template.renderer import RenderOptions
+from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
-from smollm3_finetune.errors import Collector, ConfigError
+from smollm3_finetune.data.turn_survey import SourceTurns, survey_turns
+from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
+from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
@@ -52,6 +54,14 @@ class RunPlan:
     def base_dropout(self) -> dict[str, float]:
         """The dropout of the base that is active in training, by name; empty if there is none."""
         return {} if self.config.train.base_dropout == "off" else stated_dropout(self.model.source.config)
+
+    def turns(self) -> list[SourceTurns]:
+        """The answers and tool calls of the first rows; empty if they cannot be rendered, which a run reports."""
+        quiet_transformers()
+        try:
+            return survey_turns(self.rows, Renderer(self.model.tokenizer(), self.render))
+        except SmolLM3Error:
+            return []
 
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""

@@ -47,8 +47,8 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """What `train --dry-run --json` prints.
 
-        The directory, the resolved configuration, the numbers of rows, the dropout of the base model, and parts of it
-        that methods for linear layers leave alone.
+        The directory, the resolved configuration, the numbers of rows and turns, the dropout of the base model, and
+        parts of it that methods for linear layers leave alone.
         """
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
@@ -58,6 +58,7 @@ class PlannedRun:
             for i, s in enumerate(sources)
             if survey.unread[i]
         }
+        rows["turns"] = {turns.title: turns.as_dict() for turns in self.plan.turns()}
         return {
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),

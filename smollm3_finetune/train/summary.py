@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smollm3_finetune.batching.strategy import lengths_of
+from smollm3_finetune.data.chat_template.notes import WARNED
 from smollm3_finetune.data.columns import shown
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.tokenization import Tokens
@@ -23,8 +24,12 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         notes += f" (into {c.chunks} chunks)" if c.chunks else ""
         notes += f"; not read: {shown(c.not_read, c.rows)}" if c.not_read else ""
+        missed = c.shares.sentence()
+        notes += f"; {missed}" if missed and not c.shares.many else ""
         rows = f"{counted(c.train, 'training row')}, {counted(c.held_out, 'held-out row')}"
         data.append(f"data     {c.title}: {rows}{left_out}{notes}")
+        data += [f"warning  {c.title}: {note}" for note in sorted(c.notes) if note.startswith(WARNED)]
+        data += [f"warning  {c.title}: {missed}"] if c.shares.many else []
     if (warning := plan.survey.overlap_warning()) is not None:
         data.append(f"warning  {warning}")
     if dropout := stated_dropout(model.source.config):

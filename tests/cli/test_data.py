@@ -322,12 +322,13 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     (source,) = about["sources"]
     assert list(source) == [
         "title", "formatter", "weight", "validation", "rows", "train", "held_out", "empty", "undesirable",
-        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "tokens", "tokens_supervised",
-        "tokens_cut", "length", "longest_row",
+        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "answers", "answers_missed", "tool_calls",
+        "tool_calls_missed", "tokens", "tokens_supervised", "tokens_cut", "length", "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])
     assert source["notes"] == {"earlier reasoning stripped": 1}
+    assert source["answers"] > source["answers_missed"] > 0
     assert [(e["where"], e["why"].split(" at ")[0]) for e in source["empty_rows"]] == [
         ("rows.jsonl:2", "the supervised tokens begin"),
         ("rows.jsonl:4", "answers whose reasoning is stripped are not supervised (data.history=strip)"),

@@ -646,6 +646,8 @@ def test_generation_stops_at_the_end_of_a_turn(name: str) -> None:
 def test_a_single_turn_needs_at_most_three_renderings(name: str) -> None:
     made = renderer(name)
     calls = Counter[str]()
+    row = talk(system("Be kind."), user(), assistant(TRACE + "Yes."))
+    made.encode(row, LONG)  # the template is probed once
     apply = made.tokenizer.apply_chat_template
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -654,7 +656,7 @@ def test_a_single_turn_needs_at_most_three_renderings(name: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.tokenizer, "apply_chat_template", counting)
-        made.encode(talk(system("Be kind."), user(), assistant(TRACE + "Yes.")), LONG)
+        made.encode(row, LONG)
     assert calls["render"] <= 3
 
 

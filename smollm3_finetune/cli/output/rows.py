@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.columns import shown as unread
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 from smollm3_finetune.errors import DataError
@@ -197,6 +197,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
     if stats.not_read:
         page.line("  not read  ", (unread(stats.not_read, total), WARNING))
+    if missed := stats.shares.sentence():
+        page.line("  turns     ", (f"{'warning: ' if stats.shares.many else ''}{missed}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
     if not stats.lengths:

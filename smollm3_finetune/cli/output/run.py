@@ -33,6 +33,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         + "".join(f"# {line}\n" for line in about["left_alone"])
         + "# dry run: no weights were loaded and no files were written\n"
     )
+    head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
     return head + with_origins(planned.plan.config, planned.plan.origins)
 
 

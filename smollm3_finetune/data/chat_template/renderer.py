@@ -3,7 +3,8 @@
 The mask of a turn starts after the tokens that the generation prompt supplies (the header and, in some modes, a
 forced empty think block) and ends with the end-of-turn token. It is computed from prefixes of the rendered text: the
 rendering before a turn, with the generation prompt, must be a prefix of the rendering with that turn. If it is not
-(for example if a template removes earlier reasoning), the turn is not supervised. Generation markers are ignored.
+(for example if a template removes earlier reasoning), the turn is rewritten: `ending_at` gives the conversation that
+ends there, which is an example of its own. Generation markers are ignored.
 
 The reasoning mode of a conversation is the first of these that applies: the effect of a flag in its system text on the
 template; its own `enable_thinking`; the run's `enable_thinking`; think if an answer has a trace, else no_think. In
@@ -14,18 +15,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from smollm3_finetune.api import Conversation
+from smollm3_finetune.api import REASONING_FIELDS, Conversation
 from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.data.chat_template.answers import OPENED, LastAnswer, continued
 from smollm3_finetune.data.chat_template.completeness import check_complete
-from smollm3_finetune.data.chat_template.escaping import MARK, SYSTEM_ROLES, escaped, escaped_text, flags
+from smollm3_finetune.data.chat_template.endings import PROBE, Endings
+from smollm3_finetune.data.chat_template.escaping import MARK, escaped, escaped_text
 from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
-from smollm3_finetune.data.chat_template.reasoning import answer, has_trace, traces, with_one_trace, without_trace
+from smollm3_finetune.data.chat_template.modes import mode_from_flags
+from smollm3_finetune.data.chat_template.notes import ENDED, NO_END, NO_PREFIX, NO_TRACE, REWRITTEN
+from smollm3_finetune.data.chat_template.reasoning import (
+    TracePlace,
+    answer,
+    has_trace,
+    trace_place,
+    traces,
+    with_one_trace,
+    without_trace,
+)
 from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
-from smollm3_finetune.data.chat_template.sandbox import limited
+from smollm3_finetune.data.chat_template.sandbox import NULL, limited
+from smollm3_finetune.data.chat_template.tool_forms import check_json, forms
+from smollm3_finetune.data.chat_template.turns import Prepared, Rendered, Turns
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
 
@@ -33,8 +49,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FIXED_DATE = "2026-01-01"
-PROBE = "zq?qz"
-"""A placeholder for any message text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +75,8 @@ class Encoded:
     length: int = 0
     """Tokens before cutting."""
     notes: list[str] = field(default_factory=list)
-    """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`,
-    `turn rewritten by the template`, `tool answer rendered as a user message`, `cut`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """A conversation in its reasoning mode."""
-
-    messages: list[dict[str, Any]]
-    kwargs: dict[str, Any]
-    """Arguments of the template, including tools and mode."""
-    supervised: list[int]
-    notes: list[str]
+    """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`, those of `notes.py`,
+    `tool answer rendered as a user message`, `cut`."""
 
 
 class Renderer:
@@ -91,6 +94,9 @@ class Renderer:
         self.knows_modes = "enable_thinking" in self.template
         self.counts: Counter[str] = Counter()
         """The number of conversations with each note, over all that were encoded so far."""
+        self.turns: list[Turns] = []
+        """The turns of each conversation that was encoded, until the list is cleared."""
+        self.endings = Endings(tokenizer, self._render)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> str:
         """The prompt that a model gets to answer the last message.
@@ -103,9 +109,7 @@ class Renderer:
         prepared = self._prepared(
             Conversation(messages=tuple(messages), template_kwargs=template_kwargs), for_prompt=True
         )
-        text = self._render(prepared.messages, prepared.kwargs, prompt=True)
-        check_complete(text, prepared.messages, prepared.kwargs, lambda m, k: self._render(m, k, prompt=True))
-        return text
+        return self._complete(prepared, prompt=True)[0]
 
     def mode(self, conversation: Conversation) -> bool | None:
         """The reasoning mode in which a conversation is trained on; None if the template has no modes."""
@@ -117,16 +121,26 @@ class Renderer:
 
         Raises DataError if the template refuses the conversation or would drop a part of it.
         """
+        rendered = self.rendered(conversation)
+        return rendered.text, rendered.spans, rendered.notes
+
+    def rendered(self, conversation: Conversation) -> Rendered:
+        """The conversation as text, with its supervised parts. Raises DataError as `spans` does."""
         if conversation.text is not None:
-            return conversation.text, [(0, len(conversation.text))], []
-        prepared = self._prepared(conversation)
-        text = self._render(prepared.messages, prepared.kwargs)
-        prepared.notes.extend(check_complete(text, prepared.messages, prepared.kwargs, self._render))
-        spans = []
+            whole = [(0, len(conversation.text))]
+            return Rendered(text=conversation.text, spans=whole, turns=[], rewritten=[], notes=[])
+        text, prepared, notes = self._complete(self._prepared(conversation))
+        notes = prepared.notes + notes
+        spans, turns, rewritten = [], [], []
+        last = len(prepared.messages) - 1
         for i in prepared.supervised:
-            span = self._supervised_span(prepared, i, text)
+            if i == last and i and prepared.messages[i]["role"] == "assistant":
+                text, span, more = self._last_span(prepared, text)
+                notes += more
+            elif (span := self._supervised_span(prepared, i, text)) is None:
+                rewritten += [i] if i < last else []
+                notes.append(REWRITTEN)
             if span is None:
-                prepared.notes.append("turn rewritten by the template")
                 continue
             if not all(piece in text[slice(*span)] for piece in traces(prepared.messages[i])):
                 raise DataError(
@@ -134,14 +148,30 @@ class Renderer:
                     hint="strip it: --set data.enable_thinking=false, or use a template that renders it",
                 )
             spans.append(span)
-        return text, spans, prepared.notes
+            turns.append(i)
+        return Rendered(text=text, spans=spans, turns=turns, rewritten=rewritten, notes=notes)
+
+    def ending_at(self, conversation: Conversation, turn: int, turns: Sequence[int]) -> Conversation:
+        """The conversation up to the message `turn`, in the same mode, with those of `turns` in it to train on."""
+        mode = self.mode(conversation)
+        kwargs = {**conversation.template_kwargs, **({} if mode is None else {"enable_thinking": mode})}
+        return replace(
+            conversation,
+            messages=conversation.messages[: turn + 1],
+            supervised=tuple(i for i in turns if i <= turn),
+            template_kwargs=kwargs,
+        )
 
     def encode(self, conversation: Conversation, max_length: int) -> Encoded:
         """Token ids and labels of a conversation, cut to `max_length` tokens."""
-        ids, labels, notes = self._tokens(conversation)
+        rendered = self.rendered(conversation)
+        ids, labels = self._tokens(conversation, rendered)
+        notes, trained = rendered.notes, rendered.turns
         if len(ids) > max_length:
             notes.append("cut")
+            trained = trained[: _runs(labels[:max_length])]
         self.counts.update(set(notes))
+        self.turns.append(Turns(conversation=conversation, trained=trained, rewritten=rendered.rewritten))
         cut = Encoded(input_ids=ids[:max_length], labels=labels[:max_length], length=len(ids), notes=notes)
         return self.recorded(cut)
 
@@ -158,7 +188,7 @@ class Renderer:
         """
         if conversation.text is None:
             return []
-        ids, labels, _ = self._tokens(conversation)
+        ids, labels = self._tokens(conversation, self.rendered(conversation))
         if len(ids) <= max_length:
             return []
         made = []
@@ -168,14 +198,13 @@ class Renderer:
             made.append(Encoded(input_ids=ids[start : start + max_length], labels=own, length=len(ids)))
         return made
 
-    def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int], list[str]]:
-        """All token ids of a conversation, their labels, and notes."""
-        text, spans, notes = self.spans(conversation)
-        ids, labels = tokens_and_labels(self.tokenizer, text, spans)
+    def _tokens(self, conversation: Conversation, rendered: Rendered) -> tuple[list[int], list[int]]:
+        """All token ids of a conversation, and their labels."""
+        ids, labels = tokens_and_labels(self.tokenizer, rendered.text, rendered.spans)
         if conversation.text is not None and self.tokenizer.eos_token_id is not None:
             ids.append(int(self.tokenizer.eos_token_id))
             labels.append(ids[-1])
-        return ids, labels, notes
+        return ids, labels
 
     def note(self, what: str) -> None:
         """Count a conversation with the note `what`."""
@@ -206,13 +235,59 @@ class Renderer:
             hint="use the model's -Instruct variant; for training: smollm3 train --set data.template=FILE.jinja",
         )
 
-    def _supervised_span(self, prepared: _Prepared, i: int, text: str) -> tuple[int, int] | None:
+    def _complete(self, prepared: Prepared, *, prompt: bool = False) -> tuple[str, Prepared, list[str]]:
+        """The whole text, the messages in the form that the template reads, and notes.
+
+        Raises the DataError of the first form of tool calls if the template refuses all or drops a part of each.
+        """
+        problem: DataError | None = None
+
+        def render(messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> str:
+            return self._render(messages, kwargs, prompt=prompt)
+
+        for messages in forms(prepared.messages):
+            try:
+                text = render(messages, prepared.kwargs)
+                notes = check_complete(text, messages, prepared.kwargs, render)
+                check_json(messages, text)
+            except DataError as e:
+                if isinstance(e.__cause__, BeyondLimit):
+                    raise
+                problem = problem or e
+                continue
+            return text, replace(prepared, messages=messages), notes
+        assert problem is not None
+        raise problem
+
+    def _last_span(self, prepared: Prepared, text: str) -> tuple[str, tuple[int, int] | None, list[str]]:
+        """The text with the supervised last answer, the answer's characters, and notes.
+
+        The text differs from the template's if its prompt opens the trace of the answer, and if the template does not
+        end the answer: an end is added, the token at which the base model stops.
+        """
+        messages = prepared.messages
+        before = self._render(messages[:-1], prepared.kwargs, prompt=True)
+        found = continued(before, text, messages[-1])
+        if found is None:
+            return text, None, [NO_TRACE if OPENED.search(before) and not has_trace(messages[-1]) else NO_PREFIX]
+        if not self.endings.none:
+            return found.text, (found.start, len(found.text.rstrip("\n"))), []
+        return self._ended(found, after_call=bool(messages[-1].get("tool_calls")))
+
+    def _ended(self, found: LastAnswer, *, after_call: bool) -> tuple[str, tuple[int, int], list[str]]:
+        """The text whose last answer gets an end, the answer's characters, and a note."""
+        words = len(found.text) - len(self.endings.last or "")
+        end = self.endings.added(after_call=after_call)
+        text = found.text[:words] + end + found.text[words:]
+        return text, (found.start, words + len(end)), [ENDED.format(end) if end else NO_END]
+
+    def _supervised_span(self, prepared: Prepared, i: int, text: str) -> tuple[int, int] | None:
         """The supervised characters of message `i` in `text`; None if a model with this prompt would not write them."""
         messages, kwargs = prepared.messages, prepared.kwargs
         after = text if i + 1 == len(messages) else self._render(messages[: i + 1], kwargs)
-        if not text.startswith(after):
+        end = self._end(messages, i, text, after)
+        if end is None:
             return None
-        end = len(after.rstrip("\n"))
         if messages[i]["role"] != "assistant":  # a turn without a generation prompt: supervise its content and its end
             probed = self._render([*messages[:i], {**messages[i], "content": PROBE}], kwargs)
             start = probed.rfind(PROBE)
@@ -222,11 +297,23 @@ class Renderer:
             found = after.find(header) if header else -1
             return None if found < 0 else (found + len(header), end)
         before = self._render(messages[:i], kwargs, prompt=True)
-        return (len(before), end) if after.startswith(before) else None
+        answered = continued(before, after, messages[i])
+        return (len(before), end) if answered is not None and answered.text == after else None
 
-    def _prepared(self, conversation: Conversation, *, for_prompt: bool = False) -> _Prepared:
+    def _end(self, messages: Sequence[Mapping[str, Any]], i: int, text: str, after: str) -> int | None:
+        """Where message `i` ends in `text`; `after` is the rendering up to it. None if later messages change it."""
+        if not text.startswith(after):
+            return self.endings.of_earlier_turn(text, after) if messages[i]["role"] == "assistant" else None
+        end = len(after.rstrip("\n"))
+        if i + 1 < len(messages) and messages[i]["role"] == "assistant" and self.endings.none:
+            stop = self.endings.next_stop(after_call=messages[i + 1]["role"] == "tool")
+            if stop and text.startswith(stop, len(after)):
+                return len(after) + len(stop)
+        return end
+
+    def _prepared(self, conversation: Conversation, *, for_prompt: bool = False) -> Prepared:
         """The conversation in its reasoning mode. With `for_prompt`, the template decides a mode that is not set."""
-        messages = [_normalized(m, i, self.template) for i, m in enumerate(conversation.messages)]
+        messages = [self._normalized(m, i) for i, m in enumerate(conversation.messages)]
         kwargs = {k: v for k, v in conversation.template_kwargs.items() if v is not None and v != [] and v != {}}
         if (tools := [dict(t) for t in conversation.tools]) and kwargs.setdefault("tools", tools) != tools:
             raise DataError("the tools of a conversation differ from those in its template_kwargs")
@@ -236,7 +323,7 @@ class Renderer:
         mode = kwargs.get("enable_thinking", self.options.enable_thinking)
         if mode is not None and not isinstance(mode, bool):
             raise DataError(f"enable_thinking must be true or false, found {mode!r}")
-        flagged = self._mode_from_flags(messages, kwargs)
+        flagged = mode_from_flags(messages, kwargs, lambda m, k, hide: self._render(m, k, prompt=True, all_flags=hide))
         mode = mode if flagged is None else flagged
         if mode is None and self.knows_modes and (traced or not for_prompt):
             mode = bool(traced)
@@ -255,35 +342,24 @@ class Renderer:
             supervised = [i for i in supervised if i not in earlier]
         empty = {i for i in supervised if not answer(messages[i]).strip() and not messages[i].get("tool_calls")}
         notes += ["empty turn"] * len(empty)
-        return _Prepared(
+        return Prepared(
             messages=messages, kwargs=kwargs, supervised=[i for i in supervised if i not in empty], notes=notes
         )
 
-    def _mode_from_flags(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> bool | None:
-        """The mode that a flag in the system text selects; None if `enable_thinking` decides.
+    def _normalized(self, message: Mapping[str, Any], i: int) -> dict[str, Any]:
+        """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning is in one place."""
+        content = _content(message)
+        plain = {**message, "content": "" if content is None else content}
+        if plain["role"] != "assistant" or not isinstance(plain["content"], str):
+            return plain
+        traced = "think>" in plain["content"] or any(plain.get(f) for f in REASONING_FIELDS)
+        return with_one_trace(plain, self._trace_place if traced else TracePlace(), f"message {i}")
 
-        Determined by rendering: whether `enable_thinking` still has an effect together with the flag, and if not, which
-        of its values gives the same end of the prompt as the flag.
-        """
-        system = [m for m in messages if m["role"] in SYSTEM_ROLES]
-        texts = [str(m["content"]) for m in system] + [str(kwargs.get("custom_instructions", ""))]
-        stated = set().union(*(flags(t) for t in texts)) - {"/system_override"}
-        if not stated:
-            return None
-        probe = [*system, {"role": "user", "content": PROBE}]
-
-        def prompts(*, all_flags: bool) -> list[str]:
-            modes = ({**kwargs, "enable_thinking": mode} for mode in (True, False))
-            return [self._render(probe, k, prompt=True, all_flags=all_flags) for k in modes]
-
-        think, no_think = prompts(all_flags=False)
-        if think != no_think:
-            return None
-        hidden = prompts(all_flags=True)
-        if think in hidden:  # the flag has no effect, even if the template removes it
-            return None
-        ends = [p.rpartition(PROBE)[2] for p in hidden]
-        return think.endswith(PROBE + ends[0]) if ends[0] != ends[1] else "/no_think" not in stated
+    @cached_property
+    def _trace_place(self) -> TracePlace:
+        """Where the template reads a trace."""
+        kwargs = {"enable_thinking": True} if self.knows_modes else {}
+        return trace_place(self.template, lambda messages: self._render(messages, kwargs))
 
     def _render(
         self,
@@ -306,7 +382,10 @@ class Renderer:
             template = self.tokenizer.get_chat_template(self.options.template, kwargs.get("tools"))
             with limited():
                 text = self.tokenizer.apply_chat_template(
-                    [escaped(m, all_flags=all_flags) for m in messages],
+                    [
+                        escaped(m if m["content"] is not None else {**m, "content": NULL}, all_flags=all_flags)
+                        for m in messages
+                    ],
                     tokenize=False,
                     add_generation_prompt=prompt,
                     chat_template=LIMITED + with_fixed_date(template, self.options.date),
@@ -319,12 +398,15 @@ class Renderer:
         return str(text).replace(MARK, "")
 
 
-def _normalized(message: Mapping[str, Any], i: int, template: str) -> dict[str, Any]:
-    """A copy whose content is text (missing: empty; text parts: joined) and whose reasoning is in one place."""
+def _content(message: Mapping[str, Any]) -> Any:
+    """The content of a message; text parts are joined."""
     content = message.get("content")
     if isinstance(content, list | tuple) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        content = "".join(str(next((p[k] for k in ("text", "value") if p.get(k) is not None), "")) for p in content)
-    plain = {**message, "content": "" if content is None else content}
-    if plain["role"] != "assistant" or not isinstance(plain["content"], str):
-        return plain
-    return with_one_trace(plain, template, f"message {i}")
+        return "".join(str(next((p[k] for k in ("text", "value") if p.get(k) is not None), "")) for p in content)
+    return content
+
+
+def _runs(labels: Sequence[int]) -> int:
+    """The number of unbroken runs of supervised tokens."""
+    marks = [label != IGNORE_INDEX for label in labels]
+    return sum(one and not before for before, one in zip([False, *marks], marks, strict=False))

@@ -24,6 +24,8 @@ MARK = "{#+ limited #}\n"
 
 transformers keeps compiled templates by their text, and another user of the same template may not count.
 """
+NULL = "\U0010ffffnull"
+"""The content that a template sees as null: transformers leaves out what is None, and a template may ask for it."""
 ITEM = 64
 """Bytes counted for an item of a list or mapping."""
 MOST = 1_000_000
@@ -123,6 +125,12 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             source = _counting(self.parse(source, name, filename))
         return super().compile(source, name, filename, *args, **kwargs)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return _or_none(super().getattr(obj, attribute))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return _or_none(super().getitem(obj, argument))
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%":
             _check_format(left, (right,) if not isinstance(right, tuple) else right)
@@ -142,7 +150,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)
         if isinstance(text := getattr(method, "__self__", None), str):
             _check_text_method(method.__name__, text, args, kwargs)
-        return METER.sized(super().call(__context, __obj, *args, **kwargs))
+        return _or_none(METER.sized(super().call(__context, __obj, *args, **kwargs)))
+
+
+def _or_none(value: Any) -> Any:
+    return None if type(value) is str and value == NULL else value
 
 
 def _counting(tree: nodes.Template) -> nodes.Template:
