@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import shlex
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,5 +78,6 @@ def _truncated(file: Path, kind: str) -> DataError:
 def _damaged(file: Path, kind: str, error: Exception) -> DataError:
     reason = str(error).strip().partition("\n")[0]
     return DataError(
-        f"{file} is damaged or not a {kind} file: {reason}", hint=f"for uncompressed rows: {file.with_suffix('')}"
+        f"{file} is damaged or not a {kind} file: {reason}",
+        hint=f"if the rows are not compressed: mv {shlex.quote(str(file))} {shlex.quote(str(file.with_suffix('')))}",
     )

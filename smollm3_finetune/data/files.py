@@ -66,7 +66,7 @@ def read_file(file: Path, limit: int | None = None) -> Iterator[Row]:
     except OSError as e:
         raise DataError(f"{file} cannot be read: {e.strerror or e}") from e
     if empty:
-        raise DataError(f"{file} holds no rows")
+        raise DataError(f"{file} contains no rows")
 
 
 def _encoding_error(file: Path, error: UnicodeDecodeError) -> DataError:

@@ -38,7 +38,7 @@ def hub_rows(name: str, subset: str | None, split: str, revision: str | None) ->
     except (OSError, ValueError, RuntimeError) as e:
         raise _hub_error(name, e, hint) from e
     if not number:
-        raise DataError(f"{title} holds no rows", hint=hint)
+        raise DataError(f"{title} contains no rows", hint=hint)
 
 
 def _hub_error(name: str, error: Exception, hint: str) -> DataError:

@@ -119,6 +119,8 @@ def render_options(data: DataConfig) -> RenderOptions:
     if data.template is not None:
         try:
             template = read_text(user_path(data.template, "data.template"), CONFIG_SIZE, "utf-8-sig")
+        except FileNotFoundError as e:
+            raise ConfigError(f"the chat template file {data.template!r} (data.template) does not exist") from e
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             raise ConfigError(f"the chat template data.template={data.template} cannot be read: {reason}") from e

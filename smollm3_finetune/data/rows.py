@@ -6,6 +6,7 @@ anything else happens. It keeps only counts.
 
 from __future__ import annotations
 
+import shlex
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -242,12 +243,12 @@ class Rows:
             mine = [i for i, s in enumerate(self.sources) if s.source.validation is validation]
             left_out = sum(undesirable.by_source[i] for i in mine)
             if left_out and not any(counts.by_source[i] for i in mine):
-                what = (
-                    "the only row has a false label" if left_out == 1 else f"all {left_out:,} rows have a false label"
-                )
+                paths = [s.source.config.path for i, s in enumerate(self.sources) if i in mine and s.source.config.path]
+                shown = " ".join(f"--data {shlex.quote(path)}" for path in paths)
+                what = "the only row has" if left_out == 1 else f"all {left_out:,} rows have"
                 return DataError(
-                    f"{key}: {what}: their answers are bad, and the objective does not use them",
-                    hint="smollm3 data preview shows the rows",
+                    f"{key}: {what} a false label, which marks a bad answer, and the objective trains on good answers",
+                    hint=f"to see the rows: smollm3 data preview {shown}".strip(),
                 )
         return None
 

@@ -50,7 +50,7 @@ def _state_files(directory: Path) -> Sequence[Path]:
             )
         files.append(directory / name)
     if not files:
-        raise DataError(f"{directory} holds no rows: {state} lists no file")
+        raise DataError(f"{directory} contains no rows: {state} lists no file")
     return files
 
 

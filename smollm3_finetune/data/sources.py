@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.options import build
+from smollm3_finetune.config.options import build, describe
 from smollm3_finetune.config.schema import SourceConfig
+from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.data.saved_datasets import saved_files
-from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.errors import ConfigError, DataError, did_you_mean
 from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.paths import is_hub_id, user_path
 
 EMBEDDED = Path(__file__).parents[1] / "builtin" / "chat.jsonl"
 EMBEDDED_NAME = "the built-in chat dataset"
+SHOWN = 5
+"""Data files that a hint lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,39 +97,92 @@ def _title(text: str) -> str:
 
 
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
+    if not isinstance(entry, str):
+        _check_keys(entry, where)
     config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where, typed=True)
     text = config.path
     if not text:
-        raise ConfigError(f"{where} has no path")
+        raise ConfigError(f"{where}: the source has no path", hint=_assignment(where, {"path": "rows.jsonl", **entry}))
     path = user_path(text, "the data")
     title = _title(text)
     if path.is_file():
+        _check_no_part(config, where, "is a file")
         return Source(title=title, config=config, files=(_supported(path),))
     if path.is_dir():
         if (saved := saved_files(path, text, config.split)) is not None:
             part = "" if config.split == SourceConfig.split else f"[{config.split}]"
             return Source(title=f"{title}{part}", config=config, files=tuple(saved))
+        _check_no_part(config, where, "is a directory of files")
         inside = sorted(f for f in path.iterdir() if row_format(f))
         if not inside:
-            raise DataError(f"the data directory {text!r} holds no file of rows ({FORMATS})", hint="--data FILE.jsonl")
+            raise DataError(f"the data directory {text!r} contains no data files ({FORMATS})", hint="--data FILE.jsonl")
         return Source(title=title, config=config, files=tuple(inside))
     if any(c in text for c in "*?["):
         matching = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         if not matching:
-            raise DataError(f"no file matches {text!r}", hint="quote the pattern: --data 'rows/*.jsonl'")
+            found = _data_files(Path("."))
+            hint = f"data files in the current directory: {found}" if found else "--data 'DIRECTORY/*.jsonl'"
+            raise DataError(f"no file matches {text!r}", hint=hint)
+        _check_no_part(config, where, "are files")
         return Source(title=title, config=config, files=tuple(_supported(f) for f in matching))
     if is_hub_id(text) and row_format(path) is None:
         part = part_of(config.subset, config.split)
         return Source(title=text if part == SourceConfig.split else f"{text}[{part}]", config=config, hub=text)
     if kind := not_regular(path):
         raise DataError(f"the data file {text!r} is {kind}, not a file", hint="write its content to a file first")
-    near = sorted(f.name for f in path.parent.glob("*") if row_format(f))[:5] if path.parent.is_dir() else []
+    raise DataError(f"the data file {text!r} does not exist", hint=_instead_of(path, text))
+
+
+def _instead_of(path: Path, text: str) -> str:
+    """The hint for a file that does not exist."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and all(user_path(part, "the data").exists() for part in parts if part):
+        several = " ".join(f"--data {shlex.quote(part)}" for part in parts if part)
+        return f"to use several files, repeat the option: {several}"
+    inside = [f.name for f in path.parent.glob("*") if row_format(f)] if path.parent.is_dir() else []
+    if (near := did_you_mean(path.name, inside)) is not None:
+        return f"did you mean {str(path.parent / near)!r}?"
     place = "the current directory" if path.parent == Path(".") else path.parent
-    hint = f"data files in {place}: {', '.join(near)}" if near else "--data FILE.jsonl"
-    raise DataError(f"the data file {text!r} does not exist", hint=hint)
+    return f"data files in {place}: {_data_files(path.parent)}" if inside else "--data FILE.jsonl"
+
+
+def _data_files(directory: Path) -> str:
+    """The names of the first data files of a directory; empty if it has none."""
+    names = sorted(f.name for f in directory.glob("*") if row_format(f)) if directory.is_dir() else []
+    rest = f", … ({len(names)} in total)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
+
+
+def _check_keys(entry: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for a key that a source does not have."""
+    known = [info.name for info in describe(SourceConfig)]
+    for key in entry:
+        if key not in known:
+            near = did_you_mean(str(key), known)
+            fixed = {near if name == key else name: value for name, value in entry.items()}
+            hint = _assignment(where, fixed) if near is not None else f"keys of a source: {', '.join(known)}"
+            raise ConfigError(f"{where}: a source has no key {key!r}", hint=hint)
+
+
+def _assignment(where: str, entry: Mapping[str, Any]) -> str:
+    """The source as it is typed: as an option, or inside a list in a file."""
+    value = dump_yaml(dict(entry), flow=True).strip()
+    return f"--set {shlex.quote(f'{where}={value}')}" if "[" not in where else f"for example: {value}"
+
+
+def _check_no_part(config: SourceConfig, where: str, what: str) -> None:
+    """Raises ConfigError for options of Hub datasets beside files."""
+    for name in ("split", "subset", "revision"):
+        if getattr(config, name) != getattr(SourceConfig, name):
+            kinds = "Hub datasets and saved datasets" if name == "split" else "Hub datasets"
+            raise ConfigError(
+                f"{where}: {name} applies to {kinds} only, and {config.path!r} {what}", hint=f"remove {name}"
+            )
 
 
 def _supported(file: Path) -> Path:
     if row_format(file) is None:
-        raise DataError(f"the data file {str(file)!r} must be one of {FORMATS}", hint="--data FILE.jsonl")
+        raise DataError(
+            f"the data file {str(file)!r} must have one of these extensions: {FORMATS}", hint="--data FILE.jsonl"
+        )
     return file

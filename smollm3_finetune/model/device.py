@@ -31,10 +31,10 @@ def check_device(device: str) -> None:
     if match and (device == "auto" or match[1] in KINDS):
         return
     near = SYNONYMS.get(match[1], did_you_mean(match[1], ("auto", *KINDS))) if match else None
-    raise ConfigError(
-        f"--device must be a torch device, not {device!r}",
-        hint=f"did you mean {near!r}?" if near else "use --device cpu or --device cuda:0",
-    )
+    hint = f"did you mean {near!r}?" if near else "use --device cpu or --device cuda:0"
+    if near not in (None, "cpu", "auto"):
+        hint += " Without such a device: --device cpu"
+    raise ConfigError(f"--device must be a torch device, not {device!r}", hint=hint)
 
 
 def resolve_device(device: str) -> str:

@@ -299,7 +299,7 @@ def test_no_secret_is_ever_shown(
 
 def test_a_wrong_device_is_an_error(cli: Cli) -> None:
     result = cli("doctor", "--device", "gpu")
-    assert (result.code, "did you mean 'cuda'?" in result.stderr) == (2, True)
+    assert (result.code, "did you mean 'cuda'? Without" in result.stderr) == (2, True)
 
 
 def test_a_broken_plugin_file_is_reported(cli: Cli, probes: dict[str, Probe], isolated: Path) -> None:

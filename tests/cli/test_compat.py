@@ -228,7 +228,7 @@ def test_results_of_another_machine_are_marked(cli: Any, acme: Any) -> None:
     [
         (("--quant", "packd"), "did you mean 'packed'?"),
         (("--adapter", "shfit"), "did you mean 'shift'?"),
-        (("--device", "cdua"), "did you mean 'cuda'?"),
+        (("--device", "cdua"), "did you mean 'cuda'? Without such a device: --device cpu"),
         (("--device", "auto"), "--device cuda"),
         (("--adapter-opt", "rank=4"), "--adapter NAME --measure FILE"),
     ],

@@ -245,7 +245,7 @@ def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
 
 def test_empty_data(fails: Fails, rows_file: Path) -> None:
     rows_file.write_text("\n\n")
-    assert fails(5).message == f"{rows_file} holds no rows"
+    assert fails(5).message == f"{rows_file} contains no rows"
 
 
 def test_one_row_cannot_be_split(fails: Fails, rows_file: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_truncated_or_damaged_file_is_named(kind: str, compression: str, name:
     for damaged in (bytes(wrong), TEXTS[kind]):
         with pytest.raises(DataError, match=f"^{file} is damaged or not a {name} file: .") as caught:
             read(file, damaged)
-        assert caught.value.hint == f"for uncompressed rows: rows{kind}"
+        assert caught.value.hint == f"if the rows are not compressed: mv {file} rows{kind}"
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
@@ -103,7 +103,7 @@ def test_wrong_rows_inside_a_compressed_file_have_their_line(compression: str) -
         read(f"r.jsonl{compression}", compressed(b'{"a": 1}\n{"a": \n'))
     with pytest.raises(DataError, match=r":2: not UTF-8 text: .* at byte 16 of the decompressed file"):
         read(f"r.jsonl{compression}", compressed(b'{"a": 1}\n{"a": "\xe9"}\n'))
-    with pytest.raises(DataError, match=rf"^r\.jsonl{compression} holds no rows"):
+    with pytest.raises(DataError, match=rf"^r\.jsonl{compression} contains no rows"):
         read(f"r.jsonl{compression}", compressed(b""))
 
 

@@ -122,9 +122,9 @@ def test_json_rows_have_the_number_of_their_first_line(write: Write) -> None:
         ('[{"a": 1}]\n[{"a": 2}]\n', "r.json", r"r\.json:2: not valid JSON: text after the list"),
         ('{"data": []}', "r.json", r"r\.json: expected a list of rows"),
         ("", "r.json", r"r\.json: expected a list of rows"),
-        ("[ ]", "r.json", r"r\.json holds no rows"),
-        ("", "r.jsonl", r"r\.jsonl holds no rows"),
-        ("\n \n", "r.jsonl", r"r\.jsonl holds no rows"),
+        ("[ ]", "r.json", r"r\.json contains no rows"),
+        ("", "r.jsonl", r"r\.jsonl contains no rows"),
+        ("\n \n", "r.jsonl", r"r\.jsonl contains no rows"),
         (b"\xff\xfe{\x00}\x00", "r.jsonl", r"r\.jsonl:1: not UTF-8 text: invalid start byte at byte 0 of the file"),
     ],
 )
@@ -143,17 +143,18 @@ def test_unsupported_files_are_errors_with_a_hint(write: Write, isolated: Path) 
         (
             "trian.jsonl",
             "the data file 'trian.jsonl' does not exist",
-            "data files in the current directory: train.jsonl",
+            "did you mean 'train.jsonl'?",
         ),
+        ("wholly_different", "does not exist", "data files in the current directory: rows.parquet.gz, train.jsonl"),
         ("none/rows.jsonl", "does not exist", "--data FILE.jsonl"),
         (
             "train.txt",
-            "must be one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or text",
+            "must have one of these extensions: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or text",
             "--data FILE.jsonl",
         ),
-        ("rows.parquet.gz", "must be one of .* compressed as .gz or .zst", "--data FILE.jsonl"),
-        ("folder", "the data directory 'folder' holds no file of rows .*.jsonl", "--data FILE.jsonl"),
-        ("folder/*.jsonl", "no file matches", "quote the pattern: --data 'rows/*.jsonl'"),
+        ("rows.parquet.gz", "must have one of these extensions: .* compressed as .gz or .zst", "--data FILE.jsonl"),
+        ("folder", "the data directory 'folder' contains no data files .*.jsonl", "--data FILE.jsonl"),
+        ("folder/*.jsonl", "no file matches", "data files in the current directory: rows.parquet.gz, train.jsonl"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             read_rows(path)

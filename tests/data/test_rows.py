@@ -160,8 +160,11 @@ def test_sources_have_distinct_titles(monkeypatch: pytest.MonkeyPatch) -> None:
     ("path", "message"),
     [
         ([], "empty list"),
-        ([{"weight": 1}], r"data.path\[0\] has no path"),
-        ([{"path": "a.jsonl", "wieght": 1}], r"unknown key 'data.path\[0\].wieght'"),
+        ([{"weight": 1}], r"data.path\[0\]: the source has no path"),
+        (
+            [{"path": "a.jsonl", "wieght": 1}],
+            r"data.path\[0\]: a source has no key 'wieght'\n  hint: for example: \{path: a.jsonl, weight: 1\}",
+        ),
         (
             [{"path": "a.jsonl", "weight": 0}],
             r"data.path\[0\].weight: expected number \(greater than 0, at most 1000\)",

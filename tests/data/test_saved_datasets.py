@@ -90,7 +90,7 @@ def test_a_directory_of_the_cache_has_the_rows_of_one_split(isolated: Path) -> N
     [
         ({"_data_files": [{"filename": "data-2.arrow"}]}, r"data-2\.arrow is missing, although .*state\.json lists it"),
         ({"_data_files": [{"filename": "../data.arrow"}]}, "expected the name of a file in this directory"),
-        ({"_data_files": []}, r"saved holds no rows: .*state\.json lists no file"),
+        ({"_data_files": []}, r"saved contains no rows: .*state\.json lists no file"),
         ({"_data_files": None}, "does not describe a dataset: expected a list in '_data_files', found None"),
         ({"_indices_data_files": [{"filename": "i.arrow"}]}, "selects rows by an index file, which is not supported"),
     ],
