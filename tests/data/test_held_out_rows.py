@@ -173,7 +173,7 @@ def test_problems_of_data_validation_come_before_the_training_rows(cli: Cli) -> 
     assert "the data file 'owm.jsonl' does not exist" in problem(cli, 5, *base, "--validation", "owm.jsonl")
     for value, code, message in (
         ("[]", 2, "data.validation is an empty list"),
-        ("[{path: own.jsonl, wieght: 1}]", 2, "unknown key 'data.validation[0].wieght'"),
+        ("[{path: own.jsonl, wieght: 1}]", 2, "data.validation[0]: a source has no key 'wieght'"),
         ("{path: own.jsonl, weight: 2}", 2, "the weight 2 of 'own.jsonl' has no effect"),
     ):
         assert message in problem(cli, code, *base, "--set", f"data.validation={value}")

@@ -80,7 +80,7 @@ def test_every_format_gives_the_same_rows_with_line_numbers(name: str) -> None:
     [
         ("r.csv", "a,b\n1,2\n3\n", "r.csv:3: expected 2 columns"),
         ("r.csv", 'a,b\n"1,2\n', "r.csv:2: not valid CSV"),
-        ("r.csv", "a,b\n", "holds no rows"),
+        ("r.csv", "a,b\n", "contains no rows"),
         ("r.parquet", "nothing", "r.parquet is not a Parquet file"),
         ("r.arrow", "nothing", "r.arrow is not an Arrow file"),
     ],
@@ -247,7 +247,7 @@ def test_an_empty_split_is_one_sentence(cli: Any, named: tuple[str, ...], monkey
     result = cli("train", "--adapter", "full", *where, *named, "--dry-run")
     assert result.code == 5
     assert result.stderr == (
-        "error: org/rows[train_sft] holds no rows\n"
+        "error: org/rows[train_sft] contains no rows\n"
         "  hint: --set 'data.path={path: org/rows, split: SPLIT, subset: SUBSET}'\n"
     )
 
