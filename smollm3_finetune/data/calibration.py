@@ -21,6 +21,7 @@ from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.data.plan import SelectedRows
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokenization import Tokens, tokenize
+from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.model.plan import ModelPlan
 
 Ids = list[list[int]]
@@ -54,7 +55,11 @@ def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
     usable = (row for row in rows.positioned() if not row.undesirable)
     first = heapq.nsmallest(config.rows, enumerate(usable), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
-    return [renderer.encode(row.conversation, config.length).input_ids for _, row in in_order]
+    made = []
+    for _, row in in_order:
+        made.append(renderer.encode(row.conversation, config.length).input_ids)
+        renderer.check_ids(made[-1], row.where)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ class PlannedRows:
         return with_suggestions(self.loaded, chosen).config
 
     def renderer(self, model: ModelPlan) -> Renderer:
-        return Renderer(model.tokenizer(), self.render)
+        return Renderer(model.tokenizer(), self.render, embeddings=embeddings_of(model.source.config))
 
     def tokens(self, model: ModelPlan) -> Tokens:
         """The rows as tokens, from the cache if it has them. Raises DataError if a row is invalid."""

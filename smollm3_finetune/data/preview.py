@@ -30,6 +30,7 @@ from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
+from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model_files.loading import quiet_transformers
@@ -39,7 +40,7 @@ class _Recorder(Renderer):
     """Records the conversations that an objective encodes."""
 
     def __init__(self, renderer: Renderer) -> None:
-        super().__init__(renderer.tokenizer, renderer.options)
+        super().__init__(renderer.tokenizer, renderer.options, embeddings=renderer.embeddings)
         self.made: list[Encoded] = []
 
     def recorded(self, encoded: Encoded) -> Encoded:
@@ -255,7 +256,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
             rows,
             survey,
             about_rows.objective,
-            Renderer(tokenizer, about_rows.render),
+            Renderer(tokenizer, about_rows.render, embeddings=embeddings_of(source.config)),
             max_length,
             chunk=config.data.long_text == "chunk",
         ),

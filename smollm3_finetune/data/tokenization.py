@@ -35,7 +35,7 @@ from smollm3_finetune.errors import DataError
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
-LAYOUT = 2
+LAYOUT = 3
 """Of a cache entry, and of the examples that a row gives; entries with another one are made again."""
 
 
@@ -110,6 +110,7 @@ def tokenize(
         "versions": [__version__, installed_version("transformers")],
         "stops": renderer.endings.stops if renderer.template else [],
         "layout": LAYOUT,
+        "embeddings": renderer.embeddings,
     }
     identity = fingerprint(inputs)
     total = sum(survey.total(i) for i in range(len(rows.sources)))
@@ -173,7 +174,8 @@ class ExampleBuilder:
         A long text has several, and so has a conversation whose turns the template rewrites: each of these turns is in
         an example that ends there or at a later one of them, in the prompt that leads to it.
 
-        Raises DataError with the row's location if the template refuses it. Raises PluginError if `prepare` fails or
+        Raises DataError with the row's location if the template refuses it, and ModelError if a token of it has no
+        embedding. Raises PluginError if `prepare` fails or
         returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
@@ -191,6 +193,8 @@ class ExampleBuilder:
                 made = [self.objective.prepare(row.conversation, view, self.max_length) for view in views]
                 made += self._own_examples(row.conversation)
                 found = [self._checked(example) for example in made if example is not None]
+            for ids in (ids for example in found for name, ids in example.items() if name.endswith("input_ids")):
+                self.renderer.check_ids(ids, row.where)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
         trained = [i for turns in self.renderer.turns for i in turns.trained] if found else []

@@ -59,10 +59,8 @@ def answer(
     import torch
 
     renderer = renderer or Renderer(tokenizer, RenderOptions(date=None))
-    prompt = renderer.prompt(messages, **(template_kwargs or {}))
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     device = next(model.parameters()).device
-    ids = ids.to(device)
+    ids = torch.tensor([renderer.prompt_ids(messages, **(template_kwargs or {}))], device=device)  # (1, T)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     unset = {} if sampling else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     streamer = {} if stream is None else {"streamer": TextStream(tokenizer, stream)}

@@ -13,6 +13,7 @@ from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
+from smollm3_finetune.data.vocabulary import embeddings_of, with_usable_padding
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
@@ -61,9 +62,9 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
-    tokenizer = plan.model.tokenizer()
-    renderer = Renderer(tokenizer, plan.render)
-    context = plan.model.context
+    context, embeddings = plan.model.context, embeddings_of(plan.model.source.config)
+    tokenizer = with_usable_padding(plan.model.tokenizer(), embeddings, display.say)
+    renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
     length = plan.config.data.max_length
     chunk = plan.config.data.long_text == "chunk"
     tokens = tokenize(

@@ -96,6 +96,7 @@ def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **val
     own = run if is_run else None
     options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
     from smollm3_finetune.data.chat_template.renderer import Renderer
+    from smollm3_finetune.data.vocabulary import embeddings_of
     from smollm3_finetune.inference.generate import answer, room_for
     from smollm3_finetune.model.load import build_context, compose
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
@@ -116,10 +117,12 @@ def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **val
     tokenizer = plan_tokenizer(plan)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
-    renderer = Renderer(tokenizer, options)
+    renderer = Renderer(tokenizer, options, embeddings=embeddings_of(plan.source.config))
     if not renderer.template:
         context.progress.say("the model has no chat template, so it continues the prompt as plain text")
-    length = len(tokenizer(renderer.prompt(messages, **mode), add_special_tokens=False).input_ids)
+    prompt = renderer.prompt_ids(messages, **mode)
+    renderer.check_ids(prompt, "the prompt")
+    length = len(prompt)
     room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
     if room < values["max_new_tokens"]:
         context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")

@@ -29,6 +29,7 @@ from smollm3_finetune.data.chat_template.fixed_date import with_fixed_date
 from smollm3_finetune.data.chat_template.loss_mask import tokens_and_labels
 from smollm3_finetune.data.chat_template.modes import mode_from_flags
 from smollm3_finetune.data.chat_template.notes import ENDED, NO_END, NO_PREFIX, NO_TRACE, REWRITTEN
+from smollm3_finetune.data.chat_template.raw_text import RawText
 from smollm3_finetune.data.chat_template.reasoning import (
     TracePlace,
     answer,
@@ -42,6 +43,7 @@ from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
 from smollm3_finetune.data.chat_template.sandbox import NULL, limited
 from smollm3_finetune.data.chat_template.tool_forms import check_json, forms
 from smollm3_finetune.data.chat_template.turns import Prepared, Rendered, Turns
+from smollm3_finetune.data.vocabulary import check_ids
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
 
@@ -86,9 +88,17 @@ class Renderer:
     else raises ModelError.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: RenderOptions = RenderOptions()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        options: RenderOptions = RenderOptions(),
+        *,
+        embeddings: int | None = None,
+    ) -> None:
+        """`embeddings`: how many the model has; None if unknown. `check_ids` refuses tokens beyond them."""
         self.tokenizer = tokenizer
         self.options = options
+        self.embeddings = embeddings
         own = options.template or tokenizer.chat_template or ""
         self.template: str = own if isinstance(own, str) else "\n".join(own.values())  # a dict has one template per use
         self.knows_modes = "enable_thinking" in self.template
@@ -110,6 +120,15 @@ class Renderer:
             Conversation(messages=tuple(messages), template_kwargs=template_kwargs), for_prompt=True
         )
         return self._complete(prepared, prompt=True)[0]
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> list[int]:
+        """The token ids of `prompt`; without a template, those of raw text, with the tokenizer's begin tokens."""
+        text = self.prompt(messages, **template_kwargs)
+        return tokens_and_labels(self.tokenizer, text, [])[0] if self.template else self._raw_text.opened(text)
+
+    @cached_property
+    def _raw_text(self) -> RawText:
+        return RawText(self.tokenizer)
 
     def mode(self, conversation: Conversation) -> bool | None:
         """The reasoning mode in which a conversation is trained on; None if the template has no modes."""
@@ -200,11 +219,13 @@ class Renderer:
 
     def _tokens(self, conversation: Conversation, rendered: Rendered) -> tuple[list[int], list[int]]:
         """All token ids of a conversation, and their labels."""
-        ids, labels = tokens_and_labels(self.tokenizer, rendered.text, rendered.spans)
-        if conversation.text is not None and self.tokenizer.eos_token_id is not None:
-            ids.append(int(self.tokenizer.eos_token_id))
-            labels.append(ids[-1])
-        return ids, labels
+        if conversation.text is not None:
+            return self._raw_text.tokens_and_labels(conversation.text)
+        return tokens_and_labels(self.tokenizer, rendered.text, rendered.spans)
+
+    def check_ids(self, ids: Sequence[int], where: str) -> None:
+        """Raises ModelError if one of the token `ids` of `where` is beyond the embeddings of the model."""
+        check_ids(self.tokenizer, ids, self.embeddings, where)
 
     def note(self, what: str) -> None:
         """Count a conversation with the note `what`."""
