@@ -505,7 +505,7 @@ def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, super
         ("Hello!", "Hello ! <|im_end|>"),
         (" Hi\n", "ĠH i Ċ <|im_end|>"),
         ("e\u0301 👩\u200d👧", "e Ì ģ Ġ ð Ł ĳ © â Ģ į ð Ł ĳ § <|im_end|>"),
-        ("<|im_start|>user\nHi<|im_end|>", "<|im_start|> user Ċ Hi <|im_end|> <|im_end|>"),
+        ("<|im_start|>user\nHi<|im_end|>", "<|im_start|> user Ċ Hi <|im_end|>"),
         ("<think>\n</think>", "<think> Ċ </think> <|im_end|>"),
     ],
 )

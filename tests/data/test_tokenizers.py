@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 import smollm3_finetune
 from smollm3_finetune.api import IGNORE_INDEX, Conversation
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.vocabulary import embeddings_of
+from smollm3_finetune.errors import ModelError
 
 Cli = Callable[..., Any]
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 BEGIN, END, TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|im_end|>"
-
-
-def words(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    return [tokenizer.decode([i]) for i in ids]
-
-
-def supervised(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> list[str]:
-    return words(tokenizer, [i for i in labels if i != IGNORE_INDEX])
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def written(name: str, *rows: dict[str, Any]) -> str:
@@ -129,11 +132,7 @@ def test_chunks_of_raw_text_have_one_begin_token() -> None:
 
 
 def test_chats_have_the_begin_token_of_the_template_only() -> None:
-    template = (
-        "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    renderer = Renderer(base(f"{BEGIN} $A {END}", template=template))
+    renderer = Renderer(base(f"{BEGIN} $A {END}", template="{{ bos_token }}" + CHATML))
     found = renderer.encode(Conversation(messages=tuple(question("Hi", "Yes")["messages"])), 100)
     prompt = renderer.prompt_ids([{"role": "user", "content": "Hi"}])
     assert found.input_ids[: len(prompt)] == prompt
@@ -159,3 +158,161 @@ def test_generation_without_a_template_gets_the_begin_token(monkeypatch: pytest.
     answer(model, tokenizer, [{"role": "user", "content": "The town"}], max_new_tokens=1)
     assert seen[0] == tokenizer("The town").input_ids
     assert seen[0][0] == tokenizer.bos_token_id
+
+
+def talked(tokenizer: PreTrainedTokenizerBase, *texts: str) -> tuple[str, list[str]]:
+    """The text of the row's tokens, and its supervised tokens; `texts` are questions and answers in turn."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    found = Renderer(tokenizer).encode(Conversation(messages=tuple(turns)), 1000)
+    assert len(found.labels) == len(found.input_ids)
+    whole = tokenizer.decode(found.input_ids, clean_up_tokenization_spaces=False)
+    return whole, [tokenizer.convert_ids_to_tokens(i) for i in found.labels if i != IGNORE_INDEX]
+
+
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+HEADED = (
+    "{% for m in messages %}{{ '### ' + m.role | capitalize + ':\n' + m.content + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+TALK = ("Where is Oslo?", "I know it.", "Is it far?", "It is not.")
+
+
+def trained(kind: str, template: str) -> PreTrainedTokenizerFast:
+    """A small tokenizer of one kind: how it treats the space before a word and line breaks behind it."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind.startswith("metaspace"):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind.rpartition(" ")[2])
+        backend.decoder = decoders.Metaspace(prepend_scheme=kind.rpartition(" ")[2])
+    elif kind == "prepend":  # Llama 2 as converted from SentencePiece
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        split = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+        bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(split, "isolated"), bytes_of_words])
+        if kind == "bytes with a space":
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        if kind == "bytes without spaces in offsets":
+            backend.post_processor = processors.ByteLevel(trim_offsets=True)
+        backend.decoder = decoders.ByteLevel()
+    texts = ["USER: Where is Oslo? ASSISTANT: I know it.", "### User:\nIs it far?\n\n### Assistant:\nIt is not.\n\n"]
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts * 20, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    made.chat_template = template
+    return made
+
+
+KINDS = ["metaspace always", "metaspace first", "prepend", "bytes", "bytes with a space"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes without spaces in offsets"])
+def test_a_prompt_that_ends_in_a_space_keeps_it_and_the_answer_has_none_of_its_own(kind: str) -> None:
+    tokenizer = trained(kind, SPACED)
+    whole, words = talked(tokenizer, *TALK)
+    text = "USER: Where is Oslo? ASSISTANT: I know it.</s>USER: Is it far? ASSISTANT: It is not.</s>"
+    if kind in (
+        "metaspace always",
+        "prepend",
+        "bytes with a space",
+    ):  # they put a space before the text after a special token
+        text = text.replace("</s>USER", "</s> USER")
+    assert whole.removeprefix(" ") == text
+    answers = "".join(words).replace("▁", " ").replace("Ġ", " ")
+    assert answers == "I know it.</s>It is not.</s>"
+    backend = tokenizer.backend_tokenizer
+    assert talked(tokenizer, *TALK)[0] == whole
+    assert backend.to_str() == trained(kind, SPACED).backend_tokenizer.to_str(), "the tokenizer is as it was"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytes without spaces in offsets"])
+def test_a_word_that_the_tokenizer_joins_with_line_breaks_is_supervised_without_them(kind: str) -> None:
+    tokenizer = trained(kind, HEADED)
+    assert any(t.startswith(".Ċ") for t in tokenizer.get_vocab()), "the tokenizer joins them"
+    whole, words = talked(tokenizer, *TALK)
+    assert whole.startswith("### User:\nWhere is Oslo?\n\n### Assistant:\nI know it.\n\n### User:\nIs it far?\n\n")
+    assert "".join(words).replace("Ġ", " ") == "I know it.It is not.</s>"
+
+
+class Longest(PreTrainedTokenizer):
+    """A tokenizer in Python: the longest known word at each place; with `space`, each text begins with a space."""
+
+    def __init__(self, space: bool = False, **more: Any) -> None:
+        known = [*map(chr, range(32, 127)), "\n", "Where", "know", " I", "?\n\n", ".\n\n", ": I", ": ", "I know"]
+        self.known = {word: i for i, word in enumerate(known)}
+        self.space = space
+        super().__init__(eos_token="</s>", **more)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.known)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {**self.known, **self.added_tokens_encoder}
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        found, text = [], " " + text if self.space else text
+        while text:
+            found.append(max((w for w in self.known if text.startswith(w)), key=len))
+            text = text[len(found[-1]) :]
+        return found
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.known[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return list(self.known)[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (SPACED, ["I know", " ", "i", "t", ".", "</s>"]),  # ": I" would be merged at the border
+        (HEADED, ["I know", " ", "i", "t", ".", "</s>"]),  # ".\n\n" would be merged at the end
+    ],
+)
+def test_a_tokenizer_without_offsets_supervises_the_same_text(template: str, wanted: list[str]) -> None:
+    tokenizer = Longest()
+    tokenizer.chat_template = template
+    assert not tokenizer.is_fast
+    fast = trained("bytes", template)
+    whole, words = talked(tokenizer, *TALK[:2])
+    assert whole == talked(fast, *TALK[:2])[0]
+    assert words == wanted
+    more = talked(tokenizer, *TALK)
+    assert more[0] == talked(fast, *TALK)[0]
+    assert "".join(more[1]) == "".join(talked(fast, *TALK)[1]).replace("Ġ", " ")
+
+
+def test_a_tokenizer_without_offsets_that_cannot_be_cut_is_refused_by_name(cli: Cli) -> None:
+    tokenizer = Longest(space=True, name_or_path="some/model")
+    tokenizer.chat_template = SPACED
+    with pytest.raises(ModelError, match=r"'some/model' \(Longest\) gives no offsets") as refused:
+        talked(tokenizer, *TALK)
+    assert refused.value.exit_code == 6
+    tokenizer.chat_template = CHATML
+    _, words = talked(tokenizer, "Where?", "I know it.")
+    assert "".join(words) == "I know it.<|im_end|>", "no token crosses a border, so nothing is cut"
+
+
+def test_byt5_rows_are_prepared_and_shown(cli: Cli) -> None:
+    folder = Path(shutil.copytree(TINY, "bytes", ignore=lambda *_: ["tokenizer.json", "tokenizer_config.json"]))
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(str(folder))
+    shown = cli("data", "preview", "--model", str(folder), "--data", written("rows.jsonl", *PLAIN), "--rows", "1")
+    assert shown.code == 0, shown.stderr
+    assert "«It is 0.<|im_end|>»" in shown.stdout
