@@ -9,6 +9,7 @@ from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.inference.streaming import TextStream
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
+from smollm3_finetune.model_files.stops import as_ids, joined
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,7 @@ def answer(
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     unset = {} if sampling else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     streamer = {} if stream is None else {"streamer": TextStream(tokenizer, stream)}
+    own = as_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
     training = model.training
     model.eval()
     try:
@@ -72,7 +74,7 @@ def answer(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
-                eos_token_id=renderer.end_of_turn_ids(),
+                eos_token_id=joined(own, renderer.end_of_turn_ids()) or None,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 **sampling,
                 **unset,

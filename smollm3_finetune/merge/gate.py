@@ -67,7 +67,7 @@ def fixed_rows(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[list
     generator = torch.Generator().manual_seed(0)
     rows: list[list[int]] = torch.randint(0, vocabulary, (RANDOM_ROWS, ROW), generator=generator).tolist()
     for text in TEXTS:
-        ids = tokenizer(text, add_special_tokens=False).input_ids[:ROW]
+        ids = tokenizer(text).input_ids[:ROW]
         if known := [i for i in ids if i < vocabulary]:
             rows.append(known)
     return rows

@@ -58,7 +58,7 @@ class PredictedRows:
 
 def fixed_texts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PredictedRows:
     """The texts of the merge check, for a model without a run."""
-    ids = [tokenizer(text, add_special_tokens=False).input_ids[:ROW] for text in TEXTS]
+    ids = [tokenizer(text).input_ids[:ROW] for text in TEXTS]
     rows = [{"input_ids": row, "labels": row} for row in ids if len(row) > 1 and max(row) < vocabulary]
     return PredictedRows(title="fixed texts", rows=rows)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp
 from smollm3_finetune.components.registry import attributed_to
+from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
 from smollm3_finetune.inference.held_out_loss import Loss
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
@@ -46,6 +47,7 @@ from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, partial
 from smollm3_finetune.model_files.skeleton import count_parameters
+from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.model_files.writing import copy_rest, generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
 
@@ -166,7 +168,9 @@ def _merge_and_reload(
     own_base = None if trained_on is None else trained_on == base.fingerprint
     tied = ties(base.model)
     tokenizer = LoadedModel(plan=plan, base=base, adapted=None).tokenizer
+    stops = as_ids(base.model.generation_config.eos_token_id)
     generation = generation_config(base.model, plan.saved.path)
+    generation.eos_token_id = joined(stops, as_ids(generation.eos_token_id), stop_ids(tokenizer)) or None
     with task("measuring the base and its dense copy"):
         rows = fixed_rows(tokenizer, _vocabulary(base.model))
         predicted = predicted or fixed_texts(tokenizer, _vocabulary(base.model))

@@ -47,6 +47,7 @@ from smollm3_finetune.model.dropout import SwitchedOff, switch_off
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
 from smollm3_finetune.model.trained_context import check_trained_context
+from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.paths import user_path
 
 if TYPE_CHECKING:
@@ -83,10 +84,11 @@ class LoadedModel:
         return plan_tokenizer(self.plan)
 
     def stop_at(self, ids: Sequence[int]) -> None:
-        """Make generation stop at the token `ids`, also after the model is saved; the last one ends a turn."""
+        """Make generation stop at the token `ids` too, also after the model is saved; the last one ends a turn."""
         if ids:
             self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(ids[-1])
-            self.base.model.generation_config.eos_token_id = list(ids)
+            own = as_ids(self.base.model.generation_config.eos_token_id)
+            self.base.model.generation_config.eos_token_id = joined(own, ids)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Use the base without its adapter inside the context. Raises UnsupportedOp if the adapter changes the base."""

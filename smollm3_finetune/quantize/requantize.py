@@ -14,6 +14,7 @@ from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.model.load import load_base
+from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Requantizer:
         with attributed_to(self.choice.component):
             self.quantizer.write(source, out, replace(context, purpose=Purpose.QUANTIZE, **more))
         copy_rest(source.path, out, context.progress.say)
+        keep_stops(source.path, out)
 
     @property
     def needs_calibration(self) -> bool:

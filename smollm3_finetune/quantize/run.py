@@ -14,6 +14,7 @@ from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.config.load import LoadedConfig, plain
 from smollm3_finetune.data.calibration import Calibration, plan_calibration
+from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
@@ -28,6 +29,7 @@ from smollm3_finetune.model_files.model_card import (
     with_options,
 )
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
+from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
 
 
@@ -89,8 +91,10 @@ def quantize(plan: QuantizePlan) -> dict[str, Any]:
     with claimed(plan.output), partial(plan.output) as out:
         with attributed_to(model.quantizer.component):
             plan.quantizer.write(model.source, out, model.context)
-        model.tokenizer().save_pretrained(str(out))
+        tokenizer = model.tokenizer()
+        tokenizer.save_pretrained(str(out))
         copy_rest(model.source.path, out, model.context.progress.say)
+        keep_stops(model.source.path, out, stop_ids(tokenizer))
         report = _report(plan, out)
         (out / CARD).write_text(_card(report), encoding="utf-8")
         publish(out, plan.output)

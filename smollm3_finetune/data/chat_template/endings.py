@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import DataError
-from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.model_files.stops import stated_stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,14 +82,13 @@ class Endings:
     @cached_property
     def stops(self) -> list[str]:
         """The tokens at which generation of the base model stops, except the tokenizer's end, from its files."""
-        directory = Path(str(self.tokenizer.name_or_path))
-        ids: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            if (file := directory / name).is_file():
-                found = load_json(file).get("eos_token_id")
-                ids |= {i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)}
-        ids -= {self.tokenizer.eos_token_id}
-        return [t for t in self.tokenizer.convert_ids_to_tokens(sorted(ids)) if isinstance(t, str) and t]
+        ids = [i for i in self.stop_ids if i != self.tokenizer.eos_token_id]
+        return [t for t in self.tokenizer.convert_ids_to_tokens(ids) if isinstance(t, str) and t]
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The ids of the tokens at which generation of the base model stops, from its files."""
+        return stated_stops(Path(str(self.tokenizer.name_or_path)))
 
     def added(self, *, after_call: bool) -> str:
         """The text that is added to a last turn without an end; empty if the tokenizer has no end token either."""

@@ -46,6 +46,7 @@ from smollm3_finetune.data.chat_template.turns import Prepared, Rendered, Turns
 from smollm3_finetune.data.vocabulary import check_ids
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
+from smollm3_finetune.model_files.stops import as_ids, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -232,15 +233,18 @@ class Renderer:
         self.counts[what] += 1
 
     def end_of_turn_ids(self) -> list[int]:
-        """The tokens that stop generation: the tokenizer's end token and the one after an answer in the template."""
-        end = self.tokenizer.eos_token_id
-        found = [] if end is None else [int(end)]
+        """The tokens that stop generation: those of the base model, the tokenizer's end, and the template's, once each.
+
+        The last one ends a turn.
+        """
+        base = self.endings.stop_ids
+        found = joined(base, as_ids(self.tokenizer.eos_token_id))
         if not self.template:
             return found
         probe = Conversation(messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
         supervised = [i for i in tokens_and_labels(self.tokenizer, *self.spans(probe)[:2])[1] if i != IGNORE_INDEX]
-        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        return found + [i for i in supervised[-1:] if i in special and i not in found]
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values(), *base}
+        return joined(found, [i for i in supervised[-1:] if i in special])
 
     def _prompt_without_template(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
