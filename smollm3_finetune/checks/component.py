@@ -32,9 +32,13 @@ CLAIMED: Mapping[Any, tuple[Any, ...]] = {
     LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
     QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
                 {"quantization_config": {"quant_method": "another"}}),
+    ADAPTER: ({}, {"peft_type": None}, {"peft_type": 3}, {"peft_type": "ANOTHER"}),
     FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
 }  # fmt: skip
-"""Simple inputs on which `claims` must not raise. No formatter may claim the empty row, no quantizer any of these."""
+"""Simple inputs on which `claims` must not raise.
+
+No formatter may claim the empty row, no quantizer or adapter any of these.
+"""
 
 
 def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
@@ -239,7 +243,7 @@ def _claims(component: RegisteredComponent, registry: Registry) -> Iterator[Find
         problem = _problem(lambda s=subject, a=answers: a.append(claims(s)))  # type: ignore[misc]
         if problem:
             problems.append(f"claims({subject!r}) raises {problem}")
-        elif answers[0] and ((n == 0 and component.kind is FORMATTER) or component.kind is QUANTIZER):
+        elif answers[0] and ((n == 0 and component.kind is FORMATTER) or component.kind in (QUANTIZER, ADAPTER)):
             problems.append(f"claims({subject!r}) returns {answers[0]!r}, so runs that do not name it would use it")
     text = "; ".join(problems)
     yield _finding(component, "claims accepts any input and does not claim everything", not problems, text,

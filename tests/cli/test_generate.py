@@ -117,7 +117,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_before_weights_are_read(
     refused = cli("generate", "tiny", "--prompt", prompt)
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"error: the prompt is {length(prompt)} tokens long, but 'tiny' takes 2048 including the answer\n"
+        f"error: the prompt is {length(prompt)} tokens long, but 'tiny' supports 2048, including the answer\n"
         "  hint: use a shorter --prompt\n"
     )
     longer = cli("generate", DIRECTORY, "--prompt", prompt, "--max-new-tokens", "10")

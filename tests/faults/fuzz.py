@@ -294,7 +294,7 @@ class Gguf(Reader):
         from smollm3_gguf.architectures import implied_config
         from smollm3_gguf.files import check_file, find_file
 
-        implied_config(check_file(find_file(str(directory / "a.gguf"), None)), "float32")
+        implied_config(check_file(find_file(str(directory / "a.gguf"), None)), "float32", "a.gguf")
 
 
 class Run(Reader):
