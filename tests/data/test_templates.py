@@ -636,7 +636,8 @@ def test_typed_parts_are_text(name: str) -> None:
 def test_generation_stops_at_the_end_of_a_turn(name: str) -> None:
     made = renderer(name)
     end = tokenizer().convert_tokens_to_ids("<|im_end|>")
-    assert made.end_of_turn_ids() == [end]
+    other = tokenizer().convert_tokens_to_ids("<|end_of_text|>")
+    assert made.end_of_turn_ids() == [other, end], "the base's generation config states both"
     assert made.counts == {}
     base = AutoTokenizer.from_pretrained(str(TINY), eos_token="<|end_of_text|>")  # as base checkpoints have it
     assert Renderer(base, made.options).end_of_turn_ids() == [base.convert_tokens_to_ids("<|end_of_text|>"), end]

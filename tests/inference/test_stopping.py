@@ -83,3 +83,49 @@ def test_a_tuned_model_stops_at_the_end_of_its_turn(known: str, end: str, cli: C
         assert len(endless) == MOST, "nothing but the end of the turn stops it"
         untuned = written(base, question)
         assert untuned[-1] != IDS[end]
+
+
+ROUNDING = str(Path(__file__).parents[1] / "out_of_tree" / "rounding_quantizer.py")
+
+
+def stops_of(folder: str) -> set[int]:
+    found = json.loads(Path(folder, "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    return set(found) if isinstance(found, list) else {found}
+
+
+def test_all_stop_tokens_are_kept_in_run_merge_and_quantized_checkpoint(cli: Callable[..., Any]) -> None:
+    """The base's generation config, its tokenizer's end and the template's end; the base stops after one token."""
+    base = base_that_stops_at(TEXT)
+    first = written_by_base(base)
+    config = Path(base, "generation_config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": first}))
+    Path(base, "config.json").write_text(
+        json.dumps({**json.loads(Path(base, "config.json").read_text()), "eos_token_id": None})
+    )
+    union = {first, IDS[TEXT], IDS[TURN]}
+    quick = ("--adapter", "full", "--max-steps", "1", "--set", "data.limit=20", "--set", "train.sample_tokens=2")
+    commands = {
+        "out/adapter": ("train", "--model", base, *quick, "--output", "out"),
+        "merged": ("merge", "out", "--output", "merged", "--dtype", "float32"),
+        "again": ("quantize", "merged", "--quant", "rounding", "--output", "again", "-p", ROUNDING),
+        "quantized": ("quantize", base, "--quant", "rounding", "--output", "quantized", "-p", ROUNDING),
+    }
+    for folder, command in commands.items():
+        done = cli(*command)
+        assert done.code == 0, done.stderr
+        assert stops_of(folder) == union, folder
+    for model in (base, "out", "merged"):
+        asked = cli("generate", model, "--prompt", QUESTIONS[0], "--max-new-tokens", "12", "--json")
+        assert asked.code == 0, asked.stderr
+        answer = json.loads(asked.stdout)["answer"]
+        assert len(AutoTokenizer.from_pretrained(base)(answer).input_ids) == 1, f"{model} stops after one token"
+
+
+def written_by_base(folder: str) -> int:
+    """The first token of the base's answer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(**prompt).logits
+    return int(logits[0, -1].argmax())

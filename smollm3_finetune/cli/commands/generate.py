@@ -120,9 +120,9 @@ def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **val
     renderer = Renderer(tokenizer, options, embeddings=embeddings_of(plan.source.config))
     if not renderer.template:
         context.progress.say("the model has no chat template, so it continues the prompt as plain text")
-    prompt = renderer.prompt_ids(messages, **mode)
-    renderer.check_ids(prompt, "the prompt")
-    length = len(prompt)
+    prompt_ids = renderer.prompt_ids(messages, **mode)
+    renderer.check_ids(prompt_ids, "the prompt")
+    length = len(prompt_ids)
     room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
     if room < values["max_new_tokens"]:
         context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")

@@ -19,7 +19,7 @@ def without_added_space(tokenizer: PreTrainedTokenizerBase, *, active: bool = Tr
     """A fast tokenizer that adds no space before a text inside the context."""
     from tokenizers import normalizers, pre_tokenizers
 
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Any = tokenizer.backend_tokenizer
     normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     if not active:
         yield
