@@ -27,7 +27,7 @@ SAME = (
     "components/containment", "components/requirements", "config/shown", "data/chunks", "data/compressed",
     "data/damaged_tables", "data/data", "data/formatter_tokens", "data/formatters", "data/held_out_rows",
     "data/render", "data/rows", "data/saved_datasets", "data/template_families", "data/template_limits",
-    "data/templates", "data/unread_columns", "docs/english", "docs/tutorials", "faults/failing_runs",
+    "data/templates", "data/tokenizers", "data/unread_columns", "docs/english", "docs/tutorials", "faults/failing_runs",
     "faults/failures", "faults/fuzz", "faults/kills", "faults/locks", "faults/streams_of_runs", "files/limits",
     "files/permissions", "inference/stopping", "kit/kit", "model/long_context", "runs/resume", "scaffold/scaffold",
     "startup/training_imports", "train/base_dropout", "train/compiling", "train/half_precision", "train/health",
