@@ -169,6 +169,6 @@ def chosen(found: Iterable[Entry], older_than: float, force: bool) -> tuple[list
 
 
 def shown_origin(about: Mapping[str, Any]) -> str:
-    """The source of an entry, in one line: the plain values of its key, long ones shortened."""
-    plain = {k: v for k, v in about.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
+    """The source of an entry, in one line: the texts and whole numbers of its key, long ones shortened."""
+    plain = {k: v for k, v in about.items() if isinstance(v, str | int) and not isinstance(v, bool)}
     return ", ".join(f"{k}={v if len(str(v)) <= 20 else f'{str(v)[:12]}…'}" for k, v in plain.items())

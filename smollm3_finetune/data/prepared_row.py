@@ -41,9 +41,9 @@ class Prepared:
     """Whether it was left out because its label is false."""
     sequences: tuple[TokenSequence, ...]
     length: int
-    """Tokens before cutting; of the longest sequence, if there are several."""
+    """Tokens before truncation; of the longest sequence, if there are several."""
     uncut: int
-    """Tokens of all sequences before cutting."""
+    """Tokens of all sequences before truncation."""
     shares: Shares
     """Its answers and tool calls that are trained on or not."""
     notes: tuple[str, ...]

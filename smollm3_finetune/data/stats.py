@@ -1,4 +1,4 @@
-"""Counts over rows: trained on, held out, left out and cut, with their tokens and lengths."""
+"""Counts over rows: training, held out, left out and truncated, with their tokens and lengths."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SourceStats:
     notes: Counter[str] = field(default_factory=Counter)
     """Rows by note, without `cut`."""
     lengths: Counter[int] = field(default_factory=Counter)
-    """Rows by length in tokens before cutting."""
+    """Rows by length in tokens before truncation."""
     longest: int = -1
     longest_row: str | None = None
     empty_rows: list[tuple[str, str]] = field(default_factory=list)
@@ -85,7 +85,7 @@ class SourceStats:
         self.lengths[row.length] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`; lengths are in tokens before cutting."""
+        """For `--json`; lengths are in tokens before truncation."""
         quantiles = Quantiles(self.lengths)
         return {
             "title": self.title,

@@ -174,19 +174,19 @@ def test_preview_shows_counts_and_a_histogram_of_lengths(cli: Cli, few: str) -> 
     assert "legend" not in out
     assert "source 0: rows.jsonl  (formatter messages)\n" in out
     assert "evenly spaced" not in out  # all rows were counted
-    kept = re.search(r"rows      7 = (\d) to train on \+ (\d) held out \+ 2 left out", out)
+    kept = re.search(r"rows      7 = (\d) training \+ (\d) held out \+ 2 left out", out)
     assert kept is not None
     assert sum(map(int, kept.groups())) == 5
     assert re.search(
         r"  left out  rows\.jsonl:2: the supervised .*\n            rows\.jsonl:4: answers whose reasoning", out
     )
     assert "  notes     earlier reasoning stripped: 1 row\n" in out
-    assert "  cut       2 rows at 64 tokens; " in out
+    assert "  truncated 2 rows to 64 tokens; " in out
     bars = re.findall(r"^ +([\d,]+)–[\d,]+  (█*) (\d+)", out, re.MULTILINE)
     assert sum(int(rows) for _, _, rows in bars) == 7
     assert max(len(blocks) for _, blocks, _ in bars) == 40
     assert all(bool(blocks) == (rows != "0") for _, blocks, rows in bars)
-    assert out.count("rows longer than 64 are cut") == 1
+    assert out.count("rows longer than 64 are truncated") == 1
 
 
 def test_a_sample_is_labeled_as_one(cli: Cli, write: Write) -> None:

@@ -193,7 +193,7 @@ def test_one_row_is_shown_and_training_names_the_option(cli: Cli) -> None:
     assert f"note: {note}; to train on them: --set data.held_out=0\n" in shown.stdout
     counted = cli("data", "stats", "--data", file)
     assert counted.code == 5
-    assert "rows      1 = 1 to train on + 0 held out + 0 left out" in counted.stdout
+    assert "rows      1 = 1 training + 0 held out + 0 left out" in counted.stdout
     for command in (("data", "stats"), ("train", "--dry-run", "--adapter", "full")):
         said = problem(cli, 5, *command, "--data", file)
         assert f"error: {note}\n  hint: --set data.held_out=0" in said

@@ -52,7 +52,7 @@ def data() -> None:
     help="Rows to count from each source, evenly spaced; `data stats` counts all.",
 )  # fmt: skip
 def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: Any) -> None:
-    """Show the first rows as they are trained on, then row lengths and how many rows are cut or left out.
+    """Show the first rows as they are trained on, then row lengths and how many rows are truncated or left out.
 
     Supervised text, on which the loss is computed, is colored on a terminal. Elsewhere it is between « and », or
     between ⟦ and ⟧ if a row contains one of those; the legend shows which. The first token of a row is never
@@ -92,7 +92,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(as_json: bool, **values: Any) -> None:
-    """Count all rows by source: kept, held out, left out and cut, with their tokens and lengths.
+    """Count all rows by source: training, held out, left out and truncated, with their tokens and lengths.
 
     The exit code is 5 if no rows would be left to train on or to evaluate.
     """

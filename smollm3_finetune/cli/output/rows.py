@@ -174,7 +174,7 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
             ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; the counts are of these", WARNING)
         )
     left_out = stats.empty + stats.undesirable
-    kept = f"{stats.train:,} to train on + {stats.held_out:,} held out + {left_out:,} left out"
+    kept = f"{stats.train:,} training + {stats.held_out:,} held out + {left_out:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
     if stats.weight != 1:
         page.line(f"  weight    {stats.weight:g}: {_rows(stats.rows_per_pass)} seen in each pass")
@@ -186,8 +186,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.empty > len(stats.empty_rows):
         page.line((f"{' ' * 12}… and {stats.empty - len(stats.empty_rows):,} more", WARNING))
     if stats.cut:
-        cut = f"{_rows(stats.cut)} at {max_length:,} tokens; {stats.tokens_cut:,} tokens lost"
-        page.line("  cut       ", (cut, WARNING))
+        cut = f"{_rows(stats.cut)} to {max_length:,} tokens; {stats.tokens_cut:,} tokens removed"
+        page.line("  truncated ", (cut, WARNING))
     if stats.chunks:
         split = (
             f"{_rows(stats.notes[CHUNKED])} of long text into {stats.chunks:,} chunks of at most {max_length:,} tokens"
@@ -205,7 +205,7 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         return
     q = Quantiles(stats.lengths)
     page.line(
-        f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before cutting; median {q.median():,.0f}, "
+        f"  length    {q.at(1):,} to {q.at(q.count):,} tokens before truncation; median {q.median():,.0f}, "
         f"mean {q.mean():,.1f}, 95th percentile {q.p95():,}"
     )
     page.line(f"  longest   {stats.longest_row}")
@@ -223,7 +223,7 @@ def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
     threshold = next((bar for bar in buckets if bar.high > max_length), None)
     for bar, name in zip(buckets, names, strict=True):
         blocks = "█" * max(round(BAR * bar.rows / most), 1) if bar.rows else ""
-        fate = "cut" if stats.cut else "chunked"
+        fate = "truncated" if stats.cut else "chunked"
         cut: list[Part] = [(f"  rows longer than {max_length:,} are {fate}", WARNING)] if bar is threshold else []
         page.line(
             f"    {name:>{wide}}  ", (blocks, WARNING if bar.low > max_length else SUPERVISED), f" {bar.rows:,}", *cut
@@ -249,6 +249,6 @@ def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line()
     page.line(("all sources", TITLE))
     left_out = total["empty"] + total["undesirable"]
-    kept = f"{total['train']:,} to train on + {total['held_out']:,} held out + {left_out:,} left out"
+    kept = f"{total['train']:,} training + {total['held_out']:,} held out + {left_out:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
     page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

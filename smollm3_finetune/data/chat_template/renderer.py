@@ -76,7 +76,7 @@ class Encoded:
     labels: list[int]
     """The token id for supervised tokens, IGNORE_INDEX for others."""
     length: int = 0
-    """Tokens before cutting."""
+    """Tokens before truncation."""
     notes: list[str] = field(default_factory=list)
     """Changes made to it: `trace stripped`, `earlier reasoning stripped`, `empty turn`, those of `notes.py`,
     `tool answer rendered as a user message`, `cut`."""
