@@ -32,7 +32,7 @@ CLAIMED: Mapping[Any, tuple[Any, ...]] = {
     LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
     QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
                 {"quantization_config": {"quant_method": "another"}}),
-    ADAPTER: ({}, {"peft_type": None}, {"peft_type": 3}, {"peft_type": "ANOTHER"}),
+    ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
     FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
 }  # fmt: skip
 """Simple inputs on which `claims` must not raise.

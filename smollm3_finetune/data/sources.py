@@ -97,12 +97,13 @@ def _title(text: str) -> str:
 
 
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
-    if not isinstance(entry, str):
-        _check_keys(entry, where)
+    values: Mapping[str, Any] = {"path": entry} if isinstance(entry, str) else entry
+    _check_keys(values, where)
     config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where, typed=True)
     text = config.path
     if not text:
-        raise ConfigError(f"{where}: the source has no path", hint=_assignment(where, {"path": "rows.jsonl", **entry}))
+        example = {"path": "rows.jsonl", **{name: value for name, value in values.items() if name != "path"}}
+        raise ConfigError(f"{where}: the source has no path", hint=_assignment(where, example))
     path = user_path(text, "the data")
     title = _title(text)
     if path.is_file():
@@ -159,8 +160,10 @@ def _check_keys(entry: Mapping[str, Any], where: str) -> None:
     for key in entry:
         if key not in known:
             near = did_you_mean(str(key), known)
-            fixed = {near if name == key else name: value for name, value in entry.items()}
-            hint = _assignment(where, fixed) if near is not None else f"keys of a source: {', '.join(known)}"
+            if near is None:
+                hint = f"keys of a source: {', '.join(known)}"
+            else:
+                hint = _assignment(where, {near if name == key else name: value for name, value in entry.items()})
             raise ConfigError(f"{where}: a source has no key {key!r}", hint=hint)
 
 
