@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.files.json import write_json
-from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.json import read_json, write_json
 
 FILE = "generation_config.json"
 
@@ -15,7 +14,7 @@ FILE = "generation_config.json"
 def as_ids(eos_token_id: Any) -> list[int]:
     """The ids of an `eos_token_id`, which is one id, several, or missing."""
     found = eos_token_id if isinstance(eos_token_id, list | tuple) else [eos_token_id]
-    return [i for i in found if isinstance(i, int)]
+    return [i for i in found if isinstance(i, int) and not isinstance(i, bool)]
 
 
 def joined(*groups: Sequence[int]) -> list[int]:
@@ -25,11 +24,11 @@ def joined(*groups: Sequence[int]) -> list[int]:
 
 
 def stated_stops(directory: Path) -> list[int]:
-    """The stop tokens in the configs of a model directory."""
+    """The stop tokens in the configs of a model directory. Raises ModelError for a config that is not an object."""
     found: list[int] = []
     for name in (FILE, "config.json"):
         if (directory / name).is_file():
-            about = load_json(directory / name)
+            about = read_json(directory / name)
             text = about.get("text_config")
             found += as_ids(about.get("eos_token_id"))
             found += as_ids(text.get("eos_token_id")) if isinstance(text, dict) else []
@@ -39,10 +38,11 @@ def stated_stops(directory: Path) -> list[int]:
 def keep_stops(source: Path, out: Path, more: Sequence[int] = ()) -> None:
     """Add the stop tokens of the model in `source`, and `more`, to the generation config in `out`."""
     file = out / FILE
-    config = load_json(out / "config.json") if (out / "config.json").is_file() else {}
-    about = (
-        load_json(file) if file.is_file() else {k: config[k] for k in ("bos_token_id", "pad_token_id") if k in config}
-    )
+    if file.is_file():
+        about = read_json(file)
+    else:
+        config = read_json(out / "config.json") if (out / "config.json").is_file() else {}
+        about = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
     own = as_ids(about.get("eos_token_id"))
     stops = joined(own, stated_stops(source), more)
     if set(stops) != set(own):

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import smollm3_finetune
+from smollm3_finetune.errors import ModelError
+from smollm3_finetune.model_files.stops import stated_stops
 
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 TURN, TEXT = "<|im_end|>", "<|end_of_text|>"
@@ -129,3 +131,11 @@ def written_by_base(folder: str) -> int:
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(**prompt).logits
     return int(logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '"x"'])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_a_damaged_config_is_named_when_stop_tokens_are_read(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=name):
+        stated_stops(tmp_path)
