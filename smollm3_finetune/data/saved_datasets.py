@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import DataError
 from smollm3_finetune.files.limits import load_json
 
@@ -71,7 +73,8 @@ def _cached_files(directory: Path, text: str, split: str) -> Sequence[Path] | No
 
 def _no_split(text: str, split: str, names: Sequence[str]) -> DataError:
     found = ", ".join(map(repr, names)) or "none"
-    hint = f"--set 'data.path={{path: {text}, split: {names[0]}}}'" if names else None
+    entry = dump_yaml({"path": text, "split": names[0]}, flow=True).strip() if names else ""
+    hint = f"--set {shlex.quote(f'data.path={entry}')}" if names else None
     return DataError(f"the dataset {text!r} has no split {split!r}; its splits: {found}", hint=hint)
 
 
