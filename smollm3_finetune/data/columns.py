@@ -8,6 +8,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.config.yaml12 import one_line
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.files import Row
 from smollm3_finetune.errors import PluginError
 from smollm3_finetune.files.json import has_value
@@ -78,10 +79,6 @@ def shown(counts: Mapping[str, int], rows: int) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     for name, times in ordered[:SHOWN]:
         groups.setdefault(times, []).append(one_line(name if len(name) <= NAME else f"{name[:NAME]}…"))
-    parts = [f"{', '.join(names)} ({times:,} of {rows:,} {_rows(rows)})" for times, names in groups.items()]
+    parts = [f"{', '.join(names)} ({times:,} of {counted(rows, 'row')})" for times, names in groups.items()]
     more = len(ordered) - SHOWN
-    return ", ".join(parts) + (f", and {more:,} more {'column' if more == 1 else 'columns'}" if more > 0 else "")
-
-
-def _rows(count: int) -> str:
-    return "row" if count == 1 else "rows"
+    return ", ".join(parts) + (f", and {counted(more, 'more column')}" if more > 0 else "")

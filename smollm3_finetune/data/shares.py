@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smollm3_finetune.api import Conversation
+from smollm3_finetune.data.counts import counted
 
 TOLERATED = 0.1
 """The share of answers, or of tool calls, above which a warning is printed."""
@@ -30,7 +31,7 @@ class Shares:
     def sentence(self) -> str:
         """What is not trained on, such as `8 of 8 tool calls and 8 of 16 answers are not trained on`; may be empty."""
         kinds = [
-            f"{missed:,} of {total:,} {name}{'s' if total != 1 else ''}"
+            f"{missed:,} of {counted(total, name)}"
             for missed, total, name in (
                 (self.tool_calls_missed, self.tool_calls, "tool call"),
                 (self.answers_missed, self.answers, "answer"),
