@@ -227,18 +227,9 @@ def check_layerwise(name: str, hint: str = FULL_PRECISION) -> Callable[[Any, Mod
 
 def architecture_of(source: ModelSource) -> PreTrainedModel | None:
     """The model of a source on the meta device, without weights; None if transformers does not have its code."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from smollm3_finetune.model_files.skeleton import skeleton
 
-    values = {k: v for k, v in source.config.items() if k not in ("model_type", "quantization_config")}
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(str(source.config.get("model_type")), **values)
-            )
-    except Exception:  # custom code, or a config of another version: the caller looks at the loaded model instead
-        return None
-    return model
+    return skeleton(source.config)
 
 
 def layers_to_quantize(
