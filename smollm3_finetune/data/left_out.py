@@ -8,7 +8,7 @@ from typing import NamedTuple
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.notes import REASONS
 from smollm3_finetune.data.chat_template.renderer import Renderer
-from smollm3_finetune.data.rows import PositionedRow
+from smollm3_finetune.data.rows import PositionedRow, Rows
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
 NO_LIMIT = 1 << 30
@@ -61,17 +61,17 @@ def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_len
     return LeftOut(row.where, "; ".join(reasons) or "the objective finds nothing to train on in it", None)
 
 
-def refuse_if_nothing_is_supervised(sides: Sequence[Side]) -> None:
-    """Raises DataErrors, each with the reason of one row, if all rows of a side were left out."""
+def refuse_if_nothing_is_supervised(sides: Sequence[Side], rows: Rows) -> None:
+    """Raises DataErrors, each with the reason of one row, if all of `rows` on a side were left out."""
     problems: list[SmolLM3Error] = []
-    for name, rows, left, row in sides:
-        if not rows or left or row is None:
+    for name, count, left, row in sides:
+        if not count or left or row is None:
             continue
         if problems and row.enough is None:  # held-out rows with the reason of the training rows, or a similar one
             continue
-        several = f"none of the {rows} {name} rows has supervised tokens; {'the first' if row.first else 'one'} is"
-        what = several if rows > 1 else f"the only {name} row has no supervised tokens:"
-        hint = "--set data.held_out=0" if name == "held-out" else "smollm3 data preview"
+        several = f"none of the {count} {name} rows has supervised tokens; {'the first' if row.first else 'one'} is"
+        what = several if count > 1 else f"the only {name} row has no supervised tokens:"
+        hint = "--set data.held_out=0" if name == "held-out" else rows.preview()
         hint = f"--max-length {row.enough}" if row.enough is not None else hint
         problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))
     raise_all(problems)

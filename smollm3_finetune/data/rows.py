@@ -243,14 +243,17 @@ class Rows:
             mine = [i for i, s in enumerate(self.sources) if s.source.validation is validation]
             left_out = sum(undesirable.by_source[i] for i in mine)
             if left_out and not any(counts.by_source[i] for i in mine):
-                paths = [s.source.config.path for i, s in enumerate(self.sources) if i in mine and s.source.config.path]
-                shown = " ".join(f"--data {shlex.quote(path)}" for path in paths)
                 what = "the only row has" if left_out == 1 else f"all {left_out:,} rows have"
                 return DataError(
                     f"{key}: {what} a false label, which marks a bad answer, and the objective trains on good answers",
-                    hint=f"to see the rows: smollm3 data preview {shown}".strip(),
+                    hint=f"to see the rows: {self.preview(validation=validation)}",
                 )
         return None
+
+    def preview(self, *, validation: bool = False) -> str:
+        """The command that shows the rows of `data.path`, or those of `data.validation`."""
+        paths = [s.source.config.path for s in self.sources if s.source.validation is validation]
+        return " ".join(("smollm3 data preview", *(f"--data {shlex.quote(path)}" for path in paths if path)))
 
     def identity(self) -> list[Any]:
         """Everything that determines the rows and their split, for the keys of cache entries."""

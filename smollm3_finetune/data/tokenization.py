@@ -122,7 +122,7 @@ def tokenize(
                 writer.add(row)
                 task.advance()
             writer.close()
-            refuse_if_nothing_is_supervised(writer.sides())
+            refuse_if_nothing_is_supervised(writer.sides(), rows)
             _check_weights(writer.counts, writer.rows_per_pass)
 
     titles = [s.source.title for s in rows.sources]

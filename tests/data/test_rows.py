@@ -441,7 +441,7 @@ def test_rows_without_supervised_tokens_give_their_own_reason_and_length_only_if
     ):
         with pytest.raises(DataError) as caught:
             make(write("a.jsonl", rows), held_out=0, max_length=64)
-        assert (caught.value.message, caught.value.hint) == (first + why, "smollm3 data preview")
+        assert (caught.value.message, caught.value.hint) == (first + why, "smollm3 data preview --data a.jsonl")
         with pytest.raises(DataError, match=r"^none of the 2 training rows has .*") as split:
             make("a.jsonl", held_out=0.1, max_length=64)
         assert "held-out" not in str(split.value), "the reason of the other side is not repeated"

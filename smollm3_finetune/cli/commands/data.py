@@ -85,7 +85,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
     if look.survey.problem is not None:
         show_problem(page, look.survey.problem)
     elif source is None and all(look.total(i) == s.rows for i, s in counted.items()):
-        refuse_if_nothing_is_supervised(sides(list(counted.values()), look.survey))
+        refuse_if_nothing_is_supervised(sides(list(counted.values()), look.survey), look.inspector.rows)
 
 
 @data.command(short_help="Count all rows and their tokens, by source.")
@@ -115,7 +115,7 @@ def stats(as_json: bool, **values: Any) -> None:
             show_total(page, totals(counted))
     if look.survey.problem is not None:
         raise look.survey.problem
-    refuse_if_nothing_is_supervised(sides(counted, look.survey))
+    refuse_if_nothing_is_supervised(sides(counted, look.survey), look.inspector.rows)
 
 
 def _plan(values: Mapping[str, Any]) -> Preview:
