@@ -5,6 +5,7 @@
 Each trial ends a command with `kill -9` at a counted write below its directory, with `kill -9` at a random time, or
 with a signal at a random time. The next command must complete, and the final files must equal those of an undisturbed
 run bit for bit. Commands run in forks of one process that has imported everything, so that a trial takes a few seconds.
+Each command gets the same time, so that a quick one is ended more often.
 The counted writes need `shim.c`, preloaded; `faults.py` builds it.
 """
 
@@ -140,11 +141,14 @@ def worker(options: argparse.Namespace, work: Path) -> None:
         (work / str(number)).mkdir(parents=True)
         made[scenario.name] = prepare(scenario, work / str(number))
     ends = time.monotonic() + options.minutes * 60
+    spent = dict.fromkeys((s.name for s in chosen), 0.0)
     for trial in range(options.trials):
-        if time.monotonic() > ends:
+        began = time.monotonic()
+        if began > ends:
             break
-        scenario = chosen[trial % len(chosen)]
+        scenario = min(chosen, key=lambda s: spent[s.name])  # the same time for each command
         attempt(scenario, made[scenario.name], rng, table, work)
+        spent[scenario.name] += time.monotonic() - began
         if trial % 10 == 9:
             (work / "table.json").write_text(json.dumps(table.as_dict()))
             print(f"{trial + 1} trials, {len(table.failures)} failures", file=sys.stderr, flush=True)
