@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -31,6 +33,20 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed",),
 }
 """Which configuration key each flag sets."""
+
+
+class RowsCommand(click.Command):
+    """A command that takes rows with `--data`: an argument without it is refused with that hint."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            first = ctx.args[0]
+            flag = "--model" if os.path.exists(os.path.join(first, "config.json")) else "--data"
+            raise click.UsageError(f"Got unexpected argument {first!r}\n  hint: {flag} {shlex.quote(first)}", ctx)
+        return ctx.args
 
 
 class Number(click.FloatRange):
@@ -66,8 +82,6 @@ def plugin_options(f: F) -> F:
 
 def plugin_flags(plugins: Iterable[str]) -> str:
     """The `-p` options for these files and modules, to put into a command that is shown to the user."""
-    import shlex
-
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 

@@ -17,7 +17,7 @@ def value_hint(info: Any, annotation: Any, place: str, wrong: Any) -> str | None
     `place` is where the value was given: `--epochs`, `--adapter-opt rank`, or `run.yaml:3: train.epochs`.
     """
     parts = []
-    if (example := _example(info, annotation, wrong)) is not None:
+    if (example := example_of(info, annotation, wrong)) is not None:
         parts.append(f"for example: {_assigned(place, example)}")
     if info.help:
         parts.append(f"about this option: {info.help}")
@@ -31,7 +31,7 @@ def _assigned(place: str, value: str) -> str:
     return f"{flag} {name}={shlex.quote(value)}" if key else f"{flag} {shlex.quote(value)}"
 
 
-def _example(info: Any, annotation: Any, wrong: Any) -> str | None:
+def example_of(info: Any, annotation: Any, wrong: Any) -> str | None:
     """A valid value as text: the word that was probably meant, else the default, else one within the limits."""
     kinds = list((get_args(annotation) if get_origin(annotation) is not Literal else [annotation]) or [annotation])
     words = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]

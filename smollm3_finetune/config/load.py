@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.options import build, describe, option_problems
+from smollm3_finetune.config.options import build, describe, option_problems, without_key
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
@@ -168,7 +168,7 @@ def _conflict(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
         number = int(first) if first.isdecimal() and rest else None
         key = ".".join(rest if number is not None else (first, *rest))
         if key not in SOURCE_KEYS:
-            unknown.append(f"{inner.origin}: unknown key {'.'.join(inner.key)!r}")
+            unknown.append(f"{without_key(f'{inner.origin}: ')}unknown key {'.'.join(inner.key)!r}")
             similar = did_you_mean(key, SOURCE_KEYS)
             if similar is None:
                 return ConfigError(unknown[-1], hint=f"known keys: {', '.join(SOURCE_KEYS)}")
@@ -191,7 +191,7 @@ def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
     if similar in known and rest:
         name, similar = ".".join((name, *rest)), ".".join((similar, *rest))
     hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
-    return ConfigError(f"{setting.origin}: unknown key {name!r}", hint=hint)
+    return ConfigError(f"{without_key(f'{setting.origin}: ')}unknown key {name!r}", hint=hint)
 
 
 def _assign(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -131,8 +131,9 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
     found = f"got {error['input']!r}"
     if info is None:
         return f"{error['msg']}, {found}"
-    kind, or_none = info.type.removesuffix(" or none"), " or none" if info.type.endswith(" or none") else ""
-    expected = f"{kind} ({info.range}){or_none}" if info.range else info.type
+    kind, unset = info.type.removesuffix(" or none"), "none" if info.default is None else "off"
+    or_none = f" or {unset}" if info.type.endswith(" or none") else ""
+    expected = f"{kind} ({info.range}){or_none}" if info.range else f"{kind}{or_none}"
     return f"expected {expected}, {found}"
 
 
@@ -242,7 +243,7 @@ def option_problems(
             hint = f"{'its options' if owner else 'known keys'}: {', '.join(infos)}" if infos else "it has no options"
             hint = f"did you mean {similar if owner else _full(section, similar)!r}?" if similar else hint
             what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"
-            problems.append(ConfigError(f"{origin(key)}{what}", hint=hint))
+            problems.append(ConfigError(f"{without_key(origin(key))}{what}", hint=hint))
     for name, found in _invalid_defaults(cls):
         if name not in values:
             key = _full(section, name)
@@ -266,6 +267,11 @@ def option_problems(
         example = value_hint(infos[name], hints[name], place, values.get(name)) if name in infos else None
         problems.append(ConfigError(f"{place}: {found}", hint=example))
     return problems
+
+
+def without_key(origin: str) -> str:
+    """`--set: ` for `--set train.max_stepz: `, in front of a message that names the key itself."""
+    return "--set: " if origin.startswith("--set ") else origin
 
 
 def _full(section: str, name: Any) -> str:

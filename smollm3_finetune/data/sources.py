@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.options import build, describe
+from smollm3_finetune.config.examples import example_of
+from smollm3_finetune.config.options import build, describe, field_types
 from smollm3_finetune.config.schema import SourceConfig
-from smollm3_finetune.config.yaml12 import dump_yaml
+from smollm3_finetune.config.yaml12 import dump_yaml, parse_value
 from smollm3_finetune.data.files import FORMATS, row_format
 from smollm3_finetune.data.hub import commit_of, part_of
 from smollm3_finetune.data.saved_datasets import saved_files
@@ -99,7 +100,7 @@ def _title(text: str) -> str:
 def _source(entry: str | Mapping[str, Any], where: str) -> Source:
     values: Mapping[str, Any] = {"path": entry} if isinstance(entry, str) else entry
     _check_keys(values, where)
-    config = SourceConfig(path=entry) if isinstance(entry, str) else build(SourceConfig, entry, where, typed=True)
+    config = SourceConfig(path=entry) if isinstance(entry, str) else _built(entry, where)
     text = config.path
     if not text:
         example = {"path": "rows.jsonl", **{name: value for name, value in values.items() if name != "path"}}
@@ -152,6 +153,22 @@ def _data_files(directory: Path) -> str:
     names = sorted(f.name for f in directory.glob("*") if row_format(f)) if directory.is_dir() else []
     rest = f", … ({len(names)} in total)" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest
+
+
+def _built(entry: Mapping[str, Any], where: str) -> SourceConfig:
+    """Raises ConfigError for an invalid value; the hint is the source with a valid one."""
+    try:
+        return build(SourceConfig, entry, where, typed=True)
+    except ConfigError as e:
+        types = field_types(SourceConfig)
+        for info in describe(SourceConfig):
+            if e.message.startswith(f"{where}.{info.name}: "):
+                example = example_of(info, types[info.name], entry[info.name])
+                if example is not None:
+                    raise ConfigError(
+                        e.message, hint=_assignment(where, {**entry, info.name: parse_value(example)})
+                    ) from e
+        raise
 
 
 def _check_keys(entry: Mapping[str, Any], where: str) -> None:

@@ -82,7 +82,7 @@ def write_error(
     if elsewhere and "another" in fix:
         fix = f"{fix}: {elsewhere}"
     name = _inside(cause, path)
-    what = "the output or a file" if path is None else str(path)
+    what = "the output or a file" if path is None else repr(str(path))
     remains, command = left() if callable(left) else left, again() if callable(again) else again
     return WriteError(
         f"{what} cannot be written: {reason}{f' (at {name})' if name else ''}{f'; {remains}' if remains else ''}",

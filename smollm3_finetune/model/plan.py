@@ -6,6 +6,7 @@ the source. Each reports independent problems together.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
-        raise ModelError(f"there is no model {request.ref!r}", hint=_model_hint(request.ref, registry))
+        raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
     return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
 
 
@@ -113,6 +114,17 @@ def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> t
     return source, config
 
 
+def _why_none(ref: str) -> str:
+    """Why no loader can open a reference, as a sentence."""
+    path = user_path(ref)
+    if os.path.isdir(path):
+        return f"the directory {ref!r} is not a model that an installed loader recognizes"
+    if os.path.exists(path):
+        return f"the file {ref!r} is not a model that an installed loader recognizes"
+    is_path = ref.startswith((".", "/", "~")) or ref.count("/") > 1
+    return f"the model directory {ref!r} does not exist" if is_path else f"there is no model {ref!r}"
+
+
 def _model_hint(ref: str, registry: Registry) -> str:
     from smollm3_finetune.components.registry import known_components
 
@@ -125,7 +137,7 @@ def _model_hint(ref: str, registry: Registry) -> str:
     near = did_you_mean(ref, [DEFAULT_MODEL, *(d for d in beside if (Path(d) / "config.json").exists())])
     if near is not None:
         return f"did you mean {near!r}?"
-    return f"use {DEFAULT_MODEL!r} (built-in), a Hub ID such as HuggingFaceTB/SmolLM3-3B, or a directory"
+    return f"use {DEFAULT_MODEL!r} (built-in), a Hub ID such as HuggingFaceTB/SmolLM3-3B, a directory or a file"
 
 
 def claiming_quantizers(registry: Registry, source: ModelSource) -> list[RegisteredComponent]:

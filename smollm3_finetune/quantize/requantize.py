@@ -14,6 +14,7 @@ from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
 from smollm3_finetune.model.load import load_base
+from smollm3_finetune.model.plan import NO_QUANTIZER
 from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
 
@@ -67,7 +68,9 @@ def choose_requantizer(
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"--requantize {name}: this quantizer does not write checkpoints; it is only applied to a loaded model",
-            hint=f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
+            hint="omit --requantize"
+            if component.spec.name == NO_QUANTIZER
+            else f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
         )
     if _needs_calibration(choice) and not has_rows:
         raise ConfigError(

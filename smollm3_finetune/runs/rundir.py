@@ -100,9 +100,8 @@ class RunDir:
                 raise ConfigError(f"--output {output} is a file", hint="--output DIRECTORY")
             check_below_directories("--output", path)
             if must_be_empty and path.is_dir() and any(path.iterdir()) and not cls(path).holds_nothing():
-                what = "already contains a run" if cls(path).config.exists() else "is not empty"
                 raise ConfigError(
-                    f"the output directory {output!r} {what}",
+                    f"the output directory {output!r} {cls(path)._content()}",
                     hint="choose another --output, or omit it for a new directory",
                 )
             return cls(path)
@@ -133,6 +132,11 @@ class RunDir:
                 else "--resume runs/NAME, or --resume auto",
             )
         return run
+
+    def _content(self) -> str:
+        if not self.config.exists():
+            return "is not empty"
+        return "already contains a run, which is finished" if self.report.exists() else "already contains a run"
 
     def why_none(self) -> str:
         """Why this directory is not a run, as a sentence."""

@@ -106,11 +106,11 @@ def plan_training(
             "--resume uses the configuration of the run, so --config cannot be used",
             hint=f"omit --config, or start a new run: smollm3 train --config {shlex.quote(str(config_file))}",
         )
-    resumed, fresh = None, None
+    resumed, fresh, begins = None, None, ""
     if loaded is not None and resume == AUTO:
         found = newest_unfinished(loaded.config)
         if found is None:
-            progress.say("no unfinished run has this configuration: a new run is started")
+            begins = "no unfinished run has this configuration: a new run is started"
         elif found.holds_nothing():
             fresh = found
         else:
@@ -126,6 +126,8 @@ def plan_training(
     registry = find_plugins(named)
     asked = loaded.config
     run = resumed or fresh or RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
+    if begins:
+        progress.say(begins)
 
     def make_context() -> BuildContext:
         return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)

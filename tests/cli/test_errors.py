@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +126,35 @@ def test_an_option_out_of_range(fails: Fails, acme: None) -> None:
     assert "--device must be a torch device, not 'c p u'" in fails(2, "--device", "c p u").message
 
 
+def test_an_option_that_is_on_by_default_is_turned_off_by_off(fails: Fails) -> None:
+    failure = fails(2, "--set", "train.save_minutes=often")
+    expected = "--set train.save_minutes: expected number (greater than 0) or off, got 'often'"
+    assert failure.message == expected and failure.hint.startswith("for example: --set train.save_minutes=10")
+
+
+def test_a_weight_out_of_range_is_answered_with_the_whole_source(fails: Fails, rows_file: Path) -> None:
+    source = f"data.path={{path: {rows_file}, weight: -2}}"
+    failure = fails(2, "--set", source, data=None)
+    assert failure.message == "data.path.weight: expected number (greater than 0, at most 1000), got -2"
+    assert failure.hint == f"--set '{source.replace('-2', '1')}'"
+
+
+@pytest.mark.parametrize("command", ["train", "data preview", "data stats", "config show", "config validate"])
+def test_rows_or_a_model_without_their_option(cli: Callable[..., Any], model_directory: Path, command: str) -> None:
+    for argument, flag in (("rows file.jsonl", "--data"), (str(model_directory), "--model")):
+        result = cli(*command.split(), argument)
+        assert result.code == 2
+        assert result.stderr.endswith(f"Got unexpected argument {argument!r}\n  hint: {flag} {shlex.quote(argument)}\n")
+
+
 def test_an_option_without_a_value(fails: Fails) -> None:
     assert fails(2, "--quant-opt", "bits").message == "--quant-opt takes KEY=VALUE, got 'bits'"
+
+
+def test_an_unknown_key_is_named_once(fails: Fails) -> None:
+    failure = fails(2, "--set", "train.max_stepz=3")
+    assert failure == ("--set: unknown key 'train.max_stepz'", "did you mean 'train.max_steps'?")
+    assert fails(2, "--set", "trian=3").message == "--set: unknown key 'trian'"
 
 
 def test_an_unknown_yaml_key_names_file_and_line(fails: Fails, isolated: Path) -> None:
@@ -183,7 +211,7 @@ def test_independent_problems_are_one_message(
     )  # fmt: skip
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 5, result.stderr
-    for part in ("there is no model", "--quant-opt bits", "adapter 'ful'", "gone.jsonl", "objective 'stf'"):
+    for part in ("the model directory", "--quant-opt bits", "adapter 'ful'", "gone.jsonl", "objective 'stf'"):
         assert sum(part in e for e in errors) == 1
     assert result.code != 0
     assert list(isolated.iterdir()) == []
@@ -194,8 +222,12 @@ def test_independent_problems_are_one_message(
 
 def test_a_missing_model(fails: Fails, tmp_path: Path) -> None:
     failure = fails(6, model=str(tmp_path / "nowhere"))
-    assert failure.message == f"there is no model {str(tmp_path / 'nowhere')!r}"
+    assert failure.message == f"the model directory {str(tmp_path / 'nowhere')!r} does not exist"
     assert failure.hint == f"did you mean {str(tmp_path / 'model')!r}?"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not a model")
+    assert "'empty' is not a model" in fails(6, model="../empty").message.replace("../", "")
+    assert "notes.txt' is not a model that an installed loader" in fails(6, model="../notes.txt").message
 
 
 def test_a_hub_model_that_cannot_be_fetched(fails: Fails) -> None:

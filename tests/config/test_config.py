@@ -223,7 +223,7 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
 def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:
     error = one_problem(write(""), "trian.max_steps=3")
     assert (error.message, error.hint) == (
-        "--set trian.max_steps: unknown key 'trian.max_steps'",
+        "--set: unknown key 'trian.max_steps'",
         "did you mean 'train.max_steps'?",
     )
 

@@ -29,7 +29,7 @@ def test_a_run_whose_writes_fail_ends_with_a_named_error_and_can_be_continued(tm
     for name, about in found.items():
         assert about["code"] == 8, (name, about)
         error, hint = about["stderr"].splitlines()[-2:]
-        assert f"error: {run}" in error and " cannot be written: " in error, (name, about)
+        assert f"error: '{run}" in error and " cannot be written: " in error, (name, about)
         assert hint.startswith("  hint: "), (name, about)
         if not about["saved"]:
             assert error.endswith("no step was saved") or "--output DIR" in hint, (name, about)

@@ -41,7 +41,7 @@ def test_each_failed_call_of_each_library_is_a_write_error_with_its_reason(tmp_p
     for name, about in failed.items():
         writer, kind, _ = name.split()
         reasons = REASONS.values() if writer == "sqlite" else (REASONS[kind],)  # SQLite distinguishes only a full disk
-        begins = tuple(f"{folder}/{writer}.npy cannot be written: {reason}" for reason in reasons)
+        begins = tuple(f"'{folder}/{writer}.npy' cannot be written: {reason}" for reason in reasons)
         assert about["message"].startswith(begins), (name, about)
         assert about["message"].endswith("; the one before it is complete"), (name, about)
         assert about["hint"].endswith(", then: smollm3 train"), (name, about)
@@ -61,7 +61,7 @@ def test_a_failed_write_that_a_component_raised_names_the_file(tmp_path: Path, e
     attributed.__cause__ = error
     with pytest.raises(WriteError) as caught, writing(tmp_path / "adapter", left=lambda: "nothing was lost"):
         raise attributed
-    assert caught.value.message.startswith(f"{tmp_path / 'adapter'} cannot be written: ")
+    assert caught.value.message.startswith(f"{str(tmp_path / 'adapter')!r} cannot be written: ")
     assert reason in caught.value.message
     assert caught.value.message.endswith("; nothing was lost")
     assert caught.value.exit_code == 8
@@ -69,7 +69,7 @@ def test_a_failed_write_that_a_component_raised_names_the_file(tmp_path: Path, e
 
 def test_the_innermost_context_names_the_file(tmp_path: Path) -> None:
     outer, inner = writing(tmp_path / "outer"), writing(tmp_path / "inner")
-    with pytest.raises(WriteError, match="inner cannot") as caught, outer, inner:
+    with pytest.raises(WriteError, match="inner' cannot") as caught, outer, inner:
         raise OSError(errno.EIO, "Input/output error")
     assert "outer" not in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_a_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "run"
     with pytest.raises(WriteError) as caught, writing(gone / "report.json"):
         (gone / "report.json").write_text("{}")
-    assert caught.value.message == f"{gone}/report.json cannot be written: the directory {gone} does not exist"
+    assert caught.value.message == f"'{gone}/report.json' cannot be written: the directory {gone} does not exist"
     assert caught.value.hint == f"mkdir -p {gone}, or use another directory"
 
 
@@ -86,7 +86,7 @@ def test_a_file_elsewhere_that_fails_is_named_itself(tmp_path: Path) -> None:
     scratch = str(tmp_path / "scratch" / "job.json")
     with pytest.raises(WriteError) as caught, writing(tmp_path / "model", left="nothing was kept"):
         raise OSError(errno.ENOSPC, "No space left on device", scratch)
-    assert caught.value.message == f"{scratch} cannot be written: the disk is full"
+    assert caught.value.message == f"{str(scratch)!r} cannot be written: the disk is full"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_unknown_place_counts_only_errors_that_cannot_come_from_reading() -> 
     assert write_error(OSError(errno.EIO, "Input/output error", "model.safetensors"), None) is None
     found = write_error(OSError(errno.ENOSPC, "No space left on device", "/cache/entry"), None)
     assert found is not None
-    assert found.message == "/cache/entry cannot be written: the disk is full"
+    assert found.message == "'/cache/entry' cannot be written: the disk is full"
 
 
 def test_room_is_compared_before_writing(tmp_path: Path) -> None:

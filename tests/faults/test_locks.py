@@ -109,7 +109,7 @@ fcntl.flock = missing
 def test_a_lock_that_cannot_be_created_is_a_write_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(WriteError, match=r"x cannot be written: .*file is not a directory"),
+        pytest.raises(WriteError, match=r"x' cannot be written: .*file is not a directory"),
         locked(tmp_path / "file" / "x", "busy"),
     ):
         pass

@@ -363,7 +363,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
     for words, message in (
         (
             ("--adapter", "delta", "--requantize", "none"),
-            "--requantize none: this quantizer does not write checkpoints",
+            "it is only applied to a loaded model\n  hint: omit --requantize",
         ),
         (("--adapter", "delta", "--requantize", "roundng"), "did you mean 'rounding'?"),
         (("--adapter", "delta", "--requantize", "rounding", "--requantize-opt", "bits=9"), "--requantize-opt bits"),
@@ -376,6 +376,8 @@ def test_impossible_merges_are_refused_before_weights_are_read(
         assert message in done.stderr
     done = cli("merge", model_directory, "--output", "merged")
     assert "is not a run directory: it does not contain run.yaml" in done.stderr
+    done = cli("merge", "tiny", "--output", "merged")
+    assert "error: 'tiny' is not a run, and a model needs --adapter-path\n" in done.stderr
     done = cli("merge", model_directory, "--adapter-path", saved)
     assert "--output is required with --adapter-path" in done.stderr
     assert nothing_at(Path("merged"))

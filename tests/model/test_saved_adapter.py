@@ -128,7 +128,7 @@ def test_a_save_that_fails_leaves_nothing(loaded: LoadedModel, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LoadedModel, "describe", full)
-    with pytest.raises(WriteError, match=r"^deep/adapter cannot be written: the disk is full"):
+    with pytest.raises(WriteError, match=r"^'deep/adapter' cannot be written: the disk is full"):
         loaded.save(Path("deep/adapter"))
     assert (files(Path("deep/adapter")) if existing else {}) == before
     assert [p.name for p in Path("deep").iterdir()] == (["adapter"] if existing else [])

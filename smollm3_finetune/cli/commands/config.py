@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import plugin_options, run_options
+from smollm3_finetune.cli.options import RowsCommand, plugin_options, run_options
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 
 
@@ -16,7 +16,7 @@ def config() -> None:
     """Show or check a configuration, or print its JSON schema."""
 
 
-@config.command(short_help="Print a configuration with the origin of each value.")
+@config.command(cls=RowsCommand, short_help="Print a configuration with the origin of each value.")
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="Print values and origins as JSON.")
 def show(as_json: bool, **values: Any) -> None:
@@ -34,7 +34,7 @@ def show(as_json: bool, **values: Any) -> None:
         click.echo(with_origins(loaded.config, loaded.origins))
 
 
-@config.command(short_help="Check a configuration without loading a model.")
+@config.command(cls=RowsCommand, short_help="Check a configuration without loading a model.")
 @run_options
 @prints_result
 def validate(**values: Any) -> str:

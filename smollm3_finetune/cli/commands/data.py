@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.options import RowsCommand, run_options
 from smollm3_finetune.cli.session import find_plugins, load_configuration, stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def data() -> None:
     """
 
 
-@data.command(short_help="Show rows as they are trained on, and their lengths.")
+@data.command(cls=RowsCommand, short_help="Show rows as they are trained on, and their lengths.")
 @data_options
 @click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Rows to show from each source.")
 @click.option("--source", type=click.IntRange(min=0), metavar="INDEX", help="Show only this source; the first is 0.")
@@ -88,7 +88,7 @@ def preview(rows: int, source: int | None, tokens: bool, sample: int, **values: 
         refuse_if_nothing_is_supervised(sides(list(counted.values()), look.survey), look.inspector.rows)
 
 
-@data.command(short_help="Count all rows and their tokens, by source.")
+@data.command(cls=RowsCommand, short_help="Count all rows and their tokens, by source.")
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(as_json: bool, **values: Any) -> None:

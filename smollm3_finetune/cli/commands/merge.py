@@ -81,7 +81,9 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     if not is_run and not values["adapter_path"]:
         inside = run.containing()
         raise ConfigError(
-            run.why_none(),
+            run.why_none()
+            if run.path.exists() or inside
+            else f"{target!r} is not a run, and a model needs --adapter-path",
             hint=f"it is inside a run: smollm3 merge {shlex.quote(str(inside))}"
             if inside
             else "smollm3 merge runs/NAME, or to merge a saved adapter into a model: "

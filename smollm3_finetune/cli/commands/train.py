@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.options import RowsCommand, run_options
 from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_report, say_warning
 
 EXAMPLES = """\b
@@ -29,7 +29,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.command(epilog=EXAMPLES, add_help_option=False)
+@click.command(cls=RowsCommand, epilog=EXAMPLES, add_help_option=False)
 @run_options
 @click.option(
     "--resume", metavar="RUN",
