@@ -17,7 +17,7 @@ import click
 from smollm3_finetune import stopping
 from smollm3_finetune.cli import cli
 from smollm3_finetune.cli.streams import drop_output, prepare_streams
-from smollm3_finetune.errors import Problems, SmolLM3Error
+from smollm3_finetune.errors import Problems, SmolLM3Error, WriteError
 
 
 @dataclass
@@ -60,8 +60,9 @@ def _run(argv: Sequence[str] | None) -> None:
             e.show()
         sys.exit(e.exit_code)
     except SmolLM3Error as e:
-        _show(e, state)
-        sys.exit(e.exit_code)
+        stopped = None if isinstance(e, WriteError) else stopping.delivered()
+        _show(stopped or e, state)
+        sys.exit((stopped or e).exit_code)
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
@@ -76,6 +77,9 @@ def _run(argv: Sequence[str] | None) -> None:
             drop_output()
             _show(known, state)
             sys.exit(known.exit_code)
+        if (stopped := stopping.delivered()) is not None:
+            _show(stopped, state)
+            sys.exit(stopped.exit_code)
         if state.debug:
             raise
         first = next(iter(str(e).strip().splitlines()), "")

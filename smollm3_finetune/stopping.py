@@ -132,6 +132,11 @@ def requested(reserve: float = 0.0) -> Stop | None:
     return _state.request
 
 
+def delivered() -> Stop | None:
+    """The request, if it has been raised: an error after it may be what a library made of it."""
+    return _state.request if _state.raised is not None else None
+
+
 def check() -> None:
     """Raise the request if there is one."""
     if (stop := requested()) is not None:

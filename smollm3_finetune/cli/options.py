@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -43,6 +42,8 @@ class RowsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
+            import shlex
+
             first = ctx.args[0]
             flag = "--model" if os.path.exists(os.path.join(first, "config.json")) else "--data"
             raise click.UsageError(f"Got unexpected argument {first!r}\n  hint: {flag} {shlex.quote(first)}", ctx)
@@ -82,6 +83,8 @@ def plugin_options(f: F) -> F:
 
 def plugin_flags(plugins: Iterable[str]) -> str:
     """The `-p` options for these files and modules, to put into a command that is shown to the user."""
+    import shlex
+
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pluggy
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
 from smollm3_finetune.components.kinds import KINDS, Kind
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
@@ -109,6 +110,7 @@ def discover(selection: PluginSelection = PluginSelection()) -> Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # including SystemExit at import: one plugin must not end the tool
+            stopping.check()
             named = candidate.origin not in ("built in", "entry point")
             disable = "" if named else f"to disable it: -p no:{candidate.name}; "
             error = PluginError(

@@ -19,6 +19,16 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{PARTIAL}{path.name}")
 
 
+def delete_unfinished(directory: Path) -> None:
+    """Delete what a killed process was writing in a directory, which only this process may write to."""
+    for leftover in directory.glob(f"{PARTIAL}*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write or replace a file: a reader, or a computer that crashes, finds the old content or the new one."""
     partial = partial_name(path)

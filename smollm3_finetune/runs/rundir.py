@@ -33,7 +33,7 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.locks import locked
-from smollm3_finetune.files.writing import PARTIAL, write_text
+from smollm3_finetune.files.writing import PARTIAL, delete_unfinished, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
@@ -178,9 +178,14 @@ class RunDir:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Reserve the run's directory for this process. Raises ConfigError if another process trains in it."""
+        """Reserve the run's directory for this process, and delete what a killed process left unfinished in it.
+
+        Raises ConfigError if another process trains in it.
+        """
         busy = f"the run {self.path} is being trained by another process"
         with locked(self.path / LOCK, busy, remove=True):
+            for directory in (self.path, self.checkpoints, self.adapter):
+                delete_unfinished(directory)
             yield
 
     def check_identity(self, now: Mapping[str, Any]) -> None:

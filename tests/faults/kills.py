@@ -98,7 +98,7 @@ def attempt(
         return
     counts[kind] += 1
     table.phases[ended.phase or phase_of(directory.parent / f"{directory.name}.err")][kind] += 1
-    wrong = []
+    wrong, first = [], ended.stderr
     if kind == "signal" and ended.latency is not None:
         table.latencies[ended.phase].append(ended.latency)
         if ended.code not in (128 + number, -number):  # -number: before the handlers are installed
@@ -106,14 +106,13 @@ def attempt(
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
         wrong.append("unexpected error")
     if not scenario.completed(directory):
-        first = ended
         ended = wait(start(directory, scenario.again()), directory, HANG)
         if ended.code is None:
             counts["hung"] += 1
             wrong.append("hung")
         elif ended.code != 0:
             counts["failed"] += 1
-            wrong.append(f"the next command ended with {ended.code}; before: {first.stderr[-300:]}")
+            wrong.append(f"the next command ended with {ended.code}; before: {first[-300:]}")
     if not wrong or ended.code == 0:
         equal = digest(directory, scenario.results) == expected
         counts["equal" if equal else "different"] += 1
@@ -126,7 +125,7 @@ def attempt(
         kept = work.parent / "failures" / f"{os.getpid()}-{len(table.failures)}"
         shutil.copytree(directory, kept)
         about = {"scenario": scenario.name, "kind": kind, "at": at, "number": number, "call": call, "wrong": wrong}
-        table.failures.append({**about, "stderr": ended.stderr[-1500:], "directory": str(kept)})
+        table.failures.append({**about, "first": first[-1500:], "stderr": ended.stderr[-1500:], "directory": str(kept)})
 
 
 def worker(options: argparse.Namespace, work: Path) -> None:

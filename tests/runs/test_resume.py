@@ -153,7 +153,10 @@ def test_a_run_whose_steps_are_done_is_finished(
     for name in lost:
         path = interrupted / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (interrupted / "checkpoints" / ".partial-checkpoint").mkdir()  # a checkpoint and a file that were being written
+    (interrupted / ".partial-trained.json").write_text("{")
     result = cli("train", "--resume", "out", "--json")
+    assert not list(interrupted.rglob(".partial*"))
     again = result.report()
     assert "all 4 steps are done: the adapter is saved and measured" in result.stderr
     assert (interrupted / "adapter" / "model.safetensors").read_bytes() == weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pydoc
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,55 @@ def test_each_signal_saves_and_exits_with_its_code(
         f"error: stopped by {name}; step 2 is saved in out/checkpoints/checkpoint-2",
         "  hint: to continue: smollm3 train --resume out",
     ]
+
+
+SWALLOWS = """
+import os, signal
+from smollm3_finetune.api import FormatterSpec, hookimpl
+
+class Library:
+    def __init__(self, options=None):
+        pass
+
+    def __call__(self, row):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                pass
+        except BaseException:
+            raise RuntimeError("KeyboardInterrupt") from None  # as extension modules do
+
+@hookimpl
+def smollm3_formatters():
+    return [FormatterSpec(name="swallows", summary="a library", factory="swallows:Library", api=1)]
+"""
+
+
+def test_an_error_that_a_library_made_of_a_signal_is_the_signal(
+    cli: Cli, signal_in: Callable[..., None], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "swallows.py"
+    plugin.write_text(SWALLOWS)
+    stopped = cli(*QUICK, "-p", plugin, "--formatter", "swallows")
+    assert stopped.code == 143, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "error: stopped by SIGTERM"
+
+
+def test_a_plugin_whose_import_swallows_a_signal_is_not_taken_for_broken(
+    cli: Cli, signal_in: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run does not need the plugin."""
+    from smollm3_finetune.components import discovery
+
+    def load() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise SystemError("returned a result with an exception set")
+
+    candidates = discovery._candidates
+    monkeypatch.setattr(discovery, "_candidates", lambda s: [replace(c, load=load) for c in candidates(s)])
+    stopped = cli(*QUICK)
+    assert (stopped.code, stopped.stderr.splitlines()[-1]) == (143, "error: stopped by SIGTERM")
 
 
 def test_checkpoints_that_are_off_are_saved_on_request(cli: Cli, signal_in: Callable[..., None]) -> None:
