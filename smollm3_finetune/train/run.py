@@ -209,6 +209,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     if alone and "sample" not in before:
         with _without_adapter(loaded):
             before["sample"] = sample()
+    saves = trained.callback.save_times
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
@@ -217,6 +218,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         "batches": {"padded": collate.padded, "logits": collate.logits},
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
+        "checkpoints": {"saved": saves.count, "seconds": round(saves.spent, 3)},
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),

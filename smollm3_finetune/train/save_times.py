@@ -21,6 +21,10 @@ class SaveTimes:
     """When the last checkpoint was written, or when training began, on the monotonic clock."""
     cost: float = 0.0
     """Seconds that the slowest checkpoint took."""
+    count: int = 0
+    """Checkpoints that this process has saved."""
+    spent: float = 0.0
+    """Seconds that they took together."""
     slowest_step: float = 0.0
     step_began: float = field(default_factory=time.monotonic)
     stopped_by: stopping.Stop | None = None
@@ -29,6 +33,7 @@ class SaveTimes:
         """Record a checkpoint that was begun at `began`."""
         self.last = self.step_began = time.monotonic()
         self.cost = max(self.cost, self.last - began)
+        self.count, self.spent = self.count + 1, self.spent + self.last - began
 
     def after_step(self, final: bool) -> tuple[bool, bool]:
         """Whether to save a checkpoint now, and whether to stop after it; `final` is the last step of the run.

@@ -27,10 +27,12 @@ KINDS = ("small disk", "ulimit -f")
 LEAST = 16_384
 """Bytes of the smallest limit of a file: the messages of a command fit."""
 WRITE_ERROR = 8
+PAGE = 4096
 
 
 def size_of(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    """Bytes of a directory's files on a tmpfs, whose unit is a page; another page for each file and directory."""
+    return sum(-(-path.stat().st_size // PAGE) * PAGE * path.is_file() + PAGE for path in directory.rglob("*"))
 
 
 def wrong_with(code: int | None, stderr: str) -> list[str]:

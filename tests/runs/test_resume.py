@@ -158,6 +158,7 @@ def test_a_run_whose_steps_are_done_is_finished(
     result = cli("train", "--resume", "out", "--json")
     assert not list(interrupted.rglob(".partial*"))
     again = result.report()
+    assert (again["seconds_to_first_step"], again["checkpoints"]) == (None, {"saved": 0, "seconds": 0.0})
     assert "all 4 steps are done: the adapter is saved and measured" in result.stderr
     assert (interrupted / "adapter" / "model.safetensors").read_bytes() == weights
     assert (interrupted / "metrics.jsonl").read_text() == metrics

@@ -106,7 +106,9 @@ def test_a_resumed_run_uses_the_new_settings_for_logging_and_saving(cli: Cli) ->
     cli("train", "--adapter", "full", *QUICK, "--max-steps", "2", "--output", "part",
                   "--set", "train.save_every=2", "--set", "train.log_every=2", "--json").report()  # fmt: skip
     now = ("--set", "train.save_every=3", "--set", "train.log_every=1")
-    cli("train", "--resume", "part", "--max-steps", "6", *now, "--json").report()
+    report = cli("train", "--resume", "part", "--max-steps", "6", *now, "--json").report()
+    assert report["checkpoints"]["saved"] == 2
+    assert 0 < report["checkpoints"]["seconds"] < report["seconds"]
     assert [r["step"] for r in metrics("part")] == [2, 3, 4, 5, 6]
     assert sorted(p.name for p in Path("part/checkpoints").iterdir())[-2:] == ["checkpoint-3", "checkpoint-6"]
 

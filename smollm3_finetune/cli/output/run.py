@@ -49,13 +49,15 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
     for n in (c for c in report["rows"] if c["not_read"]):
         total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
         lines.append(f"not read       {n['title']}: {unread(n['not_read'], total)}")
+    begun = report["seconds_to_first_step"]  # None if the steps were done already
+    first = "" if begun is None else f" ({begun} s to the end of the first step)"
     lines += [
         f"prompt         {report['prompt'][-1]['content']}",
         f"before         {before['sample']}",
         f"after          {after['sample']}",
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
-        f"took           {report['seconds']} s ({report['seconds_to_first_step']} s to the end of the first step), "
-        f"{counted(report['steps'], 'step')}, {counted(report['tokens'], 'token')}",
+        f"took           {report['seconds']} s{first}, {counted(report['steps'], 'step')}, "
+        f"{counted(report['tokens'], 'token')}",
         "",
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]
