@@ -30,8 +30,6 @@ PHASES = (
     ("quantizing", "quantizing"),
     ("held-out loss before", "training"),
     ("measuring", "measuring"),
-    ("merging", "merging"),
-    ("checking", "checking the merge"),
 )
 """The last of these words on standard error names the phase."""
 

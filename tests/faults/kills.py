@@ -97,10 +97,12 @@ def attempt(
         attempt(scenario, made, rng, table, work)
         return
     counts[kind] += 1
-    table.phases[ended.phase or phase_of(directory.parent / f"{directory.name}.err")][kind] += 1
+    phase = ended.phase or phase_of(directory.parent / f"{directory.name}.err")
+    phase = "merging" if scenario.command[0] == "merge" else phase  # it prints nothing before its result
+    table.phases[phase][kind] += 1
     wrong, first = [], ended.stderr
     if kind == "signal" and ended.latency is not None:
-        table.latencies[ended.phase].append(ended.latency)
+        table.latencies[phase].append(ended.latency)
         if ended.code not in (128 + number, -number):  # -number: before the handlers are installed
             wrong.append(f"exit code {ended.code} for signal {number}")
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
