@@ -413,6 +413,8 @@ class GPTQModel:
         note(rows=self.rows)
         if "exit" in ABOUT:
             os._exit(ABOUT["exit"])
+        if "errno" in ABOUT:
+            raise OSError(ABOUT["errno"], os.strerror(ABOUT["errno"]))
         if "error" in ABOUT:
             raise ValueError(ABOUT["error"])
         for layer in range(2):

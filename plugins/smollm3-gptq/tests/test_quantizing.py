@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -395,6 +396,16 @@ def test_an_error_of_gptqmodel_is_one_sentence_and_its_output_is_kept(dense, con
     assert "gptqmodel prints a lot" in printed
     assert "Traceback" in printed
     assert entries(cache) == ([], [])
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "your disk quota")])
+def test_a_write_that_fails_in_the_worker_is_a_write_error(dense, cli, fake, number, reason):
+    fake.set(errno=number)
+    done = cli("train", "--model", dense, *SMALL, "--max-steps", "1", "--output", "run")
+    assert done.code == 8, done.stderr
+    assert f" cannot be written: {reason}" in done.stderr
+    assert "hint: " in done.stderr and not Path("run").exists()
 
 
 def test_a_worker_that_exits_without_a_message_is_one_sentence(dense, context, rows, fake):
