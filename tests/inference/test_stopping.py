@@ -109,6 +109,7 @@ def test_all_stop_tokens_are_kept_in_run_merge_and_quantized_checkpoint(cli: Cal
     commands = {
         "out/adapter": ("train", "--model", base, *quick, "--output", "out"),
         "merged": ("merge", "out", "--output", "merged", "--dtype", "float32"),
+        "requantized": ("merge", "out", "--requantize", "rounding", "--output", "requantized", "-p", ROUNDING),
         "again": ("quantize", "merged", "--quant", "rounding", "--output", "again", "-p", ROUNDING),
         "quantized": ("quantize", base, "--quant", "rounding", "--output", "quantized", "-p", ROUNDING),
     }
