@@ -121,6 +121,8 @@ def start(directory: Path, command: Sequence[str], call: int = 0, largest: int =
     try:
         os.setpgid(0, 0)
         os.chdir(directory)
+        kernels = Path.home() / ".cache/gptqmodel/torch_extensions"  # compiled once, not in each trial
+        os.environ.setdefault("GPTQMODEL_TORCH_EXTENSIONS_DIR", str(kernels))
         os.environ.update(SMOLLM3_CACHE=str(directory / "cache"), HOME=str(directory), HF_HUB_OFFLINE="1")
         err = os.open(directory.parent / f"{directory.name}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         for target in (1, 2):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,15 @@ def quantize(
                 pass_fds=(writer,),
                 cwd=scratch,
                 env=_environment(scratch),
+                start_new_session=True,  # so that the compilers of its kernels can be ended with it
             )
         os.close(writer)
         try:
             error = _show_events(events, title, progress)
             code = worker.wait()
         finally:
-            worker.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
             if worker.stdin is not None:
                 worker.stdin.close()

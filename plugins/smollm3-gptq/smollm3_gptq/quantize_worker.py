@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -41,9 +42,14 @@ def main(spec: Path) -> int:
 
 
 def _end_with_parent(scratch: Path) -> None:
-    """Exit when the parent exits: it holds the other end of standard input and never writes, so EOF means its end."""
+    """Exit with every process of this session when the parent exits.
+
+    The parent holds the other end of standard input and never writes, so EOF means its end.
+    """
     os.read(0, 1)  # not sys.stdin, whose lock must be free when Python exits
     shutil.rmtree(scratch, ignore_errors=True)  # gptqmodel's temporary files are as large as the model
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

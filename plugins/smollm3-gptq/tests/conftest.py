@@ -411,6 +411,10 @@ class GPTQModel:
     def quantize(self, rows, **more):
         self.rows = [row["input_ids"] for row in rows]
         note(rows=self.rows)
+        if ABOUT.get("compiles"):  # as ninja does
+            import subprocess
+
+            note(compiler=subprocess.Popen(["sleep", "60"]).pid)
         if "exit" in ABOUT:
             os._exit(ABOUT["exit"])
         if "errno" in ABOUT:

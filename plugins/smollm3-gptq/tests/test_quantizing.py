@@ -522,6 +522,19 @@ def test_a_kill_at_any_moment_leaves_no_partial_entry(dense, context, rows, fake
 
 
 @linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_that_gptqmodel_started_end_with_the_parent(dense, context, rows, fake, number):
+    """As ninja and the compilers of its kernels, which would run on beside the next command."""
+    fake.set(pause=30, compiles=True)
+    parent = forked(lambda: load(dense, context(rows=rows)))
+    assert until(lambda: fake.events("step"))
+    os.kill(parent, number)
+    os.waitpid(parent, 0)
+    for started in (*fake.events("started"), *fake.events("compiler")):
+        assert until(lambda pid=started: not alive(pid), 5)
+
+
+@linux
 def test_a_keyboard_interrupt_ends_the_worker_and_leaves_nothing(dense, context, rows, fake, tmp_path):
     fake.set(pause=30)
     parent = forked(lambda: load(dense, context(rows=rows, cache=tmp_path / "cache")))
