@@ -208,6 +208,7 @@ def faults(session: nox.Session) -> None:
     env = {"OMP_NUM_THREADS": "1"}
     session.run(sys.executable, "tests/faults/kills.py", "--trials", "1000", *session.posargs, env=env)
     session.run(sys.executable, "tests/faults/disks.py", env=env)
+    session.run(sys.executable, "tests/faults/flips.py", "--flips", "2", env=env)
     session.run(sys.executable, "tests/faults/fuzz.py", "--inputs", "10000", "--seed", "0", env=env)
     session.run(sys.executable, "-m", "pytest", "tests/faults", "tests/files", "tests/runs", env=env)
 

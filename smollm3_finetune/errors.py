@@ -134,7 +134,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if len(name) > 100:  # not a typo, and comparing takes a time that grows with the square of its length
         return None
 
-    close = difflib.get_close_matches(name, list(known), n=5, cutoff=0.55)
+    known = list(known)
+    if len(name) > 2 and (longer := [n for n in known if n.lower().startswith(name.lower())]):
+        return longer[0]
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.55)
     swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
     return next(iter((*swapped, *close)), None)
 

@@ -61,11 +61,14 @@ class HFLoader:
             if (directory / "run.yaml").exists():
                 command = f"smollm3 merge {shlex.quote(ref)}"
                 if purpose is Purpose.QUANTIZE:
-                    command += " --requantize NAME"
+                    command += " --requantize NAME --output DIR"
                 raise ModelError(f"{ref!r} is a run, not a model", hint=f"to create a model from it: {command}")
             if any((directory / name).exists() for name in ADAPTER_FILES):
                 raise ModelError(f"{ref!r} is an adapter, not a model", hint=_with_adapter(directory, ref, purpose))
-            raise ModelError(f"the directory {ref!r} is not a model: it does not contain config.json")
+            raise ModelError(
+                f"the directory {ref!r} is not a model: it does not contain config.json",
+                hint="for a model in it, name its directory; for a run, the directory with run.yaml",
+            )
         check_regular(directory)
         described = [read_json(f) for f in (directory / name for name in NAME_CODE) if f.exists()]
         if any(map(names_code, described)) and not self.options.trust_remote_code:
@@ -149,7 +152,8 @@ class HubSource:
             reason = first_line(e).partition(". ")[0].removesuffix(".")
             raise ModelError(
                 f"{self.ref!r} is not a local directory, and the Hub request for it failed: {reason}",
-                hint=f"check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or use a local directory: {self.usage}",
+                hint="check the name; for a Hub model, check the network (HF_ENDPOINT, HF_HUB_OFFLINE); "
+                f"for a local one: {self.usage}",
             ) from e
 
     @cached_property

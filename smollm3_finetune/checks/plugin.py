@@ -123,7 +123,7 @@ def targets(
         elif chosen[0].status == "disabled":
             raise ConfigError(
                 f"the plugin {name!r} is disabled",
-                hint=f"run without what disables it, -p no:{name} or the variable SMOLLM3_DISABLE_PLUGINS",
+                hint=f"omit -p no:{name}, and unset SMOLLM3_DISABLE_PLUGINS",
             )
     return [_target(record, registry, requested) for record in chosen]
 

@@ -174,10 +174,10 @@ def _candidates(selection: PluginSelection) -> list[_Candidate]:
 def _named(text: str) -> _Candidate:
     """The plugin of `-p TEXT`: a Python file or an importable module."""
     if text.endswith(".py") or os.sep in text:
-        path = user_path(text, "the plugin file (-p)")
+        path = user_path(text, "the plugin file")
         if not path.is_file() or path.suffix != ".py":
             wrong = "is not a Python file" if path.exists() else "does not exist"
-            raise ConfigError(f"the plugin file {text!r} (-p) {wrong}", hint="-p PATH/TO/plugin.py")
+            raise ConfigError(f"the plugin file {text!r} {wrong}", hint="-p PATH/TO/plugin.py")
         path = path.resolve()
         return _Candidate(
             name=path.stem,
@@ -191,9 +191,9 @@ def _named(text: str) -> _Candidate:
     except (ImportError, ValueError):
         found = None
     except Exception as e:  # find_spec("a.b") imports `a`
-        raise PluginError(f"the plugin module {text!r} (-p) cannot be imported: {_brief(e)}") from e
+        raise PluginError(f"the plugin module {text!r} cannot be imported: {_brief(e)}") from e
     if found is None:
-        raise ConfigError(f"the plugin module {text!r} (-p) cannot be found", hint="-p PATH/TO/plugin.py")
+        raise ConfigError(f"the plugin module {text!r} cannot be found", hint="-p PATH/TO/plugin.py")
     version = _file_version(Path(found.origin)) if found.origin and Path(found.origin).is_file() else "0"
     return _Candidate(
         name=text,
@@ -216,7 +216,7 @@ def _file_version(path: Path) -> str:
     except OSError as e:
         import shlex
 
-        raise ConfigError(f"the plugin file {str(path)!r} (-p) cannot be read: {e.strerror or e}",
+        raise ConfigError(f"the plugin file {str(path)!r} cannot be read: {e.strerror or e}",
                           hint=f"chmod u+r {shlex.quote(str(path))}") from e  # fmt: skip
 
 

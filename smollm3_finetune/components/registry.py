@@ -229,12 +229,12 @@ class Registry:
             if offers_it and record.status == "disabled":
                 return UnknownComponentError(
                     f"the {kind.name} {name!r} is offered by the plugin {record.name!r}, which is disabled",
-                    hint=f"run without what disables it, -p no:{record.name} or the variable SMOLLM3_DISABLE_PLUGINS",
+                    hint=f"omit -p no:{record.name}, and unset SMOLLM3_DISABLE_PLUGINS",
                 )
         if install is not None and not self.entry_points and _is_installed(package := install.rpartition("/")[2]):
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is in {package}, but installed plugins are disabled",
-                hint="run without what disables them, --no-plugins or the variable SMOLLM3_DISABLE_PLUGINS",
+                hint="omit --no-plugins, and unset SMOLLM3_DISABLE_PLUGINS",
             )
         if install is not None:
             return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")

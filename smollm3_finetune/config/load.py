@@ -74,7 +74,9 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
     key, equals, value = text.partition("=")
     path = tuple(p for p in key.strip().split(".") if p)
     if not equals or not path:
-        example = shlex.quote(key.strip()) if path else ("NAME" if section else "train.max_steps")
+        inner = {k.name: f"{s}.{k.name}" for s, cls in PLAIN_SECTIONS.items() for k in describe(cls)}
+        whole = key.strip() if section else inner.get(key.strip(), key.strip())
+        example = shlex.quote(whole) if path else ("NAME" if section else "train.max_steps")
         raise ConfigError(f"{flag} takes KEY=VALUE, got {text!r}", hint=f"{flag} {example}=VALUE")
     if section is not None:
         path = (section, *path)
@@ -117,9 +119,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
             problems.append(_unknown_key(setting, known))
         elif section in sections:
             if len(key) == 1:
-                problems.append(
-                    ConfigError(f"{setting.origin}: expected a mapping for {section}, got {setting.value!r}")
-                )
+                problems.append(_not_a_section(setting, section))
             else:
                 _assign(sections[section], key[1:], setting.value)
         elif len(key) > 1:
@@ -182,6 +182,16 @@ def _conflict(outer: Setting, inside: Sequence[Setting]) -> ConfigError:
     whole = entries if isinstance(outer.value, list) else entries[0]
     assigned = shlex.quote(f"{name}={dump_yaml(whole, flow=True).strip()}")
     return ConfigError(unknown[0] if unknown else message, hint=f"to set both: --set {assigned}")
+
+
+def _not_a_section(setting: Setting, section: str) -> ConfigError:
+    name = section in COMPONENT_SECTIONS
+    return ConfigError(
+        f"{setting.origin}: expected {'a name or ' if name else ''}a mapping for {section}, got {setting.value!r}",
+        hint=f"for example: {section}: NAME"
+        if name
+        else f"keys of {section}: {', '.join(k.name for k in describe(PLAIN_SECTIONS[section]))}",
+    )
 
 
 def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:

@@ -240,7 +240,11 @@ def option_problems(
     for key in values:
         if key not in infos:
             similar = did_you_mean(str(key), infos)
-            hint = f"{'its options' if owner else 'known keys'}: {', '.join(infos)}" if infos else "it has no options"
+            hint = (
+                f"{'its options' if owner else 'known keys'}: {', '.join(infos)}"
+                if infos
+                else f"it has no options; choose another one: --{section} NAME"
+            )
             hint = f"did you mean {similar if owner else _full(section, similar)!r}?" if similar else hint
             what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"
             problems.append(ConfigError(f"{without_key(origin(key))}{what}", hint=hint))

@@ -55,11 +55,11 @@ class DataConfig:
     )
     validation: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
         None,
-        "Separate held-out rows, same format as data.path; no row of data.path is then held out. "
+        "Separate held-out rows, from the same kinds of sources as data.path; no row of data.path is then held out. "
         "Default: a fraction of the rows, data.held_out.",
     )
     held_out: float = option(
-        0.1, "Fraction of the rows that are not trained on and are used to measure the held-out loss.", ge=0, lt=1
+        0.1, "Fraction of the rows to hold out: used to measure the held-out loss, not for training.", ge=0, lt=1
     )
     seed: int = option(
         0,
@@ -102,7 +102,7 @@ class CalibrationConfig:
     """The calibration data, for quantizers that calibrate."""
 
     path: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = option(
-        None, "Separate calibration data, same format as data.path; default: the training rows."
+        None, "Separate calibration data, from the same kinds of sources as data.path; default: the training rows."
     )
     rows: int = option(128, "Number of calibration rows; data.seed selects them.", ge=1, le=1_000_000)
     length: int = option(512, "Tokens used from each row.", ge=1, le=10**9)
@@ -230,7 +230,7 @@ class RunConfig:
     )
     seed: int = option(
         0,
-        "Random seed of the order of rows, dropout and parameter initialization; see also data.seed.",
+        "Random seed for the order of rows, dropout and parameter initialization; see also data.seed.",
         ge=0,
         le=2**32 - 1,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         raise ConfigError(f"the configuration file {path} cannot be used: {e}", hint=e.limit.hint) from e
     except MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}") from e
+        rows = next((line for line in text.splitlines() if line.strip()), "").startswith('{"')
+        hint = f"for rows: --data {shlex.quote(str(path))}" if rows else "check the indentation and the quotes there"
+        raise ConfigError(f"{path}{line}: not valid YAML: {e.problem}", hint=hint) from e
     except (YAMLError, ValueError, RecursionError) as e:  # ValueError: text that looks like a date but is not one
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
     if node is None:

@@ -209,7 +209,8 @@ def _first_line(error: BaseException) -> str:
 
 def _json_problem(error: ValueError) -> str:
     """The problem and its column; the message already names the line."""
-    column = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+    message = error.msg.removesuffix(" starting at") if isinstance(error, json.JSONDecodeError) else ""
+    column = f"{message} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
     return f"not valid JSON: {column}"
 
 

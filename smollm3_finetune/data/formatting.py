@@ -68,5 +68,5 @@ def formatted(
             yield row.where, conversation
     if count:
         more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
-        hint = hint or "fix the rows, or choose another formatter: --formatter NAME"
+        hint = hint or "fix the rows, or use the formatter of their format: --formatter NAME"
         raise DataError("\n".join(wrong) + more, hint=hint)

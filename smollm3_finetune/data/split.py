@@ -47,5 +47,5 @@ class SplitThreshold:
         if self.fraction == 0:
             return 0.0
         if self.second > 1:
-            raise DataError("there is only one distinct row, too few to hold any out", hint="--set data.held_out=0")
+            raise DataError("there is only one distinct row, so no row can be held out", hint="--set data.held_out=0")
         return min(max(self.fraction, self.second), self.highest)  # the lowest row is held out, the highest is not

@@ -67,8 +67,8 @@ def keep_tied(model: PreTrainedModel, tied: bool) -> None:
     if tied and head is not None and embeddings is not None and head.weight.data_ptr() != embeddings.weight.data_ptr():
         if head.weight.shape != embeddings.weight.shape or not torch.equal(head.weight, embeddings.weight):
             raise IncompatibleError(
-                "the base ties its head to its embeddings, but the adapter changed only one of them, so the merged "
-                "model cannot be saved as the same architecture",
+                "the base ties its output layer to its embeddings, but the adapter changed only one of them, so the "
+                "merged model cannot be saved as the same architecture",
                 hint="to write both matrices: --untie",
             )
         head.weight = embeddings.weight

@@ -117,9 +117,9 @@ def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> t
 def _why_none(ref: str) -> str:
     """Why no loader can open a reference, as a sentence."""
     path = user_path(ref)
-    if os.path.isdir(path):
+    if ref and os.path.isdir(path):
         return f"the directory {ref!r} is not a model that an installed loader recognizes"
-    if os.path.exists(path):
+    if ref and os.path.exists(path):
         return f"the file {ref!r} is not a model that an installed loader recognizes"
     is_path = ref.startswith((".", "/", "~")) or ref.count("/") > 1
     return f"the model directory {ref!r} does not exist" if is_path else f"there is no model {ref!r}"

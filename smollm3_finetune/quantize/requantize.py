@@ -67,7 +67,7 @@ def choose_requantizer(
     made = choice.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"--requantize {name}: this quantizer does not write checkpoints; it is only applied to a loaded model",
+            f"--requantize {name} does not write checkpoints: {made_when_loaded(choice)}",
             hint="omit --requantize"
             if component.spec.name == NO_QUANTIZER
             else f"merge without --requantize, then load the merged model with {QUANTIZER.flag} {name}",
@@ -78,6 +78,12 @@ def choose_requantizer(
             hint=f"merge a run, which provides rows; or merge, then: smollm3 quantize DIR {QUANTIZER.flag} {name}",
         )
     return Requantizer(choice=choice, quantizer=made)
+
+
+def made_when_loaded(choice: SelectedComponent) -> str:
+    """What a quantizer that writes no checkpoints does, as a clause."""
+    name = choice.component.spec.name
+    return "it does not quantize" if name == NO_QUANTIZER else "it quantizes the weights while they are loaded"
 
 
 def _needs_calibration(choice: SelectedComponent) -> bool:

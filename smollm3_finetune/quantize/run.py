@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from smollm3_finetune.model_files.model_card import (
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
+from smollm3_finetune.quantize.requantize import made_when_loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,8 @@ def plan_quantize(
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
-            f"{QUANTIZER.flag} {config.quant.name} cannot write checkpoints: it is applied only when a model is loaded",
-            hint="use another quantizer (smollm3 plugins list), or load the model with it: "
-            f"smollm3 train --model {shlex.quote(config.model)} {QUANTIZER.flag} {config.quant.name}",
+            f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints: {made_when_loaded(model.quantizer)}",
+            hint="choose a quantizer that writes checkpoints (smollm3 plugins list)",
         )
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)

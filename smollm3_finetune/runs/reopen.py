@@ -112,7 +112,7 @@ def run_request(
         return ConfigError(
             f"{flag} cannot be used with the run {run.path}: the base model is loaded with the loader, quantizer and "
             "options of the run",
-            hint=f"to use other options: smollm3 {command} {base} "
+            hint=f"omit {flag}; to use other options: smollm3 {command} {base} "
             f"--adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}",
         )
 

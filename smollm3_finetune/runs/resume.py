@@ -39,12 +39,12 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
         if setting.key not in MAY_CHANGE:
             allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
             key = ".".join(setting.key)
-            what = "the run continues in its own directory" if key == "output" else f"the run continues with its {key}"
+            what = "the run continues in its own directory" if key == "output" else f"the run uses its saved {key}"
             flag = setting.origin.startswith("-")
             given, resume = (setting.origin, "--resume") if flag else (f"{setting.origin}: {key}", "resume")
             raise ConfigError(
                 f"{given} cannot be used with {resume}: {what}",
-                hint=f"a resumed run can change: {allowed}",
+                hint=f"omit {given}, or for a new run {resume}; a resumed run can change: {allowed}",
             )
     return assemble([saved.settings, changes])
 

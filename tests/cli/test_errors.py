@@ -141,10 +141,24 @@ def test_a_weight_out_of_range_is_answered_with_the_whole_source(fails: Fails, r
 
 @pytest.mark.parametrize("command", ["train", "data preview", "data stats", "config show", "config validate"])
 def test_rows_or_a_model_without_their_option(cli: Callable[..., Any], model_directory: Path, command: str) -> None:
-    for argument, flag in (("rows file.jsonl", "--data"), (str(model_directory), "--model")):
+    Path("rows file.jsonl").write_text("{}")
+    for argument, hint in (
+        ("rows file.jsonl", "--data 'rows file.jsonl'"),
+        (str(model_directory), f"--model {shlex.quote(str(model_directory))}"),
+        (
+            "HuggingFaceTB/SmolLM3-3B",
+            "for rows: --data HuggingFaceTB/SmolLM3-3B; for a model: --model HuggingFaceTB/SmolLM3-3B",
+        ),
+    ):
         result = cli(*command.split(), argument)
         assert result.code == 2
-        assert result.stderr.endswith(f"Got unexpected argument {argument!r}\n  hint: {flag} {shlex.quote(argument)}\n")
+        assert result.stderr.endswith(f"Got unexpected argument {argument!r}\n  hint: {hint}\n")
+
+
+def test_a_key_that_is_typed_as_an_option(cli: Callable[..., Any]) -> None:
+    result = cli("train", "--packing")
+    assert result.code == 2 and result.stderr.endswith("\n  hint: --set train.packing=VALUE\n")
+    assert "--set" not in cli("train", "--no-such-key").stderr.partition("Error")[2]
 
 
 def test_an_option_without_a_value(fails: Fails) -> None:
@@ -155,6 +169,12 @@ def test_an_unknown_key_is_named_once(fails: Fails) -> None:
     failure = fails(2, "--set", "train.max_stepz=3")
     assert failure == ("--set: unknown key 'train.max_stepz'", "did you mean 'train.max_steps'?")
     assert fails(2, "--set", "trian=3").message == "--set: unknown key 'trian'"
+    assert fails(2, "--set", "learning_rate").hint == "--set train.learning_rate=VALUE"
+
+
+def test_names_that_others_use(fails: Fails) -> None:
+    assert fails(2, "--dtype", "fp16").hint.startswith("for example: --dtype float16")
+    assert fails(2, "--set", "train.optimizer=adamw").hint == "did you mean 'adamw_torch'?"
 
 
 def test_an_unknown_yaml_key_names_file_and_line(fails: Fails, isolated: Path) -> None:
@@ -340,7 +360,7 @@ def test_a_broken_plugin_shows_its_own_traceback_with_debug(cli: Callable[..., A
 def test_a_plugin_file_that_is_broken_or_missing(fails: Fails, plugin_file: Callable[[str, str], Path]) -> None:
     file = plugin_file("acme_bad", "import no_such_module_at_all\n")
     assert "No module named 'no_such_module_at_all'" in fails(7, "-p", str(file)).message
-    assert fails(2, "-p", "gone.py").message == "the plugin file 'gone.py' (-p) does not exist"
+    assert fails(2, "-p", "gone.py").message == "the plugin file 'gone.py' does not exist"
 
 
 def test_a_component_that_fails_when_created(fails: Fails, acme: None, tiny_tokenizer: Path) -> None:

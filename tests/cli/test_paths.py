@@ -95,7 +95,7 @@ def test_a_plugin_file_that_may_not_be_read(closed: Path) -> None:
             patch.syspath_prepend(str(file.parent))
             with pytest.raises(ConfigError) as caught:
                 discover(wanted)
-        assert caught.value.message == f"the plugin file {str(file)!r} (-p) cannot be read: Permission denied"
+        assert caught.value.message == f"the plugin file {str(file)!r} cannot be read: Permission denied"
         assert caught.value.hint is not None
 
 

@@ -224,7 +224,7 @@ def test_a_plugin_named_twice_is_one_plugin(plugin_file: Callable[[str, str], Pa
 
 @pytest.mark.parametrize("text", ["missing.py", "./missing.py", "no_such_module_at_all", "no_such_package.inside"])
 def test_a_missing_plugin_given_with_p_is_an_error(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{text!r} \\(-p\\)"):
+    with pytest.raises(ConfigError, match=f"the plugin (file|module) {text!r} "):
         discover(PluginSelection.of([text]))
 
 

@@ -235,7 +235,9 @@ def test_wrong_values_are_errors_with_origin_key_range_and_value(write: Write) -
     assert one_problem(write("seed: x\n")).message == ("run.yaml:1: seed: expected integer (at least 0), got 'x'")
     assert one_problem(write("dtype: int3\n")).message.startswith("run.yaml:1: dtype: expected auto|float32|")
     assert one_problem(write("train: 3\n")).message == "run.yaml:1: expected a mapping for train, got 3"
-    assert one_problem(write("quant: [a]\n")).message.startswith("run.yaml:1: expected a mapping for quant, got ['a']")
+    listed = one_problem(write("quant: [a]\n"))
+    assert listed.message.startswith("run.yaml:1: expected a name or a mapping for quant, got ['a']")
+    assert listed.hint == "for example: quant: NAME"
     assert one_problem(write("quant: {name: 4}\n")).message == "run.yaml:1: quant.name: expected text, got 4"
     assert one_problem(write("seed: {a: 1}\n")).message.startswith("run.yaml:1: seed: expected integer")
     assert one_problem(write(""), "seed.a=1").message == "--set seed.a: seed is a single value and has no keys"

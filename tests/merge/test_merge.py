@@ -172,7 +172,7 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
 FAULTS = [
     ("delta-transposed", "before saving, the merged model differs from the adapter on its base by"),
     ("delta-twice", "before saving, the merged model differs from the adapter on its base by"),
-    ("delta-untied", "the base ties its head to its embeddings"),
+    ("delta-untied", "the base ties its output layer to its embeddings"),
     ("delta-infinite", "the merged model has weights that are infinite or nan: model.layers.0.self_attn.k_proj.weight"),
     (
         "delta-wrapped",
@@ -363,7 +363,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
     for words, message in (
         (
             ("--adapter", "delta", "--requantize", "none"),
-            "it is only applied to a loaded model\n  hint: omit --requantize",
+            "it does not quantize\n  hint: omit --requantize",
         ),
         (("--adapter", "delta", "--requantize", "roundng"), "did you mean 'rounding'?"),
         (("--adapter", "delta", "--requantize", "rounding", "--requantize-opt", "bits=9"), "--requantize-opt bits"),
@@ -377,7 +377,7 @@ def test_impossible_merges_are_refused_before_weights_are_read(
     done = cli("merge", model_directory, "--output", "merged")
     assert "is not a run directory: it does not contain run.yaml" in done.stderr
     done = cli("merge", "tiny", "--output", "merged")
-    assert "error: 'tiny' is not a run, and a model needs --adapter-path\n" in done.stderr
+    assert "error: there is no run 'tiny', and merging into a model requires --adapter-path\n" in done.stderr
     done = cli("merge", model_directory, "--adapter-path", saved)
     assert "--output is required with --adapter-path" in done.stderr
     assert nothing_at(Path("merged"))

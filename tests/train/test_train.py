@@ -141,9 +141,7 @@ def test_a_resumed_run_keeps_its_fixed_settings(cli: Cli) -> None:
     cli("train", "--adapter", "full", *QUICK, "--output", "part", "--json").report()
     refused = cli("train", "--resume", "part", "--learning-rate", "1e-3")
     assert refused.code == 2
-    assert (
-        "--learning-rate cannot be used with --resume: the run continues with its train.learning_rate" in refused.stderr
-    )
+    assert "--learning-rate cannot be used with --resume: the run uses its saved train.learning_rate" in refused.stderr
 
 
 def test_dry_run_loads_and_writes_nothing(cli: Cli, isolated: Path) -> None:

@@ -83,7 +83,7 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         raise ConfigError(
             run.why_none()
             if run.path.exists() or inside
-            else f"{target!r} is not a run, and a model needs --adapter-path",
+            else f"there is no run {target!r}, and merging into a model requires --adapter-path",
             hint=f"it is inside a run: smollm3 merge {shlex.quote(str(inside))}"
             if inside
             else "smollm3 merge runs/NAME, or to merge a saved adapter into a model: "
