@@ -44,7 +44,7 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
             given, resume = (setting.origin, "--resume") if flag else (f"{setting.origin}: {key}", "resume")
             raise ConfigError(
                 f"{given} cannot be used with {resume}: {what}",
-                hint=f"omit {given}, or for a new run {resume}; a resumed run can change: {allowed}",
+                hint=f"omit {setting.origin if flag else key}; a resumed run can change: {allowed}",
             )
     return assemble([saved.settings, changes])
 

@@ -168,7 +168,7 @@ def test_a_failed_hub_request_is_one_sentence_with_the_command_for_a_directory(
     done = cli("generate", "org/model", "--prompt", "Hi")
     message, hint = done.stderr.splitlines()
     assert message.endswith("the Hub request for it failed: The Hub cannot be reached")
-    assert hint.endswith("or use a local directory: smollm3 generate DIRECTORY")
+    assert hint.endswith("; for a local one: smollm3 generate DIRECTORY")
 
 
 @pytest.mark.parametrize("error", [NO_MEMORY, SafetensorError(f"Cannot allocate memory (os error {errno.ENOMEM})")])
