@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import shim
-from forks import HANG, Scenario, digest, import_everything, prepare, scenarios, start, wait
+from forks import HANG, Scenario, digest, import_everything, prepare, rerun_with_shim, scenarios, start, wait
 
 KINDS = ("small disk", "ulimit -f")
 LEAST = 16_384
@@ -113,14 +110,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.work:
         return trials(options, options.work)
-    with tempfile.TemporaryDirectory(prefix="smollm3-disks-") as name:
-        work = Path(name).resolve()
-        (work / "counter").write_bytes(bytes(8))
-        env = {
-            **os.environ, "LD_PRELOAD": str(shim()), "FAULT_DIR": str(work), "FAULT_COUNTER": str(work / "counter"),
-            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
-        }  # fmt: skip
-        return subprocess.run([sys.executable, *sys.argv, "--work", str(work)], env=env, check=False).returncode
+    return rerun_with_shim("disks")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from faults import shim
 
 ROOT = Path(__file__).parents[2]
 HANG = 120.0
@@ -209,6 +213,18 @@ def prepare(scenario: Scenario, work: Path) -> tuple[Path, str, int, float]:
         raise SystemExit(f"{scenario.name}: the undisturbed command failed with {ended.code}\n{ended.stderr}")
     calls = int.from_bytes(Path(os.environ["FAULT_COUNTER"]).read_bytes(), sys.byteorder)
     return base, digest(whole, scenario.results), calls, ended.seconds
+
+
+def rerun_with_shim(name: str) -> int:
+    """Run this script again with `shim.c` preloaded and `--work DIRECTORY`; returns its exit code."""
+    with tempfile.TemporaryDirectory(prefix=f"smollm3-{name}-") as made:
+        work = Path(made).resolve()
+        (work / "counter").write_bytes(bytes(8))
+        env = {
+            **os.environ, "LD_PRELOAD": str(shim()), "FAULT_DIR": str(work), "FAULT_COUNTER": str(work / "counter"),
+            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0",
+        }  # fmt: skip
+        return subprocess.run([sys.executable, *sys.argv, "--work", str(work)], env=env, check=False).returncode
 
 
 def import_everything() -> None:
