@@ -60,8 +60,6 @@ class HFLoader:
         if not (directory / "config.json").exists():
             if (directory / "run.yaml").exists():
                 command = f"smollm3 merge {shlex.quote(ref)}"
-                if purpose is Purpose.QUANTIZE:
-                    command += " --requantize NAME --output DIR"
                 raise ModelError(f"{ref!r} is a run, not a model", hint=f"to create a model from it: {command}")
             if any((directory / name).exists() for name in ADAPTER_FILES):
                 raise ModelError(f"{ref!r} is an adapter, not a model", hint=_with_adapter(directory, ref, purpose))

@@ -6,6 +6,7 @@ import importlib
 
 import click
 
+from smollm3_finetune.cli.parsing import CommandGroup
 from smollm3_finetune.version import __version__
 
 COMMANDS = {
@@ -31,7 +32,7 @@ COMMANDS = {
 EPILOG = "smollm3 train without arguments fine-tunes a small built-in model in under a minute."
 
 
-class LazyGroup(click.Group):
+class LazyGroup(CommandGroup):
     """A group that imports a command only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -48,18 +49,6 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name not in COMMANDS and not name.startswith("-"):
-            import difflib
-
-            similar = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean 'smollm3 {similar[0]}'?" if similar else f"commands: {', '.join(COMMANDS)}"
-            raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -32,37 +31,6 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed",),
 }
 """Which configuration key each flag sets."""
-
-
-class RowsCommand(click.Command):
-    """A command that takes rows with `--data`: an argument without it is refused with that hint."""
-
-    allow_extra_args = True
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            super().parse_args(ctx, args)
-        except click.NoSuchOption as e:
-            from smollm3_finetune.config.options import describe
-            from smollm3_finetune.config.schema import PLAIN_SECTIONS
-
-            name = e.option_name.lstrip("-").replace("-", "_")
-            for section, cls in PLAIN_SECTIONS.items():
-                if name in {info.name for info in describe(cls)}:
-                    hint = f"No such option {e.option_name!r}\n  hint: --set {section}.{name}=VALUE"
-                    raise click.UsageError(hint, ctx) from e
-            raise
-        if ctx.args and not ctx.resilient_parsing:
-            import shlex
-
-            first = ctx.args[0]
-            model, data = f"--model {shlex.quote(first)}", f"--data {shlex.quote(first)}"
-            if os.path.exists(os.path.join(first, "config.json")):
-                hint = model
-            else:
-                hint = data if os.path.exists(first) else f"for rows: {data}; for a model: {model}"
-            raise click.UsageError(f"Got unexpected argument {first!r}\n  hint: {hint}", ctx)
-        return ctx.args
 
 
 class Number(click.FloatRange):

@@ -38,8 +38,11 @@ def formatted(
     rows: Iterable[Row],
     component: SelectedComponent | None = None,
     unread: UnreadColumns | None = None,
+    recognized: bool = False,
 ) -> Iterator[tuple[str, Conversation]]:
     """Yields (where, conversation) of every row, and counts its columns that are not read in `unread`.
+
+    `recognized`: the formatter was not named, so another one is not the remedy of an invalid row.
 
     Raises DataError that names the first invalid rows, after the last row is read; nothing is yielded after an invalid
     row. An exception that is not about the row is a bug in the formatter: PluginError that names its `component`.
@@ -68,5 +71,6 @@ def formatted(
             yield row.where, conversation
     if count:
         more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
-        hint = hint or "fix the rows, or use the formatter of their format: --formatter NAME"
+        named = "fix the rows, or omit the name of the formatter: the format is then detected"
+        hint = hint or ("fix the rows" if recognized else named)
         raise DataError("\n".join(wrong) + more, hint=hint)

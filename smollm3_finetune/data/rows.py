@@ -53,6 +53,8 @@ class FormattedSource:
     limit: int | None = None
     ignored: frozenset[str] = frozenset()
     """Columns that are removed from each row."""
+    recognized: bool = False
+    """Whether the formatter was not named, and the one that recognizes the first row was taken."""
 
     def conversations(self, unread: UnreadColumns | None = None) -> Iterator[tuple[str, Conversation]]:
         """Yields (where, conversation), and counts columns that are not read in `unread`.
@@ -60,7 +62,7 @@ class FormattedSource:
         Raises DataError that names the first invalid rows by file and line.
         """
         rows = source_rows(self.source, self.limit, self.ignored)
-        return formatted(self.formatter.create(), rows, self.formatter, unread)
+        return formatted(self.formatter.create(), rows, self.formatter, unread, self.recognized)
 
     def unread_columns(self) -> UnreadColumns:
         """A new count of the columns that the formatter does not read."""
@@ -93,12 +95,13 @@ def with_formatter(
     `ignored` are removed from each row first.
     """
     own = source.config.formatter
-    if own is None and named is None:
+    recognized = own is None and named is None
+    if recognized:
         own = recognize(registry, next(source_rows(source, 1, ignored))).full_name
     if own is not None:
         choice = choose(registry, FORMATTER, own, {})
         if named is None or named.component.full_name != choice.component.full_name:
-            return FormattedSource(source=source, formatter=choice, limit=limit, ignored=ignored)
+            return FormattedSource(source=source, formatter=choice, limit=limit, ignored=ignored, recognized=recognized)
     assert named is not None
     return FormattedSource(source=source, formatter=named, limit=limit, ignored=ignored)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,9 @@ from smollm3_finetune.model_files.model_card import (
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
 from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.quantize.requantize import made_when_loaded
+from smollm3_finetune.runs.rundir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ def plan_quantize(
             f"{QUANTIZER.flag} is required",
             hint=f"{QUANTIZER.flag} NAME; to see the names: smollm3 plugins list",
         )
+    _refuse_run(config.model, config.quant.name, output)
     check_vacant("--output", output)
     request = ModelRequest(
         ref=config.model,
@@ -78,6 +82,13 @@ def plan_quantize(
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)
         model = replace(model, context=replace(model.context, calibration=calibration.ids(model)))
     return QuantizePlan(model=model, quantizer=made, output=output)
+
+
+def _refuse_run(ref: str, quantizer: str, output: Path) -> None:
+    """Raises ConfigError if a run is named where a model is needed; the hint merges it with the same quantizer."""
+    if RunDir(user_path(ref, "the model")).config.exists():
+        command = shlex.join(["smollm3", "merge", ref, "--requantize", quantizer, "--output", str(output)])
+        raise ConfigError(f"{ref!r} is a run, not a model", hint=f"to quantize the merged model: {command}")
 
 
 def quantize(plan: QuantizePlan) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     return "\n".join(
         (
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
-            f"compose  {model.quantizer.component.title} + {model.adapter.component.title}",
+            f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",

@@ -161,6 +161,28 @@ def test_a_key_that_is_typed_as_an_option(cli: Callable[..., Any]) -> None:
     assert "--set" not in cli("train", "--no-such-key").stderr.partition("Error")[2]
 
 
+def test_an_option_of_a_component_that_is_typed_as_an_option(cli: Callable[..., Any]) -> None:
+    assert cli("train", "--context", "8192").stderr.endswith("\n  hint: --loader-opt context=VALUE\n")
+    assert cli("quantize", "tiny", "--output", "q", "--context", "8192").stderr.endswith("context=VALUE\n")
+    assert "--loader-opt" not in cli("cache", "list", "--context", "8192").stderr
+
+
+@pytest.mark.parametrize("group", ["config", "data", "cache", "plugins"])
+def test_a_command_of_a_group_that_does_not_exist(cli: Callable[..., Any], group: str) -> None:
+    result = cli(group, "frobnicate")
+    assert result.code == 2 and "No such command 'frobnicate'\n  hint: commands: " in result.stderr
+    similar = cli(group, "lists" if group in ("cache", "plugins") else "shw" if group == "config" else "stat")
+    assert similar.stderr.splitlines()[-1].startswith(f"  hint: did you mean 'smollm3 {group} ")
+
+
+def test_a_run_where_a_model_is_quantized(cli: Callable[..., Any]) -> None:
+    Path("a run").mkdir()
+    Path("a run", "run.yaml").write_text("model: tiny\n")
+    result = cli("quantize", "a run", "--quant", "int4", "--output", "q")
+    assert result.code == 2 and "error: 'a run' is a run, not a model\n" in result.stderr
+    assert result.stderr.endswith("to quantize the merged model: smollm3 merge 'a run' --requantize int4 --output q\n")
+
+
 def test_an_option_without_a_value(fails: Fails) -> None:
     assert fails(2, "--quant-opt", "bits").message == "--quant-opt takes KEY=VALUE, got 'bits'"
 
@@ -286,7 +308,10 @@ def test_malformed_jsonl_names_file_and_line(fails: Fails, rows_file: Path) -> N
 def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
     first = rows_file.read_text().splitlines()[0]
     rows_file.write_text(first + '\n{"messages": [{"role": "user", "content": "alone"}]}\n')
-    assert fails(5).message == f"{rows_file}:2: there is no assistant message to train on"
+    failure = fails(5)
+    assert failure == (f"{rows_file}:2: there is no assistant message to train on", "fix the rows")
+    named = fails(5, "--formatter", "messages")
+    assert named.hint == "fix the rows, or omit the name of the formatter: the format is then detected"
     rows_file.write_text('{"question": "x", "answer": "y"}\n')
     failure = fails(5)
     assert (
@@ -427,7 +452,7 @@ def test_a_claim_that_raises_does_not_stop_other_runs(
 def test_a_mistyped_command_and_flag_get_a_suggestion(cli: Callable[..., Any]) -> None:
     command, flag = cli("trian"), cli("train", "--quannt", "x")
     assert (command.code, flag.code) == (2, 2)
-    assert "No such command 'trian'; did you mean 'smollm3 train'?" in command.stderr
+    assert "No such command 'trian'\n  hint: did you mean 'smollm3 train'?" in command.stderr
     assert "--quant" in flag.stderr
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.options import Number, debug_option
+from smollm3_finetune.cli.parsing import CommandGroup
 
 if TYPE_CHECKING:
     from smollm3_finetune.cache.entries import Entry
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
     """List, check or clean the cache: converted files, quantized weights and tokenized rows."""
 

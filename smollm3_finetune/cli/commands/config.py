@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import RowsCommand, plugin_options, run_options
+from smollm3_finetune.cli.options import plugin_options, run_options
+from smollm3_finetune.cli.parsing import CommandGroup, RowsCommand
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def config() -> None:
     """Show or check a configuration, or print its JSON schema."""
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smollm3_finetune.cli.options import RowsCommand, run_options
+from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.parsing import CommandGroup, RowsCommand
 from smollm3_finetune.cli.session import find_plugins, load_configuration, stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def data_options(f: F) -> F:
     return f
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def data() -> None:
     """Preview training rows: text, tokens, loss mask, counts.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
+from smollm3_finetune.cli.parsing import HintingCommand
 from smollm3_finetune.cli.session import find_plugins, prints_result, result_stream
 from smollm3_finetune.model_files.loading import quiet_transformers
 
@@ -24,7 +25,7 @@ def generating_options(f: F) -> F:
     return composition_options(f, quant="Quantizer; default: the adapter's, else the checkpoint's, else none.")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", metavar="RUN|MODEL")
 @click.option("--prompt", required=True, help="Prompt to answer; - reads standard input.")
 @click.option("--system", default=None, help="System message before the prompt.")

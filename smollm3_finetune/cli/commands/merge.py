@@ -12,6 +12,7 @@ import click
 
 from smollm3_finetune.cli.options import Number, plugin_options
 from smollm3_finetune.cli.output.merge import shown_merge
+from smollm3_finetune.cli.parsing import HintingCommand
 from smollm3_finetune.cli.session import find_plugins, prints_report, say_warning
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.runs.rundir import RunDir
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", metavar="RUN|MODEL")
 @click.option("--adapter-path", default=None, metavar="DIR", help="Saved adapter to merge into MODEL.")
 @click.option("--adapter", default=None, metavar="NAME", help="Adapter method, if its directory does not name it.")

@@ -10,6 +10,7 @@ import click
 from smollm3_finetune.cli.commands.plugins_check import check
 from smollm3_finetune.cli.commands.plugins_new import new
 from smollm3_finetune.cli.options import plugin_options
+from smollm3_finetune.cli.parsing import CommandGroup
 from smollm3_finetune.cli.session import discovered
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.config.options import OptionInfo
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def plugins() -> None:
     """List, inspect, check or create plugins."""
 

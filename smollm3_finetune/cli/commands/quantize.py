@@ -9,6 +9,7 @@ import click
 
 from smollm3_finetune.cli.options import F, composition_options, config_flag, plugin_options
 from smollm3_finetune.cli.output.quantize import shown_quantized
+from smollm3_finetune.cli.parsing import HintingCommand
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_report
 from smollm3_finetune.model_files.loading import quiet_transformers
 
@@ -17,7 +18,7 @@ def quantizing_options(f: F) -> F:
     return composition_options(f, quant="Quantizer that writes checkpoints (required).")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="MODEL")
 @click.option("--output", required=True, metavar="DIR", help="Output directory; must be empty or new.")
 @quantizing_options

@@ -1,0 +1,101 @@
+"""Commands and groups that add a hint to a name, an option or an argument that they do not know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+import click
+
+
+class CommandGroup(click.Group):
+    """A group that names its commands, or the similar one, for a command that does not exist."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        commands = self.list_commands(ctx)
+        if name not in commands and not name.startswith("-"):
+            import difflib
+
+            similar = difflib.get_close_matches(name, commands, n=1)
+            hint = f"did you mean '{ctx.command_path} {similar[0]}'?" if similar else f"commands: {', '.join(commands)}"
+            raise click.UsageError(f"No such command {name!r}\n  hint: {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class HintingCommand(click.Command):
+    """A command that says which configuration key or which component has an option that the command does not have."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            name = e.option_name.lstrip("-").replace("-", "_")
+            flags = {flag for p in self.params for flag in p.opts}
+            if hint := " or ".join(_settings(name, flags)):
+                raise click.UsageError(f"No such option {e.option_name!r}\n  hint: {hint}", ctx) from e
+            raise
+
+
+class RowsCommand(HintingCommand):
+    """A command that takes rows with `--data`: an argument without it is refused with that hint."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            _refuse(ctx, ctx.args[0])
+        return ctx.args
+
+
+def _refuse(ctx: click.Context, argument: str) -> NoReturn:
+    import shlex
+
+    model, data = f"--model {shlex.quote(argument)}", f"--data {shlex.quote(argument)}"
+    if os.path.exists(os.path.join(argument, "config.json")):
+        hint = model
+    else:
+        hint = data if os.path.exists(argument) else f"for rows: {data}; for a model: {model}"
+    raise click.UsageError(f"Got unexpected argument {argument!r}\n  hint: {hint}", ctx)
+
+
+def _settings(name: str, flags: Iterable[str]) -> Iterator[str]:
+    """What sets an option of this name with a command that has these flags: a configuration key, or a component's."""
+    from smollm3_finetune.config.options import describe
+    from smollm3_finetune.config.schema import PLAIN_SECTIONS
+
+    if "--set" in flags:
+        for section, cls in PLAIN_SECTIONS.items():
+            if name in {info.name for info in describe(cls)}:
+                yield f"--set {section}.{name}=VALUE"
+                return
+    yield from _component_settings(name, flags)
+
+
+def _component_settings(name: str, flags: Iterable[str]) -> Iterator[str]:
+    from smollm3_finetune.cli.session import find_plugins
+    from smollm3_finetune.components.kinds import KINDS
+    from smollm3_finetune.errors import SmolLM3Error
+
+    try:
+        registry: Any = find_plugins((), False)
+    except SmolLM3Error:
+        return
+    for kind in KINDS:
+        flag = f"--{kind.section}-opt"
+        if flag in flags and any(name in _option_names(component) for component in registry.of(kind)):
+            yield f"{flag} {name}=VALUE"
+
+
+def _option_names(component: Any) -> set[str]:
+    from smollm3_finetune.config.options import describe
+    from smollm3_finetune.errors import SmolLM3Error
+
+    try:
+        return {info.name for info in describe(component.options_class())}
+    except SmolLM3Error:  # a broken plugin: another message names it
+        return set()
