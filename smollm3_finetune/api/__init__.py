@@ -70,6 +70,7 @@ from smollm3_finetune.api.models import (
     ModelSource,
     Progress,
     Quantizer,
+    StackOps,
     StoredLayers,
     Task,
 )
@@ -84,8 +85,11 @@ from smollm3_finetune.api.quantizers import (
     load_layerwise,
     ops_for_layers,
     packed_reasons,
+    quantize_experts,
     refuse_quantized,
     rounding_dtype,
+    stack_ops_for,
+    stacked_weights,
 )
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
@@ -142,6 +146,7 @@ __all__ = [
     "Renderer",
     "Requires",
     "SmolLM3Error",
+    "StackOps",
     "StoredLayers",
     "Task",
     "UnsupportedOp",
@@ -166,8 +171,11 @@ __all__ = [
     "options_dict",
     "packed_reasons",
     "pad_rows",
+    "quantize_experts",
     "read_json",
     "refuse_quantized",
     "rounding_dtype",
     "seeded",
+    "stack_ops_for",
+    "stacked_weights",
 ]

@@ -99,14 +99,19 @@ def has_supervised_logits(model: nn.Module) -> bool:
 def expert_stacks(model: nn.Module) -> Iterator[str]:
     """Names of the stacked weights of experts of `model`: (E, out, in) or (E, in, out), for E experts.
 
-    These are the parameters with three dimensions, except those of convolutions and those with a first dimension of 1.
-    They are in no linear layer, so neither `Base.ops_for` nor an adapter of linear layers reaches them.
+    These are the parameters with three dimensions, except those of convolutions and those with a first dimension of 1,
+    and the quantized stacks of `stack_ops_for`. They are in no linear layer, so neither `Base.ops_for` nor an adapter
+    of linear layers reaches them.
     """
     from torch.nn.modules.conv import _ConvNd
+
+    from smollm3_finetune.api.quantizers import stack_ops_for
 
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd):
             continue
+        if stack_ops_for(module) is not None:
+            yield name
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and parameter.shape[0] > 1 and parameter.is_floating_point():
                 yield f"{name}.{own}" if name else own

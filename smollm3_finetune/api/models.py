@@ -177,6 +177,43 @@ class LinearOps(Protocol):
         ...
 
 
+class StackOps(Protocol):
+    """The operations of a quantized stack of experts, returned by `stack_ops_for`.
+
+    A model of experts keeps their weights in one tensor (E, out, in), or (E, in, out). If it is quantized, a module of
+    the same name stands for it.
+    """
+
+    transposed: bool
+    """Whether the layout is (E, in, out)."""
+
+    @property
+    def ops(self) -> frozenset[Op]:
+        """The operations that every expert provides."""
+        ...
+
+    @property
+    def forward_rtol(self) -> float:
+        """The largest of the experts; see `LinearOps.forward_rtol`."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(E, out, in), whatever the layout."""
+        ...
+
+    def read_expert(self, expert: int) -> Tensor:
+        """Return the dequantized weight (out, in) of one expert, as `LinearOps.read_weight` does."""
+        ...
+
+    def updated(self, up: Tensor, down: Tensor, scaling: float) -> AbstractContextManager[None]:
+        """Inside the context, the forward uses W[e] + scaling · up[e] @ down[e]; gradients reach both factors.
+
+        `up` is (E, out, r) and `down` (E, r, in). No dense weight is created.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """A loaded model and the operations of its layers."""

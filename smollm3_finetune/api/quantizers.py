@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.api.capabilities import Op
-from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StoredLayers
+from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StackOps, StoredLayers
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from smollm3_finetune.api.dense_experts import StackedWeight
 
 GROUP_SIZES = (256, 128, 64, 32, 16, 8)
 """Group sizes to suggest if one does not fit, largest first."""
@@ -143,8 +145,9 @@ def load_layerwise(
 ) -> Base:
     """The `load` of a quantizer that replaces the linear layers of a full-precision model one by one.
 
-    Returns the frozen model on `ctx.device`. The output head, layers in `skip_modules`, and everything that is not a
-    linear layer stay as they are, in `ctx.dtype`. Needs memory for the whole model in `ctx.dtype`.
+    Returns the frozen model on `ctx.device`. Stacked weights of experts are quantized too, one linear layer for each
+    expert; see `stack_ops_for`. The output head, what `skip_modules` names, and everything else stay as they are, in
+    `ctx.dtype`. Needs memory for the whole model in `ctx.dtype`.
 
     Args:
         name: The quantizer's name, for errors, the progress bar and the fingerprint.
@@ -169,28 +172,34 @@ def load_layerwise(
                        identity=(options_dict(options), ctx.dtype), group_size=options.group_size)
     """
 
-    def checked(model: PreTrainedModel) -> dict[str, nn.Linear]:
-        layers = layers_to_quantize(model, name, source, skip_modules)
-        features = {key: getattr(layer, along) for key, layer in layers.items()}
-        for key, layer in layers.items():
+    def checked(model: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, StackedWeight]]:
+        layers, stacks = _to_quantize(model, name, source, skip_modules)
+        all_layers = {**layers, **{key: stack.linear(0, "meta") for key, stack in stacks.items()}}
+        features = {key: getattr(layer, along) for key, layer in all_layers.items()}
+        for key, layer in all_layers.items():
             if group_size is not None and features[key] % group_size:
                 what = f"the {features[key]} {along} of {key}"
                 raise group_size_error(name, group_size, what, list(features.values()))
             if check_layer is not None:
                 check_layer(key, layer)
-        return layers
+        return layers, stacks
+
+    from smollm3_finetune.api.places import quantized_places
 
     refuse_quantized(name, source)
     architecture = architecture_of(source)
     if architecture is not None:
         checked(architecture)
     model = source.load(dtype=ctx.torch_dtype)
-    layers = checked(model)
+    layers, stacks = checked(model)
+    places = quantized_places(model, layers, stacks, ops, ctx.torch_dtype)
+    del layers  # the last references to the dense layers are the model's
+    identity = (*identity, "experts") if stacks else identity
 
     def quantize() -> None:
-        with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(layers)) as task:
-            for key in list(layers):
-                model.set_submodule(key, replace(layers.pop(key)))
+        with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(places)) as task:
+            for place in places.values():
+                place.put(replace(place.dense()))
                 task.advance()
 
     if stored is None:
@@ -198,8 +207,8 @@ def load_layerwise(
     else:
         from smollm3_finetune.api.stored_layers import quantize_once
 
-        about = {"weights": source.fingerprint, "quantizer": name, "identity": list(identity)}
-        quantize_once(model, layers, quantize, stored, ctx=ctx, kind=name, key=about)
+        about = {"weights": source.fingerprint, "quantizer": name, "identity": list(identity), "layers": list(places)}
+        quantize_once(places, quantize, stored, ctx=ctx, kind=name, key=about)
     model.requires_grad_(False)
     model.to(ctx.device)
     return Base(model=model, fingerprint=fingerprint(name, source.fingerprint, *identity), ops_for=ops)
@@ -238,22 +247,91 @@ def layers_to_quantize(
     """Name to layer: the linear layers of `model`, without its output head and the layers in `skip_modules`.
 
     A name to skip is one or more whole parts of a layer's dotted name: `k_proj`, `layers.0`, or the name itself.
-    Raises ConfigError for a name that no layer has, IncompatibleError if no layer is left. Errors name `quantizer`.
+    Raises ConfigError for a name that no layer and no stacked weight of experts has, IncompatibleError if neither is
+    left. Errors name `quantizer`.
     """
-    from torch import nn
+    return _to_quantize(model, quantizer, source, skip_modules)[0]
 
+
+def _to_quantize(
+    model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str]
+) -> tuple[dict[str, nn.Linear], dict[str, StackedWeight]]:
+    """`layers_to_quantize`, and the stacked weights of experts."""
     head = model.get_output_embeddings()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    linears = {n: m for n, m in model.named_modules() if is_plain_linear(m) and m is not head}
+    stacks = stacked_weights(model)
     for key in skip_modules:
-        if not any(_within(key, name) for name in linears):
+        if not any(_within(key, name) for name in (*linears, *stacks)):
+            known = sorted({n.rsplit(".", 1)[-1] for n in (*linears, *stacks)})
             raise ConfigError(
                 f"{quantizer}: skip_modules names {key!r}, and {source.ref!r} has no linear layer there",
-                hint=f"its linear layers are {', '.join(sorted({n.rsplit('.', 1)[-1] for n in linears})) or 'none'}",
+                hint=f"its linear layers are {', '.join(known) or 'none'}",
             )
-    found = {n: m for n, m in linears.items() if not any(_within(key, n) for key in skip_modules)}
-    if not found:
+
+    def kept(name: str) -> bool:
+        return not any(_within(key, name) for key in skip_modules)
+
+    found = {n: m for n, m in linears.items() if kept(n)}
+    experts = {n: s for n, s in stacks.items() if kept(n)}
+    if not found and not experts:
         raise IncompatibleError(f"{quantizer} finds no linear layer to quantize in {source.ref!r}", hint="--quant none")
-    return found
+    return found, experts
+
+
+def quantize_experts(
+    model: PreTrainedModel,
+    ctx: BuildContext,
+    *,
+    name: str,
+    replace: Callable[[nn.Linear], nn.Module],
+    ops: Callable[[nn.Module], LinearOps | None],
+    skip_modules: Sequence[str] = (),
+) -> bool:
+    """Quantize the stacked weights of the experts of `model`, whose linear layers are quantized; whether it has any.
+
+    For quantizers that do not use `load_layerwise`, which does it. A stack (E, out, in) becomes one quantized layer for
+    each expert; `replace`, `ops` and `skip_modules` as in `load_layerwise`. The weights may be on any device.
+
+    If it returns True, put this into the fingerprint: adapters trained while the experts were dense have another base.
+    """
+    from smollm3_finetune.api.places import quantized_places
+
+    stacks = {n: s for n, s in stacked_weights(model).items() if not any(_within(key, n) for key in skip_modules)}
+    places = quantized_places(model, (), stacks, ops, ctx.torch_dtype)
+    if places:
+        with ctx.progress.task(f"quantizing {len(places)} experts with {name}", total=len(places)) as task:
+            for place in places.values():
+                place.put(replace(place.dense()))
+                task.advance()
+    return bool(places)
+
+
+def stacked_weights(model: nn.Module) -> dict[str, StackedWeight]:
+    """Name to stacked weight of experts in a dense model, with its `sizes` (E, out, in) and its `owner`.
+
+    Only in modules that are experts by their class or their place. For quantizers that read a checkpoint of single
+    experts: `put(layers, ops, dtype)` replaces the weight by the quantized layers of its experts.
+    """
+    from smollm3_finetune.api.dense_experts import stacked_weights
+
+    return stacked_weights(model)
+
+
+def stack_ops_for(module: nn.Module) -> StackOps | None:
+    """The operations of a quantized stack of experts, which a module of experts owns; None for any other module.
+
+    stacks = {name: ops for name, module in base.model.named_modules() if (ops := stack_ops_for(module))}
+    """
+    from smollm3_finetune.api.experts import ExpertStack
+
+    return module if isinstance(module, ExpertStack) else None
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer with the forward of `torch.nn.Linear`; some routers of experts are not."""
+    from torch import nn
+
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def _within(key: str, name: str) -> bool:

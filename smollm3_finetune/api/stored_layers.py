@@ -10,15 +10,14 @@ from smollm3_finetune.errors import ModelError, SmolLM3Error
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from torch import Tensor
 
     from smollm3_finetune.api.models import BuildContext, StoredLayers
+    from smollm3_finetune.api.places import Place
 
 
 def quantize_once(
-    model: PreTrainedModel,
-    layers: Mapping[str, nn.Linear],
+    places: Mapping[str, Place],
     quantize: Callable[[], None],
     stored: StoredLayers,
     *,
@@ -26,12 +25,12 @@ def quantize_once(
     kind: str,
     key: Mapping[str, Any],
 ) -> None:
-    """Replace `layers` of `model` by those of the cache entry `key`, or by `quantize()`, which builds the entry.
+    """Put the layers of the cache entry `key` in their places, or those of `quantize()`, which builds the entry.
 
     A cache that cannot be written does not prevent the run: the layers are quantized, and a line says why they are not
     stored.
     """
-    names = list(layers)
+    names = list(places)
     begun = done = False
 
     def build(out: Path) -> None:
@@ -40,7 +39,7 @@ def quantize_once(
         quantize()
         done = True
         for number, name in enumerate(names):
-            _save(out / f"{number}.safetensors", name, stored.save(model.get_submodule(name)))
+            _save(out / f"{number}.safetensors", name, stored.save(places[name].quantized()))
 
     try:
         entry = ctx.cache.get_or_build(kind, key, build)
@@ -55,8 +54,7 @@ def quantize_once(
         with ctx.progress.task(f"reading {len(names)} quantized layers", total=len(names)) as task:
             for number, name in enumerate(names):
                 tensors = _read(entry / f"{number}.safetensors", name)
-                linear: Any = model.get_submodule(name)
-                model.set_submodule(name, stored.restore(linear, tensors))
+                places[name].put(stored.restore(places[name].dense(), tensors))
                 task.advance()
 
 

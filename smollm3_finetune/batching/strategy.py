@@ -12,6 +12,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
+from smollm3_finetune.model.quantized_layers import forward_rtol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,8 +191,6 @@ def _tolerances(loaded: LoadedModel) -> tuple[float, float]:
     for layers that round activations, whose scale may depend on the whole batch. Rows that influence each other exceed
     both.
     """
-    base = loaded.base
-    views = (base.ops_for(layer) for layer in base.model.modules())
     wide = loaded.plan.context.dtype in ("float32", "float64")
-    layers = min(10 * max((view.forward_rtol for view in views if view is not None), default=0.0), ROUNDED_AT_MOST)
+    layers = min(10 * forward_rtol(loaded.base), ROUNDED_AT_MOST)
     return (1e-3 if wide else 5e-2) + layers, (1e-5 if wide else 1e-3) + layers

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Base, ModelSource, Quantizer, UnsupportedOp
+from smollm3_finetune.api import Adapter, ModelSource, Quantizer, UnsupportedOp
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
@@ -43,6 +43,7 @@ from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.model.quantized_layers import forward_rtol
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, partial
@@ -182,7 +183,7 @@ def _merge_and_reload(
             del rounded
         dense = dense_copy(base, getattr(torch, exact))
         dense_drift = drift(logits_of_rows(dense, rows), alone)
-        limits = Limits.of(context.dtype, dtype, _forward_rtol(base), settings.max_drift)
+        limits = Limits.of(context.dtype, dtype, forward_rtol(base), settings.max_drift)
     with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
         reference = logits_of_rows(adapted.model, rows)
@@ -302,12 +303,6 @@ def _vocabulary(model: Any) -> int:
 def _embeddings_digest(model: Any) -> str:
     weight = model.get_input_embeddings().weight
     return digest(weight, weight.dtype)
-
-
-def _forward_rtol(base: Base) -> float:
-    """The largest `forward_rtol` of the base's layers."""
-    views = (base.ops_for(layer) for layer in base.model.modules())
-    return max((ops.forward_rtol for ops in views if ops is not None), default=0.0)
 
 
 def _free_memory() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune.api import stack_ops_for
 from smollm3_finetune.errors import UnsupportedOp
+from smollm3_finetune.model.quantized_layers import dense_stack
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,8 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
     state: dict[str, torch.Tensor] = {}
     prefixes: list[str] = []
     for name, layer in model.named_modules():
+        if (stack := stack_ops_for(layer)) is not None:
+            state[name] = dense_stack(stack, dtype)
         ops = base.ops_for(layer)
         if ops is None:
             continue

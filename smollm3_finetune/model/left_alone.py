@@ -90,7 +90,8 @@ def planned_lines(plan: ModelPlan) -> list[str]:
     for part in parts(plan.source.config):
         if part.title == EXPERTS:
             lines.append(
-                f"{part.subject} are not linear layers: methods for linear layers neither quantize nor train them"
+                f"{part.subject} are not linear layers, and not every method reaches them: "
+                "the report states whether they are quantized and trained"
             )
         else:
             lines.append(f"{part.subject}: text does not reach it")

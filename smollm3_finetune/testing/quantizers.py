@@ -19,6 +19,7 @@ import torch
 from smollm3_finetune.api import CheckpointQuantizer, Op, Purpose, directory_source
 from smollm3_finetune.model.compare import apart, logits, rounded
 from smollm3_finetune.testing.conformance import demand, skip
+from smollm3_finetune.testing.experts import ExpertTests
 from smollm3_finetune.testing.files import check_saved_files
 from smollm3_finetune.testing.operations import OperationTests
 from smollm3_finetune.testing.parts import context
@@ -35,7 +36,7 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests, RefusalTests, TrainingTests):
+class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def test_all_parameters_are_frozen_and_on_the_device(self, tmp_path: Path) -> None:

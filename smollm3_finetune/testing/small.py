@@ -106,6 +106,42 @@ def small_model(dtype: str = "float32") -> PreTrainedModel:
     return model.eval()
 
 
+def mixture_source() -> ModelSource:
+    """A random Mixtral of two layers with four experts each, two of them used for each token, as an opened source.
+
+    Width 64, experts 128 wide, 2048 tokens, and the tokenizer of the embedded model. Its experts are two stacked
+    weights in each layer: `gate_up_proj` (4, 256, 64) and `down_proj` (4, 64, 128).
+    """
+    return SmallSource(ref="small-mixture", directory=_mixture())
+
+
+@cache
+def _mixture() -> Path:
+    import shutil
+
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256,
+        bos_token_id=0, eos_token_id=4, pad_token_id=2, sliding_window=None,
+    )  # fmt: skip
+    with seeded(0):
+        model = MixtralForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, STD, generator=generator)
+    KEPT.append(tempfile.TemporaryDirectory(prefix="smollm3-mixture-"))
+    directory = Path(KEPT[-1].name) / "small"
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(EMBEDDED / name, directory / name)
+    return directory
+
+
 SIZES: Mapping[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "vocab_size": 96, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,

@@ -26,6 +26,9 @@ COMPOSED = "test_adapters_train_as_on_the_dense_copy"
 MERGES = "test_a_merge_computes_what_the_adapter_does"
 COMMANDS = "test_a_run_is_trained_asked_and_merged_by_commands"
 OTHER_BASE = "test_an_adapter_is_refused_on_another_base"
+NEAR = "test_experts_are_near_the_dense_ones"
+COMPUTED = "test_experts_compute_what_their_weights_say_through_a_run"
+UPDATED = "test_a_low_rank_update_of_experts_is_exact"
 QUANTIZERS: dict[str, set[str]] = {
     "rows": set(),
     "rows-sealed": set(),
@@ -76,6 +79,10 @@ QUANTIZERS: dict[str, set[str]] = {
     "raises-others": {UNKNOWN},
     "skips-nothing": {"test_skipped_modules_stay_ordinary", UNKNOWN},
     "skips-by-order": {"test_skipped_modules_stay_ordinary"},
+    "experts-dense": {NEAR, COMPUTED, UPDATED},
+    "experts-swapped": {COMPUTED, UPDATED},
+    "experts-coarse": {NEAR},
+    "experts-keep-update": {UPDATED},
 }
 
 RESTORED = "test_restoring_gives_the_same_logits_and_the_same_next_step"
@@ -211,7 +218,7 @@ def test_a_good_plugin_skips_only_what_it_does_not_declare(outcomes: Outcomes, p
     skipped = {outcome.message for outcome in outcomes[plugin].values() if outcome.status == "skipped"}
     reasons = (
         "declared", "writes no checkpoints", "has no claims()", "has no check()", "has no option",
-        "no adapters are named",
+        "no adapters are named", "`experts` is False",
     )  # fmt: skip
     assert all(any(reason in message for reason in reasons) for message in skipped)
     passed = [test for test, outcome in outcomes[plugin].items() if outcome.status == "passed"]

@@ -11,6 +11,7 @@ from smollm3_finetune.api import (
     IncompatibleError,
     ModelSource,
     architecture_of,
+    expert_stacks,
     fingerprint,
     rounding_dtype,
 )
@@ -78,7 +79,7 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
 
     If transformers receives a list, it no longer adds the head, and a quantized head would lose its tie to the
     embeddings. The names are checked against the architecture, built without weights. Raises ConfigError if a name
-    matches no linear layer.
+    matches no linear layer and no stacked weight of experts.
     """
     asked = list(skip_modules)
     if not asked:
@@ -90,10 +91,10 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    linears = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
+    names = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)] + list(expert_stacks(skeleton))
     for key in asked:
-        if all(should_convert_module(linear, [key]) for linear in linears):
-            layers = sorted({linear.rsplit(".", 1)[-1] for linear in linears})
+        if all(should_convert_module(n, [key]) for n in names):
+            layers = sorted({n.rsplit(".", 1)[-1] for n in names})
             raise ConfigError(
                 f"{name}: skip_modules names {key!r}, which matches no linear layer of {source.ref!r}",
                 hint=f"linear layers of the model: {', '.join(layers)}",

@@ -23,7 +23,7 @@ from smollm3_bitsandbytes.checkpoint import (
 )
 from smollm3_bitsandbytes.options import Bnb8bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op
+from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op, quantize_experts
 
 NAME = "bnb-8bit"
 OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
@@ -105,6 +105,17 @@ def ops_for(layer: nn.Module) -> LinearOps | None:
     return Bnb8bitOps(layer) if isinstance(layer, bnb.nn.Linear8bitLt) else None
 
 
+def quantized(linear: nn.Linear, threshold: float, device: str) -> nn.Module:
+    """The 8-bit layer on `device` of a linear layer without bias, as transformers makes one while it loads."""
+    layer = bnb.nn.Linear8bitLt(
+        linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=threshold, device="meta"
+    )
+    layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False).to(device)
+    layer.state.__class__ = DequantizingState
+    own_outputs(layer)
+    return layer
+
+
 class Bnb8bitQuantizer:
     """Loads a model with its linear layers in 8 bits, or a checkpoint that is already in 8 bits."""
 
@@ -121,8 +132,8 @@ class Bnb8bitQuantizer:
         stored = stored_quantization(source, bits=8)
         plan = self._plan(source, stored)
         kwargs: dict[str, Any] = {}
+        threshold = 6.0 if self.options.threshold is None else float(self.options.threshold)
         if stored is None:
-            threshold = 6.0 if self.options.threshold is None else float(self.options.threshold)
             kwargs["quantization_config"] = BitsAndBytesConfig(
                 load_in_8bit=True,
                 llm_int8_threshold=threshold,
@@ -133,6 +144,15 @@ class Bnb8bitQuantizer:
             if isinstance(layer, bnb.nn.Linear8bitLt):
                 layer.state.__class__ = DequantizingState
                 own_outputs(layer)
+        if stored is None and quantize_experts(
+            model,
+            ctx,
+            name=NAME,
+            replace=lambda linear: quantized(linear, threshold, ctx.device),
+            ops=ops_for,
+            skip_modules=self.options.skip_modules,
+        ):
+            plan["experts"] = True
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 

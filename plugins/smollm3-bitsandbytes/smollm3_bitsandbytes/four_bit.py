@@ -23,7 +23,7 @@ from smollm3_bitsandbytes.checkpoint import (
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, DequantizingOps, LinearOps, ModelSource
+from smollm3_finetune.api import Base, BuildContext, DequantizingOps, LinearOps, ModelSource, quantize_experts
 
 NAME = "bnb-4bit"
 
@@ -95,6 +95,15 @@ class Bnb4bitQuantizer:
             if isinstance(layer, bnb.nn.Linear4bit):
                 fix_weight(layer, compute)
                 own_outputs(layer)
+        if stored is None and quantize_experts(
+            model,
+            ctx,
+            name=NAME,
+            replace=lambda linear: quantized(linear, compute, plan, ctx.device),
+            ops=ops_for,
+            skip_modules=self.options.skip_modules,
+        ):
+            plan["experts"] = True
         if ctx.torch_dtype == torch.float64:
             _widen(model)
         model.requires_grad_(False)
@@ -127,6 +136,18 @@ class Bnb4bitQuantizer:
             dtype: torch.dtype = getattr(torch, self.options.compute_dtype)
             return dtype
         return torch.float32 if ctx.torch_dtype == torch.float64 else ctx.torch_dtype
+
+
+def quantized(linear: nn.Linear, compute: torch.dtype, plan: Mapping[str, Any], device: str) -> nn.Module:
+    """The 4-bit layer on `device` of a linear layer without bias, as transformers makes one while it loads."""
+    how = {"compress_statistics": plan["double_quant"], "quant_type": plan["quant_type"]}
+    layer = bnb.nn.Linear4bit(
+        linear.in_features, linear.out_features, bias=False, compute_dtype=compute, device="meta", **how
+    )
+    layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **how).to(device)
+    fix_weight(layer, compute)
+    own_outputs(layer)
+    return layer
 
 
 def fix_weight(layer: Any, compute: torch.dtype) -> None:

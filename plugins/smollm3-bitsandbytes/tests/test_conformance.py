@@ -9,6 +9,7 @@ class TestNf4(QuantizerConformance):
     component = "bnb-4bit"
     dtype = "float32"
     bits = 4
+    experts = True
     group_size = 64
     altering = ({"quant_type": "fp4"}, {"double_quant": False}, {"skip_modules": ("q_proj",)})
 
@@ -17,4 +18,5 @@ class TestInt8(QuantizerConformance):
     component = "bnb-8bit"
     dtype = "float32"
     bits = 8
+    experts = True
     altering = ({"skip_modules": ("q_proj",)},)

@@ -17,14 +17,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from smollm3_finetune.api import BuildContext, ModelError, ModelSource
+from smollm3_finetune.api import BuildContext, ModelError, ModelSource, stacked_weights
 from smollm3_gptq.checkpoint import PARTS, WORD, Checkpoint, view
-from smollm3_gptq.linear import GPTQLinear
-from smollm3_gptq.placing import Unplaced, linear_shapes, place
+from smollm3_gptq.linear import GPTQLinear, ops_in
+from smollm3_gptq.placing import Unplaced, linear_shapes, place, stack_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Experts = tuple[Any, dict[str, GPTQLinear]]
+"""A stacked weight of experts, and the layers that replace it, by name."""
 METHOD = "smollm3-gptq"
 """The value of `quant_method` while transformers loads; for the name gptq, transformers would use optimum."""
 
@@ -36,6 +38,7 @@ class _Layers(QuantizationConfigMixin):  # type: ignore[misc]
     def __init__(self, layers: dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
         self.quant_method = METHOD
         self.layers = layers or {}
+        self.experts: list[Experts] = []
 
 
 @register_quantizer(METHOD)
@@ -46,18 +49,15 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
         layers = self.quantization_config.layers
         shapes = {name: (about["out_features"], about["in_features"]) for name, about in layers.items()}
         try:
-            placed = place(shapes, linear_shapes(model))
+            placed = place(shapes, linear_shapes(model), stack_shapes(model))
         except Unplaced as e:
             raise ModelError(f"the checkpoint has {e}") from None
+        self.quantization_config.experts = self._take_experts(model, placed)
         not_read = [rf"\.({'|'.join(PARTS)})$"]
         for name, parts in placed.items():
             layer = model.get_submodule(name)
-            widths = {layers[part]["bits"] for part in parts}
-            if len(widths) > 1:
-                raise ModelError(f"the parts of {name!r} have {' and '.join(map(str, sorted(widths)))} bits")
-            out, inputs = sum(shapes[p][0] for p in parts), shapes[parts[0]][1]
-            linear = GPTQLinear(inputs, out, widths.pop())
-            linear.parts = parts
+            linear = _empty(name, parts, layers)
+            out = linear.out_features
             bias = getattr(layer, "bias", None)
             if len(parts) > 1:  # the biases of the parts are joined after loading
                 not_read += [rf"^{re.escape(part)}\.bias$" for part in parts]
@@ -72,6 +72,19 @@ class _Replacer(HfQuantizer):  # type: ignore[misc]
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *not_read}
         return model
+
+    def _take_experts(self, model: PreTrainedModel, placed: dict[str, tuple[str, ...]]) -> list[Experts]:
+        """Remove the stacked weights whose experts are in `placed` from the model, and their places from `placed`."""
+        layers = self.quantization_config.layers
+        taken = []
+        for name, weight in stacked_weights(model).items():
+            places = [f"{name}.{expert}" for expert in range(weight.sizes[0])]
+            if places[0] not in placed:
+                continue
+            taken.append((weight, {place: _empty(place, placed.pop(place), layers) for place in places}))
+            delattr(weight.owner, weight.name)
+            setattr(weight.owner, weight.name, _initialized())
+        return taken
 
     @property
     def is_trainable(self) -> bool:
@@ -90,10 +103,14 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
     config = {"quant_method": METHOD, "layers": {n: dataclasses.asdict(layer) for n, layer in layers.items()}}
     with view(checkpoint, config) as directory:
         model = source.at(directory).load(dtype=ctx.torch_dtype, device_map={"": ctx.device})
-    for name, linear in model.named_modules():
-        if not isinstance(linear, GPTQLinear):
-            continue
+    about: Any = model.config.quantization_config
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, GPTQLinear)}
+    for linear in linears.values():
         del linear.weight
+    for weight, experts in about.experts:
+        weight.put(list(experts.values()), ops_in(ctx.torch_dtype), ctx.torch_dtype)
+        linears.update(experts)
+    for name, linear in linears.items():
         parts = _joined(source, name, [checkpoint.tensors(part) for part in linear.parts], linear.bits)
         if len(linear.parts) > 1:
             linear.bias = _joined_bias(checkpoint, linear, ctx)
@@ -106,9 +123,20 @@ def load_checkpoint(source: ModelSource, checkpoint: Checkpoint, ctx: BuildConte
             )
         on_device = {part: tensor.to(ctx.device) for part, tensor in parts.items()}
         linear.fill(**on_device, zeros_less_one=checkpoint.zeros_less_one)
-    model.config.quantization_config.layers = {}
+    about.layers, about.experts = {}, []
     model.requires_grad_(False)
     return model
+
+
+def _empty(name: str, parts: tuple[str, ...], layers: dict[str, dict[str, Any]]) -> GPTQLinear:
+    """A layer without codes for these parts of the checkpoint. Raises ModelError if their numbers of bits differ."""
+    widths = {layers[part]["bits"] for part in parts}
+    if len(widths) > 1:
+        raise ModelError(f"the parts of {name!r} have {' and '.join(map(str, sorted(widths)))} bits")
+    out = sum(layers[part]["out_features"] for part in parts)
+    linear = GPTQLinear(layers[parts[0]]["in_features"], out, widths.pop())
+    linear.parts = parts
+    return linear
 
 
 def _initialized() -> torch.Tensor:

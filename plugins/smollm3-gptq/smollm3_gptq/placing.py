@@ -2,7 +2,8 @@
 
 gptqmodel splits some layers of transformers before it quantizes: `gate_up_proj` becomes `gate_proj` and `up_proj`. The
 rows of a fused weight are those of its parts, one part after the other, so the parts can be joined without rounding.
-Layers that have no place, such as the single experts of a mixture whose experts are one tensor, cannot be read.
+The experts of a mixture, which are one tensor `experts.gate_up_proj`, become `experts.0.gate_proj` and so on; each
+expert gets a place `experts.gate_up_proj.0`. Checkpoints with layers that have no place cannot be read.
 """
 
 from __future__ import annotations
@@ -12,17 +13,54 @@ from typing import Any
 
 Shapes = Mapping[str, tuple[int, int]]
 """Name of a layer to (output features, input features)."""
+Stacks = Mapping[str, tuple[int, int, int]]
+"""Name of the stacked weight of experts to (experts, output features, input features)."""
 
 
 class Unplaced(Exception):
     """A quantized layer has no place in the architecture; the message names and describes it."""
 
 
-def place(quantized: Shapes, architecture: Shapes) -> dict[str, tuple[str, ...]]:
+OLD_PARENTS = {"block_sparse_moe": "mlp"}
+"""Names of modules in checkpoints of earlier versions of transformers, and their names now."""
+OLD_EXPERTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Names of the layers of an expert, and their names in Mixtral's checkpoints."""
+
+
+def place(quantized: Shapes, architecture: Shapes, stacks: Stacks | None = None) -> dict[str, tuple[str, ...]]:
     """Name of each quantized layer of the architecture to the names of its parts, in the order of its outputs.
 
-    Most layers are their own only part. Raises Unplaced for a layer without a place, or of another shape.
+    Most layers are their own only part. Expert e of a stack in `stacks` is the layer `STACK.e`; a stack is quantized
+    as a whole or not at all. Raises Unplaced for a layer without a place, or of another shape.
     """
+    experts = _place_experts(quantized, stacks or {})
+    used = {part for parts in experts.values() for part in parts}
+    return experts | _place_layers({n: s for n, s in quantized.items() if n not in used}, architecture)
+
+
+def _place_experts(quantized: Shapes, stacks: Stacks) -> dict[str, tuple[str, ...]]:
+    by_parent: dict[str, dict[str, str]] = {}
+    for name in quantized:
+        parent, _, own = name.rpartition(".")
+        for known_as in (parent, *(parent.replace(f".{old}.", f".{new}.") for old, new in OLD_PARENTS.items())):
+            by_parent.setdefault(known_as, {})[own] = name
+    placed = {}
+    for stack, (count, out, inputs) in stacks.items():
+        owner, _, own = stack.rpartition(".")
+        found = {}
+        for expert in range(count):
+            layers = by_parent.get(f"{owner}.{expert}", {})
+            layers = {now: layers[old] for now, old in OLD_EXPERTS.items() if old in layers} or layers
+            parts = (own,) if own in layers else _spelled(own, tuple(layers))
+            names = tuple(layers[part] for part in parts)
+            if names and _fits([quantized[n] for n in names], (out, inputs)):
+                found[f"{stack}.{expert}"] = names
+        if len(found) == count:
+            placed.update(found)
+    return placed
+
+
+def _place_layers(quantized: Shapes, architecture: Shapes) -> dict[str, tuple[str, ...]]:
     placed: dict[str, tuple[str, ...]] = {name: (name,) for name in quantized if name in architecture}
     for name in placed:
         if tuple(quantized[name]) != tuple(architecture[name]):
@@ -57,21 +95,27 @@ def _parts(fused: str, names: Iterable[str]) -> tuple[str, ...]:
     `gate_up_proj` has the parts `gate_proj` and `up_proj`, and `qkv_proj` has `q_proj`, `k_proj` and `v_proj`.
     """
     parent, _, own = fused.rpartition(".")
+    children = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent]
+    return tuple(f"{parent}.{part}" for part in _spelled(own, children))
+
+
+def _spelled(own: str, children: Iterable[str]) -> tuple[str, ...]:
+    """The children whose names make up the name `own`, in its order; empty if they do not."""
     stem, _, kind = own.rpartition("_")
     stems = {}
-    for name in names:
-        first, _, last = name.rpartition(".")[2].rpartition("_")
-        if name.rpartition(".")[0] == parent and first and last == kind:
-            stems[first] = name
+    for child in children:
+        first, _, last = child.rpartition("_")
+        if first and last == kind:
+            stems[first] = child
 
     def spell(rest: str) -> tuple[str, ...] | None:
         if not rest:
             return ()
-        for first, name in stems.items():
+        for first, child in stems.items():
             if rest.startswith(first):
                 more = spell(rest.removeprefix(first).removeprefix("_"))
                 if more is not None:
-                    return (name, *more)
+                    return (child, *more)
         return None
 
     return (spell(stem) or ()) if stem else ()
@@ -90,6 +134,13 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
             out, inputs = (shape[1], shape[0]) if hasattr(module, "nf") else (shape[0], shape[1])
             found[name] = (int(out), int(inputs))
     return found
+
+
+def stack_shapes(model: Any) -> dict[str, tuple[int, int, int]]:
+    """The stacked weights of experts of a model whose rows can be joined from parts: (experts, out, in)."""
+    from smollm3_finetune.api import stacked_weights
+
+    return {name: weight.sizes for name, weight in stacked_weights(model).items() if not weight.interleaved}
 
 
 def _is_linear(kind: type) -> bool:

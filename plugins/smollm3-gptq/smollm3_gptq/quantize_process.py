@@ -11,9 +11,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import IncompatibleError, Progress, SmolLM3Error, is_resource_error
+from smollm3_gptq.placing import linear_shapes, stack_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class QuantizingFailed(SmolLM3Error):
@@ -26,7 +30,7 @@ def quantize(
     options: Mapping[str, Any],
     calibration: Sequence[Sequence[int]],
     *,
-    architecture: Mapping[str, tuple[int, int]] | None,
+    architecture: PreTrainedModel | None,
     device: str,
     seed: int,
     title: str,
@@ -34,8 +38,8 @@ def quantize(
 ) -> None:
     """Quantize the checkpoint in `source` into the empty directory `out`, with one progress step per layer.
 
-    `options` are arguments of gptqmodel's `QuantizeConfig`; `calibration` contains token ids. `architecture` has the
-    shapes (out, in) of the layers that the checkpoint will be read into; None: not known. Raises IncompatibleError
+    `options` are arguments of gptqmodel's `QuantizeConfig`; `calibration` contains token ids. `architecture` is
+    the model without weights that the checkpoint will be read into; None: not known. Raises IncompatibleError
     before quantizing if they lack a layer that gptqmodel would write, QuantizingFailed with gptqmodel's message; the
     hint names a file with gptqmodel's output.
     """
@@ -48,7 +52,9 @@ def quantize(
             "source": str(source.resolve()),
             "out": str(out.resolve()),
             "options": dict(options),
-            "architecture": None if architecture is None else dict(architecture),
+            "architecture": None if architecture is None else linear_shapes(architecture),
+            "stacks": {} if architecture is None else stack_shapes(architecture),
+            "parameters": [] if architecture is None else [name for name, _ in architecture.named_parameters()],
             "calibration": [list(row) for row in calibration],
             "device": device,
             "seed": seed,

@@ -62,7 +62,11 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
     model = GPTQModel.load(job["source"], QuantizeConfig(**job["options"], device=device))
     if job["architecture"] is not None:
         try:
-            place(_to_quantize(model), {name: (out, inputs) for name, (out, inputs) in job["architecture"].items()})
+            stacks = {name: (count, out, inputs) for name, (count, out, inputs) in job["stacks"].items()}
+            layers = {name: (out, inputs) for name, (out, inputs) in job["architecture"].items()}
+            quantized = _to_quantize(model)
+            place(quantized, layers, stacks)
+            _check_others(model, quantized, set(job["parameters"]))
         except Unplaced as e:
             send(refused=str(e))
             return
@@ -79,6 +83,13 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
     if rounded := [f"{e['layer']}.{e['module']}" for e in model.quant_log if "fallback" in str(e.get("loss"))]:
         send(rounded=rounded)
     model.save(job["out"])
+
+
+def _check_others(model: Any, quantized: dict[str, Any], architecture: set[str]) -> None:
+    """Raises Unplaced if gptqmodel split a weight that it does not quantize: the part has no place in a checkpoint."""
+    for name, _ in model.model.named_parameters():
+        if name.rpartition(".")[0] not in quantized and name not in architecture:
+            raise Unplaced(f"a weight {name!r}, which the architecture lacks")
 
 
 def _to_quantize(model: Any) -> dict[str, tuple[int, int]]:

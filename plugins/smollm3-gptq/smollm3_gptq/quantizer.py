@@ -123,19 +123,17 @@ class GPTQQuantizer:
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:
-        from smollm3_gptq.placing import linear_shapes
         from smollm3_gptq.quantize_process import quantize
 
         _check_gptqmodel()
         options = self._weight_options(source)
         title = f"{Path(source.ref).name} to {options['bits']} bits"
-        model = architecture_of(source)
         quantize(
             source.path,
             out,
             options,
             rows,
-            architecture=None if model is None else linear_shapes(model),
+            architecture=architecture_of(source),
             device=ctx.device,
             seed=ctx.seed,
             title=title,

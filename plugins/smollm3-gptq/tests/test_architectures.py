@@ -20,13 +20,15 @@ from transformers import (
     GPT2LMHeadModel,
     GPTBigCodeConfig,
     GPTBigCodeForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
 )
 
-from smollm3_finetune.api import IncompatibleError, ModelError, directory_source
+from smollm3_finetune.api import IncompatibleError, ModelError, directory_source, stack_ops_for
 from smollm3_finetune.model import load_model
 
 
@@ -51,6 +53,7 @@ MODELS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**OLD)),
     "gpt-bigcode": lambda: GPTBigCodeForCausalLM(GPTBigCodeConfig(**OLD)),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)),
+    "granite": lambda: GraniteMoeForCausalLM(GraniteMoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
 }
 SPLITS = {"gate_up_proj": {"gate_proj": 96, "up_proj": 96}, "qkv_proj": {"q_proj": 64, "k_proj": 32, "v_proj": 32}}
 """Fused layer to the output features of its parts."""
@@ -157,6 +160,73 @@ def test_parts_that_group_inputs_differently_are_refused(numpy_gptq, tmp_path):
         load_model(tmp_path / "made", device="cpu", dtype="float32")
 
 
+NAMES = {"now": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
+         "Mixtral's": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}  # fmt: skip
+
+
+def quantized_experts(numpy_gptq, out, model, names):
+    """Write a mixture whose experts have random GPTQ codes, each expert by itself; returns the stacked weights."""
+    rng = np.random.default_rng(0)
+    model.save_pretrained(out)
+    tensors = {n: t for n, t in load_file(out / "model.safetensors").items() if ".experts." not in n}
+    parent = "block_sparse_moe" if names is NAMES["Mixtral's"] else "mlp"
+    dense = {}
+    for layer in range(2):
+        for stack, parts in {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.items():
+            weights = []
+            for expert in range(4):
+                rows = []
+                for part in parts:
+                    width, inputs = (64, 96) if part == "down_proj" else (96, 64)
+                    codes = rng.integers(0, 16, (inputs, width))
+                    scales = rng.uniform(0.005, 0.02, (inputs // 32, width)).astype(np.float16)
+                    index = (np.arange(inputs) // 32).astype(np.int32)
+                    name = f"model.layers.{layer}.{parent}.experts.{expert}.{names[part]}"
+                    tensors |= {
+                        f"{name}.qweight": numpy_gptq.pack(codes, 4),
+                        f"{name}.qzeros": numpy_gptq.pack(np.full(scales.shape, 7).T, 4).T.copy(),
+                        f"{name}.scales": scales,
+                        f"{name}.g_idx": index,
+                    }
+                    rows.append(((codes - 8) * scales.astype(np.float32)[index]).T)
+                weights.append(np.concatenate(rows))
+            dense[f"model.layers.{layer}.mlp.experts.{stack}"] = np.stack(weights).astype(np.float32)  # exact
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    about = json.loads((out / "config.json").read_text())
+    about["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    (out / "config.json").write_text(json.dumps(about))
+    return dense
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_single_experts_become_the_stacks_of_the_architecture(numpy_gptq, tmp_path, names):
+    torch.manual_seed(0)
+    model = MODELS["mixtral"]()
+    dense = quantized_experts(numpy_gptq, tmp_path / "made", model, NAMES[names])
+    loaded = load_model(tmp_path / "made", device="cpu", dtype="float32")
+    for name, weight in dense.items():
+        stack = stack_ops_for(loaded.model.get_submodule(name))
+        assert stack.sizes == weight.shape
+        for expert in range(4):
+            np.testing.assert_array_equal(stack.read_expert(expert).numpy(), weight[expert])
+        model.get_parameter(name).data = torch.from_numpy(weight)
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        found = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+        right = model.eval()(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stack_of_which_an_expert_is_missing_has_no_place(numpy_gptq, tmp_path):
+    torch.manual_seed(0)
+    quantized_experts(numpy_gptq, tmp_path / "made", MODELS["mixtral"](), NAMES["now"])
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    tensors = {n: t for n, t in tensors.items() if "layers.1.mlp.experts.2.up_proj" not in n}
+    save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts\.0\.gate_proj', which the architecture lacks"):
+        load_model(tmp_path / "made", device="cpu", dtype="float32")
+
+
 # --------------------------------------------------------------------------------------- names and shapes
 
 
@@ -196,19 +266,47 @@ def test_a_layer_without_a_place_is_refused_before_quantizing(fake, dense, rows,
     assert not fake.events("rows"), "nothing was quantized"
 
 
+@pytest.fixture
+def mixture(dense, tmp_path):
+    """Writes a mixture of `kind` with a tokenizer; returns its directory."""
+
+    def write(kind):
+        torch.manual_seed(0)
+        source = tmp_path / kind
+        MODELS[kind]().save_pretrained(source)
+        for file in dense.glob("tokenizer*"):
+            shutil.copy(file, source)
+        return source
+
+    return write
+
+
 @pytest.mark.long
-def test_gptqmodel_does_not_begin_with_experts_in_one_tensor(dense, rows, context, tmp_path):
+def test_gptqmodel_does_not_begin_with_experts_that_it_would_only_split(mixture, context, tmp_path):
     pytest.importorskip("gptqmodel_ext")
-    source, out, said = tmp_path / "mixtral", tmp_path / "out", Said()
-    MODELS["mixtral"]().save_pretrained(source)
-    for file in dense.glob("tokenizer*"):
-        shutil.copy(file, source)
+    out, said = tmp_path / "out", Said()
     out.mkdir()
     ctx = dataclasses.replace(context(rows=[[3 + i for i in range(32)]]), progress=said)
-    with pytest.raises(IncompatibleError, match=r"model\.layers\.0\.mlp\.experts\.0\.down_proj"):
-        GPTQQuantizer(GPTQOptions(group_size=32)).write(directory_source(source, ref="mixtral"), out, ctx)
+    with pytest.raises(IncompatibleError, match=r"experts\.0\.down_proj\.weight', which the architecture lacks"):
+        GPTQQuantizer(GPTQOptions(group_size=32)).write(directory_source(mixture("granite"), ref="g"), out, ctx)
     assert not list(out.iterdir())
     assert not said.lines
+
+
+@pytest.mark.long
+def test_experts_are_quantized_by_gptqmodel_and_read_back(mixture, context, tmp_path):
+    pytest.importorskip("gptqmodel_ext")
+    source = directory_source(mixture("mixtral"), ref="mixtral")
+    ctx = context(rows=[[3 + (7 * i + row) % 120 for i in range(64)] for row in range(8)])
+    base = GPTQQuantizer(GPTQOptions(group_size=32)).load(source, ctx)
+    dense = dict(source.load(dtype=torch.float32).named_parameters())
+    stacks = {n: s for n, m in base.model.named_modules() if (s := stack_ops_for(m)) is not None}
+    assert len(stacks) == 4
+    for name, stack in stacks.items():
+        for expert in range(4):
+            weight = dense[name][expert]
+            error = float((stack.read_expert(expert) - weight).norm() / weight.norm())
+            assert 0.01 < error < 0.2  # rounding to 4 bits: about 0.1
 
 
 # ------------------------------------------------------------------------------------ format of zero points

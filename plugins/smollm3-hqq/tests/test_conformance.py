@@ -23,6 +23,7 @@ ALTERING = (
 class TestFourBits(QuantizerConformance):
     component = "hqq"
     bits = 4
+    experts = True
     group_size = 64
     altering = ALTERING
     skips = ("k_proj", "layers.0")
@@ -33,6 +34,7 @@ class TestFourBitsInFloat32(QuantizerConformance):
     component = "hqq"
     dtype = "float32"
     bits = 4
+    experts = True
     group_size = 64
 
 
@@ -40,6 +42,7 @@ class TestFourBitsInBfloat16(QuantizerConformance):
     component = "hqq"
     dtype = "bfloat16"
     bits = 4
+    experts = True
     group_size = 64
 
 
@@ -60,6 +63,7 @@ class TestTwoBitsAlongOutputs(QuantizerConformance):
     component = "hqq"
     options: ClassVar = {"bits": 2, "group_size": 32, "axis": 0}
     bits = 2
+    experts = True
     group_size = 32
     adapters = ADAPTERS
     test_a_run_is_trained_asked_and_merged_by_commands = None  # once, with the default options

@@ -22,12 +22,14 @@ from smollm3_finetune.api import (
     UnsupportedOp,
     open_tensors,
     read_json,
+    stack_ops_for,
 )
 from smollm3_peft import peft_config, peft_patches, ties
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
 from smollm3_peft.options import MethodOptions
 from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_config
+from smollm3_peft.stack_view import stack_views_in
 from smollm3_peft.unsuited import observe
 
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
@@ -190,6 +192,12 @@ class PeftAdapter:
                     "provide",
                     hint="--adapter lora" if self.method != "lora" else "--adapter-opt init=default",
                 )
+            stack = stack_ops_for(layer) if getattr(self.options, "target_parameters", ()) else None
+            if stack is not None and (missing := sorted(set(self.spec.needs) - stack.ops)):
+                raise UnsupportedOp(
+                    f"target_parameters needs {', '.join(missing)}, which the quantized {name!r} does not provide",
+                    hint="leave target_parameters out",
+                )
 
     def schedule(self, total_steps: int | None) -> dict[str, Any]:
         """Additional arguments of PEFT's config that depend on the length of the run."""
@@ -242,6 +250,7 @@ class PeftAdapter:
             peft_patches.only_plain_backends(),
             peft_patches.new_tensors_in(base.model, ctx.torch_dtype),
             views_in(base.model, base.ops_for, ctx.torch_dtype),
+            stack_views_in(base.model),
         ):
             yield
 

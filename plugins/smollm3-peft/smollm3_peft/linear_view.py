@@ -158,11 +158,11 @@ def views_in(
         remove_unused_views(model)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), LinearView):
-            module.merge = _RefuseMerge(module.get_base_layer().name)
+            module.merge = RefuseMerge(module.get_base_layer().name)
 
 
-class _RefuseMerge:
-    """Replaces the `merge` of a tuner layer."""
+class RefuseMerge:
+    """Replaces the `merge` of a tuner layer on a quantized layer or stack."""
 
     def __init__(self, name: str) -> None:
         self.name = name

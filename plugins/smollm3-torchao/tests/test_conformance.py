@@ -15,6 +15,7 @@ ADAPTERS = ("lora", "dora")
 class TestRows(QuantizerConformance):
     component = "torchao-int8"
     bits = 8
+    experts = True
     altering = ({"group_size": 32}, {"skip_modules": ("q_proj",)})
     skips = ("k_proj", "layers.0")
     adapters = ADAPTERS
@@ -30,12 +31,14 @@ class TestRowsInBfloat16(QuantizerConformance):
     component = "torchao-int8"
     dtype = "bfloat16"
     bits = 8
+    experts = True
 
 
 class TestGroups(QuantizerConformance):
     component = "torchao-int8"
     options: ClassVar = {"group_size": 32}
     bits = 8
+    experts = True
     group_size = 32
     adapters = ADAPTERS
     test_a_run_is_trained_asked_and_merged_by_commands = None  # once, with the default options

@@ -4,8 +4,9 @@ They round rows to 8 bits with one scale each. The overridden method of a class 
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from smollm3_finetune.api import (
     Base,
@@ -21,6 +22,7 @@ from smollm3_finetune.api import (
     ops_for_layers,
     option,
     refuse_quantized,
+    stack_ops_for,
 )
 
 TRAINS = {Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}
@@ -85,8 +87,13 @@ VARIANTS = {
     "raises-others": ("RaisesOthers", TRAINS, None),
     "skips-nothing": ("SkipsNothing", TRAINS, None),
     "skips-by-order": ("SkipsByOrder", TRAINS, None),
+    "experts-dense": ("Rows", TRAINS, None),
+    "experts-swapped": ("ExpertsSwapped", TRAINS, None),
+    "experts-coarse": ("ExpertsCoarse", TRAINS, None),
+    "experts-keep-update": ("ExpertsKeepUpdate", TRAINS, None),
 }
-CHECKED = {"groups", "groups-late", "raises-others", "skips-nothing", "skips-by-order", "loads-quantized"}
+EXPERTS = {"experts-swapped", "experts-coarse", "experts-keep-update"}
+CHECKED = EXPERTS | {"groups", "groups-late", "raises-others", "skips-nothing", "skips-by-order", "loads-quantized"}
 """Those with a `check`, a group size and modules to skip."""
 
 
@@ -508,6 +515,46 @@ class SkipsNothing(Groups):
 class SkipsByOrder(Groups):
     def identity(self, ctx):
         return (*super().identity(ctx), self.options.skip_modules)
+
+
+class ExpertsSwapped(Groups):
+    """The experts of a stack are in the wrong order, except in what is read."""
+
+    def load(self, source, ctx):
+        base = super().load(source, ctx)
+        for module in base.model.modules():
+            if stack_ops_for(module) is not None:
+                module._layers = module._layers[::-1]
+        return base
+
+
+class ExpertsCoarse(Groups):
+    """Rounds experts to 4 bits."""
+
+    def load(self, source, ctx):
+        base = super().load(source, ctx)
+        for module in base.model.modules():
+            if stack_ops_for(module) is not None:
+                for layer in module._layers:
+                    layer.codes = (layer.codes / 16).round() * 16
+        return base
+
+
+class ExpertsKeepUpdate(Groups):
+    """The update of an adapter stays when its context ends."""
+
+    def load(self, source, ctx):
+        base = super().load(source, ctx)
+        for module in base.model.modules():
+            if stack_ops_for(module) is not None:
+                module.updated = partial(self.update, module)
+        return base
+
+    def update(self, stack, up, down, scaling):
+        from smollm3_finetune.api.experts import Update
+
+        stack.update = Update(up, down, scaling)
+        return nullcontext()
 
 
 class Written(Rows):

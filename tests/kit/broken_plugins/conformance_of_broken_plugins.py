@@ -34,15 +34,18 @@ class Shelved(LoaderConformance):
 ABOUT = {
     "too-coarse": {"altering": ()},
     "no-autocast": {"dtype": "float32"},
-    "groups": {"altering": ({"bits": 4}, {"group_size": 32}, {"skip_modules": ("q_proj",)})},
+    "groups": {"experts": True, "altering": ({"bits": 4}, {"group_size": 32}, {"skip_modules": ("q_proj",)})},
     "rows": {"dtype": "float32"},
 }
 """What a class says beside the name of its quantizer."""
+WITH_EXPERTS = ("experts-dense", "experts-swapped", "experts-coarse", "experts-keep-update")
 TRAINED = ("groups", "one-way", "unseeded", "options-not-in-fingerprint", "stale-scale")
 """Quantizers that are also trained, with an adapter from another file: minutes for all of them."""
 
 for name in names("quantizers"):
     about = {"bits": 8, "altering": ({"bits": 4},), **ABOUT.get(name, {})}
+    if name in WITH_EXPERTS:
+        about["experts"] = True
     if name in TRAINED:
         about |= {"adapters": ("delta",), "plugins": (FILES["quantizers"], FILES["adapters"])}
         if name not in ("groups", "stale-scale"):
