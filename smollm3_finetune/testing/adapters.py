@@ -21,6 +21,7 @@ from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, Unsupp
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.model.compare import apart, cross_entropy, descend, gradients, logits, push, relative_error
+from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
 from smollm3_finetune.testing.small import token_ids
@@ -353,6 +354,14 @@ class AdapterConformance(Conformance):
                 f"packs is declared, but replacing the first of two packed rows moves the logits of the second by "
                 f"{error:.2g} ({mode}), and they must stay bitwise equal: the adapter mixes tokens of different rows",
             )
+
+    def test_generates_with_a_cache_as_without(self, tmp_path: Path) -> None:
+        check_generation(self.attach(tmp_path, pushed=True).model, self.tokens(), self.rounding)
+
+    def test_tokens_one_by_one_are_as_all_at_once(self, tmp_path: Path) -> None:
+        if not self.declared().packs:
+            skip("packs is not declared")
+        check_one_by_one(self.attach(tmp_path, pushed=True).model, self.tokens(), self.rounding)
 
     def test_disabled_gives_the_base(self, tmp_path: Path) -> None:
         adapted = self.attach(tmp_path, pushed=True)

@@ -18,6 +18,7 @@ import torch
 
 from smollm3_finetune.api import CheckpointQuantizer, Op, Purpose, directory_source
 from smollm3_finetune.model.compare import apart, logits, rounded
+from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.experts import ExpertTests
 from smollm3_finetune.testing.files import check_saved_files
@@ -84,6 +85,12 @@ class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTe
             )
         found = logits(base.model, self.tokens())
         demand(bool(found.isfinite().all()), "some logits of the loaded model are not finite")
+
+    def test_tokens_one_by_one_are_as_all_at_once(self, tmp_path: Path) -> None:
+        base = self.load(tmp_path)
+        bound = max(self.bound(layer) for layer in self.layers(base, self.dense(tmp_path)))
+        check_one_by_one(base.model, self.tokens(), bound)
+        check_generation(base.model, self.tokens(), bound)
 
     def test_loading_twice_gives_the_same(self, tmp_path: Path) -> None:
         results = []

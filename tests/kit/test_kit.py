@@ -28,6 +28,8 @@ COMMANDS = "test_a_run_is_trained_asked_and_merged_by_commands"
 OTHER_BASE = "test_an_adapter_is_refused_on_another_base"
 NEAR = "test_experts_are_near_the_dense_ones"
 COMPUTED = "test_experts_compute_what_their_weights_say_through_a_run"
+ONE_BY_ONE = "test_tokens_one_by_one_are_as_all_at_once"
+CACHED = "test_generates_with_a_cache_as_without"
 UPDATED = "test_a_low_rank_update_of_experts_is_exact"
 QUANTIZERS: dict[str, set[str]] = {
     "rows": set(),
@@ -65,6 +67,7 @@ QUANTIZERS: dict[str, set[str]] = {
         "test_output_may_be_added_to_in_place",
         *READ,
         SAME,
+        ONE_BY_ONE,
         GRADIENTS,
     },
     "too-coarse": {"test_forward_is_near_the_dense_model"},
@@ -79,6 +82,7 @@ QUANTIZERS: dict[str, set[str]] = {
     "raises-others": {UNKNOWN},
     "skips-nothing": {"test_skipped_modules_stay_ordinary", UNKNOWN},
     "skips-by-order": {"test_skipped_modules_stay_ordinary"},
+    "one-token-kernel": {ONE_BY_ONE},
     "experts-dense": {NEAR, COMPUTED, UPDATED},
     "experts-swapped": {COMPUTED, UPDATED},
     "experts-coarse": {NEAR},
@@ -104,7 +108,7 @@ ADAPTERS: dict[str, set[str]] = {
     "merges-undeclared": {MERGED},
     "forgets-strength": {RESTORED},
     "forgets-momentum": {RESTORED, COMPARED},
-    "leaks": {"test_packed_rows_do_not_influence_each_other"},
+    "leaks": {"test_packed_rows_do_not_influence_each_other", CACHED, ONE_BY_ONE},
     "never-disabled": {DISABLED},
     "not-enabled-after-error": {DISABLED},
     "disables-undeclared": {DISABLED},
@@ -116,6 +120,8 @@ ADAPTERS: dict[str, set[str]] = {
         "test_on_step_keeps_the_run_going",
         "test_saved_files_are_safetensors_and_text",
         "test_packed_rows_do_not_influence_each_other",
+        CACHED,
+        ONE_BY_ONE,
         RESTORED,
         MERGED,
         DISABLED,
@@ -128,6 +134,8 @@ ADAPTERS: dict[str, set[str]] = {
     "breaks-at-the-end": {"test_on_step_keeps_the_run_going"},
     "rounds-steps": {HALF},
     "casts-nothing": {HALF},
+    "counts-from-zero": {CACHED, ONE_BY_ONE},
+    "looks-back": {CACHED},
 }
 
 LOADERS: dict[str, set[str]] = {

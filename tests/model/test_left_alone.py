@@ -84,7 +84,9 @@ def test_other_models_have_no_such_parts(make: Callable[[], Any], monkeypatch: p
 
 def test_a_loaded_model_says_what_is_left_alone(mixtral: Path) -> None:
     def lines(adapter: str, quant: str | None = None) -> list[str]:
-        loaded = load_model(mixtral, adapter=adapter, quant=quant, purpose="train", plugins=[SCALE, ROWS_INT8, INT8_ROWS])
+        loaded = load_model(
+            mixtral, adapter=adapter, quant=quant, purpose="train", plugins=[SCALE, ROWS_INT8, INT8_ROWS]
+        )
         return [left.line for left in left_alone(loaded)]
 
     share = f"{parts(mixtral_config().to_dict())[0].share:.1%}"

@@ -36,6 +36,8 @@ VARIANTS = {
     "breaks-at-the-end": ("BreaksAtTheEnd", CORRECT),
     "rounds-steps": ("RoundsSteps", CORRECT),
     "casts-nothing": ("CastsNothing", CORRECT),
+    "counts-from-zero": ("CountsFromZero", {**CORRECT, "merges": False}),
+    "looks-back": ("LooksBack", {"merges": False}),
 }
 
 
@@ -248,6 +250,32 @@ class Leaks(Delta):
     def added(self, x, delta):
         own = super().added(x, delta)
         return own + 0.1 * own.roll(1, dims=1)
+
+
+class CountsFromZero(Delta):
+    """Treats the first token of each forward as the first of the row."""
+
+    def merge(self, dense, path):
+        raise UnsupportedOp("this adapter cannot be merged")
+
+    def added(self, x, delta):
+        import torch
+
+        own = super().added(x, delta)
+        return torch.cat([2 * own[:, :1], own[:, 1:]], dim=1)
+
+
+class LooksBack(Delta):
+    """Adds a part of its output for the previous token, which a forward on one token does not have."""
+
+    def merge(self, dense, path):
+        raise UnsupportedOp("this adapter cannot be merged")
+
+    def added(self, x, delta):
+        from torch.nn import functional as F
+
+        own = super().added(x, delta)
+        return own + 0.1 * F.pad(own, (0, 0, 1, 0))[:, :-1]
 
 
 class NeverDisabled(Delta):

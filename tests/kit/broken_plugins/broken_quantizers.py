@@ -87,6 +87,7 @@ VARIANTS = {
     "raises-others": ("RaisesOthers", TRAINS, None),
     "skips-nothing": ("SkipsNothing", TRAINS, None),
     "skips-by-order": ("SkipsByOrder", TRAINS, None),
+    "one-token-kernel": ("OneTokenKernel", TRAINS, None),
     "experts-dense": ("Rows", TRAINS, None),
     "experts-swapped": ("ExpertsSwapped", TRAINS, None),
     "experts-coarse": ("ExpertsCoarse", TRAINS, None),
@@ -515,6 +516,14 @@ class SkipsNothing(Groups):
 class SkipsByOrder(Groups):
     def identity(self, ctx):
         return (*super().identity(ctx), self.options.skip_modules)
+
+
+class OneTokenKernel(Rows):
+    """Multiplies a single token with a kernel whose scales are wrong."""
+
+    def multiply(self, layer, x):
+        y = super().multiply(layer, x)
+        return 1.01 * y if x.ndim == 3 and x.shape[1] == 1 else y
 
 
 class ExpertsSwapped(Groups):
