@@ -54,7 +54,7 @@ def quantize(
             "options": dict(options),
             "architecture": None if architecture is None else linear_shapes(architecture),
             "stacks": {} if architecture is None else stack_shapes(architecture),
-            "parameters": [] if architecture is None else [name for name, _ in architecture.named_parameters()],
+            "parameters": [] if architecture is None else _parameters(architecture),
             "calibration": [list(row) for row in calibration],
             "device": device,
             "seed": seed,
@@ -92,6 +92,11 @@ def quantize(
     _remove_local_traces(out)
 
 
+def _parameters(model: PreTrainedModel) -> list[str]:
+    """The names of all parameters, also of those that are tied to another: gptqmodel may untie them."""
+    return [name for name, _ in model.named_parameters(remove_duplicate=False)]
+
+
 def _show_events(events: Any, title: str, progress: Progress) -> str | None:
     """Show the worker's events until it ends; returns its error, or None."""
     error = None
@@ -111,9 +116,9 @@ def _show_events(events: Any, title: str, progress: Progress) -> str | None:
                 )
             elif "refused" in event:
                 raise IncompatibleError(
-                    f"gptq cannot quantize {title}, because its checkpoint could not be read: it would have "
-                    f"{event['refused']}",
-                    hint="choose another quantizer: smollm3 compat lists them",
+                    f"gptq cannot quantize {title}: its checkpoint would have {event['refused']}, so it could not be "
+                    "loaded",
+                    hint="to quantize while loading: --quant bnb-4bit, or another one of smollm3 plugins list",
                 )
             elif "error" in event:
                 error = event["error"]

@@ -257,7 +257,7 @@ def test_layers_that_do_not_make_up_a_fused_layer_have_no_place(parts):
 
 def test_a_layer_without_a_place_is_refused_before_quantizing(fake, dense, rows, context, tmp_path):
     fake.set(layer="experts.0.down_proj")
-    with pytest.raises(IncompatibleError, match="could not be read") as caught:
+    with pytest.raises(IncompatibleError, match="could not be loaded") as caught:
         GPTQQuantizer(GPTQOptions()).write(directory_source(dense, ref="small"), tmp_path, context(rows=rows))
     assert "a quantized layer 'model.layers.0.mlp.experts.0.down_proj', which the architecture lacks" in str(
         caught.value
@@ -307,6 +307,17 @@ def test_experts_are_quantized_by_gptqmodel_and_read_back(mixture, context, tmp_
             weight = dense[name][expert]
             error = float((stack.read_expert(expert) - weight).norm() / weight.norm())
             assert 0.01 < error < 0.2  # rounding to 4 bits: about 0.1
+
+
+@pytest.mark.long
+def test_a_model_with_a_tied_head_is_quantized_by_gptqmodel(dense, rows, context, tmp_path):
+    pytest.importorskip("gptqmodel_ext")
+    assert json.loads((dense / "config.json").read_text())["tie_word_embeddings"]
+    out = tmp_path / "out"
+    out.mkdir()
+    GPTQQuantizer(GPTQOptions(group_size=32)).write(directory_source(dense, ref="small"), out, context(rows=rows))
+    loaded = load_model(out, device="cpu", dtype="float32")
+    assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
 
 
 # ------------------------------------------------------------------------------------ format of zero points
