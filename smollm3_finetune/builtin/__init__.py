@@ -120,7 +120,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="prompt-completion",
-            summary="a prompt and its completion or response",
+            summary="a prompt and its completion or response; the options prompt and completion name other columns",
             factory="smollm3_finetune.builtin.formatters.prompt_completion:PromptCompletionFormatter",
             options="smollm3_finetune.builtin.options:PromptCompletionOptions",
             claims=claims.prompt_completion,

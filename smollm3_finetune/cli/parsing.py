@@ -35,6 +35,8 @@ class HintingCommand(click.Command):
         except click.NoSuchOption as e:
             name = e.option_name.lstrip("-").replace("-", "_")
             flags = {flag for p in self.params for flag in p.opts}
+            if "--requantize" in args:
+                flags.discard("--quant-opt")  # that of the run's base
             if hint := " or ".join(_settings(name, flags)):
                 raise click.UsageError(f"No such option {e.option_name!r}\n  hint: {hint}", ctx) from e
             raise
@@ -56,7 +58,10 @@ def _refuse(ctx: click.Context, argument: str) -> NoReturn:
     import shlex
 
     model, data = f"--model {shlex.quote(argument)}", f"--data {shlex.quote(argument)}"
-    if os.path.exists(os.path.join(argument, "config.json")):
+    if os.path.exists(os.path.join(argument, "run.yaml")):
+        whole = f"--config {shlex.quote(os.path.join(argument, 'run.yaml'))}"
+        hint = f"to continue the run: --resume {shlex.quote(argument)}" if ctx.info_name == "train" else whole
+    elif os.path.exists(os.path.join(argument, "config.json")):
         hint = model
     else:
         hint = data if os.path.exists(argument) else f"for rows: {data}; for a model: {model}"
@@ -78,7 +83,7 @@ def _settings(name: str, flags: Iterable[str]) -> Iterator[str]:
 
 def _component_settings(name: str, flags: Iterable[str]) -> Iterator[str]:
     from smollm3_finetune.cli.session import find_plugins
-    from smollm3_finetune.components.kinds import KINDS
+    from smollm3_finetune.components.kinds import KINDS, QUANTIZER
     from smollm3_finetune.errors import SmolLM3Error
 
     try:
@@ -87,6 +92,8 @@ def _component_settings(name: str, flags: Iterable[str]) -> Iterator[str]:
         return
     for kind in KINDS:
         flag = f"--{kind.section}-opt"
+        if kind is QUANTIZER and flag not in flags:
+            flag = "--requantize-opt"
         if flag in flags and any(name in _option_names(component) for component in registry.of(kind)):
             yield f"{flag} {name}=VALUE"
 

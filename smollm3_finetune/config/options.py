@@ -243,7 +243,7 @@ def option_problems(
             hint = (
                 f"{'its options' if owner else 'known keys'}: {', '.join(infos)}"
                 if infos
-                else f"it has no options; choose another one: --{section} NAME"
+                else f"{owner or 'it'} has no options; to use a different one: --{section} NAME"
             )
             hint = f"did you mean {similar if owner else _full(section, similar)!r}?" if similar else hint
             what = f"{owner} has no option {key!r}" if owner else f"unknown key {_full(section, key)!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose
-from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
+from smollm3_finetune.errors import ConfigError, IncompatibleError, SmolLM3Error, raise_all
 from smollm3_finetune.model.load import load_base
 from smollm3_finetune.model.plan import NO_QUANTIZER
 from smollm3_finetune.model_files.stops import keep_stops
@@ -78,6 +79,17 @@ def choose_requantizer(
             hint=f"merge a run, which provides rows; or merge, then: smollm3 quantize DIR {QUANTIZER.flag} {name}",
         )
     return Requantizer(choice=choice, quantizer=made)
+
+
+def writers(registry: Registry) -> list[str]:
+    """The names of the installed quantizers that write checkpoints, for a hint: imports those that read checkpoints."""
+    found = []
+    for component in registry.of(QUANTIZER):
+        if component.spec.claims is not None:
+            with contextlib.suppress(SmolLM3Error):
+                if isinstance(component.create(component.options_class()()), CheckpointQuantizer):
+                    found.append(component.spec.name)
+    return found
 
 
 def made_when_loaded(choice: SelectedComponent) -> str:

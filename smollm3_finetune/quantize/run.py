@@ -32,7 +32,7 @@ from smollm3_finetune.model_files.output import check_vacant, claimed, partial, 
 from smollm3_finetune.model_files.stops import keep_stops
 from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.quantize.requantize import made_when_loaded
+from smollm3_finetune.quantize.requantize import made_when_loaded, writers
 from smollm3_finetune.runs.rundir import RunDir
 
 
@@ -76,7 +76,7 @@ def plan_quantize(
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
             f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints: {made_when_loaded(model.quantizer)}",
-            hint="choose a quantizer that writes checkpoints (smollm3 plugins list)",
+            hint=f"quantizers that write checkpoints: {', '.join(writers(registry)) or 'none is installed'}",
         )
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)

@@ -142,7 +142,10 @@ def test_a_weight_out_of_range_is_answered_with_the_whole_source(fails: Fails, r
 @pytest.mark.parametrize("command", ["train", "data preview", "data stats", "config show", "config validate"])
 def test_rows_or_a_model_without_their_option(cli: Callable[..., Any], model_directory: Path, command: str) -> None:
     Path("rows file.jsonl").write_text("{}")
+    Path("a run").mkdir()
+    Path("a run", "run.yaml").write_text("")
     for argument, hint in (
+        ("a run", "to continue the run: --resume 'a run'" if command == "train" else "--config 'a run/run.yaml'"),
         ("rows file.jsonl", "--data 'rows file.jsonl'"),
         (str(model_directory), f"--model {shlex.quote(str(model_directory))}"),
         (
@@ -318,6 +321,14 @@ def test_rows_without_usable_fields(fails: Fails, rows_file: Path) -> None:
         failure.message
         == f"{rows_file}:1: no formatter recognizes a row with the columns 'question' (text), 'answer' (text)"
     )
+
+
+def test_a_column_with_another_name(fails: Fails, rows_file: Path) -> None:
+    rows_file.write_text('{"question": "x", "answer": "y"}\n')
+    failure = fails(5, "--formatter", "prompt-completion")
+    assert failure.message == f"{rows_file}:1: there is no column 'prompt' (columns: 'question', 'answer')"
+    assert failure.hint == "to name the columns: --set formatter.prompt=COLUMN --set formatter.completion=COLUMN"
+    assert fails(5, "--formatter", "text").hint == "to name the column: --set formatter.column=COLUMN"
 
 
 def test_empty_data(fails: Fails, rows_file: Path) -> None:

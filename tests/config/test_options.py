@@ -82,7 +82,7 @@ def test_an_unknown_option_gets_a_suggestion_or_the_list() -> None:
     assert "its options: bits, group, kind, double, rate, modules" in problems(zzz=4)[0]
     with pytest.raises(ConfigError, match=r"unknown key 'quant\.bits'") as caught:
         build(NoOptions, {"bits": 4}, "quant")
-    assert caught.value.hint == "it has no options; choose another one: --quant NAME"
+    assert caught.value.hint == "it has no options; to use a different one: --quant NAME"
 
 
 def test_all_problems_are_reported_together_and_once() -> None:

@@ -634,7 +634,7 @@ def test_raw_text_is_unchanged(fmt: Format) -> None:
 def test_a_row_without_text_names_the_column(fmt: Format) -> None:
     assert fmt.error("text", {"text": " \n"}) == "'text' must be non-empty text, found empty text"
     assert fmt.error("text", {"text": ["t"]}) == "'text' must be non-empty text, found a list"
-    assert fmt.error("text", {"text": "t"}, column="body") == "'body' must be non-empty text, found nothing"
+    assert fmt.error("text", {"text": "t"}, column="body") == "there is no column 'body' (columns: 'text')"
 
 
 # --------------------------------------------------------------------------------------------- preference

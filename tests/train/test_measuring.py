@@ -181,5 +181,5 @@ def test_columns_can_be_renamed(cli: Cli) -> None:
     assert "It is " in shown.stdout and "not this" not in shown.stdout
     result = cli("data", "preview", *common, *named[:2], "--set", "formatter.completion=reply")
     assert result.code == 5
-    assert "rows.jsonl:1: 'reply' must be non-empty text, found nothing" in result.stderr
+    assert "rows.jsonl:1: there is no column 'reply' (columns: " in result.stderr
     assert math.isfinite(cli("train", *QUICK, *common, *named, "--json").report()["after"]["held_out_loss"])

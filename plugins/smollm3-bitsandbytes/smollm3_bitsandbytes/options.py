@@ -14,10 +14,12 @@ class Bnb4bitOptions:
 
     quant_type: Literal["nf4", "fp4"] | None = option(
         None,
-        "Data type of the codes: nf4 (NormalFloat, the default) or fp4. A quantized checkpoint keeps its data type.",
+        "Data type of the codes: nf4 (NormalFloat) or fp4; none: that of a quantized checkpoint, otherwise nf4.",
     )
     double_quant: bool | None = option(
-        None, "Quantize the block scales too: 4.13 instead of 4.5 bits per weight (default: true, as in QLoRA)."
+        None,
+        "Quantize the block scales too: 4.13 instead of 4.5 bits per weight; "
+        "none: as in a quantized checkpoint, otherwise true, as in QLoRA.",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
@@ -34,7 +36,8 @@ class Bnb8bitOptions:
 
     threshold: float | None = option(
         None,
-        "On a GPU, input features with values of at least this magnitude are not rounded (default 6; 0: round all).",
+        "On a GPU, input features with values of at least this magnitude are not rounded "
+        "(0: round all); none: as in a quantized checkpoint, otherwise 6.",
         ge=0,
     )
     skip_modules: tuple[str, ...] = option(

@@ -118,7 +118,7 @@ def _show_events(events: Any, title: str, progress: Progress) -> str | None:
                 raise IncompatibleError(
                     f"gptq cannot quantize {title}: its checkpoint would have {event['refused']}, so it could not be "
                     "loaded",
-                    hint="to quantize while loading: --quant bnb-4bit, or another one of smollm3 plugins list",
+                    hint="choose a quantizer that quantizes while loading: smollm3 plugins list",
                 )
             elif "error" in event:
                 error = event["error"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import CHAT_COLUMNS, conversation, with_system
-from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.builtin.formatters.content import required_column, required_text
 from smollm3_finetune.builtin.formatters.question import question_turns
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import text_turn
@@ -31,7 +31,7 @@ class AlpacaFormatter:
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
         turns = question_turns(row, "instruction", self.options.input)
-        output = required_text(row.get("output"), "'output'")
+        output = required_text(required_column(row, "output"), "'output'")
         turns = [*with_system(turns, row), text_turn("assistant", output, "output")]
         after = 0 if self.options.learn_history else len(turns) - 1
         return conversation(row, turns, supervised=supervised(turns, after=after), columns=self.columns)

@@ -58,6 +58,16 @@ def required_text(value: Any, where: str) -> str:
     return value
 
 
+def required_column(row: Mapping[str, Any], column: str, hint: str | None = None) -> Any:
+    """The value of a column. Raises ValueError, with `hint`, if the row has no such column."""
+    if column not in row:
+        columns = ", ".join(repr(c) for c in row) or "none"
+        error = ValueError(f"there is no column {column!r} (columns: {columns})")
+        error.hint = hint  # type: ignore[attr-defined]  # as DataError has one
+        raise error
+    return row[column]
+
+
 def optional_text(value: Any, where: str) -> str | None:
     """The value if it is a string; None if it is missing or blank. Raises ValueError for anything else."""
     if value is None:

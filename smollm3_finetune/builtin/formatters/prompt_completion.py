@@ -7,7 +7,7 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import CHAT_COLUMNS, conversation, with_system
-from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.builtin.formatters.content import required_column, required_text
 from smollm3_finetune.builtin.formatters.question import question_turns
 from smollm3_finetune.builtin.formatters.supervised_turns import supervised
 from smollm3_finetune.builtin.formatters.turns import Turn, read_turns, text_turn
@@ -15,6 +15,7 @@ from smollm3_finetune.builtin.formatters.unread import refuse_media
 from smollm3_finetune.builtin.options import PromptCompletionOptions
 
 DEFAULT = PromptCompletionOptions().completion
+OTHER_NAMES = "to name the columns: --set formatter.prompt=COLUMN --set formatter.completion=COLUMN"
 
 
 class PromptCompletionFormatter:
@@ -40,9 +41,10 @@ class PromptCompletionFormatter:
         if isinstance(value, list | tuple):
             asked, not_here = read_turns(value, prompt_column), [self.options.input, "history"]
         else:
-            asked, not_here = question_turns(row, prompt_column, self.options.input), []
+            asked, not_here = question_turns(row, prompt_column, self.options.input, OTHER_NAMES), []
         prompt = with_system(asked, row)
-        turns = prompt + text_or_turns(row.get(completion_column), completion_column, "assistant")
+        answer = required_column(row, completion_column, OTHER_NAMES)
+        turns = prompt + text_or_turns(answer, completion_column, "assistant")
         return conversation(
             row,
             turns,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.builtin.formatters.content import optional_text, required_text
+from smollm3_finetune.builtin.formatters.content import optional_text, required_column, required_text
 from smollm3_finetune.builtin.formatters.turns import Turn, text_turn
 from smollm3_finetune.files.json import json_type
 
 
-def question_turns(row: Mapping[str, Any], column: str, extra: str) -> list[Turn]:
-    """The turns of `history`, then the text of `column`, with that of the column `extra` after an empty line."""
-    question = required_text(row.get(column), repr(column))
+def question_turns(row: Mapping[str, Any], column: str, extra: str, hint: str | None = None) -> list[Turn]:
+    """The turns of `history`, then the text of `column`, with that of the column `extra` after an empty line.
+
+    Raises ValueError, with `hint` if the row has no such column.
+    """
+    question = required_text(required_column(row, column, hint), repr(column))
     more = optional_text(row.get(extra), repr(extra)) if extra != column else None
     text = question if more is None else f"{question}\n\n{more}"
     return [*_history(row.get("history")), text_turn("user", text, column)]

@@ -7,10 +7,11 @@ from typing import Any
 
 from smollm3_finetune.api import Conversation, NoOptions
 from smollm3_finetune.builtin.formatters.columns import LABELS, WEIGHTS, desirable, row_weight
-from smollm3_finetune.builtin.formatters.content import required_text
+from smollm3_finetune.builtin.formatters.content import required_column, required_text
 from smollm3_finetune.builtin.formatters.unread import UnreadValue, ignoring
 from smollm3_finetune.builtin.options import TextOptions
 
+OTHER_NAME = "to name the column: --set formatter.column=COLUMN"
 LABELS_OF_TEXT = LABELS[1:]
 """Without `label`, which is the number of a class in rows of text."""
 
@@ -32,4 +33,5 @@ class TextFormatter:
             zero = next(c for c in WEIGHTS if row.get(c) is not None)
             raise UnreadValue(f"{zero!r}: text cannot be masked, found {row[zero]!r}", hint=ignoring(zero))
         labels = {c: row[c] for c in LABELS_OF_TEXT if c in row}
-        return Conversation(text=required_text(row.get(column), repr(column)), desirable=desirable(labels))
+        text = required_text(required_column(row, column, OTHER_NAME), repr(column))
+        return Conversation(text=text, desirable=desirable(labels))

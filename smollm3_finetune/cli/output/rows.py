@@ -233,7 +233,7 @@ def show_bars(page: Page, stats: SourceStats, max_length: int) -> None:
 def show_problem(page: Page, problem: DataError) -> None:
     """Why a run with these rows would be refused, and what to change."""
     page.line()
-    hint = "" if problem.hint is None else f"; to train on them: {problem.hint}"
+    hint = "" if problem.hint is None else f"; to train on all rows: {problem.hint}"
     page.line((f"note: {problem.message}{hint}", WARNING))
 
 
