@@ -21,6 +21,8 @@ from smollm3_finetune.api.models import LinearOps
 
 MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 BMM = (torch.bmm, Tensor.bmm, *MATMUL)
+TENSOR_ATTRIBUTES = frozenset(name for name in dir(Tensor) if not name.startswith("_")) - frozenset(dir(nn.Module))
+"""What a stack answers with the dequantized values: `transpose`, `T`, `unbind` and so on."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ class ExpertStack(nn.Module):  # type: ignore[misc]
     def device(self) -> torch.device:
         tensors = (t for layer in self._layers for t in (*layer.parameters(), *layer.buffers()))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in TENSOR_ATTRIBUTES:
+            return getattr(self.dense(), name)
+        return super().__getattr__(name)
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]

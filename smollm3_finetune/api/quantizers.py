@@ -195,6 +195,9 @@ def load_layerwise(
     places = quantized_places(model, layers, stacks, ops, ctx.torch_dtype)
     del layers  # the last references to the dense layers are the model's
     identity = (*identity, "experts") if stacks else identity
+    if read := [n for n in linear_layers(model)[1] if not any(_within(key, n) for key in skip_modules)]:
+        say_unreplaced(name, read, ctx)
+        identity = (*identity, sorted(read))
 
     def quantize() -> None:
         with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(places)) as task:
@@ -257,11 +260,10 @@ def _to_quantize(
     model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str]
 ) -> tuple[dict[str, nn.Linear], dict[str, StackedWeight]]:
     """`layers_to_quantize`, and the stacked weights of experts."""
-    head = model.get_output_embeddings()
-    linears = {n: m for n, m in model.named_modules() if is_plain_linear(m) and m is not head}
+    linears, read = linear_layers(model)
     stacks = stacked_weights(model)
     for key in skip_modules:
-        if not any(_within(key, name) for name in (*linears, *stacks)):
+        if not any(_within(key, name) for name in (*linears, *stacks, *read)):
             known = sorted({n.rsplit(".", 1)[-1] for n in (*linears, *stacks)})
             raise ConfigError(
                 f"{quantizer}: skip_modules names {key!r}, and {source.ref!r} has no linear layer there",
@@ -276,6 +278,25 @@ def _to_quantize(
     if not found and not experts:
         raise IncompatibleError(f"{quantizer} finds no linear layer to quantize in {source.ref!r}", hint="--quant none")
     return found, experts
+
+
+def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], list[str]]:
+    """The linear layers of `model` by name, without its output head, and the names of those that cannot be replaced.
+
+    A layer cannot be replaced if the model's code reads its weight without calling it, as Mamba does. Subclasses of
+    `torch.nn.Linear` are among the layers if they compute the same.
+    """
+    from smollm3_finetune.api.replaceable import linear_layers
+
+    return linear_layers(model)
+
+
+def say_unreplaced(quantizer: str, names: Sequence[str], ctx: BuildContext) -> None:
+    """Say which linear layers a quantizer leaves as they are because the model's code reads their weights."""
+    if names:
+        short = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        layers = f"{len(names)} linear layer{'s' * (len(names) > 1)}"
+        ctx.progress.say(f"{quantizer} leaves {layers} unquantized, whose weights the model's code reads: {short}")
 
 
 def quantize_experts(
@@ -325,13 +346,6 @@ def stack_ops_for(module: nn.Module) -> StackOps | None:
     from smollm3_finetune.api.experts import ExpertStack
 
     return module if isinstance(module, ExpertStack) else None
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with the forward of `torch.nn.Linear`; some routers of experts are not."""
-    from torch import nn
-
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def _within(key: str, name: str) -> bool:

@@ -85,7 +85,7 @@ def writers(registry: Registry) -> list[str]:
     """The names of the installed quantizers that write checkpoints, for a hint: imports those that read checkpoints."""
     found = []
     for component in registry.of(QUANTIZER):
-        if component.spec.claims is not None:
+        if getattr(component.spec, "claims", None) is not None:
             with contextlib.suppress(SmolLM3Error):
                 if isinstance(component.create(component.options_class()()), CheckpointQuantizer):
                     found.append(component.spec.name)

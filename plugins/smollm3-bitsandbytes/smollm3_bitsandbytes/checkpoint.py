@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import (
     BuildContext,
@@ -13,8 +13,13 @@ from smollm3_finetune.api import (
     architecture_of,
     expert_stacks,
     fingerprint,
+    linear_layers,
     rounding_dtype,
+    say_unreplaced,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALWAYS_SKIPPED = ("lm_head",)
 """Layers left unquantized if the architecture cannot be built without weights to find its output head."""
@@ -75,18 +80,19 @@ def _shown(value: Any) -> str:
 
 
 def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> list[str] | None:
-    """`skip_modules` and the output head; None if `skip_modules` is empty, so that transformers chooses.
+    """`skip_modules`, the output head and layers whose weights are read; None if transformers may choose.
 
     If transformers receives a list, it no longer adds the head, and a quantized head would lose its tie to the
     embeddings. The names are checked against the architecture, built without weights. Raises ConfigError if a name
     matches no linear layer and no stacked weight of experts.
     """
     asked = list(skip_modules)
-    if not asked:
-        return None
     skeleton = architecture_of(source)
     if skeleton is None:
-        return [*asked, *ALWAYS_SKIPPED]
+        return [*asked, *ALWAYS_SKIPPED] if asked else None
+    read = linear_layers(skeleton)[1]
+    if not asked and not read:
+        return None
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -99,7 +105,31 @@ def all_skipped(name: str, source: ModelSource, skip_modules: Iterable[str]) -> 
                 f"{name}: skip_modules names {key!r}, which matches no linear layer of {source.ref!r}",
                 hint=f"linear layers of the model: {', '.join(layers)}",
             )
-    return sorted({*asked, *get_keys_to_not_convert(skeleton)})
+    return sorted({*asked, *read, *get_keys_to_not_convert(skeleton)})
+
+
+def replace_others(
+    name: str, model: PreTrainedModel, ctx: BuildContext, skip_modules: Iterable[str], replace: Callable[[Any], Any]
+) -> bool:
+    """Quantize the linear layers of `model` that transformers leaves dense because they are of a subclass, as Falcon's.
+
+    Also says which layers stay dense because the model's code reads their weights; whether there is any such layer.
+    """
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    layers, read = linear_layers(model)
+    skipped = [*skip_modules, *get_keys_to_not_convert(model)]
+    ours = {n: m for n, m in layers.items() if _is_dense(m) and should_convert_module(n, skipped)}
+    for key, linear in ours.items():
+        model.set_submodule(key, replace(linear))
+    unread = [n for n in read if should_convert_module(n, skipped)]
+    say_unreplaced(name, unread, ctx)
+    return bool(ours or unread)
+
+
+def _is_dense(layer: Any) -> bool:
+    return type(layer).__module__.partition(".")[0] != "bitsandbytes"
 
 
 def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **options: Any) -> str:

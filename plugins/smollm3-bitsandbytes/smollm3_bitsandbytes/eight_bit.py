@@ -19,6 +19,7 @@ from smollm3_bitsandbytes.checkpoint import (
     all_skipped,
     base_fingerprint,
     refuse_contradictions,
+    replace_others,
     stored_quantization,
 )
 from smollm3_bitsandbytes.options import Bnb8bitOptions
@@ -106,11 +107,12 @@ def ops_for(layer: nn.Module) -> LinearOps | None:
 
 
 def quantized(linear: nn.Linear, threshold: float, device: str) -> nn.Module:
-    """The 8-bit layer on `device` of a linear layer without bias, as transformers makes one while it loads."""
+    """The 8-bit layer on `device` of a linear layer, as transformers makes one while it loads."""
     layer = bnb.nn.Linear8bitLt(
         linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=threshold, device="meta"
     )
     layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False).to(device)
+    layer.bias = linear.bias
     layer.state.__class__ = DequantizingState
     own_outputs(layer)
     return layer
@@ -144,15 +146,16 @@ class Bnb8bitQuantizer:
             if isinstance(layer, bnb.nn.Linear8bitLt):
                 layer.state.__class__ = DequantizingState
                 own_outputs(layer)
-        if stored is None and quantize_experts(
-            model,
-            ctx,
-            name=NAME,
-            replace=lambda linear: quantized(linear, threshold, ctx.device),
-            ops=ops_for,
-            skip_modules=self.options.skip_modules,
-        ):
-            plan["experts"] = True
+        if stored is None:
+            skip = self.options.skip_modules
+
+            def replace(linear: nn.Linear) -> nn.Module:
+                return quantized(linear, threshold, ctx.device)
+
+            if replace_others(NAME, model, ctx, skip, replace):
+                plan["others"] = True
+            if quantize_experts(model, ctx, name=NAME, replace=replace, ops=ops_for, skip_modules=skip):
+                plan["experts"] = True
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 

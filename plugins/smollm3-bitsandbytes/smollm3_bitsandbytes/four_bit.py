@@ -19,6 +19,7 @@ from smollm3_bitsandbytes.checkpoint import (
     all_skipped,
     base_fingerprint,
     refuse_contradictions,
+    replace_others,
     stored_quantization,
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
@@ -95,15 +96,16 @@ class Bnb4bitQuantizer:
             if isinstance(layer, bnb.nn.Linear4bit):
                 fix_weight(layer, compute)
                 own_outputs(layer)
-        if stored is None and quantize_experts(
-            model,
-            ctx,
-            name=NAME,
-            replace=lambda linear: quantized(linear, compute, plan, ctx.device),
-            ops=ops_for,
-            skip_modules=self.options.skip_modules,
-        ):
-            plan["experts"] = True
+        if stored is None:
+            skip = self.options.skip_modules
+
+            def replace(linear: nn.Linear) -> nn.Module:
+                return quantized(linear, compute, plan, ctx.device)
+
+            if replace_others(NAME, model, ctx, skip, replace):
+                plan["others"] = True
+            if quantize_experts(model, ctx, name=NAME, replace=replace, ops=ops_for, skip_modules=skip):
+                plan["experts"] = True
         if ctx.torch_dtype == torch.float64:
             _widen(model)
         model.requires_grad_(False)
@@ -139,12 +141,13 @@ class Bnb4bitQuantizer:
 
 
 def quantized(linear: nn.Linear, compute: torch.dtype, plan: Mapping[str, Any], device: str) -> nn.Module:
-    """The 4-bit layer on `device` of a linear layer without bias, as transformers makes one while it loads."""
+    """The 4-bit layer on `device` of a linear layer, as transformers makes one while it loads."""
     how = {"compress_statistics": plan["double_quant"], "quant_type": plan["quant_type"]}
     layer = bnb.nn.Linear4bit(
         linear.in_features, linear.out_features, bias=False, compute_dtype=compute, device="meta", **how
     )
     layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **how).to(device)
+    layer.bias = linear.bias
     fix_weight(layer, compute)
     own_outputs(layer)
     return layer

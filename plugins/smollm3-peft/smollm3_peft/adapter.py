@@ -32,6 +32,10 @@ from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_con
 from smollm3_peft.stack_view import stack_views_in
 from smollm3_peft.unsuited import observe
 
+PEFT_MOVES_TARGETS = (
+    "adapter {!r}: PEFT without smollm3 cannot load this adapter: in this architecture, it would put parts of linear "
+    "layers named gate_proj, up_proj or down_proj on the stacked experts"
+)
 Biases = list[tuple[nn.Parameter, torch.Tensor]]
 """Trained biases, each with its values in the base."""
 
@@ -105,11 +109,14 @@ class PeftAdapter:
             self.options, base, observed, lambda line: ctx.progress.say(line), **self.schedule(total_steps)
         )
         config.base_model_name_or_path = base.model.name_or_path
+        if peft_patches.moves_targets(config, base.model):
+            ctx.progress.say(PEFT_MOVES_TARGETS.format(self.method))
         biases = _bias_copies(base.model, config)
         with (
             peft_patches.seeded(ctx),
             self._injecting(base, ctx),
             peft_patches.explained(f"adapter {self.method!r} cannot be attached"),
+            peft_patches.named_targets(),
         ):
             model = get_peft_model(base.model, config)
         config.base_model_name_or_path = base.model.name_or_path
@@ -209,7 +216,9 @@ class PeftAdapter:
 
     def load(self, model: nn.Module, path: Path, config: PeftConfig, trainable: bool) -> PeftModel:
         """Load with PEFT, and check that every expected tensor was found."""
-        with peft_patches.quiet():
+        with open_tensors(path / WEIGHTS_FILE) as tensors:
+            saved = list(tensors.keys())
+        with peft_patches.quiet(), peft_patches.named_targets(saved):
             loaded = PeftModel.from_pretrained(
                 model, str(path), config=config, is_trainable=trainable, torch_device=str(_device(model))
             )

@@ -79,18 +79,18 @@ class LinearView(nn.Linear):  # type: ignore[misc]
         self.name = name
         self.ops = ops
         self.dtype = dtype
-        self.layer = layer
+        self.quantized_layer = layer
         # Registered under its name in a dense model, so that biases are saved in PEFT's format.
         self.register_parameter("bias", getattr(layer, "bias", None))
         self.register_state_dict_post_hook(_drop_second_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)  # (…, in) -> (…, out)
+        y: Tensor = self.quantized_layer(x)  # (…, in) -> (…, out)
         return y
 
     @property
     def weight(self) -> LazyWeight:
-        tensors = itertools.chain(self.layer.parameters(), self.layer.buffers())
+        tensors = itertools.chain(self.quantized_layer.parameters(), self.quantized_layer.buffers())
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         return LazyWeight(self, self.dtype, device)
 
@@ -111,7 +111,7 @@ class LinearView(nn.Linear):  # type: ignore[misc]
 
 def _drop_second_bias(view: LinearView, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Remove the bias of the quantized layer from the state: it is already saved as the bias of the view."""
-    state.pop(f"{prefix}layer.bias", None)
+    state.pop(f"{prefix}quantized_layer.bias", None)
 
 
 def refusal(view: LinearView) -> UnsupportedOp:
@@ -143,7 +143,7 @@ def remove_unused_views(model: nn.Module) -> None:
             continue
         for child, module in list(parent.named_children()):
             if isinstance(module, LinearView):
-                setattr(parent, child, module.layer)
+                setattr(parent, child, module.quantized_layer)
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import quantization_utils as backends
+from peft.utils import transformers_weight_conversion
 from safetensors import SafetensorError
 from torch import nn
 
@@ -20,6 +23,8 @@ from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, S
 _PEFT_ERRORS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError,
                 re.error, RecursionError, AssertionError)  # fmt: skip
 """Exceptions that PEFT and safetensors raise if options or files do not fit."""
+
+_SINGLE_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @contextmanager
@@ -55,6 +60,36 @@ def only_plain_backends() -> Iterator[None]:
     finally:
         for name, function in originals.items():
             setattr(backends, name, function)
+
+
+@contextmanager
+def named_targets(saved: Iterable[str] = ()) -> Iterator[None]:
+    """Inside the context, PEFT adapts exactly the modules that a config names.
+
+    For mixtures of experts, PEFT takes `gate_proj`, `up_proj` and `down_proj` for the names that single experts had
+    before transformers 5: it leaves out the linear layers of these names (of shared experts and dense layers), and
+    adapts the stacked experts, at a higher rank. That is right only for an adapter whose tensors, named `saved`, are
+    those of single experts.
+    """
+    if any(_SINGLE_EXPERT.search(name) for name in saved):
+        yield
+        return
+    original = transformers_weight_conversion.convert_peft_config_for_transformers
+    transformers_weight_conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.convert_peft_config_for_transformers = original
+
+
+def moves_targets(config: PeftConfig, model: nn.Module) -> bool:
+    """Whether PEFT by itself would adapt other modules than those that `config` names; see `named_targets`."""
+    changed = copy.deepcopy(config)
+    try:
+        transformers_weight_conversion.convert_peft_config_for_transformers(changed, model, None)
+    except ValueError:
+        return True
+    return bool(changed.target_modules != config.target_modules)
 
 
 @contextmanager

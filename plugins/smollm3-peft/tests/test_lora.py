@@ -253,7 +253,7 @@ def test_broken_quantization_libraries_do_not_matter(lab: Any, monkeypatch: Any,
 
 
 def test_a_wrong_forward_is_refused_at_attach(lab: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(LinearView, "forward", lambda self, x: 2 * self.layer(x))
+    monkeypatch.setattr(LinearView, "forward", lambda self, x: 2 * self.quantized_layer(x))
     with pytest.raises(IncompatibleError, match="should not change the output of its base"):
         lab.make_adapter("lora").attach(lab.make_base("stub"), lab.context(), None)
 
