@@ -84,6 +84,8 @@ def named_targets(saved: Iterable[str] = ()) -> Iterator[None]:
 
 def moves_targets(config: PeftConfig, model: nn.Module) -> bool:
     """Whether PEFT by itself would adapt other modules than those that `config` names; see `named_targets`."""
+    if getattr(config, "target_modules", None) is None:  # a learned prompt
+        return False
     changed = copy.deepcopy(config)
     try:
         transformers_weight_conversion.convert_peft_config_for_transformers(changed, model, None)

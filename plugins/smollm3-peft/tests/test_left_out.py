@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft.utils import transformers_weight_conversion
 from safetensors.torch import load_file
+from smollm3_peft import peft_patches
 from smollm3_peft.unsuited import is_plain, observe
 from torch import Tensor, nn
 
@@ -255,3 +257,59 @@ def test_experts_without_an_adapter_are_said_with_the_option(lab: Any) -> None:
         "adapter 'lora' leaves out the stacked weights of experts: to train them too, "
         "--adapter-opt target_parameters=all-experts"
     ]
+
+
+def glm4_moe() -> Any:
+    config = transformers.Glm4MoeConfig(
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, first_k_dense_replace=1, **SIZES
+    )
+    config._experts_implementation = "eager"
+    return ready(transformers.Glm4MoeForCausalLM(config))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_dense_layers_named_as_experts_once_were_keep_their_adapter(lab: Any, tmp_path: Path, method: str) -> None:
+    """PEFT by itself takes `gate_proj` of a mixture for the experts, and leaves out the layers of that name."""
+    adapted, lines, names = attached(lab, glm4_moe(), method)
+    assert any("PEFT without smollm3 cannot load this adapter" in line for line in lines)
+    layers = {n.partition(".")[2] for n in names}
+    assert {f"layers.0.mlp.{n}" for n in MLP} <= layers
+    assert {f"layers.1.mlp.shared_experts.{n}" for n in MLP} <= layers
+    assert not any(".mlp.experts" in n for n in layers)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    after = lab.logits(adapted.model)
+    adapted.save(tmp_path)
+    adapter = lab.make_adapter(method)
+    restored = adapter.restore(Base(model=glm4_moe(), fingerprint=""), tmp_path, lab.context())
+    assert lab.distance(lab.logits(restored.model), after) <= 1e-9
+    assert lab.distance(lab.logits(adapter.merge(glm4_moe(), tmp_path)), after) <= 2e-6
+
+
+def test_peft_converts_only_adapters_of_single_experts() -> None:
+    original = transformers_weight_conversion.convert_peft_config_for_transformers
+
+    def current() -> Any:
+        return transformers_weight_conversion.convert_peft_config_for_transformers
+
+    with peft_patches.named_targets(["model.layers.0.mlp.experts.3.up_proj.lora_A.weight"]):
+        assert current() is original
+    for saved in ([], ["model.layers.0.mlp.experts.lora_A.weight"], ["model.layers.0.mlp.up_proj.lora_A.weight"]):
+        with peft_patches.named_targets(saved):
+            assert current() is not original
+    assert current() is original
+
+
+def test_a_layer_named_layer_gets_its_adapter_on_a_quantized_base(lab: Any) -> None:
+    """The gates of JetMoE are linear layers named `layer`, a name that a view of a quantized layer must not use."""
+    config = transformers.JetMoeConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, kv_channels=16,
+        intermediate_size=64, num_local_experts=4, num_experts_per_tok=2, vocab_size=128,
+    )  # fmt: skip
+    base = lab.make_base("quantized", model=ready(transformers.JetMoeForCausalLM(config)))
+    adapted = lab.make_adapter("lora").attach(base, dataclasses.replace(lab.context(), progress=Recorder()), None)
+    trained = [n for n, p in adapted.model.named_parameters() if p.requires_grad]
+    assert any(".layer.lora_A" in n for n in trained)
