@@ -38,6 +38,9 @@ SIZES = {
     "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "n_group": 1, "topk_group": 1,
     "max_position_embeddings": 512, "n_positions": 512, "n_ctx": 512, "max_seq_len": 512, "sliding_window": 256,
     "state_size": 16, "mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 16, "time_step_rank": 8,
+    "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+    "full_attention_interval": 2, "mamba_d_ssm": 128, "mamba_expand": 2, "rotary_dim": 8, "n_embd_per_head": 16,
+    "rnn_hidden_size": 64, "lru_width": 64, "attention_hidden_size": 64, "v_proj_dim": 64,
     "attention_dropout": 0.0, "hidden_dropout": 0.0, "dropout": 0.0, "layerdrop": 0.0,
 }  # fmt: skip
 """Values of the attributes that families give the same name; a config takes those that it has."""
@@ -98,9 +101,24 @@ def _shrink(config: Any, sizes: dict[str, Any]) -> None:
             setattr(config, name, min(old, value) if value else value)
             if name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
                 layers = min(old, value)
-    for name, old in list(vars(config).items()):
-        if layers and isinstance(old, list | tuple) and len(old) > layers and ("layer" in name or "block" in name):
-            setattr(config, name, type(old)(old[:layers]))
+    lists = {
+        name: old
+        for name, old in list(vars(config).items())
+        if layers and isinstance(old, list | tuple) and len(old) > layers and ("layer" in name or "block" in name)
+    }
+    kept = _kept_layers(list(lists.values()), layers or 0)
+    for name, old in lists.items():
+        setattr(config, name, type(old)(old[i] for i in kept if i < len(old)))
+
+
+def _kept_layers(lists: list[Any], count: int) -> list[int]:
+    """Which layers to keep: the first ones, or the first of each kind if a list names several kinds of layers."""
+    for named in lists:
+        first = {kind: i for i, kind in reversed(list(enumerate(named))) if isinstance(kind, str)}
+        if len(first) > 1:
+            kinds = sorted(first.values())[:count]
+            return sorted([*kinds, *[i for i in range(len(named)) if i not in kinds][: count - len(kinds)]])
+    return list(range(count))
 
 
 def loaded(model: Path, **more: Any) -> LoadedModel:

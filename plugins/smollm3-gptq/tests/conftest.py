@@ -396,7 +396,10 @@ class GPTQModel:
         layer = SimpleNamespace(weight=SimpleNamespace(shape=ABOUT.get("shape", (64, 96))))
         modules = [("model.layers.0.mlp." + ABOUT.get("layer", "down_proj"), Linear(**vars(layer)))]
         config = SimpleNamespace(get_text_config=lambda: text)
-        self.model = SimpleNamespace(config=config, named_modules=lambda: modules)
+        parameters = [(name, None) for name in ("lm_head.weight", *ABOUT.get("parameters", ()))]
+        self.model = SimpleNamespace(
+            config=config, named_modules=lambda: modules, named_parameters=lambda: parameters
+        )
         self.quantize_config = None
         self.quant_log = [
             {"layer": 0, "module": "mlp.up_proj", "loss": "0.0123"}, *ABOUT.get("quant_log", ())

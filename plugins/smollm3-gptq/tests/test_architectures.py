@@ -266,6 +266,14 @@ def test_a_layer_without_a_place_is_refused_before_quantizing(fake, dense, rows,
     assert not fake.events("rows"), "nothing was quantized"
 
 
+def test_a_weight_that_is_only_split_is_refused_before_quantizing(fake, dense, rows, context, tmp_path):
+    fake.set(parameters=["model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.experts.0.up_proj.weight"])
+    with pytest.raises(IncompatibleError, match="could not be loaded") as caught:
+        GPTQQuantizer(GPTQOptions()).write(directory_source(dense, ref="small"), tmp_path, context(rows=rows))
+    assert "a weight 'model.layers.0.mlp.experts.0.up_proj.weight', which the architecture lacks" in str(caught.value)
+    assert not fake.events("rows"), "nothing was quantized"
+
+
 @pytest.fixture
 def mixture(dense, tmp_path):
     """Writes a mixture of `kind` with a tokenizer; returns its directory."""
