@@ -44,6 +44,22 @@ SIZES = {
     "attention_dropout": 0.0, "hidden_dropout": 0.0, "dropout": 0.0, "layerdrop": 0.0,
 }  # fmt: skip
 """Values of the attributes that families give the same name; a config takes those that it has."""
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 16},
+    "falcon_h1": {"mamba_d_head": 16, "mamba_n_heads": 8},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "moe_topk": [2, 2]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "n_groups": 1},
+    "marian": {"decoder_vocab_size": 2048},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 8,
+                   "mamba_head_dim": 16, "n_groups": 1},
+}  # fmt: skip
+"""Values that a config of one type needs beside SIZES."""
 MOST = 20_000_000
 """Parameters of a model that counts as tiny."""
 REJECTED = "the shrunk config builds no model"
@@ -69,6 +85,8 @@ def build(kind: str, directory: Path) -> None:
             config = AutoConfig.for_model(kind)
             for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
                 _shrink(part, {k: v for k, v in SIZES.items() if k not in without})
+                for name, value in OWN.get(kind, {}).items():
+                    setattr(part, name, value)
                 for name, value in {**ids, "vocab_size": len(tokenizer)}.items():
                     setattr(part, name, value)
             if hasattr(config, "is_decoder") and not getattr(config, "is_encoder_decoder", False):
@@ -113,7 +131,7 @@ def _shrink(config: Any, sizes: dict[str, Any]) -> None:
 
 def _kept_layers(lists: list[Any], count: int) -> list[int]:
     """Which layers to keep: the first ones, or the first of each kind if a list names several kinds of layers."""
-    for named in lists:
+    for named in sorted(lists, key=lambda kinds: not any("attention" in str(kind) for kind in kinds)):
         first = {kind: i for i, kind in reversed(list(enumerate(named))) if isinstance(kind, str)}
         if len(first) > 1:
             kinds = sorted(first.values())[:count]

@@ -21,7 +21,7 @@ class CommandGroup(click.Group):
             import difflib
 
             similar = difflib.get_close_matches(name, commands, n=1)
-            hint = f"did you mean '{ctx.command_path} {similar[0]}'?" if similar else f"commands: {', '.join(commands)}"
+            hint = f"did you mean {similar[0]!r}?" if similar else f"commands: {', '.join(commands)}"
             raise click.UsageError(f"No such command {name!r}\n  hint: {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -94,6 +94,7 @@ PROVOKED = (
     "plugins new adapter fine --output full",
     "cache clean --yes --runs gone",
     "trian --dry-run",
+    "config validat --device cpu",
 )
 """Commands with a mistake, in a directory with `rows.jsonl`, `more.jsonl`, a file, directories and runs."""
 WITH_A_LORA = (
@@ -189,7 +190,7 @@ def assert_hints_work(text: str) -> None:
     arguments = shlex.split(text)
     failed = smollm3(*arguments)
     assert failed.code, f"{text} did not fail"
-    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in failed.stderr.splitlines() if line.startswith(("error: ", "Error: "))]
     for hint in hints_of(failed.stderr):
         message = next(e for e in errors if f"{e}\n  hint: {hint}" in failed.stderr)
         for command in typed(arguments, message, hint):
