@@ -190,7 +190,7 @@ def test_one_row_is_shown_and_training_names_the_option(cli: Cli) -> None:
     assert shown.code == 0, shown.stderr
     assert "«Yes.<|im_end|>»" in shown.stdout
     note = "there is only one distinct row, so no row can be held out"
-    assert f"note: {note}; to train on them: --set data.held_out=0\n" in shown.stdout
+    assert f"note: {note}; to train on all rows: --set data.held_out=0\n" in shown.stdout
     counted = cli("data", "stats", "--data", file)
     assert counted.code == 5
     assert "rows      1 = 1 training + 0 held out + 0 left out" in counted.stdout
