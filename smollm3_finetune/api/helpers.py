@@ -105,12 +105,12 @@ def expert_stacks(model: nn.Module) -> Iterator[str]:
     """
     from torch.nn.modules.conv import _ConvNd
 
-    from smollm3_finetune.api.quantizers import stack_ops_for
+    from smollm3_finetune.api.experts import ExpertStack
 
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd):
             continue
-        if stack_ops_for(module) is not None:
+        if isinstance(module, ExpertStack):
             yield name
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and parameter.shape[0] > 1 and parameter.is_floating_point():
