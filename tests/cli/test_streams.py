@@ -55,7 +55,9 @@ QUICK = ("--adapter", "full", "--device", "cpu", "--max-steps", "1", "--set", "d
          "train.sample_tokens=2")  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "koi8-r", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", *(pytest.param(name, marks=pytest.mark.long) for name in ("koi8-r", "cp1252"))]
+)
 def test_an_output_that_is_not_utf_8_gets_every_line(encoding: str) -> None:
     Path("rows.jsonl").write_text('{"text": "a…é→😀b"}\n' * 3)
     args = ["data", "preview", "--data", "rows.jsonl", "--set", "data.held_out=0"]

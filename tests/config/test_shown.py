@@ -75,7 +75,7 @@ def read_again(isolated: Path) -> Callable[[str], RunConfig]:
     return read
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", pytest.param("cp1252", marks=pytest.mark.long)])
 def test_a_configuration_is_read_again_as_it_was_shown(encoding: str, read_again: Callable[[str], RunConfig]) -> None:
     for seed in range(150):
         loaded = assemble([Values(seed).settings()])
