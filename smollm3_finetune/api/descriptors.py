@@ -130,7 +130,9 @@ class AdapterCard:
     """Tags for the Hub, besides the component's name."""
     usage: str = ""
     """Python statements that load the adapter without smollm3-finetune: from `base`, the unquantized base as
-    transformers loads it, and from the files in the current directory, they make `model`. Default: there are none."""
+    transformers loads it, and from the files in the current directory, they make `model`. Default: there are none.
+    The card leaves them out if the `Adapted` has an attribute `loads_alone` that is False: on that base, they do not
+    hold."""
     complete: bool = False
     """Whether the saved directory is a complete model, for which `usage` needs no `base`."""
 

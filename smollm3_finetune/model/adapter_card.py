@@ -66,15 +66,23 @@ def edited_card(directory: Path) -> str | None:
     return None if GENERATED in text else text
 
 
-def write_card(plan: ModelPlan, directory: Path, training: Training | None = None, edited: str | None = None) -> None:
+def write_card(
+    plan: ModelPlan,
+    directory: Path,
+    training: Training | None = None,
+    edited: str | None = None,
+    *,
+    loads_alone: bool = True,
+) -> None:
     """Write the card of the adapter in `directory`; `edited` is written instead if it is given.
 
+    `loads_alone`: whether `AdapterCard.usage` holds for this adapter on this base.
     If a component fails while it is described, this is reported: a trained adapter must not be lost for its card.
     """
     text = edited
     if text is None:
         try:
-            text = adapter_card(plan, training)
+            text = adapter_card(plan, training, loads_alone=loads_alone)
         except Exception as e:
             if is_resource_error(e):
                 raise
@@ -83,7 +91,7 @@ def write_card(plan: ModelPlan, directory: Path, training: Training | None = Non
     write_text(directory / FILE, text)
 
 
-def adapter_card(plan: ModelPlan, training: Training | None = None) -> str:
+def adapter_card(plan: ModelPlan, training: Training | None = None, *, loads_alone: bool = True) -> str:
     """The text of `README.md`."""
     assert plan.adapter is not None
     component, card = plan.adapter.component, _own(plan)
@@ -103,7 +111,14 @@ def adapter_card(plan: ModelPlan, training: Training | None = None) -> str:
         title, how = f"{name}, {method}", f"{base} after {method}, trained with smollm3-finetune."
     else:
         title, how = f"{name}, {method} adapter", f"A {method} adapter for {base}, trained with smollm3-finetune."
-    lines = [*beginning(metadata, title, how), GENERATED, "", *facts(_composition(plan)), "", *_usage(plan)]
+    lines = [
+        *beginning(metadata, title, how),
+        GENERATED,
+        "",
+        *facts(_composition(plan)),
+        "",
+        *_usage(plan, loads_alone),
+    ]
     lines += _training(training) if training else ()
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -146,7 +161,7 @@ def _versions(plan: ModelPlan) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------------- usage
 
 
-def _usage(plan: ModelPlan) -> Iterator[str]:
+def _usage(plan: ModelPlan, loads_alone: bool) -> Iterator[str]:
     card, ref = _own(plan), _typed(plan.ref)
     yield from ("## Use", "")
     installed = ", ".join(f"`{name}`" for name in _installed_distributions(plan))
@@ -170,7 +185,8 @@ def _usage(plan: ModelPlan) -> Iterator[str]:
     prompt = f"{flags}{loader}{options} --dtype {plan.context.dtype} --prompt 'What is the capital of France?'"
     yield from ("", "```console", f"smollm3 generate {shlex.quote(ref)} --adapter-path .{prompt}", "```")
     yield from ("", "```python", *_python(plan, ref), "```", "")
-    if card.usage and plan.quantizer.spec.name == NO_QUANTIZER and (card.complete or _opens_alone(plan)):
+    alone = card.usage and loads_alone and (card.complete or _opens_alone(plan))
+    if alone and plan.quantizer.spec.name == NO_QUANTIZER:
         yield from (f"Without smollm3-finetune, with `{card.library}`:", "", "```python", *_alone(plan, ref), "```", "")
     elif _merges(plan):
         other = plan.quantizer.spec.name != NO_QUANTIZER

@@ -136,8 +136,12 @@ class LoadedModel:
         self.tokenizer.save_pretrained(str(path))
         # written directly: `save_pretrained` would refuse the contradictory generation config of some models
         self.base.model.generation_config.to_json_file(str(path / "generation_config.json"))
-        write_card(self.plan, path, training, edited)
+        self.write_card(path, training, edited)
         self.describe(path)
+
+    def write_card(self, path: Path, training: Training | None = None, edited: str | None = None) -> None:
+        """Write the model card of the adapter in `path`, or the `edited` one."""
+        write_card(self.plan, path, training, edited, loads_alone=getattr(self.adapted, "loads_alone", True))
 
     def describe(self, path: Path) -> None:
         """Write `smollm3.json` beside a saved adapter."""

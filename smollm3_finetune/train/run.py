@@ -22,7 +22,7 @@ from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
 from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
-from smollm3_finetune.model.adapter_card import edited_card, write_card
+from smollm3_finetune.model.adapter_card import edited_card
 from smollm3_finetune.model.left_alone import left_alone
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
@@ -204,7 +204,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     if job.main:
         known = training_facts(job, trained.steps, trained.tokens, before, after)
         with _writing(job, run.adapter):
-            write_card(job.plan.model, run.adapter, known, edited_card(run.adapter))
+            loaded.write_card(run.adapter, known, edited_card(run.adapter))
     after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):

@@ -154,6 +154,9 @@ def test_a_base_on_the_hub_is_named_with_its_revision() -> None:
     )
     assert "--loader-opt revision=abc123" in text
     assert "Replace `" not in text
+    alone = "Without smollm3-finetune, with `"
+    assert alone in text
+    assert alone not in adapter_card(replace(plan, ref="acme/base-3B"), training, loads_alone=False)
 
 
 def test_every_adapter_gets_the_card_of_core_and_an_edited_card_is_kept(tmp_path: Path, plugin_file: Any) -> None:

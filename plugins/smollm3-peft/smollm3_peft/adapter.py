@@ -47,6 +47,7 @@ class PeftAdapted:
         self.model = model
         self.base = base
         self.saver = _Saver(model)
+        self.loads_alone = not peft_patches.moves_targets(model.peft_config[model.active_adapter], base.model)
         self._spec = spec
         self._biases = biases
         model.save_pretrained = self.saver

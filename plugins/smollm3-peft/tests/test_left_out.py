@@ -185,7 +185,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_tried() -> None:
 
 
 def test_nothing_is_said_about_an_ordinary_model(lab: Any) -> None:
-    _, lines, names = attached(lab, lab.tiny())
+    adapted, lines, names = attached(lab, lab.tiny())
+    assert adapted.loads_alone
     assert lines == [] and ends(names) == ATTENTION | MLP
     model = lab.tiny()
     assert observe(model).unreached(model) == {}
@@ -272,6 +273,7 @@ def test_dense_layers_named_as_experts_once_were_keep_their_adapter(lab: Any, tm
     """PEFT by itself takes `gate_proj` of a mixture for the experts, and leaves out the layers of that name."""
     adapted, lines, names = attached(lab, glm4_moe(), method)
     assert any("PEFT without smollm3 cannot load this adapter" in line for line in lines)
+    assert not adapted.loads_alone
     layers = {n.partition(".")[2] for n in names}
     assert {f"layers.0.mlp.{n}" for n in MLP} <= layers
     assert {f"layers.1.mlp.shared_experts.{n}" for n in MLP} <= layers
