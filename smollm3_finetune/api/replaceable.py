@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _READS = re.compile(r"\bself((?:\.\w+)+)\.weight\b")
-_ELSEWHERE = ("torch.", "transformers.modeling_utils", "transformers.generation.", "builtins")
+_ELSEWHERE = ("transformers.modeling_utils", "transformers.generation.", "builtins")
 """Modules with classes that read no weight of a particular model in a forward."""
 
 

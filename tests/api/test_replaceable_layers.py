@@ -48,6 +48,7 @@ class Layers(nn.Module):  # type: ignore[misc]
             "read": nn.Linear,
         }.items():
             setattr(self, name, cls(8, 4))
+        self.attention = nn.MultiheadAttention(8, 2)
         self.inner = nn.ModuleDict({"deep": nn.Linear(8, 4)})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def test_layers_are_tried_and_the_code_is_read(device: str) -> None:
         layers, read = linear_layers(Layers())
     wrong = {"half"} if device == "meta" else set()  # only its values show it
     assert set(layers) == {"plain", "spelled"} | wrong
-    assert set(read) == {"read", "inner.deep"}
+    assert set(read) == {"read", "inner.deep", "attention.out_proj"}
 
 
 def test_models_that_read_weights() -> None:

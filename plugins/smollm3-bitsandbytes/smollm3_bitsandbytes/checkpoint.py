@@ -120,7 +120,7 @@ def replace_others(
 
     layers, read = linear_layers(model)
     skipped = [*skip_modules, *get_keys_to_not_convert(model)]
-    ours = {n: m for n, m in layers.items() if _is_dense(m) and should_convert_module(n, skipped)}
+    ours = {n: m for n, m in layers.items() if _is_subclass(m) and should_convert_module(n, skipped)}
     for key, linear in ours.items():
         model.set_submodule(key, replace(linear))
     unread = [n for n in read if should_convert_module(n, skipped)]
@@ -128,8 +128,11 @@ def replace_others(
     return bool(ours or unread)
 
 
-def _is_dense(layer: Any) -> bool:
-    return type(layer).__module__.partition(".")[0] != "bitsandbytes"
+def _is_subclass(layer: Any) -> bool:
+    """Whether a layer is dense and of a subclass. transformers leaves a plain `nn.Linear` dense only on purpose."""
+    import torch
+
+    return type(layer) is not torch.nn.Linear and type(layer).__module__.partition(".")[0] != "bitsandbytes"
 
 
 def base_fingerprint(name: str, source: ModelSource, ctx: BuildContext, **options: Any) -> str:

@@ -6,6 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 import transformers
+from smollm3_bitsandbytes.checkpoint import replace_others
 from smollm3_bitsandbytes.eight_bit import Bnb8bitQuantizer
 from smollm3_bitsandbytes.four_bit import Bnb4bitQuantizer
 from smollm3_bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
@@ -53,3 +54,14 @@ def test_layers_that_transformers_treats_otherwise(tmp_path, kind, name):
     with torch.no_grad():
         found, right = (m.eval()(input_ids=ids, use_cache=False).logits for m in (base.model, dense))
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_layer_that_transformers_leaves_dense_stays_so(tmp_path):
+    """transformers keeps some layers in full precision on purpose, such as those of `_keep_in_fp32_modules`."""
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                 vocab_size=96)
+    )  # fmt: skip
+    replaced = []
+    assert not replace_others("bnb-4bit", model, context(tmp_path), (), replaced.append)
+    assert replaced == []
