@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smollm3_finetune.api.dense_experts import StackedWeight
-from smollm3_finetune.api.models import LinearOps
+from smollm3_finetune.api.models import LinearOps, Progress
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ def quantized_places(
     for name, stack in stacks.items():
         places.update(_experts(name, stack, ops_for, dtype))
     return places
+
+
+def fill(
+    places: Mapping[str, Place], replace: Callable[[nn.Linear], nn.Module], progress: Progress, title: str
+) -> None:
+    """Put `replace(dense layer)` in every place, with a progress step for each. Dense weights are freed on the way."""
+    with progress.task(title, total=len(places)) as task:
+        for place in places.values():
+            place.put(replace(place.dense()))
+            task.advance()
 
 
 def _layer(model: nn.Module, name: str) -> Place:

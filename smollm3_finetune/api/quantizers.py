@@ -184,7 +184,7 @@ def load_layerwise(
                 check_layer(key, layer)
         return layers, stacks
 
-    from smollm3_finetune.api.places import quantized_places
+    from smollm3_finetune.api.places import fill, quantized_places
 
     refuse_quantized(name, source)
     architecture = architecture_of(source)
@@ -200,10 +200,7 @@ def load_layerwise(
         identity = (*identity, sorted(read))
 
     def quantize() -> None:
-        with ctx.progress.task(f"quantizing {Path(source.ref).name} with {name}", total=len(places)) as task:
-            for place in places.values():
-                place.put(replace(place.dense()))
-                task.advance()
+        fill(places, replace, ctx.progress, f"quantizing {Path(source.ref).name} with {name}")
 
     if stored is None:
         quantize()
@@ -315,15 +312,12 @@ def quantize_experts(
 
     If it returns True, put this into the fingerprint: adapters trained while the experts were dense have another base.
     """
-    from smollm3_finetune.api.places import quantized_places
+    from smollm3_finetune.api.places import fill, quantized_places
 
     stacks = {n: s for n, s in stacked_weights(model).items() if not any(_within(key, n) for key in skip_modules)}
     places = quantized_places(model, (), stacks, ops, ctx.torch_dtype)
     if places:
-        with ctx.progress.task(f"quantizing {len(places)} experts with {name}", total=len(places)) as task:
-            for place in places.values():
-                place.put(replace(place.dense()))
-                task.advance()
+        fill(places, replace, ctx.progress, f"quantizing {len(places)} experts with {name}")
     return bool(places)
 
 
