@@ -26,6 +26,7 @@ class Op(StrEnum):
 
 
 ALL_OPS: frozenset[Op] = frozenset(Op)
+"""Every operation: what ordinary layers support."""
 
 
 class Purpose(StrEnum):

@@ -219,6 +219,7 @@ class Base:
     """A loaded model and the operations of its layers."""
 
     model: PreTrainedModel
+    """The loaded model, with all parameters frozen."""
     fingerprint: str
     """Identifies the weights after quantization."""
     ops_for: Callable[[nn.Module], LinearOps | None] = lambda layer: None

@@ -72,6 +72,7 @@ class DequantizingOps:
 
     @property
     def ops(self) -> frozenset[Op]:
+        """`DEQUANTIZABLE`."""
         return DEQUANTIZABLE
 
     @property
@@ -81,6 +82,7 @@ class DequantizingOps:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)"""
         return self.layer.out_features, self.layer.in_features
 
     def read_weight(self) -> Tensor:
