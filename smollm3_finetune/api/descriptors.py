@@ -195,7 +195,7 @@ def option(
     lt: float | None = None,
     multiple_of: int | None = None,
     former_name: str | None = None,
-    former_values: Mapping[str, Any] | None = None,
+    former_values: Mapping[str | None, Any] | None = None,
 ) -> Any:
     """One field of an options dataclass: its default, one line of help with the unit, and its range.
 
@@ -203,7 +203,8 @@ def option(
     use `tuple` for lists, since options are frozen.
 
     A renamed option keeps the configurations and runs of earlier versions valid: `former_name` is its old key,
-    `former_values` maps old values to new ones. Help shows neither.
+    `former_values` maps old values to new ones, also null: `{None: 4}`. Help shows neither. An option whose effect
+    depends on whether it was set needs no null: `given` tells the default from the same value that a user set.
 
         @dataclass(frozen=True, kw_only=True)
         class ScaleOptions:

@@ -93,14 +93,14 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     if "\0" in request.ref:
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
-        return choose(registry, LOADER, config.name, config.options, request.origins)
+        return choose(registry, LOADER, config.name, config, request.origins)
     best = registry.claiming(LOADER, request.ref)
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
+    return choose(registry, LOADER, best[0].full_name, config, request.origins)
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -170,7 +170,7 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
     name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
-    return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
+    return choose(registry, QUANTIZER, name, request.quant, request.origins)
 
 
 def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
@@ -216,8 +216,8 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
     quantizer: SelectedComponent | None = None
     if request.quant.name is not None:
-        name, options = request.quant.name, request.quant.options
-        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
+        name = request.quant.name
+        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
     collect.finish()
     assert loader is not None
     return SelectedModel(request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter)
@@ -281,10 +281,10 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
             if (path / "run.yaml").exists():
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
-            options = config.options if config is not None else {}
-            return choose(registry, ADAPTER, _claimed_adapter(registry, path), options, request.origins)
+            own = config or ComponentConfig()
+            return choose(registry, ADAPTER, _claimed_adapter(registry, path), own, request.origins)
         return None
-    return choose(registry, ADAPTER, config.name, config.options, request.origins)
+    return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
 def _claimed_adapter(registry: Registry, path: Path) -> str:
@@ -315,7 +315,9 @@ def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelReque
         request = replace(request, adapter=saved.adapter)
     described, requested = saved.quant, request.quant
     if described is not None and (requested.name is None or same_component(requested.name, described.name)):
-        request = replace(request, quant=replace(described, options={**described.options, **requested.options}))
+        options = {**described.options, **requested.options}
+        known = described.set_options() | requested.set_options()
+        request = replace(request, quant=replace(described, options=options, given=known))
     return request
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.config.load import DEFAULT, LoadedConfig, Setting, assemble, file_settings
+from smollm3_finetune.config.load import DEFAULT, GIVEN, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.json import file_sha256
@@ -32,7 +32,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     Raises ModelError if run.yaml is not complete, and ConfigError if such an option is not given again.
     """
     settings = file_settings(run.config)
-    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings}
+    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - {"given"}
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([[*_before_their_keys(settings), *settings]])
@@ -48,10 +48,14 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
 def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     """Settings for what runs did before these keys existed; the settings of the run's file override them.
 
-    The run's seed also decided the held-out rows, and long text was cut.
+    The run's seed also decided the held-out rows, and long text was cut. Which options were set was not written: those
+    that differ from their defaults count as set.
     """
     seed = next((s for s in settings if s.key == ("seed",)), None)
-    found = [Setting(key=("data", "long_text"), value="cut", origin=DEFAULT)]
+    found = [
+        Setting(key=("data", "long_text"), value="cut", origin=DEFAULT),
+        Setting(key=GIVEN, value=(), origin=DEFAULT),
+    ]
     return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
 
 
