@@ -50,6 +50,16 @@ class ComponentSpec:
     """`package.module:Class` of a frozen dataclass whose fields are made with `option()`; a light module."""
     aliases: tuple[str, ...] = ()
     """Other names that users may type for it."""
+    replaces: tuple[str, ...] = ()
+    """Former full names (`distribution:name`), such as `my_scale:scale` of a plugin file `my_scale.py`.
+
+    Runs and adapters that name one are used with this component; a component that has the name itself comes first.
+    """
+    same_since: str = ""
+    """The first version of the distribution whose options and saved adapters have the same meaning, such as `1.2`.
+
+    Runs of earlier versions are refused. Default: the same major version, and before 1.0 the same minor version.
+    """
     requires: Requires = Requires()
     suggests: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing.

@@ -87,6 +87,7 @@ def plan_run(
         adapter=adapter,
         adapter_path=checkpoint,
         purpose=Purpose.TRAIN,
+        compared=True,  # with the versions of the run, by the caller
         origins=loaded.origins,
     )
     collect = Collector()
