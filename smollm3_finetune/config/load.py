@@ -108,7 +108,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
             values.pop(MAX_STEPS, None)
         for setting in layer:
             values[setting.key] = setting
-    if GIVEN in values and isinstance(values[GIVEN].value, list | tuple | str):  # anything else is null or an error
+    if GIVEN in values and _are_names(values[GIVEN].value):
         names = sorted(f"{section}.{name}" for section, found in _given(values).items() for name in found)
         values[GIVEN] = replace(values[GIVEN], value=names)
     problems: list[SmolLM3Error] = []
@@ -143,18 +143,15 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
 def _marked(layer: Iterable[Setting]) -> list[Setting]:
     """The settings of a layer. Options of components that its key `given` does not name were not set."""
     settings = list(layer)
-    listed = next((_listed(s.value) for s in reversed(settings) if s.key == GIVEN), None)
-    if listed is None:
+    names = next((s.value for s in reversed(settings) if s.key == GIVEN), None)
+    if not _are_names(names):
         return settings
-    names = {str(n) for n in listed}
     return [replace(s, given=".".join(s.key[:2]) in names) if _is_option(s.key) else s for s in settings]
 
 
-def _listed(value: Any) -> Sequence[Any] | None:
-    """The names in a value of `given`: a list, or text with commas; None for null."""
-    if isinstance(value, str):
-        return None if value in ("none", "off") else [part.strip() for part in value.split(",") if part]
-    return None if value is None else value if isinstance(value, list | tuple) else [value]
+def _are_names(value: Any) -> bool:
+    """Whether a value of `given` is a list of names; otherwise it is null or an error."""
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 def _given(values: Mapping[tuple[str, ...], Setting]) -> dict[str, frozenset[str]]:
