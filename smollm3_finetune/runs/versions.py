@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from smollm3_finetune.components.kinds import KINDS, Kind
+from smollm3_finetune.components.kinds import FORMATTER, KINDS, Kind
 from smollm3_finetune.components.recorded import compare_recorded
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.selection import SelectedComponent
-from smollm3_finetune.config.load import file_settings
+from smollm3_finetune.config.load import PATHS, file_settings
 from smollm3_finetune.errors import ModelError, SmolLM3Error
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
@@ -42,13 +42,25 @@ def saved_versions(run: RunDir) -> dict[str, Any]:
 
 def run_components(run: RunDir, registry: Registry, kinds: Collection[Kind] = KINDS) -> list[RegisteredComponent]:
     """The installed components of these kinds that the run's configuration names."""
-    sections = {kind.section: kind for kind in kinds}
     found = []
-    for setting in file_settings(run.config):
-        if setting.key[0] in sections and setting.key[1:] == ("name",) and isinstance(setting.value, str):
+    for kind, name in _names(run):
+        if kind in kinds:
             with contextlib.suppress(SmolLM3Error):  # reported when the component is selected
-                found.append(registry.find(sections[setting.key[0]], setting.value))
+                found.append(registry.find(kind, name))
     return found
+
+
+def _names(run: RunDir) -> Iterator[tuple[Kind, str]]:
+    """The components that the run's configuration names, formatters of single sources included."""
+    sections = {kind.section: kind for kind in KINDS}
+    for setting in file_settings(run.config):
+        section, *rest = setting.key
+        if section in sections and rest == ["name"] and isinstance(setting.value, str):
+            yield sections[section], setting.value
+        elif setting.key in PATHS:
+            entries = setting.value if isinstance(setting.value, list) else [setting.value]
+            named = [entry.get("formatter") for entry in entries if isinstance(entry, Mapping)]
+            yield from ((FORMATTER, name) for name in named if isinstance(name, str))
 
 
 def compare_versions(run: RunDir, registry: Registry, kinds: Collection[Kind] = KINDS) -> list[str]:
