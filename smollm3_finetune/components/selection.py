@@ -34,7 +34,7 @@ class SelectedComponent:
             name=self.component.full_name, options=options_dict(self.options), given=given(self.options)
         )
 
-    def given_options(self) -> dict[str, Any]:
+    def changed_options(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain values."""
         usual, chosen = options_dict(self.component.options_class()()), options_dict(self.options)
         return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}

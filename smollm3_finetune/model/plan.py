@@ -219,7 +219,7 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     path = request.adapter_path
     saved = collect.run(lambda: SavedAdapter.read(path)) if path is not None else None
     request = _with_saved(request, saved)
-    notices = _compare_versions(registry, request, saved)  # first: another version may have other options
+    _compare_versions(registry, request, saved)  # first: another version may have other options
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
     quantizer: SelectedComponent | None = None
@@ -228,6 +228,7 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
         quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
     collect.finish()
     assert loader is not None
+    notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
     return SelectedModel(
         request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter, notices=notices
     )
