@@ -47,6 +47,7 @@ from smollm3_finetune.api.descriptors import (
     hookimpl,
     option,
 )
+from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
@@ -161,6 +162,7 @@ __all__ = [
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
+    "given",
     "group_size_error",
     "has_supervised_logits",
     "hookimpl",
@@ -172,6 +174,7 @@ __all__ = [
     "ops_for_layers",
     "option",
     "options_dict",
+    "options_with",
     "packed_reasons",
     "pad_rows",
     "quantize_experts",
