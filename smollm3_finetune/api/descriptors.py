@@ -209,8 +209,9 @@ def option(
 ) -> Any:
     """One field of an options dataclass: its default, one line of help with the unit, and its range.
 
-    The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`);
-    use `tuple` for lists, since options are frozen.
+    The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`,
+    `Mapping[str, X]`); use `tuple` for lists, since options are frozen. The default of a mapping may be a dict: each
+    instance gets a copy.
 
     A renamed option keeps the configurations and runs of earlier versions valid: `former_name` is its old key,
     `former_values` maps old values to new ones, also null: `{None: 4}`. Help shows neither. An option whose effect
@@ -227,4 +228,6 @@ def option(
         "former_name": former_name,
         "former_values": dict(former_values or {}),
     }
+    if isinstance(default, dict):  # dataclasses refuse mutable defaults
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -47,6 +47,9 @@ class OptionInfo:
         )
 
 
+PLURALS = {str: "texts", int: "integers", float: "numbers"}
+
+
 def type_name(annotation: Any) -> str:
     """A type annotation in the words of help: `integer`, `nf4|fp4`, `text`, `list of strings`."""
     origin = get_origin(annotation)
@@ -58,7 +61,9 @@ def type_name(annotation: Any) -> str:
         inner = type_name(get_args(annotation)[0])
         plural = {"integer": "integers", "number": "numbers", "text": "strings", "mapping": "mappings"}
         return f"list of ({inner})" if " or " in inner else f"list of {plural.get(inner, inner)}"
-    if origin in (dict, Mapping) or annotation is dict:
+    if origin in (dict, Mapping) and get_args(annotation)[1] in PLURALS:
+        return f"mapping of names to {PLURALS[get_args(annotation)[1]]}"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
         return "mapping"
     names = {bool: "true|false", str: "text", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -190,8 +195,11 @@ def _has_type(value: Any, annotation: Any, *, quoted: bool) -> bool:
         return any(a == value and isinstance(a, bool) == isinstance(value, bool) for a in arguments)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_has_type(v, arguments[0], quoted=quoted) for v in value)
-    if origin is dict or annotation is dict:
-        return isinstance(value, Mapping)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        inner = arguments[1] if arguments else Any
+        return isinstance(value, Mapping) and (
+            inner is Any or all(_has_type(v, inner, quoted=quoted) for v in value.values())
+        )
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
         inner = field_types(annotation)
         return all(_has_type(v, inner[k], quoted=quoted) for k, v in value.items() if k in inner)
