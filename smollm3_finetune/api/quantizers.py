@@ -197,7 +197,7 @@ def load_layerwise(
     places = quantized_places(model, layers, stacks, ops, ctx.torch_dtype)
     del layers  # the last references to the dense layers are the model's
     identity = (*identity, "experts") if stacks else identity
-    if read := [n for n in linear_layers(model)[1] if not any(_within(key, n) for key in skip_modules)]:
+    if read := [n for n in linear_layers(model)[1] if not any(within(key, n) for key in skip_modules)]:
         say_unreplaced(name, read, ctx)
         identity = (*identity, sorted(read))
 
@@ -216,22 +216,25 @@ def load_layerwise(
     return Base(model=model, fingerprint=fingerprint(name, source.fingerprint, *identity), ops_for=ops)
 
 
-def check_layerwise(name: str, hint: str = FULL_PRECISION) -> Callable[[Any, ModelSource], None]:
+def check_layerwise(
+    name: str, hint: str = FULL_PRECISION, along: Callable[[Any], Literal["in_features", "out_features"]] | None = None
+) -> Callable[[Any, ModelSource], None]:
     """The `check` of the descriptor of a quantizer that uses `load_layerwise`. Light.
 
-    The function that it returns reads only `config.json`. It raises IncompatibleError, with `hint`, for a source that
-    is already quantized. If the options have a `group_size`, it raises ConfigError for one that does not divide the
-    hidden size, unless `skip_modules` names layers. `load_layerwise` checks the other sizes of the layers.
+    The function that it returns reads `config.json` and headers of files. It raises IncompatibleError, with `hint`, for
+    a source that is already quantized. If the options have a `group_size`, it calls `check_group_size` with it and with
+    their `skip_modules`. `along(options)` is the direction of the groups; default: in_features.
 
         QuantizerSpec(name="int4", …, check=check_layerwise("int4"))
     """
 
     def check(options: Any, source: ModelSource) -> None:
+        from smollm3_finetune.api.checkpoints import check_group_size
+
         refuse_quantized(name, source, hint)
-        size = getattr(options, "group_size", None)
-        hidden = source.config.get("hidden_size")
-        if size and isinstance(hidden, int) and hidden % size and not getattr(options, "skip_modules", ()):
-            raise group_size_error(name, size, f"the {hidden} features of {source.ref!r}", [hidden])
+        size, skipped = getattr(options, "group_size", None), getattr(options, "skip_modules", ())
+        direction: Literal["in_features", "out_features"] = "in_features" if along is None else along(options)
+        check_group_size(name, source, size, skip_modules=skipped, along=direction)
 
     return check
 
@@ -262,7 +265,7 @@ def _to_quantize(
     linears, read = linear_layers(model)
     stacks = stacked_weights(model)
     for key in skip_modules:
-        if not any(_within(key, name) for name in (*linears, *stacks, *read)):
+        if not any(within(key, name) for name in (*linears, *stacks, *read)):
             known = sorted({n.rsplit(".", 1)[-1] for n in (*linears, *stacks)})
             raise ConfigError(
                 f"{quantizer}: skip_modules names {key!r}, and {source.ref!r} has no linear layer there",
@@ -270,7 +273,7 @@ def _to_quantize(
             )
 
     def kept(name: str) -> bool:
-        return not any(_within(key, name) for key in skip_modules)
+        return not any(within(key, name) for key in skip_modules)
 
     found = {n: m for n, m in linears.items() if kept(n)}
     experts = {n: s for n, s in stacks.items() if kept(n)}
@@ -316,7 +319,7 @@ def quantize_experts(
     """
     from smollm3_finetune.api.places import fill, quantized_places
 
-    stacks = {n: s for n, s in stacked_weights(model).items() if not any(_within(key, n) for key in skip_modules)}
+    stacks = {n: s for n, s in stacked_weights(model).items() if not any(within(key, n) for key in skip_modules)}
     places = quantized_places(model, (), stacks, ops, ctx.torch_dtype)
     if places:
         fill(places, replace, ctx.progress, f"quantizing {len(places)} experts with {name}")
@@ -344,7 +347,7 @@ def stack_ops_for(module: nn.Module) -> StackOps | None:
     return module if isinstance(module, ExpertStack) else None
 
 
-def _within(key: str, name: str) -> bool:
+def within(key: str, name: str) -> bool:
     return f".{key}." in f".{name}."
 
 
