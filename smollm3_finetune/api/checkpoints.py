@@ -145,8 +145,8 @@ def layer_shapes(source: ModelSource) -> dict[str, LayerShape] | None:
     """Name to `out_features`, `in_features` and `dtype` of the linear layers in the blocks of a checkpoint. Light.
 
     Reads only the headers of the safetensors files, in milliseconds, without torch: for the `check` of a quantizer.
-    None if the source has no local directory (a model on the Hub, a file that must be converted) or no safetensors
-    files.
+    None if the source has no attribute `directory` (a model on the Hub, a file that must be converted first) or no
+    safetensors files. Raises ModelError if a file is damaged or missing.
 
     The layers are the matrices `NAME.weight` with a number in the name, as in `model.layers.0.mlp.up_proj`: without the
     embeddings and the output head, with routers of experts, and without experts that are stored as one tensor. The
@@ -154,11 +154,11 @@ def layer_shapes(source: ModelSource) -> dict[str, LayerShape] | None:
     whose length shows it: `in_features` are right for both.
     """
     from smollm3_finetune.model_files.headers import read_headers, stored_layers, weight_files
-    from smollm3_finetune.model_files.source import DirectorySource
 
-    if not isinstance(source, DirectorySource) or not any(source.directory.glob("*.safetensors")):
+    directory = getattr(source, "directory", None)
+    if not isinstance(directory, Path) or not any(directory.glob("*.safetensors")):
         return None
-    return stored_layers(read_headers(weight_files(source.directory)))
+    return stored_layers(read_headers(weight_files(directory)))
 
 
 def check_group_size(

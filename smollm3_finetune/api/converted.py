@@ -39,6 +39,11 @@ class ConvertedSource:
         """The converted copy, which is built at the first access and kept in the cache."""
         return self.ctx.cache.get_or_build(self.kind, self.key(), self.convert)
 
+    @property
+    def directory(self) -> Path | None:
+        """The converted copy, if it exists."""
+        return self.path if "path" in self.__dict__ else None
+
     @cached_property
     def fingerprint(self) -> str:
         return self.identity()
