@@ -103,12 +103,11 @@ def write_checkpoint(
     Example:
         def write(self, source, out, ctx):
             stored = open_checkpoint(source)
-            layers = layer_shapes(source) or {}
+            weights = {f"{layer}.weight": layer for layer in stored.layers}
 
             def tensors():
                 for name, tensor in stored.items():
-                    layer = name.removesuffix(".weight")
-                    if layer in layers and layer != name:
+                    if layer := weights.get(name):
                         codes, scale = rounded(tensor)
                         yield f"{layer}.codes", codes
                         yield f"{layer}.scale", scale
@@ -132,7 +131,8 @@ def open_checkpoint(source: ModelSource) -> StoredTensors:
     """Name to tensor of a checkpoint in safetensors files, whose tensors are read when they are accessed. Light.
 
     Each access reads the tensor from disk, on the CPU. `headers` has the shape and the dtype of each, `files` the paths
-    of the weight files. The first access to `source.path` may download or convert.
+    of the weight files, and `layers` the shapes of the linear layers in the blocks, as `layer_shapes` returns them. The
+    first access to `source.path` may download or convert.
 
     Raises ModelError if there are no safetensors files, if one is damaged, or for a name that does not exist.
 
@@ -224,7 +224,7 @@ def converted_source(
     key: Callable[[], Mapping[str, Any]],
     convert: Callable[[Path], None],
     fingerprint: Callable[[], str],
-    pins: Mapping[str, Any] | None = None,
+    pins: Callable[[], Mapping[str, Any]] | None = None,
     **kwargs: Any,
 ) -> ModelSource:
     """Return a `ModelSource` for files of another format, for loaders that convert: the result of their `open`. Light.
@@ -242,7 +242,7 @@ def converted_source(
         convert: Fills an empty directory in the Hugging Face layout: `config.json`, safetensors files, the tokenizer.
         fingerprint: Returns what identifies the weights: `fingerprint("mine", HASH, options.dtype)`. Without the
             location of the file and versions of libraries.
-        pins: Options of the loader that open exactly this content again, such as a commit; a run stores them.
+        pins: Returns options of the loader that open exactly this content again, such as a commit; a run stores them.
         kwargs: Passed to every `from_pretrained` call.
 
     Example:
@@ -266,6 +266,6 @@ def converted_source(
         key=key,
         convert=convert,
         identity=fingerprint,
-        pins=pins or {},
+        pinned=pins,
         load_kwargs=kwargs,
     )

@@ -26,7 +26,7 @@ class ConvertedSource:
     key: Callable[[], Mapping[str, Any]]
     convert: Callable[[Path], None]
     identity: Callable[[], str]
-    pins: Mapping[str, Any] = field(default_factory=dict)
+    pinned: Callable[[], Mapping[str, Any]] | None = None
     load_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -43,6 +43,10 @@ class ConvertedSource:
     def directory(self) -> Path | None:
         """The converted copy, if it exists."""
         return self.path if "path" in self.__dict__ else None
+
+    @property
+    def pins(self) -> Mapping[str, Any]:
+        return {} if self.pinned is None else self.pinned()
 
     @cached_property
     def fingerprint(self) -> str:

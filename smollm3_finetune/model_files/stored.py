@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ModelError
-from smollm3_finetune.model_files.headers import TensorHeader, read_headers, weight_files
+from smollm3_finetune.model_files.headers import LayerShape, TensorHeader, read_headers, stored_layers, weight_files
 from smollm3_finetune.model_files.tensors import open_tensors
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ class StoredTensors(Mapping[str, "Tensor"]):
         self.headers: Mapping[str, TensorHeader] = read_headers(self.files)
         """Name to shape and dtype, from the headers of the files."""
         self._open: dict[Path, Any] = {}
+
+    @property
+    def layers(self) -> dict[str, LayerShape]:
+        """Name to shape of the linear layers in the blocks, as `layer_shapes` returns them."""
+        return stored_layers(self.headers)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.headers:

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForC
 
 from smollm3_finetune.api import (
     Base,
+    ConfigError,
     IncompatibleError,
     ModelError,
     ModelSource,
     WriteError,
+    architecture_of,
+    check_group_size,
+    converted_source,
     directory_source,
     frozen_linear,
+    layer_shapes,
+    linear_shapes,
     load_into,
     open_checkpoint,
     ops_for_layers,
@@ -515,3 +523,136 @@ def test_a_killed_write_does_not_look_complete_and_can_be_repeated(
     toy_write(small_source(), out)
     assert (out / "config.json").exists()
     assert not (out / ".partial-checkpoint").exists()
+
+
+# ----------------------------------------------------------------------------------- headers, group sizes
+
+
+def headers(directory: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> ModelSource:
+    """A source whose weight file has a header only, and whose config states a hidden size of 64."""
+    about, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + 2 * int(np.prod(shape))
+        about[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(about).encode()
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    (directory / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    return directory_source(directory, ref="large")
+
+
+def test_shapes_of_layers_are_those_of_the_model(tmp_path: Path) -> None:
+    """Against the modules that transformers builds: linear layers, and Conv1D layers, whose weights are (in, out)."""
+    config = GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    for source in (small_source(), source_of(GPT2LMHeadModel(config), tmp_path / "gpt2")):
+        model = architecture_of(source)
+        assert model is not None
+        right = {n: shape for n, shape in linear_shapes(model).items() if n != "lm_head"}
+        found = layer_shapes(source)
+        assert found is not None
+        prefix = "" if "model.embed_tokens.weight" in open_checkpoint(source) else "transformer."
+        sizes = {n: (s.out_features, s.in_features) for n, s in found.items()}
+        assert {n if n.startswith(prefix) else prefix + n: size for n, size in sizes.items()} == right
+        assert {s.dtype for s in found.values()} == {"F32"}
+        assert open_checkpoint(source).layers == found
+
+
+def test_a_group_size_is_refused_without_torch_in_a_moment(tmp_path: Path) -> None:
+    shapes = {"model.embed_tokens.weight": (100, 64)}
+    for n in range(60):
+        shapes |= {f"model.layers.{n}.mlp.up_proj.weight": (96, 64), f"model.layers.{n}.mlp.down_proj.weight": (64, 96)}
+        shapes |= {f"model.layers.{n}.mlp.gate.weight": (5, 64), f"model.layers.{n}.norm.weight": (64,)}
+    source = headers(tmp_path / "large", shapes)
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from smollm3_finetune.api import ConfigError, check_layerwise, directory_source\n"
+        "from types import SimpleNamespace\n"
+        "check = check_layerwise('int4')\nbegan = time.perf_counter()\n"
+        "try: check(SimpleNamespace(group_size=64), directory_source(Path(sys.argv[1]), ref='large'))\n"
+        "except ConfigError as e: print(e.message, '|', e.hint)\n"
+        "print(time.perf_counter() - began, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(source.path)], capture_output=True, text=True, check=True)
+    message, figures = done.stdout.splitlines()
+    assert message == (
+        "int4: groups of 64 do not divide the 96 in_features of model.layers.0.mlp.down_proj | "
+        "--quant-opt group_size=32"
+    )
+    seconds, torch_imported = figures.split()
+    assert float(seconds) < 1
+    assert torch_imported == "False"
+
+
+def test_group_sizes_that_fit_or_cannot_be_judged_pass(tmp_path: Path) -> None:
+    source = headers(
+        tmp_path / "large",
+        {"model.layers.0.mlp.down_proj.weight": (64, 96), "model.layers.0.mixer.dt_proj.weight": (64, 3)},
+    )
+    check_group_size("int4", source, 32)
+    check_group_size("int4", source, None)
+    check_group_size("int4", source, 64, skip_modules=("down_proj",))
+    check_group_size("int4", source, 64, along="out_features")
+    with pytest.raises(ConfigError, match="96 in_features"):
+        check_group_size("int4", source, 64)
+
+    class Remote:
+        ref, config = "org/model", {"hidden_size": 64}
+
+    remote: Any = Remote()
+    assert layer_shapes(remote) is None
+    check_group_size("int4", remote, 64)
+    with pytest.raises(ConfigError, match="the 64 features of 'org/model'"):
+        check_group_size("int4", remote, 48)
+
+
+@pytest.mark.parametrize("text", [b"", b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 20, b'\x08\0\0\0\0\0\0\0{"a": 1}'])
+def test_a_damaged_header_is_one_sentence(tmp_path: Path, text: bytes) -> None:
+    source = headers(tmp_path / "large", {"model.layers.0.mlp.down_proj.weight": (64, 96)})
+    (tmp_path / "large" / "model.safetensors").write_bytes(text)
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged") as caught:
+        open_checkpoint(source)
+    assert caught.value.hint == "copy or download it again"
+    check_group_size("int4", source, 64)  # loading reports it
+
+
+# ------------------------------------------------------------------------------------ a source that converts
+
+
+def test_a_converted_source_converts_once_when_its_files_are_needed(tmp_path: Path) -> None:
+    made: list[Path] = []
+    asked: list[str] = []
+
+    def convert(out: Path) -> None:
+        made.append(out)
+        shutil.copytree(small_source().path, out, dirs_exist_ok=True)
+
+    def key() -> dict[str, Any]:
+        asked.append("key")
+        return {"file": "digest"}
+
+    def opened(cache: Path) -> ModelSource:
+        return converted_source(
+            ref="a.npz", ctx=context(cache), kind="npz", config={"model_type": "smollm3", "early": True}, key=key,
+            convert=convert, fingerprint=lambda: "npz-digest", pins=lambda: {"revision": "abc"},
+        )  # fmt: skip
+
+    source: Any = opened(tmp_path / "cache")
+    assert source.config == {"model_type": "smollm3", "early": True}
+    assert (source.ref, source.fingerprint, source.pins) == ("a.npz", "npz-digest", {"revision": "abc"})
+    assert not source.has_file("config.json")
+    assert layer_shapes(source) is None
+    assert (made, asked) == ([], [])
+    model = source.load(dtype=torch.float32)
+    assert model.name_or_path == "a.npz"
+    assert torch.equal(logits(model), logits(small_source().load(dtype=torch.float32)))
+    assert source.tokenizer().chat_template
+    assert "early" not in source.config
+    assert layer_shapes(source)
+    again: Any = opened(tmp_path / "cache")
+    assert again.path == source.path
+    assert len(made) == 1
+    moved = source.at(small_source().path)
+    assert moved.ref == "a.npz"
+    assert moved.path == small_source().path
+    assert moved.fingerprint == directory_source(small_source().path, ref="x").fingerprint != source.fingerprint
