@@ -290,7 +290,7 @@ def _renaming(model: PreTrainedModel) -> Callable[..., str]:
 
 
 def _initialized() -> Tensor:
-    """Stands in for the weight of a layer while transformers loads: some `_init_weights` set those of other layers."""
+    """The weight of an empty module while transformers loads: some `_init_weights` set those of other layers."""
     weight = torch.empty(0)
     weight._is_hf_initialized = True
     return weight

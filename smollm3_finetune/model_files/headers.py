@@ -25,9 +25,11 @@ class TensorHeader:
     """What the header of a file says about a tensor."""
 
     file: Path
+    """The weight file that has it."""
     dtype: str
     """As the file names it: `F32`, `BF16`, `I8`, `F8_E4M3`, …"""
     shape: tuple[int, ...]
+    """Its sizes, outermost first."""
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
@@ -93,7 +95,9 @@ class LayerShape:
     """A linear layer of a checkpoint."""
 
     out_features: int
+    """Features of its output."""
     in_features: int
+    """Features of its input."""
     dtype: str
     """As safetensors names it: `F32`, `BF16`, …"""
 

@@ -22,6 +22,7 @@ class StoredTensors(Mapping[str, "Tensor"]):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        """The directory of the checkpoint."""
         self.files = weight_files(directory)
         """The weight files."""
         self.headers: Mapping[str, TensorHeader] = read_headers(self.files)
@@ -48,6 +49,7 @@ class StoredTensors(Mapping[str, "Tensor"]):
         return name in self.headers
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, or `default` if there is none of this name."""
         return self[name] if name in self.headers else default
 
     def __iter__(self) -> Iterator[str]:
@@ -91,6 +93,7 @@ class LayerTensors(Mapping[str, "Tensor"]):
         return name in self._names
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, or `default` if there is none of this name."""
         return self[name] if name in self._names else default
 
     def __iter__(self) -> Iterator[str]:
