@@ -304,6 +304,9 @@ def test_a_fused_layer_is_joined_from_its_parts(tmp_path: Path) -> None:
     assert torch.equal(ops.read_weight(), right.model.layers[1].self_attn.qkv_proj.weight)
     assert torch.equal(fused.bias.detach(), bias)
     assert sum(base.ops_for(m) is not None for m in base.model.modules()) == 8  # the parts are not layers of the model
+    fused.bias = None  # the architecture has none
+    dense = dense_copy(base, torch.float64)
+    torch.testing.assert_close(logits(dense), logits(base.model), rtol=1e-12, atol=1e-12)
 
 
 def test_experts_that_are_stored_one_by_one_become_a_stack(tmp_path: Path) -> None:

@@ -161,6 +161,24 @@ def test_parts_with_biases_are_joined(numpy_gptq, tmp_path):
     assert len(dense) == 8
 
 
+def test_lora_trains_on_joined_layers_as_on_others(numpy_gptq, tmp_path):
+    pytest.importorskip("smollm3_peft")
+    torch.manual_seed(0)
+    quantized(numpy_gptq, tmp_path / "made", MODELS["phi3"](), split=("gate_up_proj", "qkv_proj"))
+    options = {"target_modules": ("gate_up_proj", "qkv_proj")}
+    loaded = load_model(tmp_path / "made", adapter="lora", adapter_options=options, device="cpu", dtype="float32")
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        adapted = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+        with loaded.adapted.disabled():
+            base = loaded.model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(adapted, base)  # LoRA begins with zeros
+    loaded.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    trained = {n: p for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 8  # two layers in each block, two factors each
+    assert all(p.grad is not None and p.grad.any() for n, p in trained.items() if "lora_B" in n)
+
+
 def test_parts_may_group_inputs_differently(numpy_gptq, tmp_path):
     torch.manual_seed(0)
     model = MODELS["phi3"]()
