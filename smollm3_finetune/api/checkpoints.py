@@ -153,12 +153,9 @@ def layer_shapes(source: ModelSource) -> dict[str, LayerShape] | None:
     names are those of the checkpoint. A layer of the class Conv1D (GPT-2), whose weight is (in, out), has a bias,
     whose length shows it: `in_features` are right for both.
     """
-    from smollm3_finetune.model_files.headers import read_headers, stored_layers, weight_files
+    from smollm3_finetune.api.group_sizes import local_layers
 
-    directory = getattr(source, "directory", None)
-    if not isinstance(directory, Path) or not any(directory.glob("*.safetensors")):
-        return None
-    return stored_layers(read_headers(weight_files(directory)))
+    return local_layers(source)
 
 
 def check_group_size(

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from smollm3_finetune.api import group_sizes
 from smollm3_finetune.api.capabilities import Op
+from smollm3_finetune.api.group_sizes import within
 from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StackOps, StoredLayers
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from smollm3_finetune.api.dense_experts import StackedWeight
-
-GROUP_SIZES = (256, 128, 64, 32, 16, 8)
-"""Group sizes to suggest if one does not fit, largest first."""
 
 FULL_PRECISION = "use the full-precision checkpoint"
 
@@ -229,12 +228,10 @@ def check_layerwise(
     """
 
     def check(options: Any, source: ModelSource) -> None:
-        from smollm3_finetune.api.checkpoints import check_group_size
-
         refuse_quantized(name, source, hint)
         size, skipped = getattr(options, "group_size", None), getattr(options, "skip_modules", ())
         direction: Literal["in_features", "out_features"] = "in_features" if along is None else along(options)
-        check_group_size(name, source, size, skip_modules=skipped, along=direction)
+        group_sizes.check_group_size(name, source, size, skip_modules=skipped, along=direction)
 
     return check
 
@@ -347,10 +344,6 @@ def stack_ops_for(module: nn.Module) -> StackOps | None:
     return module if isinstance(module, ExpertStack) else None
 
 
-def within(key: str, name: str) -> bool:
-    return f".{key}." in f".{name}."
-
-
 def refuse_quantized(quantizer: str, source: ModelSource, hint: str = FULL_PRECISION) -> None:
     """Raises IncompatibleError for a source whose `config.json` says that it is already quantized. Light."""
     stored = source.config.get("quantization_config")
@@ -370,9 +363,7 @@ def group_size_error(
 
     Its hint suggests a size that fits, or `none`: an `option` of the type `int | None` takes None for whole rows.
     """
-    fitting = [size for size in GROUP_SIZES if not any(n % size for n in features)]
-    hint = f"--quant-opt {option}={fitting[0]}" if fitting else f"--quant-opt {option}=none takes whole rows"
-    return ConfigError(f"{quantizer}: groups of {group_size} do not divide {what}", hint=hint)
+    return group_sizes.group_size_error(quantizer, group_size, what, features, option)
 
 
 def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:

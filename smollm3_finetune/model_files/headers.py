@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smollm3_finetune.errors import ModelError, is_resource_error
-from smollm3_finetune.files.json import read_json
 
 PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 """The end of the name of a weight file that is one of several."""
@@ -61,6 +60,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 def weight_map(index: Path) -> dict[str, str]:
     """The map from tensor to file in the index of a checkpoint. Raises ModelError if the index is invalid."""
+    from smollm3_finetune.files.json import read_json
+
     stated = read_json(index).get("weight_map")
     if not isinstance(stated, dict) or not all(isinstance(v, str) and Path(v).name == v for v in stated.values()):
         raise ModelError(f"{index} has no weight_map from tensors to files", hint="copy or download it again")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.model_files.headers import LayerShape, TensorHeader, read_headers, stored_layers, weight_files
-from smollm3_finetune.model_files.tensors import open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +38,8 @@ class StoredTensors(Mapping[str, "Tensor"]):
             raise ModelError(
                 f"the checkpoint {self.directory} has no tensor {name!r}", hint="copy or download it again"
             )
+        from smollm3_finetune.model_files.tensors import open_tensors
+
         file = self.headers[name].file
         if file not in self._open:
             self._open[file] = open_tensors(file)
