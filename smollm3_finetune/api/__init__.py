@@ -57,6 +57,7 @@ from smollm3_finetune.api.descriptors import (
     hookimpl,
     option,
 )
+from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
@@ -179,6 +180,7 @@ __all__ = [
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
+    "given",
     "group_size_error",
     "has_supervised_logits",
     "hookimpl",
@@ -194,6 +196,7 @@ __all__ = [
     "ops_for_layers",
     "option",
     "options_dict",
+    "options_with",
     "packed_reasons",
     "pad_rows",
     "place_layers",

@@ -33,6 +33,7 @@ from smollm3_finetune.version import __version__
 GROUP = "smollm3_finetune"
 CORE_DISTRIBUTION = "smollm3-finetune"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+VERSION = re.compile(r"\d+(\.\d+)*")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -258,6 +259,7 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
                 distribution=candidate.distribution,
                 version=candidate.version,
                 plugin=candidate.name,
+                is_file=candidate.origin.endswith(".py"),
             )
             for kind in KINDS
             for spec in _ask(manager, plugin, kind)
@@ -321,13 +323,18 @@ def _checked(spec: Any, kind: Kind) -> ComponentSpec:
             f"{spec.name!r} was written for api {spec.api}, but this smollm3-finetune has api {API_VERSION}: "
             "upgrade smollm3-finetune"
         )
-    tuples = {"aliases": spec.aliases, **vars(spec.requires)}
+    tuples = {"aliases": spec.aliases, "replaces": spec.replaces, **vars(spec.requires)}
     for label, values in tuples.items():
         if isinstance(values, str) or not all(isinstance(v, str) for v in values):
             raise TypeError(f"{spec.name!r}: {label} must be a tuple of strings, got {values!r}")
     for name in (spec.name, *spec.aliases):
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"the name {name!r} must be lower-case words joined by single hyphens")
+    for name in spec.replaces:
+        if not all(name.partition(":")):
+            raise ValueError(f"{spec.name!r}: replaces must hold names such as 'my_plugin:{spec.name}', got {name!r}")
+    if not isinstance(spec.same_since, str) or (spec.same_since and not VERSION.fullmatch(spec.same_since)):
+        raise ValueError(f"{spec.name!r}: same_since must be a version such as '1.2', got {spec.same_since!r}")
     for label, dotted in (("factory", spec.factory), ("options", spec.options)):
         if not isinstance(dotted, str) or not DOTTED.fullmatch(dotted):
             raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', got {dotted!r}")

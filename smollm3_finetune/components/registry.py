@@ -36,6 +36,8 @@ class RegisteredComponent:
     distribution: str
     version: str
     plugin: str
+    is_file: bool = False
+    """Whether the plugin is a file of `-p`."""
 
     @property
     def full_name(self) -> str:
@@ -201,7 +203,7 @@ class Registry:
         return {name: records for name, records in by_name.items() if len(records) > 1}
 
     def find(self, kind: Kind, name: str) -> RegisteredComponent:
-        """The component that a user calls `name`: a name, an alias, or `distribution:name`.
+        """The component that a user calls `name`: a name, an alias, or `distribution:name`, present or former.
 
         Raises PluginConflictError if two distributions offer a bare name, PluginError if the plugin that would offer
         it is broken, and UnknownComponentError with a suggestion if no plugin offers it.
@@ -210,6 +212,7 @@ class Registry:
         components = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
         if colon:
             components = [o for o in components if o.distribution == distribution]
+            components = components or [o for o in self.of(kind) if name in o.spec.replaces]
         if len(components) == 1:
             return components[0]
         if components:

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, StoredTensors, read_json
+from smollm3_finetune.api import (
+    ConfigError,
+    IncompatibleError,
+    ModelError,
+    ModelSource,
+    StoredTensors,
+    given,
+    read_json,
+)
 from smollm3_gptq.options import GPTQOptions
 
 DESCRIPTION = "quantize_config.json"
@@ -139,12 +147,12 @@ def _layout(stored: Mapping[str, Any]) -> str:
 
 
 def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
-    """Raises ConfigError if an option contradicts the quantized checkpoint."""
+    """Raises ConfigError if an option that was set contradicts the quantized checkpoint."""
     defaults = {"desc_act": False, "sym": True}
     wrong = []
     for key in ("bits", "group_size", "desc_act", "sym"):
         asked, has = getattr(options, key), stored.get(key, defaults.get(key))
-        if asked is not None and asked != has:
+        if key in given(options) and asked is not None and asked != has:
             wrong.append(f"{key} is {json.dumps(asked)}, but the checkpoint has {json.dumps(has)}")
     if wrong:
         raise ConfigError(

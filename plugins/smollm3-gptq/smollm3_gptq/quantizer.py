@@ -113,14 +113,14 @@ class GPTQQuantizer:
         if size is None:
             size = _fitting_group_size(source)
         return {
-            "bits": options.bits or 4,
+            "bits": options.bits,
             "group_size": size,
-            "desc_act": bool(options.desc_act),
+            "desc_act": options.desc_act,
             "act_group_aware": size != -1 and not options.desc_act,  # gptqmodel's default; not supported for whole rows
-            "sym": options.sym is not False,
+            "sym": options.sym,
             "damp_percent": options.damp_percent,
             # v1 stores each zero point minus one, which fails if an asymmetric zero point is 0
-            "format": "gptq" if options.sym is not False else "gptq_v2",
+            "format": "gptq" if options.sym else "gptq_v2",
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:

@@ -17,7 +17,14 @@ from smollm3_gptq import check, claims
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.quantizer import GPTQQuantizer
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, SmolLM3Error, directory_source
+from smollm3_finetune.api import (
+    ConfigError,
+    IncompatibleError,
+    ModelError,
+    SmolLM3Error,
+    directory_source,
+    options_with,
+)
 from smollm3_finetune.model import load_model
 from smollm3_finetune.testing import relative_error
 
@@ -206,9 +213,16 @@ def described_only(tmp_path):
 )
 def test_contradicting_options_are_refused_by_reading_only_the_config(described_only, option, text):
     with pytest.raises(ConfigError) as caught:
-        check(GPTQOptions(**option), described_only(**V1))
+        check(options_with(GPTQOptions, **option), described_only(**V1))
     assert text in caught.value.message
     assert "leave the option out" in caught.value.hint
+
+
+def test_only_options_that_were_set_contradict_a_checkpoint(described_only):
+    source = described_only(**{**V1, "bits": 8, "desc_act": True, "sym": False})
+    check(GPTQOptions(), source)
+    with pytest.raises(ConfigError, match="bits is 4, but the checkpoint has 8; sym is true, but the checkpoint has"):
+        check(options_with(GPTQOptions, bits=4, sym=True), source)
 
 
 @pytest.mark.plugins

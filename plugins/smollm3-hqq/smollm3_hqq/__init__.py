@@ -13,6 +13,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="hqq",
+            same_since="0.1",
             summary="half-quadratic quantization (HQQ) to 8, 4, 3 or 2 bits while loading, without calibration",
             factory="smollm3_hqq.quantizer:HQQQuantizer",
             options="smollm3_hqq.options:HQQOptions",
