@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smollm3_finetune.api import group_sizes
 from smollm3_finetune.api.capabilities import Op
-from smollm3_finetune.api.group_sizes import within
 from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StackOps, StoredLayers
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
@@ -185,6 +183,7 @@ def load_layerwise(
                 check_layer(key, layer)
         return layers, stacks
 
+    from smollm3_finetune.api.group_sizes import within
     from smollm3_finetune.api.places import fill, quantized_places
 
     refuse_quantized(name, source)
@@ -228,10 +227,12 @@ def check_layerwise(
     """
 
     def check(options: Any, source: ModelSource) -> None:
+        from smollm3_finetune.api.group_sizes import check_group_size
+
         refuse_quantized(name, source, hint)
         size, skipped = getattr(options, "group_size", None), getattr(options, "skip_modules", ())
         direction: Literal["in_features", "out_features"] = "in_features" if along is None else along(options)
-        group_sizes.check_group_size(name, source, size, skip_modules=skipped, along=direction)
+        check_group_size(name, source, size, skip_modules=skipped, along=direction)
 
     return check
 
@@ -259,6 +260,8 @@ def _to_quantize(
     model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str]
 ) -> tuple[dict[str, nn.Linear], dict[str, StackedWeight]]:
     """`layers_to_quantize`, and the stacked weights of experts."""
+    from smollm3_finetune.api.group_sizes import within
+
     linears, read = linear_layers(model)
     stacks = stacked_weights(model)
     for key in skip_modules:
@@ -314,6 +317,7 @@ def quantize_experts(
 
     If it returns True, put this into the fingerprint: adapters trained while the experts were dense have another base.
     """
+    from smollm3_finetune.api.group_sizes import within
     from smollm3_finetune.api.places import fill, quantized_places
 
     stacks = {n: s for n, s in stacked_weights(model).items() if not any(within(key, n) for key in skip_modules)}
@@ -363,7 +367,9 @@ def group_size_error(
 
     Its hint suggests a size that fits, or `none`: an `option` of the type `int | None` takes None for whole rows.
     """
-    return group_sizes.group_size_error(quantizer, group_size, what, features, option)
+    from smollm3_finetune.api.group_sizes import group_size_error
+
+    return group_size_error(quantizer, group_size, what, features, option)
 
 
 def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:
