@@ -42,9 +42,16 @@ def choose(
     registry: Registry, kind: Kind, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
 ) -> SelectedComponent:
     """The component of this name with its options validated. Raises what `Registry.find` and `options.build` raise."""
-    component = registry.find(kind, name)
-    prefix = f"{kind.section}."
+    return with_options(registry.find(kind, name), options, origins)
+
+
+def with_options(
+    component: RegisteredComponent, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> SelectedComponent:
+    """A component with its options validated. Raises what `options.build` raises."""
+    section = component.kind.section
+    prefix = f"{section}."
     where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
     return SelectedComponent(
-        component=component, options=build(component.options_class(), options, kind.section, where, component.title)
+        component=component, options=build(component.options_class(), options, section, where, component.title)
     )

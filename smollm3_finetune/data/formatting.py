@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
 from smollm3_finetune.components.kinds import FORMATTER
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.columns import UnreadColumns
 from smollm3_finetune.data.files import Row
@@ -30,7 +30,7 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
         known = "supported formats: " + "; ".join(f"{o.spec.name} ({o.spec.summary})" for o in registry.of(FORMATTER))
         word = "columns" if len(first.value) != 1 else "column"
         raise DataError(f"{first.where}: no formatter recognizes a row with the {word} {columns}", hint=known)
-    return best[0]
+    return registry.claimed(best[0], first.value, f"the row {first.where}")
 
 
 def formatted(
@@ -73,4 +73,7 @@ def formatted(
         more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
         named = "fix the rows, or omit the name of the formatter: the format is then detected"
         hint = hint or ("fix the rows" if recognized else named)
-        raise DataError("\n".join(wrong) + more, hint=hint)
+        error = DataError("\n".join(wrong) + more, hint=hint)
+        if component is not None:
+            explain_choice(component.component, error)
+        raise error

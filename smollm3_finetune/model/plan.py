@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
+from smollm3_finetune.components.contract import leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import DEFAULT_MODEL, ComponentConfig
 from smollm3_finetune.errors import (
@@ -100,7 +101,9 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
+    return with_options(
+        registry.claimed(best[0], request.ref, f"the reference {request.ref!r}"), config.options, request.origins
+    )
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -163,14 +166,33 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
                 f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
-                hint=f"omit --quant, or: --quant {other[0].spec.name}",
+                hint=f"omit --quant, or: --quant {other[0].spec.name}" + _if_wrong(other[0]),
             )
         return choice
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
-    name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
-    return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
+    if claiming:
+        found = registry.claimed(claiming[0], source.config, f"the config.json of {request.ref!r}")
+        if found.claim is not None and (file := _marker(claiming[0], source)) is not None:
+            found = replace(found, claim=replace(found.claim, reason=f"{request.ref!r} contains {file}"))
+        return with_options(found, request.quant.options, request.origins)
+    return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant.options, request.origins)
+
+
+def _marker(component: RegisteredComponent, source: ModelSource) -> str | None:
+    """The marker file by which a quantizer recognizes a checkpoint; None if its `config.json` is enough."""
+    claims: Any = getattr(component.spec, "claims", None)
+    if claims is not None and claims(source.config):
+        return None
+    return next((f for f in getattr(component.spec, "marker_files", ()) if source.has_file(f)), None)
+
+
+def _if_wrong(component: RegisteredComponent) -> str:
+    """What to do if a plugin's quantizer claims a checkpoint that is not its own."""
+    if component.origin == "built in":
+        return ""
+    return f"; if its claims are wrong, {leave_out(component.plugin, component.origin)}"
 
 
 def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
@@ -252,10 +274,12 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
         if adapter is not None:
             problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
+        for each in collect.problems:
+            explain_choice(component, each)
     collect.finish()
     if (check := getattr(quantizer.spec, "check", None)) is not None:
         with attributed_to(quantizer.component, "check()"):
-            check(quantizer.options, source)
+            quantizer.component.waited(lambda: check(quantizer.options, source), "check")
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.component.spec.aliases:
@@ -282,20 +306,21 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
             options = config.options if config is not None else {}
-            return choose(registry, ADAPTER, _claimed_adapter(registry, path), options, request.origins)
+            return with_options(_claimed_adapter(registry, path), options, request.origins)
         return None
     return choose(registry, ADAPTER, config.name, config.options, request.origins)
 
 
-def _claimed_adapter(registry: Registry, path: Path) -> str:
-    """The name of the adapter method that recognizes the `adapter_config.json` in `path`.
+def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
+    """The adapter method that recognizes the `adapter_config.json` in `path`.
 
     Raises ModelError if none does, ConfigError if several do.
     """
     file = path / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
-    found = registry.claiming(ADAPTER, read_json(file))
+    config = read_json(file)
+    found = registry.claiming(ADAPTER, config)
     if len(found) > 1:
         names = " or ".join(f"--adapter {o.full_name}" for o in found)
         raise ConfigError(f"several adapter methods recognize {str(file)!r}", hint=names)
@@ -304,7 +329,7 @@ def _claimed_adapter(registry: Registry, path: Path) -> str:
             f"no installed plugin recognizes the adapter that {str(file)!r} describes",
             hint="--adapter NAME; to see the names: smollm3 plugins list",
         )
-    return found[0].full_name
+    return registry.claimed(found[0], config, str(file))
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
