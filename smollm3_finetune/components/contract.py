@@ -20,6 +20,7 @@ from smollm3_finetune.errors import SmolLM3Error, did_you_mean
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+PREFIX = "smollm3_"
 HOOKS = tuple(k.hook for k in KINDS)
 LONGEST = 200
 """The longest text of a plugin's own exception in a message, in characters."""
@@ -49,16 +50,22 @@ def hook_functions(manager: pluggy.PluginManager, plugin: Any) -> dict[str, Call
             found[name] = function  # type: ignore[assignment]
         elif name in HOOKS and callable(function):
             raise Violation(f"the hook {name!r} is not decorated with @hookimpl", f"write @hookimpl above {name}")
-        elif name.startswith("smollm3_") and inspect.isfunction(function) and did_you_mean(name, HOOKS):
-            raise Violation(f"there is no hook {name!r}", f"{_hook_hint(name)}, with @hookimpl")
+        elif name.startswith("smollm3_") and inspect.isfunction(function) and near_hook(name):
+            raise Violation(f"there is no hook {name!r}", f"did you mean {near_hook(name)!r}, with @hookimpl?")
     if not found:
         raise Violation("it has no hook", "define a function such as smollm3_adapters, with @hookimpl")
     return found
 
 
+def near_hook(name: str) -> str | None:
+    """The hook that a misspelled name was probably meant to be."""
+    near = did_you_mean(name.removeprefix(PREFIX), [h.removeprefix(PREFIX) for h in HOOKS])
+    return PREFIX + near if near else None
+
+
 def _hook_hint(name: str) -> str:
-    near = did_you_mean(name, HOOKS)
-    return f"did you mean {near!r}" + "?" if near else f"the hooks are: {', '.join(HOOKS)}"
+    near = near_hook(name)
+    return f"did you mean {near!r}?" if near else f"the hooks are: {', '.join(HOOKS)}"
 
 
 def _check_arguments(name: str, function: Any) -> None:
@@ -164,14 +171,15 @@ def check_descriptor(spec: ComponentSpec) -> None:
 
 def _as_name(value: Any) -> str:
     """The valid name that is nearest to a wrong one."""
-    words = re.findall(r"[a-z0-9]+", str(value).lower())
+    words = re.findall(r"[a-z0-9]+", value.lower()) if isinstance(value, str) else []
     return "-".join(words).lstrip("0123456789-") or "mine"
 
 
 def _as_dotted(value: Any) -> str:
     """`package.module:Class` for a class or a dotted name, else an example."""
     if isinstance(value, type):
-        return f"{value.__module__}:{value.__qualname__}"
+        module = value.__module__
+        return f"{api.__name__ if module.startswith(f'{api.__name__}.') else module}:{value.__qualname__}"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
         return ":".join(value.rpartition(".")[::2])
     return "package.module:Class"
@@ -200,6 +208,13 @@ FIELD = re.compile(r"(\w+Spec)\.__init__\(\) got an unexpected keyword argument 
 MISSING = re.compile(r"(\w+Spec)\.__init__\(\) missing \d+ required keyword-only arguments?: (.+)$")
 POSITIONAL = re.compile(r"Spec\.__(?:new|init)__\(\) takes 1 positional argument but")
 NO_API = re.compile(r"^(\w+Spec .+ does not state the plugin API that it was written for): (add api=\d+)$")
+VALUE = re.compile(r"^(\w+Spec .+: (provides|needs|absent|card) must be .+, got .+)$")
+EXAMPLES = {
+    "provides": "provides={Op.FORWARD, Op.GRAD_INPUT}",
+    "needs": "needs={Op.FORWARD, Op.GRAD_INPUT}",
+    "absent": 'absent={Op.GRAD_INPUT: "the reason"}',
+    "card": 'card=AdapterCard(title="…")',
+}
 OPERATION = re.compile(r"^'(.*)' is not a valid Op$")
 
 
@@ -215,21 +230,38 @@ def translated(error: BaseException) -> Violation | None:
                              f"did you mean {near!r}?" if near else f"its fields: {', '.join(known)}")  # fmt: skip
         if found := MISSING.search(text):
             names = re.findall(r"'(\w+)'", found[2])
-            return Violation(f"{found[1]} needs the field {' and '.join(map(repr, names))}",
+            word = "fields" if len(names) > 1 else "field"
+            return Violation(f"{found[1]} needs the {word} {' and '.join(map(repr, names))}",
                              ", ".join(f"{n}='…'" for n in names))  # fmt: skip
         if POSITIONAL.search(text):
             return Violation("the fields of a descriptor are keyword arguments, but one has no name",
                              "name='…', summary='…', factory='package.module:Class'")  # fmt: skip
         if found := NO_API.search(text):
             return Violation(found[1], found[2])
+        if found := VALUE.search(text):
+            return Violation(found[1], EXAMPLES[found[2]])
+    if isinstance(error, ImportError) and error.name and error.name.partition(".")[0] == "smollm3_finetune":
+        return _of_import(error)
     if isinstance(error, ValueError) and (found := OPERATION.search(text)):
         ops = [str(op) for op in Op]
         near = did_you_mean(found[1], ops)
-        if len(found[1]) == 1:
-            return Violation("operations must be a set, but one text was given", "provides={Op.FORWARD}")
         return Violation(f"{found[1]!r} is not an operation",
                          f"did you mean {near!r}?" if near else f"operations: {', '.join(ops)}")  # fmt: skip
     return None
+
+
+def _of_import(error: ImportError) -> Violation:
+    """The violation of a plugin that imports a name which core does not have."""
+    module = str(error.name)
+    if isinstance(error, ModuleNotFoundError):
+        return Violation(f"there is no module {module!r}", "plugins import smollm3_finetune.api only")
+    found = re.search(r"cannot import name '(\w+)'", str(error))
+    name = found[1] if found else ""
+    if module != api.__name__:
+        return Violation(f"{module} has no {name!r}", "plugins import smollm3_finetune.api only")
+    near = did_you_mean(name, api.__all__)
+    return Violation(f"{module} has no {name!r}",
+                     f"did you mean {near!r}?" if near else "docs/api.md lists its names")  # fmt: skip
 
 
 def sentence(error: BaseException) -> str:
