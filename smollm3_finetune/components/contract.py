@@ -120,7 +120,8 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
             taken.add(name)
 
 
-FUNCTIONS = ("claims", "refine", "check")
+FUNCTIONS = {"claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source")}
+"""The functions of descriptors and their arguments."""
 TUPLES = ("aliases", "marker_files")
 FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels")
 
@@ -157,9 +158,20 @@ def check_descriptor(spec: ComponentSpec) -> None:
                             f"{label}={_as_dotted(values[label])!r}")  # fmt: skip
     if not isinstance(spec.summary, str) or not spec.summary.strip():
         raise Violation(f"{name!r} has no summary", 'summary="what it does, in one line"')
-    for label in FUNCTIONS:
-        if values.get(label) is not None and not callable(values[label]):
+    for label, arguments in FUNCTIONS.items():
+        if values.get(label) is None:
+            continue
+        if not callable(values[label]):
             raise wrong(label, "a function", f"{label}=my_{label}, without calling it")
+        try:
+            inspect.signature(values[label]).bind(*arguments)
+        except TypeError:
+            takes = f"{len(arguments)} argument{'s' if len(arguments) > 1 else ''}"
+            raise Violation(f"{name!r}: {label} must take {takes}, but is defined as "
+                            f"{label}{inspect.signature(values[label])}",
+                            f"def {label}({', '.join(arguments)}):") from None  # fmt: skip
+        except ValueError:  # a builtin without a signature
+            pass
     for label in (n for n in FLAGS if n in values):
         if not isinstance(values[label], bool):
             raise wrong(label, "True or False", f"{label}=True")

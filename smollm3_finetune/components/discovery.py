@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 import pluggy
 
 from smollm3_finetune import stopping
-from smollm3_finetune.components.contract import check_twice, descriptors, hint_of, hook_functions, leave_out, sentence
+from smollm3_finetune.components.contract import (
+    Violation,
+    check_twice,
+    descriptors,
+    hint_of,
+    hook_functions,
+    leave_out,
+    sentence,
+)
 from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, PluginTimeoutError, did_you_mean
@@ -107,6 +115,34 @@ class _Candidate:
         )
 
 
+def _check_name(candidate: _Candidate, records: Iterable[PluginRecord]) -> None:
+    """Raises Violation for a `-p` plugin whose components would have the full names of an installed distribution."""
+    for record in records if candidate.named else ():
+        if (
+            record.distribution == candidate.distribution
+            and record.origin == "entry point"
+            and record.status == "active"
+        ):
+            raise Violation(f"its name is that of the installed distribution {record.distribution} {record.version}",
+                            f"rename it, or disable the installed one: -p no:{record.name}")  # fmt: skip
+
+
+def _check_shadowed(plugin: Any) -> None:
+    """Raises Violation for a file that Python imports in place of an installed module, as if it were installed."""
+    name, own = getattr(plugin, "__name__", ""), getattr(plugin, "__file__", None)
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.module != name or own is None or point.dist is None:
+            continue
+        parts = "/".join(name.split("."))
+        for file in point.dist.files or ():
+            if (
+                str(file) in (f"{parts}.py", f"{parts}/__init__.py")
+                and Path(str(file.locate())).resolve() != Path(own).resolve()
+            ):
+                raise Violation(f"{own} hides the module {name!r} of {point.dist.name} {point.dist.version}",
+                                f"rename it, or disable the installed one: -p no:{point.name}")  # fmt: skip
+
+
 def _advice(error: BaseException) -> str:
     from smollm3_finetune.components.locations import raised_at
 
@@ -136,7 +172,9 @@ def discover(selection: PluginSelection = PluginSelection()) -> Registry:
         try:
             plugin = candidate.waited(candidate.load, "its import")
             if candidate.origin != "entry point" and any(plugin is other for other in seen):
+                _check_shadowed(plugin)
                 continue  # named twice, or both named and installed
+            _check_name(candidate, records)
             found = _collect(manager, candidate, plugin)
         except (KeyboardInterrupt, PluginTimeoutError):
             raise
@@ -252,7 +290,9 @@ def _import_file(path: Path) -> ModuleType:
     if importable is not None and importable.origin == str(path):  # its folder is already on sys.path
         return importlib.import_module(name)
     if known is not None or importable is not None:
-        raise ConfigError(f"the name {name!r} is taken by another module", hint=f"rename {path}")
+        other = getattr(known, "__file__", None) or (importable.origin if importable is not None else None)
+        raise ConfigError(f"the name {name!r} is taken by another module" + (f", {other}" if other else ""),
+                          hint=f"rename {path}")  # fmt: skip
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ class RegisteredComponent:
     plugin: str
     origin: str = "entry point"
     """`built in`, `entry point`, the path of a plugin file, or `module NAME`."""
-    claim: Claim | None = None
+    claim: Claim | None = field(default=None, compare=False)
     """Why it was chosen for this run; None: the user named it."""
 
     @property
@@ -93,6 +93,9 @@ class RegisteredComponent:
         if not isinstance(cls, type):
             raise PluginError(f"{self.who}: options {self.spec.options} is {described(cls)}, not a class",
                               hint="name a frozen dataclass: options='package.module:Class'")  # fmt: skip
+        if not is_dataclass(cls):
+            raise PluginError(f"{self.who}: options {self.spec.options} is not a dataclass",
+                              hint="@dataclass(frozen=True, kw_only=True)")  # fmt: skip
         return cls
 
     def create(self, options: Any) -> Any:
@@ -197,7 +200,7 @@ def attributed_to(component: RegisteredComponent, doing: str = "", where: str = 
     except SmolLM3Error as e:
         explain_choice(component, e)
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if is_resource_error(e):
             raise
         error = PluginError(
@@ -243,7 +246,7 @@ def _claims(component: RegisteredComponent, subject: Any) -> bool:
         return component.waited(lambda: bool(claims(subject)), "claims")
     except PluginTimeoutError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         import logging
 
         logging.getLogger("smollm3_finetune").warning(
@@ -256,6 +259,26 @@ def known_components() -> dict[str, dict[str, str]]:
     """For each kind, the names of published components and the argument of `pip install` for each."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
     return known
+
+
+def _mentions(record: PluginRecord, name: str) -> bool:
+    """Whether the hook module of an installed plugin contains a name as text; the module is not imported."""
+    import importlib.metadata
+    import importlib.util
+
+    for point in importlib.metadata.entry_points(group="smollm3_finetune", name=record.name):
+        if point.dist is None or point.dist.name != record.distribution:
+            continue
+        top, *rest = point.module.split(".")
+        with contextlib.suppress(ImportError, ValueError, OSError, UnicodeDecodeError):
+            found = importlib.util.find_spec(top)
+            folders = list(found.submodule_search_locations or ()) if found is not None else []
+            files = [Path(folder, *rest) for folder in folders]
+            files = [file for f in files for file in (f / "__init__.py", f.with_suffix(".py"))]
+            files += [Path(found.origin)] if found is not None and found.origin and not rest else []
+            texts = [f.read_text(encoding="utf-8") for f in files if f.is_file()]
+            return any(f"{quote}{name}{quote}" in text for text in texts for quote in "\"'")
+    return False
 
 
 def _is_installed(distribution: str) -> bool:
@@ -277,32 +300,36 @@ class Registry:
         """The components of a kind, sorted by name and distribution."""
         return sorted((o for o in self.components if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
 
-    def claiming(self, kind: Kind, subject: Any) -> list[RegisteredComponent]:
-        """The components of a kind that claim `subject`; of several, those of the highest rank.
+    def claiming(self, kind: Kind, subject: Any, accepted: str = "it") -> list[RegisteredComponent]:
+        """The components of a kind that claim `subject`, in words `accepted`; of several, those of the highest rank.
 
-        A component whose `claims` raises is skipped with a warning: it must not stop runs that do not name it.
+        Each knows the reason of its choice. A component whose `claims` raises is skipped with a warning: it must not
+        stop runs that do not name it.
         """
-        found = [o for o in self.of(kind) if _claims(o, subject)]
-        highest = max((getattr(o.spec, "rank", 0) for o in found), default=0)
-        return [o for o in found if getattr(o.spec, "rank", 0) == highest]
+        found = sorted((o for o in self.of(kind) if _claims(o, subject)), key=lambda o: -getattr(o.spec, "rank", 0))
+        highest = [o for o in found if getattr(o.spec, "rank", 0) == getattr(found[0].spec, "rank", 0)]
+        reason = f"its claims accepted {accepted}"
+        return [replace(o, claim=Claim(reason=reason, other=self._other(o, found))) for o in highest]
 
-    def claimed(self, component: RegisteredComponent, subject: Any, accepted: str) -> RegisteredComponent:
-        """The component, with the reason of its choice: its `claims` accepted `subject`, in words `accepted`."""
-        kind = component.kind
-        others = [o for o in self.of(kind) if o.full_name != component.full_name and _claims(o, subject)]
-        others.sort(key=lambda o: -getattr(o.spec, "rank", 0))
-        if kind is QUANTIZER and not others:
-            other = leave_out(component.plugin, component.origin)
-        else:
-            name = "NAME"
-            if others:
-                shared = sum(o.spec.name == others[0].spec.name for o in self.of(kind)) > 1
-                name = others[0].full_name if shared else others[0].spec.name
-            other = f"choose another with {kind.flag} {name}"
-        return replace(component, claim=Claim(reason=f"its claims accepted {accepted}", other=other))
+    def _other(self, component: RegisteredComponent, claiming: Iterable[RegisteredComponent]) -> str:
+        """How to choose another component than one that was chosen because it claims."""
+        other = next((o for o in claiming if o is not component), None)
+        if component.kind is QUANTIZER and other is None:
+            return leave_out(component.plugin, component.origin)
+        if other is None:
+            return f"choose another with {component.kind.flag} NAME"
+        shared = sum(o.spec.name == other.spec.name for o in self.of(component.kind)) > 1
+        return f"choose another with {component.kind.flag} {other.full_name if shared else other.spec.name}"
 
     def broken(self) -> Iterator[PluginRecord]:
         return (p for p in self.plugins if p.status == "broken")
+
+    def broken_offering(self, name: str) -> PluginError | None:
+        """The error of the broken plugin that would offer a component of this name, as far as its source tells."""
+        for record in self.broken():
+            if name in (record.name, record.distribution) or _mentions(record, name):
+                return record.exceptions[0]
+        return None
 
     def warnings(self) -> list[str]:
         """A sentence for each broken plugin, and for each plugin name that several distributions use."""
@@ -342,6 +369,8 @@ class Registry:
 
     def _unknown(self, kind: Kind, name: str, bare: str) -> Exception:
         install = known_components().get(kind.name, {}).get(bare)
+        if ":" not in name and (error := self.broken_offering(bare)) is not None:
+            return error
         for record in self.plugins:
             offers_it = record.distribution == name.rpartition(":")[0] or (
                 install is not None and record.distribution == install.rpartition("/")[2]

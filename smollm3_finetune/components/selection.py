@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,3 +55,12 @@ def with_options(
     return SelectedComponent(
         component=component, options=build(component.options_class(), options, section, where, component.title)
     )
+
+
+def reasons(components: Iterable[SelectedComponent]) -> dict[str, str]:
+    """For each configuration section whose component the user did not name: why it was chosen."""
+    found: dict[str, set[str]] = {}
+    for chosen in components:
+        if chosen.component.claim is not None:
+            found.setdefault(chosen.component.kind.section, set()).add(chosen.component.claim.reason)
+    return {section: next(iter(texts)) for section, texts in found.items() if len(texts) == 1}

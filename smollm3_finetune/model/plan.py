@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
-from smollm3_finetune.components.contract import leave_out
+from smollm3_finetune.components.contract import described, leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, explain_choice
+from smollm3_finetune.components.registry import Claim, RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import same_component
@@ -28,6 +28,7 @@ from smollm3_finetune.errors import (
     ConfigError,
     IncompatibleError,
     ModelError,
+    SmolLM3Error,
     did_you_mean,
 )
 from smollm3_finetune.files.json import json_type, read_json
@@ -95,15 +96,13 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
         return choose(registry, LOADER, config.name, config.options, request.origins)
-    best = registry.claiming(LOADER, request.ref)
+    best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return with_options(
-        registry.claimed(best[0], request.ref, f"the reference {request.ref!r}"), config.options, request.origins
-    )
+    return with_options(best[0], config.options, request.origins)
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -111,6 +110,8 @@ def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> t
     made = loader.create()
     with attributed_to(loader.component):
         source: ModelSource = made.open(ref, context)
+        if not hasattr(type(source), "config") and not hasattr(source, "config"):
+            raise TypeError(f"open() returned {described(source)}, not a ModelSource")
         config = source.config
         if not isinstance(config, Mapping):
             raise TypeError(f"open() returned a source whose config is {type(config).__name__}, not a mapping")
@@ -148,10 +149,17 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Registe
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
         raise ModelError(f"the quantization_config of {source.ref!r} must be an object, found {json_type(about)}")
-    found = registry.claiming(QUANTIZER, source.config)
+    found = registry.claiming(QUANTIZER, source.config, f"the config.json of {source.ref!r}")
     if found or "quantization_config" in source.config:
         return found
-    return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
+    for component in registry.of(QUANTIZER):
+        marker = next((f for f in getattr(component.spec, "marker_files", ()) if source.has_file(f)), None)
+        if marker is not None:
+            claim = Claim(
+                reason=f"{source.ref!r} contains {marker}", other=leave_out(component.plugin, component.origin)
+            )
+            found.append(replace(component, claim=claim))
+    return found
 
 
 def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> SelectedComponent:
@@ -173,19 +181,8 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
     if claiming:
-        found = registry.claimed(claiming[0], source.config, f"the config.json of {request.ref!r}")
-        if found.claim is not None and (file := _marker(claiming[0], source)) is not None:
-            found = replace(found, claim=replace(found.claim, reason=f"{request.ref!r} contains {file}"))
-        return with_options(found, request.quant.options, request.origins)
+        return with_options(claiming[0], request.quant.options, request.origins)
     return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant.options, request.origins)
-
-
-def _marker(component: RegisteredComponent, source: ModelSource) -> str | None:
-    """The marker file by which a quantizer recognizes a checkpoint; None if its `config.json` is enough."""
-    claims: Any = getattr(component.spec, "claims", None)
-    if claims is not None and claims(source.config):
-        return None
-    return next((f for f in getattr(component.spec, "marker_files", ()) if source.has_file(f)), None)
 
 
 def _if_wrong(component: RegisteredComponent) -> str:
@@ -195,7 +192,9 @@ def _if_wrong(component: RegisteredComponent) -> str:
     return f"; if its claims are wrong, {leave_out(component.plugin, component.origin)}"
 
 
-def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
+def _unclaimed(
+    registry: Registry, config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
+) -> SmolLM3Error | None:
     """The error for a quantized checkpoint that would be loaded as if it were dense, else None."""
     about = config.get("quantization_config")
     if not about or quantizer.component.spec.name != NO_QUANTIZER:
@@ -206,6 +205,8 @@ def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
             f"{ref!r} is a quantized checkpoint whose quantization_config does not name the method",
             hint="if you know the method: --quant NAME; to see the names: smollm3 plugins list",
         )
+    if (broken := registry.broken_offering(str(method))) is not None:
+        return broken
     return IncompatibleError(
         f"{ref!r} is a checkpoint quantized by {method!r}, and no installed plugin reads it",
         hint="to see the installed plugins: smollm3 plugins list",
@@ -265,7 +266,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     assert opened is not None
     source, config = opened
     quantizer = choose_quantizer(registry, selected, source)
-    unread = _unclaimed(config, quantizer, request.ref)
+    unread = _unclaimed(registry, config, quantizer, request.ref)
     if unread is not None:
         raise unread
     if selected.quantizer is None:
@@ -319,8 +320,7 @@ def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
     file = path / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
-    config = read_json(file)
-    found = registry.claiming(ADAPTER, config)
+    found = registry.claiming(ADAPTER, read_json(file), str(file))
     if len(found) > 1:
         names = " or ".join(f"--adapter {o.full_name}" for o in found)
         raise ConfigError(f"several adapter methods recognize {str(file)!r}", hint=names)
@@ -329,7 +329,7 @@ def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
             f"no installed plugin recognizes the adapter that {str(file)!r} describes",
             hint="--adapter NAME; to see the names: smollm3 plugins list",
         )
-    return registry.claimed(found[0], config, str(file))
+    return found[0]
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
