@@ -342,9 +342,9 @@ def test_deep_without_pytest_shows_what_to_install(
 
 
 ENDS = {
-    "os._exit": ("import os; os._exit(3)", "importing it: Python ended with exit code 3"),
+    "os._exit": ("import os; os._exit(3)", "importing it or calling its hooks: Python ended with exit code 3"),
     "interrupt": ("raise KeyboardInterrupt", "importing it raises KeyboardInterrupt"),
-    "hang": ("import time; time.sleep(600)", "importing it: it did not finish within 3 s"),
+    "hang": ("import time; time.sleep(600)", "importing it or calling its hooks: it did not finish within 3 s"),
 }
 
 
@@ -361,7 +361,7 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     assert [one["plugin"] for one in json.loads(done.stdout)] == ["end", "fine"]
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
-    assert "skipped: deadly (importing it: Python ended with exit code 3)" in done.stderr
+    assert "skipped: deadly (importing it or calling its hooks: Python ended with exit code 3)" in done.stderr
     assert "no installed plugin, distribution or component is named 'its-component'" in done.stderr
 
 

@@ -1,0 +1,147 @@
+"""Calls the functions of a component once on small input: `check`, `open` and a formatter.
+
+Each may refuse its input, but as the contract says: with an error of `smollm3_finetune.api` and a hint, or for a row
+with a ValueError. Anything else would reach users as a failure of the plugin. `claims` and `refine` are called by
+`checks.component`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import BuildContext, Conversation, Purpose, directory_source
+from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.components.contract import described
+from smollm3_finetune.components.kinds import FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.locations import own_line
+from smollm3_finetune.components.registry import RegisteredComponent
+from smollm3_finetune.components.requirements import unmet_distributions
+from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
+from smollm3_finetune.progress import Silent
+
+ROWS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"text": "a text"},
+    {"messages": [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]},
+    {"messages": None, "n": 1},
+)
+"""Rows that every formatter converts or refuses; a row with all columns that it states is added."""
+ABSENT = "no-such-directory/model"
+REFUSED = object()
+OF_A_ROW = (ValueError, LookupError, TypeError, AttributeError)
+"""What a formatter may raise for a row that it cannot convert."""
+
+
+def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, str, str]]:
+    """Yields (check, problem, fix) for each call of a component with its default options; no problem is empty text.
+
+    Nothing is yielded for a component whose required packages are missing.
+    """
+    if unmet_distributions(component.spec.requires):
+        return
+    if component.kind is QUANTIZER and getattr(component.spec, "check", None) is not None:
+        yield ("check accepts a small model, or refuses it with a hint", _check(component, options),
+               "raise IncompatibleError or ConfigError with a hint; return nothing")  # fmt: skip
+    if component.kind is LOADER:
+        yield ("open returns a source, or refuses the reference with a hint", _open(component, options),
+               "raise ModelError with a hint; return a ModelSource")  # fmt: skip
+    if component.kind is FORMATTER:
+        yield ("it converts a row, or raises ValueError with the reason", _format(component, options),
+               "return a Conversation, or raise ValueError for a row that it cannot convert")  # fmt: skip
+
+
+def _check(component: RegisteredComponent, options: Any) -> str:
+    source = directory_source(DIRECTORY, ref="tiny")
+    check = component.spec.check  # type: ignore[attr-defined]
+    answer, problem = _called(component, "check", lambda: check(options, source))
+    if problem or answer is None:
+        return problem
+    return f"check(options, source) returned {described(answer)}, which is ignored"
+
+
+def _open(component: RegisteredComponent, options: Any) -> str:
+    loader = component.create(options)
+    with tempfile.TemporaryDirectory(prefix="smollm3-check-") as work:
+        context = BuildContext(purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0,
+                               cache=Cache(Path(work)), progress=Silent())  # fmt: skip
+        for shown, ref in (("a small model", str(DIRECTORY)), (repr(ABSENT), ABSENT)):
+            source, problem = _called(component, f"open({shown})", lambda ref=ref: _opened(loader, ref, context))  # type: ignore[misc]
+            if problem:
+                return problem
+            if source is not None and not isinstance(source, Mapping):
+                return f"open({shown}) returned {described(source)}, not a ModelSource with a mapping as config"
+    return ""
+
+
+def _opened(loader: Any, ref: str, context: BuildContext) -> Any:
+    """The `config` of what a loader opens, or what it returned if that has none."""
+    made = loader.open(ref, context)
+    return getattr(made, "config", "None" if made is None else made)
+
+
+def _format(component: RegisteredComponent, options: Any) -> str:
+    formatter = component.create(options)
+    columns = getattr(formatter, "columns", None) or ()
+    for row in (*ROWS, {str(c): "a text" for c in columns}):
+        made, problem = _called(component, f"a row with the columns {', '.join(row) or 'none'}",
+                                lambda row=row: formatter(dict(row)), OF_A_ROW)  # type: ignore[misc]  # fmt: skip
+        if problem:
+            return problem
+        if made is not REFUSED and not isinstance(made, Conversation):
+            return (
+                f"a row with the columns {', '.join(row) or 'none'}: it returned {described(made)}, not a Conversation"
+            )
+    return ""
+
+
+def _called(
+    component: RegisteredComponent, doing: str, function: Callable[[], Any], allowed: tuple[type[Exception], ...] = ()
+) -> tuple[Any, str]:
+    """The result of a call and its problem. A refusal with a hint is None (`REFUSED` if it is `allowed`)."""
+    try:
+        return component.waited(function, doing), ""
+    except allowed:
+        return REFUSED, ""
+    except PluginTimeoutError as e:
+        return None, e.message
+    except SmolLM3Error as e:
+        return (REFUSED if allowed else None), "" if e.hint else f"{doing} refuses without a hint: {e.message}"
+    except (Exception, SystemExit) as e:
+        line = own_line(e)
+        text = " ".join(str(e).split())
+        return None, f"{doing} raises {type(e).__name__}: {text}" + (f" ({line})" if line else "")
+
+
+TORCH = frozenset(("torch", "transformers"))
+Call = tuple[str, frozenset[str] | None, Callable[[], Any]]
+
+
+def light_calls(component: RegisteredComponent) -> Iterator[Call]:
+    """Yields the name of each function that is called while a run is planned, and a call of it on small input.
+
+    With each call, the modules that the function must not import; None: no large library.
+    """
+    from smollm3_finetune.checks.component import CLAIMED, environments
+    from smollm3_finetune.config.options import build
+
+    spec: Any = component.spec
+    if (claims := getattr(spec, "claims", None)) is not None:
+        for subject in CLAIMED[component.kind]:
+            yield "claims", None, lambda claims=claims, subject=subject: claims(subject)
+    try:
+        options: Any = build(component.options_class(), {}, component.kind.section)
+    except SmolLM3Error:  # reported by another check
+        return
+    if (refine := getattr(spec, "refine", None)) is not None:
+        for env in environments():
+            yield "refine", None, lambda refine=refine, env=env: refine(spec, options, env)
+    if (check := getattr(spec, "check", None)) is not None:
+        yield "check", TORCH, lambda: check(options, directory_source(DIRECTORY, ref="tiny"))
+    if component.kind is LOADER:
+        yield "open", TORCH, lambda: _open(component, options)
+    if component.kind is FORMATTER:
+        yield "the formatter", TORCH, lambda: _format(component, options)
