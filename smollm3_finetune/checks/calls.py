@@ -7,22 +7,28 @@ with a ValueError. Anything else would reach users as a failure of the plugin. `
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Conversation, Purpose, directory_source
-from smollm3_finetune.builtin.tiny_loader import DIRECTORY
-from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.api import BuildContext, Conversation, Env, ModelSource, Purpose, directory_source
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, QUANTIZER
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
-from smollm3_finetune.components.requirements import unmet_distributions
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
-from smollm3_finetune.progress import Silent
 
+CLAIMED: Mapping[Any, tuple[Any, ...]] = {
+    LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
+    QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
+                {"quantization_config": {"quant_method": "another"}}),
+    ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
+    FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
+}  # fmt: skip
+"""Simple inputs on which `claims` must not raise.
+
+No formatter may claim the empty row, no quantizer or adapter any of these.
+"""
 ROWS: tuple[Mapping[str, Any], ...] = (
     {},
     {"text": "a text"},
@@ -41,6 +47,8 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
 
     Nothing is yielded for a component whose required packages are missing.
     """
+    from smollm3_finetune.components.requirements import unmet_distributions
+
     if unmet_distributions(component.spec.requires):
         return
     if component.kind is QUANTIZER and getattr(component.spec, "check", None) is not None:
@@ -54,8 +62,14 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
                "return a Conversation, or raise ValueError for a row that it cannot convert")  # fmt: skip
 
 
+def _small_source() -> ModelSource:
+    from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+
+    return directory_source(DIRECTORY, ref="tiny")
+
+
 def _check(component: RegisteredComponent, options: Any) -> str:
-    source = directory_source(DIRECTORY, ref="tiny")
+    source = _small_source()
     check = component.spec.check  # type: ignore[attr-defined]
     answer, problem = _called(component, "check", lambda: check(options, source))
     if problem or answer is None:
@@ -64,6 +78,12 @@ def _check(component: RegisteredComponent, options: Any) -> str:
 
 
 def _open(component: RegisteredComponent, options: Any) -> str:
+    import tempfile
+
+    from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+    from smollm3_finetune.cache.store import Cache
+    from smollm3_finetune.progress import Silent
+
     loader = component.create(options)
     with tempfile.TemporaryDirectory(prefix="smollm3-check-") as work:
         context = BuildContext(purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0,
@@ -116,6 +136,13 @@ def _called(
         return None, f"{doing} raises {type(e).__name__}: {text}" + (f" ({line})" if line else "")
 
 
+def environments() -> Iterator[Env]:
+    for device in ("cpu", "cuda", "mps"):
+        for purpose in Purpose:
+            for tools in (frozenset[str](), frozenset({"c++"})):
+                yield Env(device=device, purpose=purpose, tools=tools)
+
+
 TORCH = frozenset(("torch", "transformers"))
 Call = tuple[str, frozenset[str] | None, Callable[[], Any]]
 
@@ -125,22 +152,19 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
 
     With each call, the modules that the function must not import; None: no large library.
     """
-    from smollm3_finetune.checks.component import CLAIMED, environments
-    from smollm3_finetune.config.options import build
-
     spec: Any = component.spec
     if (claims := getattr(spec, "claims", None)) is not None:
         for subject in CLAIMED[component.kind]:
             yield "claims", None, lambda claims=claims, subject=subject: claims(subject)
     try:
-        options: Any = build(component.options_class(), {}, component.kind.section)
-    except SmolLM3Error:  # reported by another check
+        options = component.options_class()()  # validated by another check, with a library that takes long to import
+    except Exception:
         return
     if (refine := getattr(spec, "refine", None)) is not None:
         for env in environments():
             yield "refine", None, lambda refine=refine, env=env: refine(spec, options, env)
     if (check := getattr(spec, "check", None)) is not None:
-        yield "check", TORCH, lambda: check(options, directory_source(DIRECTORY, ref="tiny"))
+        yield "check", TORCH, lambda: check(options, _small_source())
     if component.kind is LOADER:
         yield "open", TORCH, lambda: _open(component, options)
     if component.kind is FORMATTER:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from smollm3_finetune import api
-from smollm3_finetune.api import Env, Purpose, options_dict
-from smollm3_finetune.checks.calls import calls
+from smollm3_finetune.api import Env, options_dict
+from smollm3_finetune.checks.calls import CLAIMED, calls, environments
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
@@ -31,17 +31,6 @@ PROTOCOLS: Mapping[Any, Any] = {
     OBJECTIVE: api.Objective,
 }  # fmt: skip
 PLAIN = (int, float, bool, str, type(None))
-CLAIMED: Mapping[Any, tuple[Any, ...]] = {
-    LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
-    QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
-                {"quantization_config": {"quant_method": "another"}}),
-    ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
-    FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
-}  # fmt: skip
-"""Simple inputs on which `claims` must not raise.
-
-No formatter may claim the empty row, no quantizer or adapter any of these.
-"""
 
 
 def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
@@ -286,13 +275,6 @@ def _calls(component: RegisteredComponent, registry: Registry) -> Iterator[Findi
         return
     for check, problem, fix in calls(component, options):
         yield _finding(component, check, not problem, problem, fix)
-
-
-def environments() -> Iterator[Env]:
-    for device in ("cpu", "cuda", "mps"):
-        for purpose in Purpose:
-            for tools in (frozenset[str](), frozenset({"c++"})):
-                yield Env(device=device, purpose=purpose, tools=tools)
 
 
 def _refine_problem(spec: Any, options: Any, env: Env) -> str:
