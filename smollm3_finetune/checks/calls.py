@@ -89,18 +89,18 @@ def _open(component: RegisteredComponent, options: Any) -> str:
         context = BuildContext(purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0,
                                cache=Cache(Path(work)), progress=Silent())  # fmt: skip
         for shown, ref in (("a small model", str(DIRECTORY)), (repr(ABSENT), ABSENT)):
-            source, problem = _called(component, f"open({shown})", lambda ref=ref: _opened(loader, ref, context))  # type: ignore[misc]
+            opened, problem = _called(component, f"open({shown})", lambda ref=ref: _opened(loader, ref, context))  # type: ignore[misc]
             if problem:
                 return problem
-            if source is not None and not isinstance(source, Mapping):
-                return f"open({shown}) returned {described(source)}, not a ModelSource with a mapping as config"
+            if opened is not None and not isinstance(opened[1], Mapping):
+                return f"open({shown}) returned {described(opened[0])}, not a ModelSource with a mapping as config"
     return ""
 
 
-def _opened(loader: Any, ref: str, context: BuildContext) -> Any:
-    """The `config` of what a loader opens, or what it returned if that has none."""
+def _opened(loader: Any, ref: str, context: BuildContext) -> tuple[Any, Any]:
+    """What a loader opens, and its `config`."""
     made = loader.open(ref, context)
-    return getattr(made, "config", "None" if made is None else made)
+    return made, getattr(made, "config", None)
 
 
 def _format(component: RegisteredComponent, options: Any) -> str:
