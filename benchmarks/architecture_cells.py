@@ -54,12 +54,64 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "marian": {"decoder_vocab_size": 2048},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 8,
                    "mamba_head_dim": 16, "n_groups": 1},
+    "xmod": {"default_language": "en_XX"},
 }  # fmt: skip
 """Values that a config of one type needs beside SIZES."""
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+}  # fmt: skip
+KINDS_OF_ATTENTION = ["sliding_attention", "full_attention"]
+GEMMA4 = {
+    **SMALL, "global_head_dim": 32, "sliding_window": 256, "layer_types": KINDS_OF_ATTENTION,
+    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 2048,
+}  # fmt: skip
+QWEN4 = {
+    **SMALL, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
+    "num_experts_per_tok": 2, "num_experts": 4, "layer_types": ["linear_attention", "full_attention"],
+    "hc_lowrank": 16, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+CONSTRUCTED: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {**SMALL, "rope_parameters": dict.fromkeys(KINDS_OF_ATTENTION, ROPE),
+                            "layer_types": KINDS_OF_ATTENTION},
+    "dbrx": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512, "attn_config": {"kv_n_heads": 2},
+             "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2}},
+    "dots1": {**SMALL, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+              "moe_intermediate_size": 64},
+    "gemma3n_text": {**SMALL, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": 2 * KINDS_OF_ATTENTION,
+                     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 2048, "laurel_rank": 8,
+                     "activation_sparsity_pattern": [0.0] * 4},
+    "gemma4": {"text_config": GEMMA4, "vision_config": None, "audio_config": None},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified": {"text_config": GEMMA4, "vision_config": None, "audio_config": None},
+    "gemma4_unified_text": GEMMA4,
+    "hrm_text": {**SMALL, "num_hidden_layers": 4},
+    "hunyuan_v1_moe": {**SMALL, "num_experts": 4, "moe_topk": 2},
+    "hy_v4": {**SMALL, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 32,
+              "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+              "moe_intermediate_size": 64, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2, "head_dim": 32},
+    "prophetnet": {"hidden_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 2, "encoder_ffn_dim": 128,
+                   "decoder_ffn_dim": 128, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4},
+    "qwen4_exp": {"text_config": QWEN4},
+    "qwen4_exp_text": QWEN4,
+    "reformer": {"hidden_size": 64, "attention_head_size": 16, "num_attention_heads": 4, "feed_forward_size": 128,
+                 "attn_layers": ["local", "lsh"], "axial_pos_embds": False, "local_attn_chunk_length": 16,
+                 "lsh_attn_chunk_length": 16, "num_buckets": 4, "max_position_embeddings": 512},
+    "xlnet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128},
+    "xlstm": {"hidden_size": 64, "num_heads": 4, "num_hidden_layers": 2, "qk_dim_factor": 1.0},
+    "zamba": {**SMALL, "num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 1},
+    "zamba2": {**SMALL, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+               "n_mamba_heads": 8, "mamba_d_state": 16},
+}  # fmt: skip
+"""Arguments for configs that cannot be shrunk after they were made."""
 MOST = 20_000_000
 """Parameters of a model that counts as tiny."""
 REJECTED = "the shrunk config builds no model"
@@ -82,12 +134,14 @@ def build(kind: str, directory: Path) -> None:
     errors = []
     for without in ((), ("head_dim",), ("num_key_value_heads",), ("num_key_value_heads", "head_dim")):
         try:
-            config = AutoConfig.for_model(kind)
-            for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
-                _shrink(part, {k: v for k, v in SIZES.items() if k not in without})
-                for name, value in OWN.get(kind, {}).items():
-                    setattr(part, name, value)
-                for name, value in {**ids, "vocab_size": len(tokenizer)}.items():
+            config = AutoConfig.for_model(kind, **CONSTRUCTED.get(kind, {}))
+            text = (config, config.get_text_config(decoder=True))
+            for part in _parts(config):
+                if kind not in CONSTRUCTED:
+                    _shrink(part, {k: v for k, v in SIZES.items() if k not in without})
+                if not any(part is t for t in text):
+                    continue
+                for name, value in {**ids, "vocab_size": len(tokenizer), **OWN.get(kind, {})}.items():
                     setattr(part, name, value)
             if hasattr(config, "is_decoder") and not getattr(config, "is_encoder_decoder", False):
                 config.is_decoder = True
@@ -102,12 +156,19 @@ def build(kind: str, directory: Path) -> None:
                 if not bool(model(input_ids=torch.arange(3, 19)[None]).logits.isfinite().all()):
                     raise ValueError("its logits are not finite")
             model.save_pretrained(directory)
+            AutoModelForCausalLM.from_pretrained(str(directory))
             tokenizer.save_pretrained(str(directory))
             return
         except Exception as e:
             shutil.rmtree(directory, ignore_errors=True)
-            errors.append(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+            errors.append(f"{type(e).__name__}: {' '.join(str(e).split())[:150]}")
     raise NotTiny(f"{REJECTED}: {errors[0]}")
+
+
+def _parts(config: Any) -> list[Any]:
+    """A config and the configs inside it: of the text model, of a vision tower."""
+    inner = [v for v in vars(config).values() if hasattr(v, "to_diff_dict") or hasattr(v, "sub_configs")]
+    return [config, *(part for value in inner for part in _parts(value))]
 
 
 def _shrink(config: Any, sizes: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from smollm3_finetune.components.kinds import KINDS, Kind
 from smollm3_finetune.errors import SmolLM3Error, did_you_mean
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+VERSION = re.compile(r"\d+(\.\d+)*")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 PREFIX = "smollm3_"
 HOOKS = tuple(k.hook for k in KINDS)
@@ -122,7 +123,7 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
 
 FUNCTIONS = {"claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source")}
 """The functions of descriptors and their arguments."""
-TUPLES = ("aliases", "marker_files")
+TUPLES = ("aliases", "marker_files", "replaces")
 FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels")
 
 
@@ -152,6 +153,12 @@ def check_descriptor(spec: ComponentSpec) -> None:
         if not NAME.fullmatch(alias):
             raise Violation(f"the name {short(alias)} must be lower-case words joined by single hyphens",
                             f"aliases=({_as_name(alias)!r},)")  # fmt: skip
+    for former in spec.replaces:
+        if not all(former.partition(":")):
+            raise Violation(f"{name!r}: replaces must hold names such as 'my_plugin:{name}', but has {short(former)}",
+                            f"replaces=('my_plugin:{name}',)")  # fmt: skip
+    if not isinstance(spec.same_since, str) or (spec.same_since and not VERSION.fullmatch(spec.same_since)):
+        raise wrong("same_since", "a version such as '1.2'", "same_since='1.2'")
     for label in ("factory", "options"):
         if not isinstance(values[label], str) or not DOTTED.fullmatch(values[label]):
             raise Violation(f"{name!r}: {label} must be 'package.module:Class', but is {described(values[label])}",

@@ -58,6 +58,11 @@ class RegisteredComponent:
     """Why it was chosen for this run; None: the user named it."""
 
     @property
+    def is_file(self) -> bool:
+        """Whether the plugin is a file of `-p`."""
+        return self.origin.endswith(".py")
+
+    @property
     def full_name(self) -> str:
         """`distribution:name`, which is unambiguous whatever else is installed; saved configurations use it."""
         return f"{self.distribution}:{self.spec.name}"
@@ -350,7 +355,7 @@ class Registry:
         return {name: records for name, records in by_name.items() if len(records) > 1}
 
     def find(self, kind: Kind, name: str) -> RegisteredComponent:
-        """The component that a user calls `name`: a name, an alias, or `distribution:name`.
+        """The component that a user calls `name`: a name, an alias, or `distribution:name`, present or former.
 
         Raises PluginConflictError if two distributions offer a bare name, PluginError if the plugin that would offer
         it is broken, and UnknownComponentError with a suggestion if no plugin offers it.
@@ -359,6 +364,7 @@ class Registry:
         components = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
         if colon:
             components = [o for o in components if o.distribution == distribution]
+            components = components or [o for o in self.of(kind) if name in o.spec.replaces]
         if len(components) == 1:
             return components[0]
         if components:

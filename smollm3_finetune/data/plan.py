@@ -54,7 +54,7 @@ class SelectedRows:
                     f"formatter.{next(iter(options))}: the sources use several formatters ({', '.join(names)})",
                     hint=f"choose the formatter of this option: --formatter {names[0].rpartition(':')[2]}",
                 )
-            formatter = with_options(found[0], options)
+            formatter = with_options(found[0], self.config.formatter)
         read = tuple(with_formatter(registry, s, formatter, limit(s), ignored) for s in sources)
         return Rows(sources=read, seed=data.seed, held_out=data.held_out, uses_labels=self._uses_labels())
 
@@ -78,10 +78,10 @@ def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
     config, origins = loaded.config, loaded.origins
     collect = Collector()
     objective_name, named = config.objective.name or DEFAULT_OBJECTIVE, config.formatter.name
-    objective = collect.run(lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, origins))
+    objective = collect.run(lambda: choose(registry, OBJECTIVE, objective_name, config.objective, origins))
     formatter = None
     if named is not None:
-        formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter.options, origins))
+        formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter, origins))
     sources = collect.run(lambda: find_sources(config.data.path))
     validation: Sequence[Source] | None = ()
     if (held_out_rows := config.data.validation) is not None:

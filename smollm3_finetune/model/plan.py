@@ -6,9 +6,10 @@ the source. Each reports independent problems together.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from smollm3_finetune.components.contract import described, leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
+from smollm3_finetune.components.recorded import compare_recorded
 from smollm3_finetune.components.registry import Claim, RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
@@ -56,6 +58,8 @@ class ModelRequest:
     adapter_path: Path | None = None
     """A saved adapter to restore."""
     purpose: Purpose = Purpose.INFER
+    compared: bool = False
+    """Whether the versions that made the saved adapter were compared already, as for a resumed run."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """The origin of each key, for messages."""
 
@@ -95,14 +99,14 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     if "\0" in request.ref:
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
-        return choose(registry, LOADER, config.name, config.options, request.origins)
+        return choose(registry, LOADER, config.name, config, request.origins)
     best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return with_options(best[0], config.options, request.origins)
+    return with_options(best[0], config, request.origins)
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -181,8 +185,8 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
     if claiming:
-        return with_options(claiming[0], request.quant.options, request.origins)
-    return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant.options, request.origins)
+        return with_options(claiming[0], request.quant, request.origins)
+    return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant, request.origins)
 
 
 def _if_wrong(component: RegisteredComponent) -> str:
@@ -224,6 +228,8 @@ class SelectedModel:
     quantizer: SelectedComponent | None
     """None: the request names none, and the checkpoint decides."""
     adapter: SelectedComponent | None
+    notices: Sequence[str] = ()
+    """Lines about versions that differ from those of the saved adapter."""
 
 
 def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
@@ -235,15 +241,19 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     path = request.adapter_path
     saved = collect.run(lambda: SavedAdapter.read(path)) if path is not None else None
     request = _with_saved(request, saved)
+    _compare_versions(registry, request, saved)  # first: another version may have other options
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
     quantizer: SelectedComponent | None = None
     if request.quant.name is not None:
-        name, options = request.quant.name, request.quant.options
-        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
+        name = request.quant.name
+        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
     collect.finish()
     assert loader is not None
-    return SelectedModel(request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter)
+    notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
+    return SelectedModel(
+        request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter, notices=notices
+    )
 
 
 def plan_model(registry: Registry, selected: SelectedModel, context: BuildContext) -> ModelPlan:
@@ -251,6 +261,8 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
 
     Reads `config.json`; no weights, and nothing is written.
     """
+    for notice in selected.notices:
+        context.progress.say(notice)
     collect = Collector()
     request, saved, adapter = selected.request, selected.saved, selected.adapter
     for choice in (selected.loader, adapter, selected.quantizer):
@@ -306,10 +318,10 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
             if (path / "run.yaml").exists():
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
-            options = config.options if config is not None else {}
-            return with_options(_claimed_adapter(registry, path), options, request.origins)
+            own = config or ComponentConfig()
+            return with_options(_claimed_adapter(registry, path), own, request.origins)
         return None
-    return choose(registry, ADAPTER, config.name, config.options, request.origins)
+    return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
 def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
@@ -332,6 +344,18 @@ def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
     return found[0]
 
 
+def _compare_versions(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> list[str]:
+    """Compares the versions that made a saved adapter; see `compare_recorded`. Unknown names are reported later."""
+    if saved is None or request.compared:
+        return []
+    used = []
+    for kind, config in ((LOADER, request.loader), (QUANTIZER, request.quant), (ADAPTER, request.adapter)):
+        if config is not None and config.name is not None:
+            with contextlib.suppress(SmolLM3Error):
+                used.append(registry.find(kind, config.name))
+    return compare_recorded(saved.versions, used, f"the adapter {saved.path}")
+
+
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
     """The request, completed with a saved adapter's method and quantizer; the user's names and options win."""
     if saved is None:
@@ -340,7 +364,9 @@ def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelReque
         request = replace(request, adapter=saved.adapter)
     described, requested = saved.quant, request.quant
     if described is not None and (requested.name is None or same_component(requested.name, described.name)):
-        request = replace(request, quant=replace(described, options={**described.options, **requested.options}))
+        options = {**described.options, **requested.options}
+        known = described.set_options() | requested.set_options()
+        request = replace(request, quant=replace(described, options=options, given=known))
     return request
 
 
