@@ -175,7 +175,12 @@ def component(version: str, since: str = "", *, file: bool = False) -> Registere
         name="scale", summary="s", factory="a:B", same_since=since, replaces=("my_scale:scale", "old-dist:scale"), api=1
     )
     return RegisteredComponent(
-        kind=ADAPTER, spec=spec, distribution="acme", version=version, plugin="acme", is_file=file
+        kind=ADAPTER,
+        spec=spec,
+        distribution="acme",
+        version=version,
+        plugin="acme",
+        origin="mine.py" if file else "entry point",
     )
 
 
