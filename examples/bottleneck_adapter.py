@@ -26,7 +26,7 @@ def smollm3_adapters():
             packs=True,  # processes each token alone: packed rows do not influence each other
             merges=False,  # a nonlinear network cannot be folded into a weight
             suggests={"train.learning_rate": 0.003},
-            api=1,
+            api=2,
         )
     ]
 

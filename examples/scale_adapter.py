@@ -25,7 +25,7 @@ def smollm3_adapters():
             packs=True,
             merges=False,
             suggests={"train.learning_rate": 0.02},
-            api=1,
+            api=2,
         )
     ]
 

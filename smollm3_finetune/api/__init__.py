@@ -8,7 +8,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
     @hookimpl
     def smollm3_adapters():
         return [AdapterSpec(name="scale", summary="one learned factor per layer",
-                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)]
+                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
 protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).

@@ -314,7 +314,7 @@ def _checked(spec: Any, kind: Kind) -> ComponentSpec:
     """The descriptor, if it follows the contract. Raises TypeError or ValueError that names the field."""
     if not isinstance(spec, kind.spec):
         raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, but returned {spec!r}")
-    if type(spec.api) is not int:
+    if type(spec.api) is not int or spec.api < 1:
         raise TypeError(f"{spec.name!r}: api must be {API_VERSION}, but is {spec.api!r}")
     if spec.api > API_VERSION:
         raise ValueError(

@@ -38,7 +38,7 @@ def smollm3_quantizers():
             claims=lambda config: (config.get("quantization_config") or {}).get("quant_method") == "mine",
             requires=Requires(distributions=("click>=8",), accelerators=("cpu", "cuda")), aliases=("my-own",),
             suggests={"train.learning_rate": 1e-4},
-            api=1,
+            api=2,
         )
     ]
 
@@ -81,8 +81,8 @@ BROKEN = {
                        "pip install no_such_module_at_all"),
     "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "docs/hooks.md"),
     "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "docs/hooks.md"),
-    "newer api": (("api=1,", "api=99,", 1), LOADS, "api 99", "docs/hooks.md"),
-    "no api": (("            api=1,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "docs/hooks.md"),
+    "newer api": (("api=2,", "api=99,", 1), LOADS, "api 99", "docs/hooks.md"),
+    "no api": (("            api=2,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "docs/hooks.md"),
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
                        "its hooks offer nothing", "return a descriptor"),
     "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),

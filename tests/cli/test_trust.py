@@ -156,7 +156,7 @@ from smollm3_finetune.api import AdapterSpec, hookimpl
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more}, api=1)]
+    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more}, api=2)]
 
 def nothing(spec, options, env):
     return None

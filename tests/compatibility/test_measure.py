@@ -28,7 +28,7 @@ from smollm3_finetune.api import AdapterSpec, Op, hookimpl
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="crashing", summary="s", factory="crashing:Adapter", merges=False, api=1)]
+    return [AdapterSpec(name="crashing", summary="s", factory="crashing:Adapter", merges=False, api=2)]
 
 class Adapter:
     def __init__(self, options): pass
@@ -83,8 +83,8 @@ def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution
     fake_distribution("acme", "1.0", {"acme_worker": WORKER})
 
     def pair(adapter: str) -> Pair:
-        spec = AdapterSpec(name=adapter, summary="s", factory="a:B", api=1)
-        quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B", api=1)
+        spec = AdapterSpec(name=adapter, summary="s", factory="a:B", api=2)
+        quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B", api=2)
         about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
         return Pair(
             quantizer=RegisteredComponent(kind=QUANTIZER, spec=quantizer, **about),

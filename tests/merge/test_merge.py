@@ -392,7 +392,7 @@ def test_merging_needs_read_weight_but_training_does_not() -> None:
     assert pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.TRAIN)) is None
     problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
     assert isinstance(problem, IncompatibleError)
-    spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False, api=1)
+    spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False, api=2)
     kept = replace(adapter, component=replace(adapter.component, spec=spec))
     assert pair_problem(registry, sealed, kept, Env(device="cpu", purpose=Purpose.INFER)) is None
 

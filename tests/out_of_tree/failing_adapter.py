@@ -23,7 +23,7 @@ def smollm3_adapters():
             options="failing_adapter:FailingOptions",
             needs={Op.FORWARD, Op.GRAD_INPUT},
             packs=True,
-            api=1,
+            api=2,
         )
     ]
 

@@ -27,7 +27,7 @@ ADAPTERS = {
 @hookimpl
 def smollm3_adapters():
     specs = [
-        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)
+        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)
         for name, cls in ADAPTERS.items()
     ]
     unmergeable = AdapterSpec(
@@ -36,7 +36,7 @@ def smollm3_adapters():
         factory="faulty_merges:DeltaAdapter",
         refine=_kept,
         needs={Op.FORWARD},
-        api=1,
+        api=2,
     )
     return [*specs, unmergeable]
 
@@ -53,7 +53,7 @@ def smollm3_quantizers():
             summary="reads its weights with a scale that the forward no longer uses",
             factory="faulty_merges:StaleQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
-            api=1,
+            api=2,
         ),
         QuantizerSpec(
             name="sealed",
@@ -61,7 +61,7 @@ def smollm3_quantizers():
             factory="faulty_merges:SealedQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT},
             absent={Op.READ_WEIGHT: "its codes stay on the accelerator"},
-            api=1,
+            api=2,
         ),
     ]
 

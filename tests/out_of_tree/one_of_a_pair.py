@@ -54,6 +54,6 @@ def smollm3_adapters() -> list[AdapterSpec]:
             summary="doubles the embeddings",
             factory="one_of_a_pair:EmbeddingsOnly",
             claims=lambda about: about.get("peft_type") == "DOUBLED",
-            api=1,
+            api=2,
         )
     ]

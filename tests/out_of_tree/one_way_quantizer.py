@@ -47,7 +47,7 @@ def smollm3_quantizers():
             provides=provides,
             absent=absent,
             claims=_claims,
-            api=1,
+            api=2,
         ),
         QuantizerSpec(
             name=f"{METHOD}-unpinned",
@@ -56,7 +56,7 @@ def smollm3_quantizers():
             options="one_way_quantizer:RowsOptions",
             provides=provides,
             absent=absent,
-            api=1,
+            api=2,
         ),
     ]
 

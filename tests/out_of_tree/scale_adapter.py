@@ -24,7 +24,7 @@ def smollm3_adapters():
             needs={Op.FORWARD, Op.GRAD_INPUT},
             packs=True,
             suggests={"train.learning_rate": 1e-2},
-            api=1,
+            api=2,
         )
     ]
 

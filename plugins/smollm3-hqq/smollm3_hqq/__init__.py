@@ -22,6 +22,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             check=check_layerwise(
                 "hqq", "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded"
             ),
-            api=1,
+            api=2,
         )
     ]

@@ -50,7 +50,7 @@ def smollm3_adapters():
             factory=f"broken_adapters:{cls}",
             needs={Op.FORWARD, Op.GRAD_INPUT},
             **traits,
-            api=1,
+            api=2,
         )
         for name, (cls, traits) in VARIANTS.items()
     ]
