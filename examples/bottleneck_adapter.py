@@ -55,7 +55,7 @@ class BottleneckAdapter:
             )
         return WithBottlenecks(base, networks)
 
-    def restore(self, base, path, ctx):
+    def restore(self, base, path, ctx, total_steps):
         from safetensors.torch import load_file
 
         adapted, saved = self.attach(base, ctx, None), load_file(str(path / FILE))

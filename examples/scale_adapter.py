@@ -47,7 +47,7 @@ class ScaleAdapter:
             layer.register_parameter("output_scale", torch.nn.Parameter(ones))
         return Scaled(base, layers)
 
-    def restore(self, base, path, ctx):
+    def restore(self, base, path, ctx, total_steps):
         from safetensors.torch import load_file
 
         adapted = self.attach(base, ctx, None)

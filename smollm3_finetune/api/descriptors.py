@@ -57,7 +57,7 @@ class ComponentSpec:
     Keys of `train`, `data.max_length`, `calibration.rows` and `calibration.length`: what decides no row.
     """
     api: int
-    """The version of the plugin API that it was written for, such as 2. A version newer than the installed one is an error."""
+    """The version of the plugin API that it was written for: 1 or 2. A newer one than the installed one is an error."""
 
     def __new__(cls, **fields: Any) -> Self:
         """Name the descriptor that has no `api`: the TypeError of a dataclass names the class only.

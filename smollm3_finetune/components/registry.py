@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import ComponentSpec
+from smollm3_finetune.api import AdapterSpec, ComponentSpec
+from smollm3_finetune.components.earlier_versions import accepts, current
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.errors import (
     MissingRequirementError,
@@ -55,12 +56,22 @@ class RegisteredComponent:
         return cls
 
     def create(self, options: Any) -> Any:
-        """The component, made from its validated options. Raises PluginError if its factory fails or lacks methods."""
+        """The component, made from its validated options, with the methods of the current version of the plugin API.
+
+        Raises PluginError if its factory fails or lacks methods.
+        """
         factory = self._import("factory")
         with attributed_to(self, "its factory"):
             made = factory(options)
         methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
         self.check_methods(made, methods, f"the factory {self.spec.factory}")
+        made = current(made, self.spec)
+        if isinstance(self.spec, AdapterSpec) and not accepts(made.restore, 4):
+            raise PluginError(
+                f"{self.title} ({self.distribution} {self.version}) states api={self.spec.api}, but its restore() does "
+                "not accept (base, path, ctx, total_steps)",
+                hint="see 'Version 2' in docs/api-versions.md",
+            )
         return made
 
     def check_methods(self, made: Any, methods: Iterable[str], maker: str) -> None:

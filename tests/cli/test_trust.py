@@ -165,7 +165,7 @@ class Half:
     def __init__(self, options): pass
 {body}
 """
-RESTORE = "    def restore(self, base, path, ctx): pass\n"
+RESTORE = "    def restore(self, base, path, ctx, total_steps): pass\n"
 
 
 @pytest.mark.parametrize(

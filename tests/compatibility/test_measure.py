@@ -32,7 +32,7 @@ def smollm3_adapters():
 
 class Adapter:
     def __init__(self, options): pass
-    def restore(self, base, path, ctx): pass
+    def restore(self, base, path, ctx, total_steps): pass
     def attach(self, base, ctx, total_steps):
         import os
         os._exit(3)

@@ -83,7 +83,7 @@ def test_unknown_layers_and_bottlenecks_of_another_size_are_errors(tmp_path: Pat
     adapter.attach(base, context, None).save(tmp_path / "saved")
     adapter, base, context = on_a_base(size=3)
     with pytest.raises(ModelError, match="another size"):
-        adapter.restore(base, tmp_path / "saved", context)
+        adapter.restore(base, tmp_path / "saved", context, None)
 
 
 BASES = {

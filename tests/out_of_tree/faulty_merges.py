@@ -87,7 +87,7 @@ class DeltaAdapter:
                 deltas[name] = delta
         return WithDelta(base, deltas)
 
-    def restore(self, base, path: Path, ctx):
+    def restore(self, base, path: Path, ctx, total_steps):
         from safetensors.torch import load_file
 
         adapted = self.attach(base, ctx, None)

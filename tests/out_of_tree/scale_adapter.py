@@ -47,7 +47,7 @@ class ScaleAdapter:
             raise ConfigError(f"no layer's name ends with {self.options.layers!r}")
         return Scaled(base, scales)
 
-    def restore(self, base, path: Path, ctx):
+    def restore(self, base, path: Path, ctx, total_steps):
         from safetensors.torch import load_file
 
         adapted = self.attach(base, ctx, None)
