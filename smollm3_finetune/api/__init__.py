@@ -16,6 +16,12 @@ protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 
 from __future__ import annotations
 
+from smollm3_finetune.api.adapters import (
+    AdaptedLayers,
+    LayerToAdapt,
+    layers_to_adapt,
+    transformer_blocks,
+)
 from smollm3_finetune.api.capabilities import (
     ALL_OPS,
     Env,
@@ -51,6 +57,7 @@ from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
     expert_stacks,
+    file_digest,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
@@ -74,6 +81,7 @@ from smollm3_finetune.api.models import (
     StoredLayers,
     Task,
 )
+from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -113,6 +121,7 @@ __all__ = [
     "IGNORE_INDEX",
     "REASONING_FIELDS",
     "Adapted",
+    "AdaptedLayers",
     "Adapter",
     "AdapterCard",
     "AdapterSpec",
@@ -131,6 +140,7 @@ __all__ = [
     "FormatterSpec",
     "FormatterWithColumns",
     "IncompatibleError",
+    "LayerToAdapt",
     "LinearOps",
     "Loader",
     "LoaderSpec",
@@ -158,6 +168,7 @@ __all__ = [
     "check_patterns",
     "directory_source",
     "expert_stacks",
+    "file_digest",
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
@@ -165,9 +176,11 @@ __all__ = [
     "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
+    "layers_to_adapt",
     "layers_to_quantize",
     "linear_layers",
     "load_layerwise",
+    "load_parameters",
     "open_tensors",
     "ops_for_layers",
     "option",
@@ -177,9 +190,12 @@ __all__ = [
     "quantize_experts",
     "read_json",
     "refuse_quantized",
+    "restore_parameters",
     "rounding_dtype",
+    "save_parameters",
     "say_unreplaced",
     "seeded",
     "stack_ops_for",
     "stacked_weights",
+    "transformer_blocks",
 ]
