@@ -87,19 +87,27 @@ def transformer_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     from torch import nn
 
-    inside = _decoder(model)
-    lists = {n: m for n, m in inside.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{o}.") for o in lists)}
-    if not outer:
-        raise IncompatibleError(f"{type(model).__name__} has no list of transformer blocks")
-    layers = getattr(getattr(inside, "config", None), "num_hidden_layers", None)
+    def lists_in(part: nn.Module) -> dict[str, nn.ModuleList]:
+        found = {n: m for n, m in part.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+        return {n: m for n, m in found.items() if not any(n.startswith(f"{outer}.") for outer in found)}
+
+    decoder = _decoder(model)
+    lists = lists_in(decoder) or lists_in(model)  # some models call their head the decoder
+    layers = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
 
     def rank(blocks: nn.ModuleList) -> tuple[bool, int]:
         return len(blocks) == layers, sum(p.numel() for p in blocks.parameters())
 
-    chosen = max(outer.values(), key=rank)
-    own = set(chosen)
+    chosen = max(lists, key=lambda name: rank(lists[name]), default=None)
+    if chosen is None or any(_beside(name, chosen) and len(lists[name]) == len(lists[chosen]) for name in lists):
+        # XLM keeps attentions, norms and feed-forward layers in a list each
+        raise IncompatibleError(f"{type(model).__name__} has no list of transformer blocks")
+    own = set(lists[chosen])
     return {name: module for name, module in model.named_modules() if module in own}
+
+
+def _beside(name: str, other: str) -> bool:
+    return name != other and name.rpartition(".")[0] == other.rpartition(".")[0]
 
 
 def _decoder(model: Any) -> Any:

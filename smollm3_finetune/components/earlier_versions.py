@@ -13,7 +13,7 @@ from smollm3_finetune.api import Adapted, AdapterSpec, Base, BuildContext, Compo
 def current(made: Any, spec: ComponentSpec) -> Any:
     """`made`, which the factory of `spec` returned, as an object of the current version."""
     if isinstance(spec, AdapterSpec) and spec.api < 2:
-        return _AdapterOfVersion1(made)
+        return type(type(made).__name__, (_AdapterOfVersion1,), {})(made)  # named as in the plugin, for messages
     return made
 
 

@@ -244,7 +244,7 @@ def test_a_longer_context_is_saved_with_the_model(tmp_path: Path, cli: Callable[
     longer = {"loader_options": {"context": 4096}}
     loaded = load_model(model, adapter="delta", purpose="train", plugins=FILES, **longer)
     with torch.no_grad():
-        for delta in loaded.adapted.deltas.values():  # type: ignore[union-attr]
+        for delta in loaded.adapted.parts.values():  # type: ignore[union-attr]
             delta.add_(0.04)
     loaded.save(Path("adapter"))
     right = logits(loaded.model)
