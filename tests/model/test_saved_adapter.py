@@ -62,10 +62,10 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(adapter: Path) -> None:
 
 def test_a_missing_or_truncated_file_is_found(adapter: Path) -> None:
     os.truncate(adapter / "adapter.safetensors", 40)
-    with pytest.raises(ModelError, match=r"scale\.safetensors differs from its checksum"):
+    with pytest.raises(ModelError, match=r"adapter\.safetensors differs from its checksum"):
         SavedAdapter.read(adapter)
     (adapter / "adapter.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"scale\.safetensors is missing"):
+    with pytest.raises(ModelError, match=r"adapter\.safetensors is missing"):
         SavedAdapter.read(adapter)
 
 
