@@ -38,7 +38,9 @@ class LayerToAdapt:
     module: Any
     """The layer, an `nn.Module`; its class depends on the quantizer."""
     out_features: int
+    """The number of its outputs: the last dimension of the tensor that it returns."""
     in_features: int
+    """The number of its inputs: the last dimension of the tensor that it receives."""
     ops: LinearOps | None
     """The operations of a quantized layer; None for an ordinary one, with `module.weight` (out, in)."""
 

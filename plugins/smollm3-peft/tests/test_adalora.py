@@ -15,9 +15,10 @@ def take(lab: Any, adapted: Any, first: int, last: int) -> None:
     parameters = [p for p in adapted.model.parameters() if p.requires_grad]
     for step in range(first, last + 1):
         lab.gradients(adapted.model)
+        torch.manual_seed(step)
         with torch.no_grad():
-            for parameter in parameters:
-                parameter.sub_(0.1 * parameter.grad.sign())
+            for parameter in parameters:  # with noise, a singular value is zero only if it was pruned
+                parameter.sub_(0.1 * parameter.grad).add_(0.01 * torch.randn_like(parameter))
         adapted.on_step(step)
 
 
