@@ -23,15 +23,17 @@ LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "opti
 
 SAME = (
     "api/quantizer_helpers", "batching/attention_within_rows", "batching/bins", "batching/cross_entropy",
-    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/data", "cli/streams",
-    "components/containment", "components/requirements", "config/shown", "data/chunks", "data/compressed",
-    "data/damaged_tables", "data/data", "data/formatter_tokens", "data/formatters", "data/held_out_rows",
-    "data/render", "data/rows", "data/saved_datasets", "data/template_families", "data/template_limits",
-    "data/templates", "data/tokenizers", "data/unread_columns", "docs/english", "docs/tutorials", "faults/failing_runs",
-    "faults/failures", "faults/fuzz", "faults/kills", "faults/locks", "faults/streams_of_runs", "files/limits",
-    "files/permissions", "inference/stopping", "kit/kit", "model/long_context", "runs/resume", "scaffold/scaffold",
+    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/data", "cli/streams", "cli/trust",
+    "compatibility/measure", "components/containment", "components/many_plugins", "components/requirements",
+    "config/shown", "data/chunks", "data/compressed", "data/damaged_tables", "data/data", "data/formatter_tokens",
+    "data/formatters", "data/held_out_rows", "data/render", "data/rows", "data/saved_datasets",
+    "data/template_families", "data/template_limits", "data/templates", "data/tokenizers", "data/unread_columns",
+    "docs/english", "docs/tutorials", "faults/failing_runs", "faults/failures", "faults/fuzz", "faults/kills",
+    "faults/locks", "faults/streams_of_runs", "files/limits", "files/permissions", "inference/stopping", "kit/kit",
+    "kit/kit_fixtures", "kit/kit_own", "model/long_context", "runs/resume", "scaffold/scaffold",
     "startup/training_imports", "train/base_dropout", "train/compiling", "train/half_precision", "train/health",
-    "train/learning_rate", "train/measuring", "train/mishaps", "train/stopping", "train/two_processes",
+    "train/launcher", "train/learning_rate", "train/measuring", "train/mishaps", "train/stopping",
+    "train/two_processes",
 )  # fmt: skip
 """Tests that use no plugins; the other session runs them."""
 

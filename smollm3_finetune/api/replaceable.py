@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _READS = re.compile(r"\bself((?:\.\w+)+)\.weight\b")
+_WRITES = re.compile(r"\b\w+((?:\.\w+)+)\.weight(?:\.data)?\.(?:add|copy|div|mul|sub)_\(")
 _ELSEWHERE = ("transformers.modeling_utils", "transformers.generation.", "builtins")
 """Modules with classes that read no weight of a particular model in a forward."""
 
@@ -48,27 +49,32 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def weights_that_are_read(model: nn.Module) -> list[str]:
-    """The names of submodules whose `weight` is read in the source code of a module around them."""
+    """The names of submodules whose `weight` is read, or changed in place, in the source code of a module around them.
+
+    RWKV changes weights of its blocks in a loop: there, the end of a path below the module is known, not its beginning.
+    """
     found = []
     modules = dict(model.named_modules())
     for name, module in modules.items():
         cls: Any = type(module)
-        for path in _paths(cls):
+        for path in _paths(cls, _READS):
             inner = f"{name}.{path}" if name else path
             if inner in modules:
                 found.append(inner)
-    return found
+        if ends := tuple(f".{path}" for path in _paths(cls, _WRITES)):
+            found += [n for n in modules if n.endswith(ends) and n.startswith(f"{name}." if name else "")]
+    return list(dict.fromkeys(found))
 
 
 @cache
-def _paths(cls: type) -> frozenset[str]:
-    """The paths of submodules, from `self`, whose `weight` occurs in the source of a class or of its base classes."""
+def _paths(cls: type, pattern: re.Pattern[str]) -> frozenset[str]:
+    """The paths whose `weight` occurs as `pattern` states in the source of a class or of its base classes."""
     paths: set[str] = set()
     for base in cls.__mro__:
         if base is nn.Module or f"{base.__module__}.".startswith(_ELSEWHERE):
             continue
         try:
-            paths.update(match[1:] for match in _READS.findall(inspect.getsource(base)))
+            paths.update(match[1:] for match in pattern.findall(inspect.getsource(base)))
         except (OSError, TypeError):  # a class without a file
             continue
     return frozenset(paths)

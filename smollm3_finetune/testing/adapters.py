@@ -311,7 +311,7 @@ class AdapterConformance(Conformance):
     def test_a_schedule_follows_the_length_of_the_resumed_run(self, tmp_path: Path) -> None:
         """Saved before its first step and restored with more steps, it equals an adapter attached for that many."""
         if self.declared().api < 2:
-            skip("its descriptor states api=1, so restore() is called without total_steps")
+            skip("its descriptor states api=2, so restore() is called without total_steps")
         path = self.saved(self.attach(tmp_path, pushed=True), tmp_path)
         resumed = self.restore(tmp_path, self.base(), path, total_steps=LONGER)
         right = self.attach(tmp_path, pushed=True, total_steps=LONGER)

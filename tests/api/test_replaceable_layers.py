@@ -72,6 +72,13 @@ def test_models_that_read_weights() -> None:
     assert {n.rpartition(".")[2] for n in layers} == {"in_proj"}
 
 
+def test_a_model_that_rescales_weights_between_modes() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96, "attention_hidden_size": 32}
+    layers, read = linear_layers(transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes)))
+    assert set(read) == {f"rwkv.blocks.{i}.{end}" for i in (0, 1) for end in ("attention.output", "feed_forward.value")}
+    assert {f"rwkv.blocks.0.attention.{end}" for end in ("key", "value", "receptance")} <= set(layers)
+
+
 def test_linear_layers_of_a_subclass() -> None:
     falcon = transformers.FalconForCausalLM(transformers.FalconConfig(**SIZES, num_attention_heads=2))
     layers, read = linear_layers(falcon)

@@ -523,10 +523,16 @@ def test_the_counts_equal_those_of_the_training_examples(cli: Cli, few: str) -> 
 
 @pytest.mark.skipif(REAL is None, reason="SMOLLM3_TEST_DATA names no folder with the real rows")
 @pytest.mark.parametrize(
-    ("name", "formatter", "rows"),
-    [("alpaca_en_demo.json", "alpaca", 999), ("v1_sft_demo.jsonl", "messages", 500), ("c4_demo.jsonl", "text", 300)],
+    ("name", "formatter", "rows", "max_length"),
+    [
+        ("alpaca_en_demo.json", "alpaca", 999, 1024),
+        ("v1_sft_demo.jsonl", "messages", 500, 64),
+        ("c4_demo.jsonl", "text", 300, 1024),
+        pytest.param("alpaca_en_demo.json", "alpaca", 999, 64, marks=pytest.mark.long),
+        pytest.param("v1_sft_demo.jsonl", "messages", 500, 1024, marks=pytest.mark.long),
+        pytest.param("c4_demo.jsonl", "text", 300, 64, marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("max_length", [64, 1024])
 def test_all_real_rows_are_read_and_the_counts_add_up(
     name: str, formatter: str, rows: int, max_length: int, cli: Cli
 ) -> None:

@@ -18,11 +18,21 @@ TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 QUICK = ("--adapter", "full", "--max-steps", "2", "--set", "data.limit=20", "--set", "train.sample_tokens=2")
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a finished run keeps a copy for the others."""
+    return tmp_path_factory.mktemp("kept") / "base"
+
+
 @pytest.fixture
-def finished(cli: Cli) -> Path:
+def finished(cli: Cli, kept: Path) -> Path:
     """A run with a checkpoint after each step."""
-    result = cli("train", *QUICK, "--set", "train.save_every=1", "--output", "base")
-    assert result.code == 0, result.stderr
+    if kept.exists():
+        shutil.copytree(kept, "base", symlinks=True)
+    else:
+        result = cli("train", *QUICK, "--set", "train.save_every=1", "--output", "base")
+        assert result.code == 0, result.stderr
+        shutil.copytree("base", kept, symlinks=True)
     return Path("base")
 
 

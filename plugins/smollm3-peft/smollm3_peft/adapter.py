@@ -185,6 +185,7 @@ class PeftAdapter:
                 if not may_untie:
                     raise ties.refusal()
                 ties.separate(inner)
+            ties.check_other_layers(inner)
             ties.merge_once(inner)
             merged: PreTrainedModel = model.merge_and_unload()
         merged.requires_grad_(False)

@@ -183,6 +183,12 @@ def check_identity(before: torch.Tensor, after: torch.Tensor, tolerance: float, 
     If the forward of a method bypasses the quantized layer, it trains on a wrong base, and its loss still falls.
     """
     scale = before.norm().clamp_min(torch.finfo(before.dtype).tiny)
+    if bool(before.isfinite().all()) and not bool(after.isfinite().all()):
+        raise IncompatibleError(
+            f"with a new {method!r} adapter, the logits are not finite numbers: a method that divides by the norms of "
+            "weights cannot adapt a layer with rows of zeros",
+            hint="--adapter lora",
+        )
     distance = float((after - before).norm() / scale)
     if not distance <= tolerance:
         raise IncompatibleError(

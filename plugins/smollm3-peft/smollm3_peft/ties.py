@@ -1,4 +1,4 @@
-"""Embeddings that share their weight with the head, and adapters that change only one of them."""
+"""Layers that share a weight, such as the embeddings and the head, and adapters that change each differently."""
 
 from __future__ import annotations
 
@@ -53,6 +53,27 @@ def merge_once(model: PreTrainedModel) -> None:
         weights = [layer.get_base_layer().weight.data_ptr() for layer in (head, embeddings)]
         if weights[0] == weights[1]:
             head.merge = _merge_nothing
+
+
+def check_other_layers(model: PreTrainedModel) -> None:
+    """Raises IncompatibleError if two layers share a weight, as the blocks of Zamba do, and each has an adapter.
+
+    A merge would add both updates to the shared weight. The embeddings and the head are not checked.
+    """
+    pair = (model.get_input_embeddings(), model.get_output_embeddings())
+    names: dict[int, str] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or any(layer is one for one in pair):
+            continue
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if weight is None or weight.numel() == 0:
+            continue
+        if (other := names.setdefault(weight.data_ptr(), name)) != name:
+            raise IncompatibleError(
+                f"{other} and {name} share a weight, and the adapter changes it differently in each: it cannot be "
+                "merged",
+                hint="use the adapter without merging: smollm3 generate RUN",
+            )
 
 
 def refusal() -> IncompatibleError:

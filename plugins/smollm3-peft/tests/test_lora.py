@@ -258,6 +258,16 @@ def test_a_wrong_forward_is_refused_at_attach(lab: Any, monkeypatch: Any) -> Non
         lab.make_adapter("lora").attach(lab.make_base("stub"), lab.context(), None)
 
 
+def test_dora_on_rows_of_zeros_is_refused_with_the_reason(lab: Any) -> None:
+    base = lab.make_base("none")
+    base.model.model.layers[0].self_attn.q_proj.weight[3] = 0
+    lab.make_adapter("lora").attach(base, lab.context(), None)
+    base = lab.make_base("none")
+    base.model.model.layers[0].self_attn.q_proj.weight[3] = 0
+    with pytest.raises(IncompatibleError, match="rows of zeros"):
+        lab.make_adapter("dora").attach(base, lab.context(), None)
+
+
 def test_attaching_keeps_the_random_state_and_follows_the_seed(lab: Any) -> None:
     weights = []
     for _ in range(2):

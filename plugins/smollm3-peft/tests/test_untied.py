@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from smollm3_peft.methods import METHODS
+from transformers import ZambaConfig, ZambaForCausalLM
 
 from smollm3_finetune.api import IncompatibleError, ModelError
 
@@ -72,6 +73,41 @@ def test_an_adapter_that_keeps_the_tie_is_merged_the_same_with_permission(
         merged = lab.make_adapter("lora").merge(dense, tmp_path)
         assert lab.distance(lab.logits(merged), right) <= 1e-6
         assert merged.config.tie_word_embeddings is tied
+
+
+def zamba() -> Any:
+    """A model whose two attention blocks share their weights."""
+    about = {
+        "hidden_size": 32,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+    }
+    torch.manual_seed(0)
+    return ZambaForCausalLM(ZambaConfig(**about, attn_layer_period=3, attn_layer_offset=1, intermediate_size=32)).eval()
+
+
+@pytest.mark.parametrize("target", ["q_proj", "in_proj"])
+def test_layers_that_share_a_weight_and_have_two_adapters_are_not_merged(lab: Any, tmp_path: Path, target: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, about names of transformers
+        model = get_peft_model(zamba(), LoraConfig(target_modules=[target], r=2, task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(8)[None]
+    right = model(ids).logits.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path)
+    adapter = lab.make_adapter("lora")
+    if target == "in_proj":  # of the Mamba layers, which are not shared
+        assert torch.allclose(adapter.merge(zamba(), tmp_path)(ids).logits, right, atol=1e-5)
+        return
+    with pytest.raises(IncompatibleError, match=r"layers\.2.* and .*layers\.4.* share a weight") as e:
+        adapter.merge(zamba(), tmp_path)
+    assert "smollm3 generate" in e.value.hint
 
 
 def test_replicated_layers_are_refused_by_name(lab: Any, tmp_path: Path) -> None:

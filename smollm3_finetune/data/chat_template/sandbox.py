@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from smollm3_finetune.files.limits import SECONDS, TEXT_SIZE, BeyondLimit
@@ -75,7 +75,10 @@ class Meter:
 
     def sized(self, value: Any) -> Any:
         """The value, whose size is checked."""
-        if isinstance(value, str | list | tuple | Mapping):
+        if type(value) is str:
+            if len(value) > self.most:
+                raise self.too_large()
+        elif isinstance(value, str | list | tuple | Mapping):
             self.size(value)
         return value
 
@@ -115,23 +118,29 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"finalize": METER.emit, **kwargs})
         self.globals.pop("lipsum", None)  # makes random text of any length
-        self.globals.update(_tick=METER.tick, _sized=METER.sized, _concat=_concat)
+        self.filters.update(OWN_FILTERS)
 
     def compile(self, source: Any, name: Any = None, filename: Any = None, *args: Any, **kwargs: Any) -> Any:
         for key, function in self.filters.items():
-            if not hasattr(function, "limited"):
+            if not hasattr(function, "limited") and key not in OWN_FILTERS:
                 self.filters[key] = _limited(key, function)
         if isinstance(source, str):
             source = _counting(self.parse(source, name, filename))
         return super().compile(source, name, filename, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        return _or_none(super().getattr(obj, attribute))
+        value = super().getattr(obj, attribute)
+        return None if type(value) is str and value == NULL else value
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        return _or_none(super().getitem(obj, argument))
+        value = super().getitem(obj, argument)
+        return None if type(value) is str and value == NULL else value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str:  # most operations of a template
+            METER.room_for(len(left) + len(right))
+            METER.tick()
+            return left + right
         if operator == "%":
             _check_format(left, (right,) if not isinstance(right, tuple) else right)
         elif isinstance(left, int) and isinstance(right, int):
@@ -145,16 +154,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         METER.tick()
-        if __obj is METER.tick or __obj is METER.sized or __obj is _concat:
-            return __obj(*args)
         method = getattr(__obj, "__wrapped__", __obj)
         if isinstance(text := getattr(method, "__self__", None), str):
             _check_text_method(method.__name__, text, args, kwargs)
-        return _or_none(METER.sized(super().call(__context, __obj, *args, **kwargs)))
-
-
-def _or_none(value: Any) -> Any:
-    return None if type(value) is str and value == NULL else value
+        value = METER.sized(super().call(__context, __obj, *args, **kwargs))
+        return None if type(value) is str and value == NULL else value
 
 
 def _counting(tree: nodes.Template) -> nodes.Template:
@@ -175,8 +179,9 @@ def _all(node: nodes.Node, kind: type[Any]) -> Iterator[Any]:
     yield from node.find_all(kind)
 
 
-def _call(name: str, *args: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.Name(name, "load"), list(args), [], None, None)
+def _call(name: str, first: nodes.Expr, *others: nodes.Expr) -> nodes.Filter:
+    """A call of one of the filters below. A filter is called directly, a function through the sandbox."""
+    return nodes.Filter(first, name, list(others), [], None, None)
 
 
 def _replace(node: nodes.Node) -> None:
@@ -198,12 +203,25 @@ def _counted(node: nodes.Node) -> nodes.Node:
     return node
 
 
+@pass_context  # a filter that needs no context is called once, by the compiler
+def _tick(context: Any, emitted: int) -> None:
+    METER.tick(emitted)
+
+
+def _sized(value: Any) -> Any:
+    return METER.sized(value)
+
+
 def _concat(*parts: Any) -> str:
     for part in parts:
         METER.sized(part)
     texts = [str(part) for part in parts]
     METER.room_for(sum(map(len, texts)))
     return "".join(texts)
+
+
+OWN_FILTERS: dict[str, Callable[..., Any]] = {"_tick": _tick, "_sized": _sized, "_concat": _concat}
+"""The filters that the compiled template calls to count: their results need no limits."""
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
