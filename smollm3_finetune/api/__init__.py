@@ -8,7 +8,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
     @hookimpl
     def smollm3_adapters():
         return [AdapterSpec(name="scale", summary="one learned factor per layer",
-                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)]
+                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
 protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
@@ -16,6 +16,12 @@ protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 
 from __future__ import annotations
 
+from smollm3_finetune.api.adapters import (
+    AdaptedLayers,
+    LayerToAdapt,
+    layers_to_adapt,
+    transformer_blocks,
+)
 from smollm3_finetune.api.capabilities import (
     ALL_OPS,
     Env,
@@ -62,6 +68,7 @@ from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
     expert_stacks,
+    file_digest,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
@@ -85,6 +92,7 @@ from smollm3_finetune.api.models import (
     StoredLayers,
     Task,
 )
+from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -126,6 +134,7 @@ __all__ = [
     "IGNORE_INDEX",
     "REASONING_FIELDS",
     "Adapted",
+    "AdaptedLayers",
     "Adapter",
     "AdapterCard",
     "AdapterSpec",
@@ -146,6 +155,7 @@ __all__ = [
     "IncompatibleError",
     "LayerShape",
     "LayerTensors",
+    "LayerToAdapt",
     "LinearOps",
     "Loader",
     "LoaderSpec",
@@ -177,6 +187,7 @@ __all__ = [
     "converted_source",
     "directory_source",
     "expert_stacks",
+    "file_digest",
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
@@ -186,11 +197,13 @@ __all__ = [
     "hookimpl",
     "is_resource_error",
     "layer_shapes",
+    "layers_to_adapt",
     "layers_to_quantize",
     "linear_layers",
     "linear_shapes",
     "load_into",
     "load_layerwise",
+    "load_parameters",
     "open_checkpoint",
     "open_tensors",
     "ops_for_layers",
@@ -203,10 +216,13 @@ __all__ = [
     "quantize_experts",
     "read_json",
     "refuse_quantized",
+    "restore_parameters",
     "rounding_dtype",
+    "save_parameters",
     "say_unreplaced",
     "seeded",
     "stack_ops_for",
     "stacked_weights",
+    "transformer_blocks",
     "write_checkpoint",
 ]

@@ -14,8 +14,8 @@ from smollm3_finetune.api.capabilities import Env, Op
 if TYPE_CHECKING:
     from smollm3_finetune.api.models import ModelSource
 
-API_VERSION = 1
-"""The version of the plugin API. The `api` of a descriptor states the version it was written for."""
+API_VERSION = 2
+"""The version of the plugin API. The `api` of a descriptor states the version it was written for, from 1."""
 
 hookimpl = pluggy.HookimplMarker("smollm3_finetune")
 """Marks a plugin's hook function, so that pluggy finds it."""
@@ -67,7 +67,7 @@ class ComponentSpec:
     Keys of `train`, `data.max_length`, `calibration.rows` and `calibration.length`: what decides no row.
     """
     api: int
-    """The version of the plugin API that it was written for: 1. A version newer than the installed one is an error."""
+    """The version of the plugin API that it was written for: 1 or 2. A newer one than the installed one is an error."""
 
     def __new__(cls, **fields: Any) -> Self:
         """Name the descriptor that has no `api`: the TypeError of a dataclass names the class only.

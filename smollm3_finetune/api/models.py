@@ -283,10 +283,15 @@ class Adapter(Protocol):
         """
         ...
 
-    def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
+    def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> Adapted:
         """Attach the adapter saved in the directory `path` to `base`.
 
         Its parameters must be trainable if `ctx.purpose` is `Purpose.TRAIN`, and frozen otherwise.
+        `total_steps` is the number of optimizer steps of the resumed run, with those taken before; it differs from the
+        number that `attach` received if `train.max_steps` or `train.epochs` changed. None if it is unknown, as in
+        `generate` and `merge`: the adapter then computes what it computed when it was saved.
+
+        In version 1 of the API, it is called without `total_steps`.
         """
         ...
 

@@ -137,7 +137,7 @@ def check_descriptor(spec: ComponentSpec) -> None:
     def wrong(label: str, expected: str, hint: str) -> Violation:
         return Violation(f"{name!r}: {label} must be {expected}, but is {described(values[label])}", hint)
 
-    if type(spec.api) is not int:
+    if type(spec.api) is not int or spec.api < 1:
         raise wrong("api", str(API_VERSION), f"write api={API_VERSION}")
     if spec.api > API_VERSION:
         raise Violation(f"{name!r} was written for api {spec.api}, but this smollm3-finetune has api {API_VERSION}",

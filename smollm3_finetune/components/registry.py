@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smollm3_finetune.api import ComponentSpec
+from smollm3_finetune.api import AdapterSpec, ComponentSpec
 from smollm3_finetune.components.contract import described, leave_out, sentence
+from smollm3_finetune.components.earlier_versions import accepts, current
 from smollm3_finetune.components.kinds import QUANTIZER, Kind
 from smollm3_finetune.errors import (
     MissingRequirementError,
@@ -104,7 +105,10 @@ class RegisteredComponent:
         return cls
 
     def create(self, options: Any) -> Any:
-        """The component, made from its validated options. Raises PluginError if its factory fails or lacks methods."""
+        """The component, made from its validated options, with the methods of the current version of the plugin API.
+
+        Raises PluginError if its factory fails or lacks methods.
+        """
         factory = self._import("factory")
         if problem := _uncallable(factory):
             raise PluginError(f"{self.who}: the factory {self.spec.factory} {problem}",
@@ -113,6 +117,13 @@ class RegisteredComponent:
             made = factory(options)
         methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
         self.check_methods(made, methods, f"the factory {self.spec.factory}")
+        made = current(made, self.spec)
+        if isinstance(self.spec, AdapterSpec) and not accepts(made.restore, 4):
+            raise PluginError(
+                f"{self.who} states api={self.spec.api}, but its restore() does not accept (base, path, ctx, "
+                "total_steps)",
+                hint="def restore(self, base, path, ctx, total_steps), or api=1",
+            )
         return made
 
     def check_methods(self, made: Any, methods: Iterable[str], maker: str) -> None:

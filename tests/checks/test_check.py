@@ -38,7 +38,7 @@ def smollm3_quantizers():
             claims=lambda config: (config.get("quantization_config") or {}).get("quant_method") == "mine",
             requires=Requires(distributions=("click>=8",), accelerators=("cpu", "cuda")), aliases=("my-own",),
             suggests={"train.learning_rate": 1e-4},
-            api=1,
+            api=2,
         )
     ]
 
@@ -85,8 +85,8 @@ BROKEN = {
                        "pip install no_such_module_at_all"),
     "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "its fields: name"),
     "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "aliases=('my-own',)"),
-    "newer api": (("api=1,", "api=99,", 1), LOADS, "api 99", "upgrade"),
-    "no api": (("            api=1,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "add api="),
+    "newer api": (("api=2,", "api=99,", 1), LOADS, "api 99", "upgrade"),
+    "no api": (("            api=2,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "add api="),
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
                        "its hooks offer nothing", "return a descriptor"),
     "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),
@@ -172,18 +172,18 @@ def check(options, source):
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="mine", summary="q", factory="mine:Mine", api=1, check=check, claims=lambda c: False,
+    return [QuantizerSpec(name="mine", summary="q", factory="mine:Mine", api=2, check=check, claims=lambda c: False,
                           refine=lambda spec, options, env: spec)]
 
 
 @hookimpl
 def smollm3_loaders():
-    return [LoaderSpec(name="mine", summary="l", factory="mine:Mine", api=1, claims=lambda ref: ref.endswith("/mine"))]
+    return [LoaderSpec(name="mine", summary="l", factory="mine:Mine", api=2, claims=lambda ref: ref.endswith("/mine"))]
 
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name="mine", summary="f", factory="mine:Mine", api=1, claims=lambda row: "ask" in row)]
+    return [FormatterSpec(name="mine", summary="f", factory="mine:Mine", api=2, claims=lambda row: "ask" in row)]
 
 
 class Mine:

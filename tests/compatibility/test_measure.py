@@ -29,11 +29,11 @@ from smollm3_finetune.api import AdapterSpec, Op, hookimpl
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="crashing", summary="s", factory="crashing:Adapter", merges=False, api=1)]
+    return [AdapterSpec(name="crashing", summary="s", factory="crashing:Adapter", merges=False, api=2)]
 
 class Adapter:
     def __init__(self, options): pass
-    def restore(self, base, path, ctx): pass
+    def restore(self, base, path, ctx, total_steps): pass
     def attach(self, base, ctx, total_steps):
         import os
         os._exit(3)
@@ -84,8 +84,8 @@ def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution
     fake_distribution("acme", "1.0", {"acme_worker": WORKER})
 
     def pair(adapter: str) -> Pair:
-        spec = AdapterSpec(name=adapter, summary="s", factory="a:B", api=1)
-        quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B", api=1)
+        spec = AdapterSpec(name=adapter, summary="s", factory="a:B", api=2)
+        quantizer = QuantizerSpec(name="packed", summary="s", factory="a:B", api=2)
         about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
         return Pair(
             quantizer=RegisteredComponent(kind=QUANTIZER, spec=quantizer, **about),
@@ -119,9 +119,9 @@ for index, pair in enumerate(json.load(sys.stdin)["pairs"]):
 def test_a_pair_with_an_option_that_must_be_set_is_not_measured(fake_distribution: Any, tmp_path: Path) -> None:
     fake_distribution("acme", "1.0", {"acme_worker": SKIPS})
     about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
-    made = {n: AdapterSpec(name=n, summary="s", factory="a:B", api=1) for n in ("picky", "plain")}
+    made = {n: AdapterSpec(name=n, summary="s", factory="a:B", api=2) for n in ("picky", "plain")}
     quantizer = RegisteredComponent(
-        kind=QUANTIZER, spec=QuantizerSpec(name="q", summary="s", factory="a:B", api=1), **about
+        kind=QUANTIZER, spec=QuantizerSpec(name="q", summary="s", factory="a:B", api=2), **about
     )
     pairs = [
         Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Purpose.TRAIN)
@@ -154,7 +154,7 @@ class Options:
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="mine", summary="s", factory="mine:Options", options="mine:Options", api=1)]
+    return [QuantizerSpec(name="mine", summary="s", factory="mine:Options", options="mine:Options", api=2)]
 """
 
 

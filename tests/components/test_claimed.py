@@ -39,7 +39,7 @@ def claiming(plugin_file: Callable[[str, str], Path]) -> Callable[..., str]:
     Path("rows.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
 
     def make(kind: str, body: str) -> str:
-        spec = f"{FIELDS[kind]}name='mine', summary='s', factory='mine:Mine', claims=lambda it: True, api=1)"
+        spec = f"{FIELDS[kind]}name='mine', summary='s', factory='mine:Mine', claims=lambda it: True, api=2)"
         source = HEAD + f"def check(options, source): {body}\n" + CLASSES.format(body=body)
         source += f"\n@hookimpl\ndef smollm3_{kind}s():\n    return [{spec}]\n"
         return str(plugin_file("mine", source).resolve())
@@ -119,7 +119,7 @@ EXITS = ("claims=lambda c: exit(3)", "refine=lambda s, o, e: exit(3)", "check=la
 def test_a_function_that_exits_does_not_end_the_command(
     field: str, plugin_file: Callable[[str, str], Path], cli: Cli
 ) -> None:
-    spec = f"QuantizerSpec(name='mine', summary='s', factory='mine:Q', provides=ALL_OPS, api=1, {field})"
+    spec = f"QuantizerSpec(name='mine', summary='s', factory='mine:Q', provides=ALL_OPS, api=2, {field})"
     file = plugin_file("mine", f"{HEAD}@hookimpl\ndef smollm3_quantizers():\n    return [{spec}]\n")
     named = () if field.startswith("claims") else ("--quant", "mine")
     done = cli("train", "--dry-run", "--device", "cpu", "--adapter", "full", "--no-plugins", "-p", str(file), *named)
@@ -130,7 +130,7 @@ def test_a_function_that_exits_does_not_end_the_command(
 BROKEN = f"""{HEAD}
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="rows", aliases=("by-rows",), summary="s", factory="acme_hooks:Q", api=1)]
+    return [QuantizerSpec(name="rows", aliases=("by-rows",), summary="s", factory="acme_hooks:Q", api=2)]
 @hookimpl
 def smollm3_adapters():
     raise RuntimeError("no license")
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_a_broken_plugin_has_its_exit_code(cli: Cli, fake_distri
 
 
 GOOD = (
-    f"{HEAD}@hookimpl\ndef smollm3_adapters():\n    return [AdapterSpec(name='s', summary='s', factory='a:B', api=1)]\n"
+    f"{HEAD}@hookimpl\ndef smollm3_adapters():\n    return [AdapterSpec(name='s', summary='s', factory='a:B', api=2)]\n"
 )
 
 

@@ -19,7 +19,7 @@ HEAD = "from smollm3_finetune.api import *\n"
 GOOD = HEAD + (
     "@hookimpl\n"
     "def smollm3_adapters():\n"
-    "    return [AdapterSpec(name='scale', summary='a factor', factory='good_plugin:Scale', api=1)]\n"
+    "    return [AdapterSpec(name='scale', summary='a factor', factory='good_plugin:Scale', api=2)]\n"
 )
 
 
@@ -28,7 +28,7 @@ def hook(body: str, kind: str = "quantizers") -> str:
 
 
 def quantizer(fields: str) -> str:
-    return hook(f"return [QuantizerSpec({fields if 'api=' in fields else fields + ', api=1'})]")
+    return hook(f"return [QuantizerSpec({fields if 'api=' in fields else fields + ', api=2'})]")
 
 
 BROKEN = {
@@ -41,7 +41,7 @@ BROKEN = {
     "raising-hook": (hook("raise RuntimeError('no license')"), "RuntimeError: no license"),
     "exiting-hook": (hook("raise SystemExit('bye')"), "SystemExit: bye"),
     "late-generator": (
-        hook("yield QuantizerSpec(name='q', summary='s', factory='a:B', api=1); raise ValueError('late')"),
+        hook("yield QuantizerSpec(name='q', summary='s', factory='a:B', api=2); raise ValueError('late')"),
         "ValueError: late",
     ),
     "wrapper": (
@@ -53,7 +53,7 @@ BROKEN = {
     "returns-text": (hook("return 'gptq'"), "must return an iterable of descriptors, but returned 'gptq'"),
     "returns-number": (hook("return 3"), "must return an iterable of descriptors, but returned 3"),
     "wrong-descriptor": (
-        hook("return [AdapterSpec(name='a', summary='s', factory='a:B', api=1)]"),
+        hook("return [AdapterSpec(name='a', summary='s', factory='a:B', api=2)]"),
         "smollm3_quantizers must return QuantizerSpec objects",
     ),
     "unknown-field": (quantizer("name='q', summary='s', factory='a:B', color=1"), "color"),
@@ -73,10 +73,11 @@ BROKEN = {
         hook("return [QuantizerSpec(name='q', summary='s', factory='a:B')]"),
         "QuantizerSpec 'q' does not state the plugin API that it was written for",
     ),
-    "api-is-text": (quantizer("name='q', summary='s', factory='a:B', api='1'"), "'q': api must be 1, but is '1'"),
+    "api-is-text": (quantizer("name='q', summary='s', factory='a:B', api='1'"), "'q': api must be 2, but is '1'"),
+    "api-is-zero": (quantizer("name='q', summary='s', factory='a:B', api=0"), "'q': api must be 2, but is 0"),
     "newer-api": (quantizer("name='q', summary='s', factory='a:B', api=99"), "upgrade smollm3-finetune"),
     "one-name-twice": (
-        hook("return [QuantizerSpec(name='q', summary='s', factory='a:B', api=1) for _ in range(2)]"),
+        hook("return [QuantizerSpec(name='q', summary='s', factory='a:B', api=2) for _ in range(2)]"),
         "'q' twice",
     ),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def check(options, source):
 def smollm3_quantizers():
     slow("smollm3_quantizers")
     return [QuantizerSpec(name="acme", summary="q", factory="acme_hooks:Acme", provides=ALL_OPS, claims=claims,
-                          refine=refine, check=check, api=1)]
+                          refine=refine, check=check, api=2)]
 
 slow("import")
 """

@@ -49,7 +49,7 @@ def smollm3_quantizers():
             provides=provides,
             absent=absent,
             claims=_claims,
-            api=1,
+            api=2,
         ),
         QuantizerSpec(
             name=f"{METHOD}-unpinned",
@@ -58,7 +58,7 @@ def smollm3_quantizers():
             options="one_way_quantizer:RowsOptions",
             provides=provides,
             absent=absent,
-            api=1,
+            api=2,
         ),
     ]
 

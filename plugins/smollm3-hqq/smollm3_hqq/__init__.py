@@ -25,6 +25,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
                 "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded",
                 along=lambda options: "in_features" if options.axis == 1 else "out_features",
             ),
-            api=1,
+            api=2,
         )
     ]
