@@ -38,6 +38,8 @@ def refined(component: SelectedComponent, env: Env) -> Any:
     spec: QuantizerSpec | AdapterSpec = component.spec
     if spec.refine is None:
         return spec
+    if env in component.refined:
+        return component.refined[env]
     refine: Any = spec.refine
     kind = QuantizerSpec if isinstance(spec, QuantizerSpec) else AdapterSpec
     with attributed_to(component.component, "refine()"):
