@@ -115,7 +115,7 @@ def claims_text(row):
 
 
 def claims_numpy(row):
-    import numpy  # noqa: F401, ICN001
+    import numpy  # noqa: F401
 
     return claims(row)
 
