@@ -24,7 +24,7 @@ def smollm3_quantizers():
             provides=DEQUANTIZABLE,
             absent=packed_reasons("weights are stored as 8-bit integers"),
             check=check_layerwise("int8-rows"),
-            api=1,
+            api=2,
         )
     ]
 

@@ -1,16 +1,13 @@
 """An in-house adapter in one file: a learned factor for each output of chosen layers."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from smollm3_finetune.api import AdapterSpec, ConfigError, Op, Purpose, hookimpl, option
-
-FILE = "scale.safetensors"
+from smollm3_finetune.api import AdaptedLayers, AdapterSpec, Op, hookimpl, layers_to_adapt, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    layers: str = option("_proj", "Scale the outputs of layers whose name ends with this.")
+    layers: str = option("_proj", "Scale the outputs of linear layers whose name ends with this.")
 
 
 @hookimpl
@@ -25,7 +22,7 @@ def smollm3_adapters():
             packs=True,
             merges=False,
             suggests={"train.learning_rate": 0.02},
-            api=1,
+            api=2,
         )
     ]
 
@@ -37,49 +34,11 @@ class ScaleAdapter:
     def attach(self, base, ctx, total_steps):
         import torch
 
-        layers = {n: m for n, m in base.model.named_modules() if n.endswith(self.options.layers)}
-        if not layers:
-            raise ConfigError(f"no layer's name ends with {self.options.layers!r}", hint="--adapter-opt layers=o_proj")
-        for layer in layers.values():
-            ops = base.ops_for(layer)  # None: an ordinary layer
-            width = layer.weight.shape[0] if ops is None else ops.shape[0]
-            ones = torch.ones(width, dtype=ctx.trained_dtype, device=ctx.device)
-            layer.register_parameter("output_scale", torch.nn.Parameter(ones))
-        return Scaled(base, layers)
-
-    def restore(self, base, path, ctx):
-        from safetensors.torch import load_file
-
-        adapted = self.attach(base, ctx, None)
-        for name, scale in load_file(str(path / FILE)).items():
-            parameter = adapted.layers[name].output_scale
-            parameter.data.copy_(scale)
-            parameter.requires_grad_(ctx.purpose is Purpose.TRAIN)
+        adapted = AdaptedLayers(base)
+        for name, layer in layers_to_adapt(base, [self.options.layers], option="layers").items():
+            ones = torch.ones(layer.out_features, dtype=ctx.trained_dtype, device=ctx.device)
+            adapted.add(name, "output_scale", torch.nn.Parameter(ones), lambda scale, x, y: y * scale.to(y))
         return adapted
 
-
-class Scaled:
-    def __init__(self, base, layers):
-        self.base, self.model, self.layers, self.active = base, base.model, layers, True
-        for layer in layers.values():
-            layer.register_forward_hook(self.scale)
-
-    def scale(self, layer, args, out):
-        return out * layer.output_scale.to(out) if self.active else out
-
-    @contextmanager
-    def disabled(self):
-        self.active = False
-        try:
-            yield
-        finally:
-            self.active = True
-
-    def on_step(self, step):
-        pass
-
-    def save(self, path):
-        from safetensors.torch import save_file
-
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({n: layer.output_scale.detach().clone() for n, layer in self.layers.items()}, str(path / FILE))
+    def restore(self, base, path, ctx, total_steps):
+        return self.attach(base, ctx, total_steps).restored(path, ctx)

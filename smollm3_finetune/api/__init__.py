@@ -8,7 +8,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
     @hookimpl
     def smollm3_adapters():
         return [AdapterSpec(name="scale", summary="one learned factor per layer",
-                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)]
+                            factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
 protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
@@ -16,11 +16,27 @@ protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
 
 from __future__ import annotations
 
+from smollm3_finetune.api.adapters import (
+    AdaptedLayers,
+    LayerToAdapt,
+    layers_to_adapt,
+    transformer_blocks,
+)
 from smollm3_finetune.api.capabilities import (
     ALL_OPS,
     Env,
     Op,
     Purpose,
+)
+from smollm3_finetune.api.checkpoints import (
+    check_group_size,
+    converted_source,
+    layer_shapes,
+    linear_shapes,
+    load_into,
+    open_checkpoint,
+    place_layers,
+    write_checkpoint,
 )
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
@@ -53,6 +69,7 @@ from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
     expert_stacks,
+    file_digest,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
@@ -76,6 +93,7 @@ from smollm3_finetune.api.models import (
     StoredLayers,
     Task,
 )
+from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -107,6 +125,8 @@ from smollm3_finetune.errors import (
     WriteError,
     is_resource_error,
 )
+from smollm3_finetune.model_files.headers import LayerShape, TensorHeader
+from smollm3_finetune.model_files.stored import LayerTensors, StoredTensors
 
 __all__ = [
     "ALL_OPS",
@@ -115,6 +135,7 @@ __all__ = [
     "IGNORE_INDEX",
     "REASONING_FIELDS",
     "Adapted",
+    "AdaptedLayers",
     "Adapter",
     "AdapterCard",
     "AdapterSpec",
@@ -134,6 +155,9 @@ __all__ = [
     "FormatterSpec",
     "FormatterWithColumns",
     "IncompatibleError",
+    "LayerShape",
+    "LayerTensors",
+    "LayerToAdapt",
     "LinearOps",
     "Loader",
     "LoaderSpec",
@@ -153,14 +177,19 @@ __all__ = [
     "SmolLM3Error",
     "StackOps",
     "StoredLayers",
+    "StoredTensors",
     "Task",
+    "TensorHeader",
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
+    "check_group_size",
     "check_layerwise",
     "check_patterns",
+    "converted_source",
     "directory_source",
     "expert_stacks",
+    "file_digest",
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
@@ -169,9 +198,15 @@ __all__ = [
     "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
+    "layer_shapes",
+    "layers_to_adapt",
     "layers_to_quantize",
     "linear_layers",
+    "linear_shapes",
+    "load_into",
     "load_layerwise",
+    "load_parameters",
+    "open_checkpoint",
     "open_tensors",
     "ops_for_layers",
     "option",
@@ -179,12 +214,17 @@ __all__ = [
     "options_with",
     "packed_reasons",
     "pad_rows",
+    "place_layers",
     "quantize_experts",
     "read_json",
     "refuse_quantized",
+    "restore_parameters",
     "rounding_dtype",
+    "save_parameters",
     "say_unreplaced",
     "seeded",
     "stack_ops_for",
     "stacked_weights",
+    "transformer_blocks",
+    "write_checkpoint",
 ]

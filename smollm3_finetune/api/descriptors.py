@@ -14,8 +14,8 @@ from smollm3_finetune.api.capabilities import Env, Op
 if TYPE_CHECKING:
     from smollm3_finetune.api.models import ModelSource
 
-API_VERSION = 1
-"""The version of the plugin API. The `api` of a descriptor states the version it was written for."""
+API_VERSION = 2
+"""The version of the plugin API. The `api` of a descriptor states the version it was written for, from 1."""
 
 hookimpl = pluggy.HookimplMarker("smollm3_finetune")
 """Marks a plugin's hook function, so that pluggy finds it."""
@@ -67,7 +67,7 @@ class ComponentSpec:
     Keys of `train`, `data.max_length`, `calibration.rows` and `calibration.length`: what decides no row.
     """
     api: int
-    """The version of the plugin API that it was written for: 1. A version newer than the installed one is an error."""
+    """The version of the plugin API that it was written for: 1 or 2. A newer one than the installed one is an error."""
 
     def __new__(cls, **fields: Any) -> Self:
         """Name the descriptor that has no `api`: the TypeError of a dataclass names the class only.
@@ -116,7 +116,9 @@ class QuantizerSpec(ComponentSpec):
     """
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))
+        object.__setattr__(self, "provides", _operations(self, "provides"))
+        if not isinstance(self.absent, Mapping):
+            raise TypeError(f"QuantizerSpec {self.name!r}: absent must be a mapping, got {self.absent!r}")
         object.__setattr__(self, "absent", {Op(o): reason for o, reason in self.absent.items()})
 
     def without(self, absent: Mapping[Op, str]) -> Self:
@@ -169,9 +171,16 @@ class AdapterSpec(ComponentSpec):
     """Its part of the model card."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "needs", frozenset(Op(o) for o in self.needs))
+        object.__setattr__(self, "needs", _operations(self, "needs"))
         if not isinstance(self.card, AdapterCard):
             raise TypeError(f"AdapterSpec {self.name!r}: card must be an AdapterCard, got {self.card!r}")
+
+
+def _operations(spec: QuantizerSpec | AdapterSpec, field: str) -> frozenset[Op]:
+    values = getattr(spec, field)
+    if isinstance(values, str) or not isinstance(values, Iterable):  # a single Op is a text
+        raise TypeError(f"{type(spec).__name__} {spec.name!r}: {field} must be a set of operations, got {values!r}")
+    return frozenset(Op(o) for o in values)
 
 
 @dataclass(frozen=True, kw_only=True)

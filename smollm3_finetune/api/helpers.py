@@ -44,6 +44,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
+def file_digest(file: Path) -> str:
+    """The SHA-256 of the contents of a file, as 64 hexadecimal digits; read in pieces, whatever its size.
+
+    Raises OSError if the file cannot be read.
+    """
+    from smollm3_finetune.files.json import file_sha256
+
+    return file_sha256(file)
+
+
 def check_patterns(texts: Iterable[Any], names: Collection[str]) -> None:
     """Try regular expressions of a file that somebody else made, in a process that is ended if they take too long.
 

@@ -28,7 +28,7 @@ def smollm3_loaders() -> Iterable[LoaderSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_loaders():
             return [LoaderSpec(name="vault", summary="models in our vault", factory="vault.loader:VaultLoader",
-                               claims=lambda ref: ref.startswith("vault://"), api=1)]
+                               claims=lambda ref: ref.startswith("vault://"), api=2)]
     """
 
 
@@ -44,7 +44,7 @@ def smollm3_quantizers() -> Iterable[QuantizerSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_quantizers():
             return [QuantizerSpec(name="int8-rows", summary="rows rounded to 8 bits", factory="int8_rows:Int8Rows",
-                                  provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}, api=1)]
+                                  provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT}, api=2)]
     """
 
 
@@ -60,7 +60,7 @@ def smollm3_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_adapters():
             return [AdapterSpec(name="scale", summary="one learned factor per layer", factory="scale:ScaleAdapter",
-                                needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)]
+                                needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
     """
 
 
@@ -76,7 +76,7 @@ def smollm3_formatters() -> Iterable[FormatterSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_formatters():
             return [FormatterSpec(name="tickets", summary="our ticket export", factory="tickets:TicketFormatter",
-                                  claims=lambda row: "ticket_body" in row, api=1)]
+                                  claims=lambda row: "ticket_body" in row, api=2)]
     """
 
 
@@ -91,5 +91,5 @@ def smollm3_objectives() -> Iterable[ObjectiveSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_objectives():
             return [ObjectiveSpec(name="unlikelihood", summary="push the bad answers down",
-                                  factory="unlikelihood:Unlikelihood", api=1)]
+                                  factory="unlikelihood:Unlikelihood", api=2)]
     """

@@ -91,6 +91,9 @@ class ModelSource(Protocol):
     If the content behind a reference may change, a source may also have the attribute `pins`: a mapping of loader
     options that open exactly this content again (for example a Hub commit). A run stores it.
 
+    If all files are in a local directory already, a source may have the attribute `directory`: its path. Group sizes
+    are then compared with the layers while a run is planned.
+
     Do not use `isinstance` with this protocol: it would read `path`, and so download or convert.
     """
 
@@ -280,10 +283,15 @@ class Adapter(Protocol):
         """
         ...
 
-    def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
+    def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> Adapted:
         """Attach the adapter saved in the directory `path` to `base`.
 
         Its parameters must be trainable if `ctx.purpose` is `Purpose.TRAIN`, and frozen otherwise.
+        `total_steps` is the number of optimizer steps of the resumed run, with those taken before; it differs from the
+        number that `attach` received if `train.max_steps` or `train.epochs` changed. None if it is unknown, as in
+        `generate` and `merge`: the adapter then computes what it computed when it was saved.
+
+        In version 1 of the API, it is called without `total_steps`.
         """
         ...
 

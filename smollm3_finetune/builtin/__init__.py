@@ -42,7 +42,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             options="smollm3_finetune.builtin.options:HFOptions",
             claims=_hf_claims,
             rank=-10,  # every `a/b` looks like a Hub id, so a more specific claim must win
-            api=1,
+            api=2,
         ),
         LoaderSpec(
             name=TINY,
@@ -52,7 +52,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
             claims=lambda ref: ref == TINY,
             rank=10,  # the default model, even if another loader claims the name
             suggests={"train.learning_rate": 2e-3, "train.max_steps": 60, "train.sample_prompt": SAMPLE},
-            api=1,
+            api=2,
         ),
     ]
 
@@ -66,7 +66,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS,
-            api=1,
+            api=2,
         )
     ]
 
@@ -90,7 +90,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
                 usage='model = AutoModelForCausalLM.from_pretrained(".")',
                 complete=True,
             ),
-            api=1,
+            api=2,
         )
     ]
 
@@ -105,7 +105,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.messages:MessagesFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.messages,
-            api=1,
+            api=2,
         ),
         FormatterSpec(
             name="sharegpt",
@@ -114,7 +114,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
             claims=claims.sharegpt,
-            api=1,
+            api=2,
         ),
         FormatterSpec(
             name="alpaca",
@@ -123,7 +123,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
             options="smollm3_finetune.builtin.options:AlpacaOptions",
             claims=claims.alpaca,
-            api=1,
+            api=2,
         ),
         FormatterSpec(
             name="prompt-completion",
@@ -133,7 +133,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:PromptCompletionOptions",
             claims=claims.prompt_completion,
             rank=claims.PROMPT_COMPLETION_RANK,
-            api=1,
+            api=2,
         ),
         FormatterSpec(
             name="preference",
@@ -143,7 +143,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:PreferenceOptions",
             claims=claims.preference,
             rank=claims.PREFERENCE_RANK,
-            api=1,
+            api=2,
         ),
         FormatterSpec(
             name="text",
@@ -153,7 +153,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
             options="smollm3_finetune.builtin.options:TextOptions",
             claims=claims.text,
             rank=claims.TEXT_RANK,
-            api=1,
+            api=2,
         ),
     ]
 
@@ -166,6 +166,6 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
             same_since="0.1",
             summary="supervised fine-tuning on the assistant's tokens",
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
-            api=1,
+            api=2,
         )
     ]

@@ -42,11 +42,11 @@ class FullAdapter:
             )
         return FullyTrained(base)
 
-    def restore(self, base: Base, path: Path, ctx: BuildContext) -> FullyTrained:
+    def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> FullyTrained:
         self._to_trained_dtype(base, ctx)  # before loading the saved weights, which would otherwise be rounded
         _load_weights(base.model, path)
         if ctx.purpose == "train":
-            return self.attach(base, ctx, None)
+            return self.attach(base, ctx, total_steps)
         return FullyTrained(base)
 
     def _to_trained_dtype(self, base: Base, ctx: BuildContext) -> None:

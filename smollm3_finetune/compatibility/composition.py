@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelPlan
 
 TOTAL_STEPS = 20
-"""Passed to `attach` as `total_steps`, for adapters with a schedule."""
+"""Passed to `attach` and `restore` as `total_steps`, for adapters with a schedule."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
     with tempfile.TemporaryDirectory() as directory:
         saved = Path(directory)
         adapted.save(saved / "pushed")
-        right = adapter.restore(dense, saved / "pushed", plan.context)
+        right = adapter.restore(dense, saved / "pushed", plan.context, TOTAL_STEPS)
         steps = 0
 
         def evaluate(point: str) -> None:
@@ -109,7 +109,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None) -> Comparis
         train("train after save")
         last = logits(adapted.model, tokens)
         adapted.save(saved / "last")
-        adapted = adapter.restore(_load(plan), saved / "last", plan.context)
+        adapted = adapter.restore(_load(plan), saved / "last", plan.context, TOTAL_STEPS)
         result.restored = apart(logits(adapted.model, tokens), last)
         layers = []  # they belong to the first base
         train("train after restore")

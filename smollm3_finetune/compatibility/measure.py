@@ -113,8 +113,8 @@ class _SteadyAdapter:
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> Adapted:
         return _steady(self._adapter.attach(base, ctx, total_steps))
 
-    def restore(self, base: Base, path: Path, ctx: BuildContext) -> Adapted:
-        return _steady(self._adapter.restore(base, path, ctx))
+    def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> Adapted:
+        return _steady(self._adapter.restore(base, path, ctx, total_steps))
 
 
 def _steady(adapted: Adapted) -> Adapted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class SelectedComponent:
             name=self.component.full_name, options=options_dict(self.options), given=given(self.options)
         )
 
-    def given_options(self) -> dict[str, Any]:
+    def changed_options(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain values."""
         usual, chosen = options_dict(self.component.options_class()()), options_dict(self.options)
         return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
@@ -51,9 +51,27 @@ def choose(
 
     The options are those that a user set, or a configuration that says which ones were set.
     """
+    return with_options(registry.find(kind, name), options, origins)
+
+
+def with_options(
+    component: RegisteredComponent,
+    options: Mapping[str, Any] | ComponentConfig,
+    origins: Mapping[str, str] | None = None,
+) -> SelectedComponent:
+    """A component with its options validated, as in `choose`. Raises what `options.build` raises."""
     config = options if isinstance(options, ComponentConfig) else ComponentConfig(options=options)
-    component = registry.find(kind, name)
-    prefix = f"{kind.section}."
+    section = component.kind.section
+    prefix = f"{section}."
     where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
-    made = build(component.options_class(), config.options, kind.section, where, component.title, given=config.given)
+    made = build(component.options_class(), config.options, section, where, component.title, given=config.given)
     return SelectedComponent(component=component, options=made)
+
+
+def reasons(components: Iterable[SelectedComponent]) -> dict[str, str]:
+    """For each configuration section whose component the user did not name: why it was chosen."""
+    found: dict[str, set[str]] = {}
+    for chosen in components:
+        if chosen.component.claim is not None:
+            found.setdefault(chosen.component.kind.section, set()).add(chosen.component.claim.reason)
+    return {section: next(iter(texts)) for section, texts in found.items() if len(texts) == 1}

@@ -143,7 +143,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
 def _marked(layer: Iterable[Setting]) -> list[Setting]:
     """The settings of a layer. Options of components that its key `given` does not name were not set."""
     settings = list(layer)
-    names = next((s.value for s in reversed(settings) if s.key == GIVEN), None)
+    names: Any = next((s.value for s in reversed(settings) if s.key == GIVEN), None)
     if not _are_names(names):
         return settings
     return [replace(s, given=".".join(s.key[:2]) in names) if _is_option(s.key) else s for s in settings]

@@ -75,13 +75,18 @@ def field_types(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError, SyntaxError) as e:
-        raise PluginError(f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}") from e
+        raise PluginError(
+            f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}",
+            hint=f"import the type in {cls.__module__}, outside of `if TYPE_CHECKING:`",
+        ) from e
 
 
 def describe(cls: type) -> list[OptionInfo]:
     """The options of a dataclass, in the order of its fields. Raises PluginError if it is not a dataclass."""
     if not dataclasses.is_dataclass(cls):
-        raise PluginError(f"the options class {cls!r} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)")
+        raise PluginError(
+            f"the options class {cls.__qualname__} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)"
+        )
     hints = field_types(cls)
     infos = []
     for f in dataclasses.fields(cls):
@@ -345,6 +350,13 @@ def build(
         return remember(typing.cast(T, _construct(kind, validated)), names)
     except ValueError as e:
         raise ConfigError(f"{section}: {e}") from e
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        if owner is None:
+            raise
+        raise PluginError(f"the options of {owner} failed in __post_init__: {type(e).__name__}: {e}",
+                          hint="to see the traceback: --debug") from e  # fmt: skip
 
 
 def _construct(cls: Any, validated: Any) -> Any:

@@ -187,8 +187,8 @@ class ExampleBuilder:
         A long text has several, and so has a conversation whose turns the template rewrites: each of these turns is in
         an example that ends there or at a later one of them, in the prompt that leads to it.
 
-        Raises DataError with the row's location if the template or the objective refuses it, ModelError if one of its tokens has no
-        embedding, and PluginError if `prepare` fails or returns a value that its contract does not allow.
+        Raises DataError with the row's location if the template or the objective refuses it, ModelError if one of its
+        tokens has no embedding, and PluginError if `prepare` fails or returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
         self.renderer.turns.clear()

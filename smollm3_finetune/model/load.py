@@ -188,8 +188,8 @@ def load_model(
     `ref` is a Hub id, a directory, a file that a loader knows, or `tiny`, which is embedded. Without `quant`,
     the quantizer that recognizes the checkpoint is used, else none. Without `adapter`, nothing is attached, unless
     `adapter_path` holds a saved adapter: it is restored on its base, or on any base with `check_base=False`.
-    `calibration` returns token ids, for quantizers that need them; `total_steps` is for adapters with their own
-    schedule. `plugins` are files or modules, as `-p` takes them.
+    `calibration` returns token ids, for quantizers that need them; `total_steps` is the number of optimizer steps of
+    the whole run, for adapters with a schedule. `plugins` are files or modules, as `-p` takes them.
 
     Raises a `SmolLM3Error` before any weights are read if an argument, a name, an option, a pair, a package or the
     device is wrong.
@@ -264,7 +264,7 @@ def compose(
             return LoadedModel(plan=plan, base=base, adapted=adapted, dropout=dropout)
     if check_base:
         check_fingerprint(plan, base)
-    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base), dropout=dropout)
+    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base, total_steps), dropout=dropout)
 
 
 def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:
@@ -300,12 +300,12 @@ def check_fingerprint(plan: ModelPlan, base: Base) -> None:
         )
 
 
-def restored(plan: ModelPlan, adapter: Adapter, base: Base) -> Adapted:
-    """The plan's saved adapter on `base`; the fingerprint is not checked."""
+def restored(plan: ModelPlan, adapter: Adapter, base: Base, total_steps: int | None = None) -> Adapted:
+    """The plan's saved adapter on `base`; the fingerprint is not checked. `total_steps` is that of a resumed run."""
     assert plan.adapter is not None
     assert plan.saved is not None
     with attributed_to(plan.adapter.component):
-        adapted = adapter.restore(base, plan.saved.path, plan.context)
+        adapted = adapter.restore(base, plan.saved.path, plan.context, total_steps)
         plan.adapter.component.check_methods(adapted, ADAPTED, "restore()")
     return adapted
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
+from smollm3_finetune.components.contract import described, leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
 from smollm3_finetune.components.recorded import compare_recorded
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.registry import Claim, RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import DEFAULT_MODEL, ComponentConfig
 from smollm3_finetune.errors import (
@@ -99,13 +100,13 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
         return choose(registry, LOADER, config.name, config, request.origins)
-    best = registry.claiming(LOADER, request.ref)
+    best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return choose(registry, LOADER, best[0].full_name, config, request.origins)
+    return with_options(best[0], config, request.origins)
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -113,6 +114,8 @@ def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> t
     made = loader.create()
     with attributed_to(loader.component):
         source: ModelSource = made.open(ref, context)
+        if not hasattr(type(source), "config") and not hasattr(source, "config"):
+            raise TypeError(f"open() returned {described(source)}, not a ModelSource")
         config = source.config
         if not isinstance(config, Mapping):
             raise TypeError(f"open() returned a source whose config is {type(config).__name__}, not a mapping")
@@ -150,10 +153,17 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Registe
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
         raise ModelError(f"the quantization_config of {source.ref!r} must be an object, found {json_type(about)}")
-    found = registry.claiming(QUANTIZER, source.config)
+    found = registry.claiming(QUANTIZER, source.config, f"the config.json of {source.ref!r}")
     if found or "quantization_config" in source.config:
         return found
-    return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
+    for component in registry.of(QUANTIZER):
+        marker = next((f for f in getattr(component.spec, "marker_files", ()) if source.has_file(f)), None)
+        if marker is not None:
+            claim = Claim(
+                reason=f"{source.ref!r} contains {marker}", other=leave_out(component.plugin, component.origin)
+            )
+            found.append(replace(component, claim=claim))
+    return found
 
 
 def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> SelectedComponent:
@@ -168,17 +178,27 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
                 f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
-                hint=f"omit --quant, or: --quant {other[0].spec.name}",
+                hint=f"omit --quant, or: --quant {other[0].spec.name}" + _if_wrong(other[0]),
             )
         return choice
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
-    name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
-    return choose(registry, QUANTIZER, name, request.quant, request.origins)
+    if claiming:
+        return with_options(claiming[0], request.quant, request.origins)
+    return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant, request.origins)
 
 
-def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
+def _if_wrong(component: RegisteredComponent) -> str:
+    """What to do if a plugin's quantizer claims a checkpoint that is not its own."""
+    if component.origin == "built in":
+        return ""
+    return f"; if its claims are wrong, {leave_out(component.plugin, component.origin)}"
+
+
+def _unclaimed(
+    registry: Registry, config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
+) -> SmolLM3Error | None:
     """The error for a quantized checkpoint that would be loaded as if it were dense, else None."""
     about = config.get("quantization_config")
     if not about or quantizer.component.spec.name != NO_QUANTIZER:
@@ -189,6 +209,8 @@ def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
             f"{ref!r} is a quantized checkpoint whose quantization_config does not name the method",
             hint="if you know the method: --quant NAME; to see the names: smollm3 plugins list",
         )
+    if (broken := registry.broken_offering(str(method))) is not None:
+        return broken
     return IncompatibleError(
         f"{ref!r} is a checkpoint quantized by {method!r}, and no installed plugin reads it",
         hint="to see the installed plugins: smollm3 plugins list",
@@ -219,7 +241,7 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     path = request.adapter_path
     saved = collect.run(lambda: SavedAdapter.read(path)) if path is not None else None
     request = _with_saved(request, saved)
-    notices = _compare_versions(registry, request, saved)  # first: another version may have other options
+    _compare_versions(registry, request, saved)  # first: another version may have other options
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
     quantizer: SelectedComponent | None = None
@@ -228,6 +250,7 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
         quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
     collect.finish()
     assert loader is not None
+    notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
     return SelectedModel(
         request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter, notices=notices
     )
@@ -255,7 +278,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     assert opened is not None
     source, config = opened
     quantizer = choose_quantizer(registry, selected, source)
-    unread = _unclaimed(config, quantizer, request.ref)
+    unread = _unclaimed(registry, config, quantizer, request.ref)
     if unread is not None:
         raise unread
     if selected.quantizer is None:
@@ -264,10 +287,12 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
         if adapter is not None:
             problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
+        for each in collect.problems:
+            explain_choice(component, each)
     collect.finish()
     if (check := getattr(quantizer.spec, "check", None)) is not None:
         with attributed_to(quantizer.component, "check()"):
-            check(quantizer.options, source)
+            quantizer.component.waited(lambda: check(quantizer.options, source), "check")
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.component.spec.aliases:
@@ -294,20 +319,20 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
             own = config or ComponentConfig()
-            return choose(registry, ADAPTER, _claimed_adapter(registry, path), own, request.origins)
+            return with_options(_claimed_adapter(registry, path), own, request.origins)
         return None
     return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
-def _claimed_adapter(registry: Registry, path: Path) -> str:
-    """The name of the adapter method that recognizes the `adapter_config.json` in `path`.
+def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
+    """The adapter method that recognizes the `adapter_config.json` in `path`.
 
     Raises ModelError if none does, ConfigError if several do.
     """
     file = path / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
-    found = registry.claiming(ADAPTER, read_json(file))
+    found = registry.claiming(ADAPTER, read_json(file), str(file))
     if len(found) > 1:
         names = " or ".join(f"--adapter {o.full_name}" for o in found)
         raise ConfigError(f"several adapter methods recognize {str(file)!r}", hint=names)
@@ -316,7 +341,7 @@ def _claimed_adapter(registry: Registry, path: Path) -> str:
             f"no installed plugin recognizes the adapter that {str(file)!r} describes",
             hint="--adapter NAME; to see the names: smollm3 plugins list",
         )
-    return found[0].full_name
+    return found[0]
 
 
 def _compare_versions(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> list[str]:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOTAL_STEPS = 20
-"""Passed to `attach` as `total_steps`, for adapters with a schedule."""
+"""Passed to `attach` and `restore` as `total_steps`, for adapters with a schedule."""
+LONGER = 30
+"""`total_steps` of a run that is resumed with more steps."""
 DIFFERENCE = 2e-4
 """How much a step along the gradients should change the loss. The loss is accurate to 1e-7 (normalization is computed
 in float32 in every dtype), so this change is accurate to 1e-3; the error of a central difference is of third order."""
@@ -75,18 +77,24 @@ class AdapterConformance(Conformance):
     def tokens(self, seed: int = 0, rows: int = 2) -> Tensor:
         return token_ids(rows, seed=seed).to(self.device)
 
-    def attach(self, tmp_path: Path, base: Base | None = None, *, pushed: bool = False) -> Adapted:
+    def attach(
+        self, tmp_path: Path, base: Base | None = None, *, pushed: bool = False, total_steps: int = TOTAL_STEPS
+    ) -> Adapted:
         """Attach a fresh adapter, with the seed of the context; `pushed` adds noise to its trained parameters."""
         context = self.context(tmp_path)
         torch.manual_seed(context.seed)
-        adapted: Adapted = self.create().attach(base or self.base(), context, TOTAL_STEPS)
+        adapted: Adapted = self.create().attach(base or self.base(), context, total_steps)
         adapted.model.eval()
         if pushed:
             push(adapted.model)
         return adapted
 
-    def restore(self, tmp_path: Path, base: Base, path: Path, purpose: Purpose = Purpose.TRAIN) -> Adapted:
-        adapted: Adapted = self.create().restore(base, path, self.context(tmp_path, purpose))
+    def restore(
+        self, tmp_path: Path, base: Base, path: Path, purpose: Purpose = Purpose.TRAIN, total_steps: int = TOTAL_STEPS
+    ) -> Adapted:
+        """The saved adapter on `base`; `total_steps` is passed if it is restored for training."""
+        steps = total_steps if purpose is Purpose.TRAIN else None
+        adapted: Adapted = self.create().restore(base, path, self.context(tmp_path, purpose), steps)
         return adapted
 
     def logits(self, adapted: Adapted, ids: Tensor | None = None, **more: Tensor) -> Tensor:
@@ -261,7 +269,7 @@ class AdapterConformance(Conformance):
         wrong = [n for n, g in found.items() if not bool(g.isfinite().all())]
         demand(not wrong, f"in a bfloat16 run, the gradients of {wrong[:1]} are not finite")
         context = replace(context, purpose=Purpose.INFER)
-        restored = self.create().restore(self.base("bfloat16"), self.saved(adapted, tmp_path), context)
+        restored = self.create().restore(self.base("bfloat16"), self.saved(adapted, tmp_path), context, None)
         computed, error = outcome(self.logits, restored)
         demand(
             computed is not None and bool(computed.isfinite().all()),
@@ -275,7 +283,15 @@ class AdapterConformance(Conformance):
         adapted = self.attach(tmp_path, pushed=True)
         self.train(adapted, 2)
         before = self.logits(adapted)
-        restored = self.restore(tmp_path, self.base(), self.saved(adapted, tmp_path))
+        path = self.saved(adapted, tmp_path)
+        error = apart(self.logits(self.restore(tmp_path, self.base(), path, Purpose.INFER)), before)
+        demand(
+            error <= self.rounding,
+            f"the adapter was saved after two steps and restored for inference, where total_steps is None, but its "
+            f"logits differ by {error:.2g} (limit {self.rounding:.2g} in {self.dtype}): something that the forward "
+            "uses is not saved, or is computed from total_steps",
+        )
+        restored = self.restore(tmp_path, self.base(), path)
         error = apart(self.logits(restored), before)
         demand(
             error <= self.rounding,
@@ -291,6 +307,30 @@ class AdapterConformance(Conformance):
             f"two more steps after restoring, the logits differ from those of the uninterrupted run by {error:.2g} "
             f"(limit {self.rounding:.2g} in {self.dtype}): some of the method's state is not saved",
         )
+
+    def test_a_schedule_follows_the_length_of_the_resumed_run(self, tmp_path: Path) -> None:
+        """Saved before its first step and restored with more steps, it equals an adapter attached for that many."""
+        if self.declared().api < 2:
+            skip("its descriptor states api=2, so restore() is called without total_steps")
+        path = self.saved(self.attach(tmp_path, pushed=True), tmp_path)
+        resumed = self.restore(tmp_path, self.base(), path, total_steps=LONGER)
+        right = self.attach(tmp_path, pushed=True, total_steps=LONGER)
+        for step in range(1, LONGER + 1):
+            for one in (resumed, right):
+                if step <= 2:
+                    self.train(one, 1, first=step)
+                else:
+                    one.on_step(step)
+            if step > 2 and step % 7:
+                continue
+            error = apart(self.logits(resumed), self.logits(right))
+            demand(
+                error <= self.rounding,
+                f"the adapter was attached with total_steps={TOTAL_STEPS}, saved, and restored with "
+                f"total_steps={LONGER}: after step {step}, its logits differ by {error:.2g} (limit "
+                f"{self.rounding:.2g} in {self.dtype}) from those of an adapter attached with total_steps={LONGER}: "
+                "restore() must compute the schedule from its own total_steps, not from a saved value",
+            )
 
     def test_saved_files_are_safetensors_and_text(self, tmp_path: Path) -> None:
         check_saved_files(self.saved(self.attach(tmp_path), tmp_path))

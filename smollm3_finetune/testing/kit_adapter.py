@@ -1,4 +1,4 @@
-"""A plugin file of the kit: an adapter for tests of objectives, which can be disabled and keeps packed rows separate."""
+"""A plugin file of the kit: an adapter that can be disabled and keeps packed rows separate, for tests of objectives."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import SelectedComponent
+from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
 from smollm3_finetune.config.load import LoadedConfig, set_options
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
@@ -113,7 +113,7 @@ def plan_run(
     check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
-        origins=settled.origins,
+        origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
         model=model,
         objective=objective,
         rows=rows,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import reasons
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
@@ -49,8 +50,8 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """What `train --dry-run --json` prints.
 
-        The directory, the resolved configuration, the numbers of rows and turns, the dropout of the base model, and
-        parts of it that methods for linear layers leave alone.
+        The directory, the resolved configuration, why components were chosen that are not named, the numbers of rows
+        and turns, the dropout of the base model, and parts of it that methods for linear layers leave alone.
         """
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
@@ -64,6 +65,7 @@ class PlannedRun:
         return {
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),
+            "chosen": reasons(self.plan.components()),
             "rows": rows,
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),

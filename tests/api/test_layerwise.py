@@ -325,7 +325,7 @@ for name in ("torch", "transformers", "numpy", "accelerate"):
 from types import SimpleNamespace
 from smollm3_finetune.api import DEQUANTIZABLE, QuantizerSpec, check_layerwise, packed_reasons
 spec = QuantizerSpec(name="mine", summary="s", factory="a:B", provides=DEQUANTIZABLE,
-                     absent=packed_reasons("codes"), check=check_layerwise("mine"), api=1)
+                     absent=packed_reasons("codes"), check=check_layerwise("mine"), api=2)
 spec.check(SimpleNamespace(group_size=32, skip_modules=()), SimpleNamespace(ref="m", config={"hidden_size": 64}))
 """
 

@@ -25,8 +25,8 @@ from smollm3_finetune.api import AdapterSpec, Requires, hookimpl
 def smollm3_adapters():
     return [
         AdapterSpec(name="acme", summary="s", factory="acme_hooks:A", requires=Requires(
-            distributions=("acme-lib>=2", "acme-gone"), accelerators=("cuda",)), api=1),
-        AdapterSpec(name="easy", summary="s", factory="acme_hooks:A", api=1),
+            distributions=("acme-lib>=2", "acme-gone"), accelerators=("cuda",)), api=2),
+        AdapterSpec(name="easy", summary="s", factory="acme_hooks:A", api=2),
     ]
 """
 

@@ -29,17 +29,17 @@ def fails(*_):
 def smollm3_quantizers():
     return [
         QuantizerSpec(name="packed", summary="codes", factory="acme.work:Q", provides=LINEAR, refine=refine,
-                      absent={Op.READ_WEIGHT: "the weight is packed for good"}, api=1),
-        QuantizerSpec(name="muddled", summary="says nothing", factory="acme.work:Q", refine=fails, api=1),
+                      absent={Op.READ_WEIGHT: "the weight is packed for good"}, api=2),
+        QuantizerSpec(name="muddled", summary="says nothing", factory="acme.work:Q", refine=fails, api=2),
     ]
 
 @hookimpl
 def smollm3_adapters():
     return [
-        AdapterSpec(name="shift", summary="shifts", factory="acme.work:A", needs=LINEAR, api=1),
-        AdapterSpec(name="reader", summary="reads", factory="acme.work:A", needs=LINEAR | {Op.READ_WEIGHT}, api=1),
-        AdapterSpec(name="optionless", summary="no options", factory="acme.work:A", options="acme.gone:Options", api=1),
-        AdapterSpec(name="chip", summary="one chip", factory="acme.work:A", api=1,
+        AdapterSpec(name="shift", summary="shifts", factory="acme.work:A", needs=LINEAR, api=2),
+        AdapterSpec(name="reader", summary="reads", factory="acme.work:A", needs=LINEAR | {Op.READ_WEIGHT}, api=2),
+        AdapterSpec(name="optionless", summary="no options", factory="acme.work:A", options="acme.gone:Options", api=2),
+        AdapterSpec(name="chip", summary="one chip", factory="acme.work:A", api=2,
                     requires=Requires(accelerators=("npu",))),
     ]
 """

@@ -226,7 +226,7 @@ class Pairs:
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="pairs", summary="two of each", factory="pairs:Pairs", api=1)]
+    return [ObjectiveSpec(name="pairs", summary="two of each", factory="pairs:Pairs", api=2)]
 """
 
 
@@ -256,7 +256,7 @@ class Odd:
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="odd", summary="not by the contract", factory="odd:Odd", api=1)]
+    return [ObjectiveSpec(name="odd", summary="not by the contract", factory="odd:Odd", api=2)]
 """
 
 
@@ -453,7 +453,7 @@ from smollm3_finetune.api import ObjectiveSpec, hookimpl
 @hookimpl
 def smollm3_objectives():
     return [ObjectiveSpec(name="short", summary="short rows", suggests={"data.max_length": 64},
-                          factory="smollm3_finetune.builtin.sft:SupervisedFineTuning", api=1)]
+                          factory="smollm3_finetune.builtin.sft:SupervisedFineTuning", api=2)]
 """
 
 

@@ -21,20 +21,20 @@ from smollm3_finetune.api import *
 def smollm3_quantizers():
     return [
         QuantizerSpec(name="int4", summary="s", factory="acme_plugin:Int4", provides={Op.FORWARD, Op.GRAD_INPUT},
-                      absent={Op.DENSE: "weights are packed"}, api=1),
+                      absent={Op.DENSE: "weights are packed"}, api=2),
         QuantizerSpec(name="kernel", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
-                      requires=Requires(distributions=("acme-kernels>=2",)), api=1),
+                      requires=Requires(distributions=("acme-kernels>=2",)), api=2),
         QuantizerSpec(name="gpu", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
-                      requires=Requires(accelerators=("cuda",)), api=1),
+                      requires=Requires(accelerators=("cuda",)), api=2),
         QuantizerSpec(name="ranged", summary="s", factory="acme_plugin:Int4", provides=ALL_OPS,
-                      options="acme_plugin:Options", api=1),
-        QuantizerSpec(name="hollow", summary="s", factory="acme_hollow:Gone", provides=ALL_OPS, api=1),
+                      options="acme_plugin:Options", api=2),
+        QuantizerSpec(name="hollow", summary="s", factory="acme_hollow:Gone", provides=ALL_OPS, api=2),
     ]
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="scale", summary="s", factory="acme_plugin:Scale", api=1),
-            AdapterSpec(name="hollow", summary="s", factory="acme_hollow:Gone", api=1)]
+    return [AdapterSpec(name="scale", summary="s", factory="acme_plugin:Scale", api=2),
+            AdapterSpec(name="hollow", summary="s", factory="acme_hollow:Gone", api=2)]
 
 from dataclasses import dataclass
 
@@ -450,7 +450,7 @@ def test_a_claim_that_raises_does_not_stop_other_runs(
 ) -> None:
     source = (
         "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_loaders():\n"
-        "    return [LoaderSpec(name='vault', summary='s', factory='a:B', claims=lambda ref: 1 / 0, api=1)]\n"
+        "    return [LoaderSpec(name='vault', summary='s', factory='a:B', claims=lambda ref: 1 / 0, api=2)]\n"
     )
     fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
     result = cli("config", "validate", "--model", model_directory, "--adapter", "full", "--data", rows_file)

@@ -34,7 +34,7 @@ def smollm3_quantizers():
         QuantizerSpec(name="four", summary="four bits", factory="acme_hooks:F", needs_calibration=True,
                       marker_files=("four.json",), claims=lambda config: "four" in config, aliases=("4",),
                       refine=no_chip_on_mps,
-                      requires=Requires(distributions=("click>=999", "acme-gone"), accelerators=("cuda",)), api=1),
+                      requires=Requires(distributions=("click>=999", "acme-gone"), accelerators=("cuda",)), api=2),
     ]
 
 
@@ -43,15 +43,15 @@ def smollm3_adapters():
     return [
         AdapterSpec(name="slim", summary="a slim one", factory="acme_hooks:F", options="acme_hooks:Options", packs=True,
                     merges=False, suggests={"train.epochs": 3.0}, requires=Requires(distributions=("click>=8",)),
-                    refine=lambda spec, options, env: replace(spec, needs=spec.needs | {Op.READ_WEIGHT}), api=1),
+                    refine=lambda spec, options, env: replace(spec, needs=spec.needs | {Op.READ_WEIGHT}), api=2),
         AdapterSpec(name="needy", summary="needs a key", factory="acme_hooks:F", options="acme_hooks:Needy",
-                    refine=lambda spec, options, env: options.key, api=1),
+                    refine=lambda spec, options, env: options.key, api=2),
     ]
 
 
 @hookimpl
 def smollm3_loaders():
-    return [LoaderSpec(name="far", summary="far away", factory="acme_hooks:F", rank=7, api=1)]
+    return [LoaderSpec(name="far", summary="far away", factory="acme_hooks:F", rank=7, api=2)]
 """.replace('aliases=("4",)', 'aliases=("quad",)')
 
 

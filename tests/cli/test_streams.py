@@ -82,12 +82,12 @@ from smollm3_finetune.api import ALL_OPS, AdapterSpec, FormatterSpec, QuantizerS
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name='chatty', summary='q', factory='chatty_parts:Chatty', provides=ALL_OPS, api=1)]
+    return [QuantizerSpec(name='chatty', summary='q', factory='chatty_parts:Chatty', provides=ALL_OPS, api=2)]
 
 @hookimpl
 def smollm3_formatters():
     return [FormatterSpec(name='chatty', summary='f', factory='chatty_parts:Rows', claims=lambda row: True, rank=9,
-                          api=1)]
+                          api=2)]
 """
 CHATTY_PARTS = """
 print('hello from its library')

@@ -166,7 +166,7 @@ from smollm3_finetune.api import AdapterSpec, hookimpl
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more}, api=1)]
+    return [AdapterSpec(name="half", summary="half an adapter", factory="half:Half", merges=False{more}, api=2)]
 
 def nothing(spec, options, env):
     return None
@@ -175,7 +175,7 @@ class Half:
     def __init__(self, options): pass
 {body}
 """
-RESTORE = "    def restore(self, base, path, ctx): pass\n"
+RESTORE = "    def restore(self, base, path, ctx, total_steps): pass\n"
 
 
 @pytest.mark.parametrize(

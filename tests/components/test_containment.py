@@ -19,7 +19,7 @@ DRY = ("train", "--dry-run", "--device", "cpu", "--json")
 
 
 def quantizer(name: str, rest: str, before: str = "") -> str:
-    return HEAD + before + SPEC.format(name=name, rest=rest if "api=" in rest else f"{rest}, api=1")
+    return HEAD + before + SPEC.format(name=name, rest=rest if "api=" in rest else f"{rest}, api=2")
 
 
 BROKEN = {
@@ -30,7 +30,7 @@ BROKEN = {
     "hook-raises": HEAD + "@hookimpl\ndef smollm3_quantizers():\n    raise RuntimeError('no license')\n",
     "late-generator": HEAD
     + "@hookimpl\ndef smollm3_quantizers():\n"
-    + "    yield QuantizerSpec(name='acme', summary='q', factory='acme_hooks:Made', api=1)\n"
+    + "    yield QuantizerSpec(name='acme', summary='q', factory='acme_hooks:Made', api=2)\n"
     + "    raise RuntimeError('late')\n",
     "bad-descriptor": quantizer("acme", "factory='no colon'"),
     "no-api": HEAD + SPEC.format(name="acme", rest="factory='acme_hooks:Made'"),
@@ -130,12 +130,12 @@ TAKEN = {
     "objective": (
         "sft",
         HEAD + GOOD + "@hookimpl\ndef smollm3_objectives():\n"
-        "    return [ObjectiveSpec(name='sft', summary='o', factory='acme_hooks:Made', api=1)]\n",
+        "    return [ObjectiveSpec(name='sft', summary='o', factory='acme_hooks:Made', api=2)]\n",
     ),
     "loader": (
         "tiny",
         HEAD + GOOD + "@hookimpl\ndef smollm3_loaders():\n"
-        "    return [LoaderSpec(name='tiny', summary='l', factory='acme_hooks:Made', claims=bool, api=1)]\n",
+        "    return [LoaderSpec(name='tiny', summary='l', factory='acme_hooks:Made', claims=bool, api=2)]\n",
     ),
 }
 
@@ -159,11 +159,11 @@ from smollm3_finetune.api import Conversation, FormatterSpec, ObjectiveSpec, hoo
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name='halves', summary='f', factory='acme_hooks:Halves', api=1)]
+    return [FormatterSpec(name='halves', summary='f', factory='acme_hooks:Halves', api=2)]
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name='picky', summary='o', factory='acme_hooks:Picky', api=1)]
+    return [ObjectiveSpec(name='picky', summary='o', factory='acme_hooks:Picky', api=2)]
 
 class Halves:
     def __init__(self, options): ...
@@ -244,7 +244,7 @@ from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 @hookimpl
 def smollm3_loaders():
     return [LoaderSpec(name='vault', summary='l', factory='acme_hooks:Vault', claims=lambda ref: ref == 'vault',
-                       api=1)]
+                       api=2)]
 
 def fail():
     raise RAISED
@@ -286,7 +286,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
         return
     assert result.code == 7, result.stderr
     said = {
-        "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
+        "nothing": "TypeError: open() returned None, not a ModelSource",
         "list": "TypeError: open() returned a source whose config is list, not a mapping",
     }.get(where, "PermissionError: [Errno 13] closed")
     assert f"error: {VAULT}{said}\n  hint: to see the traceback: --debug" in result.stderr

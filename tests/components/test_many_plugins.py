@@ -20,7 +20,7 @@ from smollm3_finetune.api import Op, QuantizerSpec, hookimpl
 @hookimpl
 def smollm3_quantizers():
     return [QuantizerSpec(name="{name}", summary="one of many", factory="{name}_hooks:None", provides={{Op.FORWARD}},
-                          api=1)]
+                          api=2)]
 """
 
 OBSERVED = """

@@ -36,11 +36,11 @@ def _refine(spec: QuantizerSpec, options: Kernel, env: Env) -> QuantizerSpec:
 
 
 def quantizer(name: str = "int4", provides: Any = ALL_OPS, **fields: Any) -> QuantizerSpec:
-    return QuantizerSpec(name=name, summary="s", factory="a:B", provides=provides, api=1, **fields)
+    return QuantizerSpec(name=name, summary="s", factory="a:B", provides=provides, api=2, **fields)
 
 
 def adapter(name: str = "scale", needs: Any = LINEAR, **fields: Any) -> AdapterSpec:
-    return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, api=1, **fields)
+    return AdapterSpec(name=name, summary="s", factory="a:B", needs=needs, api=2, **fields)
 
 
 def chosen(spec: Any, options: Any = None) -> SelectedComponent:

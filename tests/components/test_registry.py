@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 def component(
     name: str, distribution: str = "acme", version: str = "1.0", kind: Kind = QUANTIZER, **fields: Any
 ) -> RegisteredComponent:  # fmt: skip
-    spec = kind.spec(name=name, summary="s", api=1, **{"factory": "acme_impl:Thing", **fields})
+    spec = kind.spec(name=name, summary="s", api=2, **{"factory": "acme_impl:Thing", **fields})
     return RegisteredComponent(kind=kind, spec=spec, distribution=distribution, version=version, plugin=distribution)
 
 
@@ -80,7 +80,7 @@ def test_an_alias_equal_to_another_name_is_a_conflict() -> None:
 def test_plugins_that_share_a_name_conflict_only_if_it_is_used(fake_distribution: Any) -> None:
     source = (
         "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
-        "    return [QuantizerSpec(name='int5', summary='s', factory='x:Y', api=1)]\n"
+        "    return [QuantizerSpec(name='int5', summary='s', factory='x:Y', api=2)]\n"
     )
     fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
     fake_distribution("zeta", "2.0", {"zeta_hooks": source}, {"zeta": "zeta_hooks"})
@@ -94,7 +94,7 @@ def test_plugins_that_share_a_name_conflict_only_if_it_is_used(fake_distribution
 def test_a_plugin_with_a_built_in_name_does_not_replace_the_built_in(fake_distribution: Any) -> None:
     source = (
         "from smollm3_finetune.api import *\n@hookimpl\ndef smollm3_quantizers():\n"
-        "    return [QuantizerSpec(name='none', summary='s', factory='x:Y', api=1)]\n"
+        "    return [QuantizerSpec(name='none', summary='s', factory='x:Y', api=2)]\n"
     )
     fake_distribution("acme", "1.0", {"acme_hooks": source}, {"acme": "acme_hooks"})
     registry = discover()
@@ -241,15 +241,15 @@ def test_the_claims_of_highest_rank_are_returned() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_descriptor_without_api_is_named(kind: Kind) -> None:
-    with pytest.raises(TypeError, match=rf"{kind.spec.__name__} 'mine' does not state .*: add api=1$"):
+    with pytest.raises(TypeError, match=rf"{kind.spec.__name__} 'mine' does not state .*: add api=2$"):
         kind.spec(name="mine", summary="s", factory="a:B")
-    spec = kind.spec(name="mine", summary="s", factory="a:B", api=1)
+    spec = kind.spec(name="mine", summary="s", factory="a:B", api=2)
     assert copy.copy(spec) == pickle.loads(pickle.dumps(spec)) == dataclasses.replace(spec) == spec
 
 
 def test_descriptors_are_frozen() -> None:
     for cls in (LoaderSpec, QuantizerSpec, AdapterSpec, FormatterSpec):
-        spec = cls(name="a", summary="s", factory="a:B", api=1)
+        spec = cls(name="a", summary="s", factory="a:B", api=2)
         with pytest.raises(AttributeError):
             spec.name = "b"  # type: ignore[misc]
     assert issubclass(PluginConflictError, SmolLM3Error)

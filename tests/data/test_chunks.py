@@ -146,7 +146,7 @@ class Lengths(SupervisedFineTuning):
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="lengths", summary="lengths", factory="lengths:Lengths", api=1)]
+    return [ObjectiveSpec(name="lengths", summary="lengths", factory="lengths:Lengths", api=2)]
 """
 
 

@@ -255,7 +255,7 @@ from smollm3_finetune.api import ObjectiveSpec, hookimpl
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="both", summary="both", uses_labels=True, api=1,
+    return [ObjectiveSpec(name="both", summary="both", uses_labels=True, api=2,
                           factory="smollm3_finetune.builtin.sft:SupervisedFineTuning")]
 """
 

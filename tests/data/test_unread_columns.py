@@ -216,7 +216,7 @@ from smollm3_finetune.api import Conversation, FormatterSpec, hookimpl
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name=n, summary=n, factory=f"asked:{n.title()}", api=1) for n in ("silent", "open", "wrong")]
+    return [FormatterSpec(name=n, summary=n, factory=f"asked:{n.title()}", api=2) for n in ("silent", "open", "wrong")]
 
 class Silent:
     def __init__(self, options):

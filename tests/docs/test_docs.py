@@ -291,7 +291,7 @@ def train_two_steps(run_cli: Any, *arguments: str) -> Path:
 
 def test_the_example_adapter_trains_through_the_command_line(run_cli: Any, examples: Path) -> None:
     run = train_two_steps(run_cli, "-p", "examples/scale_adapter.py", "--adapter", "scale")
-    assert (run / "adapter" / "scale.safetensors").exists()
+    assert (run / "adapter" / "adapter.safetensors").exists()
     answer = run_cli(
         "generate", "run", "-p", "examples/scale_adapter.py", "--prompt", "Hello!", "--max-new-tokens", "2"
     )

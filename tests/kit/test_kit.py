@@ -94,12 +94,13 @@ MERGED = "test_merging_gives_what_the_adapter_computes"
 DISABLED = "test_disabled_gives_the_base"
 COMPARED = "test_gradients_are_right_through_a_run"
 HALF = "test_trains_in_half_precision"
+SCHEDULE = "test_a_schedule_follows_the_length_of_the_resumed_run"
 ADAPTERS: dict[str, set[str]] = {
     "delta": set(),
     "delta-kept": set(),
     "no-identity": {"test_starts_as_the_base_where_declared"},
     # the trained parameters of the base are also not saved, not merged and not disabled
-    "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, MERGED, DISABLED, HALF},
+    "base-trains": {"test_only_the_adapter_trains", COMPARED, RESTORED, SCHEDULE, MERGED, DISABLED, HALF},
     "base-drifts": {"test_only_the_adapter_trains", RESTORED},
     "gradient-factor": {"test_gradients_are_what_the_loss_does"},
     "merged-transposed": {MERGED},
@@ -107,7 +108,7 @@ ADAPTERS: dict[str, set[str]] = {
     "merged-without-bias": {MERGED},
     "merges-undeclared": {MERGED},
     "forgets-strength": {RESTORED},
-    "forgets-momentum": {RESTORED, COMPARED},
+    "forgets-momentum": {RESTORED, COMPARED, SCHEDULE},
     "leaks": {"test_packed_rows_do_not_influence_each_other", CACHED, ONE_BY_ONE},
     "never-disabled": {DISABLED},
     "not-enabled-after-error": {DISABLED},
@@ -123,6 +124,7 @@ ADAPTERS: dict[str, set[str]] = {
         CACHED,
         ONE_BY_ONE,
         RESTORED,
+        SCHEDULE,
         MERGED,
         DISABLED,
         COMPARED,
@@ -130,8 +132,11 @@ ADAPTERS: dict[str, set[str]] = {
     },
     "unseeded": {"test_attaching_is_deterministic"},
     "pickled": {"test_saved_files_are_safetensors_and_text"},
-    "frozen-after-restore": {RESTORED, COMPARED},
-    "breaks-at-the-end": {"test_on_step_keeps_the_run_going"},
+    "frozen-after-restore": {RESTORED, COMPARED, SCHEDULE},
+    "breaks-at-the-end": {"test_on_step_keeps_the_run_going", SCHEDULE},
+    "annealed": set(),
+    "anneals-by-the-old-total": {SCHEDULE},
+    "anneals-in-training-only": {RESTORED},
     "rounds-steps": {HALF},
     "casts-nothing": {HALF},
     "counts-from-zero": {CACHED, ONE_BY_ONE},

@@ -57,11 +57,11 @@ def test_a_bottleneck_equals_its_formula(tmp_path: Path) -> None:
     chosen = bottlenecks(size=3, after=["0.mlp.down_proj"])
     base = stub_base(chosen.adapter.component.spec.needs, "float64")
     adapted = chosen.adapter.create().attach(base, chosen.context, None)
-    ((name, network),) = adapted.networks.items()
+    ((name, network),) = adapted.parts.items()
     network.double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
-    layer = base.model.get_submodule(name)
+    layer = base.model.get_submodule(name.removesuffix(".bottleneck"))
     x = torch.randn(5, base.ops_for(layer).shape[1], dtype=torch.float64)
     with adapted.disabled():
         y = layer(x)
@@ -77,13 +77,13 @@ def test_unknown_layers_and_bottlenecks_of_another_size_are_errors(tmp_path: Pat
         return chosen.adapter.create(), chosen.quantizer.create().load(chosen.source, chosen.context), chosen.context
 
     adapter, base, context = on_a_base(after=["nothing"])
-    with pytest.raises(ConfigError, match="no layer's name ends with nothing"):
+    with pytest.raises(ConfigError, match="no linear layer's name ends with 'nothing'"):
         adapter.attach(base, context, None)
     adapter, base, context = on_a_base(size=2)
     adapter.attach(base, context, None).save(tmp_path / "saved")
     adapter, base, context = on_a_base(size=3)
-    with pytest.raises(ModelError, match="another size"):
-        adapter.restore(base, tmp_path / "saved", context)
+    with pytest.raises(ModelError, match="has the shape"):
+        adapter.restore(base, tmp_path / "saved", context, None)
 
 
 BASES = {

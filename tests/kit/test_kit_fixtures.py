@@ -27,7 +27,7 @@ from smollm3_finetune.api import QuantizerSpec, hookimpl
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="acme-4bit", summary="four bits", factory="acme.inner.heavy:Quantizer", api=1)]
+    return [QuantizerSpec(name="acme-4bit", summary="four bits", factory="acme.inner.heavy:Quantizer", api=2)]
 '''
 
 

@@ -53,7 +53,7 @@ from smollm3_finetune.api import Conversation, FormatterSpec, hookimpl
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name="asked", summary="asked", factory="asked:Asked", api=1)]
+    return [FormatterSpec(name="asked", summary="asked", factory="asked:Asked", api=2)]
 
 class Asked:
     columns = ("q", "a", "hint")

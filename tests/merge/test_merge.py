@@ -244,7 +244,7 @@ def test_a_longer_context_is_saved_with_the_model(tmp_path: Path, cli: Callable[
     longer = {"loader_options": {"context": 4096}}
     loaded = load_model(model, adapter="delta", purpose="train", plugins=FILES, **longer)
     with torch.no_grad():
-        for delta in loaded.adapted.deltas.values():  # type: ignore[union-attr]
+        for delta in loaded.adapted.parts.values():  # type: ignore[union-attr]
             delta.add_(0.04)
     loaded.save(Path("adapter"))
     right = logits(loaded.model)
@@ -392,7 +392,7 @@ def test_merging_needs_read_weight_but_training_does_not() -> None:
     assert pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.TRAIN)) is None
     problem = pair_problem(registry, sealed, adapter, Env(device="cpu", purpose=Purpose.MERGE))
     assert isinstance(problem, IncompatibleError)
-    spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False, api=1)
+    spec = AdapterSpec(name="kept", summary="", factory="x:Y", merges=False, api=2)
     kept = replace(adapter, component=replace(adapter.component, spec=spec))
     assert pair_problem(registry, sealed, kept, Env(device="cpu", purpose=Purpose.INFER)) is None
 

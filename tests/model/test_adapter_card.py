@@ -195,4 +195,4 @@ def test_an_adapter_is_saved_even_if_its_card_fails(tmp_path: Path, monkeypatch:
 
 def test_a_card_of_another_type_is_refused_when_the_plugin_is_found() -> None:
     with pytest.raises(TypeError, match="card must be an AdapterCard"):
-        AdapterSpec(name="x", summary="x", factory="x:X", api=1, card={"title": "X"})  # type: ignore[arg-type]
+        AdapterSpec(name="x", summary="x", factory="x:X", api=2, card={"title": "X"})  # type: ignore[arg-type]

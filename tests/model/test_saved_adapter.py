@@ -45,7 +45,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def test_a_flipped_bit_in_any_file_is_found_and_named(adapter: Path) -> None:
     whole = files(adapter)
-    assert {"scale.safetensors", "smollm3.json", "tokenizer.json", "generation_config.json", CHECKSUMS} < set(whole)
+    assert {"adapter.safetensors", "smollm3.json", "tokenizer.json", "generation_config.json", CHECKSUMS} < set(whole)
     for name, content in whole.items():
         for place in (0, len(content) // 2, len(content) - 1):
             flip(adapter / name, place, place % 8)
@@ -61,16 +61,16 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(adapter: Path) -> None:
 
 
 def test_a_missing_or_truncated_file_is_found(adapter: Path) -> None:
-    os.truncate(adapter / "scale.safetensors", 40)
-    with pytest.raises(ModelError, match=r"scale\.safetensors differs from its checksum"):
+    os.truncate(adapter / "adapter.safetensors", 40)
+    with pytest.raises(ModelError, match=r"adapter\.safetensors differs from its checksum"):
         SavedAdapter.read(adapter)
-    (adapter / "scale.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"scale\.safetensors is missing"):
+    (adapter / "adapter.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"adapter\.safetensors is missing"):
         SavedAdapter.read(adapter)
 
 
 def test_every_command_refuses_a_damaged_adapter(adapter: Path, cli: Cli, rows_file: Path) -> None:
-    flip(adapter / "scale.safetensors", -1, 6)
+    flip(adapter / "adapter.safetensors", -1, 6)
     common = ("tiny", "-p", SCALE, "--adapter-path", adapter)
     for command in (
         ("generate", *common, "--prompt", "Hello!"),
@@ -79,7 +79,7 @@ def test_every_command_refuses_a_damaged_adapter(adapter: Path, cli: Cli, rows_f
         result = cli(*command)
         assert (result.code, result.stdout) == (6, ""), result.stderr
         assert result.stderr.splitlines()[-2:] == [
-            "error: the adapter adapter is damaged: scale.safetensors differs from its checksum",
+            "error: the adapter adapter is damaged: adapter.safetensors differs from its checksum",
             "  hint: copy it again; if you edited the file on purpose: rm adapter/checksums.json",
         ]
     assert not Path("merged").exists()
@@ -96,7 +96,7 @@ def test_a_damaged_adapter_of_a_run_has_its_last_whole_checkpoint_in_the_hint(lo
         write_checksums(checkpoint)
     loaded.save(Path("run/adapter"))
     for place in ("run/adapter", "run/checkpoints/checkpoint-20"):
-        flip(Path(place) / "scale.safetensors", -1)
+        flip(Path(place) / "adapter.safetensors", -1)
     with pytest.raises(ModelError) as caught:
         SavedAdapter.read(Path("run/adapter"))
     assert str(caught.value.hint).startswith(
@@ -137,7 +137,7 @@ def test_a_save_that_fails_leaves_nothing(loaded: LoadedModel, monkeypatch: pyte
 def test_a_kill_between_two_files_of_a_second_save_is_damage(
     adapter: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flip(adapter / "scale.safetensors", -1)  # another state of the adapter, with its own checksums
+    flip(adapter / "adapter.safetensors", -1)  # another state of the adapter, with its own checksums
     write_checksums(adapter, without=("README.md",))
     actual, moved = Path.replace, []
 
@@ -150,8 +150,8 @@ def test_a_kill_between_two_files_of_a_second_save_is_damage(
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         loaded.save(adapter)
-    assert "scale.safetensors" in moved
-    assert damage(adapter) == "scale.safetensors differs from its checksum"
+    assert "adapter.safetensors" in moved
+    assert damage(adapter) == "adapter.safetensors differs from its checksum"
 
 
 def test_without_an_adapter_nothing_is_written() -> None:

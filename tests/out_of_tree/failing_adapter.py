@@ -23,7 +23,7 @@ def smollm3_adapters():
             options="failing_adapter:FailingOptions",
             needs={Op.FORWARD, Op.GRAD_INPUT},
             packs=True,
-            api=1,
+            api=2,
         )
     ]
 
@@ -32,12 +32,12 @@ class FailingAdapter(ScaleAdapter):
     def attach(self, base, ctx, total_steps):
         adapted = super().attach(base, ctx, total_steps)
         taken = [0]
-        for scale in adapted.scales.values():
+        for scale in adapted.parts.values():
             scale.register_hook(lambda gradient: self.changed(gradient, taken[0] + 1))
 
         def on_step(step):
             taken[0] = step
-            for scale in adapted.scales.values():
+            for scale in adapted.parts.values():
                 if step >= self.options.at and self.options.how == "weights":
                     scale.data.fill_(float("nan"))
                 elif step >= self.options.at and self.options.how == "ruin":

@@ -3,13 +3,21 @@
 Every adapter here adds a learned matrix (`delta`) to the key projections, unless its docstring says otherwise.
 """
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
-from smollm3_finetune.api import AdapterSpec, Base, NoOptions, Op, QuantizerSpec, hookimpl
+from smollm3_finetune.api import (
+    AdaptedLayers,
+    AdapterSpec,
+    Base,
+    NoOptions,
+    Op,
+    QuantizerSpec,
+    hookimpl,
+    layers_to_adapt,
+    load_parameters,
+)
 
-FILE = "delta.safetensors"
 ADAPTERS = {
     "delta": "DeltaAdapter",
     "delta-transposed": "TransposedAdapter",
@@ -27,7 +35,7 @@ ADAPTERS = {
 @hookimpl
 def smollm3_adapters():
     specs = [
-        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT}, api=1)
+        AdapterSpec(name=name, summary=name, factory=f"faulty_merges:{cls}", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)
         for name, cls in ADAPTERS.items()
     ]
     unmergeable = AdapterSpec(
@@ -36,7 +44,7 @@ def smollm3_adapters():
         factory="faulty_merges:DeltaAdapter",
         refine=_kept,
         needs={Op.FORWARD},
-        api=1,
+        api=2,
     )
     return [*specs, unmergeable]
 
@@ -53,7 +61,7 @@ def smollm3_quantizers():
             summary="reads its weights with a scale that the forward no longer uses",
             factory="faulty_merges:StaleQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT},
-            api=1,
+            api=2,
         ),
         QuantizerSpec(
             name="sealed",
@@ -61,7 +69,7 @@ def smollm3_quantizers():
             factory="faulty_merges:SealedQuantizer",
             provides={Op.FORWARD, Op.GRAD_INPUT},
             absent={Op.READ_WEIGHT: "its codes stay on the accelerator"},
-            api=1,
+            api=2,
         ),
     ]
 
@@ -78,62 +86,25 @@ class DeltaAdapter:
     def attach(self, base, ctx, total_steps):
         import torch
 
-        base.model.requires_grad_(False)
-        deltas = {}
-        for name, layer in base.model.named_modules():
-            if name.endswith(self.layers):
-                delta = torch.nn.Parameter(torch.zeros(self.shape(layer), dtype=ctx.torch_dtype, device=ctx.device))
-                layer.register_parameter("delta", delta)
-                deltas[name] = delta
-        return WithDelta(base, deltas)
-
-    def restore(self, base, path: Path, ctx):
-        from safetensors.torch import load_file
-
-        adapted = self.attach(base, ctx, None)
-        for name, value in load_file(str(path / FILE)).items():
-            adapted.deltas[name].data.copy_(value)
+        adapted = AdaptedLayers(base)
+        for name, layer in layers_to_adapt(base, [self.layers]).items():
+            delta = torch.nn.Parameter(torch.zeros(self.shape(layer), dtype=ctx.torch_dtype, device=ctx.device))
+            adapted.add(name, "delta", delta, self.added)
         return adapted
 
-    def merge(self, dense, path: Path):
-        from safetensors.torch import load_file
+    def added(self, delta, x, y):
+        return y + (x @ delta.T if delta.dim() == 2 else delta)
 
-        for name, delta in load_file(str(path / FILE)).items():
-            self.fold(dense.get_submodule(name), delta)
+    def restore(self, base, path: Path, ctx, total_steps):
+        return self.attach(base, ctx, total_steps).restored(path, ctx)
+
+    def merge(self, dense, path: Path):
+        for name, delta in load_parameters(path / AdaptedLayers.FILE).items():
+            self.fold(dense.get_submodule(name.removesuffix(".delta")), delta)
         return dense
 
     def fold(self, layer, delta):
         layer.weight.data += delta.to(layer.weight)
-
-
-class WithDelta:
-    def __init__(self, base, deltas):
-        self.base, self.model, self.deltas = base, base.model, deltas
-        self.active = True
-        for name, delta in deltas.items():
-            base.model.get_submodule(name).register_forward_hook(
-                lambda module, args, out, delta=delta: out + self.added(args[0], delta) if self.active else out
-            )
-
-    def added(self, x, delta):
-        return x @ delta.T if delta.dim() == 2 else delta
-
-    @contextlib.contextmanager
-    def disabled(self):
-        self.active = False
-        try:
-            yield
-        finally:
-            self.active = True
-
-    def on_step(self, step):
-        pass
-
-    def save(self, path: Path):
-        from safetensors.torch import save_file
-
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({n: d.detach().clone() for n, d in self.deltas.items()}, str(path / FILE))
 
 
 class TransposedAdapter(DeltaAdapter):

@@ -17,7 +17,7 @@ class EmbeddingsOnly:
     def attach(self, base: Any, ctx: BuildContext, total_steps: int | None) -> Any:
         return Doubled(base)
 
-    def restore(self, base: Any, path: Path, ctx: BuildContext) -> Any:
+    def restore(self, base: Any, path: Path, ctx: BuildContext, total_steps: int | None) -> Any:
         return Doubled(base)
 
     def merge(self, dense: Any, path: Path) -> Any:
@@ -54,6 +54,6 @@ def smollm3_adapters() -> list[AdapterSpec]:
             summary="doubles the embeddings",
             factory="one_of_a_pair:EmbeddingsOnly",
             claims=lambda about: about.get("peft_type") == "DOUBLED",
-            api=1,
+            api=2,
         )
     ]

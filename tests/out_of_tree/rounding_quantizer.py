@@ -32,13 +32,13 @@ def smollm3_quantizers():
         "absent": dict.fromkeys((Op.DENSE, Op.GRAD_WEIGHT), "weights are rounded"),
     }
     return [
-        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, api=1, **about),
+        QuantizerSpec(name=METHOD, summary="rows rounded to the nearest integer", claims=_claims, api=2, **about),
         QuantizerSpec(
             name="rounding-rows",
             summary="the same, with calibration rows",
             needs_calibration=True,
             **{**about, "factory": "rounding_quantizer:CalibratedQuantizer"},
-            api=1,
+            api=2,
         ),
     ]
 

@@ -1,11 +1,17 @@
 """An out-of-tree adapter, in one file: one learned factor per output channel of chosen layers, by forward hooks."""
 
-import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from smollm3_finetune.api import AdapterSpec, ConfigError, ModelError, Op, Purpose, hookimpl, option
+from smollm3_finetune.api import (
+    AdaptedLayers,
+    AdapterSpec,
+    Op,
+    hookimpl,
+    layers_to_adapt,
+    load_parameters,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ def smollm3_adapters():
             needs={Op.FORWARD, Op.GRAD_INPUT},
             packs=True,
             suggests={"train.learning_rate": 1e-2},
-            api=1,
+            api=2,
         )
     ]
 
@@ -36,63 +42,19 @@ class ScaleAdapter:
     def attach(self, base, ctx, total_steps):
         import torch
 
-        scales = {}
-        for name, layer in base.model.named_modules():
-            if name.endswith(self.options.layers):
-                width = getattr(layer, "out_features", None) or layer.weight.shape[0]
-                scale = torch.nn.Parameter(torch.ones(width, dtype=ctx.trained_dtype, device=ctx.device))
-                layer.register_parameter("output_scale", scale)
-                scales[name] = scale
-        if not scales:
-            raise ConfigError(f"no layer's name ends with {self.options.layers!r}")
-        return Scaled(base, scales)
-
-    def restore(self, base, path: Path, ctx):
-        from safetensors.torch import load_file
-
-        adapted = self.attach(base, ctx, None)
-        saved = load_file(str(path / "scale.safetensors"))
-        if set(saved) != set(adapted.scales):
-            raise ModelError(f"the scales in {path} are for other layers")
-        for name, scale in adapted.scales.items():
-            scale.data.copy_(saved[name])
-            scale.requires_grad_(ctx.purpose is Purpose.TRAIN)
+        adapted = AdaptedLayers(base)
+        for name, layer in layers_to_adapt(base, [self.options.layers], option="layers").items():
+            ones = torch.ones(layer.out_features, dtype=ctx.trained_dtype, device=ctx.device)
+            adapted.add(name, "output_scale", torch.nn.Parameter(ones), lambda scale, x, y: y * scale.to(y))
         return adapted
 
-    def merge(self, dense, path: Path):
-        from safetensors.torch import load_file
+    def restore(self, base, path: Path, ctx, total_steps):
+        return self.attach(base, ctx, total_steps).restored(path, ctx)
 
-        for name, scale in load_file(str(path / "scale.safetensors")).items():
-            layer = dense.get_submodule(name)
+    def merge(self, dense, path: Path):
+        for name, scale in load_parameters(path / AdaptedLayers.FILE).items():
+            layer = dense.get_submodule(name.removesuffix(".output_scale"))
             layer.weight.data *= scale[:, None].to(layer.weight)  # (out, in) · (out, 1)
             if layer.bias is not None:
                 layer.bias.data *= scale.to(layer.bias)
         return dense
-
-
-class Scaled:
-    def __init__(self, base, scales):
-        self.base, self.model, self.scales = base, base.model, scales
-        self.active = True
-        for name, scale in scales.items():
-            base.model.get_submodule(name).register_forward_hook(
-                lambda module, args, out, scale=scale: out * scale.to(out) if self.active else out
-            )
-
-    @contextlib.contextmanager
-    def disabled(self):
-        self.active = False
-        try:
-            yield
-        finally:
-            self.active = True
-
-    def on_step(self, step):
-        pass
-
-    def save(self, path: Path):
-        from safetensors.torch import save_file
-
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({n: s.detach().clone() for n, s in self.scales.items()}, str(path / "scale.safetensors"))
-        (path / "scale.json").write_text(json.dumps({"layers": len(self.scales)}))

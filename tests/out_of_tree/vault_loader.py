@@ -16,7 +16,7 @@ def smollm3_loaders():
             summary="models in a vault",
             factory="vault_loader:VaultLoader",
             claims=lambda ref: ref.startswith(PREFIX),
-            api=1,
+            api=2,
         )
     ]
 

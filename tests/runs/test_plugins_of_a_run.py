@@ -43,7 +43,7 @@ RUN, ADAPTER_PATH = "run", "run/adapter"
 def adapter(module: str, source: str = SAYS, **fields: str) -> str:
     """The source of the adapter as the module `module`, with more fields of its descriptor."""
     more = "".join(f"            {k}={v},\n" for k, v in fields.items())
-    return source.replace("scale_adapter:", f"{module}:").replace("            api=1,\n", f"{more}            api=1,\n")
+    return source.replace("scale_adapter:", f"{module}:").replace("            api=2,\n", f"{more}            api=2,\n")
 
 
 def generate(cli: Cli, *args: Any) -> Any:
@@ -172,10 +172,15 @@ def test_every_command_refuses_a_run_of_another_major_version(cli: Cli, fake_dis
 
 def component(version: str, since: str = "", *, file: bool = False) -> RegisteredComponent:
     spec = AdapterSpec(
-        name="scale", summary="s", factory="a:B", same_since=since, replaces=("my_scale:scale", "old-dist:scale"), api=1
+        name="scale", summary="s", factory="a:B", same_since=since, replaces=("my_scale:scale", "old-dist:scale"), api=2
     )
     return RegisteredComponent(
-        kind=ADAPTER, spec=spec, distribution="acme", version=version, plugin="acme", is_file=file
+        kind=ADAPTER,
+        spec=spec,
+        distribution="acme",
+        version=version,
+        plugin="acme",
+        origin="mine.py" if file else "entry point",
     )
 
 

@@ -162,7 +162,7 @@ def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isol
     )  # fmt: skip
     assert result.code == 0, result.stderr
     assert json.loads(result.stdout)["steps"] == 2
-    assert (isolated / "run" / "adapter" / "scales.safetensors").exists()
+    assert (isolated / "run" / "adapter" / "adapter.safetensors").exists()
     config = (isolated / "run" / "run.yaml").read_text()
     for section in ("quant", "adapter", "objective", "formatter"):  # the formatter was recognized
         kind = {"quant": "quantizer"}.get(section, section)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from smollm3_finetune import finetune
 from smollm3_finetune.config.load import assemble, file_settings
@@ -68,6 +69,26 @@ def test_a_run_is_resumed(isolated: Path, rows_file: Path) -> None:
         ConfigError, match=r"finetune\(\): train\.batch_size cannot be used with resume: the run uses its saved"
     ):
         finetune(resume="run", train={"batch_size": 2}, quiet=True)
+
+
+ANNEALED = Path(__file__).parents[1] / "out_of_tree" / "annealed_adapter.py"
+
+
+@pytest.mark.parametrize("version", [2, 1])
+def test_an_adapter_with_a_schedule_follows_the_steps_of_the_extended_run(
+    isolated: Path, rows_file: Path, version: int
+) -> None:
+    """In version 1 of the plugin API, restore() is not told the number of steps."""
+    text = ANNEALED.read_text()
+    if version == 1:
+        text = text.replace("api=2", "api=1").replace("path, ctx, total_steps):", "path, ctx):")
+        text = text.replace("attach(base, ctx, total_steps).restored", "attach(base, ctx, 2).restored")
+    Path("annealed_adapter.py").write_text(text)
+    few = {**SMALL, "adapter": "annealed", "plugins": ["annealed_adapter.py"]}
+    finetune("tiny", **few, data=rows_file, output="run", train={"max_steps": 2, "save_every": 2, "sample_tokens": 1})
+    finetune(resume="run", train={"max_steps": 4}, plugins=["annealed_adapter.py"], quiet=True)
+    strengths = load_file("run/adapter/adapter.safetensors")["strengths"].tolist()
+    assert strengths[1:5] == ([0.5, 0, 0.25, 0] if version == 2 else [0.5, 0, -0.5, -1])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_gradients_that_are_not_finite_leave_a_checkpoint_of_the_step_before(cli
     assert "error: the gradient norm became" in result.stderr
     assert "in step 3; the checkpoint out/checkpoints/checkpoint-2 has the weights of step 2" in result.stderr
     assert "--learning-rate" in result.stderr
-    saved = load_file("out/checkpoints/checkpoint-2/scale.safetensors")
+    saved = load_file("out/checkpoints/checkpoint-2/adapter.safetensors")
     assert all(bool(t.isfinite().all()) for t in saved.values())
     assert any(bool((t != 1).any()) for t in saved.values()), "two steps were taken"
     assert [json.loads(line)["step"] for line in Path("out/metrics.jsonl").read_text().splitlines()] == [1, 2]

@@ -104,16 +104,16 @@ def fail(*args):
 
 @hookimpl
 def smollm3_quantizers():
-    return [QuantizerSpec(name="starved", summary="q", factory="starved:Starved", provides=ALL_OPS, api=1)]
+    return [QuantizerSpec(name="starved", summary="q", factory="starved:Starved", provides=ALL_OPS, api=2)]
 
 @hookimpl
 def smollm3_adapters():
-    return [AdapterSpec(name="starved", summary="a", factory="starved:Starved", merges=False, api=1)]
+    return [AdapterSpec(name="starved", summary="a", factory="starved:Starved", merges=False, api=2)]
 
 @hookimpl
 def smollm3_loaders():
     return [LoaderSpec(name="starved", summary="l", factory="starved:Starved", claims=lambda ref: ref == "starved",
-                       api=1)]
+                       api=2)]
 
 class Starved:
     def __init__(self, options): ...

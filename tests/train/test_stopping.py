@@ -138,7 +138,7 @@ class Library:
 
 @hookimpl
 def smollm3_formatters():
-    return [FormatterSpec(name="swallows", summary="a library", factory="swallows:Library", api=1)]
+    return [FormatterSpec(name="swallows", summary="a library", factory="swallows:Library", api=2)]
 """
 
 

@@ -273,7 +273,7 @@ class Chatty(SupervisedFineTuning):
 
 @hookimpl
 def smollm3_objectives():
-    return [ObjectiveSpec(name="chatty", summary="logs on its own", factory="chatty:Chatty", api=1)]
+    return [ObjectiveSpec(name="chatty", summary="logs on its own", factory="chatty:Chatty", api=2)]
 """
 
 

@@ -67,7 +67,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             absent=packed_reasons("weights are stored as 4-bit codes with scales"),
             refine=refine_4bit,
             claims=claims_4bit,
-            api=1,
+            api=2,
         ),
         QuantizerSpec(
             name="bnb-8bit",
@@ -80,6 +80,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             absent=packed_reasons("weights are stored as 8-bit codes with scales"),
             refine=refine_8bit,
             claims=claims_8bit,
-            api=1,
+            api=2,
         ),
     ]

@@ -26,6 +26,6 @@ def smollm3_loaders() -> list[LoaderSpec]:
             claims=claims,
             # Higher than loaders that claim any path, or anything that looks like a Hub reference.
             rank=10,
-            api=1,
+            api=2,
         )
     ]

@@ -57,6 +57,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             marker_files=("quantize_config.json",),
             needs_calibration=True,
             check=check,
-            api=1,
+            api=2,
         )
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +158,9 @@ def test_the_alias_loads_the_same_quantizer_and_is_reported(autogptq, numpy_gptq
     class Heard:
         def say(self, message):
             lines.append(message)
+
+        def task(self, description, total=None):
+            return contextlib.nullcontext(SimpleNamespace(advance=lambda: None))
 
     loaded = load_model(autogptq, quant="auto-gptq", device="cpu", dtype="float32", progress=Heard())
     assert lines == ["--quant auto-gptq is an alias of 'gptq'"]

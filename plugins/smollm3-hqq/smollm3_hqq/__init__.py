@@ -21,8 +21,10 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             provides=DEQUANTIZABLE,
             absent=packed_reasons("weights are stored as codes of few bits with scales"),
             check=check_layerwise(
-                "hqq", "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded"
+                "hqq",
+                "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded",
+                along=lambda options: "in_features" if options.axis == 1 else "out_features",
             ),
-            api=1,
+            api=2,
         )
     ]

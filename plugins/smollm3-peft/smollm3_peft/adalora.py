@@ -35,8 +35,24 @@ class AdaLoraAdapted(PeftAdapted):
         self.saver.after = self._save_allocator
 
     def on_step(self, step: int) -> None:
-        """Update the importance of every singular value from the gradients, and prune the least important."""
-        self.model.base_model.update_and_allocate(step)
+        """Update the importance of every singular value from the gradients, and prune the least important.
+
+        PEFT decides the last ranks in the step `total_step - tfinal`, and never if a run is resumed after it with
+        fewer steps. Here the averages say whether they are decided: PEFT clears them then.
+        """
+        config, tuner = self.model.peft_config["default"], self.model.base_model
+        allocator = tuner.rankallocator
+        if allocator.init_bgt == allocator.target_bgt:
+            return  # initial_rank equals rank: PEFT fails if there is nothing to prune
+        if step < config.total_step - config.tfinal:
+            tuner.update_and_allocate(step)
+        elif allocator.ipt or config.rank_pattern is None:
+            if not allocator.ipt:
+                allocator.update_ipt(tuner.model)
+            _, config.rank_pattern = allocator.update_and_allocate(tuner.model, step, force_mask=True)
+            allocator.reset_ipt()
+        else:
+            allocator.mask_using_rank_pattern(tuner.model, config.rank_pattern)
 
     def _hide_pattern(self) -> None:
         config = self.model.peft_config["default"]

@@ -127,14 +127,18 @@ class PeftAdapter:
         peft_patches.widen_trained(model, ctx.trained_dtype)
         return self.adapted(model, base, biases)
 
-    def restore(self, base: Base, path: Path, ctx: BuildContext) -> PeftAdapted:
+    def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> PeftAdapted:
         """Attach a saved adapter to `base`.
 
         Raises:
+            ConfigError: if the method has a schedule that `total_steps` is too short for.
             ModelError: if `path` contains no adapter of this method, or an adapter for another model.
         """
         self.check_operations(base)
         config = self.read_config(path, base.model)
+        if total_steps is not None:
+            for name, value in self.schedule(total_steps).items():
+                setattr(config, name, value)
         biases = _bias_copies(base.model, config)
         trainable = ctx.purpose is Purpose.TRAIN
         with (

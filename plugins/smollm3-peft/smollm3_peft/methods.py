@@ -52,7 +52,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         card=AdapterCard(title=title, library="peft", usage=USAGE),
         claims=partial(_claims, name),
         **traits,
-        api=1,
+        api=2,
     )
 
 

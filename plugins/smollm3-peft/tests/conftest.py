@@ -225,7 +225,7 @@ def run(method: str, kind: str, dtype: torch.dtype, tmp: Path) -> SimpleNamespac
 
     adapted.save(tmp / "start")
     dense = Base(model=dense_copy(make_base(kind, dtype).model), fingerprint="dense")
-    reference = make_adapter(method).restore(dense, tmp / "start", context(dtype)).model
+    reference = make_adapter(method).restore(dense, tmp / "start", context(dtype), None).model
 
     def train(model: Any) -> float:
         """Compare gradients with those of the dense copy (on ordinary layers, the base itself); return the loss."""
@@ -261,7 +261,7 @@ def run(method: str, kind: str, dtype: torch.dtype, tmp: Path) -> SimpleNamespac
     adapted.save(path)
     r.files = sorted(p.name for p in path.iterdir())
     for purpose in (Purpose.INFER, Purpose.TRAIN):
-        restored = make_adapter(method).restore(make_base(kind, dtype), path, context(dtype, purpose))
+        restored = make_adapter(method).restore(make_base(kind, dtype), path, context(dtype, purpose), None)
         setattr(r, f"restored_{purpose}", distance(logits(restored.model), after))
         count = sum(p.numel() for p in restored.model.parameters() if p.requires_grad)
         setattr(r, f"trained_{purpose}", count / sum(p.numel() for p in trained))

@@ -60,7 +60,7 @@ def test_resource_errors_are_raised_unchanged(
         attach(lab, "lora")
     assert caught.value is error
     with pytest.raises(type(error)) as caught:
-        lab.make_adapter("lora").restore(lab.make_base("none"), tmp_path, lab.context())
+        lab.make_adapter("lora").restore(lab.make_base("none"), tmp_path, lab.context(), None)
     assert caught.value is error
 
 
@@ -117,7 +117,7 @@ def saved(lab: Any, tmp_path: Path) -> Path:
 
 
 def restore(lab: Any, path: Path, method: str = "lora") -> Any:
-    return lab.make_adapter(method).restore(lab.make_base("none"), path, lab.context())
+    return lab.make_adapter(method).restore(lab.make_base("none"), path, lab.context(), None)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -144,19 +144,19 @@ def test_an_invalid_adapter_config_is_refused(lab: Any, saved: Path) -> None:
 def test_an_adapter_of_another_model_is_refused(lab: Any, saved: Path) -> None:
     wider = lab.make_base("none", model=lab.tiny(intermediate_size=192))
     with pytest.raises(ModelError, match=r"does not fit this model: .*size mismatch"):
-        lab.make_adapter("lora").restore(wider, saved, lab.context())
+        lab.make_adapter("lora").restore(wider, saved, lab.context(), None)
 
 
 def test_an_adapter_with_too_few_layers_is_refused(lab: Any, saved: Path) -> None:
     deeper = lab.make_base("none", model=lab.tiny(num_hidden_layers=3, no_rope_layers=[1, 0, 1]))
     with pytest.raises(ModelError, match="lacks tensors that this model needs"):
-        lab.make_adapter("lora").restore(deeper, saved, lab.context())
+        lab.make_adapter("lora").restore(deeper, saved, lab.context(), None)
 
 
 def test_an_adapter_with_too_many_layers_is_refused(lab: Any, saved: Path) -> None:
     shallow = lab.make_base("none", model=lab.tiny(num_hidden_layers=1, no_rope_layers=[1]))
     with pytest.raises(ModelError, match="has tensors for modules that this model lacks"):
-        lab.make_adapter("lora").restore(shallow, saved, lab.context())
+        lab.make_adapter("lora").restore(shallow, saved, lab.context(), None)
 
 
 def test_a_truncated_file_is_refused(lab: Any, saved: Path) -> None:
@@ -238,4 +238,4 @@ def test_a_damaged_state_of_adalora_is_named(lab: Any, tmp_path: Path, key: str,
     file = path / "adalora_allocator.safetensors"
     save_file({key: torch.zeros(1)}, str(file), metadata={"rank_pattern": pattern})
     with pytest.raises(ModelError, match="is damaged"):
-        lab.make_adapter("adalora").restore(lab.make_base("none"), path, lab.context())
+        lab.make_adapter("adalora").restore(lab.make_base("none"), path, lab.context(), None)

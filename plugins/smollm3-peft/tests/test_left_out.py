@@ -213,7 +213,7 @@ def test_stacked_experts_are_trained_restored_and_merged(lab: Any, tmp_path: Pat
     adapted.save(tmp_path)
     assert any(".experts." in name for name in load_file(str(tmp_path / "adapter_model.safetensors")))
     adapter = lab.make_adapter(method)
-    restored = adapter.restore(Base(model=make(), fingerprint=""), tmp_path, lab.context())
+    restored = adapter.restore(Base(model=make(), fingerprint=""), tmp_path, lab.context(), None)
     assert lab.distance(lab.logits(restored.model), after) <= 1e-9
     merged = adapter.merge(make(), tmp_path)
     assert lab.distance(lab.logits(merged), after) <= 2e-6
@@ -286,7 +286,7 @@ def test_dense_layers_named_as_experts_once_were_keep_their_adapter(lab: Any, tm
     after = lab.logits(adapted.model)
     adapted.save(tmp_path)
     adapter = lab.make_adapter(method)
-    restored = adapter.restore(Base(model=glm4_moe(), fingerprint=""), tmp_path, lab.context())
+    restored = adapter.restore(Base(model=glm4_moe(), fingerprint=""), tmp_path, lab.context(), None)
     assert lab.distance(lab.logits(restored.model), after) <= 1e-9
     assert lab.distance(lab.logits(adapter.merge(glm4_moe(), tmp_path)), after) <= 2e-6
 

@@ -47,7 +47,7 @@ def test_every_initialization_restores_and_merges(lab: Any, tmp_path: Path, init
     after = trained(lab, adapted)
     assert lab.distance(after, before) >= 0.05
     adapted.save(tmp_path)
-    restored = lab.make_adapter("lora").restore(lab.make_base("none", dtype), tmp_path, lab.context(dtype))
+    restored = lab.make_adapter("lora").restore(lab.make_base("none", dtype), tmp_path, lab.context(dtype), None)
     assert lab.distance(lab.logits(restored.model), after) <= 1e-6
     merged = adapter.merge(lab.tiny(dtype), tmp_path)
     assert lab.distance(lab.logits(merged), after) <= 5e-6
@@ -115,7 +115,7 @@ def test_tied_embeddings_stay_tied_through_merge(lab: Any, tmp_path: Path, kind:
         assert lab.distance(lab.logits(adapted.model), before) == 0
     assert lab.distance(lab.logits(adapted.model), after) == 0
     adapted.save(tmp_path)
-    restored = lab.make_adapter("lora", **changes).restore(lab.make_base(kind), tmp_path, lab.context())
+    restored = lab.make_adapter("lora", **changes).restore(lab.make_base(kind), tmp_path, lab.context(), None)
     assert lab.distance(lab.logits(restored.model), after) <= 1e-9
     merged = lab.make_adapter("lora").merge(lab.dense_copy(lab.make_base(kind).model), tmp_path)
     assert lab.distance(lab.logits(merged), after) <= 2e-6
@@ -160,7 +160,7 @@ def test_trained_biases_are_saved_restored_and_left_out_when_disabled(
         assert lab.distance(lab.logits(adapted.model), before) == 0
     assert lab.distance(lab.logits(adapted.model), after) == 0
     adapted.save(tmp_path)
-    restored = adapter.restore(lab.make_base(kind, model=qwen(lab)), tmp_path, lab.context())
+    restored = adapter.restore(lab.make_base(kind, model=qwen(lab)), tmp_path, lab.context(), None)
     assert lab.distance(lab.logits(restored.model), after) <= 1e-9
     with restored.disabled():
         assert lab.distance(lab.logits(restored.model), before) == 0
@@ -286,7 +286,7 @@ def test_adapters_of_half_precision_bases_are_float32(lab: Any, tmp_path: Path, 
     assert trained(lab, adapted).dtype == dtype
     adapted.save(tmp_path)
     restored = lab.make_adapter("lora").restore(
-        lab.make_base("none", dtype), tmp_path, lab.context(dtype, Purpose.INFER)
+        lab.make_base("none", dtype), tmp_path, lab.context(dtype, Purpose.INFER), None
     )
     assert lab.distance(lab.logits(restored.model), lab.logits(adapted.model)) == 0
 
@@ -298,5 +298,5 @@ def test_warnings_of_peft_do_not_reach_the_user(lab: Any, tmp_path: Path, recwar
     adapted.save(tmp_path)
     with adapted.disabled():
         pass
-    lab.make_adapter("lora").restore(lab.make_base("stub"), tmp_path, lab.context())
+    lab.make_adapter("lora").restore(lab.make_base("stub"), tmp_path, lab.context(), None)
     assert not [w for w in recwarn if "peft" in str(w.filename)]

@@ -124,10 +124,10 @@ def test_quantized_experts_are_trained_restored_and_merged(lab: Any, source: Mod
     with adapted.disabled():
         assert lab.distance(lab.logits(adapted.model), before) == 0
     adapted.save(tmp_path / "adapter")
-    on_dense = adapter.restore(Base(model=dense, fingerprint=""), tmp_path / "adapter", context(lab))
+    on_dense = adapter.restore(Base(model=dense, fingerprint=""), tmp_path / "adapter", context(lab), None)
     assert lab.distance(lab.logits(on_dense.model), after) <= 1e-9
     assert_same_gradients(lab, adapted, on_dense)
-    restored = adapter.restore(quantized(lab, source), tmp_path / "adapter", context(lab))
+    restored = adapter.restore(quantized(lab, source), tmp_path / "adapter", context(lab), None)
     assert lab.distance(lab.logits(restored.model), after) == 0
     merged = adapter.merge(dense_model(quantized(lab, source), source), tmp_path / "adapter")
     assert lab.distance(lab.logits(merged), after) <= 1e-9

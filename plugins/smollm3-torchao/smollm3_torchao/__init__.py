@@ -27,6 +27,6 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
                 Op.GRAD_WEIGHT: f"{HIDDEN}, which cannot take a gradient step",
             },
             check=check_layerwise("torchao-int8", HINT),
-            api=1,
+            api=2,
         )
     ]

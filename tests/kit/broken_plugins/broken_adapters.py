@@ -37,6 +37,9 @@ VARIANTS = {
     "rounds-steps": ("RoundsSteps", CORRECT),
     "casts-nothing": ("CastsNothing", CORRECT),
     "counts-from-zero": ("CountsFromZero", {**CORRECT, "merges": False}),
+    "annealed": ("Annealed", CORRECT),
+    "anneals-by-the-old-total": ("AnnealsByTheOldTotal", CORRECT),
+    "anneals-in-training-only": ("AnnealsInTrainingOnly", CORRECT),
     "looks-back": ("LooksBack", {"merges": False}),
 }
 
@@ -50,7 +53,7 @@ def smollm3_adapters():
             factory=f"broken_adapters:{cls}",
             needs={Op.FORWARD, Op.GRAD_INPUT},
             **traits,
-            api=1,
+            api=2,
         )
         for name, (cls, traits) in VARIANTS.items()
     ]
@@ -92,6 +95,12 @@ class Delta:
     def state(self, adapted):
         return {"steps": adapted.steps, "momentum": True}
 
+    def total(self, state, total_steps):
+        return total_steps
+
+    def strength(self, steps, total_steps):
+        return 1 + 0.05 * steps
+
     @contextlib.contextmanager
     def disabled(self, adapted):
         adapted.active = False
@@ -113,9 +122,9 @@ class Delta:
 
         return load_file(str(path / FILE))
 
-    def restore(self, base, path, ctx):
-        adapted = self.attach(base, ctx, None)
+    def restore(self, base, path, ctx, total_steps):
         tensors, state = self.stored(path), json.loads((path / STATE).read_text())
+        adapted = self.attach(base, ctx, self.total(state, total_steps))
         for name, delta in adapted.deltas.items():
             delta.data.copy_(tensors[name])
             adapted.before[name] = tensors.get(f"{name}.before", tensors[name]).clone()
@@ -124,7 +133,7 @@ class Delta:
 
     def merge(self, dense, path):
         tensors, state = self.stored(path), json.loads((path / STATE).read_text())
-        strength = Adapted.strength_after(state.get("steps", 0))
+        strength = self.strength(state.get("steps", 0), state.get("total"))
         for name, delta in tensors.items():
             if not name.endswith(".before"):
                 self.fold(dense, name, strength * delta)
@@ -145,15 +154,11 @@ class Adapted:
                 lambda layer, args, out, delta=delta: self.output(args[0], out, delta)
             )
 
-    @staticmethod
-    def strength_after(steps):
-        return 1 + 0.05 * steps
-
     def output(self, x, out, delta):
         if not self.active:
             return out
         added = self.adapter.added(self.adapter.fit(x, delta), delta)
-        return out + self.strength_after(self.steps) * self.adapter.fit(added, out)
+        return out + self.adapter.strength(self.steps, self.total_steps) * self.adapter.fit(added, out)
 
     def disabled(self):
         return self.adapter.disabled(self)
@@ -324,8 +329,8 @@ class Pickled(Delta):
 
 
 class FrozenAfterRestore(Delta):
-    def restore(self, base, path, ctx):
-        adapted = super().restore(base, path, ctx)
+    def restore(self, base, path, ctx, total_steps):
+        adapted = super().restore(base, path, ctx, total_steps)
         adapted.model.requires_grad_(False)
         return adapted
 
@@ -336,6 +341,31 @@ class BreaksAtTheEnd(Delta):
     def step(self, adapted):
         if adapted.total_steps is not None:
             1 / (adapted.total_steps - adapted.steps)
+
+
+class Annealed(Delta):
+    """Its strength falls to a half over the run. For inference, it keeps the strength that it was saved with."""
+
+    def strength(self, steps, total_steps):
+        return 1.0 if total_steps is None else 1 - 0.5 * min(steps / total_steps, 1)
+
+    def state(self, adapted):
+        return {"steps": adapted.steps, "total": adapted.total_steps, "momentum": True}
+
+    def total(self, state, total_steps):
+        return state["total"] if total_steps is None else total_steps
+
+
+class AnnealsByTheOldTotal(Annealed):
+    def total(self, state, total_steps):
+        return state["total"]
+
+
+class AnnealsInTrainingOnly(Annealed):
+    """Computes its strength from `total_steps`, which is None in inference."""
+
+    def total(self, state, total_steps):
+        return total_steps
 
 
 class RoundsSteps(Delta):

@@ -26,7 +26,7 @@ VARIANTS = {
 @hookimpl
 def smollm3_loaders():
     return [
-        LoaderSpec(name=name, summary=name, factory=f"broken_loaders:{cls}", claims=claims_of(name), api=1)
+        LoaderSpec(name=name, summary=name, factory=f"broken_loaders:{cls}", claims=claims_of(name), api=2)
         for name, cls in VARIANTS.items()
     ]
 

@@ -122,7 +122,7 @@ def smollm3_quantizers():
             absent={} if name == "no-reason" else dict.fromkeys(set(Op) - provides, "it is left out"),
             claims=claims,
             check=check(name),
-            api=1,
+            api=2,
         )
         for name, (cls, provides, claims) in VARIANTS.items()
     ]
