@@ -99,6 +99,10 @@ class Objective(Protocol):
         Called for each row, before training. The first name must be `input_ids`, because its length counts as the
         length of the example. All examples must have the same names. Return None to skip the row, for example if it
         has no supervised tokens.
+
+        Raises ValueError or DataError, with the reason, if the row has a fault that the user should fix; users see it
+        with the file and line of the row, and the exception's text `hint`, if it has one. Any other exception is
+        reported as a fault of the plugin.
         """
         ...
 
@@ -106,7 +110,8 @@ class Objective(Protocol):
         """Return the function that combines examples into a batch: padded tensors (B, T) on the CPU.
 
         The batch must contain `input_ids`. If it contains an `attention_mask`, the ones in it are counted as the
-        tokens of the batch.
+        tokens of the batch. It may have more rows than examples, for example two for each preference pair;
+        `train.batch_size` counts examples. The examples must not be changed.
         """
         ...
 
@@ -114,8 +119,10 @@ class Objective(Protocol):
         """Return a subclass of `transformers.Trainer` that computes the loss.
 
         It is constructed with the keyword arguments `model`, `args`, `train_dataset`, `data_collator` and `callbacks`.
-        If the loss is a mean, divide its sum by `num_items_in_batch`, the number of supervised tokens in the whole
-        optimizer step.
+        If the loss is a mean, divide its sum by `num_items_in_batch`, the number of terms in the whole optimizer step:
+        the supervised tokens (`labels` other than -100, without the first of each row), or what the objective's method
+        `terms` counts (`CountedObjective`). With several processes it is their mean, because gradients are averaged: do
+        not multiply the loss by the number of processes.
         """
         ...
 
@@ -123,7 +130,22 @@ class Objective(Protocol):
         """Return the summed loss of a batch and the number of terms in the sum (for `sft`: supervised tokens).
 
         Called for the held-out loss: the model is in evaluation mode, the batch is on its device, and gradients are
-        disabled.
+        disabled. It is the loss of training: the sum over the terms is the same regardless of which rows share a batch,
+        and the number of terms is the one that training divides by.
+        """
+        ...
+
+
+@runtime_checkable
+class CountedObjective(Objective, Protocol):
+    """An objective whose loss is a mean over terms that are not supervised tokens, such as rows or pairs of rows."""
+
+    def terms(self, batch: Mapping[str, Tensor]) -> int:
+        """Return the number of terms in the loss of a batch, as `loss_sum` returns it.
+
+        `num_items_in_batch` is then the sum over all batches of the optimizer step, also if batches have no `labels`,
+        and the Trainer does not divide the loss by the number of accumulated batches. `batch` is a batch of `collator`
+        or `flat_collator`, on any device.
         """
         ...
 

@@ -13,11 +13,14 @@ from xml.etree import ElementTree
 
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
-from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
 
-CLASSES = {QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance"}
+CLASSES = {
+    QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
+    OBJECTIVE: "ObjectiveConformance",
+}  # fmt: skip
 """The kit's test classes. That of a loader needs a model reference, which only its author can provide."""
 SECONDS = 600
 """The time limit for each component."""

@@ -31,7 +31,7 @@ from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.left_out import LeftOut, Side, more_useful, reason, refuse_if_nothing_is_supervised
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.shares import Shares, shares
-from smollm3_finetune.errors import DataError
+from smollm3_finetune.errors import DataError, first_line, is_resource_error
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
@@ -187,8 +187,8 @@ class ExampleBuilder:
         A long text has several, and so has a conversation whose turns the template rewrites: each of these turns is in
         an example that ends there or at a later one of them, in the prompt that leads to it.
 
-        Raises DataError with the row's location if the template refuses it, ModelError if one of its tokens has no
-        embedding, and PluginError if `prepare` fails or returns a value that its contract does not allow.
+        Raises DataError with the row's location if the template or the objective refuses it, ModelError if one of its
+        tokens has no embedding, and PluginError if `prepare` fails or returns a value that its contract does not allow.
         """
         self.renderer.counts.clear()
         self.renderer.turns.clear()
@@ -202,7 +202,7 @@ class ExampleBuilder:
                     self.renderer.note(CHUNKED)
                 chunked: list[api.Renderer] = [ChunkRenderer(self.renderer, row.conversation, p) for p in pieces]
                 views = chunked or [self.renderer]
-                made = [self.objective.prepare(row.conversation, view, self.max_length) for view in views]
+                made = [self._prepared(row.conversation, view) for view in views]
                 made += self._own_examples(row.conversation)
                 found = [self._checked(example) for example in made if example is not None]
             for ids in (ids for example in found for name, ids in example.items() if name.endswith("input_ids")):
@@ -212,6 +212,16 @@ class ExampleBuilder:
         trained = [i for turns in self.renderer.turns for i in turns.trained] if found else []
         self.shares = shares(row.conversation, trained)
         return found
+
+    def _prepared(self, conversation: Conversation, renderer: api.Renderer) -> Any:
+        """What the objective makes of a conversation. Raises DataError if it says that the row has a fault."""
+        try:
+            return self.objective.prepare(conversation, renderer, self.max_length)
+        except ValueError as e:
+            if is_resource_error(e):
+                raise
+            reason = first_line(e) or f"{self.selected.component.title} rejects the row"
+            raise DataError(reason, hint=getattr(e, "hint", None) or "fix the row, or remove it") from e
 
     def _own_examples(self, conversation: Conversation) -> list[Any]:
         """The examples of the turns that the template rewrites; none for a pair of answers, which has one end.
@@ -226,7 +236,7 @@ class ExampleBuilder:
         counts.clear()
         while left:
             ending = self.renderer.ending_at(conversation, left[-1], left)
-            made.append(self.objective.prepare(ending, self.renderer, self.max_length))
+            made.append(self._prepared(ending, self.renderer))
             found = self._turns_of(ending)
             left = [i for i in (found.rewritten if found is not None else ()) if i < left[-1]]
         notes = dict.fromkeys(counts, 1) | before | {OWN_EXAMPLE: 1}

@@ -29,12 +29,14 @@ from smollm3_finetune.testing.small import small_source, write_small_model
 if TYPE_CHECKING:
     from smollm3_finetune.testing.adapters import AdapterConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
+    from smollm3_finetune.testing.objectives import ObjectiveConformance
     from smollm3_finetune.testing.quantizers import QuantizerConformance
     from smollm3_finetune.testing.stub import stub_base, stub_dense
 
 HEAVY = {
     "AdapterConformance": "adapters",
     "LoaderConformance": "loaders",
+    "ObjectiveConformance": "objectives",
     "QuantizerConformance": "quantizers",
     "stub_base": "stub",
     "stub_dense": "stub",
@@ -54,6 +56,7 @@ __all__ = [
     "Comparison",
     "FormatterConformance",
     "LoaderConformance",
+    "ObjectiveConformance",
     "QuantizerConformance",
     "check_composition",
     "context",

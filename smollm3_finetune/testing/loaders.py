@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from safetensors.torch import load_file
 from smollm3_finetune.api import ModelError, ModelSource
 from smollm3_finetune.components.kinds import LOADER
 from smollm3_finetune.model.compare import apart, logits
-from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
+from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, plugin_path, skip
+from smollm3_finetune.testing.light import check_light
 from smollm3_finetune.testing.small import token_ids, write_small_model
 
 NONSENSE = ("", "no such model", "nobody://nothing:", "::", "a\nb", "\0")
@@ -44,14 +44,6 @@ READERS = (
     "transformers.PreTrainedModel.from_pretrained",
 )
 """Functions of libraries that create or read weights."""
-LIGHT = """
-import json, sys
-from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.kinds import LOADER
-files, name, ref = json.loads(sys.argv[1])
-discover(PluginSelection(files=tuple(files))).find(LOADER, name).spec.claims(ref)
-print(json.dumps(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "transformers", "numpy", "safetensors"})))
-"""
 
 _watched: list[str] | None = None
 """Weight files that Python opened inside `reads_no_weights`; None outside it."""
@@ -131,15 +123,8 @@ class LoaderConformance(Conformance):
     def test_claims_is_light(self, tmp_path: Path) -> None:
         if self.spec().claims is None:
             skip("the descriptor has no claims()")
-        job = json.dumps([[str(p) for p in self.plugins], self.component, self.reference(tmp_path, 0)])
-        done = subprocess.run([sys.executable, "-c", LIGHT, job], capture_output=True, text=True, check=False)
-        demand(done.returncode == 0, f"claims() fails in a new process: {done.stderr[-300:]}")
-        heavy = json.loads(done.stdout)
-        demand(
-            not heavy,
-            f"the module with the hooks, or claims(), imports {', '.join(heavy)}: every command would import it, so "
-            "move the import into the factory's module",
-        )
+        plugins = [str(plugin_path(type(self), p)) for p in self.plugins]
+        check_light(self.kind, plugins, self.component, self.reference(tmp_path, 0))
 
     # ------------------------------------------------------------------------------------------ open
 

@@ -46,6 +46,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         fp16=kind != "cpu" and dtype == "float16",  # float16 gradients need a scaler, which does not exist on a CPU
         dataloader_pin_memory=kind == "cuda",
         remove_unused_columns=False,
+        average_tokens_across_devices=False,  # AdaptedTrainer counts them, also for objectives with their own loss
         report_to=[],
         disable_tqdm=True,
     )

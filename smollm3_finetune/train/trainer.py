@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainingArguments
 
-from smollm3_finetune.api import Objective
+from smollm3_finetune.api import CountedObjective, Objective
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
@@ -46,6 +46,8 @@ class AdaptedTrainer:
     """The steps of the whole run when its checkpoint was saved."""
     order: Shuffled | None = None
     """The order of the examples in each pass."""
+    count_terms: Callable[[Mapping[str, Any]], int] | None = None
+    """The objective's `terms`, if it has this method."""
     save_times: SaveTimes
     keep: int
     """The number of checkpoints that are kept."""
@@ -62,6 +64,22 @@ class AdaptedTrainer:
         return self.tokens_before + int(
             accelerator.reduce(torch.tensor(int(self.tokens_seen), device=accelerator.device))
         )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """The terms of the loss in a step, as the objective counts them; with several processes, their mean.
+
+        Gradients are averaged over the processes, so a loss divided by this mean has the gradient of all their rows.
+        """
+        import torch
+
+        if self.count_terms is None:
+            count = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        else:
+            count = torch.tensor(sum(int(self.count_terms(batch)) for batch in batch_samples), device=device)
+        processes: int = self.args.world_size  # type: ignore[attr-defined]
+        if count is None or processes == 1:
+            return count
+        return self.accelerator.reduce(count.to(device)) / processes  # type: ignore[attr-defined]
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
@@ -260,10 +278,12 @@ def make_trainer(
     """
     _check_trained(loaded, args)
     own = objective.trainer_class()
-    about = {
+    about: dict[str, Any] = {
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
         "saved_steps": saved_steps,
     }  # fmt: skip
+    if isinstance(objective, CountedObjective):
+        about |= {"count_terms": staticmethod(objective.terms), "loss_is_scaled_for_ga": True}
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()

@@ -462,6 +462,44 @@ def test_the_kit_passes_a_good_adapter_and_names_what_a_bad_one_breaks(run_cli: 
     assert "test_disabled_gives_the_base: " in found["adapter 'wrong'"]["found"]
 
 
+def test_the_kit_runs_on_formatters_without_rows_of_their_own(cli: Cli, isolated: Path) -> None:
+    """A new formatter as it is, and one that does not look at the type of a column."""
+    assert cli("plugins", "new", "formatter", "right", "--file", "--output", "both.py").code == 0
+    right = Path("both.py").read_text()
+    spec = right[right.index("        FormatterSpec(") : right.index("    ]\n")]
+    wrong = spec.replace('"right"', '"wrong"').replace("both:RightFormatter", "both:Careless")
+    careless = (
+        "\n\nclass Careless(RightFormatter):\n    def __call__(self, row):\n"
+        "        return Conversation(messages=({'role': 'user', 'content': row['question'].strip()},))\n"
+    )
+    Path("both.py").write_text(right.replace(spec, f"{spec.rstrip()},\n{wrong}") + careless)
+    result = cli("plugins", "check", "both.py", "--deep", "--json")
+    found = {
+        c["subject"]: c for c in json.loads(result.stdout)[0]["checks"] if "passes the conformance kit" in c["check"]
+    }
+    assert found["formatter 'right'"]["ok"], found
+    assert "test_damaged_rows_are_converted_or_a_value_error: " in found["formatter 'wrong'"]["found"]
+
+
+@pytest.mark.long
+def test_the_kit_runs_on_objectives(cli: Cli, isolated: Path) -> None:
+    assert cli("plugins", "new", "objective", "right", "--file", "--output", "both.py").code == 0
+    right = Path("both.py").read_text()
+    spec = right[right.index("        ObjectiveSpec(") : right.index("    ]\n")]
+    wrong = spec.replace('"right"', '"wrong"').replace("both:RightObjective", "both:Halved")
+    halved = (
+        "\n\nclass Halved(RightObjective):\n    def loss_sum(self, model, batch):\n"
+        "        total, count = super().loss_sum(model, batch)\n        return total / 2, count\n"
+    )
+    Path("both.py").write_text(right.replace(spec, f"{spec.rstrip()},\n{wrong}") + halved)
+    result = cli("plugins", "check", "both.py", "--deep", "--json")
+    found = {
+        c["subject"]: c for c in json.loads(result.stdout)[0]["checks"] if "passes the conformance kit" in c["check"]
+    }
+    assert found["objective 'right'"]["ok"], found
+    assert "test_the_held_out_loss_is_that_of_training: " in found["objective 'wrong'"]["found"]
+
+
 def test_deep_without_pytest_shows_what_to_install(
     cli: Cli, plugin_file: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,18 @@ def test_an_objective_that_returns_no_example_is_named_with_the_row(
         assert said in failed.stderr
 
 
+def test_a_row_that_an_objective_rejects_is_named_with_the_reason(cli: Cli, plugin_file: Any, write: Write) -> None:
+    """A ValueError of `prepare` is a fault of the row, with the row and a hint; see test_containment for the others."""
+    fault = "if self.seen == 2:\n            raise ValueError('the row has no rejected answer')\n        "
+    plugin = plugin_file("odd", ODD.replace("return RESULT", f"{fault}return {{'input_ids': ids, 'labels': ids}}"))
+    file = write(talk("Hello", "Good day."), talk("a", "b"), talk("c", "d"))
+    for command in (("data", "stats"), ("train", "--adapter", "full", "--set", "data.held_out=0")):
+        failed = cli(*command, "--data", file, "-p", str(plugin), "--objective", "odd")
+        assert failed.code == 5
+        assert "rows.jsonl:2: the row has no rejected answer\n" in failed.stderr
+        assert "hint: fix the row, or remove it" in failed.stderr
+
+
 @pytest.mark.parametrize(
     "result",
     [

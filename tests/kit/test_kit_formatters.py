@@ -87,3 +87,60 @@ def test_columns_that_are_stated_wrongly_fail_the_kit(row: dict[str, Any], messa
     with pytest.raises(pytest.fail.Exception, match=message):
         Asked().test_states_the_columns_that_it_reads()
     Asked().test_converts_its_rows_without_changing_them()
+
+
+FILE = Path(__file__).parent / "broken_plugins" / "broken_formatters.py"
+CONVERTS = "test_converts_its_rows_without_changing_them"
+DAMAGED = "test_damaged_rows_are_converted_or_a_value_error"
+OTHERS = "test_claims_no_other_rows"
+FAULTS = [
+    ("no-types", DAMAGED, ["a row without 'a' raised KeyError", "raise ValueError with the reason"]),
+    ("no-reason", DAMAGED, ["raised ValueError without a reason", "users see the text"]),
+    ("changes", CONVERTS, ["rows[0] was changed"]),
+    ("remembers", CONVERTS, ["another conversation the second time"]),
+    ("returns-dict", CONVERTS, ["became a dict, not a Conversation"]),
+    ("other-role", CONVERTS, ["the role 'gpt' is not one of"]),
+    ("supervises-too-far", CONVERTS, ["`supervised` has 2", "its 2 messages, from 0 to 1"]),
+    ("supervises-user", CONVERTS, ["`supervised` has 0, a message of the user", "name the assistant's"]),
+    ("odd-calls", CONVERTS, ["a tool call must be", '"function"']),
+    ("reads-more", "test_states_the_columns_that_it_reads", ["columns lacks 'label'"]),
+    ("empty-is-text", "test_an_empty_row_is_a_value_error", ["must raise ValueError"]),
+    ("claims-all", OTHERS, ["claims({}) is true", "the formatter rejects it", "claim a row by its columns"]),
+    ("claims-badly", OTHERS, ["claims({}) raised KeyError", "must return a bool for every row"]),
+    ("claims-text", "test_claims_its_rows", ["returned 'Well?'; expected True or False"]),
+    ("claims-numpy", "test_claims_is_light", ["claims(), imports numpy", "move the import"]),
+]
+
+
+class TestAsked(FormatterConformance):
+    component = "asked"
+    plugins = (FILE,)
+    rows = ({"q": "Well?", "a": "Yes.", "label": True},)
+
+
+@pytest.mark.parametrize(("name", "test", "parts"), FAULTS, ids=[name for name, *_ in FAULTS])
+def test_a_fault_fails_the_test_that_names_it(name: str, test: str, parts: list[str]) -> None:
+    faulty: Any = type(name, (FormatterConformance,), {"component": name, "plugins": (FILE,), "rows": TestAsked.rows})
+    with pytest.raises(pytest.fail.Exception) as failure:
+        getattr(faulty(), test)()
+    message = str(failure.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_every_test_of_the_kit_has_a_fault_that_fails_it() -> None:
+    tests = {name for name in vars(FormatterConformance) if name.startswith("test_")}
+    assert {test for _, test, _ in FAULTS} == tests
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt", "alpaca", "prompt-completion", "preference", "text"])
+def test_a_class_without_rows_uses_rows_of_the_usual_formats(name: str) -> None:
+    case: Any = type(name, (FormatterConformance,), {"component": name})
+    case().test_converts_its_rows_without_changing_them()
+    case().test_damaged_rows_are_converted_or_a_value_error()
+    case().test_claims_its_rows()
+
+
+def test_a_class_without_rows_makes_one_from_the_columns() -> None:
+    case: Any = type("asked", (FormatterConformance,), {"component": "asked", "plugins": (FILE,)})
+    assert case().known_rows() == [{"a": "Some text.", "q": "Some text."}]

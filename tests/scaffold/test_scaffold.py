@@ -93,7 +93,7 @@ def test_the_tests_of_every_new_package_pass(packages: dict[str, Path]) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     for kind in packages:
         assert len(re.findall(rf"^PASSED .*test_{kind}\.py::", done.stdout, re.MULTILINE)) >= 4, kind
-    for kind in ("loader", "quantizer", "adapter"):
+    for kind in NAMES:
         assert re.search(rf"^PASSED .*test_{kind}\.py::TestAcme{kind.capitalize()}::", done.stdout, re.MULTILINE), kind
 
 
