@@ -74,6 +74,12 @@ from smollm3_finetune.api.models import (
     StoredLayers,
     Task,
 )
+from smollm3_finetune.api.objectives import (
+    row_logps,
+    row_sums,
+    token_logps,
+    without_adapter,
+)
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -178,8 +184,12 @@ __all__ = [
     "read_json",
     "refuse_quantized",
     "rounding_dtype",
+    "row_logps",
+    "row_sums",
     "say_unreplaced",
     "seeded",
     "stack_ops_for",
     "stacked_weights",
+    "token_logps",
+    "without_adapter",
 ]

@@ -47,8 +47,8 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """What `train --dry-run --json` prints.
 
-        The directory, the resolved configuration, the numbers of rows and turns, the dropout of the base model, and
-        parts of it that methods for linear layers leave alone.
+        The directory, the resolved configuration, the numbers of rows and turns, whether the loss compares the model
+        with its base, the dropout of the base model, and parts of it that methods for linear layers leave alone.
         """
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
@@ -63,6 +63,7 @@ class PlannedRun:
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),
             "rows": rows,
+            "reference": self.plan.objective.component.spec.reference,
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }
