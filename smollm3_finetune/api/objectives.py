@@ -1,4 +1,4 @@
-"""Functions for objectives: the base without the adapter, and log-probabilities. torch is imported when one is called."""
+"""Functions for objectives: the base without the adapter, log-probabilities. They import torch when called."""
 
 from __future__ import annotations
 
