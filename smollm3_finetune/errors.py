@@ -10,7 +10,8 @@
     ├── ModelError               6   a missing or damaged model or saved adapter
     │   └── MissingWeightsError  6   a checkpoint that lacks weights of its architecture
     ├── PluginError              7   a broken plugin that the run needs
-    │   └── PluginConflictError  7   one name offered by two plugins
+    │   ├── PluginConflictError  7   one name offered by two plugins
+    │   └── PluginTimeoutError   7   a light function of a plugin that does not return
     ├── WriteError               8   a file that cannot be written: the disk is full, read-only or faulty
     └── Problems                     several errors at once; exit code of the first
 
@@ -96,6 +97,10 @@ class PluginError(SmolLM3Error):
 
 class PluginConflictError(PluginError):
     """Two plugins offer the same name, and it was used without its distribution."""
+
+
+class PluginTimeoutError(PluginError):
+    """A light function of a plugin, such as a hook, does not return within the limit."""
 
 
 class WriteError(SmolLM3Error):

@@ -22,6 +22,16 @@ from smollm3_finetune.api.capabilities import (
     Op,
     Purpose,
 )
+from smollm3_finetune.api.checkpoints import (
+    check_group_size,
+    converted_source,
+    layer_shapes,
+    linear_shapes,
+    load_into,
+    open_checkpoint,
+    place_layers,
+    write_checkpoint,
+)
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
     REASONING_FIELDS,
@@ -47,6 +57,7 @@ from smollm3_finetune.api.descriptors import (
     hookimpl,
     option,
 )
+from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
@@ -111,6 +122,8 @@ from smollm3_finetune.errors import (
     WriteError,
     is_resource_error,
 )
+from smollm3_finetune.model_files.headers import LayerShape, TensorHeader
+from smollm3_finetune.model_files.stored import LayerTensors, StoredTensors
 
 __all__ = [
     "ALL_OPS",
@@ -137,6 +150,8 @@ __all__ = [
     "FormatterSpec",
     "FormatterWithColumns",
     "IncompatibleError",
+    "LayerShape",
+    "LayerTensors",
     "LinearOps",
     "Loader",
     "LoaderSpec",
@@ -156,30 +171,41 @@ __all__ = [
     "SmolLM3Error",
     "StackOps",
     "StoredLayers",
+    "StoredTensors",
     "Task",
+    "TensorHeader",
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
+    "check_group_size",
     "check_layerwise",
     "check_patterns",
+    "converted_source",
     "directory_source",
     "expert_stacks",
     "fingerprint",
     "flatten_rows",
     "frozen_linear",
+    "given",
     "group_size_error",
     "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
+    "layer_shapes",
     "layers_to_quantize",
     "linear_layers",
+    "linear_shapes",
+    "load_into",
     "load_layerwise",
+    "open_checkpoint",
     "open_tensors",
     "ops_for_layers",
     "option",
     "options_dict",
+    "options_with",
     "packed_reasons",
     "pad_rows",
+    "place_layers",
     "quantize_experts",
     "read_json",
     "refuse_quantized",
@@ -192,4 +218,5 @@ __all__ = [
     "stacked_weights",
     "token_logps",
     "without_adapter",
+    "write_checkpoint",
 ]

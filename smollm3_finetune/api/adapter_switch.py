@@ -43,15 +43,17 @@ class AdapterSwitch:
 def note_adapter(adapted: Adapted) -> AdapterSwitch:
     """Note `adapted` at its module, where `without_adapter` finds it; returns its switch."""
     noted: Any = vars(adapted.model).get(NAME)
-    if not isinstance(noted, AdapterSwitch) or noted.adapted is not adapted:
-        noted = AdapterSwitch(adapted)
-        vars(adapted.model)[NAME] = noted  # not with setattr: an `Adapted` that is a module would become a part
-    return noted
+    if isinstance(noted, AdapterSwitch) and noted.adapted is adapted:
+        return noted
+    switch = AdapterSwitch(adapted)
+    vars(adapted.model)[NAME] = switch
+    return switch
 
 
 def switch_of(model: nn.Module) -> AdapterSwitch | None:
     """The switch of `model`, or of the model that it wraps; None if core attached no adapter to it."""
-    return next((vars(m)[NAME] for m in model.modules() if NAME in vars(m)), None)
+    found: Any = next((vars(m)[NAME] for m in model.modules() if NAME in vars(m)), None)
+    return found if isinstance(found, AdapterSwitch) else None
 
 
 @contextlib.contextmanager

@@ -50,6 +50,16 @@ class ComponentSpec:
     """`package.module:Class` of a frozen dataclass whose fields are made with `option()`; a light module."""
     aliases: tuple[str, ...] = ()
     """Other names that users may type for it."""
+    replaces: tuple[str, ...] = ()
+    """Former full names (`distribution:name`), such as `my_scale:scale` of a plugin file `my_scale.py`.
+
+    Runs and adapters that name one are used with this component; a component that has the name itself comes first.
+    """
+    same_since: str = ""
+    """The first version of the distribution whose options and saved adapters have the same meaning, such as `1.2`.
+
+    Runs of earlier versions are refused. Default: the same major version, and before 1.0 the same minor version.
+    """
     requires: Requires = Requires()
     suggests: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Configuration keys and values, such as `{"train.learning_rate": 2e-5}`, that hold where a user set nothing.
@@ -106,7 +116,9 @@ class QuantizerSpec(ComponentSpec):
     """
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "provides", frozenset(Op(o) for o in self.provides))
+        object.__setattr__(self, "provides", _operations(self, "provides"))
+        if not isinstance(self.absent, Mapping):
+            raise TypeError(f"QuantizerSpec {self.name!r}: absent must be a mapping, got {self.absent!r}")
         object.__setattr__(self, "absent", {Op(o): reason for o, reason in self.absent.items()})
 
     def without(self, absent: Mapping[Op, str]) -> Self:
@@ -159,9 +171,16 @@ class AdapterSpec(ComponentSpec):
     """Its part of the model card."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "needs", frozenset(Op(o) for o in self.needs))
+        object.__setattr__(self, "needs", _operations(self, "needs"))
         if not isinstance(self.card, AdapterCard):
             raise TypeError(f"AdapterSpec {self.name!r}: card must be an AdapterCard, got {self.card!r}")
+
+
+def _operations(spec: QuantizerSpec | AdapterSpec, field: str) -> frozenset[Op]:
+    values = getattr(spec, field)
+    if isinstance(values, str) or not isinstance(values, Iterable):  # a single Op is a text
+        raise TypeError(f"{type(spec).__name__} {spec.name!r}: {field} must be a set of operations, got {values!r}")
+    return frozenset(Op(o) for o in values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +226,17 @@ def option(
     lt: float | None = None,
     multiple_of: int | None = None,
     former_name: str | None = None,
-    former_values: Mapping[str, Any] | None = None,
+    former_values: Mapping[str | None, Any] | None = None,
 ) -> Any:
     """One field of an options dataclass: its default, one line of help with the unit, and its range.
 
-    The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`);
-    use `tuple` for lists, since options are frozen.
+    The annotation gives the type (`int`, `float`, `bool`, `str`, `Literal[…]`, `X | None`, `tuple[X, ...]`,
+    `Mapping[str, X]`); use `tuple` for lists, since options are frozen. The default of a mapping may be a dict: each
+    instance gets a copy.
 
     A renamed option keeps the configurations and runs of earlier versions valid: `former_name` is its old key,
-    `former_values` maps old values to new ones. Help shows neither.
+    `former_values` maps old values to new ones, also null: `{None: 4}`. Help shows neither. An option whose effect
+    depends on whether it was set needs no null: `given` tells the default from the same value that a user set.
 
         @dataclass(frozen=True, kw_only=True)
         class ScaleOptions:
@@ -228,4 +249,6 @@ def option(
         "former_name": former_name,
         "former_values": dict(former_values or {}),
     }
+    if isinstance(default, dict):  # dataclasses refuse mutable defaults
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

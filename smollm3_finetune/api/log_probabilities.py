@@ -28,7 +28,8 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     if has_supervised_logits(model):
         out = model(**inputs, labels=labels, token_logps=True, use_cache=False)
         if getattr(out, "token_logps", None) is not None:
-            return out.token_logps[:, -length:]  # type: ignore[no-any-return]  # after tokens of prompt tuning
+            found: Tensor = out.token_logps[:, -length:]  # after tokens of prompt tuning
+            return found
     logits = model(**inputs, use_cache=False).logits[:, -length:]  # (B, T, V)
     return at_labels(log_probabilities(*supervised(logits, labels)), labels)
 

@@ -91,6 +91,9 @@ class ModelSource(Protocol):
     If the content behind a reference may change, a source may also have the attribute `pins`: a mapping of loader
     options that open exactly this content again (for example a Hub commit). A run stores it.
 
+    If all files are in a local directory already, a source may have the attribute `directory`: its path. Group sizes
+    are then compared with the layers while a run is planned.
+
     Do not use `isinstance` with this protocol: it would read `path`, and so download or convert.
     """
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from smollm3_finetune.api.dense_experts import StackedWeight
 
-GROUP_SIZES = (256, 128, 64, 32, 16, 8)
-"""Group sizes to suggest if one does not fit, largest first."""
-
 FULL_PRECISION = "use the full-precision checkpoint"
 
 EXACT_IN: Mapping[str, frozenset[str]] = {
@@ -186,6 +183,7 @@ def load_layerwise(
                 check_layer(key, layer)
         return layers, stacks
 
+    from smollm3_finetune.api.group_sizes import within
     from smollm3_finetune.api.places import fill, quantized_places
 
     refuse_quantized(name, source)
@@ -197,7 +195,7 @@ def load_layerwise(
     places = quantized_places(model, layers, stacks, ops, ctx.torch_dtype)
     del layers  # the last references to the dense layers are the model's
     identity = (*identity, "experts") if stacks else identity
-    if read := [n for n in linear_layers(model)[1] if not any(_within(key, n) for key in skip_modules)]:
+    if read := [n for n in linear_layers(model)[1] if not any(within(key, n) for key in skip_modules)]:
         say_unreplaced(name, read, ctx)
         identity = (*identity, sorted(read))
 
@@ -216,22 +214,25 @@ def load_layerwise(
     return Base(model=model, fingerprint=fingerprint(name, source.fingerprint, *identity), ops_for=ops)
 
 
-def check_layerwise(name: str, hint: str = FULL_PRECISION) -> Callable[[Any, ModelSource], None]:
+def check_layerwise(
+    name: str, hint: str = FULL_PRECISION, along: Callable[[Any], Literal["in_features", "out_features"]] | None = None
+) -> Callable[[Any, ModelSource], None]:
     """The `check` of the descriptor of a quantizer that uses `load_layerwise`. Light.
 
-    The function that it returns reads only `config.json`. It raises IncompatibleError, with `hint`, for a source that
-    is already quantized. If the options have a `group_size`, it raises ConfigError for one that does not divide the
-    hidden size, unless `skip_modules` names layers. `load_layerwise` checks the other sizes of the layers.
+    The function that it returns reads `config.json` and headers of files. It raises IncompatibleError, with `hint`, for
+    a source that is already quantized. If the options have a `group_size`, it calls `check_group_size` with it and with
+    their `skip_modules`. `along(options)` is the direction of the groups; default: in_features.
 
         QuantizerSpec(name="int4", …, check=check_layerwise("int4"))
     """
 
     def check(options: Any, source: ModelSource) -> None:
+        from smollm3_finetune.api.group_sizes import check_group_size
+
         refuse_quantized(name, source, hint)
-        size = getattr(options, "group_size", None)
-        hidden = source.config.get("hidden_size")
-        if size and isinstance(hidden, int) and hidden % size and not getattr(options, "skip_modules", ()):
-            raise group_size_error(name, size, f"the {hidden} features of {source.ref!r}", [hidden])
+        size, skipped = getattr(options, "group_size", None), getattr(options, "skip_modules", ())
+        direction: Literal["in_features", "out_features"] = "in_features" if along is None else along(options)
+        check_group_size(name, source, size, skip_modules=skipped, along=direction)
 
     return check
 
@@ -259,10 +260,12 @@ def _to_quantize(
     model: PreTrainedModel, quantizer: str, source: ModelSource, skip_modules: Sequence[str]
 ) -> tuple[dict[str, nn.Linear], dict[str, StackedWeight]]:
     """`layers_to_quantize`, and the stacked weights of experts."""
+    from smollm3_finetune.api.group_sizes import within
+
     linears, read = linear_layers(model)
     stacks = stacked_weights(model)
     for key in skip_modules:
-        if not any(_within(key, name) for name in (*linears, *stacks, *read)):
+        if not any(within(key, name) for name in (*linears, *stacks, *read)):
             known = sorted({n.rsplit(".", 1)[-1] for n in (*linears, *stacks)})
             raise ConfigError(
                 f"{quantizer}: skip_modules names {key!r}, and {source.ref!r} has no linear layer there",
@@ -270,7 +273,7 @@ def _to_quantize(
             )
 
     def kept(name: str) -> bool:
-        return not any(_within(key, name) for key in skip_modules)
+        return not any(within(key, name) for key in skip_modules)
 
     found = {n: m for n, m in linears.items() if kept(n)}
     experts = {n: s for n, s in stacks.items() if kept(n)}
@@ -314,9 +317,10 @@ def quantize_experts(
 
     If it returns True, put this into the fingerprint: adapters trained while the experts were dense have another base.
     """
+    from smollm3_finetune.api.group_sizes import within
     from smollm3_finetune.api.places import fill, quantized_places
 
-    stacks = {n: s for n, s in stacked_weights(model).items() if not any(_within(key, n) for key in skip_modules)}
+    stacks = {n: s for n, s in stacked_weights(model).items() if not any(within(key, n) for key in skip_modules)}
     places = quantized_places(model, (), stacks, ops, ctx.torch_dtype)
     if places:
         fill(places, replace, ctx.progress, f"quantizing {len(places)} experts with {name}")
@@ -344,10 +348,6 @@ def stack_ops_for(module: nn.Module) -> StackOps | None:
     return module if isinstance(module, ExpertStack) else None
 
 
-def _within(key: str, name: str) -> bool:
-    return f".{key}." in f".{name}."
-
-
 def refuse_quantized(quantizer: str, source: ModelSource, hint: str = FULL_PRECISION) -> None:
     """Raises IncompatibleError for a source whose `config.json` says that it is already quantized. Light."""
     stored = source.config.get("quantization_config")
@@ -367,9 +367,9 @@ def group_size_error(
 
     Its hint suggests a size that fits, or `none`: an `option` of the type `int | None` takes None for whole rows.
     """
-    fitting = [size for size in GROUP_SIZES if not any(n % size for n in features)]
-    hint = f"--quant-opt {option}={fitting[0]}" if fitting else f"--quant-opt {option}=none takes whole rows"
-    return ConfigError(f"{quantizer}: groups of {group_size} do not divide {what}", hint=hint)
+    from smollm3_finetune.api.group_sizes import group_size_error
+
+    return group_size_error(quantizer, group_size, what, features, option)
 
 
 def rounding_dtype(source: ModelSource, ctx: BuildContext, seen_in: str | None = None) -> str | None:

@@ -36,6 +36,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
     return [
         LoaderSpec(
             name="hf",
+            same_since="0.1",
             summary="a Hub ID or a local directory in Hugging Face's layout",
             factory="smollm3_finetune.builtin.hf:HFLoader",
             options="smollm3_finetune.builtin.options:HFOptions",
@@ -45,6 +46,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
         ),
         LoaderSpec(
             name=TINY,
+            same_since="0.1",
             summary="the built-in two-million-parameter SmolLM3, for trying things out",
             factory="smollm3_finetune.builtin.tiny_loader:TinyLoader",
             claims=lambda ref: ref == TINY,
@@ -60,6 +62,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="none",
+            same_since="0.1",
             summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS,
@@ -73,6 +76,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
     return [
         AdapterSpec(
             name="full",
+            same_since="0.1",
             summary="full fine-tuning, without an adapter",
             factory="smollm3_finetune.builtin.full:FullAdapter",
             options="smollm3_finetune.builtin.options:FullOptions",
@@ -96,6 +100,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
     return [
         FormatterSpec(
             name="messages",
+            same_since="0.1",
             summary="a list of messages with role and content",
             factory="smollm3_finetune.builtin.formatters.messages:MessagesFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
@@ -104,6 +109,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="sharegpt",
+            same_since="0.1",
             summary="conversations: a list of messages with from and value",
             factory="smollm3_finetune.builtin.formatters.sharegpt:SharegptFormatter",
             options="smollm3_finetune.builtin.options:TurnsOptions",
@@ -112,6 +118,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="alpaca",
+            same_since="0.1",
             summary="instruction, output, optional input",
             factory="smollm3_finetune.builtin.formatters.alpaca:AlpacaFormatter",
             options="smollm3_finetune.builtin.options:AlpacaOptions",
@@ -120,6 +127,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="prompt-completion",
+            same_since="0.1",
             summary="a prompt and its completion or response; the options prompt and completion name other columns",
             factory="smollm3_finetune.builtin.formatters.prompt_completion:PromptCompletionFormatter",
             options="smollm3_finetune.builtin.options:PromptCompletionOptions",
@@ -129,6 +137,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="preference",
+            same_since="0.1",
             summary="a chosen and a rejected answer, optional prompt",
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
             options="smollm3_finetune.builtin.options:PreferenceOptions",
@@ -138,6 +147,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         ),
         FormatterSpec(
             name="text",
+            same_since="0.1",
             summary="raw text, trained on as it is",
             factory="smollm3_finetune.builtin.formatters.text:TextFormatter",
             options="smollm3_finetune.builtin.options:TextOptions",
@@ -153,6 +163,7 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
     return [
         ObjectiveSpec(
             name="sft",
+            same_since="0.1",
             summary="supervised fine-tuning on the assistant's tokens",
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
             api=1,

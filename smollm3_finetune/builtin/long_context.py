@@ -76,6 +76,10 @@ class YarnSource:
         return self.inner.path
 
     @property
+    def directory(self) -> Path | None:
+        return getattr(self.inner, "directory", None)
+
+    @property
     def pins(self) -> Mapping[str, Any]:
         pins: Mapping[str, Any] = getattr(self.inner, "pins", {})
         return pins

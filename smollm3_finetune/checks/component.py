@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from smollm3_finetune import api
-from smollm3_finetune.api import Env, Purpose, options_dict
+from smollm3_finetune.api import Env, options_dict
+from smollm3_finetune.checks.calls import CLAIMED, calls, environments
 from smollm3_finetune.checks.findings import Finding
+from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import unmet_distributions
 from smollm3_finetune.components.suggestions import SUGGESTIBLE, may_be_suggested
 from smollm3_finetune.config.load import Setting, assemble, plain
 from smollm3_finetune.config.options import build, describe, field_types
 from smollm3_finetune.data.columns import stated_columns
-from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import KINDS as DEVICES
 
 PROTOCOLS: Mapping[Any, Any] = {
@@ -29,29 +32,34 @@ PROTOCOLS: Mapping[Any, Any] = {
     OBJECTIVE: api.Objective,
 }  # fmt: skip
 PLAIN = (int, float, bool, str, type(None))
-CLAIMED: Mapping[Any, tuple[Any, ...]] = {
-    LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
-    QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
-                {"quantization_config": {"quant_method": "another"}}),
-    ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
-    FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
-}  # fmt: skip
-"""Simple inputs on which `claims` must not raise.
-
-No formatter may claim the empty row, no quantizer or adapter any of these.
-"""
 
 
 def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
     """Every check of one component."""
-    checks = (_options, _factory, _requirements, _api, _names, _suggests, _claims, _refine)
+    checks = [_options, _factory, _requirements, _api, _names, _suggests, _claims, _refine, _calls]
     found = []
+    if (unset := _unset(component)) is not None:
+        checks = [c for c in checks if c not in (_factory, _refine, _calls)]
+        found.append(Finding(subject=component.title, check="it can be created with its default options", ok=False,
+                             serious=False, found=f"not checked: {unset}",
+                             fix="test it with the kit, in a class that sets options"))  # fmt: skip
     for check in checks:
         try:
             found += list(check(component, registry))
         except SmolLM3Error as e:
             found.append(_finding(component, "it can be checked", False, e.message, e.hint or ""))
     return found
+
+
+def _unset(component: RegisteredComponent) -> str | None:
+    """Why a component cannot be used without options: one of them must be set; None if it can."""
+    try:
+        build(component.options_class(), {}, component.kind.section)
+    except ConfigError as e:
+        return e.message
+    except SmolLM3Error:  # a fault of the plugin, which another check reports
+        return None
+    return None
 
 
 def _finding(component: RegisteredComponent, check: str, ok: bool, found: str = "", fix: str = "") -> Finding:
@@ -64,8 +72,9 @@ def _problem(raises: Callable[[], Any]) -> str:
         raises()
     except SmolLM3Error as e:
         return " ".join(str(e.message).split())
-    except Exception as e:
-        return f"{type(e).__name__}: {' '.join(str(e).split())}"
+    except (Exception, SystemExit) as e:
+        line = own_line(e)
+        return f"{type(e).__name__}: {' '.join(str(e).split())}" + (f" ({line})" if line else "")
     return ""
 
 
@@ -95,7 +104,7 @@ def _options(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
         ", ".join(undocumented),
         'option(default, "One line of help.")',
     )
-    if unsupported:
+    if unsupported or _unset(component) is not None:
         return
     problem = _problem(lambda: _round_trip(cls, component.kind.section))
     yield _finding(component, "its defaults are valid and survive run.yaml", not problem, problem,
@@ -137,7 +146,8 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
     except SmolLM3Error as e:
         aside = f" (unmet: {', '.join(text for text, _ in unmet)})" if unmet else ""
         cause = e.__cause__
-        where = f"{type(cause).__name__} in {_last_file(cause)}" if cause is not None else ""
+        line = own_line(cause) if cause is not None else None
+        where = f"{type(cause).__name__} in {line}" if line is not None else ""
         yield _finding(component, title, False, e.message + aside, where or e.hint or "")
         return
     yield _finding(component, title, True, type(made).__name__)
@@ -160,17 +170,10 @@ def _reference(component: RegisteredComponent, made: Any) -> Iterator[Finding]:
     module = sys.modules.get(type(made).__module__)
     if module is None or not any(value is api.without_adapter for value in vars(module).values()):
         return
-    declared = component.spec.reference != "none"
+    declared = getattr(component.spec, "reference", "none") != "none"
     yield _finding(component, "its use of without_adapter is declared", declared,
                    "" if declared else "reference is 'none', so a run with --adapter full is not refused early",
                    'reference="base"')  # fmt: skip
-
-
-def _last_file(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
 
 
 def _misfit(made: Any, name: str, protocol: Any) -> str:
@@ -254,11 +257,11 @@ def _claims(component: RegisteredComponent, registry: Registry) -> Iterator[Find
     problems = []
     for n, subject in enumerate(CLAIMED[component.kind]):
         answers: list[Any] = []
-        problem = _problem(lambda s=subject, a=answers: a.append(claims(s)))  # type: ignore[misc]
+        problem = _problem(lambda s=subject, a=answers: a.append(component.waited(lambda: claims(s), "claims")))  # type: ignore[misc]
         if problem:
             problems.append(f"claims({subject!r}) raises {problem}")
         elif answers[0] and ((n == 0 and component.kind is FORMATTER) or component.kind in (QUANTIZER, ADAPTER)):
-            problems.append(f"claims({subject!r}) returns {answers[0]!r}, so runs that do not name it would use it")
+            problems.append(f"claims({subject!r}) is true, so runs that do not name it would use it")
     text = "; ".join(problems)
     yield _finding(component, "claims accepts any input and does not claim everything", not problems, text,
                    "use .get() and check types")  # fmt: skip
@@ -272,17 +275,20 @@ def _refine(component: RegisteredComponent, registry: Registry) -> Iterator[Find
     if getattr(spec, "refine", None) is None:
         return
     defaults = build(component.options_class(), {}, component.kind.section)
-    problems = [p for env in _environments() if (p := _refine_problem(spec, defaults, env))]
+    problems = [p for env in environments() if (p := _refine_problem(spec, defaults, env))]
     yield _finding(component, "refine works on every device and for every purpose", not problems,
                    "; ".join(dict.fromkeys(problems)),
                    f"return the {type(spec).__name__} that it is given, or a changed copy")  # fmt: skip
 
 
-def _environments() -> Iterator[Env]:
-    for device in ("cpu", "cuda", "mps"):
-        for purpose in Purpose:
-            for tools in (frozenset[str](), frozenset({"c++"})):
-                yield Env(device=device, purpose=purpose, tools=tools)
+def _calls(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    try:
+        options: Any = build(component.options_class(), {}, component.kind.section)
+        component.create(options)
+    except SmolLM3Error:  # `_options` and `_factory` report it
+        return
+    for check, problem, fix in calls(component, options):
+        yield _finding(component, check, not problem, problem, fix)
 
 
 def _refine_problem(spec: Any, options: Any, env: Env) -> str:
@@ -290,4 +296,4 @@ def _refine_problem(spec: Any, options: Any, env: Env) -> str:
     problem = _problem(lambda: answers.append(spec.refine(spec, options, env)))
     if problem:
         return f"it raises {problem}"
-    return "" if isinstance(answers[0], type(spec)) else f"it returns {answers[0]!r}"
+    return "" if isinstance(answers[0], type(spec)) else f"it returns {described(answers[0])}"

@@ -19,10 +19,12 @@ from typing import Any
 
 from smollm3_finetune.checks.component import component_findings
 from smollm3_finetune.checks.findings import Finding
-from smollm3_finetune.checks.light import SLOW, heavy_imports
+from smollm3_finetune.checks.light import SLOW, Light, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
+from smollm3_finetune.components.contract import hint_of, near_hook, sentence
 from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover
 from smollm3_finetune.components.kinds import KINDS
+from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.paths import user_path
@@ -82,14 +84,15 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     for point in importlib.metadata.entry_points(group=GROUP) if wanted.entry_points else ():
         distribution = point.dist.name if point.dist is not None else ""
         if not {point.name, distribution} & wanted.blocked:
-            pieces[f"no:{point.name}"] = f"import importlib\nimportlib.import_module({point.module!r})"
+            pieces[f"no:{point.name}"] = code.format(point.module)  # also calls the hooks
             distributions[f"no:{point.name}"] = distribution
     found = []
     for asked, probe in run_pieces(pieces, SECONDS).items():
         if probe.ended or (probe.problem or "").startswith("KeyboardInterrupt"):
             finding = Finding(
                 subject=asked.removeprefix("no:"), check="it can be imported", ok=False,
-                found="importing it raises KeyboardInterrupt" if not probe.ended else f"importing it: {probe.problem}",
+                found="importing it raises KeyboardInterrupt" if not probe.ended
+                else f"importing it or calling its hooks: {probe.problem}",
                 fix="only define and decorate functions at import; to disable an installed plugin: -p no:NAME",
             )  # fmt: skip
             found.append(Fatal(asked=asked, distribution=distributions[asked], finding=finding))
@@ -179,7 +182,7 @@ def check(target: Target) -> list[Finding]:
                 subject=target.name,
                 check="it can be imported and its descriptors are valid",
                 ok=False,
-                found=f"{type(cause).__name__}: {' '.join(str(cause).split())}" if cause else target.error.message,
+                found=sentence(cause) if cause else target.error.message,
                 fix=_advice(cause),
             )
         )
@@ -216,10 +219,33 @@ def _light(target: Target) -> list[Finding]:
                  "" if light.seconds < SLOW else f"{light.seconds:.2f} s",
                  "to see which import takes long: python -X importtime"),
     ]  # fmt: skip
+    found += _light_calls(target, light)
     if light.printed:
         found.append(_finding(target, "importing its hooks and options prints nothing", False, repr(light.printed),
                               "use logging: standard output is reserved for results"))  # fmt: skip
     return found
+
+
+PLANNED = ("open",)
+"""Functions that may import torch, although planning is faster without."""
+
+
+def _light_calls(target: Target, light: Light) -> list[Finding]:
+    """Findings about what the functions import that are called while a run is planned."""
+    must = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] not in PLANNED]
+    may = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] in PLANNED]
+    check = "what is called while a run is planned does not import torch or transformers"
+    fix = "decide it without them, or import them in the implementation"
+    found = [_finding(target, check, not must, _imports(must), fix)]
+    if may:
+        found.append(Finding(subject=target.name, check="opening a model does not import torch or transformers",
+                             ok=False, serious=False, found=_imports(may),
+                             fix="import them in load and tokenizer, so that --dry-run stays fast"))  # fmt: skip
+    return found
+
+
+def _imports(called: Sequence[tuple[str, str, str]]) -> str:
+    return "; ".join(dict.fromkeys(f"{function} imports {module} at {where}" for function, module, where in called))
 
 
 def _finding(target: Target, check: str, ok: bool, found: str = "", fix: str = "") -> Finding:
@@ -265,7 +291,7 @@ def _hook_names(target: Target) -> list[Finding]:
         marked = getattr(value, "smollm3_finetune_impl", None) is not None
         if not callable(value) or (name in HOOKS and marked):
             continue
-        near = did_you_mean(name, HOOKS)
+        near = near_hook(name)
         if name in HOOKS:
             found.append((f"{name} has no @hookimpl", f"write @hookimpl above {name}"))
         elif marked or (name.startswith("smollm3_") and inspect.isfunction(value) and near):
@@ -277,10 +303,12 @@ def _hook_names(target: Target) -> list[Finding]:
 
 
 def _advice(cause: BaseException | None) -> str:
-    if isinstance(cause, ModuleNotFoundError):
-        return f"pip install {(cause.name or '').partition('.')[0]}, or import it inside the function that uses it"
     if isinstance(cause, SyntaxError):
         return f"{cause.filename}:{cause.lineno}"
+    if cause is not None and (hint := hint_of(cause)) is not None:
+        return hint
+    if cause is not None and (line := own_line(cause)) is not None:
+        return f"it was raised at {line}; to see the traceback: --debug"
     return "docs/hooks.md describes hooks and descriptors; to see the traceback: --debug"
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,22 @@ class Sweep:
     worker: str = "smollm3_finetune.compatibility.worker"
     """The module that measures pairs, run with `python -m`."""
 
-    def run(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Result, float]]:
-        """Yield each pair with its result and its duration in seconds, as soon as it is measured."""
+    def run(
+        self, pairs: Sequence[Pair], skipped: Callable[[Pair, str], None] | None = None
+    ) -> Iterator[tuple[Pair, Result, float]]:
+        """Yield each pair with its result and its duration in seconds, as soon as it is measured.
+
+        `skipped` is called with a pair that cannot be measured as it is and the reason, such as an option that must be
+        set; without it, such a pair fails.
+        """
         rest = list(pairs)
         while rest:
             done = 0
             for pair, answer, seconds in self._batch(rest):
                 done += 1
+                if skipped is not None and answer.get("skipped"):
+                    skipped(pair, answer["fault"])
+                    continue
                 yield pair, self._result(pair, answer), seconds
             rest = rest[done:]
 

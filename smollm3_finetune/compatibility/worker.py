@@ -27,7 +27,7 @@ def main() -> None:
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
     from smollm3_finetune.components.discovery import PluginSelection, discover
-    from smollm3_finetune.errors import SmolLM3Error
+    from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error
     from smollm3_finetune.model_files.loading import quiet_transformers
 
     quiet_transformers()
@@ -45,6 +45,8 @@ def main() -> None:
                 Purpose(pair["purpose"]),
                 force=pair["force"],
             )
+        except (ConfigError, MissingRequirementError) as e:  # an option that must be set, a package
+            say(ended=index, figures={}, skipped=True, fault=" ".join(e.message.split())[:MESSAGE_LENGTH])
         except Exception as e:
             text = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}"
             say(ended=index, figures={}, fault=" ".join(text.split())[:MESSAGE_LENGTH])

@@ -9,31 +9,37 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import API_VERSION, ComponentSpec, hookspecs
-from smollm3_finetune.components.kinds import KINDS, Kind
+from smollm3_finetune.components.contract import (
+    Violation,
+    check_twice,
+    descriptors,
+    hint_of,
+    hook_functions,
+    leave_out,
+    sentence,
+)
+from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
-from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
+from smollm3_finetune.errors import ConfigError, PluginError, PluginTimeoutError, did_you_mean
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
 
 GROUP = "smollm3_finetune"
 CORE_DISTRIBUTION = "smollm3-finetune"
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,32 @@ class _Candidate:
     origin: str
     load: Callable[[], Any]
 
-    def record(self, status: str, components: Iterable[str] = (), error: str | None = None) -> PluginRecord:
+    @property
+    def named(self) -> bool:
+        """Whether the user named it with `-p`."""
+        return self.origin not in ("built in", "entry point")
+
+    def waited(self, function: Callable[[], T], doing: str) -> T:
+        """The result of a function of the plugin, which is named if it is slow. Raises PluginTimeoutError."""
+        if self.origin == "built in":
+            return function()
+        from smollm3_finetune.components.waiting import waited
+
+        return waited(function, plugin=self.name, origin=self.origin, doing=doing)
+
+    def broken(self, error: BaseException) -> PluginError:
+        """The error of a run that needs this plugin."""
+        where = "" if self.named else f", {self.origin}"
+        hint = hint_of(error) or _advice(error)
+        if self.origin == "entry point":
+            hint += f"; {leave_out(self.name, self.origin)}"
+        found = PluginError(
+            f"plugin {self.name!r} ({self.distribution} {self.version}{where}) is broken: {sentence(error)}", hint=hint
+        )
+        found.__cause__ = error
+        return found
+
+    def record(self, status: str, components: Iterable[str] = (), error: BaseException | None = None) -> PluginRecord:
         return PluginRecord(
             name=self.name,
             distribution=self.distribution,
@@ -78,18 +109,54 @@ class _Candidate:
             origin=self.origin,
             status=status,
             components=tuple(components),
-            error=error,
+            error=sentence(error) if error is not None else None,
+            hint=(hint_of(error) or _advice(error)) if error is not None else None,
+            exceptions=[self.broken(error)] if error is not None else [],
         )
+
+
+def _check_name(candidate: _Candidate, records: Iterable[PluginRecord]) -> None:
+    """Raises Violation for a `-p` plugin whose components would have the full names of an installed distribution."""
+    for record in records if candidate.named else ():
+        if (
+            record.distribution == candidate.distribution
+            and record.origin == "entry point"
+            and record.status == "active"
+        ):
+            raise Violation(f"its name is that of the installed distribution {record.distribution} {record.version}",
+                            f"rename it, or disable the installed one: -p no:{record.name}")  # fmt: skip
+
+
+def _check_shadowed(plugin: Any) -> None:
+    """Raises Violation for a file that Python imports in place of an installed module, as if it were installed."""
+    name, own = getattr(plugin, "__name__", ""), getattr(plugin, "__file__", None)
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.module != name or own is None or point.dist is None:
+            continue
+        parts = "/".join(name.split("."))
+        for file in point.dist.files or ():
+            if (
+                str(file) in (f"{parts}.py", f"{parts}/__init__.py")
+                and Path(str(file.locate())).resolve() != Path(own).resolve()
+            ):
+                raise Violation(f"{own} hides the module {name!r} of {point.dist.name} {point.dist.version}",
+                                f"rename it, or disable the installed one: -p no:{point.name}")  # fmt: skip
+
+
+def _advice(error: BaseException) -> str:
+    from smollm3_finetune.components.locations import raised_at
+
+    line = raised_at(error)
+    return f"{f'it was raised at {line}; ' if line else ''}to see its traceback: --debug"
 
 
 def discover(selection: PluginSelection = PluginSelection()) -> Registry:
     """Import the hook module of every selected plugin and collect its components.
 
-    Raises ConfigError if a `-p` plugin does not exist, and PluginError if a `-p` plugin is broken or, with
-    `SMOLLM3_STRICT_PLUGINS=1`, if any plugin is broken.
+    Raises ConfigError if a `-p` plugin does not exist, and PluginError if a plugin does not return within the limit, if
+    a `-p` plugin is broken or, with `SMOLLM3_STRICT_PLUGINS=1`, if any plugin is broken.
     """
     manager = pluggy.PluginManager("smollm3_finetune")
-    manager.add_hookspecs(hookspecs)
     trace = os.environ.get("SMOLLM3_TRACE_PLUGINS", "") not in ("", "0")
     strict = os.environ.get("SMOLLM3_STRICT_PLUGINS", "") not in ("", "0")
     records: list[PluginRecord] = []
@@ -103,26 +170,19 @@ def discover(selection: PluginSelection = PluginSelection()) -> Registry:
             continue
         began = time.perf_counter()
         try:
-            plugin = candidate.load()
+            plugin = candidate.waited(candidate.load, "its import")
             if candidate.origin != "entry point" and any(plugin is other for other in seen):
+                _check_shadowed(plugin)
                 continue  # named twice, or both named and installed
+            _check_name(candidate, records)
             found = _collect(manager, candidate, plugin)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, PluginTimeoutError):
             raise
         except BaseException as e:  # including SystemExit at import: one plugin must not end the tool
             stopping.check()
-            named = candidate.origin not in ("built in", "entry point")
-            disable = "" if named else f"to disable it: -p no:{candidate.name}; "
-            error = PluginError(
-                f"plugin {candidate.name!r} ({candidate.distribution} {candidate.version}, {candidate.origin}) "
-                f"is broken: {_brief(e)}",
-                hint=f"{disable}to see its traceback: --debug",
-            )
-            error.__cause__ = e
-            if strict or named:
-                raise error from e
-            records.append(candidate.record("broken", error=_brief(e)))
-            records[-1].exceptions.append(error)
+            if strict or candidate.named:
+                raise candidate.broken(e) from e
+            records.append(candidate.record("broken", error=e))
         else:
             seen.append(plugin)
             components += found
@@ -191,7 +251,7 @@ def _named(text: str) -> _Candidate:
     except (ImportError, ValueError):
         found = None
     except Exception as e:  # find_spec("a.b") imports `a`
-        raise PluginError(f"the plugin module {text!r} cannot be imported: {_brief(e)}") from e
+        raise PluginError(f"the plugin module {text!r} cannot be imported: {sentence(e)}") from e
     if found is None:
         raise ConfigError(f"the plugin module {text!r} cannot be found", hint="-p PATH/TO/plugin.py")
     version = _file_version(Path(found.origin)) if found.origin and Path(found.origin).is_file() else "0"
@@ -230,7 +290,9 @@ def _import_file(path: Path) -> ModuleType:
     if importable is not None and importable.origin == str(path):  # its folder is already on sys.path
         return importlib.import_module(name)
     if known is not None or importable is not None:
-        raise ConfigError(f"the name {name!r} is taken by another module", hint=f"rename {path}")
+        other = getattr(known, "__file__", None) or (importable.origin if importable is not None else None)
+        raise ConfigError(f"the name {name!r} is taken by another module" + (f", {other}" if other else ""),
+                          hint=f"rename {path}")  # fmt: skip
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -245,98 +307,22 @@ def _import_file(path: Path) -> ModuleType:
 
 def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) -> list[RegisteredComponent]:
     """Call each hook of one imported plugin. Raises the first violation of the contract, or what a hook raises."""
-    _check_hook_names(manager, plugin)
-    if not any(manager.parse_hookimpl_opts(plugin, name) is not None for name in dir(plugin)):
-        raise TypeError("it has no hook: define a function such as smollm3_adapters, with @hookimpl")
-    unique = f"{candidate.distribution}:{candidate.name}:{candidate.origin}"
-    try:
-        manager.register(plugin, name=unique)
-        components = [
+    functions = hook_functions(manager, plugin)
+    components: list[RegisteredComponent] = []
+    for kind in KINDS:
+        if (function := functions.get(kind.hook)) is None:
+            continue
+        specs = candidate.waited(partial(descriptors, function, kind), kind.hook)
+        check_twice(kind, specs)
+        components += [
             RegisteredComponent(
                 kind=kind,
-                spec=_checked(spec, kind),
+                spec=spec,
                 distribution=candidate.distribution,
                 version=candidate.version,
                 plugin=candidate.name,
+                origin=candidate.origin,
             )
-            for kind in KINDS
-            for spec in _ask(manager, plugin, kind)
+            for spec in specs
         ]
-        _check_twice(components)
-        return components
-    except BaseException:
-        if manager.has_plugin(unique):  # a failed register() leaves it half registered
-            manager.unregister(name=unique)
-        raise
-
-
-def _check_hook_names(manager: pluggy.PluginManager, plugin: Any) -> None:
-    """Raises TypeError for a misspelled or undecorated hook, which pluggy ignores silently."""
-    hooks = [k.hook for k in KINDS]
-    for name in dir(plugin):
-        if manager.parse_hookimpl_opts(plugin, name) is not None:
-            if name not in hooks:
-                near = did_you_mean(name, hooks)
-                raise TypeError(f"there is no hook {name!r}" + (f"; did you mean {near!r}?" if near else ""))
-        elif name in hooks and callable(getattr(plugin, name)):
-            raise TypeError(f"the hook {name!r} is not decorated with @hookimpl")
-        elif name.startswith("smollm3_") and inspect.isfunction(getattr(plugin, name)) and did_you_mean(name, hooks):
-            raise TypeError(f"there is no hook {name!r}; did you mean {did_you_mean(name, hooks)!r}, with @hookimpl?")
-
-
-def _ask(manager: pluggy.PluginManager, plugin: Any, kind: Kind) -> list[Any]:
-    """The descriptors of one plugin's hook; a generator is consumed here, so that its errors are attributed."""
-    caller = getattr(manager.hook, kind.hook)
-    found: list[Any] = []
-    for implementation in caller.get_hookimpls():
-        if implementation.plugin is not plugin:
-            continue
-        if implementation.hookwrapper or implementation.wrapper:
-            raise TypeError(f"{kind.hook} cannot be a wrapper: hooks return descriptors")
-        answer = implementation.function()
-        if answer is None or isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
-            raise TypeError(f"{kind.hook} must return an iterable of descriptors, but returned {answer!r}")
-        found += list(answer)
-    return found
-
-
-def _check_twice(components: Iterable[RegisteredComponent]) -> None:
-    """Raises ValueError if a plugin uses a name twice in one kind: `dist:name` would be ambiguous."""
-    taken = set()
-    for component in components:
-        for name in {component.spec.name, *component.spec.aliases}:
-            if (component.kind, name) in taken:
-                raise ValueError(f"it offers the {component.kind.name} {name!r} twice")
-            taken.add((component.kind, name))
-
-
-def _checked(spec: Any, kind: Kind) -> ComponentSpec:
-    """The descriptor, if it follows the contract. Raises TypeError or ValueError that names the field."""
-    if not isinstance(spec, kind.spec):
-        raise TypeError(f"{kind.hook} must return {kind.spec.__name__} objects, but returned {spec!r}")
-    if type(spec.api) is not int:
-        raise TypeError(f"{spec.name!r}: api must be {API_VERSION}, but is {spec.api!r}")
-    if spec.api > API_VERSION:
-        raise ValueError(
-            f"{spec.name!r} was written for api {spec.api}, but this smollm3-finetune has api {API_VERSION}: "
-            "upgrade smollm3-finetune"
-        )
-    tuples = {"aliases": spec.aliases, **vars(spec.requires)}
-    for label, values in tuples.items():
-        if isinstance(values, str) or not all(isinstance(v, str) for v in values):
-            raise TypeError(f"{spec.name!r}: {label} must be a tuple of strings, got {values!r}")
-    for name in (spec.name, *spec.aliases):
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ValueError(f"the name {name!r} must be lower-case words joined by single hyphens")
-    for label, dotted in (("factory", spec.factory), ("options", spec.options)):
-        if not isinstance(dotted, str) or not DOTTED.fullmatch(dotted):
-            raise ValueError(f"{spec.name!r}: {label} must be 'package.module:Class', got {dotted!r}")
-    if not spec.summary:
-        raise ValueError(f"{spec.name!r} has no summary")
-    return spec
-
-
-def _brief(error: BaseException) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return components

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
@@ -40,9 +41,11 @@ def refined(component: SelectedComponent, env: Env) -> Any:
     refine: Any = spec.refine
     kind = QuantizerSpec if isinstance(spec, QuantizerSpec) else AdapterSpec
     with attributed_to(component.component, "refine()"):
-        answer = refine(spec, component.options, env)
+        answer = component.component.waited(lambda: refine(spec, component.options, env), "refine")
         if not isinstance(answer, kind):
-            raise TypeError(f"it returned {answer!r}, not {'an' if kind is AdapterSpec else 'a'} {kind.__name__}")
+            raise TypeError(
+                f"it returned {described(answer)}, not {'an' if kind is AdapterSpec else 'a'} {kind.__name__}"
+            )
     return answer
 
 

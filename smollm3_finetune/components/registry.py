@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smollm3_finetune.api import ComponentSpec
-from smollm3_finetune.components.kinds import Kind
+from smollm3_finetune.components.contract import described, leave_out, sentence
+from smollm3_finetune.components.kinds import QUANTIZER, Kind
 from smollm3_finetune.errors import (
     MissingRequirementError,
     PluginConflictError,
     PluginError,
+    PluginTimeoutError,
+    Problems,
     SmolLM3Error,
     UnknownComponentError,
     did_you_mean,
@@ -24,7 +29,18 @@ from smollm3_finetune.errors import (
 )
 from smollm3_finetune.model_files.imports import quick_imports
 
+T = TypeVar("T")
 KNOWN_FILE = Path(__file__).with_name("known_components.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Why a component was chosen that the user did not name."""
+
+    reason: str
+    """`its claims accepted the reference 'org/model'`"""
+    other: str
+    """How to choose another one: `choose another with --loader hf`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +52,15 @@ class RegisteredComponent:
     distribution: str
     version: str
     plugin: str
+    origin: str = "entry point"
+    """`built in`, `entry point`, the path of a plugin file, or `module NAME`."""
+    claim: Claim | None = field(default=None, compare=False)
+    """Why it was chosen for this run; None: the user named it."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the plugin is a file of `-p`."""
+        return self.origin.endswith(".py")
 
     @property
     def full_name(self) -> str:
@@ -47,16 +72,43 @@ class RegisteredComponent:
         """The component's name in messages: `quantizer 'none'`."""
         return f"{self.kind.name} {self.spec.name!r}"
 
+    @property
+    def who(self) -> str:
+        """The component and its plugin in messages: `quantizer 'mine' (acme 1.2)`."""
+        return f"{self.title} ({self.distribution} {self.version})"
+
+    @property
+    def note(self) -> str | None:
+        """Why a component of a plugin was chosen and how to choose another, for errors that come from it."""
+        if self.claim is None or self.origin == "built in":
+            return None
+        return f"{self.title} was chosen because {self.claim.reason}; {self.claim.other}"
+
+    def waited(self, function: Callable[[], T], doing: str) -> T:
+        """The result of a light function of the component, which is named if it is slow. Raises PluginTimeoutError."""
+        if self.origin == "built in":
+            return function()
+        from smollm3_finetune.components.waiting import waited
+
+        return waited(function, plugin=self.plugin, origin=self.origin, doing=f"{doing} of {self.title}")
+
     def options_class(self) -> type:
         """The options dataclass. Raises PluginError if it cannot be imported."""
         cls = self._import("options")
         if not isinstance(cls, type):
-            raise PluginError(f"{self.title} ({self.distribution} {self.version}): {self.spec.options} is not a class")
+            raise PluginError(f"{self.who}: options {self.spec.options} is {described(cls)}, not a class",
+                              hint="name a frozen dataclass: options='package.module:Class'")  # fmt: skip
+        if not is_dataclass(cls):
+            raise PluginError(f"{self.who}: options {self.spec.options} is not a dataclass",
+                              hint="@dataclass(frozen=True, kw_only=True)")  # fmt: skip
         return cls
 
     def create(self, options: Any) -> Any:
         """The component, made from its validated options. Raises PluginError if its factory fails or lacks methods."""
         factory = self._import("factory")
+        if problem := _uncallable(factory):
+            raise PluginError(f"{self.who}: the factory {self.spec.factory} {problem}",
+                              hint="a factory takes the options: def __init__(self, options)")  # fmt: skip
         with attributed_to(self, "its factory"):
             made = factory(options)
         methods = [*self.kind.methods, *(["merge"] if getattr(self.spec, "merges", False) else [])]
@@ -68,9 +120,8 @@ class RegisteredComponent:
         for name in methods:
             if not callable(getattr(made, name, None)):
                 raise PluginError(
-                    f"{self.title} ({self.distribution} {self.version}): {maker} returned an object of type "
-                    f"{type(made).__name__}, which has no method {name!r}",
-                    hint="see the protocols in smollm3_finetune.api",
+                    f"{self.who}: {maker} returned {described(made)}, which has no method {name!r}",
+                    hint=_method_hint(made, name),
                 )
 
     def _import(self, label: str) -> Any:
@@ -78,7 +129,7 @@ class RegisteredComponent:
         module, _, name = dotted.partition(":")
         try:
             with quick_imports():
-                return getattr(importlib.import_module(module), name)
+                imported = importlib.import_module(module)
         except KeyboardInterrupt:
             raise
         except BaseException as e:
@@ -87,11 +138,58 @@ class RegisteredComponent:
                 raise MissingRequirementError(
                     f"{self.title} needs the package {package!r}, which is not installed", hint=f"pip install {package}"
                 ) from e
+            from smollm3_finetune.components.locations import raised_at
+
+            near = _near_module(module) if isinstance(e, ModuleNotFoundError) else None
+            line = raised_at(e)
             raise PluginError(
-                f"the {label} of {self.title} ({self.distribution} {self.version}), {dotted}, cannot be imported: "
-                f"{type(e).__name__}: {e}",
-                hint=f"smollm3 plugins info {self.spec.name}",
+                f"the {label} of {self.who}, {dotted}, cannot be imported: {sentence(e)}",
+                hint=f"did you mean {near + ':' + name!r}?" if near
+                else f"{f'it was raised at {line}; ' if line else ''}to see the traceback: --debug",
+            ) from e  # fmt: skip
+        try:
+            return getattr(imported, name)
+        except AttributeError as e:
+            near = did_you_mean(name, [n for n in vars(imported) if not n.startswith("__")])
+            raise PluginError(
+                f"the {label} of {self.who}, {dotted}, cannot be imported: {module} has no {name!r}",
+                hint=f"did you mean {module + ':' + near!r}?" if near else f"define {name} in {module}",
             ) from e
+
+
+def _near_module(module: str) -> str | None:
+    """The importable module that a module which does not exist was probably meant to be."""
+    import pkgutil
+
+    parent, _, last = module.rpartition(".")
+    names = [n for n in sys.modules if "." not in n]
+    if parent:
+        paths = getattr(sys.modules.get(parent), "__path__", None)
+        if paths is None:
+            return None
+        names = [m.name for m in pkgutil.iter_modules(paths)]
+    near = did_you_mean(last, names)
+    return f"{parent}.{near}" if near and parent else near
+
+
+def _uncallable(factory: Any) -> str | None:
+    """Why a factory cannot be called with the options; None if it can, or if nobody knows."""
+    if not callable(factory):
+        return f"is {described(factory)}, which cannot be called"
+    try:
+        inspect.signature(factory).bind(None)
+    except TypeError as e:
+        return f"cannot be called with the options: {e}"
+    except ValueError:  # a builtin without a signature
+        return None
+    return None
+
+
+def _method_hint(made: Any, name: str) -> str:
+    if isinstance(made, type):
+        return "return an object, not a class"
+    near = did_you_mean(name, [n for n in dir(made) if not n.startswith("__")])
+    return f"did you mean {near!r}? Its name must be {name!r}" if near else "docs/hooks.md shows the protocol"
 
 
 @contextlib.contextmanager
@@ -99,20 +197,32 @@ def attributed_to(component: RegisteredComponent, doing: str = "", where: str = 
     """Turn an exception that a component did not raise on purpose into a PluginError that names the component.
 
     `doing` is the plugin's function that is called, `where` the location of the row that it gets. Exceptions for a full
-    disk or for lack of memory pass unchanged.
+    disk or for lack of memory pass unchanged. Errors of a component of a plugin that the user did not name say why it
+    was chosen.
     """
     try:
         yield
-    except SmolLM3Error:
+    except SmolLM3Error as e:
+        explain_choice(component, e)
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if is_resource_error(e):
             raise
-        raise PluginError(
-            f"{where}{': ' if where else ''}{component.title} ({component.distribution} {component.version}) failed"
+        error = PluginError(
+            f"{where}{': ' if where else ''}{component.who} failed"
             f"{' in ' if doing else ''}{doing}: {type(e).__name__}: {first_line(e)}",
             hint="to see the traceback: --debug",
-        ) from e
+        )
+        explain_choice(component, error)
+        raise error from e
+
+
+def explain_choice(component: RegisteredComponent, error: SmolLM3Error) -> None:
+    """Add to the hint of an error why the component that it comes from was chosen, unless the user named it."""
+    note = component.note
+    for one in error.problems if isinstance(error, Problems) else (error,):
+        if note is not None and note not in (one.hint or ""):
+            one.hint = f"{one.hint}; {note}" if one.hint else note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,20 +237,25 @@ class PluginRecord:
     """`active`, `disabled` or `broken`."""
     components: tuple[str, ...] = ()
     error: str | None = None
+    hint: str | None = None
+    """For a broken plugin: what to do, for its author."""
     exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
     """For a broken plugin: the error to raise if a run needs it."""
 
 
 def _claims(component: RegisteredComponent, subject: Any) -> bool:
     claims = getattr(component.spec, "claims", None)
+    if claims is None:
+        return False
     try:
-        return claims is not None and bool(claims(subject))
-    except Exception as e:
+        return component.waited(lambda: bool(claims(subject)), "claims")
+    except PluginTimeoutError:
+        raise
+    except (Exception, SystemExit) as e:
         import logging
 
         logging.getLogger("smollm3_finetune").warning(
-            "warning: %s (%s %s) is ignored: its claims() raised %s: %s",
-            component.title, component.distribution, component.version, type(e).__name__, e,
+            "warning: %s is ignored: its claims() raised %s: %s", component.who, type(e).__name__, first_line(e),
         )  # fmt: skip
         return False
 
@@ -149,6 +264,26 @@ def known_components() -> dict[str, dict[str, str]]:
     """For each kind, the names of published components and the argument of `pip install` for each."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
     return known
+
+
+def _mentions(record: PluginRecord, name: str) -> bool:
+    """Whether the hook module of an installed plugin contains a name as text; the module is not imported."""
+    import importlib.metadata
+    import importlib.util
+
+    for point in importlib.metadata.entry_points(group="smollm3_finetune", name=record.name):
+        if point.dist is None or point.dist.name != record.distribution:
+            continue
+        top, *rest = point.module.split(".")
+        with contextlib.suppress(ImportError, ValueError, OSError, UnicodeDecodeError):
+            found = importlib.util.find_spec(top)
+            folders = list(found.submodule_search_locations or ()) if found is not None else []
+            files = [Path(folder, *rest) for folder in folders]
+            files = [file for f in files for file in (f / "__init__.py", f.with_suffix(".py"))]
+            files += [Path(found.origin)] if found is not None and found.origin and not rest else []
+            texts = [f.read_text(encoding="utf-8") for f in files if f.is_file()]
+            return any(f"{quote}{name}{quote}" in text for text in texts for quote in "\"'")
+    return False
 
 
 def _is_installed(distribution: str) -> bool:
@@ -170,17 +305,36 @@ class Registry:
         """The components of a kind, sorted by name and distribution."""
         return sorted((o for o in self.components if o.kind is kind), key=lambda o: (o.spec.name, o.distribution))
 
-    def claiming(self, kind: Kind, subject: Any) -> list[RegisteredComponent]:
-        """The components of a kind that claim `subject`; of several, those of the highest rank.
+    def claiming(self, kind: Kind, subject: Any, accepted: str = "it") -> list[RegisteredComponent]:
+        """The components of a kind that claim `subject`, in words `accepted`; of several, those of the highest rank.
 
-        A component whose `claims` raises is skipped with a warning: it must not stop runs that do not name it.
+        Each knows the reason of its choice. A component whose `claims` raises is skipped with a warning: it must not
+        stop runs that do not name it.
         """
-        found = [o for o in self.of(kind) if _claims(o, subject)]
-        highest = max((getattr(o.spec, "rank", 0) for o in found), default=0)
-        return [o for o in found if getattr(o.spec, "rank", 0) == highest]
+        found = sorted((o for o in self.of(kind) if _claims(o, subject)), key=lambda o: -getattr(o.spec, "rank", 0))
+        highest = [o for o in found if getattr(o.spec, "rank", 0) == getattr(found[0].spec, "rank", 0)]
+        reason = f"its claims accepted {accepted}"
+        return [replace(o, claim=Claim(reason=reason, other=self._other(o, found))) for o in highest]
+
+    def _other(self, component: RegisteredComponent, claiming: Iterable[RegisteredComponent]) -> str:
+        """How to choose another component than one that was chosen because it claims."""
+        other = next((o for o in claiming if o is not component), None)
+        if component.kind is QUANTIZER and other is None:
+            return leave_out(component.plugin, component.origin)
+        if other is None:
+            return f"choose another with {component.kind.flag} NAME"
+        shared = sum(o.spec.name == other.spec.name for o in self.of(component.kind)) > 1
+        return f"choose another with {component.kind.flag} {other.full_name if shared else other.spec.name}"
 
     def broken(self) -> Iterator[PluginRecord]:
         return (p for p in self.plugins if p.status == "broken")
+
+    def broken_offering(self, name: str) -> PluginError | None:
+        """The error of the broken plugin that would offer a component of this name, as far as its source tells."""
+        for record in self.broken():
+            if name in (record.name, record.distribution) or _mentions(record, name):
+                return record.exceptions[0]
+        return None
 
     def warnings(self) -> list[str]:
         """A sentence for each broken plugin, and for each plugin name that several distributions use."""
@@ -201,7 +355,7 @@ class Registry:
         return {name: records for name, records in by_name.items() if len(records) > 1}
 
     def find(self, kind: Kind, name: str) -> RegisteredComponent:
-        """The component that a user calls `name`: a name, an alias, or `distribution:name`.
+        """The component that a user calls `name`: a name, an alias, or `distribution:name`, present or former.
 
         Raises PluginConflictError if two distributions offer a bare name, PluginError if the plugin that would offer
         it is broken, and UnknownComponentError with a suggestion if no plugin offers it.
@@ -210,6 +364,7 @@ class Registry:
         components = [o for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)]
         if colon:
             components = [o for o in components if o.distribution == distribution]
+            components = components or [o for o in self.of(kind) if name in o.spec.replaces]
         if len(components) == 1:
             return components[0]
         if components:
@@ -220,6 +375,8 @@ class Registry:
 
     def _unknown(self, kind: Kind, name: str, bare: str) -> Exception:
         install = known_components().get(kind.name, {}).get(bare)
+        if ":" not in name and (error := self.broken_offering(bare)) is not None:
+            return error
         for record in self.plugins:
             offers_it = record.distribution == name.rpartition(":")[0] or (
                 install is not None and record.distribution == install.rpartition("/")[2]

@@ -21,7 +21,7 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
+def unmet_distributions(requires: Requires, what: str = "a plugin") -> list[tuple[str, str]]:
     """Each requirement that is not met, and why: (`bitsandbytes>=0.49`, `it is not installed`)."""
     from packaging.requirements import InvalidRequirement, Requirement
 
@@ -31,7 +31,8 @@ def unmet_distributions(requires: Requires) -> list[tuple[str, str]]:
             wanted = Requirement(text)
         except InvalidRequirement as e:
             raise PluginError(
-                f"a plugin requires {text!r}, which is not a valid requirement: {e}".splitlines()[0]
+                f"{what} requires {text!r}, which is not a valid requirement: {e}".splitlines()[0],
+                hint="write it as in pyproject.toml, such as 'torch>=2.6'",
             ) from e
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
@@ -47,7 +48,7 @@ def requirement_problems(what: str, requires: Requires, device: str) -> list[Mis
     """One error for each requirement of `what` (such as "quantizer 'none'") that is not met on `device`."""
     problems = [
         MissingRequirementError(f"{what} requires {text}, but {found}", hint=f"pip install '{text}'")
-        for text, found in unmet_distributions(requires)
+        for text, found in unmet_distributions(requires, what)
     ]
     kind = device.partition(":")[0]
     if requires.accelerators and kind not in requires.accelerators:

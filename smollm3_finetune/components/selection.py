@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smollm3_finetune.api import options_dict
+from smollm3_finetune.api import given, options_dict
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.config.load import plain
@@ -30,21 +30,48 @@ class SelectedComponent:
 
     def as_config(self) -> ComponentConfig:
         """The configuration that selects this component again: its full name and all its options."""
-        return ComponentConfig(name=self.component.full_name, options=options_dict(self.options))
+        return ComponentConfig(
+            name=self.component.full_name, options=options_dict(self.options), given=given(self.options)
+        )
 
-    def given_options(self) -> dict[str, Any]:
+    def changed_options(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain values."""
         usual, chosen = options_dict(self.component.options_class()()), options_dict(self.options)
         return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
 
 
 def choose(
-    registry: Registry, kind: Kind, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
+    registry: Registry,
+    kind: Kind,
+    name: str,
+    options: Mapping[str, Any] | ComponentConfig,
+    origins: Mapping[str, str] | None = None,
 ) -> SelectedComponent:
-    """The component of this name with its options validated. Raises what `Registry.find` and `options.build` raise."""
-    component = registry.find(kind, name)
-    prefix = f"{kind.section}."
+    """The component of this name with its options validated. Raises what `Registry.find` and `options.build` raise.
+
+    The options are those that a user set, or a configuration that says which ones were set.
+    """
+    return with_options(registry.find(kind, name), options, origins)
+
+
+def with_options(
+    component: RegisteredComponent,
+    options: Mapping[str, Any] | ComponentConfig,
+    origins: Mapping[str, str] | None = None,
+) -> SelectedComponent:
+    """A component with its options validated, as in `choose`. Raises what `options.build` raises."""
+    config = options if isinstance(options, ComponentConfig) else ComponentConfig(options=options)
+    section = component.kind.section
+    prefix = f"{section}."
     where = {k.removeprefix(prefix): v for k, v in (origins or {}).items() if k.startswith(prefix)}
-    return SelectedComponent(
-        component=component, options=build(component.options_class(), options, kind.section, where, component.title)
-    )
+    made = build(component.options_class(), config.options, section, where, component.title, given=config.given)
+    return SelectedComponent(component=component, options=made)
+
+
+def reasons(components: Iterable[SelectedComponent]) -> dict[str, str]:
+    """For each configuration section whose component the user did not name: why it was chosen."""
+    found: dict[str, set[str]] = {}
+    for chosen in components:
+        if chosen.component.claim is not None:
+            found.setdefault(chosen.component.kind.section, set()).add(chosen.component.claim.reason)
+    return {section: next(iter(texts)) for section, texts in found.items() if len(texts) == 1}

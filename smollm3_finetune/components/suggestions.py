@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
-from smollm3_finetune.errors import PluginError
+from smollm3_finetune.errors import PluginError, Problems, SmolLM3Error
 
 SUGGESTIBLE = ("data.max_length", "calibration.rows", "calibration.length")
 """The keys that a component may suggest in addition to those of `train`; none of them selects rows."""
@@ -36,4 +36,11 @@ def with_suggestions(loaded: LoadedConfig, components: Sequence[SelectedComponen
         ]
         for c in components
     ]
+    for c, layer in zip(components, layers, strict=True):
+        if layer and c.component.origin != "built in":
+            try:
+                assemble([layer])
+            except SmolLM3Error as e:
+                first = e.problems[0] if isinstance(e, Problems) else e
+                raise PluginError(first.message, hint=f"report this to the author of {c.component.distribution}") from e
     return assemble([*layers, loaded.settings])

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from smollm3_finetune.config.options import field_types, json_schema
+from smollm3_finetune.config.options import field_types, json_schema, words_for_none
 
 WORDS = ("0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes")
 """The words for true and false, in upper or lower case."""
@@ -32,7 +32,8 @@ def _object(raw: Mapping[str, Any], cls: type, inner: Mapping[str, Any], fields:
     for f in fields:
         node = _field(raw["properties"][f.name], hints[f.name], inner)
         if former_values := f.metadata.get("former_values"):
-            node = _or(node, {"enum": list(former_values), "deprecated": True})
+            former = [*former_values, *(words_for_none(hints[f.name]) if None in former_values else ())]
+            node = _or(node, {"enum": former, "deprecated": True})
         properties[f.name] = node
         if former := f.metadata.get("former_name"):
             properties[former] = {**node, "deprecated": True}
@@ -51,10 +52,8 @@ def _field(raw: Mapping[str, Any], hint: Any, inner: Mapping[str, Any]) -> dict[
     kinds = get_args(hint)
     if get_origin(hint) is tuple:
         return _or(node, *_without_brackets(kinds[0], node.get("items", {})))
-    if type(None) in kinds and str not in kinds:
-        words = {word for kind in kinds for word in get_args(kind)}
-        unset = [w for w in ("none", "off") if w not in words and (w == "none" or bool not in kinds)]
-        return _or(node, {"enum": unset}) if unset else node
+    if type(None) in kinds and (unset := words_for_none(hint)):
+        return _or(node, {"enum": list(unset)})
     return node
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from smollm3_finetune.errors import did_you_mean
@@ -46,11 +47,22 @@ def example_of(info: Any, annotation: Any, wrong: Any) -> str | None:
         return near
     if isinstance(default, bool | int | float) or (isinstance(default, str) and default):
         return _text(default)
+    if get_origin(annotation) in (dict, Mapping):
+        return _mapping(info, get_args(annotation)[1])
     if words:
         return _text(words[0])
     if bool in kinds:
         return _text(True)
     return _whole(info) if int in kinds else None
+
+
+def _mapping(info: Any, values: Any) -> str | None:
+    """The first entry of the default, else one with a value of this type."""
+    if info.default:
+        name, value = next(iter(info.default.items()))
+        return f"{{{name}: {_text(value)}}}"
+    shown = {int: "1", float: "0.5", str: "TEXT"}.get(values)
+    return f"{{NAME: {shown}}}" if shown else None
 
 
 def _whole(info: Any) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
 
 DEFAULT = "default"
+GIVEN = ("given",)
+"""The key that lists the options of components that were set, in a file that has other options too."""
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
 PATHS = (("data", "path"), ("data", "validation"), ("calibration", "path"))
@@ -32,6 +34,8 @@ class Setting:
     key: tuple[str, ...]
     value: Any
     origin: str
+    given: bool = True
+    """Whether a user set the value; False for a default that a run wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
     """
     values: dict[tuple[str, ...], Setting] = {}
     for layer in layers:
-        layer = list(layer)
+        layer = _marked(layer)
         for setting in layer:
             section = setting.key[0]
             if setting.key[1:] == ("name",) and section in COMPONENT_SECTIONS:
@@ -104,6 +108,9 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
             values.pop(MAX_STEPS, None)
         for setting in layer:
             values[setting.key] = setting
+    if GIVEN in values and _are_names(values[GIVEN].value):
+        names = sorted(f"{section}.{name}" for section, found in _given(values).items() for name in found)
+        values[GIVEN] = replace(values[GIVEN], value=names)
     problems: list[SmolLM3Error] = []
     for setting in list(values.values()):
         if inside := _settings_inside(values, setting):  # otherwise one of the two would be ignored silently
@@ -127,10 +134,34 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
         else:
             top[section] = setting.value
     origins = {".".join(k): s.origin for k, s in values.items()}
-    config = _checked(top, sections, origins, problems)
+    config = _checked(top, sections, _given(values), origins, problems)
     raise_all(problems)
     assert config is not None
     return LoadedConfig(config=config, origins=origins, settings=tuple(values.values()))
+
+
+def _marked(layer: Iterable[Setting]) -> list[Setting]:
+    """The settings of a layer. Options of components that its key `given` does not name were not set."""
+    settings = list(layer)
+    names: Any = next((s.value for s in reversed(settings) if s.key == GIVEN), None)
+    if not _are_names(names):
+        return settings
+    return [replace(s, given=".".join(s.key[:2]) in names) if _is_option(s.key) else s for s in settings]
+
+
+def _are_names(value: Any) -> bool:
+    """Whether a value of `given` is a list of names; otherwise it is null or an error."""
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _given(values: Mapping[tuple[str, ...], Setting]) -> dict[str, frozenset[str]]:
+    """The options of the component of each section that a user set."""
+    found = [s.key for k, s in values.items() if _is_option(k) and s.given]
+    return {section: frozenset(key[1] for key in found if key[0] == section) for section in COMPONENT_SECTIONS}
+
+
+def _is_option(key: tuple[str, ...]) -> bool:
+    return key[0] in COMPONENT_SECTIONS and len(key) > 1 and key[1] != "name"
 
 
 def same_component(one: Any, other: Any) -> bool:
@@ -213,7 +244,11 @@ def _assign(section: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def _checked(
-    top: dict[str, Any], sections: dict[str, dict[str, Any]], origins: Mapping[str, str], problems: list[SmolLM3Error]
+    top: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+    given: Mapping[str, frozenset[str]],
+    origins: Mapping[str, str],
+    problems: list[SmolLM3Error],
 ) -> RunConfig | None:
     """The typed configuration; None if it is invalid. Appends what is wrong to `problems`."""
     fields: dict[str, Any] = {}
@@ -224,7 +259,9 @@ def _checked(
             where = origins.get(f"{name}.name", name)
             problems.append(ConfigError(f"{where}: {name}.name: expected text, got {chosen!r}"))
             chosen = None
-        fields[name] = ComponentConfig(name=chosen, options=options)
+        fields[name] = ComponentConfig(
+            name=chosen, options=options, given=None if given[name] >= options.keys() else given[name]
+        )
     for name, cls in PLAIN_SECTIONS.items():
         inside = {k.removeprefix(f"{name}."): v for k, v in origins.items() if k.startswith(f"{name}.")}
         try:
@@ -253,6 +290,12 @@ def _plain_fields() -> Any:
         frozen=True,
         kw_only=True,
     )
+
+
+def set_options(config: RunConfig) -> tuple[str, ...]:
+    """The options of components that a user set, such as `quant.bits`, as the key `given` lists them."""
+    sections = {name: getattr(config, name).set_options() for name in COMPONENT_SECTIONS}
+    return tuple(sorted(f"{name}.{option}" for name, options in sections.items() for option in options))
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

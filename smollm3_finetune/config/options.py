@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from smollm3_finetune.api.given import remember
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error, did_you_mean
 
 T = TypeVar("T")
@@ -46,6 +47,9 @@ class OptionInfo:
         )
 
 
+PLURALS = {str: "texts", int: "integers", float: "numbers"}
+
+
 def type_name(annotation: Any) -> str:
     """A type annotation in the words of help: `integer`, `nf4|fp4`, `text`, `list of strings`."""
     origin = get_origin(annotation)
@@ -57,7 +61,9 @@ def type_name(annotation: Any) -> str:
         inner = type_name(get_args(annotation)[0])
         plural = {"integer": "integers", "number": "numbers", "text": "strings", "mapping": "mappings"}
         return f"list of ({inner})" if " or " in inner else f"list of {plural.get(inner, inner)}"
-    if origin in (dict, Mapping) or annotation is dict:
+    if origin in (dict, Mapping) and get_args(annotation)[1] in PLURALS:
+        return f"mapping of names to {PLURALS[get_args(annotation)[1]]}"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
         return "mapping"
     names = {bool: "true|false", str: "text", int: "integer", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -69,13 +75,18 @@ def field_types(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError, SyntaxError) as e:
-        raise PluginError(f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}") from e
+        raise PluginError(
+            f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}",
+            hint=f"import the type in {cls.__module__}, outside of `if TYPE_CHECKING:`",
+        ) from e
 
 
 def describe(cls: type) -> list[OptionInfo]:
     """The options of a dataclass, in the order of its fields. Raises PluginError if it is not a dataclass."""
     if not dataclasses.is_dataclass(cls):
-        raise PluginError(f"the options class {cls!r} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)")
+        raise PluginError(
+            f"the options class {cls.__qualname__} is not a dataclass", hint="@dataclass(frozen=True, kw_only=True)"
+        )
     hints = field_types(cls)
     infos = []
     for f in dataclasses.fields(cls):
@@ -137,6 +148,15 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
     return f"expected {expected}, {found}"
 
 
+def words_for_none(annotation: Any) -> tuple[str, ...]:
+    """The words for no value of an option. Text has none, and for true or false, `off` is false."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    own = {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
+    if str in kinds:
+        return ()
+    return tuple(w for w in ("none", "off") if w not in own and (w == "none" or bool not in kinds))
+
+
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values under the current option names, with lists and `none` converted.
 
@@ -146,16 +166,7 @@ def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     hints = field_types(cls)
     out = _with_current_names(cls, values)
     for name, value in list(out.items()):
-        kinds = get_args(hints.get(name))
-        words = {word for kind in kinds for word in get_args(kind)}
-        unset = ("none",) if bool in kinds else ("none", "off")  # `off` is false where true or false is expected
-        if (
-            isinstance(value, str)
-            and value in unset
-            and type(None) in kinds
-            and str not in kinds
-            and value not in words
-        ):
+        if type(None) in get_args(hints.get(name)) and isinstance(value, str) and value in words_for_none(hints[name]):
             out[name] = None
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
@@ -189,8 +200,11 @@ def _has_type(value: Any, annotation: Any, *, quoted: bool) -> bool:
         return any(a == value and isinstance(a, bool) == isinstance(value, bool) for a in arguments)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_has_type(v, arguments[0], quoted=quoted) for v in value)
-    if origin is dict or annotation is dict:
-        return isinstance(value, Mapping)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        inner = arguments[1] if arguments else Any
+        return isinstance(value, Mapping) and (
+            inner is Any or all(_has_type(v, inner, quoted=quoted) for v in value.values())
+        )
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
         inner = field_types(annotation)
         return all(_has_type(v, inner[k], quoted=quoted) for k, v in value.items() if k in inner)
@@ -206,8 +220,15 @@ def _with_current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         former, renamed = f.metadata.get("former_name"), f.metadata.get("former_values", {})
         if former in out and f.name not in out:
             out[f.name] = out.pop(former)
-        if isinstance(value := out.get(f.name), str):
+        if f.name not in out:
+            continue
+        value = out[f.name]
+        if None in renamed and isinstance(value, str) and value in words_for_none(field_types(cls)[f.name]):
+            value = None
+        if value is None or isinstance(value, str):
             out[f.name] = renamed.get(value, value)
+            if value is None and value in renamed and out[f.name] == f.default:  # nobody set it
+                del out[f.name]
     return out
 
 
@@ -308,9 +329,11 @@ def build(
     owner: str | None = None,
     *,
     typed: bool = False,
+    given: Collection[str] | None = None,
 ) -> T:
     """An instance of the options dataclass `cls` from plain values, which may be text from the command line.
 
+    `given` are the names in `values` that a user set; None: all. Also set is what differs from its default.
     Raises ConfigError or Problems with section, key, origin, expected and found value if a value is invalid. A
     ValueError from `__post_init__` of the class becomes a ConfigError.
     """
@@ -318,11 +341,22 @@ def build(
 
     kind = typing.cast(type, cls)
     raise_all(option_problems(kind, values, section, where or {}, owner, typed=typed))
-    validated = pydantic_model(kind).model_validate(split_lists(kind, values))
+    current = split_lists(kind, values)
+    validated = pydantic_model(kind).model_validate(current)
+    names = (
+        current if given is None else current.keys() & split_lists(kind, {k: values[k] for k in values if k in given})
+    )
     try:
-        return typing.cast(T, _construct(kind, validated))
+        return remember(typing.cast(T, _construct(kind, validated)), names)
     except ValueError as e:
         raise ConfigError(f"{section}: {e}") from e
+    except SmolLM3Error:
+        raise
+    except Exception as e:
+        if owner is None:
+            raise
+        raise PluginError(f"the options of {owner} failed in __post_init__: {type(e).__name__}: {e}",
+                          hint="to see the traceback: --debug") from e  # fmt: skip
 
 
 def _construct(cls: Any, validated: Any) -> Any:

@@ -27,6 +27,11 @@ class ComponentConfig:
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] | None = None
+    """The options that a user set; None: all of `options`."""
+
+    def set_options(self) -> frozenset[str]:
+        return frozenset(self.options) if self.given is None else self.given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +240,11 @@ class RunConfig:
         le=2**32 - 1,
     )
     plugins: tuple[str, ...] = option((), "Plugin files or modules, as with -p; no:NAME disables a plugin.")
+    given: tuple[str, ...] | None = option(
+        None,
+        "Options of components that were set, such as quant.bits, if this configuration has other options with their "
+        "defaults: a run writes it. none: all were set.",
+    )
 
 
 COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter")

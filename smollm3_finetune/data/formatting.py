@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from smollm3_finetune.api import Conversation, Formatter
+from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import FORMATTER
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.data.columns import UnreadColumns
 from smollm3_finetune.data.files import Row
-from smollm3_finetune.errors import ConfigError, DataError
+from smollm3_finetune.errors import ConfigError, DataError, PluginError
 from smollm3_finetune.files.json import json_type
 
 MAX_SHOWN = 3
@@ -21,7 +22,7 @@ def recognize(registry: Registry, first: Row) -> RegisteredComponent:
 
     Raises DataError if none does, ConfigError if several do.
     """
-    best = registry.claiming(FORMATTER, first.value)
+    best = registry.claiming(FORMATTER, first.value, f"the row {first.where}")
     if len(best) > 1:
         names = " or ".join(f"--formatter {o.full_name}" for o in best)
         raise ConfigError(f"several formatters recognize the rows of {first.where}", hint=names)
@@ -53,18 +54,20 @@ def formatted(
     for row in rows:
         try:
             conversation = formatter(row.value)
-            if not isinstance(conversation, Conversation):
-                raise TypeError(f"the formatter returned a {type(conversation).__name__}, not a Conversation")
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             count += 1
-            wrong += [f"{row.where}: {e}"] if count <= MAX_SHOWN else []
+            wrong += (
+                [f"{row.where}: {'KeyError: ' if isinstance(e, KeyError) else ''}{e}"] if count <= MAX_SHOWN else []
+            )
             hint = hint or getattr(e, "hint", None)
             continue
-        except Exception:
+        except (Exception, SystemExit):
             if component is None:
                 raise
             with attributed_to(component.component, where=row.where):
                 raise
+        if not isinstance(conversation, Conversation):
+            raise _wrong_type(conversation, row, component)
         if unread is not None:
             unread.observe(row.value, conversation)
         if not count:
@@ -73,4 +76,17 @@ def formatted(
         more = f"\n… and {count - MAX_SHOWN} more rows" if count > MAX_SHOWN else ""
         named = "fix the rows, or omit the name of the formatter: the format is then detected"
         hint = hint or ("fix the rows" if recognized else named)
-        raise DataError("\n".join(wrong) + more, hint=hint)
+        error = DataError("\n".join(wrong) + more, hint=hint)
+        if component is not None:
+            explain_choice(component.component, error)
+        raise error
+
+
+def _wrong_type(found: object, row: Row, component: SelectedComponent | None) -> PluginError:
+    """The error of a formatter that returns something other than a conversation."""
+    who = component.component.who if component is not None else "the formatter"
+    error = PluginError(f"{row.where}: {who} returned {described(found)}, not a Conversation",
+                        hint="return Conversation(messages=(…))")  # fmt: skip
+    if component is not None:
+        explain_choice(component.component, error)
+    return error

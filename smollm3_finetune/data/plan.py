@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, DataConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
@@ -47,14 +47,14 @@ class SelectedRows:
             return None if source.validation else data.limit
 
         if formatter is None and options:
-            found = (with_formatter(registry, s, None, limit(s), ignored) for s in sources)
-            names = sorted({s.formatter.component.full_name for s in found})
+            found = [with_formatter(registry, s, None, limit(s), ignored).formatter.component for s in sources]
+            names = sorted({component.full_name for component in found})
             if len(names) > 1:
                 raise ConfigError(
                     f"formatter.{next(iter(options))}: the sources use several formatters ({', '.join(names)})",
                     hint=f"choose the formatter of this option: --formatter {names[0].rpartition(':')[2]}",
                 )
-            formatter = choose(registry, FORMATTER, names[0], options)
+            formatter = with_options(found[0], self.config.formatter)
         read = tuple(with_formatter(registry, s, formatter, limit(s), ignored) for s in sources)
         return Rows(sources=read, seed=data.seed, held_out=data.held_out, uses_labels=self._uses_labels())
 
@@ -78,10 +78,10 @@ def select_rows(registry: Registry, loaded: LoadedConfig) -> SelectedRows:
     config, origins = loaded.config, loaded.origins
     collect = Collector()
     objective_name, named = config.objective.name or DEFAULT_OBJECTIVE, config.formatter.name
-    objective = collect.run(lambda: choose(registry, OBJECTIVE, objective_name, config.objective.options, origins))
+    objective = collect.run(lambda: choose(registry, OBJECTIVE, objective_name, config.objective, origins))
     formatter = None
     if named is not None:
-        formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter.options, origins))
+        formatter = collect.run(lambda: choose(registry, FORMATTER, named, config.formatter, origins))
     sources = collect.run(lambda: find_sources(config.data.path))
     validation: Sequence[Source] | None = ()
     if (held_out_rows := config.data.validation) is not None:

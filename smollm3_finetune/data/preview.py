@@ -270,10 +270,10 @@ def _choose_suggesting(registry: Registry, loaded: LoadedConfig) -> list[Selecte
     config = loaded.config
     found = []
     if config.adapter.name is not None:
-        found.append(choose(registry, ADAPTER, config.adapter.name, config.adapter.options, loaded.origins))
+        found.append(choose(registry, ADAPTER, config.adapter.name, config.adapter, loaded.origins))
     else:
         with contextlib.suppress(SmolLM3Error):
-            found.append(choose(registry, ADAPTER, DEFAULT_ADAPTER, config.adapter.options, loaded.origins))
+            found.append(choose(registry, ADAPTER, DEFAULT_ADAPTER, config.adapter, loaded.origins))
     if config.quant.name is not None:
-        found.append(choose(registry, QUANTIZER, config.quant.name, config.quant.options, loaded.origins))
+        found.append(choose(registry, QUANTIZER, config.quant.name, config.quant, loaded.origins))
     return found

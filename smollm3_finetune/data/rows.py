@@ -18,7 +18,7 @@ from typing import Any
 from smollm3_finetune.api import Conversation, Progress, options_dict
 from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry, attributed_to
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.data.columns import UnreadColumns, stated_columns, without_columns
 from smollm3_finetune.data.files import Row, read_file
 from smollm3_finetune.data.formatting import MAX_SHOWN, formatted, recognize
@@ -96,12 +96,13 @@ def with_formatter(
     """
     own = source.config.formatter
     recognized = own is None and named is None
+    choice = None
     if recognized:
-        own = recognize(registry, next(source_rows(source, 1, ignored))).full_name
-    if own is not None:
+        choice = with_options(recognize(registry, next(source_rows(source, 1, ignored))), {})
+    elif own is not None:
         choice = choose(registry, FORMATTER, own, {})
-        if named is None or named.component.full_name != choice.component.full_name:
-            return FormattedSource(source=source, formatter=choice, limit=limit, ignored=ignored, recognized=recognized)
+    if choice is not None and (named is None or named.component.full_name != choice.component.full_name):
+        return FormattedSource(source=source, formatter=choice, limit=limit, ignored=ignored, recognized=recognized)
     assert named is not None
     return FormattedSource(source=source, formatter=named, limit=limit, ignored=ignored)
 

@@ -32,9 +32,11 @@ from smollm3_finetune.data.left_out import LeftOut, Side, more_useful, reason, r
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.shares import Shares, shares
 from smollm3_finetune.errors import DataError
+from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
+CONTENT = "content.sha256"
 LAYOUT = 3
 """Of a cache entry, and of the examples that a row gives; entries with another one are made again."""
 
@@ -76,7 +78,9 @@ class Tokens:
     """One for each source."""
     counts: list[SourceCounts]
     identity: str
-    """A fingerprint of the rows and of everything that determines their tokens, except package versions."""
+    """A fingerprint of the rows and of everything that determines their tokens, except versions of libraries."""
+    content: str
+    """A hash of the tokens themselves, which other versions of the components may produce too."""
 
 
 def tokenize(
@@ -122,6 +126,7 @@ def tokenize(
                 writer.add(row)
                 task.advance()
             writer.close()
+            (out / CONTENT).write_text(_content(out), encoding="utf-8")
             refuse_if_nothing_is_supervised(writer.sides(), rows)
             _check_weights(writer.counts, writer.rows_per_pass)
 
@@ -137,7 +142,15 @@ def _open_entry(directory: Path, titles: Sequence[str], survey: Survey, identity
         for c, title, unread in zip(saved, titles, survey.unread, strict=True)
     ]
     held_out = [Examples(directory / f"held_out-{i}.arrow") for i in range(len(titles))]
-    return Tokens(train=Examples(directory / "train.arrow"), held_out=held_out, counts=counts, identity=identity)
+    known = directory / CONTENT
+    content = known.read_text(encoding="utf-8") if known.exists() else _content(directory)  # of an earlier version
+    train = Examples(directory / "train.arrow")
+    return Tokens(train=train, held_out=held_out, counts=counts, identity=identity, content=content)
+
+
+def _content(directory: Path) -> str:
+    """A hash of the Arrow files of an entry."""
+    return fingerprint([[f.name, file_sha256(f)] for f in sorted(directory.glob("*.arrow"))])
 
 
 def tokenizer_identity(tokenizer: Any) -> str:

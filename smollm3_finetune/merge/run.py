@@ -285,7 +285,7 @@ def _requantize(
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
-        "options": choice.given_options(),
+        "options": choice.changed_options(),
         "drift": finite_or_none(measured),
         "predictions": predicted,
     }

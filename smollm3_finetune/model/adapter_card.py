@@ -134,7 +134,7 @@ def _composition(plan: ModelPlan) -> Iterator[tuple[str, str]]:
     assert plan.adapter is not None
     revision = _loader_options(plan).get("revision")
     yield "base", linked(shown_ref(plan.ref)) + (f" at `{revision}`" if revision else "")
-    name = with_options(plan.quantizer.spec.name, plan.quantizer.given_options())
+    name = with_options(plan.quantizer.spec.name, plan.quantizer.changed_options())
     if plan.quantizer.spec.name == NO_QUANTIZER:
         yield "quantization", "none"
     elif _is_quantized(plan):
@@ -239,7 +239,7 @@ def _opens_alone(plan: ModelPlan) -> bool:
 def _loader_options(plan: ModelPlan) -> dict[str, Any]:
     """The loader options that open the same weights again, without defaults and local paths."""
     pins: Mapping[str, Any] = getattr(plan.source, "pins", {})
-    options: dict[str, Any] = public({**plan.loader.given_options(), **pins})
+    options: dict[str, Any] = public({**plan.loader.changed_options(), **pins})
     return options
 
 

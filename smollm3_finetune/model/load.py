@@ -162,7 +162,8 @@ class LoadedModel:
             quant=plan.quantizer.as_config(),
             adapter=plan.adapter.as_config() if plan.adapter else None,
             base_fingerprint=self.base.fingerprint,
-        ).write({c.component.distribution: c.component.version for c in choices})
+            versions={c.component.distribution: c.component.version for c in choices},
+        ).write()
 
 
 def load_model(

@@ -6,20 +6,23 @@ the source. Each reports independent problems together.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
+from smollm3_finetune.components.contract import described, leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, pair_problem
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.recorded import compare_recorded
+from smollm3_finetune.components.registry import Claim, RegisteredComponent, Registry, attributed_to, explain_choice
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import DEFAULT_MODEL, ComponentConfig
 from smollm3_finetune.errors import (
@@ -27,6 +30,7 @@ from smollm3_finetune.errors import (
     ConfigError,
     IncompatibleError,
     ModelError,
+    SmolLM3Error,
     did_you_mean,
 )
 from smollm3_finetune.files.json import json_type, read_json
@@ -54,6 +58,8 @@ class ModelRequest:
     adapter_path: Path | None = None
     """A saved adapter to restore."""
     purpose: Purpose = Purpose.INFER
+    compared: bool = False
+    """Whether the versions that made the saved adapter were compared already, as for a resumed run."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """The origin of each key, for messages."""
 
@@ -93,14 +99,14 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     if "\0" in request.ref:
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
-        return choose(registry, LOADER, config.name, config.options, request.origins)
-    best = registry.claiming(LOADER, request.ref)
+        return choose(registry, LOADER, config.name, config, request.origins)
+    best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
-    return choose(registry, LOADER, best[0].full_name, config.options, request.origins)
+    return with_options(best[0], config, request.origins)
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -108,6 +114,8 @@ def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> t
     made = loader.create()
     with attributed_to(loader.component):
         source: ModelSource = made.open(ref, context)
+        if not hasattr(type(source), "config") and not hasattr(source, "config"):
+            raise TypeError(f"open() returned {described(source)}, not a ModelSource")
         config = source.config
         if not isinstance(config, Mapping):
             raise TypeError(f"open() returned a source whose config is {type(config).__name__}, not a mapping")
@@ -145,10 +153,17 @@ def claiming_quantizers(registry: Registry, source: ModelSource) -> list[Registe
     about = source.config.get("quantization_config")
     if about is not None and not isinstance(about, Mapping):
         raise ModelError(f"the quantization_config of {source.ref!r} must be an object, found {json_type(about)}")
-    found = registry.claiming(QUANTIZER, source.config)
+    found = registry.claiming(QUANTIZER, source.config, f"the config.json of {source.ref!r}")
     if found or "quantization_config" in source.config:
         return found
-    return [o for o in registry.of(QUANTIZER) if any(map(source.has_file, getattr(o.spec, "marker_files", ())))]
+    for component in registry.of(QUANTIZER):
+        marker = next((f for f in getattr(component.spec, "marker_files", ()) if source.has_file(f)), None)
+        if marker is not None:
+            claim = Claim(
+                reason=f"{source.ref!r} contains {marker}", other=leave_out(component.plugin, component.origin)
+            )
+            found.append(replace(component, claim=claim))
+    return found
 
 
 def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelSource) -> SelectedComponent:
@@ -163,17 +178,27 @@ def choose_quantizer(registry: Registry, selected: SelectedModel, source: ModelS
         if claiming and len(other) == len(claiming):
             raise IncompatibleError(
                 f"{request.ref!r} is already quantized by {other[0].spec.name!r}, not by --quant {request.quant.name}",
-                hint=f"omit --quant, or: --quant {other[0].spec.name}",
+                hint=f"omit --quant, or: --quant {other[0].spec.name}" + _if_wrong(other[0]),
             )
         return choice
     if len(claiming) > 1:
         names = " or ".join(f"--quant {o.full_name}" for o in claiming)
         raise ConfigError(f"several quantizers recognize the checkpoint {request.ref!r}", hint=names)
-    name = claiming[0].full_name if claiming else OWN_NO_QUANTIZER
-    return choose(registry, QUANTIZER, name, request.quant.options, request.origins)
+    if claiming:
+        return with_options(claiming[0], request.quant, request.origins)
+    return choose(registry, QUANTIZER, OWN_NO_QUANTIZER, request.quant, request.origins)
 
 
-def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str) -> IncompatibleError | None:
+def _if_wrong(component: RegisteredComponent) -> str:
+    """What to do if a plugin's quantizer claims a checkpoint that is not its own."""
+    if component.origin == "built in":
+        return ""
+    return f"; if its claims are wrong, {leave_out(component.plugin, component.origin)}"
+
+
+def _unclaimed(
+    registry: Registry, config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
+) -> SmolLM3Error | None:
     """The error for a quantized checkpoint that would be loaded as if it were dense, else None."""
     about = config.get("quantization_config")
     if not about or quantizer.component.spec.name != NO_QUANTIZER:
@@ -184,6 +209,8 @@ def _unclaimed(config: Mapping[str, Any], quantizer: SelectedComponent, ref: str
             f"{ref!r} is a quantized checkpoint whose quantization_config does not name the method",
             hint="if you know the method: --quant NAME; to see the names: smollm3 plugins list",
         )
+    if (broken := registry.broken_offering(str(method))) is not None:
+        return broken
     return IncompatibleError(
         f"{ref!r} is a checkpoint quantized by {method!r}, and no installed plugin reads it",
         hint="to see the installed plugins: smollm3 plugins list",
@@ -201,6 +228,8 @@ class SelectedModel:
     quantizer: SelectedComponent | None
     """None: the request names none, and the checkpoint decides."""
     adapter: SelectedComponent | None
+    notices: Sequence[str] = ()
+    """Lines about versions that differ from those of the saved adapter."""
 
 
 def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
@@ -212,15 +241,19 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     path = request.adapter_path
     saved = collect.run(lambda: SavedAdapter.read(path)) if path is not None else None
     request = _with_saved(request, saved)
+    _compare_versions(registry, request, saved)  # first: another version may have other options
     loader = collect.run(lambda: choose_loader(registry, request))
     adapter = collect.run(lambda: _choose_adapter(registry, request, saved))
     quantizer: SelectedComponent | None = None
     if request.quant.name is not None:
-        name, options = request.quant.name, request.quant.options
-        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, options, request.origins))
+        name = request.quant.name
+        quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
     collect.finish()
     assert loader is not None
-    return SelectedModel(request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter)
+    notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
+    return SelectedModel(
+        request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter, notices=notices
+    )
 
 
 def plan_model(registry: Registry, selected: SelectedModel, context: BuildContext) -> ModelPlan:
@@ -228,6 +261,8 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
 
     Reads `config.json`; no weights, and nothing is written.
     """
+    for notice in selected.notices:
+        context.progress.say(notice)
     collect = Collector()
     request, saved, adapter = selected.request, selected.saved, selected.adapter
     for choice in (selected.loader, adapter, selected.quantizer):
@@ -243,7 +278,7 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     assert opened is not None
     source, config = opened
     quantizer = choose_quantizer(registry, selected, source)
-    unread = _unclaimed(config, quantizer, request.ref)
+    unread = _unclaimed(registry, config, quantizer, request.ref)
     if unread is not None:
         raise unread
     if selected.quantizer is None:
@@ -252,10 +287,12 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
         if adapter is not None:
             problem = pair_problem(registry, quantizer, adapter, env)
             collect.problems += [problem] if problem is not None else []
+        for each in collect.problems:
+            explain_choice(component, each)
     collect.finish()
     if (check := getattr(quantizer.spec, "check", None)) is not None:
         with attributed_to(quantizer.component, "check()"):
-            check(quantizer.options, source)
+            quantizer.component.waited(lambda: check(quantizer.options, source), "check")
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.component.spec.aliases:
@@ -281,21 +318,21 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
             if (path / "run.yaml").exists():
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
-            options = config.options if config is not None else {}
-            return choose(registry, ADAPTER, _claimed_adapter(registry, path), options, request.origins)
+            own = config or ComponentConfig()
+            return with_options(_claimed_adapter(registry, path), own, request.origins)
         return None
-    return choose(registry, ADAPTER, config.name, config.options, request.origins)
+    return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
-def _claimed_adapter(registry: Registry, path: Path) -> str:
-    """The name of the adapter method that recognizes the `adapter_config.json` in `path`.
+def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
+    """The adapter method that recognizes the `adapter_config.json` in `path`.
 
     Raises ModelError if none does, ConfigError if several do.
     """
     file = path / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{str(path)!r} does not name its adapter method", hint="--adapter NAME")
-    found = registry.claiming(ADAPTER, read_json(file))
+    found = registry.claiming(ADAPTER, read_json(file), str(file))
     if len(found) > 1:
         names = " or ".join(f"--adapter {o.full_name}" for o in found)
         raise ConfigError(f"several adapter methods recognize {str(file)!r}", hint=names)
@@ -304,7 +341,19 @@ def _claimed_adapter(registry: Registry, path: Path) -> str:
             f"no installed plugin recognizes the adapter that {str(file)!r} describes",
             hint="--adapter NAME; to see the names: smollm3 plugins list",
         )
-    return found[0].full_name
+    return found[0]
+
+
+def _compare_versions(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> list[str]:
+    """Compares the versions that made a saved adapter; see `compare_recorded`. Unknown names are reported later."""
+    if saved is None or request.compared:
+        return []
+    used = []
+    for kind, config in ((LOADER, request.loader), (QUANTIZER, request.quant), (ADAPTER, request.adapter)):
+        if config is not None and config.name is not None:
+            with contextlib.suppress(SmolLM3Error):
+                used.append(registry.find(kind, config.name))
+    return compare_recorded(saved.versions, used, f"the adapter {saved.path}")
 
 
 def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelRequest:
@@ -315,7 +364,9 @@ def _with_saved(request: ModelRequest, saved: SavedAdapter | None) -> ModelReque
         request = replace(request, adapter=saved.adapter)
     described, requested = saved.quant, request.quant
     if described is not None and (requested.name is None or same_component(requested.name, described.name)):
-        request = replace(request, quant=replace(described, options={**described.options, **requested.options}))
+        options = {**described.options, **requested.options}
+        known = described.set_options() | requested.set_options()
+        request = replace(request, quant=replace(described, options=options, given=known))
     return request
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class SavedAdapter:
     loader: ComponentConfig | None = None
     base_fingerprint: str | None = None
     """The fingerprint of the weights it was trained on; None for an adapter that another tool saved."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The versions of the distributions that made it."""
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
@@ -47,13 +49,17 @@ class SavedAdapter:
             return cls(path=path)
         try:
             about = load_json(file)
+            given, versions = about.get("given", {}), about.get("versions", {})
+            if not all(isinstance(k, str) and isinstance(v, str) for k, v in versions.items()):
+                raise TypeError("versions must be text")
             return cls(
                 path=path,
                 model=about["model"],
-                adapter=_component(about["adapter"]),
-                quant=_component(about["quant"]),
-                loader=_component(about["loader"]),
+                adapter=_component(about["adapter"], given.get("adapter")),
+                quant=_component(about["quant"], given.get("quant")),
+                loader=_component(about["loader"], given.get("loader")),
                 base_fingerprint=about["base_fingerprint"],
+                versions=versions,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
@@ -65,15 +71,17 @@ class SavedAdapter:
         places = (path.parent, path.parent.parent)  # RUN/adapter, RUN/checkpoints/checkpoint-100
         return next((place / CALIBRATION for place in places if (place / CALIBRATION).is_file()), None)
 
-    def write(self, versions: Mapping[str, str]) -> None:
-        """Write the description; `versions` are the versions of the distributions that made the adapter."""
+    def write(self) -> None:
+        """Write the description."""
+        parts = {"loader": self.loader, "quant": self.quant, "adapter": self.adapter}
         about = {
             "model": self.model,
             "loader": _dict(self.loader),
             "quant": _dict(self.quant),
             "adapter": _dict(self.adapter),
             "base_fingerprint": self.base_fingerprint,
-            "versions": dict(versions),
+            "versions": dict(self.versions),
+            "given": {kind: sorted(config.set_options()) for kind, config in parts.items() if config is not None},
         }
         (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -112,11 +120,14 @@ def read_calibration(file: Path) -> list[list[int]]:
     return ids
 
 
-def _component(value: Mapping[str, Any]) -> ComponentConfig:
+def _component(value: Mapping[str, Any], given: Sequence[str] | None) -> ComponentConfig:
+    """`given` are the options that were set; earlier versions did not write them, and all options are in `value`."""
     if not isinstance(value["name"], str):
         raise TypeError(f"a component's name must be text, found {value['name']!r}")
     options = {k: v for k, v in value.items() if k != "name"}
-    return ComponentConfig(name=value["name"], options=options)
+    if not isinstance(given, list | None) or not all(isinstance(name, str) for name in given or ()):
+        raise TypeError("given must hold lists of names")
+    return ComponentConfig(name=value["name"], options=options, given=frozenset(given or ()))
 
 
 def _dict(config: ComponentConfig | None) -> dict[str, Any] | None:

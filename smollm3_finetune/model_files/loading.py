@@ -5,7 +5,10 @@ Imports transformers only when called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_KWARGS = ("trust_remote_code", "revision")
+
+
+@dataclass
+class Preparation:
+    """What happens to a model while `load_causal_lm` loads it."""
+
+    prepare: Callable[[PreTrainedModel], None]
+    """Called with the model on the meta device; it may replace modules by others, which are then loaded."""
+    unexpected: frozenset[str] | None = None
+    """Tensors of the checkpoint without a place in the prepared model, as transformers names them; None: not loaded."""
+
+
+_PREPARATION: ContextVar[Preparation | None] = ContextVar("preparation", default=None)
+
+
+@contextlib.contextmanager
+def prepared(preparation: Preparation) -> Iterator[None]:
+    """Inside the context, `load_causal_lm` prepares the model before its weights are read.
+
+    The checkpoint is loaded as if it were not quantized: transformers creates no quantizer.
+    """
+    token = _PREPARATION.set(preparation)
+    try:
+        yield
+    finally:
+        _PREPARATION.reset(token)
 
 
 def quiet_transformers() -> None:
@@ -54,11 +83,14 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     with quick_imports():
         from transformers import AutoModelForCausalLM
 
+    wanted = {"trust_remote_code": False, **kwargs, "output_loading_info": True}
+    preparation = _PREPARATION.get()
     try:
         model: PreTrainedModel
-        model, found = AutoModelForCausalLM.from_pretrained(
-            str(directory), **{"trust_remote_code": False, **kwargs, "output_loading_info": True}
-        )
+        if preparation is None:
+            model, found = AutoModelForCausalLM.from_pretrained(str(directory), **wanted)
+        else:
+            model, found = _load_prepared(directory, wanted, preparation)
     except SafetensorError as e:
         if is_resource_error(e):
             raise
@@ -82,3 +114,39 @@ def load_causal_lm(ref: str, directory: Path, kwargs: Mapping[str, Any]) -> PreT
     model.config._name_or_path = ref
     model.name_or_path = ref
     return model
+
+
+def _load_prepared(
+    directory: Path, kwargs: Mapping[str, Any], preparation: Preparation
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """`from_pretrained` of the model's class, and of a class of the same name that prepares the model when it is built.
+
+    The model that is returned is of its own class.
+    """
+    import torch
+    import transformers
+
+    trust = {"trust_remote_code": kwargs["trust_remote_code"]}
+    config = kwargs.get("config") or transformers.AutoConfig.from_pretrained(str(directory), **trust)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        built = transformers.AutoModelForCausalLM.from_config(config, **trust)
+    own: Any = type(built)
+
+    class Prepared(own):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            preparation.prepare(self)
+
+    for name in ("__name__", "__qualname__", "__module__"):  # transformers looks classes up by their names
+        setattr(Prepared, name, getattr(own, name))
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # else it prints a table of the tensors that are read afterwards
+    try:
+        model, found = Prepared.from_pretrained(str(directory), **{**kwargs, "config": built.config})
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    model.__class__ = own
+    preparation.unexpected = frozenset(found["unexpected_keys"])
+    return model, found

@@ -1,4 +1,4 @@
-"""Reopens a run on disk: its configuration, its plugin files, its versions."""
+"""Reopens a run on disk: its configuration and its model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import dataclasses
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.config.load import DEFAULT, LoadedConfig, Setting, assemble, file_settings
+from smollm3_finetune.config.load import DEFAULT, GIVEN, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
-from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
-from smollm3_finetune.files.json import file_sha256
-from smollm3_finetune.files.limits import load_json
-from smollm3_finetune.paths import user_path
+from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     Raises ModelError if run.yaml is not complete, and ConfigError if such an option is not given again.
     """
     settings = file_settings(run.config)
-    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings}
+    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - {"given"}
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([[*_before_their_keys(settings), *settings]])
@@ -48,45 +44,15 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
 def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     """Settings for what runs did before these keys existed; the settings of the run's file override them.
 
-    The run's seed also decided the held-out rows, and long text was cut.
+    The run's seed also decided the held-out rows, and long text was cut. Which options were set was not written: those
+    that differ from their defaults count as set.
     """
     seed = next((s for s in settings if s.key == ("seed",)), None)
-    found = [Setting(key=("data", "long_text"), value="cut", origin=DEFAULT)]
+    found = [
+        Setting(key=("data", "long_text"), value="cut", origin=DEFAULT),
+        Setting(key=GIVEN, value=(), origin=DEFAULT),
+    ]
     return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
-
-
-def saved_versions(run: RunDir) -> dict[str, Any]:
-    """The content of versions.json. Raises ModelError if it is damaged."""
-    try:
-        saved: dict[str, Any] = load_json(run.versions)
-        if not isinstance(saved["plugins"], dict) or not isinstance(saved["plugin_files"], dict):
-            raise TypeError("plugins and plugin_files must be objects")
-        if not all(isinstance(v, str) for part in ("plugins", "plugin_files") for v in saved[part].values()):
-            raise TypeError("versions and hashes must be text")
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise ModelError(f"{run.versions} is damaged: {type(e).__name__}: {e}") from e
-    return saved
-
-
-def check_plugin_files(run: RunDir, named: Iterable[str]) -> None:
-    """Check that a run's plugin files are named again and unchanged; they are not executed otherwise.
-
-    Raises ConfigError with the `-p` to type, ModelError if a file no longer exists, IncompatibleError if one changed.
-    """
-    given = {str(user_path(n, "-p").resolve()) for n in named if n.endswith(".py")}
-    for file, digest in saved_versions(run).get("plugin_files", {}).items():
-        if file not in given:
-            path = Path(file)
-            shown = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-            hint = f"pass it again: -p {shlex.quote(shown)}"
-            raise ConfigError(f"the run {run.path} used the plugin file {shown}", hint=hint)
-        if not Path(file).is_file():
-            raise ModelError(f"the plugin file {file}, which the run {run.path} used, no longer exists")
-        if file_sha256(file) != digest:
-            raise IncompatibleError(
-                f"the plugin file {file} has changed since the run {run.path} used it",
-                hint="restore the file, or start a new run",
-            )
 
 
 REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}

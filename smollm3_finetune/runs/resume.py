@@ -1,4 +1,4 @@
-"""Resumes a run on disk: its configuration, its plugin files, its versions."""
+"""Resumes a run on disk: which configuration it has, and which run `auto` finds."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble
 from smollm3_finetune.config.schema import RunConfig
-from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.runs.reopen import check_plugin_files, saved_configuration, saved_versions
+from smollm3_finetune.runs.plugin_files import check_plugin_files
+from smollm3_finetune.runs.reopen import saved_configuration
 from smollm3_finetune.runs.rundir import RUNS, RunDir
-
-if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.components.selection import SelectedComponent
+from smollm3_finetune.runs.versions import saved_versions
 
 MAY_CHANGE = {
     ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
@@ -91,21 +89,3 @@ def newest_unfinished(config: RunConfig) -> RunDir | None:
                 if saved_versions(run).get("asked") == wanted:
                     found.append((run.versions.stat().st_mtime_ns, run))
     return max(found, key=lambda item: item[0])[1] if found else None
-
-
-def compare_versions(run: RunDir, selected: Iterable[SelectedComponent], registry: Registry) -> list[str]:
-    """A warning for each plugin whose version changed. Raises IncompatibleError if a major version changed."""
-    from smollm3_finetune.runs.versions import versions
-
-    before, now = saved_versions(run)["plugins"], versions(selected, registry)["plugins"]
-    warnings = []
-    for name, version in now.items():
-        old = before.get(name)
-        if old == version:
-            continue
-        if old is not None and old.partition(".")[0] != version.partition(".")[0]:
-            raise IncompatibleError(
-                f"the run was made with {name} {old}, but {version} is installed", hint=f"pip install '{name}=={old}'"
-            )
-        warnings.append(f"the run was made with {name} {old}, now {version}")
-    return warnings

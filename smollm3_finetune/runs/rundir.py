@@ -189,7 +189,10 @@ class RunDir:
             yield
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
-        """Raises IncompatibleError if a resumed run has other rows, or another number of processes."""
+        """Raises IncompatibleError if a resumed run has other rows, or another number of processes.
+
+        Another version of the formatter or the objective is accepted if the tokens are equal.
+        """
         saved = read_json(self.versions)
         if saved.get("processes", now["processes"]) != now["processes"]:
             raise IncompatibleError(
@@ -197,7 +200,8 @@ class RunDir:
                 "are running",
                 hint=f"torchrun --nproc-per-node {saved['processes']} -m smollm3_finetune.main train --resume …",
             )
-        if saved.get("rows", now["rows"]) != now["rows"]:
+        same_tokens = saved.get("tokens") is not None and saved["tokens"] == now.get("tokens")
+        if saved.get("rows", now["rows"]) != now["rows"] and not same_tokens:
             raise IncompatibleError(
                 f"the rows of the run {self.path}, or their rendering, have changed since it started",
                 hint=f"restore the rows, or start a new run: smollm3 train --config {shlex.quote(str(self.config))}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 
 from smollm3_finetune.api import API_VERSION
-from smollm3_finetune.components.discovery import NAME
+from smollm3_finetune.components.contract import NAME
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing

@@ -13,9 +13,9 @@ from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.negotiation import check_reference
 from smollm3_finetune.components.registry import Registry
-from smollm3_finetune.components.selection import SelectedComponent
+from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import LoadedConfig
+from smollm3_finetune.config.load import LoadedConfig, set_options
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.plan import select_rows
@@ -88,6 +88,7 @@ def plan_run(
         adapter=adapter,
         adapter_path=checkpoint,
         purpose=Purpose.TRAIN,
+        compared=True,  # with the versions of the run, by the caller
         origins=loaded.origins,
     )
     collect = Collector()
@@ -114,7 +115,7 @@ def plan_run(
     check_sharding()
     return RunPlan(
         config=_resolved(settled.config, model, objective, rows, calibration),
-        origins=settled.origins,
+        origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
         model=model,
         objective=objective,
         rows=rows,
@@ -167,7 +168,8 @@ def _resolved(
         "device": repeatable(model.context.device),
         "dtype": model.context.dtype,
     }
-    return replace(config, **changes)
+    resolved = replace(config, **changes)
+    return replace(resolved, given=set_options(resolved))
 
 
 def _resolved_model(ref: str, model: ModelPlan) -> str:

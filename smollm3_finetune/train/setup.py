@@ -115,7 +115,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
 
 def row_identity(tokens: Tokens) -> dict[str, Any]:
     """What must not change when a run is resumed: the tokenized rows and the number of processes that share a batch."""
-    return {"rows": tokens.identity, "processes": world_size()}
+    return {"rows": tokens.identity, "tokens": tokens.content, "processes": world_size()}
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:

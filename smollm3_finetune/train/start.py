@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Progress, Purpose
 from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import reasons
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.errors import ConfigError
@@ -19,9 +20,11 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
-from smollm3_finetune.runs.resume import MAY_CHANGE, compare_versions, newest_unfinished, resumed_configuration
+from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 
@@ -47,8 +50,9 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """What `train --dry-run --json` prints.
 
-        The directory, the resolved configuration, the numbers of rows and turns, whether the loss compares the model
-        with its base, the dropout of the base model, and parts of it that methods for linear layers leave alone.
+        The directory, the resolved configuration, why components were chosen that are not named, the numbers of rows
+        and turns, whether the loss compares the model with its base, the dropout of the base model, and parts of it
+        that methods for linear layers leave alone.
         """
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
@@ -62,8 +66,9 @@ class PlannedRun:
         return {
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),
+            "chosen": reasons(self.plan.components()),
             "rows": rows,
-            "reference": self.plan.objective.component.spec.reference,
+            "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }
@@ -125,6 +130,10 @@ def plan_training(
     assert loaded is not None
     named = (*_saved_plugins(loaded, resumed is not None), *plugins)
     registry = find_plugins(named)
+    if resumed is not None:
+        check_missing_plugin_files(resumed, plugins, registry)
+        for warning in compare_versions(resumed, registry):
+            warn(warning)
     asked = loaded.config
     run = resumed or fresh or RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
     if begins:
@@ -135,9 +144,6 @@ def plan_training(
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
-    if resumed is not None:
-        for warning in compare_versions(run, plan.components(), registry):
-            warn(warning)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 

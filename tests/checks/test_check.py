@@ -61,6 +61,10 @@ METHODS = "its methods accept the protocol's arguments"
 CLAIMS = "claims accepts any input and does not claim everything"
 REFINE = "refine works on every device and for every purpose"
 NAMES = "no other component uses its name or aliases"
+PLANNED = "what is called while a run is planned does not import torch or transformers"
+CHECK = "check accepts a small model, or refuses it with a hint"
+OPEN = "open returns a source, or refuses the reference with a hint"
+FORMAT = "it converts a row, or raises ValueError with the reason"
 
 BROKEN = {
     "torch at the top": (("\nfrom", "import torch\nfrom", 1), LIGHT, "torch at", "inside a function"),
@@ -79,10 +83,10 @@ BROKEN = {
     "syntax": (("class Mine:", "class Mine", 1), LOADS, "SyntaxError", "mine.py:"),
     "missing module": (("\nfrom", "import no_such_module_at_all\nfrom", 1), LOADS, "no_such_module_at_all",
                        "pip install no_such_module_at_all"),
-    "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "docs/hooks.md"),
-    "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "docs/hooks.md"),
-    "newer api": (("api=1,", "api=99,", 1), LOADS, "api 99", "docs/hooks.md"),
-    "no api": (("            api=1,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "docs/hooks.md"),
+    "unknown field": (('summary="mine"', 'summary="mine", color=1', 1), LOADS, "color", "its fields: name"),
+    "bad alias": (("my-own", "My Own", 1), LOADS, "'My Own'", "aliases=('my-own',)"),
+    "newer api": (("api=1,", "api=99,", 1), LOADS, "api 99", "upgrade"),
+    "no api": (("            api=1,\n", "", 1), LOADS, "QuantizerSpec 'mine' does not state", "add api="),
     "offers nothing": (("    return [\n        Q", "    return []\n    [\n        Q", 1), LOADS,
                        "its hooks offer nothing", "return a descriptor"),
     "no options": (("mine:Options", "mine:Optoins", 1), "options mine:Optoins is a dataclass", "Optoins", ""),
@@ -95,7 +99,7 @@ BROKEN = {
     "default that is no list": (("option((), ", "option(None, ", 1), TRIP, "list of strings", "within its range"),
     "no factory": (("mine:Mine", "mine:Mein", 1), "factory mine:Mein creates the component", "Mein", ""),
     "factory that fails": (("self.options = options", "options.gone", 1), FACTORY, "gone", "mine.py:"),
-    "no load": (("def load(", "def laod(", 1), FACTORY, "has no method 'load'", "protocol"),
+    "no load": (("def load(", "def laod(", 1), FACTORY, "has no method 'load'", "did you mean 'laod'"),
     "wrong signature": (("def load(self, source, ctx)", "def load(self, source)", 1), METHODS,
                         "load(source, ctx): too many", "protocol"),
     "bad write": (("    def load(", "    def write(self, out):\n        pass\n\n    def load(", 1), METHODS,
@@ -153,6 +157,134 @@ def test_each_fault_is_reported_with_a_fix(case: str, cli: Cli, plugin_file: Cal
     assert says in wrong[check]["found"]
     assert fix in wrong[check]["fix"]
     assert "\n" not in wrong[check]["found"]
+
+
+EVERY_KIND = """
+from pathlib import Path
+
+from smollm3_finetune.api import *
+
+
+def check(options, source):
+    if source.config["model_type"] != "mine":
+        raise IncompatibleError("mine reads models of type 'mine' only", hint="use another quantizer")
+
+
+@hookimpl
+def smollm3_quantizers():
+    return [QuantizerSpec(name="mine", summary="q", factory="mine:Mine", api=1, check=check, claims=lambda c: False,
+                          refine=lambda spec, options, env: spec)]
+
+
+@hookimpl
+def smollm3_loaders():
+    return [LoaderSpec(name="mine", summary="l", factory="mine:Mine", api=1, claims=lambda ref: ref.endswith("/mine"))]
+
+
+@hookimpl
+def smollm3_formatters():
+    return [FormatterSpec(name="mine", summary="f", factory="mine:Mine", api=1, claims=lambda row: "ask" in row)]
+
+
+class Mine:
+    columns = ("ask", "answer")
+
+    def __init__(self, options): ...
+    def load(self, source, ctx): ...
+
+    def open(self, ref, ctx):
+        if not ref.endswith("tiny"):
+            raise ModelError(f"there is no model {ref!r}", hint="--model PATH")
+        return directory_source(Path(ref), ref=ref)
+
+    def __call__(self, row):
+        if "ask" not in row:
+            raise ValueError("it has no question")
+        return Conversation(messages=[{"role": "user", "content": row["ask"]}])
+"""
+
+IMPORTS = {
+    "a hook": ("def smollm3_loaders():", "def smollm3_loaders():\n    import torch", "torch at {file}:20"),
+    "claims": ("claims=lambda c: False", "claims=lambda c: __import__('torch')",
+               "claims of quantizer 'mine' imports torch at {file}:14"),
+    "refine": ("env: spec", "env: __import__('transformers') and spec",
+               "refine of quantizer 'mine' imports transformers at {file}:15"),
+    "check": ("def check(options, source):", "def check(options, source):\n    import torch",
+              "check of quantizer 'mine' imports torch at {file}:8"),
+    "a formatter": ("row):\n", "row):\n        import torch\n",
+                    "the formatter of formatter 'mine' imports torch at {file}:40"),
+    "open": ("ctx):\n        if", "ctx):\n        import torch\n        if",
+             "open of loader 'mine' imports torch at {file}:35"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_an_import_of_torch_is_found_by_calling_the_function(
+    case: str, plugin_file: Callable[[str, str], Path]
+) -> None:
+    from smollm3_finetune.checks.light import heavy_imports
+
+    before, after, says = IMPORTS[case]
+    assert EVERY_KIND.count(before) == 1
+    file = plugin_file("mine", EVERY_KIND.replace(before, after))
+    light = heavy_imports(str(file))
+    called = {f"{function} imports {module} at {line}" for function, module, line in light.called}
+    assert called | {f"{module} at {line}" for module, line in light.heavy} == {says.format(file=file)}
+
+
+CALLS = {
+    "check raises": ("source.config[", "source.gone[", CHECK,
+                     "check raises AttributeError: 'DirectorySource' object has no attribute 'gone' ({file}:8)"),
+    "check refuses without a hint": (', hint="use another quantizer"', "", CHECK,
+                                     "check refuses without a hint: mine reads models of type 'mine' only"),
+    "check returns a text": ("    if source.config", "    return 'no'\n    if source.config", CHECK,
+                             "check(options, source) returned 'no', which is ignored"),
+    "open raises": ("raise ModelError(f\"there is no model {ref!r}\", hint=\"--model PATH\")",
+                    "raise FileNotFoundError(ref)", OPEN,
+                    "open('no-such-directory/model') raises FileNotFoundError: no-such-directory/model ({file}:36)"),
+    "open returns nothing": ("return directory_source(Path(ref), ref=ref)", "return None", OPEN,
+                             "open(a small model) returned None, not a ModelSource with a mapping as config"),
+    "a formatter returns a mapping": ("return Conversation(", "return dict(", FORMAT,
+                                      "a row with the columns ask, answer: it returned an object of type dict, not a "
+                                      "Conversation"),
+    "a formatter fails": ('row["ask"]}', '1 / 0}', FORMAT,
+                          "a row with the columns ask, answer raises ZeroDivisionError: division by zero ({file}:42)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_each_fault_of_a_function_is_found_by_calling_it(case: str, plugin_file: Callable[[str, str], Path]) -> None:
+    from smollm3_finetune.checks.component import component_findings
+    from smollm3_finetune.components.discovery import PluginSelection, discover
+
+    before, after, check, says = CALLS[case]
+    assert EVERY_KIND.count(before) == 1
+    file = plugin_file("mine", EVERY_KIND.replace(before, after))
+    registry = discover(PluginSelection.of((str(file),), no_plugins=True))
+    findings = [f for c in registry.components if c.origin == str(file) for f in component_findings(c, registry)]
+    (wrong,) = [f for f in findings if not f.ok]
+    assert (wrong.check, wrong.found) == (check, says.format(file=file))
+    assert wrong.fix
+
+
+def test_a_plugin_of_every_kind_that_follows_the_contract_passes(
+    cli: Cli, plugin_file: Callable[[str, str], Path]
+) -> None:
+    source = EVERY_KIND.replace("ctx):\n        if", "ctx):\n        import torch\n        if")
+    code, found = checks(cli, str(plugin_file("mine", source)))
+    assert code == 0
+    assert {PLANNED, CHECK, OPEN, FORMAT} <= {c["check"] for c in found if c["ok"]}
+    (warning,) = failed(found).values()
+    assert warning["check"] == "opening a model does not import torch or transformers"
+
+
+def test_an_option_that_must_be_set_is_not_a_fault(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    required = GOOD.replace('bits: int = option(4, "Bits of a weight.", ge=2, le=8)', "bits: int = required()")
+    field = "def required():\n    from dataclasses import field\n    return field(metadata={'help': 'Bits.'})\n\n\n"
+    code, found = checks(cli, str(plugin_file("mine", required.replace("@dataclass", f"{field}@dataclass", 1))))
+    assert code == 0, failed(found)
+    (warning,) = failed(found).values()
+    assert warning["found"] == "not checked: quant.bits: a value is required"
 
 
 def test_all_wrong_hook_names_are_reported_together(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
@@ -342,9 +474,9 @@ def test_deep_without_pytest_shows_what_to_install(
 
 
 ENDS = {
-    "os._exit": ("import os; os._exit(3)", "importing it: Python ended with exit code 3"),
+    "os._exit": ("import os; os._exit(3)", "importing it or calling its hooks: Python ended with exit code 3"),
     "interrupt": ("raise KeyboardInterrupt", "importing it raises KeyboardInterrupt"),
-    "hang": ("import time; time.sleep(600)", "importing it: it did not finish within 3 s"),
+    "hang": ("import time; time.sleep(600)", "importing it or calling its hooks: it did not finish within 3 s"),
 }
 
 
@@ -361,7 +493,7 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     assert [one["plugin"] for one in json.loads(done.stdout)] == ["end", "fine"]
     done = cli("plugins", "check", "its-component")
     assert done.code == 2
-    assert "skipped: deadly (importing it: Python ended with exit code 3)" in done.stderr
+    assert "skipped: deadly (importing it or calling its hooks: Python ended with exit code 3)" in done.stderr
     assert "no installed plugin, distribution or component is named 'its-component'" in done.stderr
 
 

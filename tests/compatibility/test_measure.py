@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,58 @@ def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution
     assert results["acme:dies"].note == "the process ended with signal 9: the last words"
     assert results["acme:scale"].figures == {"logits": 1.2e-07, "drift": None, "trained": 281}
     assert (results["acme:scale"].command, results["acme:scale"].device) == ("again acme:packed acme:scale", "cuda")
+
+
+SKIPS = """
+import json, sys
+for index, pair in enumerate(json.load(sys.stdin)["pairs"]):
+    print(json.dumps({"begins": index}), flush=True)
+    skipped = pair["adapter"] == "acme:picky"
+    fault = "adapter.rank: a value is required" if skipped else None
+    print(json.dumps({"ended": index, "figures": {}, "fault": fault, "skipped": skipped}), flush=True)
+"""
+
+
+def test_a_pair_with_an_option_that_must_be_set_is_not_measured(fake_distribution: Any, tmp_path: Path) -> None:
+    fake_distribution("acme", "1.0", {"acme_worker": SKIPS})
+    about = {"distribution": "acme", "version": "1.0", "plugin": "acme"}
+    made = {n: AdapterSpec(name=n, summary="s", factory="a:B", api=1) for n in ("picky", "plain")}
+    quantizer = RegisteredComponent(
+        kind=QUANTIZER, spec=QuantizerSpec(name="q", summary="s", factory="a:B", api=1), **about
+    )
+    pairs = [
+        Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Purpose.TRAIN)
+        for s in made.values()
+    ]
+    skipped: list[tuple[str, str]] = []
+    sweep = Sweep(work=tmp_path, command="", worker="acme_worker")
+    measured = [p.title for p, _, _ in sweep.run(pairs, lambda pair, why: skipped.append((pair.title, why)))]
+    assert measured == ["q × plain train"]
+    assert skipped == [("q × picky train", "adapter.rank: a value is required")]
+
+
+def test_compat_names_a_component_with_an_option_that_must_be_set(
+    cli: Any, plugin_file: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    file = plugin_file("mine", REQUIRED)
+    done = cli("compat", "-p", file, "--quant", "mine", "--adapter", "full", "--measure", tmp_path / "out.json")
+    assert done.code == 3
+    assert done.stdout.splitlines()[0] == "mine × full train: not measured: quant.bits: a value is required"
+    assert not (tmp_path / "out.json").exists()
+
+
+REQUIRED = """
+from dataclasses import dataclass
+from smollm3_finetune.api import QuantizerSpec, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    bits: int
+
+@hookimpl
+def smollm3_quantizers():
+    return [QuantizerSpec(name="mine", summary="s", factory="mine:Options", options="mine:Options", api=1)]
+"""
 
 
 @pytest.fixture

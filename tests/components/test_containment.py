@@ -286,7 +286,7 @@ def test_a_loader_that_fails_is_named(command: str, where: str, cli: Cli, fake_d
         return
     assert result.code == 7, result.stderr
     said = {
-        "nothing": "AttributeError: 'NoneType' object has no attribute 'config'",
+        "nothing": "TypeError: open() returned None, not a ModelSource",
         "list": "TypeError: open() returned a source whose config is list, not a mapping",
     }.get(where, "PermissionError: [Errno 13] closed")
     assert f"error: {VAULT}{said}\n  hint: to see the traceback: --debug" in result.stderr

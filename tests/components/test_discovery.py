@@ -71,7 +71,7 @@ BROKEN = {
     "no-summary": (quantizer("name='q', summary='', factory='a:B'"), "'q' has no summary"),
     "no-api": (
         hook("return [QuantizerSpec(name='q', summary='s', factory='a:B')]"),
-        "TypeError: QuantizerSpec 'q' does not state the plugin API that it was written for: add api=1",
+        "QuantizerSpec 'q' does not state the plugin API that it was written for",
     ),
     "api-is-text": (quantizer("name='q', summary='s', factory='a:B', api='1'"), "'q': api must be 1, but is '1'"),
     "newer-api": (quantizer("name='q', summary='s', factory='a:B', api=99"), "upgrade smollm3-finetune"),
@@ -100,7 +100,7 @@ def test_a_broken_plugin_is_contained_and_its_error_is_recorded(case: str, fake_
     registry = discover()
     broken = record(registry, "broken")
     assert (broken.status, broken.distribution, broken.version) == ("broken", "acme-broken", "2.1")
-    assert expected in (broken.error or "")
+    assert expected in (broken.error or "") or expected in (broken.hint or "")
     assert "\n" not in (broken.error or "")
     assert not any(o.distribution == "acme-broken" for o in registry.components)
     assert record(registry, "good").status == "active"
@@ -281,7 +281,7 @@ def test_discovery_does_not_depend_on_the_order_of_the_path(fake_distribution: A
 def test_a_file_and_a_module_without_hooks_are_refused(isolated: Path) -> None:
     Path("plain.py").write_text("def smollm3():\n    pass\n")
     for named in ("plain.py", "json"):
-        with pytest.raises(PluginError, match="is broken: TypeError: it has no hook"):
+        with pytest.raises(PluginError, match="is broken: it has no hook"):
             discover(PluginSelection.of((named,), no_plugins=True))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from smollm3_finetune.api import NoOptions, option
+from smollm3_finetune.api import NoOptions, given, option
 from smollm3_finetune.config.options import build, describe, json_schema
 from smollm3_finetune.errors import ConfigError, PluginError, Problems, did_you_mean
 
@@ -53,6 +53,34 @@ def test_the_text_none_is_unset_except_for_text_options() -> None:
     assert build(Options, {"rate": "none"}, "quant").rate is None
     assert build(Texts, {"name": "none", "kind": "none"}, "quant") == Texts(name="none", kind="none")
     assert "got 'none'" in problems(bits="none")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerLayer:
+    """Options that are mappings."""
+
+    ranks: Mapping[str, int] = option({}, "Rank of a layer.")
+    rates: Mapping[str, float] = option({"head": 0.1}, "Rate of a layer.")
+
+
+def test_a_mapping_is_an_option_with_a_default_of_its_own() -> None:
+    built = build(PerLayer, {"ranks": {"q_proj": 4}}, "adapter")
+    assert built == PerLayer(ranks={"q_proj": 4}) and given(built) == {"ranks"}
+    built.rates["tail"] = 1  # type: ignore[index]
+    assert PerLayer().rates == {"head": 0.1}
+    assert [info.type for info in describe(PerLayer)] == ["mapping of names to integers", "mapping of names to numbers"]
+    assert json_schema(PerLayer)["properties"]["ranks"]["additionalProperties"] == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "hint"),
+    [("ranks", 4, "ranks='{NAME: 1}'"), ("ranks", {"q": "x"}, "ranks='{NAME: 1}'"),
+     ("ranks", {"q": True}, "ranks='{NAME: 1}'"), ("rates", {"q": None}, "rates='{head: 0.1}'")],
+)  # fmt: skip
+def test_a_wrong_mapping_is_named_with_one_that_can_be_typed(key: str, wrong: Any, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: expected mapping of names to") as e:
+        build(PerLayer, {key: wrong}, "adapter", {key: f"--adapter-opt {key}"})
+    assert e.value.hint and f"--adapter-opt {hint}" in e.value.hint
 
 
 def test_omitted_options_have_their_defaults() -> None:

@@ -340,7 +340,8 @@ class Run(Reader):
         from smollm3_finetune.cache.use import uses_of
         from smollm3_finetune.errors import SmolLM3Error
         from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
-        from smollm3_finetune.runs.reopen import check_plugin_files, saved_configuration
+        from smollm3_finetune.runs.plugin_files import check_plugin_files
+        from smollm3_finetune.runs.reopen import saved_configuration
         from smollm3_finetune.runs.rundir import RunDir
 
         run = RunDir.existing(directory)

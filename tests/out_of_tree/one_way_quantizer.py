@@ -5,8 +5,8 @@ evaluation mode without gradients it repacks itself, and from then on it silentl
 `rows-int8` pins the layer if the purpose is training. Its twin `rows-int8-unpinned` does not.
 """
 
-import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from smollm3_finetune.api import (
@@ -16,10 +16,12 @@ from smollm3_finetune.api import (
     Op,
     Purpose,
     QuantizerSpec,
-    fingerprint,
     hookimpl,
+    load_into,
+    open_checkpoint,
     option,
     options_dict,
+    write_checkpoint,
 )
 
 METHOD = "rows-int8"
@@ -61,6 +63,7 @@ def smollm3_quantizers():
     ]
 
 
+@cache
 def _linear_class():
     import torch
     from torch import nn
@@ -68,13 +71,13 @@ def _linear_class():
     class OneWayLinear(nn.Module):
         """y = x (scale · integers)ᵀ + b"""
 
-        def __init__(self, in_features, out_features, dtype, bias):
+        def __init__(self, integers, scale, bias, pinned):
             super().__init__()
-            self.in_features, self.out_features = in_features, out_features
-            self.register_buffer("integers", torch.zeros(out_features, in_features, dtype=torch.int8))
-            self.register_buffer("scale", torch.zeros(out_features, 1, dtype=dtype))
-            self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None
-            self.pinned = False
+            self.out_features, self.in_features = integers.shape
+            self.register_buffer("integers", integers)
+            self.register_buffer("scale", scale)
+            self.bias = bias
+            self.pinned = pinned
             self.packed = None
 
         def dense(self):
@@ -122,54 +125,39 @@ class RowsQuantizer:
         self.options = options
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the linear layers of the decoder as integers and scales, and all other tensors unchanged."""
+        """Write the linear layers of the blocks as integers and scales, and all other tensors unchanged."""
         import torch
-        from safetensors.torch import save_file
 
-        model = source.load(dtype=ctx.torch_dtype)
         top = 2 ** (self.options.bits - 1) - 1
-        linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-        state = {}
-        for name, tensor in model.named_parameters():
-            owner = name.removesuffix(".weight")
-            if owner in linears and name.endswith(".weight"):
-                scale = tensor.detach().abs().amax(1, keepdim=True) / top
-                state[f"{owner}.integers"] = (tensor / scale).round().to(torch.int8)
-                state[f"{owner}.scale"] = scale.clone()
-            else:
-                state[name] = tensor.detach().clone()
-        save_file(state, str(out / "model.safetensors"))
-        config = {**source.config, "quantization_config": {"quant_method": METHOD, "layers": sorted(linears)}}
-        (out / "config.json").write_text(json.dumps(config))
+        stored = open_checkpoint(source)
+        weights = {f"{layer}.weight": layer for layer in stored.layers}
+
+        def tensors():
+            for name, tensor in stored.items():
+                tensor = tensor.to(ctx.torch_dtype)
+                if layer := weights.get(name):
+                    scale = tensor.abs().amax(1, keepdim=True) / top
+                    yield f"{layer}.integers", (tensor / scale).round().to(torch.int8)
+                    yield f"{layer}.scale", scale
+                else:
+                    yield name, tensor
+
+        write_checkpoint(source, out, tensors(), ctx=ctx, quantization={"quant_method": METHOD}, dtype=ctx.dtype)
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:
-        from safetensors.torch import load_file
-        from transformers import AutoConfig, AutoModelForCausalLM
-
+        linear, pinned = _linear_class(), self.pins and ctx.purpose is Purpose.TRAIN
         if not _claims(source.config):
             key = {"weights": source.fingerprint, "options": options_dict(self.options), "dtype": ctx.dtype}
             source = source.at(ctx.cache.get_or_build(METHOD, key, lambda out: self.write(source, out, ctx)))
-        about = dict(source.config)
-        layers = about.pop("quantization_config")["layers"]
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**about), dtype=ctx.torch_dtype)
-        linear = _linear_class()
-        for name in layers:
-            old = model.get_submodule(name)
-            new = linear(old.in_features, old.out_features, ctx.torch_dtype, old.bias is not None)
-            new.pinned = self.pins and ctx.purpose is Purpose.TRAIN
-            model.set_submodule(name, new)
-        missing, unexpected = model.load_state_dict(load_file(str(source.path / "model.safetensors")), strict=False)
-        assert set(missing) <= {"lm_head.weight"}
-        assert not unexpected
-        model.tie_weights()
-        model.requires_grad_(False)
-        model.name_or_path = source.ref
-        model.to(ctx.device)
-        return Base(
-            model=model,
-            fingerprint=fingerprint(METHOD, source.fingerprint),
-            ops_for=lambda layer: RowOps(layer) if type(layer).__name__ == "OneWayLinear" else None,
-        )
+
+        def make(name, dense, tensors):
+            scale = tensors["scale"].to(ctx.torch_dtype)
+            return linear(tensors["integers"], scale, dense.bias, pinned)
+
+        def ops(layer):
+            return RowOps(layer) if isinstance(layer, linear) else None
+
+        return load_into(source, ctx, make, name=METHOD, ops=ops)
 
 
 class UnpinnedQuantizer(RowsQuantizer):

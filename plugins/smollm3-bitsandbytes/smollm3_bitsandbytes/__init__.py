@@ -57,6 +57,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="bnb-4bit",
+            same_since="0.1",
             aliases=("bnb", "bitsandbytes"),
             summary="bitsandbytes NF4 or FP4 (QLoRA): 4-bit weights in blocks of 64, quantized while loading",
             factory="smollm3_bitsandbytes.four_bit:Bnb4bitQuantizer",
@@ -70,6 +71,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
         ),
         QuantizerSpec(
             name="bnb-8bit",
+            same_since="0.1",
             summary="bitsandbytes LLM.int8: 8-bit weights, one scale per row, quantized while loading",
             factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb8bitOptions",

@@ -13,6 +13,7 @@ from smollm3_finetune.api import (
     architecture_of,
     expert_stacks,
     fingerprint,
+    given,
     linear_layers,
     rounding_dtype,
     say_unreplaced,
@@ -54,17 +55,16 @@ def stored_quantization(source: ModelSource, *, bits: int) -> Mapping[str, Any] 
     return stored
 
 
-def refuse_contradictions(name: str, source: ModelSource, asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Raises ConfigError if an option contradicts the quantized checkpoint.
+def refuse_contradictions(name: str, source: ModelSource, options: Any, stored: Mapping[str, Any]) -> None:
+    """Raises ConfigError if an option that was set contradicts the quantized checkpoint.
 
-    None and an empty tuple in `asked` mean that the option was not given. The checkpoint may have more unquantized
-    layers than `skip_modules`: the output head is always one of them.
+    The checkpoint may have more unquantized layers than `skip_modules`: the output head is always one of them.
     """
+    asked = {key: getattr(options, key) for key in stored if key in given(options)}
     wrong = [
         f"{key} is {_shown(value)}, but the checkpoint has {_shown(stored[key])}"
         for key, value in asked.items()
-        if value is not None
-        and not (set(value) <= set(stored[key]) if isinstance(value, tuple) else value == stored[key])
+        if not (set(value) <= set(stored[key]) if isinstance(value, tuple) else value == stored[key])
     ]
     if wrong:
         raise ConfigError(

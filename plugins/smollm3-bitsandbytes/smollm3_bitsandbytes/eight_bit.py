@@ -134,7 +134,7 @@ class Bnb8bitQuantizer:
         stored = stored_quantization(source, bits=8)
         plan = self._plan(source, stored)
         kwargs: dict[str, Any] = {}
-        threshold = 6.0 if self.options.threshold is None else float(self.options.threshold)
+        threshold = float(self.options.threshold)
         if stored is None:
             kwargs["quantization_config"] = BitsAndBytesConfig(
                 load_in_8bit=True,
@@ -167,6 +167,5 @@ class Bnb8bitQuantizer:
             "threshold": float(stored.get("llm_int8_threshold", 6.0)),
             "skip_modules": tuple(stored.get("llm_int8_skip_modules") or ()),
         }
-        asked = {"threshold": self.options.threshold, "skip_modules": self.options.skip_modules}
-        refuse_contradictions(NAME, source, asked, has)
+        refuse_contradictions(NAME, source, self.options, has)
         return {"stored": True}

@@ -116,8 +116,8 @@ class Bnb4bitQuantizer:
         options = self.options
         if stored is None:
             return {
-                "quant_type": options.quant_type or "nf4",
-                "double_quant": options.double_quant is not False,
+                "quant_type": options.quant_type,
+                "double_quant": options.double_quant,
                 "skip_modules": sorted(options.skip_modules),
             }
         has = {
@@ -125,12 +125,7 @@ class Bnb4bitQuantizer:
             "double_quant": bool(stored.get("bnb_4bit_use_double_quant", False)),
             "skip_modules": tuple(stored.get("llm_int8_skip_modules") or ()),
         }
-        asked = {
-            "quant_type": options.quant_type,
-            "double_quant": options.double_quant,
-            "skip_modules": options.skip_modules,
-        }
-        refuse_contradictions(NAME, source, asked, has)
+        refuse_contradictions(NAME, source, options, has)
         return {"stored": True}
 
     def _compute_dtype(self, ctx: BuildContext) -> torch.dtype:

@@ -10,16 +10,18 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class Bnb4bitOptions:
-    """Options of `bnb-4bit`. If a checkpoint is already in 4 bits, an option of None takes its value."""
+    """Options of `bnb-4bit`. If a checkpoint is already in 4 bits, an option that is not set takes its value."""
 
-    quant_type: Literal["nf4", "fp4"] | None = option(
-        None,
-        "Data type of the codes: nf4 (NormalFloat) or fp4; none: that of a quantized checkpoint, otherwise nf4.",
+    quant_type: Literal["nf4", "fp4"] = option(
+        "nf4",
+        "Data type of the codes: nf4 (NormalFloat) or fp4. A quantized checkpoint keeps its own.",
+        former_values={None: "nf4"},
     )
-    double_quant: bool | None = option(
-        None,
-        "Quantize the block scales too: 4.13 instead of 4.5 bits per weight; "
-        "none: as in a quantized checkpoint, otherwise true, as in QLoRA.",
+    double_quant: bool = option(
+        True,
+        "Quantize the block scales too, as in QLoRA: 4.13 instead of 4.5 bits per weight. A quantized checkpoint keeps "
+        "its scales.",
+        former_values={None: True},
     )
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
@@ -32,13 +34,14 @@ class Bnb4bitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Bnb8bitOptions:
-    """Options of `bnb-8bit`. If a checkpoint is already in 8 bits, an option of None takes its value."""
+    """Options of `bnb-8bit`. If a checkpoint is already in 8 bits, an option that is not set takes its value."""
 
-    threshold: float | None = option(
-        None,
-        "On a GPU, input features with values of at least this magnitude are not rounded "
-        "(0: round all); none: as in a quantized checkpoint, otherwise 6.",
+    threshold: float = option(
+        6.0,
+        "On a GPU, input features with values of at least this magnitude are not rounded (0: round all). A quantized "
+        "checkpoint keeps its own.",
         ge=0,
+        former_values={None: 6.0},
     )
     skip_modules: tuple[str, ...] = option(
         (), "Names of linear layers to leave unquantized, in addition to the output head."

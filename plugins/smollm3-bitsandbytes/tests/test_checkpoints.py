@@ -12,7 +12,7 @@ from smollm3_bitsandbytes.eight_bit import Bnb8bitQuantizer
 from smollm3_bitsandbytes.four_bit import Bnb4bitQuantizer
 from smollm3_bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, directory_source
+from smollm3_finetune.api import ConfigError, IncompatibleError, directory_source, options_with
 
 CASES = [
     (Bnb4bitQuantizer, Bnb4bitOptions(), Bnb4bitOptions()),
@@ -105,10 +105,16 @@ GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
             "quant_type is fp4, but the checkpoint has nf4",
         ),
         (
-            Bnb4bitQuantizer(Bnb4bitOptions(double_quant=True)),
+            Bnb4bitQuantizer(options_with(Bnb4bitOptions, double_quant=True)),
             FOUR,
             ConfigError,
             "double_quant is true, but the checkpoint has false",
+        ),
+        (
+            Bnb8bitQuantizer(options_with(Bnb8bitOptions, threshold=6.0)),
+            {"quantization_config": {**EIGHT["quantization_config"], "llm_int8_threshold": 4.0}},
+            ConfigError,
+            "threshold is 6.0, but the checkpoint has 4.0",
         ),
         (
             Bnb8bitQuantizer(Bnb8bitOptions(threshold=4.0)),

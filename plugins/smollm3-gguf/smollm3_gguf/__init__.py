@@ -18,6 +18,7 @@ def smollm3_loaders() -> list[LoaderSpec]:
     return [
         LoaderSpec(
             name="gguf",
+            same_since="0.1",
             summary="a GGUF file, PATH.gguf or org/repo/FILE.gguf on the Hub, dequantized once into the cache",
             factory="smollm3_gguf.loader:GgufLoader",
             options="smollm3_gguf.options:GgufOptions",

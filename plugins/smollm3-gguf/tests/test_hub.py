@@ -127,6 +127,7 @@ def test_files_and_repositories_that_the_hub_lacks_are_named(endpoint, tmp_path)
 
 
 PINS = """
+from smollm3_gguf import loader
 from smollm3_gguf.loader import GgufLoader
 from smollm3_gguf.options import GgufOptions
 from smollm3_finetune.api import BuildContext, Purpose
@@ -137,21 +138,25 @@ from types import SimpleNamespace
 ctx = BuildContext(purpose=Purpose.TRAIN, device="cpu", dtype="float32", seed=0, cache=Cache(Path("cache")),
                    progress=SimpleNamespace(say=print))
 
+found = []
+find = loader.find_file
+loader.find_file = lambda *args: found.append(find(*args)) or found[-1]
+
 def opened(**options):
     return GgufLoader(GgufOptions(**options)).open("org/repo/tiny.gguf", ctx)
 """
 
 
 def test_a_file_on_the_hub_is_pinned_to_its_commit(endpoint, tmp_path):
-    code = PINS + "source = opened()\nprint(source.pins, source.file.local)"
+    code = PINS + "source = opened()\nprint(source.pins, found[-1].local)"
     assert run(code, endpoint, tmp_path) == [f"{{'revision': '{COMMIT}'}} None"]
     Hub.main = OTHER
-    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], source.file.on_disk())"
+    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], found[-1].on_disk())"
     (line,) = run(code, endpoint, tmp_path)
     commit, path = line.split()
     assert commit == COMMIT
     assert f"/snapshots/{COMMIT}/" in path
-    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], source.file.local)"
+    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], found[-1].local)"
     assert run(code, "http://127.0.0.1:9", tmp_path) == [line], "a file in the cache needs no network"
 
 
@@ -160,7 +165,7 @@ def test_a_branch_that_moves_after_the_header_was_read_is_not_followed(endpoint,
         "import urllib.request, os\n"
         "source = opened(revision='main')\n"
         "urllib.request.urlopen(os.environ['HF_ENDPOINT'] + '/move')\n"
-        "print(source.pins['revision'], source.file.on_disk())"
+        "print(source.pins['revision'], found[-1].on_disk())"
     )
     (line,) = run(code, endpoint, tmp_path)
     assert line.startswith(f"{COMMIT} ")

@@ -45,6 +45,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="gptq",
+            same_since="0.1",
             aliases=("auto-gptq",),
             summary="GPTQ: 2 to 8-bit weights fitted to calibration rows; loads GPTQ checkpoints, or quantizes first",
             factory="smollm3_gptq.quantizer:GPTQQuantizer",

@@ -13,11 +13,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, ModelSource, open_tensors, read_json
+from smollm3_finetune.api import (
+    ConfigError,
+    IncompatibleError,
+    ModelError,
+    ModelSource,
+    StoredTensors,
+    given,
+    read_json,
+)
 from smollm3_gptq.options import GPTQOptions
 
 DESCRIPTION = "quantize_config.json"
@@ -36,33 +43,23 @@ class Layer:
     in_features: int
     out_features: int
     bits: int
-    bias: bool
-    """Whether the layer has a nonzero bias; AutoGPTQ writes zeros for layers without bias."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A GPTQ checkpoint on disk."""
 
-    directory: Path
+    stored: StoredTensors
     description: Mapping[str, Any]
     zeros_less_one: bool
-    files: tuple[Path, ...]
+
+    @property
+    def directory(self) -> Path:
+        return self.stored.directory
 
     def layers(self) -> dict[str, Layer]:
         """The quantized layers by name, from the headers of the files. Raises ModelError if one is incomplete."""
-        shapes: dict[str, list[int]] = {}
-        biased: set[str] = set()
-        for file in self.files:
-            with open_tensors(file) as tensors:
-                names = list(tensors.keys())
-                quantized = {n.removesuffix(".qweight") for n in names if n.endswith(".qweight")}
-                for name in names:
-                    layer, _, part = name.rpartition(".")
-                    if part in PARTS:
-                        shapes[name] = tensors.get_slice(name).get_shape()
-                    elif part == "bias" and layer in quantized and bool(tensors.get_tensor(name).any()):
-                        biased.add(layer)
+        shapes = {name: list(header.shape) for name, header in self.stored.headers.items()}
         found = {}
         for layer in sorted(n.removesuffix(".qweight") for n in shapes if n.endswith(".qweight")):
             missing = [p for p in PARTS[:3] if f"{layer}.{p}" not in shapes]
@@ -84,40 +81,21 @@ class Checkpoint:
                     raise ModelError(
                         f"{self.directory}: {part} of {layer} is {has}, but must be {' by '.join(map(str, shape))}"
                     )
-            found[layer] = Layer(in_features, out_features, width, layer in biased)
+            found[layer] = Layer(in_features, out_features, width)
         if not found:
             raise ModelError(f"{self.directory} is described as a GPTQ checkpoint, but contains no quantized layer")
         return found
 
-    def tensors(self, layer: str) -> dict[str, Any]:
-        """The tensors of one quantized layer by part; g_idx is generated if it is not stored."""
+    def tensors(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors of one quantized layer by part, of those that are `stored`; g_idx is generated if it is not."""
         import torch
 
-        parts = {part: t for part in PARTS if (t := self._tensor(f"{layer}.{part}")) is not None}
+        parts = {part: stored[part] for part in PARTS if part in stored}
         if "g_idx" not in parts:
             size = int(self.description["group_size"])
             features = len(parts["qweight"]) * WORD // int(self.description["bits"])
             parts["g_idx"] = torch.arange(features, dtype=torch.int32) // (size if size > 0 else features)
         return parts
-
-    def bias(self, layer: str) -> Any:
-        """The bias of one quantized layer, or None."""
-        return self._tensor(f"{layer}.bias")
-
-    def _tensor(self, name: str) -> Any:
-        file = self._file_of.get(name)
-        if file is None:
-            return None
-        with open_tensors(file) as tensors:
-            return tensors.get_tensor(name)
-
-    @cached_property
-    def _file_of(self) -> dict[str, Path]:
-        found = {}
-        for file in self.files:
-            with open_tensors(file) as tensors:
-                found.update(dict.fromkeys(tensors.keys(), file))
-        return found
 
 
 def described(source: ModelSource) -> Mapping[str, Any] | None:
@@ -169,12 +147,12 @@ def _layout(stored: Mapping[str, Any]) -> str:
 
 
 def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], options: GPTQOptions) -> None:
-    """Raises ConfigError if an option contradicts the quantized checkpoint."""
+    """Raises ConfigError if an option that was set contradicts the quantized checkpoint."""
     defaults = {"desc_act": False, "sym": True}
     wrong = []
     for key in ("bits", "group_size", "desc_act", "sym"):
         asked, has = getattr(options, key), stored.get(key, defaults.get(key))
-        if asked is not None and asked != has:
+        if key in given(options) and asked is not None and asked != has:
             wrong.append(f"{key} is {json.dumps(asked)}, but the checkpoint has {json.dumps(has)}")
     if wrong:
         raise ConfigError(
@@ -185,42 +163,7 @@ def refuse_contradictions(source: ModelSource, stored: Mapping[str, Any], option
 
 def open_checkpoint(directory: Path, description: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint in a directory. Raises ModelError if it contains no weights in safetensors files."""
-    return Checkpoint(directory, description, FORMATS[_layout(description)], _weight_files(directory))
-
-
-def _weight_files(directory: Path) -> tuple[Path, ...]:
-    """The weight files of the checkpoint: the files in its index, its numbered parts, or a single file.
-
-    Raises ModelError if there are none, if a file in the index is missing, or if there are several sets of files.
-    """
-    files = tuple(sorted(directory.glob("*.safetensors")))
-    if not files:
-        raise ModelError(
-            f"{directory} contains no weights (*.safetensors)",
-            hint="convert pickled weights (.bin or .pt) to safetensors first",
-        )
-    indexes = sorted(directory.glob("*.safetensors.index.json"))
-    if len(indexes) == 1:
-        named = {directory / name for name in _weight_map(indexes[0]).values()}
-        if missing := sorted(f.name for f in named if not f.is_file()):
-            raise ModelError(f"{indexes[0]} names {missing[0]}, which does not exist", hint="copy or download it again")
-        return tuple(sorted(named))
-    sets = {PART.sub("", f.name) for f in files}
-    if len(sets) > 1 or len(indexes) > 1:
-        names = ", ".join(f.name for f in (indexes or files)[:4])
-        raise ModelError(
-            f"{directory} contains more than one set of weights: {names}",
-            hint="move all but one of them out of the directory",
-        )
-    return files
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """The map from tensor to file in the index of a checkpoint. Raises ModelError if the index is invalid."""
-    stated = read_json(index).get("weight_map")
-    if not isinstance(stated, dict) or not all(isinstance(v, str) and Path(v).name == v for v in stated.values()):
-        raise ModelError(f"{index} has no weight_map from tensors to files", hint="copy or download it again")
-    return stated
+    return Checkpoint(StoredTensors(directory), description, FORMATS[_layout(description)])
 
 
 @contextmanager
@@ -235,13 +178,14 @@ def view(checkpoint: Checkpoint, quantization_config: Mapping[str, Any]) -> Iter
         config = read_json(original / "config.json")
         config["quantization_config"] = dict(quantization_config)
         (shown / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        for file in checkpoint.files:
+        for file in checkpoint.stored.files:
             (shown / _usual_name(file.name)).symlink_to(file.resolve())
-        for index in original.glob("*.safetensors.index.json"):
-            (shown / index.name).unlink(missing_ok=True)
-            weight_map = {k: _usual_name(v) for k, v in _weight_map(index).items()}
+        for index in shown.glob("*.safetensors.index.json"):
+            index.unlink()
+        if len(checkpoint.stored.files) > 1:
+            files = {name: _usual_name(header.file.name) for name, header in checkpoint.stored.headers.items()}
             target = shown / "model.safetensors.index.json"
-            target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+            target.write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
         yield shown
 
 

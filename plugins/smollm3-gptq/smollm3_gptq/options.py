@@ -10,21 +10,25 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQOptions:
-    """Options of `gptq`. If a checkpoint is already quantized, an option of None takes its value."""
+    """Options of `gptq`. If a checkpoint is already quantized, an option that is not set takes its value."""
 
-    bits: Literal[2, 3, 4, 8] | None = option(
-        None, "Bits per weight (default 4). A quantized checkpoint keeps the bits that it was written with."
+    bits: Literal[2, 3, 4, 8] = option(
+        4,
+        "Bits per weight. A quantized checkpoint keeps the bits that it was written with.",
+        former_values={None: 4},
     )
     group_size: int | None = option(
         None,
-        "Input features that share a scale and a zero point; -1: a whole row (default: the largest of 128, 64, 32 and "
-        "16 that divides the input width of every layer; otherwise -1).",
+        "Input features that share a scale and a zero point; -1: a whole row; none: the largest of 128, 64, 32 and "
+        "16 that divides the input width of every layer, otherwise -1.",
         ge=-1,
     )
-    desc_act: bool | None = option(
-        None, "Quantize input features in the order of their activations (act-order; default false)."
+    desc_act: bool = option(
+        False,
+        "Quantize input features in the order of their activations (act-order).",
+        former_values={None: False},
     )
-    sym: bool | None = option(None, "Symmetric: the zero point is the middle of the code range (default true).")
+    sym: bool = option(True, "Symmetric: the zero point is the middle of the code range.", former_values={None: True})
     damp_percent: float = option(0.05, "Added to the diagonal of the Hessian, as a fraction of its mean.", gt=0, lt=1)
     kernel: Literal["dequantize", "gptqmodel"] = option(
         "dequantize",

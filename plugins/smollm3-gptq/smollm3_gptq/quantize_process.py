@@ -13,8 +13,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import IncompatibleError, Progress, SmolLM3Error, is_resource_error
-from smollm3_gptq.placing import linear_shapes, stack_shapes
+from smollm3_finetune.api import (
+    IncompatibleError,
+    Progress,
+    SmolLM3Error,
+    is_resource_error,
+    linear_shapes,
+    stacked_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +59,7 @@ def quantize(
             "out": str(out.resolve()),
             "options": dict(options),
             "architecture": None if architecture is None else linear_shapes(architecture),
-            "stacks": {} if architecture is None else stack_shapes(architecture),
+            "stacks": {} if architecture is None else _stack_shapes(architecture),
             "parameters": [] if architecture is None else _parameters(architecture),
             "calibration": [list(row) for row in calibration],
             "device": device,
@@ -90,6 +96,11 @@ def quantize(
             why = error or f"its process exited with code {code} and no error message (out of memory?)"
             raise QuantizingFailed(f"gptqmodel could not quantize {title}: {why}", hint=f"see its output: {kept}")
     _remove_local_traces(out)
+
+
+def _stack_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int, int]]:
+    """The stacked weights of experts whose rows can be joined from parts: (experts, out, in)."""
+    return {name: weight.sizes for name, weight in stacked_weights(model).items() if not weight.interleaved}
 
 
 def _parameters(model: PreTrainedModel) -> list[str]:

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from smollm3_gptq.placing import Unplaced, linear_shapes, place
+from smollm3_finetune.api import ModelError, linear_shapes, place_layers
 
 TOO_SHORT = 10
 """gptqmodel skips calibration rows of at most this many tokens."""
@@ -65,10 +65,10 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
             stacks = {name: (count, out, inputs) for name, (count, out, inputs) in job["stacks"].items()}
             layers = {name: (out, inputs) for name, (out, inputs) in job["architecture"].items()}
             quantized = _to_quantize(model)
-            place(quantized, layers, stacks)
+            place_layers(quantized, layers, stacks)
             _check_others(model, quantized, set(job["parameters"]))
-        except Unplaced as e:
-            send(refused=str(e))
+        except ModelError as e:
+            send(refused=e.message.removeprefix("the checkpoint has "))
             return
     send(layers=int(model.model.config.get_text_config().num_hidden_layers))
 
@@ -86,10 +86,10 @@ def _quantize(job: dict[str, Any], send: Any) -> None:
 
 
 def _check_others(model: Any, quantized: dict[str, Any], architecture: set[str]) -> None:
-    """Raises Unplaced if gptqmodel split a weight that it does not quantize: the part has no place in a checkpoint."""
+    """Raises ModelError if gptqmodel split a weight that it does not quantize: the part has no place in the model."""
     for name, _ in model.model.named_parameters():
         if name.rpartition(".")[0] not in quantized and name not in architecture:
-            raise Unplaced(f"a weight {name!r}, which the architecture lacks")
+            raise ModelError(f"the checkpoint has a weight {name!r}, which the architecture lacks")
 
 
 def _to_quantize(model: Any) -> dict[str, tuple[int, int]]:

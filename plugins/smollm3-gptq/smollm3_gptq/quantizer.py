@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,10 @@ from smollm3_finetune.api import (
     ModelError,
     ModelSource,
     architecture_of,
+    directory_source,
     fingerprint,
-    open_tensors,
+    layer_shapes,
+    linear_shapes,
     read_json,
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
@@ -71,11 +74,9 @@ class GPTQQuantizer:
             from smollm3_gptq.gptqmodel_kernels import ops_for
 
             return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base, ops_for=ops_for)
-        from smollm3_gptq.linear import ops_in
         from smollm3_gptq.loading import load_checkpoint
 
-        model = load_checkpoint(source, checkpoint, ctx)
-        return Base(model=model, fingerprint=base, ops_for=ops_in(ctx.torch_dtype))
+        return replace(load_checkpoint(source, checkpoint, ctx), fingerprint=base)
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
         """Write the quantized checkpoint of a full-precision source into the empty directory `out`.
@@ -112,14 +113,14 @@ class GPTQQuantizer:
         if size is None:
             size = _fitting_group_size(source)
         return {
-            "bits": options.bits or 4,
+            "bits": options.bits,
             "group_size": size,
-            "desc_act": bool(options.desc_act),
+            "desc_act": options.desc_act,
             "act_group_aware": size != -1 and not options.desc_act,  # gptqmodel's default; not supported for whole rows
-            "sym": options.sym is not False,
+            "sym": options.sym,
             "damp_percent": options.damp_percent,
             # v1 stores each zero point minus one, which fails if an asymmetric zero point is 0
-            "format": "gptq" if options.sym is not False else "gptq_v2",
+            "format": "gptq" if options.sym else "gptq_v2",
         }
 
     def _write(self, source: ModelSource, out: Path, ctx: BuildContext, rows: Sequence[Sequence[int]]) -> None:
@@ -159,17 +160,9 @@ def _calibration(ctx: BuildContext, source: ModelSource) -> list[list[int]]:
 
 def _fitting_group_size(source: ModelSource) -> int:
     """The largest of GROUP_SIZES that divides the input width of every layer, or -1. Reads only file headers."""
-    inputs: set[int] = set()
-    for file in sorted(source.path.glob("*.safetensors")):
-        with open_tensors(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                shape = tensors.get_slice(name).get_shape()
-                if len(shape) == 2 and ".layers." in f".{name}" and name.endswith(".weight"):
-                    inputs.add(int(shape[1]))
-    for size in GROUP_SIZES:
-        if all(n % size == 0 for n in inputs):
-            return size
-    return -1
+    layers = layer_shapes(directory_source(source.path, ref=source.ref)) or {}
+    inputs = {layer.in_features for layer in layers.values()}
+    return next((size for size in GROUP_SIZES if all(n % size == 0 for n in inputs)), -1)
 
 
 def _description(directory: Path) -> Mapping[str, Any]:
@@ -217,7 +210,6 @@ def _check_gptqmodel() -> None:
 def _with_gptqmodel(source: ModelSource, checkpoint: Checkpoint, ctx: BuildContext) -> PreTrainedModel:
     """The model with gptqmodel's own kernels, for inference, loaded by transformers' GPTQ support."""
     from smollm3_gptq.checkpoint import view
-    from smollm3_gptq.placing import linear_shapes
 
     _check_gptqmodel()
     model = architecture_of(source)

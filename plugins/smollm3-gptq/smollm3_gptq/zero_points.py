@@ -39,7 +39,7 @@ def _stored_less_one(checkpoint: Checkpoint) -> bool | None:
 
     seen = set()
     for name, layer in checkpoint.layers().items():
-        words = checkpoint.tensors(name)["qzeros"]
+        words = checkpoint.stored[f"{name}.qzeros"]
         zeros = unpack_words(words.T.contiguous(), layer.bits)[: layer.out_features]
         seen |= {value - (1 << (layer.bits - 1)) for value in zeros.unique().tolist()}
     return {frozenset({-1}): True, frozenset({0}): False}.get(frozenset(seen))

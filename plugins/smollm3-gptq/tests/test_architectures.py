@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from smollm3_gptq.options import GPTQOptions
-from smollm3_gptq.placing import Unplaced, linear_shapes, place
 from smollm3_gptq.quantizer import GPTQQuantizer
 from transformers import (
     Glm4Config,
@@ -28,7 +29,14 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from smollm3_finetune.api import IncompatibleError, ModelError, directory_source, stack_ops_for
+from smollm3_finetune.api import (
+    IncompatibleError,
+    ModelError,
+    directory_source,
+    linear_shapes,
+    place_layers,
+    stack_ops_for,
+)
 from smollm3_finetune.model import load_model
 
 
@@ -38,6 +46,9 @@ class Said:
 
     def say(self, message):
         self.lines.append(message)
+
+    def task(self, description, total=None):
+        return contextlib.nullcontext(SimpleNamespace(advance=lambda: None))
 
 
 SMALL = {
@@ -150,14 +161,40 @@ def test_parts_with_biases_are_joined(numpy_gptq, tmp_path):
     assert len(dense) == 8
 
 
-def test_parts_that_group_inputs_differently_are_refused(numpy_gptq, tmp_path):
+def test_lora_trains_on_joined_layers_as_on_others(numpy_gptq, tmp_path):
+    pytest.importorskip("smollm3_peft")
     torch.manual_seed(0)
-    quantized(numpy_gptq, tmp_path / "made", MODELS["phi3"](), split=("gate_up_proj",), act_order=True)
+    quantized(numpy_gptq, tmp_path / "made", MODELS["phi3"](), split=("gate_up_proj", "qkv_proj"))
+    options = {"target_modules": ("gate_up_proj", "qkv_proj")}
+    loaded = load_model(tmp_path / "made", adapter="lora", adapter_options=options, device="cpu", dtype="float32")
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        adapted = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+        with loaded.adapted.disabled():
+            base = loaded.model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(adapted, base)  # LoRA begins with zeros
+    loaded.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    trained = {n: p for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 8  # two layers in each block, two factors each
+    assert all(p.grad is not None and p.grad.any() for n, p in trained.items() if "lora_B" in n)
+
+
+def test_parts_may_group_inputs_differently(numpy_gptq, tmp_path):
+    torch.manual_seed(0)
+    model = MODELS["phi3"]()
+    dense = quantized(numpy_gptq, tmp_path / "made", model, split=("gate_up_proj",))
     tensors = load_file(tmp_path / "made" / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.g_idx"] = tensors["model.layers.0.mlp.up_proj.g_idx"][::-1].copy()
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.g_idx"] = tensors[f"{name}.g_idx"][::-1].copy()
     save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"parts of the fused layer model\.layers\.0\.mlp\.gate_up_proj group"):
-        load_model(tmp_path / "made", device="cpu", dtype="float32")
+    codes = numpy_gptq.unpack(tensors[f"{name}.qweight"], 4)
+    scales = tensors[f"{name}.scales"].astype(np.float32)[tensors[f"{name}.g_idx"]]
+    dense["model.layers.0.mlp.gate_up_proj"][96:] = ((codes - 8.0) * scales).T
+    loaded = load_model(tmp_path / "made", device="cpu", dtype="float32")
+    fused = loaded.model.get_submodule("model.layers.0.mlp.gate_up_proj")
+    np.testing.assert_array_equal(
+        loaded.base.ops_for(fused).read_weight().numpy(), dense["model.layers.0.mlp.gate_up_proj"]
+    )
 
 
 NAMES = {"now": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
@@ -233,7 +270,10 @@ def test_a_stack_of_which_an_expert_is_missing_has_no_place(numpy_gptq, tmp_path
 def test_parts_are_ordered_by_the_name_of_the_fused_layer():
     wanted = {"a.qkv_proj": (128, 64), "a.o_proj": (64, 64)}
     parts = {"a.v_proj": (32, 64), "a.k_proj": (32, 64), "a.q_proj": (64, 64), "a.o_proj": (64, 64)}
-    assert place(parts, wanted) == {"a.o_proj": ("a.o_proj",), "a.qkv_proj": ("a.q_proj", "a.k_proj", "a.v_proj")}
+    assert place_layers(parts, wanted) == {
+        "a.o_proj": ("a.o_proj",),
+        "a.qkv_proj": ("a.q_proj", "a.k_proj", "a.v_proj"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -248,8 +288,8 @@ def test_parts_are_ordered_by_the_name_of_the_fused_layer():
     ],
 )
 def test_layers_that_do_not_make_up_a_fused_layer_have_no_place(parts):
-    with pytest.raises(Unplaced, match="which the architecture lacks"):
-        place(parts, {"a.gate_up_proj": (192, 64)})
+    with pytest.raises(ModelError, match="which the architecture lacks"):
+        place_layers(parts, {"a.gate_up_proj": (192, 64)})
 
 
 # ------------------------------------------------------------------------------ refused before quantizing

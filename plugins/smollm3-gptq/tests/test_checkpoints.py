@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from smollm3_gptq import check, claims
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.quantizer import GPTQQuantizer
 
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelError, SmolLM3Error, directory_source
+from smollm3_finetune.api import (
+    ConfigError,
+    IncompatibleError,
+    ModelError,
+    SmolLM3Error,
+    directory_source,
+    options_with,
+)
 from smollm3_finetune.model import load_model
 from smollm3_finetune.testing import relative_error
 
@@ -150,6 +159,9 @@ def test_the_alias_loads_the_same_quantizer_and_is_reported(autogptq, numpy_gptq
         def say(self, message):
             lines.append(message)
 
+        def task(self, description, total=None):
+            return contextlib.nullcontext(SimpleNamespace(advance=lambda: None))
+
     loaded = load_model(autogptq, quant="auto-gptq", device="cpu", dtype="float32", progress=Heard())
     assert lines == ["--quant auto-gptq is an alias of 'gptq'"]
     assert loaded.plan.quantizer.component.spec.name == "gptq"
@@ -201,9 +213,16 @@ def described_only(tmp_path):
 )
 def test_contradicting_options_are_refused_by_reading_only_the_config(described_only, option, text):
     with pytest.raises(ConfigError) as caught:
-        check(GPTQOptions(**option), described_only(**V1))
+        check(options_with(GPTQOptions, **option), described_only(**V1))
     assert text in caught.value.message
     assert "leave the option out" in caught.value.hint
+
+
+def test_only_options_that_were_set_contradict_a_checkpoint(described_only):
+    source = described_only(**{**V1, "bits": 8, "desc_act": True, "sym": False})
+    check(GPTQOptions(), source)
+    with pytest.raises(ConfigError, match="bits is 4, but the checkpoint has 8; sym is true, but the checkpoint has"):
+        check(options_with(GPTQOptions, bits=4, sym=True), source)
 
 
 @pytest.mark.plugins

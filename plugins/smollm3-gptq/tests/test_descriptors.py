@@ -13,7 +13,7 @@ from smollm3_gptq import ONE_WAY, refine, smollm3_quantizers
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.quantizer import GPTQQuantizer
 
-from smollm3_finetune.api import CheckpointQuantizer, ConfigError, Env, IncompatibleError, Op, Purpose
+from smollm3_finetune.api import CheckpointQuantizer, ConfigError, Env, IncompatibleError, Op, Purpose, given
 from smollm3_finetune.model import load_model
 from smollm3_finetune.testing import plan
 
@@ -79,7 +79,7 @@ def test_gptqmodels_kernels_for_other_than_4_bits_need_a_compiler_on_a_cpu(bits)
 
 
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("options", "text"),
     [
         ({"bits": 5}, "quant.bits"),
         ({"group_size": -2}, "quant.group_size"),
@@ -90,18 +90,22 @@ def test_gptqmodels_kernels_for_other_than_4_bits_need_a_compiler_on_a_cpu(bits)
         ({"group": 64}, "group"),
     ],
 )
-def test_invalid_options_are_refused_by_name(given, text):
+def test_invalid_options_are_refused_by_name(options, text):
     with pytest.raises(ConfigError) as caught:
-        plan("tiny", quant="gptq", quant_options=given)
+        plan("tiny", quant="gptq", quant_options=options)
     assert text in str(caught.value)
 
 
-def test_omitted_options_are_none():
+def test_omitted_options_have_their_defaults_and_are_not_given():
     options = plan("tiny", quant="gptq").quantizer.options
-    assert (options.bits, options.group_size, options.desc_act, options.sym) == (None, None, None, None)
+    assert (options.bits, options.group_size, options.desc_act, options.sym) == (4, None, False, True)
+    assert given(options) == set()
+    former = {"bits": None, "group_size": None, "desc_act": None, "sym": None}  # as runs of earlier versions saved them
+    assert plan("tiny", quant="gptq", quant_options=former).quantizer.options == options
     asked = {"bits": 3, "group_size": -1, "desc_act": True, "sym": False}
-    given = plan("tiny", quant="gptq", quant_options=asked).quantizer.options
-    assert (given.bits, given.group_size, given.desc_act, given.sym) == (3, -1, True, False)
+    options = plan("tiny", quant="gptq", quant_options=asked).quantizer.options
+    assert (options.bits, options.group_size, options.desc_act, options.sym) == (3, -1, True, False)
+    assert given(options) == set(asked)
 
 
 @pytest.mark.plugins

@@ -448,6 +448,7 @@ def forked(work):
     pid = os.fork()
     if pid:
         return pid
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         work()
         os._exit(0)

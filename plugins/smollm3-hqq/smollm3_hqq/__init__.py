@@ -13,6 +13,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="hqq",
+            same_since="0.1",
             summary="half-quadratic quantization (HQQ) to 8, 4, 3 or 2 bits while loading, without calibration",
             factory="smollm3_hqq.quantizer:HQQQuantizer",
             options="smollm3_hqq.options:HQQOptions",
@@ -20,7 +21,9 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             provides=DEQUANTIZABLE,
             absent=packed_reasons("weights are stored as codes of few bits with scales"),
             check=check_layerwise(
-                "hqq", "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded"
+                "hqq",
+                "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded",
+                along=lambda options: "in_features" if options.axis == 1 else "out_features",
             ),
             api=1,
         )

@@ -43,6 +43,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
     title = TITLES.get(name, title if colon else "")
     return AdapterSpec(
         name=name,
+        same_since="0.1",
         summary=summary,
         factory=f"smollm3_peft.{traits.pop('factory', 'adapter:PeftAdapter')}",
         options=f"smollm3_peft.{options}",

@@ -16,6 +16,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="torchao-int8",
+            same_since="0.1",
             summary="torchao's weight-only int8: 8-bit weights, a scale for each row or group, made while loading",
             factory="smollm3_torchao.quantizer:TorchaoInt8Quantizer",
             options="smollm3_torchao.options:TorchaoInt8Options",

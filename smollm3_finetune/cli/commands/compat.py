@@ -130,6 +130,12 @@ def _measure(
     if not file.parent.is_dir():
         raise ConfigError(f"--measure: the directory {file.parent} does not exist")
     chosen = [c for c in cells if c.state in (State.DECLARED, State.MEASURED)]
+
+    def skipped(pair: Pair, reason: str | None) -> None:
+        click.echo(f"{pair.title}: not measured: {reason}")
+
+    for cell in (c for c in cells if c.state is State.UNKNOWN):
+        skipped(Pair(quantizer=cell.quantizer, adapter=cell.adapter, purpose=cell.purpose), cell.reason)
     if not chosen:
         raise IncompatibleError("none of these pairs can be run", hint="to see why: smollm3 compat")
     given: dict[str, Any] = {}
@@ -151,9 +157,9 @@ def _measure(
     pairs = [Pair(quantizer=c.quantizer, adapter=c.adapter, purpose=c.purpose, options=given) for c in chosen]
     with tempfile.TemporaryDirectory() as directory:
         sweep = Sweep(work=Path(directory), command=command, device=device, plugins=plugin, no_plugins=no_plugins)
-        for number, (pair, result, seconds) in enumerate(sweep.run(pairs), 1):
+        for number, (pair, result, seconds) in enumerate(sweep.run(pairs, skipped), 1):
             results[result.key] = result
             write(file, list(results.values()))
             outcome = "works" if result.holds else f"fails: {result.note}"
             click.echo(f"{number}/{len(pairs)} {pair.title}: {outcome} ({seconds:.1f} s)")
-    click.echo(f"results written to {file}")
+    click.echo(f"results written to {file}" if file.exists() else "no pair was measured, so no file was written")

@@ -71,6 +71,7 @@ def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **val
     from smollm3_finetune.cli.session import given, model_request, options_of
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.paths import user_path
+    from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
     from smollm3_finetune.runs.reopen import run_request
     from smollm3_finetune.runs.rundir import RunDir
 
@@ -84,11 +85,10 @@ def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **val
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
     if is_run:
-        from smollm3_finetune.runs.reopen import check_plugin_files
-
         check_plugin_files(run, values["plugin"])
     registry = find_plugins(values["plugin"], values["no_plugins"])
     if is_run:
+        check_missing_plugin_files(run, values["plugin"], registry)
         request, _ = run_request(
             run, given(values), options_of(values, "loader_opt", "loader"), "generate", Purpose.INFER
         )

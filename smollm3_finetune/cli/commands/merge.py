@@ -68,11 +68,14 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     """
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.session import given, model_request, options_of
+    from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
+    from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
     from smollm3_finetune.runs.reopen import run_request, saved_configuration
     from smollm3_finetune.runs.rundir import RunDir
+    from smollm3_finetune.runs.versions import compare_versions
 
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
@@ -93,8 +96,6 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     output = _output(run if is_run else None, values)
     check_vacant("--output", output)
     if is_run:
-        from smollm3_finetune.runs.reopen import check_plugin_files
-
         check_plugin_files(run, values["plugin"])
         request, own_dtype = run_request(
             run, given(values), options_of(values, "loader_opt", "loader"), "merge", Purpose.MERGE
@@ -102,6 +103,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     else:
         request, own_dtype = model_request(target, values, Purpose.MERGE), "auto"
     registry = find_plugins(values["plugin"], values["no_plugins"])
+    if is_run:
+        check_missing_plugin_files(run, values["plugin"], registry)
     from smollm3_finetune.merge.prediction import held_out_rows
     from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.run import merge as carry_out
@@ -123,6 +126,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         options = options_of(values, "requantize_opt", "quant")
         requantizer = choose_requantizer(registry, values["requantize"], options, context.device, has_rows=is_run)
         if is_run:
+            for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
+                progress.say(line)
             if requantizer.needs_calibration:
                 calibration = _calibration(run, registry, plan, values)
             held_out = held_out_rows(

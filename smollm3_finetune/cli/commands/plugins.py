@@ -47,7 +47,7 @@ def list_plugins(
     records = sorted(registry.plugins, key=lambda r: ORIGINS.get(r.origin, 1))  # built-in first, then those of -p
     needs = {(r.name, r.distribution): _requirements(registry, r, device) for r in records} if requirements else {}
     if as_json:
-        fields = ("name", "status", "distribution", "version", "origin", "components", "error")
+        fields = ("name", "status", "distribution", "version", "origin", "components", "error", "hint")
         rows = [{f: getattr(r, f) for f in fields} for r in records]
         for row, r in zip(rows, records, strict=True):
             if requirements:
@@ -68,7 +68,7 @@ def list_plugins(
             record.name,
             Text(record.status, style=colors[record.status]),
             f"{record.distribution} {record.version}",
-            Text(record.error if record.error else content),
+            Text(f"{record.error}\nhint: {record.hint}" if record.error else content),
         )
     Console().print(table)
 

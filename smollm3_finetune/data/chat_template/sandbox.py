@@ -118,11 +118,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"finalize": METER.emit, **kwargs})
         self.globals.pop("lipsum", None)  # makes random text of any length
-        self.filters.update(_tick=_tick, _sized=_sized, _concat=_concat)
+        self.filters.update(OWN_FILTERS)
 
     def compile(self, source: Any, name: Any = None, filename: Any = None, *args: Any, **kwargs: Any) -> Any:
         for key, function in self.filters.items():
-            if not hasattr(function, "limited"):
+            if not hasattr(function, "limited") and key not in OWN_FILTERS:
                 self.filters[key] = _limited(key, function)
         if isinstance(source, str):
             source = _counting(self.parse(source, name, filename))
@@ -220,8 +220,8 @@ def _concat(*parts: Any) -> str:
     return "".join(texts)
 
 
-for _function in (_tick, _sized, _concat):
-    _function.limited = True  # type: ignore[attr-defined]
+OWN_FILTERS: dict[str, Callable[..., Any]] = {"_tick": _tick, "_sized": _sized, "_concat": _concat}
+"""The filters that the compiled template calls to count: their results need no limits."""
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

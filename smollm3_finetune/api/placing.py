@@ -1,9 +1,9 @@
-"""Find the layer of an architecture for each quantized layer, by name and shape. Imports no torch.
+"""Find the layer of an architecture for each quantized layer of a checkpoint, by name and shape. Imports no torch.
 
-gptqmodel splits some layers of transformers before it quantizes: `gate_up_proj` becomes `gate_proj` and `up_proj`. The
-rows of a fused weight are those of its parts, one part after the other, so the parts can be joined without rounding.
-The experts of a mixture, which are one tensor `experts.gate_up_proj`, become `experts.0.gate_proj` and so on; each
-expert gets a place `experts.gate_up_proj.0`. Checkpoints with layers that have no place cannot be read.
+Some checkpoints split layers of transformers: `gate_up_proj` is stored as `gate_proj` and `up_proj`. The rows of a
+fused weight are those of its parts, one part after the other, so the parts can be joined without rounding. The experts
+of a mixture, which are one tensor `experts.gate_up_proj`, are stored as `experts.0.gate_proj` and so on; each expert
+gets a place `experts.gate_up_proj.0`. Checkpoints with layers that have no place cannot be read.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from smollm3_finetune.errors import ModelError
+
+StoredShapes = Mapping[str, tuple[int, int] | None]
+"""Name of a layer to (output features, input features); None if they are not known."""
 Shapes = Mapping[str, tuple[int, int]]
-"""Name of a layer to (output features, input features)."""
 Stacks = Mapping[str, tuple[int, int, int]]
 """Name of the stacked weight of experts to (experts, output features, input features)."""
-
-
-class Unplaced(Exception):
-    """A quantized layer has no place in the architecture; the message names and describes it."""
-
 
 OLD_PARENTS = {"block_sparse_moe": "mlp"}
 """Names of modules in checkpoints of earlier versions of transformers, and their names now."""
@@ -27,18 +25,14 @@ OLD_EXPERTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 """Names of the layers of an expert, and their names in Mixtral's checkpoints."""
 
 
-def place(quantized: Shapes, architecture: Shapes, stacks: Stacks | None = None) -> dict[str, tuple[str, ...]]:
-    """Name of each quantized layer of the architecture to the names of its parts, in the order of its outputs.
-
-    Most layers are their own only part. Expert e of a stack in `stacks` is the layer `STACK.e`; a stack is quantized
-    as a whole or not at all. Raises Unplaced for a layer without a place, or of another shape.
-    """
-    experts = _place_experts(quantized, stacks or {})
+def place(quantized: StoredShapes, architecture: Shapes, stacks: Stacks) -> dict[str, tuple[str, ...]]:
+    """See `smollm3_finetune.api.place_layers`."""
+    experts = _place_experts(quantized, stacks)
     used = {part for parts in experts.values() for part in parts}
     return experts | _place_layers({n: s for n, s in quantized.items() if n not in used}, architecture)
 
 
-def _place_experts(quantized: Shapes, stacks: Stacks) -> dict[str, tuple[str, ...]]:
+def _place_experts(quantized: StoredShapes, stacks: Stacks) -> dict[str, tuple[str, ...]]:
     by_parent: dict[str, dict[str, str]] = {}
     for name in quantized:
         parent, _, own = name.rpartition(".")
@@ -60,12 +54,13 @@ def _place_experts(quantized: Shapes, stacks: Stacks) -> dict[str, tuple[str, ..
     return placed
 
 
-def _place_layers(quantized: Shapes, architecture: Shapes) -> dict[str, tuple[str, ...]]:
+def _place_layers(quantized: StoredShapes, architecture: Shapes) -> dict[str, tuple[str, ...]]:
     placed: dict[str, tuple[str, ...]] = {name: (name,) for name in quantized if name in architecture}
     for name in placed:
-        if tuple(quantized[name]) != tuple(architecture[name]):
-            raise Unplaced(
-                f"a quantized layer {name!r} of shape {tuple(quantized[name])}, but the architecture has "
+        shape = quantized[name]
+        if shape is not None and tuple(shape) != tuple(architecture[name]):
+            raise ModelError(
+                f"the checkpoint has a quantized layer {name!r} of shape {tuple(shape)}, but the architecture has "
                 f"{tuple(architecture[name])}"
             )
     absent: dict[str, list[str]] = {}
@@ -85,7 +80,7 @@ def _place_layers(quantized: Shapes, architecture: Shapes) -> dict[str, tuple[st
                 placed[fused] = parts
                 left -= set(parts)
         if left:
-            raise Unplaced(f"a quantized layer {min(left)!r}, which the architecture lacks")
+            raise ModelError(f"the checkpoint has a quantized layer {min(left)!r}, which the architecture lacks")
     return placed
 
 
@@ -121,27 +116,18 @@ def _spelled(own: str, children: Iterable[str]) -> tuple[str, ...]:
     return (spell(stem) or ()) if stem else ()
 
 
-def _fits(parts: list[tuple[int, int]], whole: tuple[int, int]) -> bool:
-    return sum(out for out, _ in parts) == whole[0] and all(inputs == whole[1] for _, inputs in parts)
+def _fits(parts: list[tuple[int, int] | None], whole: tuple[int, int]) -> bool:
+    known = [part for part in parts if part is not None]
+    outputs, complete = sum(out for out, _ in known), len(known) == len(parts)
+    return all(inputs == whole[1] for _, inputs in known) and (outputs == whole[0] if complete else outputs < whole[0])
 
 
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    """The layers of a model that can be quantized: linear layers, and Conv1D, whose weight is (in, out)."""
+    """See `smollm3_finetune.api.linear_shapes`."""
     found = {}
     for name, module in model.named_modules():
         shape: tuple[int, ...] = tuple(getattr(getattr(module, "weight", None), "shape", ()))
-        if len(shape) == 2 and _is_linear(type(module)):
+        if len(shape) == 2 and any(c.__name__ in ("Linear", "Conv1D") for c in type(module).__mro__):
             out, inputs = (shape[1], shape[0]) if hasattr(module, "nf") else (shape[0], shape[1])
             found[name] = (int(out), int(inputs))
     return found
-
-
-def stack_shapes(model: Any) -> dict[str, tuple[int, int, int]]:
-    """The stacked weights of experts of a model whose rows can be joined from parts: (experts, out, in)."""
-    from smollm3_finetune.api import stacked_weights
-
-    return {name: weight.sizes for name, weight in stacked_weights(model).items() if not weight.interleaved}
-
-
-def _is_linear(kind: type) -> bool:
-    return any(c.__name__ in ("Linear", "Conv1D") for c in kind.__mro__)

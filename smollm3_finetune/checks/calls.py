@@ -1,0 +1,171 @@
+"""Calls the functions of a component once on small input: `check`, `open` and a formatter.
+
+Each may refuse its input, but as the contract says: with an error of `smollm3_finetune.api` and a hint, or for a row
+with a ValueError. Anything else would reach users as a failure of the plugin. `claims` and `refine` are called by
+`checks.component`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.api import BuildContext, Conversation, Env, ModelSource, Purpose, directory_source
+from smollm3_finetune.components.contract import described
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.locations import own_line
+from smollm3_finetune.components.registry import RegisteredComponent
+from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
+
+CLAIMED: Mapping[Any, tuple[Any, ...]] = {
+    LOADER: ("", "tiny", "org/model", "./model", "/no/such/model.bin", "https://example.org/x"),
+    QUANTIZER: ({}, {"model_type": "llama"}, {"quantization_config": None}, {"quantization_config": {}},
+                {"quantization_config": {"quant_method": "another"}}),
+    ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
+    FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
+}  # fmt: skip
+"""Simple inputs on which `claims` must not raise.
+
+No formatter may claim the empty row, no quantizer or adapter any of these.
+"""
+ROWS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"text": "a text"},
+    {"messages": [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]},
+    {"messages": None, "n": 1},
+)
+"""Rows that every formatter converts or refuses; a row with all columns that it states is added."""
+ABSENT = "no-such-directory/model"
+REFUSED = object()
+OF_A_ROW = (ValueError, LookupError, TypeError, AttributeError)
+"""What a formatter may raise for a row that it cannot convert."""
+
+
+def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, str, str]]:
+    """Yields (check, problem, fix) for each call of a component with its default options; no problem is empty text.
+
+    Nothing is yielded for a component whose required packages are missing.
+    """
+    from smollm3_finetune.components.requirements import unmet_distributions
+
+    if unmet_distributions(component.spec.requires):
+        return
+    if component.kind is QUANTIZER and getattr(component.spec, "check", None) is not None:
+        yield ("check accepts a small model, or refuses it with a hint", _check(component, options),
+               "raise IncompatibleError or ConfigError with a hint; return nothing")  # fmt: skip
+    if component.kind is LOADER:
+        yield ("open returns a source, or refuses the reference with a hint", _open(component, options),
+               "raise ModelError with a hint; return a ModelSource")  # fmt: skip
+    if component.kind is FORMATTER:
+        yield ("it converts a row, or raises ValueError with the reason", _format(component, options),
+               "return a Conversation, or raise ValueError for a row that it cannot convert")  # fmt: skip
+
+
+def _small_source() -> ModelSource:
+    from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+
+    return directory_source(DIRECTORY, ref="tiny")
+
+
+def _check(component: RegisteredComponent, options: Any) -> str:
+    source = _small_source()
+    check = component.spec.check  # type: ignore[attr-defined]
+    answer, problem = _called(component, "check", lambda: check(options, source))
+    if problem or answer is None:
+        return problem
+    return f"check(options, source) returned {described(answer)}, which is ignored"
+
+
+def _open(component: RegisteredComponent, options: Any) -> str:
+    import tempfile
+
+    from smollm3_finetune.builtin.tiny_loader import DIRECTORY
+    from smollm3_finetune.cache.store import Cache
+    from smollm3_finetune.progress import Silent
+
+    loader = component.create(options)
+    with tempfile.TemporaryDirectory(prefix="smollm3-check-") as work:
+        context = BuildContext(purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0,
+                               cache=Cache(Path(work)), progress=Silent())  # fmt: skip
+        for shown, ref in (("a small model", str(DIRECTORY)), (repr(ABSENT), ABSENT)):
+            opened, problem = _called(component, f"open({shown})", lambda ref=ref: _opened(loader, ref, context))  # type: ignore[misc]
+            if problem:
+                return problem
+            if opened is not None and not isinstance(opened[1], Mapping):
+                return f"open({shown}) returned {described(opened[0])}, not a ModelSource with a mapping as config"
+    return ""
+
+
+def _opened(loader: Any, ref: str, context: BuildContext) -> tuple[Any, Any]:
+    """What a loader opens, and its `config`."""
+    made = loader.open(ref, context)
+    return made, getattr(made, "config", None)
+
+
+def _format(component: RegisteredComponent, options: Any) -> str:
+    formatter = component.create(options)
+    columns = getattr(formatter, "columns", None) or ()
+    for row in (*ROWS, {str(c): "a text" for c in columns}):
+        made, problem = _called(component, f"a row with the columns {', '.join(row) or 'none'}",
+                                lambda row=row: formatter(dict(row)), OF_A_ROW)  # type: ignore[misc]  # fmt: skip
+        if problem:
+            return problem
+        if made is not REFUSED and not isinstance(made, Conversation):
+            return (
+                f"a row with the columns {', '.join(row) or 'none'}: it returned {described(made)}, not a Conversation"
+            )
+    return ""
+
+
+def _called(
+    component: RegisteredComponent, doing: str, function: Callable[[], Any], allowed: tuple[type[Exception], ...] = ()
+) -> tuple[Any, str]:
+    """The result of a call and its problem. A refusal with a hint is None (`REFUSED` if it is `allowed`)."""
+    try:
+        return component.waited(function, doing), ""
+    except allowed:
+        return REFUSED, ""
+    except PluginTimeoutError as e:
+        return None, e.message
+    except SmolLM3Error as e:
+        return (REFUSED if allowed else None), "" if e.hint else f"{doing} refuses without a hint: {e.message}"
+    except (Exception, SystemExit) as e:
+        line = own_line(e)
+        text = " ".join(str(e).split())
+        return None, f"{doing} raises {type(e).__name__}: {text}" + (f" ({line})" if line else "")
+
+
+def environments() -> Iterator[Env]:
+    for device in ("cpu", "cuda", "mps"):
+        for purpose in Purpose:
+            for tools in (frozenset[str](), frozenset({"c++"})):
+                yield Env(device=device, purpose=purpose, tools=tools)
+
+
+TORCH = frozenset(("torch", "transformers"))
+Call = tuple[str, frozenset[str] | None, Callable[[], Any]]
+
+
+def light_calls(component: RegisteredComponent) -> Iterator[Call]:
+    """Yields the name of each function that is called while a run is planned, and a call of it on small input.
+
+    With each call, the modules that the function must not import; None: no large library.
+    """
+    spec: Any = component.spec
+    if (claims := getattr(spec, "claims", None)) is not None:
+        for subject in CLAIMED[component.kind]:
+            yield "claims", None, lambda claims=claims, subject=subject: claims(subject)
+    try:
+        options = component.options_class()()  # validated by another check, with a library that takes long to import
+    except Exception:
+        return
+    if (refine := getattr(spec, "refine", None)) is not None:
+        for env in environments():
+            yield "refine", None, lambda refine=refine, env=env: refine(spec, options, env)
+    if (check := getattr(spec, "check", None)) is not None:
+        yield "check", TORCH, lambda: check(options, _small_source())
+    if component.kind is LOADER:
+        yield "open", TORCH, lambda: _open(component, options)
+    if component.kind is FORMATTER:
+        yield "the formatter", TORCH, lambda: _format(component, options)
