@@ -220,7 +220,7 @@ class ExampleBuilder:
         except ValueError as e:
             if is_resource_error(e):
                 raise
-            reason = first_line(e) or f"{self.selected.component.title} rejects the row"
+            reason = first_line(e) if str(e).strip() else f"{self.selected.component.title} rejects the row"
             raise DataError(reason, hint=getattr(e, "hint", None) or "fix the row, or remove it") from e
 
     def _own_examples(self, conversation: Conversation) -> list[Any]:

@@ -282,12 +282,14 @@ def make_trainer(
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
         "saved_steps": saved_steps,
     }  # fmt: skip
-    if isinstance(objective, CountedObjective):
+    counted = isinstance(objective, CountedObjective)
+    if counted:
         about |= {"count_terms": staticmethod(objective.terms), "loss_is_scaled_for_ga": True}
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()
-    examples = filled(examples, args.train_batch_size * args.world_size) if args.world_size > 1 else examples
+    if args.world_size > 1 and not counted:  # a filler example has no supervised tokens, but could be a term
+        examples = filled(examples, args.train_batch_size * args.world_size)
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
             model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]

@@ -1,0 +1,59 @@
+"""Rows that an objective refuses are faults of the row; its other exceptions and wrong examples are its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = """
+from smollm3_finetune.api import DataError, NoOptions, ObjectiveSpec, hookimpl
+from smollm3_finetune.builtin.sft import SupervisedFineTuning
+
+class Hinted(ValueError):
+    hint = "shorten the question"
+
+class Strict(SupervisedFineTuning):
+    def prepare(self, conversation, renderer, max_length):
+        example = dict(super().prepare(conversation, renderer, max_length))
+        question = conversation.messages[0]["content"]
+        if question.startswith("raise "):
+            raise eval(question.removeprefix("raise "))
+        if question == "another name":
+            example["weight"] = [1]
+        return example
+
+@hookimpl
+def smollm3_objectives():
+    return [ObjectiveSpec(name="strict", summary="strict", factory="strict:Strict", api=2)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "words"),
+    [
+        ("raise ValueError('too short')", 5, ["rows.jsonl:2: too short", "fix the row, or remove it"]),
+        ("raise Hinted('too long')", 5, ["rows.jsonl:2: too long", "shorten the question"]),
+        ("raise DataError('no', hint='add it')", 5, ["rows.jsonl:2: no", "add it"]),
+        ("raise ValueError", 5, ["rows.jsonl:2: objective 'strict' rejects the row"]),
+        ("raise KeyError('weight')", 7, ["rows.jsonl:2: ", "'strict'", "KeyError: 'weight'"]),
+        ("another name", 7, ["rows.jsonl:2: ", "the keys ['input_ids', 'labels', 'weight'], but ['input_ids', "]),
+    ],
+)  # fmt: skip
+def test_a_row_that_prepare_refuses_is_named_with_the_reason(
+    cli: Callable[..., Any], plugin_file: Any, question: str, code: int, words: list[str]
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "An answer."}]}
+        for text in ("A question?", question, "Another one?")
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = cli(
+        "data", "stats", "-p", plugin_file("strict", PLUGIN), "--objective", "strict", "--data", "rows.jsonl",
+        "--set", "data.held_out=0",
+    )  # fmt: skip
+    assert result.code == code, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
