@@ -288,8 +288,7 @@ def make_trainer(
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()
-    if args.world_size > 1 and not counted:  # a filler example has no supervised tokens, but could be a term
-        examples = filled(examples, args.train_batch_size * args.world_size)
+    examples = _shared(examples, args, counted=counted)
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
             model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]
@@ -300,6 +299,13 @@ def make_trainer(
     if handler is not None and trainer.accelerator.distributed_type.value.startswith("MULTI_"):
         handler.find_unused_parameters = _find_unused(trainer, loaded, collate([examples[0]]))
     return trainer
+
+
+def _shared(examples: Any, args: TrainingArguments, *, counted: bool) -> Any:
+    """The examples for all processes: with fillers, unless the objective has `terms`, which could count a filler."""
+    if args.world_size == 1 or counted:
+        return examples
+    return filled(examples, args.train_batch_size * args.world_size)
 
 
 def _find_unused(trainer: Trainer, loaded: LoadedModel, batch: Any) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smollm3_finetune.api import ConfigError, ModelError
-from smollm3_finetune.testing import AdapterConformance, plan, stub_base
+from smollm3_finetune.testing import AdapterConformance, ObjectiveConformance, plan, stub_base
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
@@ -31,6 +31,13 @@ def separate_modules() -> Iterator[None]:
     for name in names:
         sys.modules.pop(name, None)
     sys.modules.update(before)
+
+
+class TestNearBase(ObjectiveConformance):
+    """Computes the model without its adapter in each loss."""
+
+    component = "near-base"
+    plugins = (EXAMPLES / "near_base.py",)
 
 
 class TestBottleneck(AdapterConformance):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from smollm3_finetune.train.trainer import AdaptedTrainer
+from smollm3_finetune.train.trainer import AdaptedTrainer, _shared
 
 
 class Tokens:
@@ -35,3 +35,10 @@ def test_terms_of_all_batches_are_summed_and_averaged_over_processes(processes: 
 def test_supervised_tokens_are_counted_without_terms(processes: int, expected: float) -> None:
     assert float(Adapted(processes)._get_num_items_in_batch([{"labels": []}], "cpu")) == expected
     assert Adapted(processes)._get_num_items_in_batch([{}], "cpu") is None
+
+
+@pytest.mark.parametrize(("processes", "counted", "length"), [(1, False, 3), (2, False, 4), (2, True, 3)])
+def test_no_filler_example_is_counted_as_a_term(processes: int, counted: bool, length: int) -> None:
+    examples = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}] * 3
+    args: Any = SimpleNamespace(world_size=processes, train_batch_size=1)
+    assert len(_shared(examples, args, counted=counted)) == length
