@@ -282,13 +282,12 @@ def make_trainer(
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
         "saved_steps": saved_steps,
     }  # fmt: skip
-    counted = isinstance(objective, CountedObjective)
-    if counted:
+    if isinstance(objective, CountedObjective):
         about |= {"count_terms": staticmethod(objective.terms), "loss_is_scaled_for_ga": True}
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()
-    examples = _shared(examples, args, counted=counted)
+    examples = _shared(examples, args, counted="count_terms" in about)
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
             model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]
