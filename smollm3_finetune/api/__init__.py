@@ -93,6 +93,12 @@ from smollm3_finetune.api.models import (
     StoredLayers,
     Task,
 )
+from smollm3_finetune.api.objectives import (
+    row_logps,
+    row_sums,
+    token_logps,
+    without_adapter,
+)
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
@@ -220,11 +226,15 @@ __all__ = [
     "refuse_quantized",
     "restore_parameters",
     "rounding_dtype",
+    "row_logps",
+    "row_sums",
     "save_parameters",
     "say_unreplaced",
     "seeded",
     "stack_ops_for",
     "stacked_weights",
+    "token_logps",
     "transformer_blocks",
+    "without_adapter",
     "write_checkpoint",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pluggy
 
@@ -196,12 +196,24 @@ class FormatterSpec(ComponentSpec):
     """
 
 
+REFERENCES = ("none", "base")
+"""The values of `ObjectiveSpec.reference`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec(ComponentSpec):
     """Offers an `Objective`: what training minimizes."""
 
     uses_labels: bool = False
     """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
+    reference: Literal["none", "base"] = "none"
+    """`base`: the loss compares the model with its base, inside `without_adapter(model)`. A run whose adapter cannot be
+    disabled, such as `full`, is then refused before rows are read."""
+
+    def __post_init__(self) -> None:
+        if self.reference not in REFERENCES:
+            expected = " or ".join(map(repr, REFERENCES))
+            raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
 
 
 def option(

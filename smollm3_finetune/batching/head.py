@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.api.log_probabilities import at_labels, log_probabilities, supervised
 from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, supervised_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
@@ -50,6 +51,8 @@ class SupervisedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """The cross-entropy summed over supervised tokens, without terms that an adapter adds to `loss`."""
     terms: int | None = None
     """The number of supervised tokens."""
+    token_logps: Tensor | None = None
+    """The log-probabilities of supervised tokens, if they were requested instead of the loss: (B, T), 0 elsewhere."""
 
 
 @contextmanager
@@ -112,19 +115,21 @@ class SupervisedForward:
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         ignore_index: int = IGNORE_INDEX,
+        token_logps: bool = False,
         **kwargs: Any,
     ) -> Any:
         hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
+        if token_logps:
+            return self._token_logps(hidden, labels)
         out = self._output(hidden, labels, num_items_in_batch)
         return out.to_tuple() if return_dict is False else out
 
     @eager
     def _output(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Any) -> SupervisedOutput:
         """hidden (B, T, H), labels (B, T)"""
-        targets = labels[:, 1:].to(hidden.device)  # (B, T - 1): position t predicts token t + 1
-        where = targets != IGNORE_INDEX
-        loss_sum = self._loss_sum(hidden[:, :-1][where], targets[where])
-        terms = int(where.sum())
+        predicting, targets = supervised(hidden, labels)  # (N, H), (N,)
+        loss_sum = self._loss_sum(predicting, targets)
+        terms = len(targets)
         count = num_items_in_batch if num_items_in_batch is not None else terms
         count = count.to(loss_sum.device) if isinstance(count, torch.Tensor) else torch.tensor(float(count))
         return SupervisedOutput(loss=loss_sum / count.to(loss_sum), loss_sum=loss_sum, terms=terms)
@@ -145,6 +150,22 @@ class SupervisedForward:
             else:
                 total = total + self._piece(piece, piece_targets)
         return total
+
+    @eager
+    def _token_logps(self, hidden: Tensor, labels: Tensor) -> SupervisedOutput:
+        """hidden (B, T, H), labels (B, T)"""
+        predicting, targets = supervised(hidden, labels)  # (N, H), (N,)
+        size = self._rows_at_once(hidden.dtype)
+        again = torch.is_grad_enabled() and len(targets) > size  # the logits are recomputed in the backward pass
+        found = [
+            checkpoint(self._logps, *piece, use_reentrant=False) if again else self._logps(*piece)
+            for piece in zip(predicting.split(size), targets.split(size), strict=True)
+        ]
+        return SupervisedOutput(token_logps=at_labels(torch.cat(found), labels))
+
+    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, H), targets (N,); returns (N,)"""
+        return log_probabilities(self._head()(hidden[None])[0], targets)
 
     def _is_trained(self, hidden: Tensor) -> bool:
         """Whether the output layer trains a weight: its own, or one that its hooks or forward use. hidden (1, H)"""

@@ -10,6 +10,7 @@ import torch
 
 from smollm3_finetune.api import seeded
 from smollm3_finetune.api.batches import flatten
+from smollm3_finetune.api.modes import evaluating
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.errors import is_resource_error
 
@@ -77,13 +78,8 @@ def _failures_as_rows_not_apart() -> Iterator[None]:
 def measuring(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; restores mode and random state afterwards."""
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), seeded(0, str(device)):
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), seeded(0, str(device)):
+        yield
 
 
 def on_device(batch: dict[str, Any], model: nn.Module) -> dict[str, Any]:

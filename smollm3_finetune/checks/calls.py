@@ -8,6 +8,7 @@ with a ValueError. Anything else would reach users as a failure of the plugin. `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _open(component: RegisteredComponent, options: Any) -> str:
         context = BuildContext(purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0,
                                cache=Cache(Path(work)), progress=Silent())  # fmt: skip
         for shown, ref in (("a small model", str(DIRECTORY)), (repr(ABSENT), ABSENT)):
-            opened, problem = _called(component, f"open({shown})", lambda ref=ref: _opened(loader, ref, context))  # type: ignore[misc]
+            opened, problem = _called(component, f"open({shown})", partial(_opened, loader, ref, context))
             if problem:
                 return problem
             if opened is not None and not isinstance(opened[1], Mapping):
@@ -108,7 +109,7 @@ def _format(component: RegisteredComponent, options: Any) -> str:
     columns = getattr(formatter, "columns", None) or ()
     for row in (*ROWS, {str(c): "a text" for c in columns}):
         made, problem = _called(component, f"a row with the columns {', '.join(row) or 'none'}",
-                                lambda row=row: formatter(dict(row)), OF_A_ROW)  # type: ignore[misc]  # fmt: skip
+                                partial(formatter, dict(row)), OF_A_ROW)  # fmt: skip
         if problem:
             return problem
         if made is not REFUSED and not isinstance(made, Conversation):
@@ -155,14 +156,14 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
     spec: Any = component.spec
     if (claims := getattr(spec, "claims", None)) is not None:
         for subject in CLAIMED[component.kind]:
-            yield "claims", None, lambda claims=claims, subject=subject: claims(subject)
+            yield "claims", None, partial(claims, subject)
     try:
         options = component.options_class()()  # validated by another check, with a library that takes long to import
     except Exception:
         return
     if (refine := getattr(spec, "refine", None)) is not None:
         for env in environments():
-            yield "refine", None, lambda refine=refine, env=env: refine(spec, options, env)
+            yield "refine", None, partial(refine, spec, options, env)
     if (check := getattr(spec, "check", None)) is not None:
         yield "check", TORCH, lambda: check(options, _small_source())
     if component.kind is LOADER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -156,10 +157,23 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
         misfits += [p] if (p := _misfit(made, "write", api.CheckpointQuantizer)) else []
     yield _finding(component, "its methods accept the protocol's arguments", not misfits, "; ".join(misfits),
                    "see the protocols in smollm3_finetune.api")  # fmt: skip
+    if kind is OBJECTIVE:
+        yield from _reference(component, made)
     if kind is FORMATTER and getattr(made, "columns", None) is not None:
         problem = _problem(lambda: stated_columns(made))
         yield _finding(component, "columns names the columns that it reads", not problem, problem,
                        'columns = ("question", "answer")')  # fmt: skip
+
+
+def _reference(component: RegisteredComponent, made: Any) -> Iterator[Finding]:
+    """Whether the descriptor says that the objective uses the base; seen from the imports of its module."""
+    module = sys.modules.get(type(made).__module__)
+    if module is None or not any(value is api.without_adapter for value in vars(module).values()):
+        return
+    declared = getattr(component.spec, "reference", "none") != "none"
+    yield _finding(component, "its use of without_adapter is declared", declared,
+                   "" if declared else "reference is 'none', so a run with --adapter full is not refused early",
+                   'reference="base"')  # fmt: skip
 
 
 def _misfit(made: Any, name: str, protocol: Any) -> str:

@@ -32,6 +32,13 @@ from smollm3_finetune.paths import user_path
 SECONDS = 60.0
 """The time limit for the import of one plugin; after that it counts as hanging."""
 HOOKS = tuple(k.hook for k in KINDS)
+CALL_HOOKS = """
+import importlib
+module = importlib.import_module({!r})
+for hook in {!r}:
+    list(getattr(module, hook, tuple)())
+"""
+"""Calls the hooks of an installed plugin, without core: whether a hook ends Python or never returns."""
 BUILT_IN = "built in"
 
 
@@ -84,7 +91,7 @@ def fatal(name: str | None, requested: Sequence[str], no_plugins: bool) -> list[
     for point in importlib.metadata.entry_points(group=GROUP) if wanted.entry_points else ():
         distribution = point.dist.name if point.dist is not None else ""
         if not {point.name, distribution} & wanted.blocked:
-            pieces[f"no:{point.name}"] = code.format(point.module)  # also calls the hooks
+            pieces[f"no:{point.name}"] = CALL_HOOKS.format(point.module, HOOKS)
             distributions[f"no:{point.name}"] = distribution
     found = []
     for asked, probe in run_pieces(pieces, SECONDS).items():

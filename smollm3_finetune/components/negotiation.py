@@ -12,7 +12,7 @@ from typing import Any
 
 from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import ADAPTER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent
@@ -38,6 +38,8 @@ def refined(component: SelectedComponent, env: Env) -> Any:
     spec: QuantizerSpec | AdapterSpec = component.spec
     if spec.refine is None:
         return spec
+    if env in component.refined:
+        return component.refined[env]
     refine: Any = spec.refine
     kind = QuantizerSpec if isinstance(spec, QuantizerSpec) else AdapterSpec
     with attributed_to(component.component, "refine()"):
@@ -102,18 +104,47 @@ def pair_problem(
     )
 
 
+def check_reference(
+    registry: Registry,
+    objective: SelectedComponent,
+    quantizer: SelectedComponent,
+    adapter: SelectedComponent,
+    env: Env,
+) -> None:
+    """Raises IncompatibleError if the objective needs the base and the adapter cannot be disabled."""
+    if getattr(objective.spec, "reference", "none") == "none" or refined(adapter, env).disables:
+        return
+    others = (c for c in _usable(registry, ADAPTER, env) if not missing_ops(quantizer, c, env))
+    names = [c.spec.name for c in others if refined(c, env).disables]
+    names.sort(key=lambda name: (name not in (adapter.spec.name, DEFAULT_ADAPTER), name))
+    same = " with its default options" if names and names[0] == adapter.spec.name else ""
+    raise IncompatibleError(
+        f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its base, but {ADAPTER.flag} "
+        f"{adapter.spec.name} changes the base and cannot be disabled",
+        hint=f"{ADAPTER.flag} {names[0]}{same}" if names else None,
+    )
+
+
+def _usable(registry: Registry, kind: Kind, env: Env) -> list[SelectedComponent]:
+    """The components of a kind that can run on this machine, with their default options."""
+    found = []
+    for component in registry.of(kind):
+        with contextlib.suppress(SmolLM3Error):  # do not suggest components that are broken or cannot run here
+            if not requirement_problems(component.title, component.spec.requires, env.device):
+                options = build(component.options_class(), {}, component.kind.section)
+                chosen = SelectedComponent(component=component, options=options)
+                refined(chosen, env)
+                found.append(chosen)
+    return found
+
+
 def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: SelectedComponent, env: Env) -> str | None:
     """A working pair that keeps one of the two; first the quantizer, because it decides the memory use."""
 
     def defaults(kind: Kind) -> list[SelectedComponent]:
         found = []
-        for component in registry.of(kind):
-            with contextlib.suppress(SmolLM3Error):  # do not suggest components that are broken or cannot run here
-                if requirement_problems(component.title, component.spec.requires, env.device):
-                    continue
-                chosen = SelectedComponent(
-                    component=component, options=build(component.options_class(), {}, component.kind.section)
-                )
+        for chosen in _usable(registry, kind, env):
+            with contextlib.suppress(SmolLM3Error):
                 missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
                 found.append(chosen)
         return found

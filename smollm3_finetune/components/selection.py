@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from smollm3_finetune.api import given, options_dict
+from smollm3_finetune.api import Env, given, options_dict
 from smollm3_finetune.components.kinds import Kind
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.config.load import plain
@@ -20,6 +20,8 @@ class SelectedComponent:
 
     component: RegisteredComponent
     options: Any
+    refined: dict[Env, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `refine` of its descriptor returned, by environment."""
 
     @property
     def spec(self) -> Any:

@@ -84,22 +84,18 @@ def held_out_loss(
     batch_size: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Loss:
-    """The loss over all `examples`, in evaluation mode and without gradients. Restores the mode of the model."""
+    """The loss over all `examples`, in evaluation mode and without gradients. Restores the mode of every module."""
     import torch
 
+    from smollm3_finetune.api.modes import evaluating
     from smollm3_finetune.batching.probe import on_device
 
     lengths = examples.lengths() if isinstance(examples, Examples) else [len(e["input_ids"]) for e in examples]
     by_length = sorted(range(len(examples)), key=lengths.__getitem__)  # less padding; the order does not affect the sum
     loss = Loss()
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, len(by_length), batch_size):
-                rows = [examples[i] for i in by_length[start : start + batch_size]]
-                loss += Loss(*objective.loss_sum(model, on_device(collate(rows), model)))
-                advance(len(rows))
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(by_length), batch_size):
+            rows = [examples[i] for i in by_length[start : start + batch_size]]
+            loss += Loss(*objective.loss_sum(model, on_device(collate(rows), model)))
+            advance(len(rows))
     return loss

@@ -73,6 +73,12 @@ class LoadedModel:
     dropout: SwitchedOff | None = None
     """The dropout of the base, if it was switched off."""
 
+    def __post_init__(self) -> None:
+        if self.adapted is not None:
+            from smollm3_finetune.api.adapter_switch import note_adapter
+
+            note_adapter(self.adapted)  # `without_adapter` finds it
+
     @property
     def model(self) -> nn.Module:
         """The module to call: the adapted model, or the base if there is no adapter."""
@@ -94,7 +100,9 @@ class LoadedModel:
         """Use the base without its adapter inside the context. Raises UnsupportedOp if the adapter changes the base."""
         if self.adapted is None:
             raise UnsupportedOp("there is no adapter to disable")
-        return self.adapted.disabled()
+        from smollm3_finetune.api.adapter_switch import note_adapter
+
+        return note_adapter(self.adapted).off()  # an objective may disable it once more inside
 
     def save(self, path: str | Path, training: Training | None = None) -> None:
         """Write the adapter, its tokenizer, the description of its base, its card and `checksums.json` into `path`.

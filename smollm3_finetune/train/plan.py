@@ -11,6 +11,7 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.negotiation import check_reference
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
@@ -98,6 +99,7 @@ def plan_run(
     context = make_context()
     model = plan_model(registry, about_model, context)
     assert model.adapter is not None
+    check_reference(registry, about_rows.objective, model.quantizer, model.adapter, model.env)
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
     components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]

@@ -51,7 +51,8 @@ class PlannedRun:
         """What `train --dry-run --json` prints.
 
         The directory, the resolved configuration, why components were chosen that are not named, the numbers of rows
-        and turns, the dropout of the base model, and parts of it that methods for linear layers leave alone.
+        and turns, whether the loss compares the model with its base, the dropout of the base model, and parts of it
+        that methods for linear layers leave alone.
         """
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
@@ -67,6 +68,7 @@ class PlannedRun:
             "config": as_dict(self.plan.config),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
+            "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }

@@ -21,7 +21,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose
+from smollm3_finetune.api import Base, BuildContext, NoOptions, Purpose, row_logps
 from smollm3_finetune.api.batches import has_supervised_logits
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching import head
@@ -375,3 +375,22 @@ def test_a_wrapper_with_fixed_arguments_gets_the_logits_of_the_model() -> None:
 
     with supervised_logits(base), torch.no_grad():
         assert Narrow()(IDS).logits.shape == (*IDS.shape, VOCABULARY)
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize(
+    ("adapter", "options"), [("lora", {"target_modules": ("lm_head", "q_proj")}), ("prompt-tuning", {})]
+)
+def test_log_probabilities_of_rows_pass_through_wrappers(adapter: str, options: dict[str, Any]) -> None:
+    """A trained output layer is computed in pieces, and tokens of prompt tuning before the row are left out."""
+    model = small()
+    wrapped = with_adapter(adapter, model, **options)
+    batch = {"input_ids": IDS, "labels": LABELS, "attention_mask": torch.ones_like(IDS)}
+    wanted = row_logps(wrapped, batch)
+    expected = gradients(wrapped, (wanted**2).sum())
+    with supervised_logits(model, THREE_ROWS) as on:
+        assert on
+        found = row_logps(wrapped, batch)
+        same(gradients(wrapped, (found**2).sum()), expected)
+    assert found.shape == (len(IDS),)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)

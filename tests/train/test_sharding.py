@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from smollm3_finetune import load_model
+from smollm3_finetune.api import token_logps, without_adapter
 from smollm3_finetune.batching.head import supervised_logits
 from smollm3_finetune.train.distributed.processes import shut_down_processes
 from smollm3_finetune.train.distributed.sharding import gathered_weights
@@ -48,9 +49,12 @@ def trained(*, shard):
             fully_shard(model, mesh=mesh)
             assert all(isinstance(p, DTensor) for p in model.parameters())
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        losses = []
+        losses, references = [], []
         for _ in range(3):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            if adapter != "full":  # between a forward and its backward
+                with without_adapter(model) as base:
+                    references.append(token_logps(base, {"input_ids": ids, "labels": ids}).sum().item())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -67,7 +71,7 @@ def trained(*, shard):
         with gathered_weights(model):
             answer = model.generate(input_ids=ids[:1, :5], max_new_tokens=4, do_sample=False)[0].tolist()
         after = model(input_ids=ids, labels=ids).loss.item()
-    return losses, after, answer
+    return losses, after, answer, references
 
 
 whole, sharded = trained(shard=False), trained(shard=True)
@@ -95,6 +99,8 @@ def test_a_sharded_model_trains_answers_and_is_saved_unsharded(adapter: str) -> 
     assert sharded[0] == pytest.approx(whole[0], rel=1e-5)
     assert sharded[1] == pytest.approx(whole[1], rel=1e-5)
     assert sharded[2] == whole[2]
+    if adapter == "lora":  # the base does not move
+        assert [*sharded[3], *whole[3]] == pytest.approx([-whole[0][0] * 2 * 29] * 6, rel=1e-5)
     restored = [dict(load_model("tiny", adapter_path=name).model.named_parameters()) for name in ("whole", "sharded")]
     assert restored[0].keys() == restored[1].keys()
     assert max(float((restored[0][n] - restored[1][n]).abs().max()) for n in restored[0]) < 1e-5

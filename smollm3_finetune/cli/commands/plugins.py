@@ -177,7 +177,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     """Everything that is known about a component, as plain values."""
     from dataclasses import replace
 
-    from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, Purpose, QuantizerSpec
+    from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, ObjectiveSpec, Purpose, QuantizerSpec
     from smollm3_finetune.cli.output.component_help import option_lines
     from smollm3_finetune.components.negotiation import environment, provided, refined
     from smollm3_finetune.components.requirements import requirement_problems
@@ -211,6 +211,8 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     env = environment(device, Purpose.TRAIN)
     if isinstance(spec, LoaderSpec | FormatterSpec):
         about["rank"] = spec.rank
+    if isinstance(spec, ObjectiveSpec):
+        about["reference"] = spec.reference
     if isinstance(spec, QuantizerSpec):
         ops, absent = provided(chosen, env)
         about["provides"] = sorted(ops)
@@ -256,6 +258,8 @@ def _shown(about: dict[str, Any]) -> str:
             "disables": ("can be disabled", "cannot be disabled"),
         }
         rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
+    if about.get("reference", "none") != "none":
+        rows.append(("compares", "the model with its base: the adapter must be one that can be disabled"))
     if about["suggests"]:
         rows.append(("suggests", ", ".join(f"{k}={v}" for k, v in about["suggests"].items())))
     rows.append(("requires", _requirements_line(about, about["requires"])))

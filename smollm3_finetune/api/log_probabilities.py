@@ -1,0 +1,74 @@
+"""Log-probabilities of supervised tokens, in padded and in flat batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smollm3_finetune.api.batches import has_supervised_logits
+from smollm3_finetune.api.data import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "token_type_ids", "position_ids",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+)  # fmt: skip
+"""The names of a batch that are passed to the model."""
+
+
+def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """See `smollm3_finetune.api.token_logps`."""
+    labels = _predicted(batch)  # (B, T)
+    length = labels.shape[1]
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    if has_supervised_logits(model):
+        out = model(**inputs, labels=labels, token_logps=True, use_cache=False)
+        if getattr(out, "token_logps", None) is not None:
+            found: Tensor = out.token_logps[:, -length:]  # after tokens of prompt tuning
+            return found
+    logits = model(**inputs, use_cache=False).logits[:, -length:]  # (B, T, V)
+    return at_labels(log_probabilities(*supervised(logits, labels)), labels)
+
+
+def supervised(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What predicts each supervised token, and the token: (N, …) and (N,). values (B, T, …), labels (B, T)."""
+    targets = labels[:, 1:].to(values.device)  # position t predicts token t + 1
+    where = targets != IGNORE_INDEX
+    return values[:, :-1][where], targets[where]
+
+
+def log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each target, in float32 or wider. logits (N, V), targets (N,); returns (N,)."""
+    wide = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(1, targets[:, None])[:, 0]
+
+
+def at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """The values (N,) of the supervised tokens at the places of their labels (B, T), which may be more; 0 elsewhere."""
+    where = labels.to(values.device) != IGNORE_INDEX
+    where[:, 0] = False
+    return values.new_zeros(where.shape).masked_scatter(where, values)
+
+
+def row_sums(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """See `smollm3_finetune.api.row_sums`."""
+    boundaries = batch.get("cu_seq_lens_q")
+    if boundaries is None:
+        return values.sum(1)
+    return torch.stack([row.sum() for row in values[0].split(boundaries.diff().tolist())])
+
+
+def _predicted(batch: Mapping[str, Any]) -> Tensor:
+    """The labels of a batch (B, T), without those of tokens that no token of their row precedes."""
+    labels: Tensor = batch["labels"]
+    first = torch.zeros_like(labels, dtype=torch.bool)
+    first[:, 0] = True
+    if (boundaries := batch.get("cu_seq_lens_q")) is not None:
+        first[0, boundaries[:-1].long()] = True
+    elif (mask := batch.get("attention_mask")) is not None and mask.ndim == 2:
+        first[:, 1:] |= mask[:, :-1] == 0
+    return labels.masked_fill(first, IGNORE_INDEX)
