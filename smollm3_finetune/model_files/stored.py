@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class StoredTensors(Mapping[str, "Tensor"]):
     """Name to tensor of a checkpoint in safetensors files; each access reads the tensor from disk, on the CPU.
 
+    `open_checkpoint(source)` returns one; `StoredTensors(directory)` is that of a directory.
     Raises ModelError if the directory has no weight files, if a file is damaged, or for a name that it does not have.
     """
 

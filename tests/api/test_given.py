@@ -74,7 +74,14 @@ def test_instances_that_were_not_built_from_values_have_set_what_differs() -> No
 
 
 def test_a_former_null_is_valid_in_the_json_schema_but_not_for_other_options() -> None:
-    pytest.importorskip("jsonschema").validate({"bits": None, "double": "none", "threshold": "off"}, accepted(Options))
+    properties = accepted(Options)["properties"]
+    for name, words in (
+        ("bits", [None, "none", "off"]),
+        ("double", [None, "none"]),
+        ("threshold", [None, "none", "off"]),
+    ):
+        assert {"enum": words, "deprecated": True} in properties[name]["anyOf"]
+    assert not any(None in node.get("enum", ()) for node in properties["names"]["anyOf"])
     with pytest.raises(ConfigError, match="expected list of strings"):
         build(Options, {"names": None}, "quant")
 

@@ -26,7 +26,7 @@ def test_wrong_options_are_refused_in_one_sentence(cli, small_model, option):
 def test_a_group_size_that_does_not_fit_is_reported_by_a_dry_run(cli, small_model):
     done = cli("config", "validate", "--model", small_model, "--quant", "hqq", "--quant-opt", "group_size=24")
     assert done.code == 2
-    assert "groups of 24 do not divide the 64 features" in done.stderr
+    assert "groups of 24 do not divide the 128 in_features of model.layers.0.mlp.down_proj" in done.stderr
     assert "--quant-opt group_size=64" in done.stderr
 
 
