@@ -4,6 +4,8 @@
 """
 
 import importlib.util
+import json
+import os
 from pathlib import Path
 
 from smollm3_finetune.testing import AdapterConformance, LoaderConformance, QuantizerConformance, write_small_model
@@ -11,6 +13,8 @@ from smollm3_finetune.testing import AdapterConformance, LoaderConformance, Quan
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[2] / "examples"
 FILES = {kind: HERE / f"broken_{kind}.py" for kind in ("quantizers", "adapters", "loaders")}
+ONLY = json.loads(os.environ.get("KIT_ONLY", "{}"))
+"""The tests to run for a class; a class that is missing here runs them all."""
 
 
 def names(kind):
@@ -23,6 +27,8 @@ def names(kind):
 
 def define(kind, name, base, **about):
     title = f"Test_{kind}_{name}"
+    if (tests := ONLY.get(f"{kind}_{name}")) is not None:
+        about |= dict.fromkeys(test for test in dir(base) if test.startswith("test_") and test not in tests)
     globals()[title] = type(title, (base,), {"component": name, "plugins": (FILES[kind],)} | about)
 
 
