@@ -153,6 +153,8 @@ def lab(
         padding="never" if flat else "always", learning_rate=1e-3, warmup=0.0, schedule="constant", max_grad_norm=1e9
     )
     loaded = adapted_model(cache, device, dtype, saved)
-    collected = mock.patch.object(gc, "collect", lambda *args: 0)  # each Trainer runs it twice, longer than its steps
-    with batching(train, loaded, objective, loaded.tokenizer, lambda line: None) as batches, collected:
+    with (
+        batching(train, loaded, objective, loaded.tokenizer, lambda line: None) as batches,
+        mock.patch.object(gc, "collect", return_value=0),  # each Trainer runs it twice, longer than its steps
+    ):
         yield Lab(objective, loaded, examples, batches, train)

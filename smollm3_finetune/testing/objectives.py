@@ -247,7 +247,8 @@ class ObjectiveConformance(Conformance):
             demand(
                 _apart(loss, mean) <= self._bound,
                 f"the loss of training on {_kind(flat)} rows is {loss:.6g}, but loss_sum() gives {mean:.6g} "
-                "on the same rows: compute both with one function, or set same_held_out_loss = False if they differ on purpose",
+                "on the same rows: compute both with one function, or set same_held_out_loss = False if they differ on "
+                "purpose",
             )
 
     # --------------------------------------------------------------------------------------- gradients

@@ -24,7 +24,7 @@ from smollm3_finetune.files.json import read_json
 Cli = Callable[..., Any]
 SCALE = (Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py").read_text()
 SAYS = (
-    SCALE.replace("import AdapterSpec", "import given, AdapterSpec")
+    SCALE.replace("api import (", "api import (\n    given,")
     .replace(
         "        import torch\n",
         '        ctx.progress.say(f"given: {sorted(given(self.options))}")\n        import torch\n',
