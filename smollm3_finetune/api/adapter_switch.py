@@ -21,11 +21,17 @@ NAME = "_smollm3_adapter"
 
 
 class AdapterSwitch:
-    """Disables one adapter. Contexts may be nested: the adapter is enabled again when the outermost one ends."""
+    """Disables one adapter. Contexts may be nested: the adapter is enabled again when the outermost one ends.
+
+    Copies of the model have none, so that a model can be copied and pickled even if its `Adapted` cannot.
+    """
 
     def __init__(self, adapted: Adapted) -> None:
         self.adapted = adapted
         self.depth = 0
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

@@ -39,8 +39,8 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     the tokens before it in its row, and 0 where a label is IGNORE_INDEX or no token of the row is before it.
 
     Differentiable, unless gradients are disabled. With `train.logits=supervised`, the default, the output layer is
-    computed at supervised tokens only, in pieces, which are computed again in the backward pass; the logits are never
-    all in memory. Raises KeyError if the batch has no labels.
+    computed at supervised tokens only, in pieces; the logits are never all in memory, and second derivatives are
+    errors. Raises KeyError if the batch has no labels.
 
         loss = -token_logps(model, batch).sum() / num_items_in_batch  # the cross-entropy of `sft`
     """

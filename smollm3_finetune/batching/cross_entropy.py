@@ -14,23 +14,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def supervised_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy summed over all rows, in float32 or wider. logits (N, V); targets (N,), none ignored.
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each token (N,), in float32 or wider. logits (N, V); targets (N,), none ignored.
 
     The result is differentiable once: backward with `create_graph=True` raises RuntimeError.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
-        loss: Tensor = _CrossEntropy.apply(logits, targets)
-        return loss
-    return _summed(_log_probabilities(logits), targets)
+        losses: Tensor = _CrossEntropy.apply(logits, targets)
+        return losses
+    return _at_targets(_log_probabilities(logits), targets)
+
+
+def supervised_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """`token_cross_entropy`, summed over all tokens."""
+    return token_cross_entropy(logits, targets).sum()
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _summed(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    return -log_probabilities.gather(1, targets[:, None]).sum()
+def _at_targets(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return -log_probabilities.gather(1, targets[:, None])[:, 0]
 
 
 def refuse_second_derivative() -> None:
@@ -46,18 +51,18 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         log_probabilities = _log_probabilities(logits)
-        loss = _summed(log_probabilities, targets)
+        losses = _at_targets(log_probabilities, targets)
         gradient, at = log_probabilities.exp_(), targets[:, None]  # probabilities, minus one at the target
         gradient.scatter_(1, at, gradient.gather(1, at) - 1)
         ctx.dtype = logits.dtype
         ctx.save_for_backward(gradient)
-        return loss
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor, None]:
         refuse_second_derivative()
         (scale,) = loss_gradients
         (gradient,) = ctx.saved_tensors
-        if scale.device.type != "cpu" or scale.item() != 1:  # reading it from another device would synchronize
-            gradient = gradient * scale
+        if scale.device.type != "cpu" or bool((scale != 1).any()):  # reading it elsewhere would synchronize
+            gradient = gradient * scale[:, None]
         return gradient.to(ctx.dtype), None

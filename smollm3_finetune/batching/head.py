@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from smollm3_finetune.api.data import IGNORE_INDEX
-from smollm3_finetune.api.log_probabilities import at_labels, log_probabilities, supervised
-from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, supervised_cross_entropy
+from smollm3_finetune.api.log_probabilities import at_labels, supervised
+from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, token_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
 from smollm3_finetune.errors import is_resource_error
@@ -128,44 +128,33 @@ class SupervisedForward:
     def _output(self, hidden: Tensor, labels: Tensor, num_items_in_batch: Any) -> SupervisedOutput:
         """hidden (B, T, H), labels (B, T)"""
         predicting, targets = supervised(hidden, labels)  # (N, H), (N,)
-        loss_sum = self._loss_sum(predicting, targets)
+        loss_sum = self._token_losses(predicting, targets).sum()
         terms = len(targets)
         count = num_items_in_batch if num_items_in_batch is not None else terms
         count = count.to(loss_sum.device) if isinstance(count, torch.Tensor) else torch.tensor(float(count))
         return SupervisedOutput(loss=loss_sum / count.to(loss_sum), loss_sum=loss_sum, terms=terms)
 
-    def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, H), targets (N,)"""
+    def _token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, H), targets (N,); returns (N,)"""
         size = self._rows_at_once(hidden.dtype)
         if len(targets) <= size:
             return self._piece(hidden, targets)
         is_trained = torch.is_grad_enabled() and self._is_trained(hidden[:1].detach())
         if torch.is_grad_enabled() and hidden.requires_grad and not is_trained:
-            total: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
-            return total
-        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+            losses: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
+            return losses
+        pieces = []
         for piece, piece_targets in zip(hidden.split(size), targets.split(size), strict=True):
             if is_trained:  # the logits are recomputed in the backward pass
-                total = total + checkpoint(self._piece, piece, piece_targets, use_reentrant=False)
+                pieces.append(checkpoint(self._piece, piece, piece_targets, use_reentrant=False))
             else:
-                total = total + self._piece(piece, piece_targets)
-        return total
+                pieces.append(self._piece(piece, piece_targets))
+        return torch.cat(pieces)
 
     @eager
     def _token_logps(self, hidden: Tensor, labels: Tensor) -> SupervisedOutput:
         """hidden (B, T, H), labels (B, T)"""
-        predicting, targets = supervised(hidden, labels)  # (N, H), (N,)
-        size = self._rows_at_once(hidden.dtype)
-        again = torch.is_grad_enabled() and len(targets) > size  # the logits are recomputed in the backward pass
-        found = [
-            checkpoint(self._logps, *piece, use_reentrant=False) if again else self._logps(*piece)
-            for piece in zip(predicting.split(size), targets.split(size), strict=True)
-        ]
-        return SupervisedOutput(token_logps=at_labels(torch.cat(found), labels))
-
-    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, H), targets (N,); returns (N,)"""
-        return log_probabilities(self._head()(hidden[None])[0], targets)
+        return SupervisedOutput(token_logps=at_labels(-self._token_losses(*supervised(hidden, labels)), labels))
 
     def _is_trained(self, hidden: Tensor) -> bool:
         """Whether the output layer trains a weight: its own, or one that its hooks or forward use. hidden (1, H)"""
@@ -174,7 +163,7 @@ class SupervisedForward:
 
     def _piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self._head()(hidden[None])[0]  # (N, V)
-        return supervised_cross_entropy(logits, targets)
+        return token_cross_entropy(logits, targets)
 
     def _rows_at_once(self, dtype: torch.dtype) -> int:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
@@ -211,29 +200,32 @@ class SupervisedForward:
 
 
 class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
-    """A sum over pieces that computes the gradient of each piece immediately, while its logits are in memory.
+    """The losses of pieces, with the gradient of each piece computed immediately, while its logits are in memory.
 
-    One piece of logits is in memory at a time, and none is computed twice. Only for output layers that are not
-    trained: otherwise this function would have to store a gradient as large as the layer.
+    The loss of a token depends on the hidden state of its own position only, so the gradient of their sum holds the
+    gradient of each. One piece of logits is in memory at a time, and none is computed twice. Only for output layers
+    that are not trained: otherwise this function would have to store a gradient as large as the layer.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, size: int, loss_of: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, size: int, losses_of: Callable[..., Tensor]) -> Tensor:
         gradient = torch.empty_like(hidden)
-        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, len(targets), size):
             where = slice(start, start + size)
             with torch.enable_grad():
                 piece = hidden[where].detach().requires_grad_()
-                loss = loss_of(piece, targets[where])
-            (gradient[where],) = torch.autograd.grad(loss, piece)
-            total += loss.detach()
+                own = losses_of(piece, targets[where])
+                total = own.sum()
+            (gradient[where],) = torch.autograd.grad(total, piece)
+            losses[where] = own.detach()
         ctx.save_for_backward(gradient)
-        return total
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
-        wide = torch.promote_types(gradient.dtype, loss_gradients[0].dtype)  # a loss scale may overflow float16
-        return (gradient.to(wide) * loss_gradients[0]).to(gradient.dtype), None, None, None
+        scale = loss_gradients[0][:, None]
+        wide = torch.promote_types(gradient.dtype, scale.dtype)  # a loss scale may overflow float16
+        return (gradient.to(wide) * scale).to(gradient.dtype), None, None, None

@@ -141,15 +141,23 @@ class Watched(nn.Module):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-def test_the_output_layer_is_computed_at_supervised_tokens_in_pieces() -> None:
-    model: Any = random_model()
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_output_layer_is_computed_at_supervised_tokens_in_pieces(trained: bool) -> None:
+    """A frozen layer once for each piece; a trained one again in the backward pass, because its gradient is large."""
+    model: Any = random_model(tie_word_embeddings=False)
+    model.lm_head.requires_grad_(trained)
+    weights = torch.arange(1.0, 4.0, dtype=torch.float64)
+    expected = gradients(model, (weights * row_logps(model, pad_rows(ROWS, TOKENIZER))).sum())
     with pieces(model):
         model.lm_head = Watched(model.lm_head)
-        total = token_logps(model, pad_rows(ROWS, TOKENIZER)).sum()
+        total = (weights * row_logps(model, pad_rows(ROWS, TOKENIZER))).sum()
         forward = list(model.lm_head.seen)
-        total.backward()
-    assert sum(forward) == 6 + 9 + 4 and max(forward) == 3
-    assert sorted(model.lm_head.seen) == sorted(2 * forward), "computed again in the backward pass"
+        found = gradients(model, total)
+    in_pieces, probe = [3] * 6 + [1], [] if trained else [1]  # one token shows whether the layer uses a trained weight
+    assert forward == probe + in_pieces
+    assert sorted(model.lm_head.seen) == sorted(forward + (in_pieces if trained else []))
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name.replace("lm_head.head", "lm_head")], rtol=0, atol=1e-10)
 
 
 def test_half_precision_gives_float32() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -286,6 +288,12 @@ def test_wrapped_models_are_found(swapped: Swapped, wrap: Any, one_process: None
         ours.sum().backward()
     for gradient, parameter in zip(plain, swapped.trained.values(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_can_be_copied_and_pickled_and_its_copies_have_no_adapter(swapped: Swapped) -> None:
+    for copied in (copy.deepcopy(swapped.model), pickle.loads(pickle.dumps(swapped.model))):
+        with pytest.raises(UnsupportedOp, match="no adapter"), without_adapter(copied):
+            pass
 
 
 def test_a_model_without_an_adapter_is_refused_with_a_hint() -> None:
