@@ -69,14 +69,14 @@ def without_adapter(model: nn.Module) -> Iterator[nn.Module]:
     if switch is None:
         raise UnsupportedOp(
             f"{type(model).__name__} has no adapter that could be disabled",
-            hint='load_model("MODEL", adapter="lora", purpose="train").model',
+            hint='load_model("MODEL", adapter="NAME", purpose="train").model',
         )
     trained = switch.adapted.model
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(switch.off())
         except UnsupportedOp as e:
-            raise UnsupportedOp(e.message, hint=e.hint or "--adapter lora") from e
+            raise UnsupportedOp(e.message, hint=e.hint or "name an adapter that can be disabled: smollm3 compat") from e
         # autocast keeps casts of trained weights, also of those whose values the adapter replaced
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
