@@ -103,7 +103,7 @@ class QuantizerSpec(ComponentSpec):
     absent: Mapping[Op, str] = dataclasses.field(default_factory=dict)
     """Reasons for operations that are never provided, shown when an adapter needs one."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether a `config.json` is that of a checkpoint which this quantizer wrote."""
+    """Whether a `config.json` is that of a quantized checkpoint which this quantizer reads, whoever wrote it."""
     marker_files: tuple[str, ...] = ()
     """Names of files that mark a checkpoint of this quantizer where `config.json` says nothing of quantization."""
     needs_calibration: bool = False

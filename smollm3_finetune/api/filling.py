@@ -250,7 +250,10 @@ class _Filling:
         dense.bias = bias
         dense.requires_grad_(False)
         tensors = LayerTensors(self.stored, stored, self.leaves[stored])
-        made = make_layer(name, dense, tensors)
+        try:
+            made = make_layer(name, dense, tensors)
+        except ModelError as e:
+            raise ModelError(f"{self.source.ref!r}: {stored}: {e.message}", hint=e.hint) from e
         if unread := [f"{stored}.{leaf}" for leaf in tensors if leaf not in tensors.read]:
             raise ModelError(f"{self.source.ref!r} has tensors of a layer that are not read: {_named(unread)}")
         found = getattr(made, "out_features", out), getattr(made, "in_features", inputs)

@@ -246,7 +246,8 @@ class CheckpointQuantizer(Quantizer, Protocol):
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
         """Write the quantized checkpoint of `source`, including `config.json`, into the empty directory `out`.
 
-        Called by `smollm3 quantize`, and by `smollm3 merge` if it quantizes again; `ctx.purpose` is `QUANTIZE`.
+        Called by `smollm3 quantize`, and by `smollm3 merge` if it quantizes again; `ctx.purpose` is `QUANTIZE`. The
+        weights of `source` are not quantized: `smollm3 quantize` refuses others.
         """
         ...
 

@@ -24,6 +24,8 @@ class LeftOut(NamedTuple):
     """The maximum length, in tokens, with which it would be kept; None if length is not the reason."""
     first: bool = True
     """Whether it is the first row that was left out."""
+    by_objective: bool = False
+    """Whether it has supervised tokens, but the objective does not train on it."""
 
 
 def more_useful(before: LeftOut | None, row: LeftOut) -> LeftOut:
@@ -58,6 +60,10 @@ def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_len
         why = f"the supervised tokens begin at token {first}, past data.max_length={max_length}"
         return LeftOut(row.where, why, first + 1)
     reasons = [why for note, why in REASONS.items() if note in notes]
+    if first is not None:  # the rendering has supervised tokens, so the objective decided
+        others = [note for note in notes if note not in REASONS]
+        why = "; ".join(others or reasons) or "the objective finds nothing to train on in it"
+        return LeftOut(row.where, why, None, by_objective=True)
     return LeftOut(row.where, "; ".join(reasons) or "the objective finds nothing to train on in it", None)
 
 
@@ -69,8 +75,13 @@ def refuse_if_nothing_is_supervised(sides: Sequence[Side], rows: Rows) -> None:
             continue
         if problems and row.enough is None:  # held-out rows with the reason of the training rows, or a similar one
             continue
-        several = f"none of the {count} {name} rows has supervised tokens; {'the first' if row.first else 'one'} is"
-        what = several if count > 1 else f"the only {name} row has no supervised tokens:"
+        one = "the first" if row.first else "one"
+        if row.by_objective:
+            several = f"the objective trains on none of the {count} {name} rows; {one} is"
+            what = several if count > 1 else f"the objective does not train on the only {name} row:"
+        else:
+            several = f"none of the {count} {name} rows has supervised tokens; {one} is"
+            what = several if count > 1 else f"the only {name} row has no supervised tokens:"
         hint = "--set data.held_out=0" if name == "held-out" else rows.preview()
         hint = f"--max-length {row.enough}" if row.enough is not None else hint
         problems.append(DataError(f"{what} {row.where}: {row.why}", hint=hint))

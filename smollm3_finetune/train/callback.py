@@ -144,6 +144,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             "tokens_per_second": tokens / max(now - self.last_log, 1e-9),
             "memory_gb": memory_gb(args.device),
         }
+        own = {k: v for k, v in logs.items() if k not in row and isinstance(v, int | float) and not isinstance(v, bool)}
+        row |= {key: float(value) for key, value in own.items()}  # what an objective added to the logs
         self.last_log, self.shown_tokens = now, seen
         if not self.health.logged(row):  # the same in all processes, so none waits for another
             control.should_training_stop = True

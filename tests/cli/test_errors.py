@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+import smollm3_finetune
 
 OUT_OF_TREE = """
 from smollm3_finetune.api import *
@@ -184,6 +187,19 @@ def test_a_run_where_a_model_is_quantized(cli: Callable[..., Any]) -> None:
     result = cli("quantize", "a run", "--quant", "int4", "--output", "q")
     assert result.code == 2 and "error: 'a run' is a run, not a model\n" in result.stderr
     assert result.stderr.endswith("to quantize the merged model: smollm3 merge 'a run' --requantize int4 --output q\n")
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(cli: Callable[..., Any]) -> None:
+    rounding = Path(__file__).parents[1] / "out_of_tree" / "rounding_quantizer.py"
+    tiny = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
+    shutil.copytree(tiny, "codes")
+    config = json.loads(Path("codes/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq"}
+    Path("codes/config.json").write_text(json.dumps(config))
+    result = cli("quantize", "codes", "--quant", "rounding", "--output", "q", "-p", rounding)
+    assert result.code == 3, result.stderr
+    assert "'codes' is already quantized" in result.stderr
+    assert not Path("q").exists()
 
 
 def test_an_option_without_a_value(fails: Fails) -> None:

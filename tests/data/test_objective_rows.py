@@ -57,3 +57,55 @@ def test_a_row_that_prepare_refuses_is_named_with_the_reason(
     )  # fmt: skip
     assert result.code == code, result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+PAIRS = """
+from smollm3_finetune.api import ObjectiveSpec, hookimpl
+from smollm3_finetune.builtin.sft import SupervisedFineTuning
+
+class Pairs(SupervisedFineTuning):
+    def prepare(self, conversation, renderer, max_length):
+        if "odd" in conversation.messages[0]["content"]:
+            renderer.note("without a rejected answer")
+            return None
+        return super().prepare(conversation, renderer, max_length)
+
+    def trainer_class(self):
+        class Logging(super().trainer_class()):
+            def log(self, logs, *args, **kwargs):
+                if "loss" in logs:
+                    logs = {**logs, "margin": 0.25, "kind": "text", "right": True}
+                super().log(logs, *args, **kwargs)
+
+        return Logging
+
+@hookimpl
+def smollm3_objectives():
+    return [ObjectiveSpec(name="pairs", summary="pairs", factory="pairs:Pairs", api=2)]
+"""
+
+
+def test_rows_that_the_objective_skips_have_its_note_as_the_reason(cli: Callable[..., Any], plugin_file: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "odd"}, {"role": "assistant", "content": "An answer."}]}
+    Path("rows.jsonl").write_text(2 * (json.dumps(row) + "\n"), encoding="utf-8")
+    result = cli(
+        "train", "-p", plugin_file("pairs", PAIRS), "--objective", "pairs", "--data", "rows.jsonl", "--adapter", "full",
+        "--set", "data.held_out=0", "--device", "cpu",
+    )  # fmt: skip
+    assert result.code == 5, result.stderr
+    right = "the objective trains on none of the 2 training rows; the first is rows.jsonl:1: without a rejected answer"
+    assert f"error: {right}\n" in result.stderr
+
+
+def test_numbers_that_an_objective_adds_to_the_logs_are_in_the_metrics(
+    cli: Callable[..., Any], plugin_file: Any
+) -> None:
+    result = cli(
+        "train", "-p", plugin_file("pairs", PAIRS), "--objective", "pairs", "--adapter", "full", "--device", "cpu",
+        "--max-steps", "2", "--output", "run", "--set", "data.limit=20", "--set", "train.sample_tokens=2",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["margin"] for line in steps] == [0.25, 0.25]
+    assert not any("kind" in line or "right" in line for line in steps)
