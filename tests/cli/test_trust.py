@@ -187,7 +187,7 @@ RESTORE = "    def restore(self, base, path, ctx, total_steps): pass\n"
         (
             "",
             RESTORE + "    def attach(self, b, c, t): pass\n",
-            "attach() returned an object of type NoneType, which has no method",
+            "attach() returned None, which has no method 'disabled'",
         ),
         ("", RESTORE + "    def attach(self, b, c, t): return 1 / 0\n", "failed: ZeroDivisionError"),
         (", refine=nothing", RESTORE, "failed in refine(): TypeError: it returned None"),
