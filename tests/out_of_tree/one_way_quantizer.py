@@ -130,7 +130,8 @@ class RowsQuantizer:
 
         top = 2 ** (self.options.bits - 1) - 1
         stored = open_checkpoint(source)
-        weights = {f"{layer}.weight": layer for layer in stored.layers}
+        dense = [layer for layer in stored.layers if ".experts." not in layer and not layer.endswith(".gate")]
+        weights = {f"{layer}.weight": layer for layer in dense}  # without mixtures of experts and their routers
 
         def tensors():
             for name, tensor in stored.items():

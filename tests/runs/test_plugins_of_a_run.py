@@ -156,7 +156,7 @@ def test_every_command_refuses_a_run_of_another_major_version(cli: Cli, fake_dis
         assert f"{made} was made with acme-scale 1.2, now 1.3.1" in done.stderr
         shutil.rmtree("merged", ignore_errors=True)
     # the new version has other options too: the reason is the version
-    install("2.0", adapter("acme_scale").replace("spare:", "extra:").replace("layers", "targets"))
+    install("2.0", adapter("acme_scale").replace("spare:", "extra:").replace("layers:", "targets:"))
     for name, command in commands().items():
         done = cli(*command)
         assert (done.code, done.stdout) == (3, ""), (name, done.stderr)
@@ -225,8 +225,8 @@ def test_recorded_versions_are_compared_by_distribution_and_former_distribution(
     ("field", "message"),
     [
         ({"replaces": '"my_scale:scale"'}, "replaces must be a tuple of strings"),
-        ({"replaces": '("my_scale",)'}, "replaces must hold names such as 'my_plugin:scale', got 'my_scale'"),
-        ({"same_since": "1.2"}, "same_since must be a version such as '1.2', got 1.2"),
+        ({"replaces": '("my_scale",)'}, "replaces must hold names such as 'my_plugin:scale', but has 'my_scale'"),
+        ({"same_since": "1.2"}, "same_since must be a version such as '1.2', but is 1.2"),
     ],
 )
 def test_wrong_fields_of_a_descriptor_are_named(
