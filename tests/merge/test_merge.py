@@ -104,10 +104,10 @@ PAIRS = [
     ("none", "delta"),
     ("rows-int8", "scale"),
     ("rounding", "delta"),
+    *(pytest.param(*pair, marks=pytest.mark.plugins) for pair in (("none", "lora"), ("bnb-4bit", "dora"))),
     *(
-        pytest.param(quant, adapter, marks=pytest.mark.plugins)
-        for quant in ("none", "bnb-4bit", "bnb-8bit")
-        for adapter in ("lora", "dora")
+        pytest.param(*pair, marks=(pytest.mark.plugins, pytest.mark.long))
+        for pair in (("none", "dora"), ("bnb-4bit", "lora"), ("bnb-8bit", "lora"), ("bnb-8bit", "dora"))
     ),
 ]
 

@@ -237,8 +237,15 @@ def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
 
 
 @pytest.mark.plugins
-@pytest.mark.parametrize("quant", ["bnb-4bit", "bnb-8bit"])
-@pytest.mark.parametrize("adapter", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("adapter", "quant"),
+    [
+        ("dora", "bnb-4bit"),
+        ("lora", "bnb-8bit"),
+        pytest.param("lora", "bnb-4bit", marks=pytest.mark.long),
+        pytest.param("dora", "bnb-8bit", marks=pytest.mark.long),
+    ],
+)
 def test_a_quantized_run_trains_generates_and_resumes(cli: Cli, quant: str, adapter: str) -> None:
     common = ("train", "--quant", quant, "--adapter", adapter, *QUICK, "--set", "train.schedule=constant", "--json")
     whole = cli(*common, "--output", "whole").report()

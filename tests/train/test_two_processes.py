@@ -102,6 +102,7 @@ def test_two_processes_train_like_one(cli: Callable[..., Any]) -> None:
     assert two["after"]["held_out_loss"] < two["before"]["held_out_loss"]
 
 
+@pytest.mark.long
 @pytest.mark.plugins
 def test_accelerate_launch_with_lora_and_packing_gives_the_curve_of_one_process(cli: Callable[..., Any]) -> None:
     common = ("train", "--json", "--adapter", "lora", "--device", "cpu", "--max-length", "128", "--max-steps", "5")
