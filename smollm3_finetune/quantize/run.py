@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, CheckpointQuantizer, Purpose, options_dict, refuse_quantized
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.config.load import LoadedConfig, plain
@@ -72,7 +72,7 @@ def plan_quantize(
     collect.finish()
     assert about_model is not None
     model = plan_model(registry, about_model, make_context())
-    _refuse_quantized(model)
+    refuse_quantized(model.quantizer.component.spec.name, model.source)
     made = model.quantizer.create()
     if not isinstance(made, CheckpointQuantizer):
         raise IncompatibleError(
@@ -90,17 +90,6 @@ def _refuse_run(ref: str, quantizer: str, output: Path) -> None:
     if RunDir(user_path(ref, "the model")).config.exists():
         command = shlex.join(["smollm3", "merge", ref, "--requantize", quantizer, "--output", str(output)])
         raise ConfigError(f"{ref!r} is a run, not a model", hint=f"to quantize the merged model: {command}")
-
-
-def _refuse_quantized(model: ModelPlan) -> None:
-    """Raises IncompatibleError if the weights are quantized: codes would be rounded again, or copied as weights."""
-    if stored := model.source.config.get("quantization_config"):
-        method = stored.get("quant_method") if isinstance(stored, Mapping) else None
-        by = f" by {method}" if isinstance(method, str) else ""
-        raise IncompatibleError(
-            f"{model.ref!r} is already quantized{by}, so it cannot be quantized again",
-            hint="name the full-precision checkpoint that it was made from",
-        )
 
 
 def quantize(plan: QuantizePlan) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_a_quantized_checkpoint_is_not_quantized_again(cli: Callable[..., Any]) 
     Path("codes/config.json").write_text(json.dumps(config))
     result = cli("quantize", "codes", "--quant", "rounding", "--output", "q", "-p", rounding)
     assert result.code == 3, result.stderr
-    assert "'codes' is already quantized" in result.stderr
+    assert "rounding cannot load 'codes': its weights are already quantized by awq\n  hint: " in result.stderr
     assert not Path("q").exists()
 
 
