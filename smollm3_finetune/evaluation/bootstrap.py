@@ -21,6 +21,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 3999
 UNITS = 500
 """At most this many units are resampled; more rows are put together in random groups of equal size."""
+DRAWS_AT_ONCE = 2**15
+"""Indices that are drawn together: few enough for the processor's cache."""
 LEAST_IN_STRATUM = 10
 """Sources with fewer rows are resampled together with others: few rows say little about the spread of their source."""
 
@@ -80,8 +82,7 @@ def _multiple(rest: Floats, weights: Floats, strata: list[Ints], random: np.rand
     for rows in strata:
         most = max(2 * LEAST_IN_STRATUM, round(UNITS * len(rows) / len(rest)))
         e, n = _grouped(rest[rows], weights[rows], most, random)
-        times = _times_drawn(len(e), random)  # (B, U)
-        sums = times @ np.stack([e, n, e * e, e * n, n * n], axis=1)  # (B, 5)
+        sums = _resampled_sums(np.stack([e, n, e * e, e * n, n * n], axis=1), random)  # (B, 5)
         parts.append((len(e), sums))
         change += sums[:, 0]
         total += sums[:, 1]
@@ -105,8 +106,15 @@ def _grouped(rest: Floats, weights: Floats, most: int, random: np.random.Generat
     return np.bincount(group, rest, most), np.bincount(group, weights, most)
 
 
-def _times_drawn(units: int, random: np.random.Generator) -> Floats:
-    """How often each unit is in each resample: (B, U)."""
-    drawn = random.integers(0, units, (RESAMPLES, units), dtype=np.int32)
-    drawn += np.arange(0, RESAMPLES * units, units, dtype=np.int32)[:, None]
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * units).reshape(RESAMPLES, units).astype(np.float64)
+def _resampled_sums(values: Floats, random: np.random.Generator) -> Floats:
+    """The sums of values (U, 5) over each resample of the units: (B, 5)."""
+    units = len(values)
+    at_once = min(RESAMPLES, max(1, DRAWS_AT_ONCE // units))
+    first = np.arange(0, at_once * units, units, dtype=np.int32)[:, None]
+    parts = []
+    for start in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - start)
+        drawn = random.integers(0, units, (size, units), dtype=np.int32) + first[:size]
+        times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)  # how often each was drawn
+        parts.append(times.astype(np.float64) @ values)
+    return np.concatenate(parts)

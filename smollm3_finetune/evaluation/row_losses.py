@@ -61,6 +61,10 @@ class RowLosses:
         """Over all rows."""
         return Loss(float(self.sums.sum()), int(self.terms.sum()))
 
+    def has_rows_of(self, other: RowLosses) -> bool:
+        """Whether both are losses of the same rows, as far as their terms and sources tell."""
+        return np.array_equal(self.terms, other.terms) and np.array_equal(self.sources, other.sources)
+
     def of_source(self, source: int) -> RowLosses:
         """The rows of one source."""
         at = self.sources == source
@@ -102,16 +106,13 @@ class RowLosses:
         """The value of `as_json`; None if it is something else, or if the sources are not as many as `titles`."""
         try:
             counts = np.array(found["rows_by_source"], dtype=np.int64)
-            made = cls(
-                sums=np.array(found["losses"], dtype=np.float64),
-                terms=np.array(found["terms"], dtype=np.int64),
-                sources=np.repeat(np.arange(len(counts)), counts),
-                titles=tuple(titles),
-            )
+            sums, terms = np.array(found["losses"], dtype=np.float64), np.array(found["terms"], dtype=np.int64)
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        shapes = {made.sums.shape, made.terms.shape, made.sources.shape, (len(made.sources),)}
-        return made if len(shapes) == 1 and len(counts) == len(titles) else None
+        one_each = sums.shape == terms.shape == (len(terms),) and counts.shape == (len(titles),)
+        if not one_each or counts.min(initial=0) < 0 or counts.sum() != len(terms) or not np.isfinite(sums).all():
+            return None
+        return cls(sums=sums, terms=terms, sources=np.repeat(np.arange(len(counts)), counts), titles=tuple(titles))
 
 
 def joined(parts: Sequence[RowLosses]) -> RowLosses:

@@ -11,15 +11,12 @@ from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
-import numpy as np
-
 from smollm3_finetune.evaluation.bootstrap import CONFIDENCE, Interval, interval
+from smollm3_finetune.evaluation.line import LEAST_ROWS, change_of
 from smollm3_finetune.evaluation.row_losses import RowLosses
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
-LEAST_ROWS = 30
-"""With fewer rows, the interval depends too much on single rows for a verdict."""
 POWER = 0.8
 """The probability with which the smallest difference would be called better or worse."""
 
@@ -55,17 +52,7 @@ class Comparison:
 
     def line(self) -> str:
         """For example `held-out loss 1.885 → 1.851 (−0.034 ± 0.011, better)`."""
-        half = None if self.low is None or self.high is None else (self.high - self.low) / 2
-        digits = 3 if not half else min(max(3, 1 - math.floor(math.log10(half))), 6)
-        change = f"{self.difference:+.{digits}f}".replace("-", "−")
-        if half is not None:
-            change += f" ± {half:.{digits}f}"
-        verdict = self.verdict
-        if self.rows < LEAST_ROWS:
-            verdict_text = f"{verdict}: {self.rows} of at least {LEAST_ROWS} rows"
-        else:
-            verdict_text = verdict
-        return f"held-out loss {self.before:.{digits}f} → {self.after:.{digits}f} ({change}, {verdict_text})"
+        return f"held-out loss {change_of(asdict(self))}"
 
 
 def compare(before: RowLosses, after: RowLosses, *, seed: int, excluded: Sequence[int] = ()) -> Comparison | None:
@@ -74,9 +61,8 @@ def compare(before: RowLosses, after: RowLosses, *, seed: int, excluded: Sequenc
     `excluded` are indices of rows that are left out, such as rows that are also trained on. The same `seed` gives the
     same interval. Raises ValueError if the rows differ in number, terms or source.
     """
-    for name in ("terms", "sources"):
-        if not np.array_equal(getattr(before, name), getattr(after, name)):
-            raise ValueError(f"the losses before and after are of different rows: their {name} differ")
+    if not before.has_rows_of(after):
+        raise ValueError("the losses before and after are of different rows: their terms or sources differ")
     left_out = sorted(set(excluded))
     kept_before, kept_after = before.without(left_out), after.without(left_out)
     if not kept_before.loss.terms:

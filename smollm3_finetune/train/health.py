@@ -89,14 +89,20 @@ class Health:
             raise SmolLM3Error(f"{self.failure}; {consequence}", hint=STABILITY_HINT)
 
 
-def compare_held_out(before: float | None, after: float | None, adapter: str, warn: Callable[[str], None]) -> None:
-    """Warn if the held-out loss rose. Raises SmolLM3Error if it exploded: the adapter is not usable."""
+def compare_held_out(
+    before: float | None, after: float | None, verdict: str | None, adapter: str, warn: Callable[[str], None]
+) -> None:
+    """Warn if the verdict is that the held-out loss rose; a rise that may be chance is not worth a warning.
+
+    Raises SmolLM3Error if the loss exploded: the adapter is not usable.
+    """
     if before is None or after is None or after <= before:
         return
     change = f"the held-out loss rose from {before:.4f} to {after:.4f}"
     if exploded(before, after):
         raise SmolLM3Error(f"{change}; the adapter in {adapter} is not usable", hint=STABILITY_HINT)
-    warn(f"warning: {change}: on held-out rows, the adapter is worse than the base model")
+    if verdict == "worse":
+        warn(f"warning: {change}: on held-out rows, the adapter is worse than the base model")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
+from smollm3_finetune.evaluation.row_losses import RowLosses
+from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
@@ -73,7 +75,8 @@ def train(
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)
         before, after = (report[when]["held_out_loss"] for when in ("before", "after"))
-        compare_held_out(before, after, report["adapter"], job.display.say)
+        verdict = report.get("comparison", {}).get("verdict")
+        compare_held_out(before, after, verdict, report["adapter"], job.display.say)
     return report
 
 
@@ -179,13 +182,15 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
 
     with _without_adapter(loaded) as alone:
         before = run.measured_before() if job.checkpoint is not None else None
+        rows_before = None if before is None else RowLosses.from_json(before.pop("rows", None), held_out.titles)
         if before is None:
-            before = held_out.measure(progress)
+            rows_before = held_out.measure_rows(progress)
+            before = rows_before.report()
             check_losses([before["held_out_loss"] or 0.0], 0, "nothing was trained")
             if not alone:  # otherwise it is generated after training, so that the first step comes sooner
                 before["sample"] = sample()
             if job.main:
-                write_json(run.before, before)
+                write_json(run.before, {**before, "rows": rows_before.as_json()})
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints
@@ -198,7 +203,8 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
                 loaded.publish(run.adapter, known)
-    after = held_out.measure(progress)
+    rows_after = held_out.measure_rows(progress)
+    after = rows_after.report()
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     trained.callback.measured(after)
     if job.main:
@@ -225,7 +231,16 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         "enable_thinking": mode.get("enable_thinking"),
         "before": with_current_titles(before, after),
         "after": after,
+        **_comparison(rows_before, rows_after, job.plan.config.seed),
     }
+
+
+def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:
+    """The verdict for the report; empty if there are no held-out rows, or if `before.json` has no losses of rows."""
+    if before is None or not before.has_rows_of(after):
+        return {}
+    found = compare(before, after, seed=seed)
+    return {} if found is None else {"comparison": found.as_json()}
 
 
 @contextlib.contextmanager

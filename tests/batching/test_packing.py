@@ -31,7 +31,9 @@ from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
+from smollm3_finetune.evaluation import verdict
 from smollm3_finetune.evaluation.held_out_loss import held_out_loss
+from smollm3_finetune.evaluation.row_losses import RowLosses, measure_rows
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.testing.small import SIZES, random_model
 from smollm3_finetune.train.arguments import arguments
@@ -359,6 +361,40 @@ def test_held_out_loss_is_the_same_padded_or_not() -> None:
             found.append(held_out_loss(loaded.model, objective, held, collate, 4))
     assert len({loss.terms for loss in found}) == 1
     assert max(loss.total for loss in found) - min(loss.total for loss in found) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),  # the order of float32 sums in the layers depends on the shape of a batch
+    ],
+)
+def test_row_losses_and_the_verdict_are_the_same_in_every_kind_of_batch(dtype: torch.dtype, bound: float) -> None:
+    """Padded, flat and packed, with any batch size, compared with single rows and all logits."""
+    loaded = adapted(small(dtype), dtype=str(dtype).removeprefix("torch."))
+    objective, held = SupervisedFineTuning(NoOptions()), rows(40)
+
+    def measured(train: TrainConfig, batch_size: int) -> RowLosses:
+        with batching(train, loaded, objective, TOKENIZER, Quiet().say) as collate:
+            return measure_rows(loaded.model, objective, held, collate, batch_size)
+
+    kinds: Any = itertools.product(("always", "never"), ("all", "supervised"))
+    ways = [*(TrainConfig(padding=padding, logits=logits) for padding, logits in kinds), TrainConfig(packing=True)]
+    alone = measured(ways[0], 1)
+    change = np.random.default_rng(0).normal(0.05, 0.1, 40) * alone.terms
+    before = dataclasses.replace(alone, sums=alone.sums + change)
+    expected = verdict.compare(before, alone, seed=0)
+    assert expected is not None and expected.high is not None and expected.verdict == "better"
+    for train in ways:
+        for batch_size in (1, 3, 40):
+            found = measured(train, batch_size)
+            assert found.has_rows_of(alone)
+            assert float(np.abs(found.sums / alone.sums - 1).max()) < bound
+            same = verdict.compare(before, found, seed=0)
+            assert same is not None and same.high is not None and same.verdict == expected.verdict
+            assert abs(same.difference - expected.difference) < bound * expected.after
+            assert abs(same.high - expected.high) < bound * expected.after
 
 
 # ------------------------------------------------------------------------------------------ no row influences another

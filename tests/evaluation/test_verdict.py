@@ -55,7 +55,7 @@ def test_under_30_rows_the_verdict_is_cannot_tell() -> None:
     assert found.verdict == "cannot tell"
     assert (found.smallest_difference, found.rows_for_half) == (None, None)
     assert found.high is not None and found.high < 0, "the interval itself is reported"
-    assert found.line().endswith("cannot tell: 29 of at least 30 rows)")
+    assert found.line().endswith(", cannot tell from 29 rows: at least 30 are needed)")
 
 
 def test_rows_that_are_left_out_count_neither_in_the_loss_nor_in_the_rule() -> None:
@@ -93,7 +93,7 @@ def test_rows_without_terms_are_not_compared() -> None:
 
 def test_losses_of_different_rows_are_refused() -> None:
     before, after = changed(40, 0, 0.1)
-    with pytest.raises(ValueError, match="their terms differ"):
+    with pytest.raises(ValueError, match="their terms or sources differ"):
         compare(before, losses(after.sums, after.terms + 1), seed=0)
 
 

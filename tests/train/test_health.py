@@ -134,14 +134,15 @@ def test_a_usual_run_has_no_warning() -> None:
 
 def test_the_held_out_losses_are_compared() -> None:
     said: list[str] = []
-    compare_held_out(2.0, 1.0, "a", said.append)
-    compare_held_out(None, None, "a", said.append)
-    assert said == []
-    compare_held_out(2.0, 2.5, "a", said.append)
+    compare_held_out(2.0, 1.0, "better", "a", said.append)
+    compare_held_out(None, None, None, "a", said.append)
+    compare_held_out(2.0, 2.5, "cannot tell", "a", said.append)
+    assert said == [], "a rise that may be chance is not worth a warning"
+    compare_held_out(2.0, 2.5, "worse", "a", said.append)
     assert said == ["warning: the held-out loss rose from 2.0000 to 2.5000: on held-out rows, the adapter is worse "
                     "than the base model"]  # fmt: skip
     with pytest.raises(SmolLM3Error, match="the adapter in a is not usable"):
-        compare_held_out(2.0, 10.0, "a", said.append)
+        compare_held_out(2.0, 10.0, "cannot tell", "a", said.append)
 
 
 def test_a_start_from_a_high_loss_may_rise_by_more() -> None:

@@ -100,6 +100,8 @@ def test_two_processes_train_like_one(cli: Callable[..., Any]) -> None:
         assert ours["learning_rate"] == theirs["learning_rate"]
     assert two["after"]["held_out_loss"] == pytest.approx(one["after"]["held_out_loss"], rel=ROUNDING)
     assert two["after"]["held_out_loss"] < two["before"]["held_out_loss"]
+    assert two["comparison"]["rows"] == one["comparison"]["rows"]
+    assert two["comparison"]["difference"] == pytest.approx(one["comparison"]["difference"], rel=10 * ROUNDING)
 
 
 @pytest.mark.long

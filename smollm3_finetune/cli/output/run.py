@@ -12,6 +12,7 @@ from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
+from smollm3_finetune.evaluation.line import change_of, power_of
 from smollm3_finetune.model_files.dropout import described
 
 if TYPE_CHECKING:
@@ -42,7 +43,13 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
     """The report of a run as human-readable text; `plugins` are the values of `-p` that it used."""
     before, after = report["before"], report["after"]
     lines = [""]
-    if before["held_out_loss"] is not None:
+    if (comparison := report.get("comparison")) is not None:
+        lines.append(f"held-out loss  {change_of(comparison)}")
+        for title, one in comparison["by_source"].items():
+            lines.append(f"               {change_of(one)}: {title}")
+        if (power := power_of(comparison)) is not None:
+            lines.append(f"               {power}")
+    elif before["held_out_loss"] is not None:  # continued from a version that kept no losses of rows
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
