@@ -184,7 +184,7 @@ def page(found: Mapping[str, Any]) -> str:
         )
 
     blocks = [
-        f"Verdicts of \"better\" or \"worse\" where nothing has changed (A/A), of {runs:,} runs each; at most 5 % are "
+        f'Verdicts of "better" or "worse" where nothing has changed (A/A), of {runs:,} runs each; at most 5 % are '
         "wanted:\n",
         table("A/A", [(name, part["false_verdicts"]) for name, part in parts.items()], 1),
         f"How often the 95 % interval holds the true difference, of {runs:,} runs each:\n",
@@ -213,7 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="simulated runs of each cell; of power, a quarter")
     parser.add_argument(
-        "--resamples", type=int, default=399, help="resamples of each interval, fewer than in `compare` to take less time"
+        "--resamples",
+        type=int,
+        default=399,
+        help="resamples of each interval, fewer than in `compare` to take less time",
     )
     parser.add_argument("--only", choices=tuple(NAMES), nargs="+", default=tuple(NAMES), help="only these models")
     args = parser.parse_args()

@@ -89,8 +89,8 @@ def _multiple(rest: Floats, weights: Floats, strata: list[Ints], random: np.rand
     change /= total  # (B,): of the resampled ratio
     variance = np.zeros(RESAMPLES)
     for units, sums in parts:
-        e, n, ee, en, nn = sums.T
-        squares = ee - 2 * change * en + change**2 * nn - (e - change * n) ** 2 / units
+        squares = sums[:, 2] - 2 * change * sums[:, 3] + change**2 * sums[:, 4]
+        squares -= (sums[:, 0] - change * sums[:, 1]) ** 2 / units
         variance += units / (units - 1) * np.maximum(squares, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(change) * total / np.sqrt(variance)
@@ -103,7 +103,8 @@ def _grouped(rest: Floats, weights: Floats, most: int, random: np.random.Generat
     if len(rest) <= most:
         return rest, weights
     group = random.permutation(len(rest)) % most
-    return np.bincount(group, rest, most), np.bincount(group, weights, most)
+    rest, weights = (np.bincount(group, values, most).astype(np.float64) for values in (rest, weights))
+    return rest, weights
 
 
 def _resampled_sums(values: Floats, random: np.random.Generator) -> Floats:

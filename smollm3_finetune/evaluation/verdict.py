@@ -92,7 +92,7 @@ def _compared(
         high=found.high,
         verdict=_verdict(found, len(before)),
         smallest_difference=smallest,
-        rows_for_half=None if smallest is None else _rows_for(smallest / 2, found.error, len(before)),
+        rows_for_half=None if smallest is None else _rows_for(smallest / 2, found.error or 0.0, len(before)),
         excluded_rows=excluded,
         by_source=by_source or {},
     )
