@@ -80,6 +80,10 @@ class RunDir:
         return self.path / "trained.json"
 
     @property
+    def error(self) -> Path:
+        return self.path / "error.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
