@@ -63,7 +63,7 @@ def prunable(
     """
     removals, kept = [], []
     now = time.time()
-    for summary in runs:
+    for summary in sorted(runs, key=lambda summary: summary.path):
         if older_than and now - last_change(summary.path) < older_than:
             continue
         found = _removal(summary, keep_checkpoints)
@@ -91,7 +91,8 @@ def _removal(summary: RunSummary, keep_checkpoints: int) -> Removal | Kept | Non
     with contextlib.suppress(OSError):
         if run.holds_nothing():
             return Removal(run=run, state=state, paths=(run.path,), bytes=summary.bytes, keep_checkpoints=0)
-    return Kept(run=run, reason=f"it is {state} and can be resumed" if run.saved.all() else f"it is {state}")
+    ended = "it failed" if state == "failed" else "it was interrupted"
+    return Kept(run=run, reason=f"{ended}, and can be resumed" if run.saved.all() else ended)
 
 
 def deletable(run: RunDir, keep: int) -> list[Path]:

@@ -293,6 +293,12 @@ class RunDir:
             )
         return value
 
+    def deleted_checkpoints(self) -> bool:
+        """Whether a finished run saved checkpoints of which none exists any more."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return load_json(self.report)["checkpoints"]["saved"] > 0 and not self.saved.all()
+        return False
+
     def start_again(self) -> str:
         """The command that starts a run with this configuration, in the same directory if it holds nothing else."""
         output = f" --output {shlex.quote(str(self.path))}" if self.holds_nothing() else ""

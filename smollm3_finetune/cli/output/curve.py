@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from smollm3_finetune.cli.output.characters import shows
+from smollm3_finetune.runs.metrics import Losses
 
 MARKS = "●○×+△□◆◇"
 ASCII_MARKS = "*ox+#@%&"
 LINES = "│└─"
-ASCII_LINES = "||-"
+ASCII_LINES = "|+-"
 LOGARITHMIC = 20
 """The vertical axis is logarithmic if the largest value is more than this many times the smallest."""
+CURVE_WIDTH = 100
+"""Characters of the widest curve, axis included."""
 SMALLEST = 10
 """Columns of the narrowest curve."""
 
@@ -60,8 +63,16 @@ def shown_curve(series: Sequence[Series], width: int, height: int = 12, *, ascii
     begin, end = f"{first}", f"{last}"
     lines.append(" " * (labels_width + 2) + begin + f"step {end}".rjust(columns - len(begin)))
     shown = [f"{marks[at % len(marks)]} {one.label}" for at, one in drawn]
-    legend = [*shown, *(["logarithmic"] if axis.logarithmic else [])]
+    legend = [*shown, *(["(logarithmic)"] if axis.logarithmic else [])]
     return "\n".join([*lines, *_filled(legend, width, " " * (labels_width + 2))])
+
+
+def shown_losses(losses: Losses, width: int) -> str:
+    """The curves of the training loss and the held-out loss; an empty string if there are fewer than two points."""
+    if len(losses.training) + len(losses.held_out) < 2:
+        return ""
+    series = [Series("loss", losses.training), Series("held-out loss", losses.held_out)]
+    return shown_curve(series, min(width, CURVE_WIDTH))
 
 
 @dataclass(frozen=True)

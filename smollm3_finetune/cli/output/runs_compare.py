@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli.output.characters import shows
-from smollm3_finetune.cli.output.curve import Series, shown_curve
+from smollm3_finetune.cli.output.curve import CURVE_WIDTH, Series, shown_curve
 from smollm3_finetune.cli.output.losses import signed
-from smollm3_finetune.cli.output.runs_show import CURVE_WIDTH, shown_value
+from smollm3_finetune.cli.output.runs_show import shown_value
 from smollm3_finetune.cli.output.runs_table import COLORS, GAP, cell_width, folded, padded, short, shown_steps, wrapped
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.runs.comparison import RunComparison

@@ -13,19 +13,16 @@ import click
 
 from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.options import plugin_flags
-from smollm3_finetune.cli.output.curve import Series, shown_curve
+from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.cli.output.losses import shown_change, shown_power
 from smollm3_finetune.cli.output.runs_table import COLORS, shown_age, wrapped
 from smollm3_finetune.config.yaml12 import dump_yaml, one_line
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.files.room import shown_size, size_of
 from smollm3_finetune.runs.details import RunDetails
-from smollm3_finetune.runs.metrics import Losses
 
 LABEL = 15
 """Characters of the labels on the left."""
-CURVE_WIDTH = 100
-"""Characters of the widest curve."""
 SAMPLE = 400
 """Characters of a sample answer that are shown."""
 
@@ -42,14 +39,6 @@ def shown_run(details: RunDetails, width: int) -> str:
         _section("next", [f"{label:<9} {command}" for label, command in next_commands(details)]),
     ]
     return "\n\n".join(block for block in blocks if block)
-
-
-def shown_losses(losses: Losses, width: int) -> str:
-    """The curves of the training loss and the held-out loss; an empty string if there are fewer than two points."""
-    if len(losses.training) + len(losses.held_out) < 2:
-        return ""
-    series = [Series("loss", losses.training), Series("held-out loss", losses.held_out)]
-    return shown_curve(series, min(width, CURVE_WIDTH))
 
 
 def _labeled(label: str, text: str, width: int) -> str:
