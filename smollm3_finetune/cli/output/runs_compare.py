@@ -19,7 +19,7 @@ from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.runs.comparison import RunComparison
 
 NARROWEST_VALUE = 8
-"""The smallest width of a column of values, in which longer ones are folded."""
+"""The smallest width of a column of values, in which longer ones are folded to two lines."""
 
 
 def shown_comparison(found: RunComparison, width: int) -> str:
@@ -68,7 +68,7 @@ def _differences(found: RunComparison, names: Sequence[str], width: int) -> str:
     first = max(map(cell_width, rows))
     longest = [max(cell_width(row[at]) for row in rows.values()) for at in range(len(names))]
     room = (width - first) // len(names) - GAP
-    if sum(longest) + GAP * len(names) + first > width and room < NARROWEST_VALUE:
+    if sum(longest) + GAP * len(names) + first > width and (room < NARROWEST_VALUE or max(longest) > 2 * room):
         return "\n".join(
             line
             for key, values in rows.items()
