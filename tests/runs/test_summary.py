@@ -34,6 +34,8 @@ def test_the_state_follows_from_lock_report_and_error(make_run: Make) -> None:
     with RunDir(failed).held():
         assert state(failed) == "running"
     assert state(failed) == "failed"
+    (make_run("runs/e", after=None) / ".smollm3-lock").write_text("{}\n")  # left by a killed process
+    assert state(Path("runs/e")) == "interrupted"
     assert state(make_run("runs/d", error={"message": "the adapter is not usable"})) == "failed", "despite its report"
 
 
