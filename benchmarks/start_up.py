@@ -49,8 +49,8 @@ def write_runs(folder: Path) -> None:
     line = {"step": 60, "epoch": 1.5, "loss": 0.25, "learning_rate": 2e-4, "grad_norm": 1.5, "tokens_per_second": 1e3}
     after = {"held_out_loss": 1.8, "perplexity": 6.0, "sample": "The capital of France is Paris."}
     report = {"steps": 60, "seconds": 30.8, "before": after, "after": after, "rows": [{"title": "rows.jsonl"}]}
-    common = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
-              "chat_template.jinja", "generation_config.json", "smollm3.json", "checksums.json", "README.md")  # fmt: skip
+    common = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md", "checksums.json",
+              "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "smollm3.json")  # fmt: skip
     own = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
     for number in range(RUNS):
         run = RunDir(folder / f"20261129-{number:06}-SmolLM2-135M-lora")

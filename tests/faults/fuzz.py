@@ -316,7 +316,7 @@ class Run(Reader):
                 "before": {"held_out_loss": 1.0, "sample": "x"}, "after": {"held_out_loss": 0.5, "sample": "y"},
                 "rows": [{"title": "x", "train": 1, "held_out": 1}],
                 "comparison": {"verdict": "better", "rows": 4, "before": 1.0, "after": 0.5, "difference": -0.5,
-                               "low": -0.6, "high": -0.4, "smallest_difference": 0.1, "by_source": {}},
+                               "low": -0.6, "high": -0.4, "smallest_difference": 0.1, "by_source": {"x": {"verdict": "y"}, "z": {}}},
             },
             "cache.json": {"root": "/x", "entries": ["gguf/" + "0" * 32]},
             "calibration.json": {"input_ids": [[1, 2], [3]]},

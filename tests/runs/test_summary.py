@@ -78,7 +78,8 @@ def test_an_unfinished_run_has_the_steps_of_its_last_whole_line(make_run: Make) 
             '{"before": {}, "after": {"held_out_loss": "x"}, "steps": 1}',
             "held_out_loss must be a number",
         ),
-        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "with a verdict"),
+        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "must have a verdict"),
+        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": "x"}}', "low and high"),
         ("error.json", "nothing", "error.json cannot be read as JSON"),
     ],
 )
