@@ -133,7 +133,7 @@ def _reported(run: RunDir) -> dict[str, Any]:
         raise ModelError(f"{file} is damaged: before and after must be objects")
     comparison = report.get("comparison")
     if comparison is not None and not is_comparison(comparison):
-        raise ModelError(f"{file} is damaged: comparison must have a verdict, before, after, difference, low and high")
+        raise ModelError(f"{file} is damaged: comparison must have before, after, difference, low, high and a verdict")
     steps = report.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise ModelError(f"{file} is damaged: steps must be a whole number")
@@ -148,10 +148,12 @@ def _reported(run: RunDir) -> dict[str, Any]:
 
 
 def is_comparison(value: Any) -> bool:
-    """Whether a value compares two losses: it has both, their difference, its interval and a verdict."""
+    """Whether a value compares two losses: it has both, their difference and a verdict, perhaps an interval."""
     if not isinstance(value, Mapping) or not isinstance(value.get("verdict"), str):
         return False
-    numbers = [value.get(key) for key in ("before", "after", "difference", "low", "high")]
+    ends = [value.get(key) for key in ("low", "high")]
+    numbers = [value.get(key) for key in ("before", "after", "difference")]
+    numbers += ends if ends != [None, None] else []
     return all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
 
 

@@ -78,8 +78,12 @@ def test_an_unfinished_run_has_the_steps_of_its_last_whole_line(make_run: Make) 
             '{"before": {}, "after": {"held_out_loss": "x"}, "steps": 1}',
             "held_out_loss must be a number",
         ),
-        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "must have a verdict"),
-        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": "x"}}', "low and high"),
+        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "high and a verdict"),
+        (
+            "report.json",
+            '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": "x"}}',
+            "high and a verdict",
+        ),
         ("error.json", "nothing", "error.json cannot be read as JSON"),
     ],
 )
