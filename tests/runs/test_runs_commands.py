@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from smollm3_finetune.cli.output.run import shown_report
 
 Cli = Callable[..., Any]
 Make = Callable[..., Path]
@@ -177,6 +181,23 @@ def test_show_refuses_what_is_not_a_run(cli: Cli, several: None, make_run: Make,
     make_run("runs/sweep-1")
     result = cli("runs", "show", name)
     assert (result.code, f"hint: {hint}" in result.stderr) == (6, True), result.stderr
+
+
+def test_train_ends_with_the_same_curve_on_a_terminal(
+    cli: Cli, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("runs/a")
+    report = json.loads((run / "report.json").read_text())
+    report |= {"run": str(run), "adapter": "runs/a/adapter", "trained_parameters": 1, "seconds_to_first_step": None}
+    report["rows"] = [{**row, "not_read": {}} for row in report["rows"]]
+    assert "● loss" not in shown_report(report), "not on a terminal"
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "__stdout__", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    curve = shown_report(report).partition("\n\nheld-out loss")[0].strip("\n")
+    assert "● loss   ○ held-out loss" in curve
+    assert curve in cli("runs", "show", "a").stdout
 
 
 # ------------------------------------------------------------------------------------------------- compare
