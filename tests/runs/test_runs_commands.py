@@ -162,6 +162,19 @@ def test_show_as_json_has_the_points_of_the_curves(cli: Cli, several: None) -> N
     assert about["configuration"] == {"train.epochs": 2.0}
 
 
+def test_show_names_the_step_of_the_published_adapter(cli: Cli, several: None) -> None:
+    report = json.loads(Path("runs/a/report.json").read_text())
+    report |= {
+        "best": {"step": 2, "held_out_loss": 2.5},
+        "stopped_early": {"reason": "no lower loss in 2 measurements"},
+    }
+    Path("runs/a/report.json").write_text(json.dumps(report))
+    shown = cli("runs", "show", "a").stdout
+    assert "ended early: no lower loss in 2 measurements" in shown
+    assert "the adapter is that of step 2" in shown
+    assert cli("runs", "show", "a", "--json").report()["losses"]["held_out"] == [[0, 3.0], [2, 2.5]]
+
+
 def test_show_survives_damaged_files(cli: Cli, several: None) -> None:
     for name in ("report.json", "metrics.jsonl", "before.json", "run.yaml"):
         Path("runs/a", name).write_bytes(b"\x00\xff{")
