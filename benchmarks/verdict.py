@@ -2,7 +2,7 @@
 
     python benchmarks/verdict.py [--runs 1000]
 
-The rows come from results/verdict-rows-*.json, which verdict_rows.py measured. A simulated run draws rows from them with
+The rows come from results/verdict-rows-*.json, which verdict_rows.py measured. A simulated run draws rows with
 replacement and asks `compare` for its verdict:
 
 * A/A: each row's losses before and after are those of two different null adapters or the base, drawn at random for each
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,19 +157,39 @@ def fixed_adapter(population: Population, rows: int, runs: int) -> Mapping[str, 
     return {"difference": truth, **{v: said.count(v) / runs for v in ("better", "worse", "cannot tell")}}
 
 
-def simulate(runs: int, only: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"runs": runs, "rows": ROWS, "differences": DIFFERENCES, "populations": {}}
-    for population in populations(only):
-        part = {
-            "rows_measured": len(population.base),
-            "true_difference": float(population.change.sum() / population.terms.sum()),
-            "false_verdicts": [false_verdicts(population, n, runs) for n in ROWS],
-            "coverage": [coverage(population, n, runs) for n in ROWS],
-            "power": [[power(population, n, d, runs // 4) for n in ROWS] for d in DIFFERENCES],
-            "null_adapter": fixed_adapter(population, 300, runs // 4),
+def cell(population: Population, what: str, rows: int, difference: float, runs: int, resamples: int) -> float:
+    """One number of a table."""
+    bootstrap.RESAMPLES = resamples
+    if what == "power":
+        return power(population, rows, difference, runs // 4)
+    return (false_verdicts if what == "false_verdicts" else coverage)(population, rows, runs)
+
+
+def simulate(runs: int, resamples: int, jobs: int, only: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"runs": runs, "resamples": resamples, "rows": ROWS, "differences": DIFFERENCES}
+    found["populations"] = {}
+    tables = [("false_verdicts", 0.0), ("coverage", 0.0), *(("power", d) for d in DIFFERENCES)]
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = {
+            (population.name, what, difference): [
+                pool.submit(cell, population, what, rows, difference, runs, resamples) for rows in ROWS
+            ]
+            for population in populations(only)
+            for what, difference in tables
         }
-        print(population.name, json.dumps(part), flush=True)
-        found["populations"][population.name] = part
+        for population in populations(only):
+            values = {key[1:]: [one.result() for one in w] for key, w in waiting.items() if key[0] == population.name}
+            bootstrap.RESAMPLES = resamples
+            part = {
+                "rows_measured": len(population.base),
+                "true_difference": float(population.change.sum() / population.terms.sum()),
+                "false_verdicts": values["false_verdicts", 0.0],
+                "coverage": values["coverage", 0.0],
+                "power": [values["power", d] for d in DIFFERENCES],
+                "null_adapter": fixed_adapter(population, 300, runs // 4),
+            }
+            print(population.name, json.dumps(part), flush=True)
+            found["populations"][population.name] = part
     return found
 
 
@@ -219,12 +240,11 @@ def main() -> None:
         help="resamples of each interval, fewer than in `compare` to take less time",
     )
     parser.add_argument("--only", choices=tuple(NAMES), nargs="+", default=tuple(NAMES), help="only these models")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that simulate")
     args = parser.parse_args()
-    bootstrap.RESAMPLES = args.resamples
     file = RESULTS / "verdict.json"
     known = json.loads(file.read_text(encoding="utf-8"))["populations"] if file.exists() else {}
-    found = simulate(args.runs, args.only)
-    found["resamples"] = args.resamples
+    found = simulate(args.runs, args.resamples, args.jobs, args.only)
     found["populations"] = {**known, **found["populations"]}
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_page(found)

@@ -43,8 +43,8 @@ BLOCK = re.compile(
 WRITE = re.compile(r"<!-- write (\S+) -->")
 SHOWN = re.compile(r"<!-- only shown, because .+ -->")
 
-LOSS = re.compile(r"\b\d+\.\d{4}\b")
-"""Tolerance of a loss, which is printed with four digits; arithmetic differs between processors."""
+LOSS = re.compile(r"\b\d+\.\d{3,4}\b")
+"""Tolerance of a loss, which is printed with three or four digits; arithmetic differs between processors."""
 LOSS_MAY_DIFFER = 0.05
 RULES = (
     (re.compile(r"\b\d+(?:\.\d+)? s\b|\b(?:\d+:)?\d+:\d\d(?= left$)"), "a time"),
