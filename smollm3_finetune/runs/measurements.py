@@ -1,4 +1,4 @@
-"""The held-out losses that a run measured, and what follows from them: the best step, how long there was none better."""
+"""The held-out losses that a run measured, and what follows from them: the best step, the measurements since."""
 
 from __future__ import annotations
 

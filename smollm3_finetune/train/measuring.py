@@ -1,4 +1,4 @@
-"""What a run does between two steps without affecting them: measure the held-out loss, keep the best adapter, answer."""
+"""What a run does between steps without affecting them: measure the held-out loss, keep the best adapter, answer."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class Measuring:
     """`Trainer.log`, which passes values to trackers."""
     last: tuple[int, dict[str, Any]] | None = None
     """The last step that this process measured, and the measurement."""
+    warned: bool = False
+    """Whether a damaged best adapter was reported."""
 
     def __post_init__(self) -> None:
         self.metrics = Lines(self.run.metrics, self.display.say)
@@ -138,11 +140,13 @@ class Measuring:
 
         The measurement of an earlier step has its sample answer.
         """
-        if not (step in self.measurements and self._best_before(step)):
-            report = dict(self.last[1]) if self.last is not None and self.last[0] == step else None
-            report = report or self.held_out.measure(progress)
+        best = self._best_before(step) if step in self.measurements else None
+        report: dict[str, Any] = {}
+        if best is None:
+            known = self.last is not None and self.last[0] == step
+            report = dict(self.last[1]) if known and self.last is not None else self.held_out.measure(progress)
             self.record(step, report)
-        best = self._best_before(step)
+            best = self._best_before(step)
         if best is None:
             return report, step
         return from_main(self.run.saved.best.measured(best) if self.main else {}), best
@@ -158,7 +162,9 @@ class Measuring:
         if best is None or best >= step:
             return None
         place = self.run.saved.best
-        if (damage := from_main(place.damage(best) if self.main else None)) is not None:
+        damage = from_main(place.damage(best) if self.main else None)
+        if damage is not None and not self.warned:
+            self.warned = True
             self.display.say(
                 f"warning: {place.at(best)}, the adapter with the lowest held-out loss, cannot be used ({damage}): the "
                 f"adapter of step {step} is published"
