@@ -24,7 +24,7 @@ from smollm3_finetune.train.lines import Lines
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Progress
-    from smollm3_finetune.inference.held_out_loss import HeldOut
+    from smollm3_finetune.evaluation.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
 
 T = TypeVar("T")

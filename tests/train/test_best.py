@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import LoadedModel, load_model
-from smollm3_finetune.inference.held_out_loss import HeldOut
+from smollm3_finetune.evaluation.held_out_loss import HeldOut
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 from smollm3_finetune.runs.measurements import Measurements

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import load_model
-from smollm3_finetune.inference.held_out_loss import HeldOut
+from smollm3_finetune.evaluation.held_out_loss import HeldOut
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.trainer import AdaptedTrainer
 
