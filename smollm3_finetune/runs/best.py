@@ -46,9 +46,9 @@ class BestAdapters:
     def measured(self, step: int) -> dict[str, Any]:
         """What was measured of the adapter of a step. Raises ModelError if that is damaged."""
         found = read_json(self.at(step) / MEASURED)
-        if not isinstance(found.get("held_out_loss"), float):
-            raise ModelError(f"{self.at(step) / MEASURED} is damaged: it has no held_out_loss")
-        return {key: value for key, value in found.items() if key != "step"}
+        if not isinstance(found.get("held_out_loss"), float) or not isinstance(found.get("sample"), str):
+            raise ModelError(f"{self.at(step) / MEASURED} is damaged: it must have held_out_loss and sample")
+        return found
 
     def files(self, step: int) -> list[Path]:
         """The files that belong to the adapter of a step."""

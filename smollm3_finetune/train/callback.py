@@ -78,7 +78,7 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.not_logged and self.measuring is not None and self.measuring.last is not None:
             self.not_logged = False
-            self.trainer.log(logged(self.measuring.last[1]))
+            self.trainer.log(logged(self.measuring.last[1].report()))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loaded.adapted is not None:

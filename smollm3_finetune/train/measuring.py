@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api.modes import evaluating
+from smollm3_finetune.api import evaluating
 from smollm3_finetune.config.schema import TrainConfig
+from smollm3_finetune.errors import ModelError
+from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.files.room import check_room
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.progress import Silent
+from smollm3_finetune.runs.best import MEASURED
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir, rows_of
 from smollm3_finetune.train.distributed.processes import from_main
@@ -47,8 +50,10 @@ class Measuring:
     measurements: Measurements = field(default_factory=Measurements)
     log: Callable[[dict[str, float]], None] = lambda values: None
     """`Trainer.log`, which passes values to trackers."""
-    last: tuple[int, dict[str, Any]] | None = None
-    """The last step that this process measured, and the measurement."""
+    resumed_from: int | None = None
+    """The step of the checkpoint of a resumed run."""
+    last: tuple[int, RowLosses] | None = None
+    """The last step that this process measured, and the losses by row."""
     warned: bool = False
     """Whether a damaged best adapter was reported."""
 
@@ -68,13 +73,17 @@ class Measuring:
 
         Returns whether something was logged, which trackers have not received yet.
         """
-        best = self.config.keep_best and step == self.measurements.best and self.run.saved.best.damage(step) is not None
-        if from_main((self._due(self.config.eval_every, step) and step not in self.measurements) or best):
+        is_best = self.config.keep_best and step == self.measurements.best
+        lost = is_best and from_main(self.run.saved.best.damage(step) is not None)
+        if lost or (self._due(self.config.eval_every, step) and step not in self.measurements):
             self._measure(step, progress, from_main_of)
-        answered = any(row["step"] == step for _, row in rows_of(self.samples.path))
-        if from_main(self._due(self.config.sample_every, step) and not answered):
+        if self._due(self.config.sample_every, step) and from_main(not self._has_line(self.samples, step, "answer")):
             self._answer(step, from_main_of)
         return self.last is not None
+
+    @staticmethod
+    def _has_line(lines: Lines, step: int, key: str) -> bool:
+        return any(row["step"] == step and key in row for _, row in rows_of(lines.path))
 
     @staticmethod
     def _due(every: int | None, step: int) -> bool:
@@ -90,18 +99,19 @@ class Measuring:
 
     def _measure(self, step: int, progress: Progress, result: Callable[[Callable[[], Any]], Any]) -> None:
         with self._undisturbed():
-            report = result(lambda: self.held_out.measure(progress))
-            if report is None or report["held_out_loss"] is None:
+            rows = result(lambda: self.held_out.measure_rows(progress))
+            if rows is None or not rows.loss.terms:
                 return
-            lowest = self.measurements.until(step - 1).added(step, report["held_out_loss"]).best == step
+            loss = rows.loss.mean
+            lowest = self.measurements.until(step - 1).added(step, loss).best == step
             if self.config.keep_best and lowest:
                 sample = result(self.sample)
                 if sample is None:
                     return
-                self._keep(step, {**report, "sample": sample})
-        self.record(step, report)
+                self._keep(step, {**rows.report(), "sample": sample, "rows": rows.as_json()})
+        self._record(step, rows)
         kept = "; its adapter is the best so far" if self.config.keep_best and lowest else ""
-        self.display.say(f"held-out loss after {step} steps: {report['held_out_loss']:.4f}{kept}")
+        self.display.say(f"held-out loss after {step} steps: {loss:.4f}{kept}")
 
     def _answer(self, step: int, result: Callable[[Callable[[], Any]], Any]) -> None:
         with self._undisturbed():
@@ -123,33 +133,41 @@ class Measuring:
                     place.best.save(step, self.loaded.write, measured)
                     place.prune_best(step)
 
-    def record(self, step: int, report: dict[str, Any]) -> None:
+    def _record(self, step: int, rows: RowLosses) -> None:
         """Record the held-out loss of a step in the metrics and the trackers, if the run measures every few steps."""
         if self.last is not None and self.last[0] == step:
             return  # recorded already
-        self.last = (step, report)
+        self.last, report = (step, rows), rows.report()
         if self.config.eval_every is None or report["held_out_loss"] is None:
             return
         self.measurements = self.measurements.added(step, report["held_out_loss"])
         self.log(logged(report))
-        if self.main and not any(r["step"] == step and "held_out_loss" in r for _, r in rows_of(self.metrics.path)):
-            self.metrics.add({"step": step, **{k: v for k, v in report.items() if k != "sample"}})
+        if self.main and not (step == self.resumed_from and self._has_line(self.metrics, step, "held_out_loss")):
+            self.metrics.add({"step": step, **report})
 
-    def finish(self, step: int, progress: Progress) -> tuple[dict[str, Any], int]:
-        """Measure the weights of the last `step`; returns the measurement of the adapter to publish, and its step.
+    def finish(self, step: int, progress: Progress) -> tuple[dict[str, Any], RowLosses, int]:
+        """Measure the weights of the last `step`, and decide which adapter is published.
 
-        The measurement of an earlier step has its sample answer.
+        Returns its measurement, its losses by row, and its step. The measurement of an earlier step has its sample
+        answer.
         """
         best = self._best_before(step) if step in self.measurements else None
-        report: dict[str, Any] = {}
         if best is None:
-            known = self.last is not None and self.last[0] == step
-            report = dict(self.last[1]) if known and self.last is not None else self.held_out.measure(progress)
-            self.record(step, report)
+            measured = self.last is not None and self.last[0] == step
+            rows = (
+                self.last[1]
+                if measured and self.last is not None
+                else from_main_of(lambda: self.held_out.measure_rows(progress))
+            )
+            self._record(step, rows)
             best = self._best_before(step)
-        if best is None:
-            return report, step
-        return from_main(self.run.saved.best.measured(best) if self.main else {}), best
+            if best is None:
+                return rows.report(), rows, step
+        found = from_main(self.run.saved.best.measured(best) if self.main else {})
+        kept = RowLosses.from_json(found.pop("rows", None), self.held_out.titles)
+        if kept is None:
+            raise ModelError(f"{self.run.saved.best.at(best) / MEASURED} is damaged: it has no losses by row")
+        return {**kept.report(), "sample": found["sample"]}, kept, best
 
     @property
     def exhausted(self) -> bool:

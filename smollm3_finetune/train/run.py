@@ -207,6 +207,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         config=config,
         main=job.main,
         measurements=job.measurements,
+        resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
     trained = take_steps(job, loaded, collate, measuring, trackers)
     with gathered_weights(loaded.model):
@@ -215,7 +216,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
                 loaded.publish(run.adapter, known)
-    after, published = measuring.finish(trained.steps, progress)
+    after, _, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     if job.main:
         known = training_facts(job, trained.steps, trained.tokens, before, after, published)

@@ -111,7 +111,7 @@ def test_checkpoints_are_deleted_but_never_the_best_adapter_of_one(whole: Path, 
 
 @pytest.mark.parametrize(("owner", "name", "call"), [
     pytest.param(AdaptedTrainer, "training_step", 7, id="in a step after the best"),
-    pytest.param(HeldOut, "measure", 3, id="in the measurement of the best"),
+    pytest.param(HeldOut, "measure_rows", 3, id="in the measurement of the best"),
     pytest.param(Measuring, "finish", 1, id="after the last step", marks=pytest.mark.long),
     pytest.param(LoadedModel, "publish", 2, id="while the best is published", marks=pytest.mark.long),
 ])  # fmt: skip
