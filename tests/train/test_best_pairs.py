@@ -24,22 +24,32 @@ ROOT = Path(__file__).parents[2]
 BOTTLENECK = str(ROOT / "examples" / "bottleneck_adapter.py")
 ANNEALED = str(ROOT / "tests" / "out_of_tree" / "annealed_adapter.py")
 RUN = (
-    "train", "--device", "cpu", "--set", "data.limit=24", "--set", "data.held_out=0.3", "--set", "train.sample_tokens=2",
-    "--max-length", "64", "--set", "train.schedule=constant", "--set", "train.warmup=0", "--set", "train.padding=always", "--set", "train.logits=all", "--max-steps", "8",
-    "--set", "train.eval_every=2", "--set", "train.keep_best=true", "--set", "train.save_every=2",
-    "--set", "train.keep_checkpoints=100", "--json",
+    "train", "--device", "cpu", "--data", "train.jsonl", "--validation", "held-out.jsonl", "--max-length", "64",
+    "--set", "train.sample_tokens=2", "--set", "train.schedule=constant", "--set", "train.warmup=0",
+    "--set", "train.padding=always", "--set", "train.logits=all", "--set", "train.eval_every=2",
+    "--set", "train.keep_best=true", "--set", "train.save_every=2", "--set", "train.keep_checkpoints=100", "--json",
 )  # fmt: skip
 OWN = {"checksums.json", "README.md", "measured.json"}
 """Files of an adapter's directory that differ from those in a checkpoint."""
 PLUGINS = {"bottleneck": ("-p", BOTTLENECK), "annealed": ("-p", ANNEALED)}
-RATES = {"lora": "0.1", "dora": "0.1", "bottleneck": "0.3", "annealed": "1.0", "adalora": "0.5", "full": "0.01"}
-"""Learning rates at which the held-out loss rises before the end."""
+RATES = {"lora": "0.01", "dora": "0.01", "bottleneck": "0.03", "annealed": "0.3", "adalora": "0.03", "full": "0.003"}
+STEPS = {"lora": 8, "dora": 8, "bottleneck": 6, "annealed": 8, "adalora": 4, "full": 8}
+
+
+@pytest.fixture(autouse=True)
+def rows() -> None:
+    """Rows that say the opposite of the held-out rows, so that the held-out loss rises."""
+    cities = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Spain": "Madrid"}
+    for name, answers in (("held-out", cities.values()), ("train", ["zzz qqq xxx www"] * 4)):
+        pairs = zip(cities, answers, strict=True)
+        made = [{"prompt": f"What is the capital of {c}?", "completion": f"It is {answer}."} for c, answer in pairs]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
 
 
 def arguments(quant: str, adapter: str, *more: str) -> tuple[str, ...]:
     options = ("--adapter-opt", "warmup_steps=1", "--adapter-opt", "final_steps=2") if adapter == "adalora" else ()
     quantizer = ("--quant", quant) if quant != "none" else ()
-    rate = ("--learning-rate", RATES[adapter])
+    rate = ("--learning-rate", RATES[adapter], "--max-steps", str(STEPS[adapter]))
     return (*RUN, *quantizer, "--adapter", adapter, *options, *PLUGINS.get(adapter, ()), *rate, *more)
 
 
@@ -55,19 +65,19 @@ def test_a_run_publishes_its_best_adapter_however_it_was_interrupted(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, quant: str, adapter: str
 ) -> None:
     measured: list[HeldOut] = []
-    measure = HeldOut.measure
+    measure = HeldOut.measure_rows
 
     def noted(self: HeldOut, progress: Any) -> Any:
         measured.append(self)
         return measure(self, progress)
 
-    monkeypatch.setattr(HeldOut, "measure", noted)
+    monkeypatch.setattr(HeldOut, "measure_rows", noted)
     whole = cli(*arguments(quant, adapter), "--output", "whole").report()
     lines = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = {row["step"]: row["held_out_loss"] for row in lines if "held_out_loss" in row}
     step = whole["best"]["step"]
     assert whole["after"]["held_out_loss"] == losses[step] == min(losses.values())
-    assert step < 8, "the last step is not the best: otherwise this test shows nothing"
+    assert step < STEPS[adapter], "the last step is not the best: otherwise this test shows nothing"
 
     place = Path("whole/adapter")
     names = {p.name for p in place.iterdir() if p.is_file()} - OWN
@@ -100,4 +110,4 @@ def test_a_run_publishes_its_best_adapter_however_it_was_interrupted(
     early = cli(*arguments(quant, adapter, "--set", "train.stop_after=1"), "--output", "early").report()
     first = next(s for s in sorted(losses) if losses[s] > min(v for k, v in losses.items() if k <= s))
     assert early["steps"] == first
-    assert ("stopped_early" in early) == (first < 8)
+    assert ("stopped_early" in early) == (first < STEPS[adapter])
