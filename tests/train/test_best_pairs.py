@@ -32,8 +32,15 @@ RUN = (
 OWN = {"checksums.json", "README.md", "measured.json"}
 """Files of an adapter's directory that differ from those in a checkpoint."""
 PLUGINS = {"bottleneck": ("-p", BOTTLENECK), "annealed": ("-p", ANNEALED)}
-RATES = {"lora": "0.01", "dora": "0.01", "bottleneck": "0.03", "annealed": "0.3", "adalora": "0.03", "full": "0.003"}
-STEPS = {"lora": 8, "dora": 8, "bottleneck": 6, "annealed": 8, "adalora": 4, "full": 8}
+LENGTHS = {
+    "lora": ("0.01", 8), "dora": ("0.01", 8), "bottleneck": ("0.03", 6), "annealed": ("0.3", 8), "adalora": ("0.03", 4),
+    "full": ("0.003", 8), "bnb-4bit bottleneck": ("0.01", 8),
+}  # fmt: skip
+"""Learning rate and steps, at which the held-out loss is not lowest at the end."""
+
+
+def length(quant: str, adapter: str) -> tuple[str, int]:
+    return LENGTHS.get(f"{quant} {adapter}", LENGTHS[adapter])
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +56,20 @@ def rows() -> None:
 def arguments(quant: str, adapter: str, *more: str) -> tuple[str, ...]:
     options = ("--adapter-opt", "warmup_steps=1", "--adapter-opt", "final_steps=2") if adapter == "adalora" else ()
     quantizer = ("--quant", quant) if quant != "none" else ()
-    rate = ("--learning-rate", RATES[adapter], "--max-steps", str(STEPS[adapter]))
-    return (*RUN, *quantizer, "--adapter", adapter, *options, *PLUGINS.get(adapter, ()), *rate, *more)
+    rate, steps = length(quant, adapter)
+    return (
+        *RUN,
+        *quantizer,
+        "--adapter",
+        adapter,
+        *options,
+        *PLUGINS.get(adapter, ()),
+        "--learning-rate",
+        rate,
+        "--max-steps",
+        str(steps),
+        *more,
+    )
 
 
 def contents(directory: Path, names: set[str]) -> dict[str, bytes]:
@@ -64,6 +83,7 @@ def contents(directory: Path, names: set[str]) -> dict[str, bytes]:
 def test_a_run_publishes_its_best_adapter_however_it_was_interrupted(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, quant: str, adapter: str
 ) -> None:
+    steps = length(quant, adapter)[1]
     measured: list[HeldOut] = []
     measure = HeldOut.measure_rows
 
@@ -77,7 +97,7 @@ def test_a_run_publishes_its_best_adapter_however_it_was_interrupted(
     losses = {row["step"]: row["held_out_loss"] for row in lines if "held_out_loss" in row}
     step = whole["best"]["step"]
     assert whole["after"]["held_out_loss"] == losses[step] == min(losses.values())
-    assert step < STEPS[adapter], "the last step is not the best: otherwise this test shows nothing"
+    assert step < steps, "the last step is not the best: otherwise this test shows nothing"
 
     place = Path("whole/adapter")
     names = {p.name for p in place.iterdir() if p.is_file()} - OWN
@@ -110,4 +130,4 @@ def test_a_run_publishes_its_best_adapter_however_it_was_interrupted(
     early = cli(*arguments(quant, adapter, "--set", "train.stop_after=1"), "--output", "early").report()
     first = next(s for s in sorted(losses) if losses[s] > min(v for k, v in losses.items() if k <= s))
     assert early["steps"] == first
-    assert ("stopped_early" in early) == (first < STEPS[adapter])
+    assert ("stopped_early" in early) == (first < steps)
