@@ -82,24 +82,26 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
         measurements = run.measurements(checkpoint)
+    without = checkpoint is not None and checkpoint.path == run.adapter
+    deleted = without and run.deleted_checkpoints()
+    again = f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}"
     early = ends_early(plan.config.train, measurements) and done < steps
     if early and run.report.exists():
-        since = measurements.waited
+        more = measurements.waited + (plan.config.train.stop_after or 0)
         raise ConfigError(
             f"the run {run.path} ended early after {done} of {steps} steps: {why_early(measurements)}",
-            hint=f"to continue: --set train.stop_after={since + (plan.config.train.stop_after or 0)}, or off",
+            hint=again if without else f"to continue: --set train.stop_after={more}",
         )
     if done > steps or (done == steps and run.report.exists()):
         less = f"the run {run.path} has taken {done} steps, which is more than the {steps} steps that are asked for"
+        finished = f"the run {run.path} has finished its {done} steps"
         raise ConfigError(
-            less if done > steps else f"the run {run.path} has finished its {done} steps",
-            hint=f"to continue: --max-steps {2 * done}",
+            less if done > steps else f"{finished}, and its checkpoints were deleted" if deleted else finished,
+            hint=again if without else f"to continue: --max-steps {2 * done}",
         )
-    if checkpoint is not None and checkpoint.path == run.adapter and done < steps and not early:
-        raise ConfigError(
-            f"the run {run.path} has no checkpoint, so it cannot take more steps",
-            hint=f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}",
-        )
+    if without and done < steps and not early:
+        gone = ": its checkpoints were deleted" if deleted else ""
+        raise ConfigError(f"the run {run.path} has no checkpoint, so it cannot take more steps{gone}", hint=again)
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
     with connecting():
