@@ -50,7 +50,7 @@ class ConfigError(SmolLM3Error):
 
 
 class UnknownComponentError(ConfigError):
-    """No active plugin offers the requested loader, quantizer, adapter, formatter or objective."""
+    """No active plugin offers the requested loader, quantizer, adapter, formatter, objective or evaluator."""
 
 
 class IncompatibleError(SmolLM3Error):
