@@ -40,6 +40,9 @@ class EvaluatedModel:
     prompt: Callable[[Sequence[Mapping[str, Any]]], str]
     """Returns the text of a prompt to answer `messages`, as in training: with the chat template, its date and the
     reasoning mode. It has the special tokens already. Without a chat template, it is the text of the last message."""
+    answers: Callable[[Sequence[Sequence[Mapping[str, Any]]], int], list[str]]
+    """`answers(conversations, max_new_tokens)` returns the greedy answer to each list of messages, as text without
+    special tokens: what `smollm3 generate` answers at temperature 0."""
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the chat template, such as `enable_thinking`, for evaluators that render it themselves."""
     device: str
