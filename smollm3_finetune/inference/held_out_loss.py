@@ -87,7 +87,7 @@ def held_out_loss(
     """The loss over all `examples`, in evaluation mode and without gradients. Restores the mode of every module."""
     import torch
 
-    from smollm3_finetune.api.modes import evaluating
+    from smollm3_finetune.api.helpers import evaluating
     from smollm3_finetune.batching.probe import on_device
 
     lengths = examples.lengths() if isinstance(examples, Examples) else [len(e["input_ids"]) for e in examples]
