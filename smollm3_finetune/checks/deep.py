@@ -52,9 +52,14 @@ def deep_findings(target: Target) -> list[Finding]:
 
 def _not_run(component: RegisteredComponent) -> Finding:
     kind = component.kind.name
-    return Finding(subject=component.title, check=CHECK, ok=False, serious=False,
-                   found=f"not run: the kit has no {NEED_REFERENCE[component.kind]} for this {kind} to open",
-                   fix=f"use {kind.capitalize()}Conformance in your own tests, as smollm3 plugins new {kind} does")  # fmt: skip
+    return Finding(
+        subject=component.title,
+        check=CHECK,
+        ok=False,
+        serious=False,
+        found=f"not run: the kit has no {NEED_REFERENCE[component.kind]} for this {kind} to open",
+        fix=f"use {kind.capitalize()}Conformance in your own tests, as smollm3 plugins new {kind} does",
+    )
 
 
 def _run(components: Sequence[RegisteredComponent], target: Target) -> list[Finding]:

@@ -12,21 +12,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.session import find_plugins
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
-NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER}
+NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
+         "evaluator": EVALUATOR}  # fmt: skip
 
 
 def component_help(params: Mapping[str, Any]) -> str:
-    """The names of the installed components by kind, then the options of those that the command line names."""
+    """The names of the installed components by kind, then the options of those that the command line names.
+
+    Of the kinds that the command has an option for; `params` are its parameters.
+    """
     registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
     lines = ["Installed components:"]
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if kind in {NAMED.get(parameter) for parameter in params}):
         names = ", ".join(o.spec.name for o in registry.of(kind)) or "none"
         first = f"  {kind.flag:<13} "
         lines += textwrap.wrap(
