@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def load_tasks(
 
     Raises ConfigError for a task that does not exist or cannot be loaded, and DataError for its documents.
     """
+    for reference in references:
+        path = _is_file(reference) or os.sep in reference
+        if path and not (_is_file(reference) and Path(reference).expanduser().is_file()):
+            hint = "--tasks ./my_task.yaml" if _is_file(reference) else "names of task files end in .yaml"
+            raise ConfigError(f"the task file {reference!r} does not exist", hint=hint)
     manager = _manager(references, options)
     found: dict[str, tuple[Any, str]] = {}
     for reference in references:
@@ -58,11 +64,8 @@ def _stands_alone(reference: str) -> bool:
     import yaml
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = Path(reference).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"the task file {reference!r} does not exist", hint="--tasks ./my_task.yaml")
     try:
-        about = load_yaml(path, resolve_func=False)
+        about = load_yaml(Path(reference).expanduser(), resolve_func=False)
     except (yaml.YAMLError, OSError, ValueError, UnicodeDecodeError) as e:
         if is_resource_error(e):
             raise
