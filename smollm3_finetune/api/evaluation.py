@@ -26,6 +26,7 @@ class EvaluationContext:
     """Seed of the evaluator's random choices, such as its few-shot examples. Python, numpy and torch are seeded with it
     during `evaluate`."""
     progress: Progress
+    """Shows what the evaluator does: with a progress bar on a terminal, otherwise as plain lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class DocumentScore:
     terms: int = 1
     """How much the document weighs: 1 in a mean over documents, its words if `value` is a sum over words."""
     higher_is_better: bool = True
+    """Whether a larger value is better; False for an error rate or a loss."""
     group: str = ""
     """The task reference, if it stands for several tasks, such as `mmlu`: all their documents are compared too."""
     answer: Any = None

@@ -168,8 +168,13 @@ def evaluated_model(
     own = as_ids(getattr(loaded.base.model.generation_config, "eos_token_id", None))
 
     def answers(conversations: Sequence[Sequence[Mapping[str, Any]]], max_new_tokens: int) -> list[str]:
-        arguments = {"max_new_tokens": max_new_tokens, "template_kwargs": kwargs, "renderer": renders}
-        return [answer(loaded.model, renders.tokenizer, messages, **arguments) for messages in conversations]
+        found = []
+        for messages in conversations:
+            found.append(
+                answer(loaded.model, renders.tokenizer, messages, max_new_tokens=max_new_tokens,
+                       template_kwargs=kwargs, renderer=renders)
+            )  # fmt: skip
+        return found
 
     return EvaluatedModel(
         model=loaded.model,

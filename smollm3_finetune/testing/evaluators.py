@@ -19,7 +19,7 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -175,7 +175,7 @@ class EvaluatorConformance(Conformance):
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         about = model.config.to_dict(), model.generation_config.to_dict(), repr(loaded.tokenizer)
         torch.manual_seed(1)
-        before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+        before = random.getstate(), _numpy_state(), torch.get_rng_state()
         self.scores(planned, loaded)
         demand(model.lm_head.weight is head, "lm_head.weight is another parameter: do not call tie_weights()")
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
@@ -186,7 +186,7 @@ class EvaluatorConformance(Conformance):
         after = model.config.to_dict(), model.generation_config.to_dict(), repr(loaded.tokenizer)
         for what, old, new in zip(("config", "generation_config", "tokenizer"), about, after, strict=True):
             demand(old == new, f"the {what} of the model changed")
-        states = random.getstate(), np.random.get_state()[1], torch.get_rng_state()
+        states = random.getstate(), _numpy_state(), torch.get_rng_state()
         same = before[0] == states[0] and np.array_equal(before[1], states[1]) and torch.equal(before[2], states[2])
         demand(same, "a random state of Python, numpy or torch changed")
 
@@ -203,3 +203,8 @@ class EvaluatorConformance(Conformance):
 
 def _near(value: float, other: float | None, rtol: float) -> bool:
     return other is not None and abs(value - other) <= rtol * max(1.0, abs(value), abs(other))
+
+
+def _numpy_state() -> np.ndarray[Any, Any]:
+    state: Any = np.random.get_state()
+    return np.array(state[1])

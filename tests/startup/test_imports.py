@@ -130,7 +130,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 METHODS = (
     "peft", "bitsandbytes", "bnb", "gptq", "awq", "gguf", "hqq", "quanto", "torchao", "lora", "dora", "galore",
-    "unsloth", "trl",
+    "unsloth", "trl", "lm_eval",
 )  # fmt: skip
 ALLOWED = {
     ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer reads

@@ -38,7 +38,7 @@ class ComposedModel(HFLM):  # type: ignore[misc]
     @property
     def max_gen_toks(self) -> int:
         """The harness's default, or half of a short context: it refuses an answer that leaves no room for a prompt."""
-        return min(int(super().max_gen_toks), max(1, self.max_length // 2))
+        return min(int(super().max_gen_toks), max(1, int(self.max_length) // 2))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt as in training. An answer that the task begins is rendered by the tokenizer's own template."""

@@ -6,13 +6,13 @@ Does not import torch.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smollm3_finetune.cli.session import find_plugins
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
 
@@ -23,14 +23,15 @@ NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": 
          "evaluator": EVALUATOR}  # fmt: skip
 
 
-def component_help(params: Mapping[str, Any]) -> str:
-    """The names of the installed components by kind, then the options of those that the command line names.
+OF_A_RUN = tuple(kind for kind in KINDS if kind is not EVALUATOR)
+"""The kinds that a training run has."""
 
-    Of the kinds that the command has an option for; `params` are its parameters.
-    """
+
+def component_help(params: Mapping[str, Any], kinds: Iterable[Kind] = OF_A_RUN) -> str:
+    """The names of the installed components by kind, then the options of those that the command line names."""
     registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
     lines = ["Installed components:"]
-    for kind in (kind for kind in KINDS if kind in {NAMED.get(parameter) for parameter in params}):
+    for kind in kinds:
         names = ", ".join(o.spec.name for o in registry.of(kind)) or "none"
         first = f"  {kind.flag:<13} "
         lines += textwrap.wrap(
