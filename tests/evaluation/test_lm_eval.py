@@ -48,7 +48,7 @@ def write_task(directory: Path, name: str = "colors", text: str = TASK) -> Path:
     """A task file, and its rows beside it."""
     rows = directory / f"{name}.jsonl"
     documents = [
-        {"question": f"What color is thing {n}?", "choices": WORDS[: 2 + n % 3], "label": n % 2}
+        {"question": f"What color is thing {n}?", "choices": WORDS[: 2 + n % 3], "label": n * 7 % (2 + n % 3)}
         for n in range(DOCUMENTS)
     ]
     rows.write_text("".join(json.dumps(d) + "\n" for d in documents))
@@ -147,11 +147,9 @@ def test_results_are_those_of_the_harness_on_the_merged_model(tmp_path: Path) ->
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("quant", "drift"), [("none", 1e-4), ("bnb-4bit", 1e-3), ("gptq", 1e-3)])
-def test_results_are_those_of_the_command_of_the_harness(
-    quant: str, drift: float, cli: Callable[..., Any], isolated: Path
-) -> None:
-    """With a quantized base, the merged model has the dequantized weights: `drift` is the rounding of its kernel."""
+@pytest.mark.parametrize("quant", ["none", "bnb-4bit", "gptq"])
+def test_results_are_those_of_the_command_of_the_harness(quant: str, cli: Callable[..., Any], isolated: Path) -> None:
+    """With a quantized base, the merged model has the dequantized weights."""
     file = write_task(isolated)
     assert (
         cli("train", "--max-steps", "20", "--lr", "5e-3", "--quant", quant, "--device", "cpu", "--output", "run").code
@@ -166,7 +164,7 @@ def test_results_are_those_of_the_command_of_the_harness(
     subprocess.run(command, check=True, capture_output=True, text=True)
     (log,) = Path("out").rglob("samples_colors_*.jsonl")
     samples = [json.loads(line) for line in log.read_text().splitlines()]
-    largest = check_equal(acc, *of_harness(samples), atol=drift)
+    largest = check_equal(acc, *of_harness(samples))
     print(f"{quant}: accuracy {acc.before:.3f} -> {acc.after:.3f}, log-likelihoods within {largest:.1e}")
 
 
