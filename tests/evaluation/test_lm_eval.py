@@ -117,7 +117,8 @@ def merged_by_peft(loaded: LoadedModel, directory: Path) -> Path:
 
 def test_results_are_those_of_the_harness_on_the_merged_model(tmp_path: Path) -> None:
     """The harness loads the merged model itself, and computes with its own HFLM."""
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from smollm3_lm_eval.quiet import quiet
 
@@ -125,15 +126,9 @@ def test_results_are_those_of_the_harness_on_the_merged_model(tmp_path: Path) ->
     results = {r.metric: r for r in run_tasks(loaded, evaluator_for(file), [str(file)], batch_size=3)}
     merged = merged_by_peft(loaded, tmp_path)
     with quiet(Silent()):
-        found = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(merged), "dtype": "float32"},
-            tasks=[str(file)],
-            device="cpu",
-            batch_size=4,
-            bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=False),
-        )
+        tasks = TaskManager(include_defaults=False).load([str(file)])
+        model = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=4)
+        found = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)
     assert found is not None
     acc = results["acc"]
     check_equal(acc, *of_harness(found["samples"]["colors"]))

@@ -53,13 +53,27 @@ class TestChoices(EvaluatorConformance):
         return write_task(directory, "choices", "multiple_choice", CHOICES)
 
 
-class TestGenerated(TestChoices):
+class OtherRequests(TestChoices):
+    """The descriptor is tested once."""
+
+    __test__ = False
+
+    def test_claims_its_task_and_no_nonsense(self, tmp_path: Path) -> None:
+        pytest.skip("tested with multiple choice")
+
+    test_claims_is_light = test_claims_its_task_and_no_nonsense
+
+
+class TestGenerated(OtherRequests):
+    __test__ = True
     options: ClassVar = {"chat_template": True, "num_fewshot": 0}
 
     def task(self, directory: Path) -> str:
         return write_task(directory, "generated", "generate_until", GENERATED)
 
 
-class TestText(TestChoices):
+class TestText(OtherRequests):
+    __test__ = True
+
     def task(self, directory: Path) -> str:
         return write_task(directory, "text", "loglikelihood_rolling", TEXT)
