@@ -90,5 +90,3 @@ def randomize(trained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], seed: 
             else:
                 value = initial + noise * (change / max(float(noise.norm()), 1e-300))
             parameter.copy_(value.to(parameter))
-
-

@@ -11,8 +11,10 @@ from smollm3_finetune.api import Progress
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.evaluation.rows import HeldOutRows
+from smollm3_finetune.inference.batched import Batched, padding_changes_answers
 from smollm3_finetune.inference.decoding import Answer, Decoder
 from smollm3_finetune.inference.precision import autocast
+from smollm3_finetune.inference.sampling import Sampling
 from smollm3_finetune.model.load import LoadedModel
 
 PHRASE, TIMES = 3, 3
@@ -48,7 +50,9 @@ def prompts_of(
         if len(chosen) == count or not question:
             continue
         trained = renderer.mode(conversation)
-        mode = {} if trained is None else {"enable_thinking": trained}
+        mode = dict(conversation.template_kwargs)
+        mode |= {} if trained is None else {"enable_thinking": trained}
+        mode |= {"tools": list(conversation.tools)} if conversation.tools else {}
         if room is None or len(renderer.prompt_ids(question, **mode)) + max_new_tokens <= room:
             chosen[i] = question, mode
     kept = [chosen[i] for i in sorted(chosen)]
@@ -61,13 +65,18 @@ def answers(
     """The greedy answers of a model, in the order of the prompts."""
     decoder, context = Decoder.of(loaded.model, renderer), loaded.plan.context
     ids = [renderer.prompt_ids(m, **mode) for m, mode in zip(prompts.messages, prompts.modes, strict=True)]
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # less padding
     found: dict[int, Answer] = {}
     with autocast(context.device, context.dtype), progress.task(f"answering {len(ids)} prompts", len(ids)) as task:
-        for start in range(0, len(ids), batch_size):
-            batch = by_length[start : start + batch_size]
-            made = decoder.answers([ids[i] for i in batch], max_new_tokens=prompts.max_new_tokens)
-            found |= {i: only for i, (only,) in zip(batch, made, strict=True)}
+        batched = Batched(
+            decoder=decoder,
+            prompts=ids,
+            rooms=[prompts.max_new_tokens] * len(ids),
+            batch_size=batch_size,
+            sampling=Sampling(),
+            padded=batch_size > 1 and not padding_changes_answers(decoder, ids),
+        )
+        for batch in batched.answers():
+            found |= {i: only for i, (only,) in batch.items()}
             task.advance(len(batch))
     return [found[i] for i in range(len(ids))]
 

@@ -55,7 +55,7 @@ def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
 
 
-REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}
+REQUIRED = {"eval": "--data FILE.jsonl", "generate": "--prompt TEXT", "merge": "--output DIR"}
 """The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""
