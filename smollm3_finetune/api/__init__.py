@@ -49,6 +49,7 @@ from smollm3_finetune.api.data import (
     FormatterWithColumns,
     Objective,
     Renderer,
+    RowObjective,
 )
 from smollm3_finetune.api.descriptors import (
     API_VERSION,
@@ -180,6 +181,7 @@ __all__ = [
     "QuantizerSpec",
     "Renderer",
     "Requires",
+    "RowObjective",
     "SmolLM3Error",
     "StackOps",
     "StoredLayers",

@@ -17,7 +17,7 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.load import Setting, assemble
 from smollm3_finetune.data.chat_template.renderer import Renderer
-from smollm3_finetune.inference.held_out_loss import held_out_loss
+from smollm3_finetune.evaluation.held_out_loss import held_out_loss
 
 SCALE = str(Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py")
 QUICK = ("--max-steps", "6", "--set", "data.limit=40", "--set", "train.sample_tokens=4")
