@@ -82,7 +82,7 @@ def check_verdict(report: dict[str, Any], fail_if: str | None) -> None:
         return
     verdict = report["comparison"]["verdict"]
     if verdict == "worse" or (fail_if == "not-better" and verdict != "better"):
-        raise VerdictError(f"--fail-if {fail_if}: the verdict is {verdict!r}")
+        raise VerdictError(f"--fail-if {fail_if}: the verdict is {verdict!r}, compared with {report['against']}")
 
 
 def _observed(

@@ -31,9 +31,16 @@ def shown_evaluation(report: Mapping[str, Any]) -> str:
     if (null := report["null_adapter"]) is not None:
         lines.append(("null adapter", null.get("line") or f"not measured: {null['unavailable']}"))
     if comparison is not None:
-        lines.append(("verdict", f"{comparison['verdict']}, compared with {report['against']}"))
+        lines.append(("verdict", _verdict(report)))
     lines.append(("took", f"{report['seconds']} s"))
     return "\n".join(["", *(f"{name:<{WIDTH}} {text}" for name, text in lines)])
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    verdict, other = report["comparison"]["verdict"], report["against"]
+    if verdict == "cannot tell":
+        return f"cannot tell whether it is better than {other}"
+    return f"{verdict} than {other}"
 
 
 def _model(report: Mapping[str, Any]) -> str:
