@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from smollm3_finetune.api import Objective, Progress, Purpose
 from smollm3_finetune.components.negotiation import check_reference, refined
@@ -39,6 +39,8 @@ from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import saved_versions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,11 @@ def plan_evaluation(
     subjects = [subject] if against is None else [subject, against]
     collect = Collector()
     models = [collect.run(lambda s=s: select_model(registry, s.request)) for s in subjects]  # type: ignore[misc]
-    own = [collect.run(lambda s=s: _rows_of_run(registry, s)) for s in subjects]  # type: ignore[misc]
-    separate = settings.rows
+    separate, warnings = settings.rows, list[str]()
+    own = [
+        collect.run(lambda s=s: _rows_of_run(registry, s, warnings, needed=s is subject and separate is None))  # type: ignore[misc]
+        for s in subjects
+    ]
     selected = own[0] if separate is None else collect.run(lambda: select_rows(registry, separate))
     if separate is None and subject.loaded is None:
         collect.problems.append(_no_rows(subject))
@@ -127,11 +132,14 @@ def plan_evaluation(
     plans = [_planned_model(registry, s, m, progress) for s, m in zip(subjects, models, strict=True) if m is not None]
     _check_reference(registry, selected.objective, subjects, plans)
     renderers = [_renderer(s, p, selected) for s, p in zip(subjects, plans, strict=True)]
-    warnings: list[str] = []
     trained = []
     for i, (one, rows) in enumerate(zip(subjects, own, strict=True)):
         if rows is not None and one.loaded is not None:
-            read = _read(registry, one, one.loaded, rows, progress, warnings, needed=i == 0 and separate is None)
+            read = _readable(
+                lambda rows=rows, one=one: plan_rows(registry, rows, one.loaded, progress),  # type: ignore[misc]
+                *(one, warnings),
+                needed=i == 0 and separate is None,
+            )
             trained += [] if read is None else [read]
             if i == 0 and read is not None and _changed(one, one.loaded, read, plans[0]):
                 warnings.append(
@@ -188,13 +196,28 @@ def _ready(subject: Subject, plan: ModelPlan, renderer: Renderer, examples: Any)
     )
 
 
-def _rows_of_run(registry: Registry, subject: Subject) -> SelectedRows | None:
-    """The rows that a run selects; None if it is not a run. The calibration rows are not needed."""
+def _rows_of_run(registry: Registry, subject: Subject, warnings: list[str], *, needed: bool) -> SelectedRows | None:
+    """The rows that a run selects; None if it is not a run, or if they are gone and not `needed`."""
     if subject.loaded is None:
         return None
     config = subject.loaded.config
-    without = replace(config, calibration=replace(config.calibration, path=None))
-    return select_rows(registry, replace(subject.loaded, config=without))
+    without = replace(config, calibration=replace(config.calibration, path=None))  # these rows are not needed
+    selected = replace(subject.loaded, config=without)
+    return _readable(lambda: select_rows(registry, selected), subject, warnings, needed=needed)
+
+
+def _readable(read: Callable[[], T], subject: Subject, warnings: list[str], *, needed: bool) -> T | None:
+    """The rows of a run; None, with a warning, if they cannot be read and are not `needed`."""
+    try:
+        return read()
+    except DataError as e:
+        if needed:
+            raise DataError(e.message, hint="to use other rows: --data FILE.jsonl") from e
+        warnings.append(
+            f"the training rows of {subject.title} cannot be read ({e.message}): rows that it was trained on are not "
+            "left out"
+        )
+        return None
 
 
 def _no_rows(subject: Subject) -> ConfigError:
@@ -248,29 +271,6 @@ def _renderer(subject: Subject, plan: ModelPlan, selected: SelectedRows) -> Rend
     embeddings = embeddings_of(plan.source.config)
     usable = with_usable_padding(tokenizer, embeddings, plan.context.progress.say)
     return Renderer(usable, options, embeddings=embeddings)
-
-
-def _read(
-    registry: Registry,
-    subject: Subject,
-    loaded: LoadedConfig,
-    selected: SelectedRows,
-    progress: Progress,
-    warnings: list[str],
-    *,
-    needed: bool,
-) -> PlannedRows | None:
-    """The rows of a run and their split; None, with a warning, if they cannot be read and are not `needed`."""
-    try:
-        return plan_rows(registry, selected, loaded, progress)
-    except DataError as e:
-        if needed:
-            raise DataError(e.message, hint=f"to use other rows: --data FILE.jsonl; {e.hint or ''}".rstrip("; ")) from e
-        warnings.append(
-            f"the training rows of {subject.title} cannot be read ({e.message}): rows that it was trained on are not "
-            "left out"
-        )
-        return None
 
 
 def _changed(subject: Subject, loaded: LoadedConfig, planned: PlannedRows, plan: ModelPlan) -> bool:

@@ -65,14 +65,14 @@ def _left_out(report: Mapping[str, Any]) -> list[str]:
     exact, near = (len(report["overlap"][kind]) for kind in ("exact", "near"))
     if not exact + near:
         return []
-    nearly = "" if not near else " nearly" if not exact else f", {near} of them nearly"
-    are = "row is" if exact + near == 1 else "rows are"
-    where = f"{nearly} also in the training rows and {'is' if exact + near == 1 else 'are'} left out"
-    of = f"{exact + near} of {report['rows']['measured']:,} held-out {are}"
+    found, be = exact + near, "is" if exact + near == 1 else "are"
     if exact and near:
-        where = f" also in the training rows{nearly}, and are left out"
+        what = f"are also in the training rows, {near} of them nearly, and are left out"
+    else:
+        what = f"{be} {'nearly ' if near else ''}also in the training rows and {be} left out"
     first = (report["overlap"]["exact"] or report["overlap"]["near"])[0]
-    return [f"{of}{where}: {first['row']} and {first['training_row']}{', …' if exact + near > 1 else ''}"]
+    where = f"{first['row']} and {first['training_row']}{', …' if found > 1 else ''}"
+    return [f"{found} of {report['rows']['measured']:,} held-out rows {what}: {where}"]
 
 
 def _power(comparison: Mapping[str, Any]) -> list[str]:
