@@ -69,6 +69,7 @@ from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
+    evaluating,
     expert_stacks,
     file_digest,
     flatten_rows,
@@ -196,6 +197,7 @@ __all__ = [
     "check_patterns",
     "converted_source",
     "directory_source",
+    "evaluating",
     "expert_stacks",
     "file_digest",
     "fingerprint",

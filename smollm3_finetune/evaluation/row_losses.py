@@ -141,7 +141,7 @@ def measure_rows(
     """
     import torch
 
-    from smollm3_finetune.api.modes import evaluating
+    from smollm3_finetune.api.helpers import evaluating
     from smollm3_finetune.batching.probe import on_device
 
     at_once = batch_size if isinstance(objective, RowObjective) else 1

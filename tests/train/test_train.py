@@ -226,6 +226,7 @@ def test_later_layers_of_settings_win() -> None:
     assert (loaded.config.seed, loaded.origin("seed")) == (2, "layer 2")
 
 
+@pytest.mark.long  # the first command of the README is the same run
 @pytest.mark.plugins
 def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
     report = cli("train", "--json").report()
@@ -241,8 +242,8 @@ def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
     ("adapter", "quant"),
     [
         ("dora", "bnb-4bit"),
-        ("lora", "bnb-8bit"),
         pytest.param("lora", "bnb-4bit", marks=pytest.mark.long),
+        pytest.param("lora", "bnb-8bit", marks=pytest.mark.long),
         pytest.param("dora", "bnb-8bit", marks=pytest.mark.long),
     ],
 )
