@@ -93,8 +93,8 @@ def _run(session: Chat, *, interactive: bool, as_json: bool, out: Any) -> None:
     if interactive:
         quant = plan.quantizer.component.spec.name
         parts = [plan.ref, *([] if quant == "none" else [quant]), *([adapter] if adapter else [])]
-        screen.say(f"{' · '.join(parts)} · {session.sampling.shown()}")
-        screen.say("/help lists the commands, Ctrl-D leaves")
+        screen.say(", ".join([*parts, session.sampling.shown()]))
+        screen.say("/help lists the commands, Ctrl-D leaves\n")
     with Interrupts() as interrupts:
         line = terminal_line(out, list(COMMANDS)) if interactive else piped_line()
         converse(session, Reader(line), screen, interrupts, interactive=interactive)

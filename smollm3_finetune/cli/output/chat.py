@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 
@@ -131,7 +131,7 @@ class JSONAnswers:
 
     def finish(self) -> None:
         first, *other = [r.answer for r in self.replies]
-        row = {"prompt": self.prompt, "answer": first.text, "finish_reason": first.finish}
+        row: dict[str, Any] = {"prompt": self.prompt, "answer": first.text, "finish_reason": first.finish}
         if other:
             base = other[0]
             row |= {"base": base.text, "base_finish_reason": base.finish, "same": base.text == first.text}

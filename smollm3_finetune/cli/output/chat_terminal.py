@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smollm3_finetune.cli.output.chat import SAME, Answering, HeldBack, cut_note, problems
-from smollm3_finetune.cli.output.markdown import EVERY, Lines, MarkdownStream, console, whole
+from smollm3_finetune.cli.output.markdown import EVERY, WAITING, Lines, MarkdownStream, console, whole
 from smollm3_finetune.cli.output.visible import visible
 from smollm3_finetune.errors import SmolLM3Error
 
@@ -59,6 +59,7 @@ class Terminal:
                 yield stack.enter_context(Columns(self, sides))
             else:
                 yield stack.enter_context(Stacked(self, sides))
+        self.console.print()
 
     def note(self, reply: Reply) -> RenderableType | None:
         """Why an answer is not whole, or that it is empty."""
@@ -129,8 +130,8 @@ class Columns:
         self.replies: dict[Side, Reply] = {}
         self.drawn = 0.0
         self.live = Live(
-            Text("…", style="dim"), console=screen.console, auto_refresh=False, transient=True, redirect_stdout=False,
-            redirect_stderr=False, vertical_overflow="visible",
+            Text(WAITING, style="dim"), console=screen.console, auto_refresh=False, transient=True,
+            redirect_stdout=False, redirect_stderr=False, vertical_overflow="visible",
         )  # fmt: skip
 
     def __enter__(self) -> Columns:
@@ -171,8 +172,9 @@ class Columns:
         width = (self.screen.console.width - 5) // 2
         options = self.screen.console.options.update(width=width)
         height = max(len(self.screen.console.render_lines(cell, options)) for cell in cells)
-        bar = Text("\n".join("│" * height), style="dim")
-        grid.add_row(Text(self.screen.titles[left], style="bold"), Text("│", style="dim"),
+        line = "|" if options.ascii_only else "│"
+        bar = Text("\n".join(line * height), style="dim")
+        grid.add_row(Text(self.screen.titles[left], style="bold"), Text(line, style="dim"),
                      Text(self.screen.titles[right], style="bold"))  # fmt: skip
         grid.add_row(cells[0], bar, cells[1])
         return grid
@@ -180,7 +182,7 @@ class Columns:
     def _cell(self, side: Side, most: int | None) -> RenderableType:
         text, reply = self.texts.get(side), self.replies.get(side)
         if text is None:
-            return Text("…", style="dim")
+            return Text(WAITING, style="dim")
         note = self.screen.note(reply) if reply is not None else None
         parts: list[RenderableType] = [whole(text)] if text else []
         return Lines(Group(*parts, *([note] if note is not None else [])), most)

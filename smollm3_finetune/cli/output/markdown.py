@@ -36,6 +36,8 @@ STYLES = Theme(
 """Readable on a light and on a dark background: no background colors, and a shape for what a color marks."""
 EVERY = 1 / 12
 """Seconds between two drawings."""
+WAITING = "..."
+"""Shown before the first token."""
 THINK, THOUGHT = "<think>", "</think>"
 SHOWN_REASONING = 4
 """Lines of the reasoning that are shown while it is generated."""
@@ -120,7 +122,7 @@ def folded(reasoning: str) -> Text:
 
 def open_reasoning(reasoning: str) -> RenderableType:
     """The end of reasoning that is being generated."""
-    title = Text("[reasoning …]", style="dim italic")
+    title = Text("[reasoning ...]", style="dim italic")
     return Group(title, Lines(Text(visible(reasoning), style="dim"), SHOWN_REASONING)) if reasoning else title
 
 
@@ -157,7 +159,7 @@ class MarkdownStream:
         self.printed = False
         self.drawn = 0.0
         self.live = Live(
-            Text("…", style="dim"), console=console, auto_refresh=False, transient=True, redirect_stdout=False,
+            Text(WAITING, style="dim"), console=console, auto_refresh=False, transient=True, redirect_stdout=False,
             redirect_stderr=False, vertical_overflow="visible",
         )  # fmt: skip
 
@@ -189,7 +191,7 @@ class MarkdownStream:
             finished, last = [*finished, last], ""
         self.done += sum(map(len, finished))
         drawn = [markdown(block) for block in finished if block.strip()]
-        self._show([*fold, *drawn], markdown(last) if last.strip() else Text("" if final else "…", style="dim"))
+        self._show([*fold, *drawn], markdown(last) if last.strip() else Text("" if final else WAITING, style="dim"))
 
     def _show(self, final: Sequence[RenderableType], live: RenderableType) -> None:
         printed: list[RenderableType] = []
