@@ -264,7 +264,7 @@ def test_a_chat_is_appended_as_a_row(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     file = tmp_path / "notes.txt"
     file.write_text(text, encoding="latin1")
-    with pytest.raises(DataError, match="nothing was saved: .* is not a JSONL file of messages"):
+    with pytest.raises(DataError, match=r"nothing was saved: .* is not a JSONL file of messages"):
         save(HISTORY, file)
     assert file.read_text(encoding="latin1") == text
     with pytest.raises(ConfigError, match="is a directory"):
