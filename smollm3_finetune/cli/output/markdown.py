@@ -75,8 +75,18 @@ class Lines:
             used = [i for i, line in enumerate(lines) if any(s.text.strip() and not s.control for s in line)]
             lines = lines[used[0] : used[-1] + 1] if used else []
         for line in lines if self.most is None else lines[-self.most :]:
-            yield from line
+            yield from without_end_spaces(line)
             yield Segment.line()
+
+
+def without_end_spaces(line: list[Segment]) -> list[Segment]:
+    """A line without the spaces that fill it up, which a user would copy."""
+    kept = list(line)
+    while kept and not kept[-1].control and not kept[-1].text.rstrip(" "):
+        kept.pop()
+    if kept and not kept[-1].control:
+        kept[-1] = Segment(kept[-1].text.rstrip(" "), kept[-1].style)
+    return kept
 
 
 def markdown(text: str) -> RenderableType:
