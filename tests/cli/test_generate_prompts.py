@@ -36,7 +36,7 @@ def prompts(decoder: Decoder) -> list[list[int]]:
 
 
 def job(decoder: Decoder, prompts: Sequence[Sequence[int]], **options: Any) -> Batched:
-    about = {"rooms": [16] * len(prompts), "batch_size": 3, "sampling": GREEDY, **options}
+    about = {"rooms": [9] * len(prompts), "batch_size": 3, "sampling": GREEDY, **options}
     return Batched(decoder=decoder, prompts=prompts, **about)
 
 
@@ -61,7 +61,7 @@ def test_sampled_answers_do_not_depend_on_what_was_answered_before(decoder: Deco
 
 
 def test_prompts_with_less_room_do_not_share_a_batch_with_others(decoder: Decoder, prompts: list[list[int]]) -> None:
-    rooms = [16, 16, 2, 16, 2, 16, 16]
+    rooms = [9, 9, 2, 9, 2, 9, 9]
     jobs = job(decoder, prompts, rooms=rooms)
     assert all(len({rooms[i] for i in batch}) == 1 for batch in jobs.batches())
     found = {i: answers[0] for batch in jobs.answers() for i, answers in batch.items()}
@@ -100,7 +100,7 @@ def test_sampling_options_limit_the_tokens(decoder: Decoder, prompts: list[list[
 
 ROWS: list[dict[str, Any]] = [{"id": i, "prompt": q} for i, q in enumerate(QUESTIONS)]
 ROWS[1] = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]}
-FLAGS = ("generate", "tiny", "--prompts", "p.jsonl", "--max-new-tokens", "12", "--batch-size", "2")
+FLAGS = ("generate", "tiny", "--prompts", "p.jsonl", "--max-new-tokens", "10", "--batch-size", "2")
 
 
 def write(rows: Sequence[Any], name: str = "p.jsonl") -> None:
