@@ -23,7 +23,7 @@ from real_model import fetch_model, rows
 
 RUNS = (
     ("1 step at a rate of 1e-7", 1, 1e-7, "cannot tell"),
-    ("5 steps at a rate of 0.3", 5, 0.3, "worse"),
+    ("5 steps at a rate of 0.02", 5, 0.02, "worse"),
     ("100 steps at 5e-4", 100, 5e-4, "better"),
 )
 """What is trained, its steps, its learning rate, and the verdict."""

@@ -64,7 +64,9 @@ def settings_of(
         "adapter_files": file_sha256(sums) if sums is not None and sums.is_file() else None,
         "device": plan.context.device.partition(":")[0],
         "dtype": str(plan.context.dtype),
-        "sampling": vars(sampling),
+        **{
+            k: v for k, v in vars(sampling).items() if not sampling.greedy or k in ("temperature", "repetition_penalty")
+        },
         "template_kwargs": dict(mode),
         **more,
         **({} if sampling.greedy else {"batch_size": batch_size}),

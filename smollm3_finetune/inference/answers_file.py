@@ -45,7 +45,7 @@ class InOrder:
         if index < self.written:
             return
         self._waiting[index] = output_line(self.rows[index], answers)
-        ready = []
+        ready: list[str] = []
         while (line := self._waiting.pop(self.written + len(ready), None)) is not None:
             ready.append(line)
         if ready:

@@ -52,5 +52,5 @@ def _continues(cache: Any, *, cropped: bool) -> bool:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     usable = {DynamicLayer} if cropped else {DynamicLayer, DynamicSlidingWindowLayer}
-    layers = getattr(cache, "layers", None)
+    layers: list[Any] = getattr(cache, "layers", None) or []
     return bool(layers) and all(type(layer) in usable for layer in layers)

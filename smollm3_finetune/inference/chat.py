@@ -127,11 +127,7 @@ class Chat:
             raise ConfigError(
                 f"the chat does not fit: it is {len(ids)} tokens long with this message, but the model supports "
                 f"{self.limit}, including the answer",
-                hint="a shorter message, /undo, or /reset"
-                if self.history.turns
-                else "a shorter message"
-                if not self.history.system
-                else "a shorter message or a shorter /system message",
+                hint=f"a shorter message{', /undo or /reset' if self.history.turns else ''}",
             )
         return ids, room
 

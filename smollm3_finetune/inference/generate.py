@@ -56,8 +56,10 @@ def answer(
     called with each new piece of the answer; together they are the answer. The mode of the model (training or
     evaluation) is restored afterwards.
     """
-    about = {"sampling": sampling, "template_kwargs": template_kwargs, "renderer": renderer, "stream": stream}
-    (only,) = answers(model, tokenizer, messages, count=1, max_new_tokens=max_new_tokens, **about)
+    (only,) = answers(
+        model, tokenizer, messages, count=1, max_new_tokens=max_new_tokens, sampling=sampling,
+        template_kwargs=template_kwargs, renderer=renderer, stream=stream,
+    )  # fmt: skip
     return only
 
 

@@ -31,13 +31,13 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `generate`."""
-        penalty = {} if self.repetition_penalty is None else {"repetition_penalty": self.repetition_penalty}
+        penalty = {} if self.repetition_penalty is None else {"repetition_penalty": float(self.repetition_penalty)}
         if self.greedy:
             unset = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
             return {"do_sample": False, **unset, **penalty}
         limits = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         given = {name: value for name, value in limits.items() if value is not None}
-        return {"do_sample": True, "temperature": self.temperature, **given, **penalty}
+        return {"do_sample": True, "temperature": float(self.temperature), **given, **penalty}  # it refuses integers
 
     @classmethod
     def stated(
@@ -52,7 +52,8 @@ class Sampling:
             found["temperature"] = 0.0
         names = [f.name for f in fields(cls)]
         values = {n: next((d[n] for d in (given, found, defaults) if d.get(n) is not None), None) for n in names}
-        return cls(**{name: value for name, value in values.items() if value is not None})
+        chosen: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        return cls(**chosen)
 
     def shown(self) -> str:
         """`temperature 0.6, top-p 0.95, top-k 50`, or `greedy`."""

@@ -68,7 +68,8 @@ def generate(target: str, prompt: str | None, as_json: bool, stream: bool | None
     if values["num_return"] > 1 and sampling.greedy:
         raise _error("--num-return: at temperature 0 all answers are the same", "--temperature 0.6")
     if prompt is None:
-        return _answer_file(target, values, sampling)
+        _answer_file(target, values, sampling)
+        return None
     return _answer_one(target, prompt, as_json, stream, values, sampling)
 
 
