@@ -133,13 +133,9 @@ def plan_evaluation(
     _check_reference(registry, selected.objective, subjects, plans)
     renderers = [_renderer(s, p, selected) for s, p in zip(subjects, plans, strict=True)]
     trained = []
-    for i, (one, rows) in enumerate(zip(subjects, own, strict=True)):
-        if rows is not None and one.loaded is not None:
-            read = _readable(
-                lambda rows=rows, one=one: plan_rows(registry, rows, one.loaded, progress),  # type: ignore[misc]
-                *(one, warnings),
-                needed=i == 0 and separate is None,
-            )
+    for i, (one, of_run) in enumerate(zip(subjects, own, strict=True)):
+        if of_run is not None and one.loaded is not None:
+            read = _read(registry, one, of_run, progress, warnings, needed=i == 0 and separate is None)
             trained += [] if read is None else [read]
             if i == 0 and read is not None and _changed(one, one.loaded, read, plans[0]):
                 warnings.append(
@@ -161,7 +157,7 @@ def plan_evaluation(
         )
     rows = sampled.only(kept)
     examples = [[made[i] for i in kept] for made in examples]
-    if against is not None and not check_same_tokens(rows, *examples, against.title):
+    if against is not None and not check_same_tokens(rows, examples[0], examples[1], against.title):
         warnings.append(
             f"{subject.title} and {against.title} have different chat templates: the same answers follow other prompts"
         )
@@ -204,6 +200,21 @@ def _rows_of_run(registry: Registry, subject: Subject, warnings: list[str], *, n
     without = replace(config, calibration=replace(config.calibration, path=None))  # these rows are not needed
     selected = replace(subject.loaded, config=without)
     return _readable(lambda: select_rows(registry, selected), subject, warnings, needed=needed)
+
+
+def _read(
+    registry: Registry,
+    subject: Subject,
+    selected: SelectedRows,
+    progress: Progress,
+    warnings: list[str],
+    *,
+    needed: bool,
+) -> PlannedRows | None:
+    """The rows of a run and their split."""
+    loaded = subject.loaded
+    assert loaded is not None
+    return _readable(lambda: plan_rows(registry, selected, loaded, progress), subject, warnings, needed=needed)
 
 
 def _readable(read: Callable[[], T], subject: Subject, warnings: list[str], *, needed: bool) -> T | None:

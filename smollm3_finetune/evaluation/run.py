@@ -119,7 +119,7 @@ def _row_losses(
                 title=rows.titles[source],
                 advance=task.advance,
             )
-            sums = np.bincount(owner, weights=found.sums, minlength=len(mine))
+            sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
             terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)
             parts.append(replace(found, sums=sums, terms=terms, sources=np.zeros(len(mine), dtype=np.int64)))
     return joined(parts)

@@ -16,7 +16,7 @@ from smollm3_finetune.cli.session import find_plugins, prints_result, result_str
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.config.load import LoadedConfig
-    from smollm3_finetune.evaluation.plan import Subject
+    from smollm3_finetune.evaluation.subject import Subject
 
 
 @click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
