@@ -31,6 +31,7 @@ from smollm3_finetune.evaluation.rows import (
 )
 from smollm3_finetune.evaluation.sanity import Prompts, prompts_of
 from smollm3_finetune.evaluation.subject import Subject
+from smollm3_finetune.evaluation.tasks import PlannedTasks, open_tasks
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelPlan, SelectedModel, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.trained_context import check_trained_context
@@ -60,6 +61,10 @@ class EvalSettings:
     null_adapter: bool = True
     overlap: Literal["near", "exact", "keep"] = "near"
     """Which rows that are also in training data are left out of the comparison."""
+    tasks: Sequence[str] = ()
+    """References of tasks to measure too."""
+    evaluator: SelectedComponent | None = None
+    """The evaluator of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,8 @@ class PlannedEvaluation:
     """Rows without supervised tokens, which are not among `rows`."""
     prompts: Prompts
     warnings: Sequence[str] = field(default_factory=tuple)
+    tasks: PlannedTasks | None = None
+    """Opened tasks, which are measured with each model."""
 
     def compares(self) -> bool:
         """Whether there is something to compare the model with."""
@@ -169,6 +176,17 @@ def plan_evaluation(
         )
     config = selected.config.train
     train = replace(config, packing=False, padding="always", batch_size=settings.batch_size or config.batch_size)
+    tasks = None
+    if settings.evaluator is not None:
+        tasks = open_tasks(
+            settings.evaluator,
+            settings.tasks,
+            device=plans[0].context.device,
+            limit=settings.limit,
+            batch_size=train.batch_size,
+            seed=settings.seed,
+            progress=progress,
+        )
     rooms = [r for r in (context_of(p.source.config) for p in plans) if r is not None]
     return PlannedEvaluation(
         subject=_ready(subject, plans[0], renderers[0], examples[0]),
@@ -183,6 +201,7 @@ def plan_evaluation(
             rows, renderers[0], settings.answers, settings.max_new_tokens, min(rooms, default=None), settings.seed
         ),
         warnings=warnings,
+        tasks=tasks,
     )
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import Objective, Progress, UnsupportedOp
+from smollm3_finetune.api import DocumentScore, Objective, Progress, UnsupportedOp
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
 from smollm3_finetune.evaluation.sanity import answers, shares
+from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
 from smollm3_finetune.evaluation.verdict import Comparison, compare
 from smollm3_finetune.inference.decoding import Answer
 from smollm3_finetune.inference.precision import autocast
@@ -35,6 +36,8 @@ class Observed:
     losses: RowLosses
     """Of each row, also of rows that are left out of the comparison."""
     answers: Sequence[Answer]
+    scores: Sequence[DocumentScore] = ()
+    """Of tasks, by document and metric."""
 
 
 def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
         "line": None if comparison is None else comparison.line(),
         "answers": _answers(planned, before, after),
         "null_adapter": null,
+        "tasks": _tasks(planned, before, after),
         "row_losses": _rows(planned, before, after),
         "warnings": list(planned.warnings),
         "seconds": round(time.monotonic() - began, 1),
@@ -93,9 +97,13 @@ def _observed(
     if not np.isfinite(losses.sums).all():
         raise ModelError(f"the held-out loss of {what} is not a finite number, so {what} is not usable")
     stopping.check()
-    if not planned.prompts:
-        return Observed(losses, ())
-    return Observed(losses, answers(loaded, subject.renderer, planned.prompts, planned.train.batch_size, progress))
+    said: Sequence[Answer] = ()
+    if planned.prompts:
+        said = answers(loaded, subject.renderer, planned.prompts, planned.train.batch_size, progress)
+    if planned.tasks is None:
+        return Observed(losses, said)
+    mode = {"enable_thinking": subject.renderer.options.enable_thinking}
+    return Observed(losses, said, measure_tasks(loaded, planned.tasks, renderer=subject.renderer, template_kwargs=mode))
 
 
 def _row_losses(
@@ -228,6 +236,14 @@ def _answers(planned: PlannedEvaluation, before: Observed | None, after: Observe
         **{when: None if found is None else shares(found) for when, found in both.items()},
         "samples": samples,
     }
+
+
+def _tasks(planned: PlannedEvaluation, before: Observed | None, after: Observed) -> list[dict[str, Any]]:
+    """The result of each task and metric, with its line; "before" is the base or the other model."""
+    if planned.tasks is None:
+        return []
+    results = compare_tasks(planned.tasks, None if before is None else before.scores, after.scores)
+    return [{**result.as_json(), "line": result.line()} for result in results]
 
 
 def _rows(planned: PlannedEvaluation, before: Observed | None, after: Observed) -> list[dict[str, Any]]:

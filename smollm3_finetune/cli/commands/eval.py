@@ -19,14 +19,35 @@ if TYPE_CHECKING:
     from smollm3_finetune.evaluation.subject import Subject
 
 
-@click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
+def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Show help after all other options are parsed, so that it includes the options of the named evaluator."""
+    if value:
+        text = ctx.get_help()
+        if ctx.params.get("evaluator"):
+            from smollm3_finetune.cli.output.component_help import component_help
+            from smollm3_finetune.components.kinds import EVALUATOR
+
+            text += "\n\n" + component_help(ctx.params, [EVALUATOR])
+        click.echo(text)
+        ctx.exit()
+
+
+@click.command(cls=HintingCommand, add_help_option=False)
 @click.argument("target", metavar="RUN|MODEL")
 @click.option(
     "--data", multiple=True, metavar="PATH",
     help="Measure on these rows: a file, glob, directory or Hub ID; default: the held-out rows of the run.",
 )  # fmt: skip
 @click.option("--against", metavar="RUN|MODEL", help="Compare with this run or model; default: with the base.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Measure a random sample of the rows.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    help="Measure a random sample of the rows, and the first documents of each task.",
+)
+@click.option("--tasks", multiple=True, metavar="A,B", help="Also measure on these tasks: names or files.")
+@click.option("--evaluator", metavar="NAME", help="Evaluator of the tasks; default: the one that recognizes them.")
+@click.option("--evaluator-opt", multiple=True, metavar="K=V", help="An option of the evaluator.")
 @click.option("--fail-if", type=click.Choice(("worse", "not-better")), help="Exit with code 9 if this is the verdict.")
 @click.option(
     "--answers", type=click.IntRange(min=0), default=16, show_default=True, metavar="N",
@@ -62,6 +83,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with the loss of each row.")
 @plugin_options
+@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
+              help="Show this message and exit; with --evaluator, also its options.")  # fmt: skip
 @prints_result
 def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | None, **values: Any) -> None:
     """Measure whether a fine-tuned model is better than its base, or than another model.
@@ -89,6 +112,7 @@ def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | Non
 
     settings = EvalSettings(
         rows=rows,
+        **_tasks(registry, values),
         **{
             n: values[n]
             for n in ("limit", "seed", "batch_size", "answers", "max_new_tokens", "null_adapter", "overlap")
@@ -148,6 +172,24 @@ def _subject(target: str, values: Mapping[str, Any], registry: Registry) -> Subj
         title=target, request=request, device=values["device"] or "auto", dtype=dtype_of(own, values), run=own,
         loaded=loaded, check_base=not values["any_base"],
     )  # fmt: skip
+
+
+def _tasks(registry: Registry, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks and their evaluator, as settings; none without `--tasks`."""
+    from smollm3_finetune.cli.session import options_of
+    from smollm3_finetune.config.schema import ComponentConfig
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.evaluation.tasks import select_evaluator, task_references
+
+    if not values["tasks"]:
+        if values["evaluator"] or values["evaluator_opt"]:
+            raise ConfigError(
+                "an evaluator needs tasks, and --tasks is not given", hint="--tasks arc_easy,./my_task.yaml"
+            )
+        return {}
+    tasks = task_references(values["tasks"])
+    config = ComponentConfig(name=values["evaluator"], options=options_of(values, "evaluator_opt", "evaluator"))
+    return {"tasks": tasks, "evaluator": select_evaluator(registry, tasks, config)}
 
 
 ROWS = ("data", "formatter", "max_length", "assign")

@@ -6,7 +6,7 @@ Does not import torch.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +27,7 @@ OF_A_RUN = tuple(kind for kind in KINDS if kind is not EVALUATOR)
 """The kinds that a training run has."""
 
 
-def component_help(params: Mapping[str, Any], kinds: Iterable[Kind] = OF_A_RUN) -> str:
+def component_help(params: Mapping[str, Any], kinds: Collection[Kind] = OF_A_RUN) -> str:
     """The names of the installed components by kind, then the options of those that the command line names."""
     registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
     lines = ["Installed components:"]
@@ -39,7 +39,7 @@ def component_help(params: Mapping[str, Any], kinds: Iterable[Kind] = OF_A_RUN) 
         )
     for parameter, kind in NAMED.items():
         name = params.get(parameter)
-        if name:
+        if name and kind in kinds:
             try:
                 lines += ["", *option_lines(registry.find(kind, name))]
             except SmolLM3Error as e:

@@ -30,6 +30,7 @@ def shown_evaluation(report: Mapping[str, Any]) -> str:
     lines += _answers(report)
     if (null := report["null_adapter"]) is not None:
         lines.append(("null adapter", null.get("line") or f"not measured: {null['unavailable']}"))
+    lines += [("" if n else "tasks", task["line"]) for n, task in enumerate(report["tasks"])]
     if comparison is not None:
         lines.append(("verdict", _verdict(report)))
     lines.append(("took", f"{report['seconds']} s"))
