@@ -29,9 +29,17 @@ RUNS = (
 """What is trained, its steps, its learning rate, and the verdict."""
 
 
-def smollm3(*arguments: Any) -> dict[str, Any]:
-    """The report of `smollm3 ARGUMENTS --json`, in a child process."""
-    command = [sys.executable, "-m", "smollm3_finetune.main", *map(str, arguments), "--json"]
+COMMAND = (sys.executable, "-m", "smollm3_finetune.main")
+
+
+def train(*arguments: Any) -> None:
+    """A run; one that ruins its model ends with an error after it has saved the adapter."""
+    subprocess.run([*COMMAND, "train", *map(str, arguments)], check=False)
+
+
+def evaluate(*arguments: Any) -> dict[str, Any]:
+    """The report of `smollm3 eval ARGUMENTS --json`, in a child process."""
+    command = [*COMMAND, "eval", *map(str, arguments), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -62,15 +70,15 @@ def main() -> int:
         model = dense(gguf, Path(folder) / "model")
         for number, (title, steps, rate, expected) in enumerate(RUNS):
             run, began = Path(folder) / f"run-{number}", time.monotonic()
-            smollm3(
-                *("train", "--model", model, "--adapter", "lora", "--adapter-opt", "rank=8", "--output", run),
+            train(
+                *("--model", model, "--adapter", "lora", "--adapter-opt", "rank=8", "--output", run),
                 *("--max-steps", steps, "--learning-rate", rate, "--batch-size", 4, "--max-length", args.max_length),
                 *("--set", "train.sample_tokens=1", "--set", "train.schedule=constant", "--dtype", args.dtype),
                 *("--set", f"data.limit={args.rows}"),
                 *(("--data", data) if data is not None else ()),
             )
             trained = time.monotonic()
-            report = smollm3("eval", run, "--answers", 4, "--max-new-tokens", 48)
+            report = evaluate(run, "--answers", 4, "--max-new-tokens", 48)
             times = {"train_seconds": trained - began, "eval_seconds": time.monotonic() - trained}
             results.append({"title": title, "learning_rate": rate, "expected": expected, **times, "report": report})
             null = report["null_adapter"]
