@@ -17,6 +17,9 @@ from smollm3_finetune.evaluation.row_losses import RowLosses
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
+RESOLUTION = 1e-5
+"""Nats per term; a smaller difference is not a verdict, however certain: padding and batch size change the measured
+losses by as much."""
 POWER = 0.8
 """The probability with which the smallest difference would be called better or worse."""
 
@@ -99,7 +102,7 @@ def _compared(
 
 
 def _verdict(found: Interval, rows: int) -> Verdict:
-    if rows < LEAST_ROWS or found.low is None or found.high is None:
+    if rows < LEAST_ROWS or found.low is None or found.high is None or abs(found.estimate) < RESOLUTION:
         return "cannot tell"
     if found.high < 0:
         return "better"
