@@ -11,8 +11,9 @@ import numpy as np
 
 from smollm3_finetune.api import DocumentScore
 from smollm3_finetune.errors import PluginError
+from smollm3_finetune.evaluation.line import LEAST_ROWS
 from smollm3_finetune.evaluation.row_losses import RowLosses
-from smollm3_finetune.evaluation.verdict import LEAST_ROWS, Comparison, Verdict, compare
+from smollm3_finetune.evaluation.verdict import Comparison, Verdict, compare
 
 
 @dataclass(frozen=True, kw_only=True)
