@@ -7,6 +7,7 @@ nox -s on_commit    what the pre-commit hook runs: a few seconds
 nox -s newest       the quick tests and training, with the newest releases of everything but torch
 nox -s floor        the same tests with the lowest releases that the ranges allow
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
+nox -s verdicts     train SmolLM2-135M three times: better, worse, cannot tell, found by `smollm3 eval`
 nox -s start_up     how long help takes, beside `import click`
 nox -s first_step   how long a run takes to its first step
 nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
@@ -151,6 +152,12 @@ def core_alone(session: nox.Session) -> None:
 def real_model(session: nox.Session) -> None:
     """Train SmolLM2-135M from the package index with every bundled quantizer, LoRA and DoRA. About half an hour."""
     session.run(sys.executable, "benchmarks/real_model.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def verdicts(session: nox.Session) -> None:
+    """Three runs on SmolLM2-135M whose verdicts are known, and `smollm3 eval` on each. A quarter of an hour."""
+    session.run(sys.executable, "benchmarks/verdicts.py", *session.posargs, env=dict(os.environ))
 
 
 @nox.session
