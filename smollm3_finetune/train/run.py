@@ -221,7 +221,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     )
     trained = take_steps(job, loaded, collate, measuring, trackers)
     with gathered_weights(loaded.model):
-        check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
+        check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
