@@ -23,14 +23,15 @@ LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "opti
 
 SAME = (
     "api/quantizer_helpers", "batching/attention_within_rows", "batching/bins", "batching/cross_entropy",
-    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/chat", "cli/chat_screen", "cli/chat_terminal", "cli/data", "cli/generate_prompts", "cli/streams", "cli/trust",
+    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/chat",
+    "cli/chat_screen", "cli/chat_terminal", "cli/data", "cli/generate_prompts", "cli/streams", "cli/trust",
     "compatibility/measure", "components/containment", "components/many_plugins", "components/requirements",
     "config/shown", "data/chunks", "data/compressed", "data/damaged_tables", "data/data", "data/formatter_tokens",
     "data/formatters", "data/held_out_rows", "data/render", "data/rows", "data/saved_datasets",
     "data/template_families", "data/template_limits", "data/templates", "data/tokenizers", "data/unread_columns",
     "docs/english", "docs/tutorials", "faults/failing_runs", "faults/failures", "faults/fuzz", "faults/kills",
-    "faults/locks", "faults/streams_of_runs", "files/limits", "files/permissions", "inference/chat", "inference/stopping", "kit/kit",
-    "kit/kit_fixtures", "kit/kit_own", "model/long_context", "runs/resume", "scaffold/scaffold",
+    "faults/locks", "faults/streams_of_runs", "files/limits", "files/permissions", "inference/chat",
+    "inference/stopping", "kit/kit", "kit/kit_fixtures", "kit/kit_own", "model/long_context", "runs/resume", "scaffold/scaffold",
     "startup/training_imports", "train/base_dropout", "train/compiling", "train/half_precision", "train/health",
     "train/launcher", "train/learning_rate", "train/measuring", "train/mishaps", "train/stopping",
     "train/two_processes",
