@@ -17,10 +17,10 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.inference.generate import answer
-from smollm3_finetune.inference.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.adapter_card import edited_card
 from smollm3_finetune.model.left_alone import left_alone
@@ -28,6 +28,8 @@ from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.facts import record_facts
+from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.card import training_facts
@@ -66,6 +68,9 @@ def train(
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
+            stack.enter_context(recorded_failure(job.run))
+            with _writing(job, job.run.path):
+                record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
