@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from smollm3_finetune.api.modes import evaluating
+from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.inference.cached_prefix import CachedPrefix
 from smollm3_finetune.inference.sampling import GREEDY, Sampling
