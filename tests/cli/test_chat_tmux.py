@@ -28,7 +28,7 @@ class Screen:
     """A tmux window in which `smollm3 ARGS` runs."""
 
     def __init__(self, columns: int, *args: str) -> None:
-        self.socket = f"smollm3-{os.getpid()}-{columns}"
+        self.socket = f"smollm3-{os.getpid()}-{id(self)}-{time.monotonic_ns()}"  # a server that ends refuses sessions
         passed = {k: v for k, v in os.environ.items() if k.startswith(("PYTHONPATH", "SMOLLM3", "HF_", "OMP_"))}
         command = shlex.join([sys.executable, "-m", "smollm3_finetune.main", *args])
         environment = shlex.join(["env", "-u", "COLUMNS", "-u", "LINES", *(f"{k}={v}" for k, v in passed.items())])
@@ -77,7 +77,7 @@ def saved_adapter(path: Path) -> str:
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=0.3)
     loaded.save(path)
     return str(path)
 
@@ -129,7 +129,7 @@ def test_a_chat_in_tmux(columns: int, adapter: str) -> None:
     assert undone.startswith(cut.rstrip("> \n")) and ended.endswith("ended")
     (compared,) = compare(columns, adapter)
     assert ("│ base" in compared) is (columns == 120)
-    assert "The capital of France is Paris." in compared and "with bottleneck" in compared
+    assert "with bottleneck" in compared and "The capital of France is Paris." in compared
 
 
 if __name__ == "__main__":
