@@ -1,0 +1,67 @@
+"""The measured values of a run, by name and step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.files.limits import JSON_SIZE, BeyondLimit, parse_json, read_bytes
+from smollm3_finetune.report.thinning import Points
+from smollm3_finetune.report.values import count, number
+
+HELD_OUT = "held_out_loss"
+NOT_CURVES = ("step", "epoch")
+MOST_NAMES = 40
+"""Names beyond these are not read: an objective may log its own values, but not one name for each step."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Curves by name, such as `loss`, each in the order of the file."""
+
+    curves: Mapping[str, Points] = field(default_factory=dict)
+    lines: int = 0
+    """Logged steps: lines with a training loss."""
+    problem: str = ""
+    """Why the file could not be read; empty if it could."""
+
+    @property
+    def last_step(self) -> int | None:
+        return max((points[-1][0] for points in self.curves.values() if points), default=None)
+
+    def of(self, name: str) -> Points:
+        return self.curves.get(name, [])
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The values in `metrics.jsonl`; damaged lines are skipped."""
+    try:
+        data = read_bytes(path, JSON_SIZE)
+    except FileNotFoundError:
+        return Metrics()
+    except (OSError, BeyondLimit) as e:
+        return Metrics(problem=f"{path.name} cannot be read: {getattr(e, 'strerror', None) or e}")
+    curves: dict[str, Points] = {}
+    lines = 0
+    for row in _rows(data):
+        step = count(row.get("step"))
+        if step is None:
+            continue
+        lines += "loss" in row
+        for name, value in row.items():
+            if name in NOT_CURVES or (name not in curves and len(curves) >= MOST_NAMES):
+                continue
+            if value is None or number(value) is not None:  # None: it was not finite
+                curves.setdefault(name, []).append((step, number(value)))
+    return Metrics(curves, lines)
+
+
+def _rows(data: bytes) -> Iterator[Mapping[str, Any]]:
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError, UnicodeDecodeError):
+            row = parse_json(line.decode("utf-8"))
+            if isinstance(row, dict):
+                yield row
