@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from smollm3_finetune.files.limits import JSON_SIZE, BeyondLimit, parse_json, read_bytes
+from smollm3_finetune.files.limits import JSON_SIZE, shown_bytes
 from smollm3_finetune.report.thinning import Points
 from smollm3_finetune.report.values import count, number
+from smollm3_finetune.runs.metrics import metric_rows
 
 HELD_OUT = "held_out_loss"
 NOT_CURVES = ("step", "epoch")
@@ -38,17 +38,14 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """The values in `metrics.jsonl`; damaged lines are skipped."""
-    try:
-        data = read_bytes(path, JSON_SIZE)
-    except FileNotFoundError:
-        return Metrics()
-    except (OSError, BeyondLimit) as e:
-        return Metrics(problem=f"{path.name} cannot be read: {getattr(e, 'strerror', None) or e}")
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > JSON_SIZE.size:
+            larger = f"{path.name} is larger than {shown_bytes(JSON_SIZE.size)} and is not shown"
+            return Metrics(problem=f"{larger}; the limit is {JSON_SIZE.variable}.")
     curves: dict[str, Points] = {}
     lines = 0
-    for row in _rows(data):
-        step = count(row.get("step"))
-        if step is None:
+    for row in metric_rows(path):
+        if (step := count(row["step"])) is None:
             continue
         lines += "loss" in row
         for name, value in row.items():
@@ -57,11 +54,3 @@ def read_metrics(path: Path) -> Metrics:
             if value is None or number(value) is not None:  # None: it was not finite
                 curves.setdefault(name, []).append((step, number(value)))
     return Metrics(curves, lines)
-
-
-def _rows(data: bytes) -> Iterator[Mapping[str, Any]]:
-    for line in data.splitlines():
-        with contextlib.suppress(ValueError, UnicodeDecodeError):
-            row = parse_json(line.decode("utf-8"))
-            if isinstance(row, dict):
-                yield row

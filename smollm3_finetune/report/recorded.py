@@ -26,7 +26,7 @@ def write_data(run: RunDir, about: Mapping[str, Any]) -> None:
 
 
 def write_origins(run: RunDir, origins: Mapping[str, str]) -> None:
-    """Write where the values of run.yaml come from. A resumed run keeps the origins of values that it did not change."""
+    """Write where the values of run.yaml come from; a resumed run keeps the origins of values that it did not change."""
     inside = f"{run.config.name}:"
     new = {k: o for k, o in origins.items() if inside not in o} if run.origins.exists() else origins
     kept = {k: v for k, v in json_object(run.origins).items() if text(v) is not None}

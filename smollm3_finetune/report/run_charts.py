@@ -71,8 +71,8 @@ def drawn_note(views: Sequence[RunView]) -> str:
     if lines <= 4 * BUCKETS:
         return ""
     return (
-        f"{lines:,} logged steps are drawn as at most {4 * BUCKETS} points for each curve: the first, smallest, largest "
-        f"and last value of every {-(-lines // BUCKETS):,} steps. metrics.jsonl has all of them."
+        f"{lines:,} logged steps are drawn as at most {4 * BUCKETS} points for each curve: the first, smallest, "
+        f"largest and last value of every {-(-lines // BUCKETS):,} logged steps. metrics.jsonl has all of them."
     )
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.schema import COMPONENT_SECTIONS
+from smollm3_finetune.config.schema import COMPONENT_SECTIONS, RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
-from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.files.limits import CONFIG_SIZE, read_bytes
 from smollm3_finetune.runs.rundir import RunDir
 
@@ -43,15 +43,23 @@ SECTIONS = {"loader": "loader", "quantizer": "quant", "adapter": "adapter", "obj
 assert set(SECTIONS.values()) <= set(COMPONENT_SECTIONS)
 
 
-def facts(config: Mapping[str, Any], titles: Iterable[str], steps: int, started: str | None = None) -> dict[str, Any]:
-    """The facts as written to versions.json, without the hash of run.yaml. `config` is the content of run.yaml."""
-    return {
-        "model": config["model"],
-        **{name: config[section]["name"] for name, section in SECTIONS.items()},
+def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: int) -> None:
+    """Write the facts of a run that starts or is resumed, once run.yaml is written. The caller holds the directory."""
+    saved = read_json(run.versions)
+    earlier = saved.get(FACTS)
+    began = earlier.get("started") if isinstance(earlier, dict) else None
+    if not isinstance(began, str):
+        began = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.versions.stat().st_mtime))
+    found = {
+        "config": config_hash(run.config),
+        "model": config.model,
+        **{name: getattr(config, section).name for name, section in SECTIONS.items()},
         "data": list(titles),
         "steps": steps,
-        "started": started or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": began,
     }
+    if found != earlier:
+        write_json(run.versions, {**saved, FACTS: found})
 
 
 def config_hash(file: Path) -> str:

@@ -6,6 +6,7 @@ metrics.jsonl   one object per line: step, loss, learning rate, tokens per secon
 before.json     held-out loss before the first step, for a resumed run
 trained.json    steps and tokens, written after the last step
 report.json     held-out loss and sample answers, before and after
+error.json      message and hint of the error that ended the run
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
 data.json       counts and lengths of the rows, and three rows with their loss masks
@@ -48,8 +49,8 @@ LONGEST = 120
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
-    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
-    "data.json", "origins.json", "warnings.jsonl", "report.html",
+    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "error.json", "checkpoints", CALIBRATION, USES,
+    LOCK, "data.json", "origins.json", "warnings.jsonl", "report.html",
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
