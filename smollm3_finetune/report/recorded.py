@@ -25,12 +25,14 @@ def write_data(run: RunDir, about: Mapping[str, Any]) -> None:
     write_json(run.data, about)
 
 
-def write_origins(run: RunDir, origins: Mapping[str, str]) -> None:
-    """Write where the values of run.yaml come from; a resumed run keeps the origins of values that it did not change."""
-    inside = f"{run.config.name}:"
-    new = {k: o for k, o in origins.items() if inside not in o} if run.origins.exists() else origins
-    kept = {k: v for k, v in json_object(run.origins).items() if text(v) is not None}
-    write_json(run.origins, {**kept, **new})
+def write_origins(run: RunDir, origins: Mapping[str, str], *, resumed: bool) -> None:
+    """Write where the values of run.yaml come from.
+
+    The values that a resumed run reads from its own run.yaml keep the origins of the first command.
+    """
+    own = f"{run.config.name}:"
+    kept = {k: v for k, v in json_object(run.origins).items() if text(v) is not None} if resumed else {}
+    write_json(run.origins, {**kept, **{k: o for k, o in origins.items() if not (resumed and own in o)}})
 
 
 def add_warnings(run: RunDir, warnings: Iterable[str]) -> None:

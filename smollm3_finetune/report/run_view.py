@@ -165,7 +165,7 @@ def _config(run: RunDir) -> tuple[list[Value], bool]:
     with contextlib.suppress(SmolLM3Error, OSError, ValueError):
         for setting in file_settings(run.config)[:MOST_VALUES]:
             key = ".".join(setting.key)
-            if key == "given":
+            if key in ("given", "output"):
                 continue
             about = dict.fromkeys(text(o) or "" for k, o in origins.items() if k == key or k.startswith(f"{key}."))
             found.append(

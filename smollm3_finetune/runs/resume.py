@@ -20,7 +20,8 @@ from smollm3_finetune.runs.versions import saved_versions
 
 MAY_CHANGE = {
     ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
-    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("device",),
+    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("train", "report"),
+    ("device",),
 }  # fmt: skip
 """Keys that do not affect the steps already taken."""
 

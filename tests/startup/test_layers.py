@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("inference",),
     ("quantize",),
     ("merge",),
+    ("report",),
     ("train",),
     ("compatibility",),
     ("checks",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cli.options import plugin_flags
@@ -13,6 +14,7 @@ from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.model_files.dropout import described
+from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.start import PlannedRun
@@ -59,6 +61,7 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
         f"took           {report['seconds']} s{first}, {counted(report['steps'], 'step')}, "
         f"{counted(report['tokens'], 'token')}",
+        *([f"page           {page}"] if (page := RunDir(Path(report["run"])).page).exists() else ()),
         "",
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]
