@@ -8,6 +8,8 @@ from typing import Any
 
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS
 from smollm3_finetune.errors import ConfigError, did_you_mean
+from smollm3_finetune.runs.configuration import configuration_of
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
 Value = Callable[[RunSummary], Any]
@@ -117,28 +119,9 @@ def _configured(key: str, option: str) -> Value:
         raise ConfigError(f"{option}: unknown key {key[:80]!r}", hint=f"did you mean {best!r}?" if best else known)
 
     def value(run: RunSummary) -> Any:
-        return configuration_of(run).get(key)
+        try:
+            return configuration_of(RunDir(run.path)).get(key)
+        except ConfigError:  # a damaged run
+            return None
 
     return value
-
-
-def configuration_of(run: RunSummary) -> dict[str, Any]:
-    """The values in run.yaml by their key, such as `train.epochs`; empty if it cannot be read."""
-    from smollm3_finetune.config.yaml12 import read_yaml
-
-    try:
-        values, _ = read_yaml(run.path / "run.yaml")
-    except ConfigError:
-        return {}
-    return flat(values)
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration's sections by their key, such as `train.epochs`."""
-    found: dict[str, Any] = {}
-    for section, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{section}.{key}": inner for key, inner in value.items()}
-        else:
-            found[section] = value
-    return found
