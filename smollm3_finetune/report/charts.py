@@ -16,6 +16,8 @@ MOST_MARKS = 40
 """Points of a curve that are drawn with a mark each."""
 LABEL_ROOM = 14
 """Pixels between two letters at the ends of curves."""
+NEAR = 5.0
+"""Percent of the width within which two letters could cover each other."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _with_letters(drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis,
         ends[i] = (100 * steps.at(step), _pixels(axis, value))
         step, value = finite[len(finite) * (2 * n + 1) // (2 * len(lettered) + 1)]
         on[i] = (100 * steps.at(step), _pixels(axis, value))
-    apart = _apart({i: y for i, (_, y) in ends.items()})
+    apart = _apart(dict(ends))
     found = []
     for i, one in enumerate(drawn):
         at = [(round(on[i][0], 2), round(on[i][1] - 4, 1)), (round(ends[i][0], 2), apart[i])] if i in ends else []
@@ -156,15 +158,16 @@ def _with_letters(drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis,
     return found
 
 
-def _apart(heights: dict[int, float]) -> dict[int, float]:
-    """Heights in pixels, moved down where two letters would cover each other, and up from the lower edge."""
+def _apart(ends: dict[int, tuple[float, float]]) -> dict[int, float]:
+    """Heights in pixels of letters at these places: moved down where two would cover each other, or up at the edge."""
     found: dict[int, float] = {}
-    last = -float("inf")
-    for i in sorted(heights, key=lambda i: heights[i]):
-        last = max(heights[i], last + LABEL_ROOM)
-        found[i] = last
-    below = max(last - HEIGHT, 0.0)
-    return {i: round(y - below + 4, 1) for i, y in found.items()}
+    for i in sorted(ends, key=lambda i: ends[i][1]):
+        near = [y for other, y in found.items() if abs(ends[other][0] - ends[i][0]) < NEAR]
+        found[i] = max([ends[i][1], *(y + LABEL_ROOM for y in near)])
+    for i in ends:
+        below = max((y for other, y in found.items() if abs(ends[other][0] - ends[i][0]) < NEAR), default=0.0) - HEIGHT
+        ends[i] = (ends[i][0], found[i] - max(below, 0.0))
+    return {i: round(y + 4, 1) for i, (_, y) in ends.items()}
 
 
 def _in_words(points: Points) -> str:

@@ -51,6 +51,7 @@ def read_metrics(path: Path) -> Metrics:
         for name, value in row.items():
             if name in NOT_CURVES or (name not in curves and len(curves) >= MOST_NAMES):
                 continue
-            if value is None or number(value) is not None:  # None: it was not finite
-                curves.setdefault(name, []).append((step, number(value)))
+            finite = number(value)
+            if finite is not None or value is None:  # None: it was not finite
+                curves.setdefault(name, []).append((step, finite))
     return Metrics(curves, lines)

@@ -8,11 +8,11 @@ from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.report.charts import Chart, Curve, chart
 from smollm3_finetune.report.metrics import HELD_OUT, Metrics
 from smollm3_finetune.report.run_view import RunView
-from smollm3_finetune.report.thinning import BUCKETS, SMOOTHED_FROM, Points, smoothed, window
+from smollm3_finetune.report.thinning import BUCKETS, DENSE, SMOOTHED_FROM, Points, smoothed, window
 
 LOSS = "nats per supervised token"
 CHARTS = (
-    ("learning_rate", "Learning rate", "", False),
+    ("learning_rate", "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
     ("tokens_per_second", "Speed", "tokens per second", True),
     ("memory_gb", "Memory", "GB, 10⁹ bytes", True),
@@ -26,22 +26,29 @@ MOST_OWN = 12
 def charts_of(view: RunView) -> list[Chart]:
     """The charts of one run."""
     metrics, last = view.metrics, _last_step([view])
-    loss, held_out = metrics.of("loss"), view.held_out
-    curves = [Curve("training loss", loss, "raw" if len(loss) >= SMOOTHED_FROM else "first")]
-    if len(loss) >= SMOOTHED_FROM:
-        curves.append(Curve(f"mean of {window(_finite(loss))} logged losses", smoothed(loss), "first"))
-    curves.append(Curve("held-out loss", held_out, "second", mark="diamond"))
-    found = [chart("loss", "Loss", LOSS, curves, last)]
+    losses = _with_mean("training loss", metrics.of("loss"), SMOOTHED_FROM)
+    found = [chart("loss", "Loss", LOSS, [*losses, Curve("held-out loss", view.held_out, "second", "diamond")], last)]
     for name, title, unit, from_zero in CHARTS:
+        curves = _with_mean(title.lower(), metrics.of(name), DENSE)
         log = name == "grad_norm"
-        found.append(chart(name, title, unit, [Curve(title.lower(), metrics.of(name), "first")], last,
-                           may_be_log=log, from_zero=from_zero))  # fmt: skip
+        found.append(chart(name, title, unit, curves, last, may_be_log=log, from_zero=from_zero))
     for name in _own(metrics):
         shown = visible(name[:80])
-        found.append(
-            chart(f"own-{name}", shown, "logged by the objective", [Curve(shown, metrics.of(name), "first")], last)
-        )
+        curves = _with_mean(shown, metrics.of(name), DENSE)
+        found.append(chart(f"own-{name}", shown, "logged by the objective", curves, last))
     return [c for c in found if c is not None]
+
+
+def _with_mean(label: str, points: Points, least: int) -> list[Curve]:
+    """A curve; from `least` values on, also the mean over neighbors, unless the values hardly differ from it."""
+    if (number := _finite(points)) < least:
+        return [Curve(label, points, "first")]
+    mean = smoothed(points)
+    finite = [value for _, value in points if value is not None]
+    noise = max(abs(value - one) for value, (_, one) in zip(finite, mean, strict=True) if one is not None)
+    if noise <= 0.02 * (max(finite) - min(finite)):
+        return [Curve(label, points, "first")]
+    return [Curve(label, points, "raw"), Curve(f"mean of {window(number):,} logged values", mean, "first")]
 
 
 def overlaid(views: Sequence[RunView], letters: Sequence[str]) -> list[Chart]:

@@ -9,7 +9,9 @@ Points = list[tuple[int, float | None]]
 
 BUCKETS = 200
 SMOOTHED_FROM = 20
-"""Values from which a mean over neighbors is drawn too."""
+"""Losses from which a mean over neighbors is drawn too."""
+DENSE = 200
+"""Other values from which it is: the curve of this many noisy values is a band."""
 
 
 def thinned(points: Sequence[tuple[int, float | None]], buckets: int = BUCKETS) -> Points:

@@ -35,7 +35,7 @@ class Interval:
     @classmethod
     def of(cls, low: float, difference: float, high: float) -> Interval:
         left, right = min(low, difference, 0.0), max(high, difference, 0.0)
-        room = (right - left) * 0.12 or 1.0
+        room = (right - left) * 0.2 or 1.0
         left, right = left - room, right + room
 
         def at(value: float) -> float:
