@@ -32,10 +32,10 @@ def charts_of(view: RunView) -> list[Chart]:
         curves = _with_mean(title.lower(), metrics.of(name), DENSE)
         log = name == "grad_norm"
         found.append(chart(name, title, unit, curves, last, may_be_log=log, from_zero=from_zero))
-    for name in _own(metrics):
+    for i, name in enumerate(_own(metrics)):
         shown = visible(name[:80])
         curves = _with_mean(shown, metrics.of(name), DENSE)
-        found.append(chart(f"own-{name}", shown, "logged by the objective", curves, last))
+        found.append(chart(f"own-{i}", shown, "logged by the objective", curves, last))
     return [c for c in found if c is not None]
 
 

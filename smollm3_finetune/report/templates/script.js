@@ -13,7 +13,6 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
   label();
 
-  const SVG = "http://www.w3.org/2000/svg";
   const values = JSON.parse(document.getElementById("values").textContent);
   const text = (value) => {
     const size = Math.abs(value);
@@ -36,7 +35,7 @@
     const cursor = svg.querySelector(".cursor");
     const readout = plot.parentElement.querySelector(".readout");
     const dots = curves.map((curve) => {
-      const dot = document.createElementNS(SVG, "circle");
+      const dot = document.createElementNS(svg.namespaceURI, "circle");
       dot.setAttribute("class", `cursor-dot ${curve.style}`);
       dot.setAttribute("r", "4.5");
       dot.setAttribute("visibility", "hidden");
