@@ -72,10 +72,23 @@ def is_held(file: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as e:
-        return e.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOSYS)  # ENOSYS: the file is the lock
+        if e.errno == errno.ENOSYS:  # a file system without locks, where the file is the lock
+            return _holder_lives(file)
+        return e.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
     finally:
         os.close(handle)
     return False
+
+
+def _holder_lives(file: Path) -> bool:
+    """Whether the process that filelock recorded in a file, which is the lock, runs here or on another computer."""
+    import psutil
+
+    try:
+        pid, host = file.read_text(encoding="utf-8").split()[:2]
+        return host != socket.gethostname() or psutil.pid_exists(int(pid))
+    except (OSError, ValueError):
+        return True
 
 
 def _cannot_be_acquired(file: Path) -> bool:

@@ -47,10 +47,21 @@ def changed_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values differ, and the value of each configuration; None also stands for a missing key."""
+    """The keys whose values differ, and the value of each configuration; None also stands for a missing key.
+
+    If the components of a section differ, their options are left out unless a run set them or all have them.
+    """
     keys = dict.fromkeys(key for values in configurations for key in values if key not in NOT_COMPARED)
     rows = {key: [values.get(key) for values in configurations] for key in keys}
-    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+    different = {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+    given = {name for values in configurations for name in values.get("given") or ()}
+    return {
+        key: row
+        for key, row in different.items()
+        if all(key in values for values in configurations)
+        or key in given
+        or f"{key.partition('.')[0]}.name" not in different
+    }
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

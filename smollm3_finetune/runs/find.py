@@ -81,12 +81,17 @@ def named_run(text: str, folder: Path, command: str) -> RunDir:
         raise ModelError(
             f"several runs are called {text!r}: {shown}", hint=f"{command} {shlex.quote(str(named[0].path))}"
         )
-    run = RunDir(path)
+    run, near = RunDir(path), [*_beside(path), *known]
     if (inside := run.containing()) is not None:
         hint = f"it is inside a run: {command} {shlex.quote(str(inside))}"
-    elif similar := did_you_mean(path.name, [run.path.name for run in known]):
-        nearest = next(run for run in known if run.path.name == similar)
+    elif similar := did_you_mean(path.name, [other.path.name for other in near]):
+        nearest = next(other for other in near if other.path.name == similar)
         hint = f"did you mean {shlex.quote(str(nearest.path))}?"
     else:
         hint = "to see the runs: smollm3 runs list"
     raise ModelError(run.why_none(), hint=hint)
+
+
+def _beside(path: Path) -> list[RunDir]:
+    """The runs in the directory in which a run was looked for, if the path names one."""
+    return list(find_runs(path.parent)) if path.parent != Path() and path.parent.is_dir() else []

@@ -193,7 +193,7 @@ class RunDir:
                         hint="choose another --output",
                     )
                 say(f"{self.path} contains a run that ended before its first checkpoint: it is started again")
-                self._discard()
+                self.discard()
             write_text(self.config, _rerun_yaml(config))
             write_json(self.versions, versions)
 
@@ -245,7 +245,7 @@ class RunDir:
         """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
         with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
             if not self.metrics.exists() and self.holds_nothing():
-                self._discard()
+                self.discard()
 
     def remove_empty(self) -> None:
         """Delete the directory if it is empty."""
@@ -261,7 +261,7 @@ class RunDir:
         begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
         return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""
         for path in self.path.iterdir():
             if path.is_dir():
@@ -312,6 +312,12 @@ class RunDir:
                 hint=f"rm {shlex.quote(str(self.trained))}, to continue from the last checkpoint",
             )
         return value
+
+    def deleted_checkpoints(self) -> bool:
+        """Whether a finished run saved checkpoints of which none exists any more."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return load_json(self.report)["checkpoints"]["saved"] > 0 and not self.saved.all()
+        return False
 
     def start_again(self) -> str:
         """The command that starts a run with this configuration, in the same directory if it holds nothing else."""

@@ -56,7 +56,7 @@ def matching(runs: Iterable[RunSummary], filters: Sequence[str], states: Sequenc
 def ordered(runs: Iterable[RunSummary], key: str, *, reverse: bool = False) -> list[RunSummary]:
     """The runs in the order of a key; runs without a value come last. Raises ConfigError for an unknown key."""
     value = {**TEXTS, **NUMBERS, **LARGEST_FIRST}.get(key) or _configured(key, "--sort")
-    runs = list(runs)
+    runs = sorted(runs, key=lambda run: run.path)  # the order of equal values
     values = {id(run): _comparable(value(run)) for run in runs}
     with_value = [run for run in runs if values[id(run)] is not None]
     with_value.sort(key=lambda run: values[id(run)], reverse=(key in LARGEST_FIRST) != reverse)

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -96,24 +97,27 @@ def test_hostile_text_does_nothing(browser: Any, make_run: MakeRun) -> None:
 def test_values_are_shown_at_the_pointer_by_keys_and_by_touch(browser: Any, make_run: MakeRun) -> None:
     run = make_run()
     rows = {r["step"]: r for r in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in r}
+    shows = playwright.expect
     with opened(browser, write_report([run]).as_uri(), has_touch=True) as page:
         chart, readout = page.locator(".plot").first, page.locator(".readout").first
+        chart.scroll_into_view_if_needed()
         box = chart.locator("svg").first.bounding_box()
         page.mouse.move(box["x"] + box["width"] * 30.2 / 60, box["y"] + 50)
-        assert f"step 30 · training loss {rows[30]['loss']:.4g}" in readout.inner_text()
-        assert page.locator(".readout").nth(3).inner_text().startswith("step 30"), "all charts show the same step"
-        page.mouse.move(0, 0)
-        assert readout.inner_text() == "steps"
+        shows(readout).to_contain_text(f"step 30 · training loss {rows[30]['loss']:.4g}")
+        shows(page.locator(".readout").nth(3)).to_contain_text("step 30")  # all charts show the same step
+        page.mouse.move(1, 1)
+        shows(readout).to_have_text("steps")
         chart.focus()
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowLeft")
-        assert readout.inner_text().startswith("step 28")
+        shows(readout).to_contain_text("step 28")
         page.keyboard.press("Home")
-        assert readout.inner_text().startswith("step 0"), "the held-out loss before training"
-        assert chart.get_attribute("aria-valuetext").startswith("step 0, training loss")
+        shows(readout).to_contain_text("step 0 ")  # the held-out loss before training
+        shows(chart).to_have_attribute("aria-valuetext", re.compile("^step 0, training loss"))
         page.keyboard.press("Escape")
+        shows(readout).to_have_text("steps")
         page.touchscreen.tap(box["x"] + box["width"] * 10 / 60, box["y"] + 60)
-        assert readout.inner_text().startswith("step 10")
+        shows(readout).to_contain_text("step 10 ")
 
 
 def test_the_switch_changes_the_colors_and_stores_nothing(browser: Any, make_run: MakeRun) -> None:

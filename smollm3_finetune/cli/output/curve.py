@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from smollm3_finetune.cli.output.characters import shows
+from smollm3_finetune.runs.metrics import Losses
 
 MARKS = "●○×+△□◆◇"
 ASCII_MARKS = "*ox+#@%&"
 LINES = "│└─"
-ASCII_LINES = "||-"
+ASCII_LINES = "|+-"
 LOGARITHMIC = 20
 """The vertical axis is logarithmic if the largest value is more than this many times the smallest."""
+CURVE_WIDTH = 100
+"""Characters of the widest curve, axis included."""
+LABEL = 8
+"""Characters of the values on the left: `-3.6e+08`."""
 SMALLEST = 10
 """Columns of the narrowest curve."""
 
@@ -39,8 +44,7 @@ def shown_curve(series: Sequence[Series], width: int, height: int = 12, *, ascii
     marks, (side, corner, bottom) = (ASCII_MARKS, ASCII_LINES) if plain else (MARKS, LINES)
     steps = [step for _, one in drawn for step, _ in one.points]
     first, last = min(steps), max(steps)
-    labels_width = 7
-    columns = max(width - labels_width - 2, SMALLEST)
+    columns = max(width - LABEL - 2, SMALLEST)
     averaged = [(at, _by_column(one.points, first, last, columns)) for at, one in drawn]
     values = [value for _, points in averaged for value in points.values()]
     axis = _Axis.of(min(values), max(values), height)
@@ -55,13 +59,21 @@ def shown_curve(series: Sequence[Series], width: int, height: int = 12, *, ascii
     lines = []
     for row in range(height):
         label = _number(axis.value(row)) if row in ticks else ""
-        lines.append(f"{label:>{labels_width}} {side}{''.join(grid[row])}".rstrip())
-    lines.append(" " * (labels_width + 1) + corner + bottom * columns)
+        lines.append(f"{label:>{LABEL}} {side}{''.join(grid[row])}".rstrip())
+    lines.append(" " * (LABEL + 1) + corner + bottom * columns)
     begin, end = f"{first}", f"{last}"
-    lines.append(" " * (labels_width + 2) + begin + f"step {end}".rjust(columns - len(begin)))
+    lines.append(" " * (LABEL + 2) + f"{begin} {f'step {end}'.rjust(columns - len(begin) - 1)}")
     shown = [f"{marks[at % len(marks)]} {one.label}" for at, one in drawn]
-    legend = [*shown, *(["logarithmic"] if axis.logarithmic else [])]
-    return "\n".join([*lines, *_filled(legend, width, " " * (labels_width + 2))])
+    legend = [*shown, *(["(logarithmic)"] if axis.logarithmic else [])]
+    return "\n".join([*lines, *_filled(legend, width, " " * (LABEL + 2))])
+
+
+def shown_losses(losses: Losses, width: int) -> str:
+    """The curves of the training loss and the held-out loss; an empty string if there are fewer than two points."""
+    if len(losses.training) + len(losses.held_out) < 2:
+        return ""
+    series = [Series("loss", losses.training), Series("held-out loss", losses.held_out)]
+    return shown_curve(series, min(width, CURVE_WIDTH))
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ def _by_column(points: Sequence[tuple[int, float]], first: int, last: int, colum
 
 
 def _number(value: float) -> str:
-    """At most 7 characters."""
+    """At most 8 characters, as long as the exponent has two digits."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
     return f"{value:.1e}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.cli.output.characters import arrow, shows
+from smollm3_finetune.data.counts import counted
 
 
 def shown_change(before: float | None, after: float | None, comparison: Mapping[str, Any] | None = None) -> str:
@@ -22,6 +23,16 @@ def shown_change(before: float | None, after: float | None, comparison: Mapping[
     half = (comparison["high"] - comparison["low"]) / 2
     sign = "±" if shows("±") else "+-"
     return f"{ends} {after:.3f} ({signed(comparison['difference'])} {sign} {half:.3f}, {comparison['verdict']})"
+
+
+def shown_power(comparison: Mapping[str, Any] | None) -> str:
+    """For the verdict `cannot tell`: the smallest difference that so many rows can show; otherwise an empty string."""
+    if comparison is None or comparison["verdict"] != "cannot tell":
+        return ""
+    rows, smallest = comparison.get("rows"), comparison.get("smallest_difference")
+    if not isinstance(rows, int) or not isinstance(smallest, int | float):
+        return ""
+    return f"{counted(rows, 'held-out row')} can show a difference of {smallest:.3f} or more"
 
 
 def signed(value: float) -> str:

@@ -13,19 +13,16 @@ import click
 
 from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.options import plugin_flags
-from smollm3_finetune.cli.output.curve import Series, shown_curve
-from smollm3_finetune.cli.output.losses import shown_change
+from smollm3_finetune.cli.output.curve import shown_losses
+from smollm3_finetune.cli.output.losses import shown_change, shown_power
 from smollm3_finetune.cli.output.runs_table import COLORS, shown_age, wrapped
 from smollm3_finetune.config.yaml12 import dump_yaml, one_line
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.files.room import shown_size, size_of
 from smollm3_finetune.runs.details import RunDetails
-from smollm3_finetune.runs.metrics import Losses
 
 LABEL = 15
 """Characters of the labels on the left."""
-CURVE_WIDTH = 100
-"""Characters of the widest curve."""
 SAMPLE = 400
 """Characters of a sample answer that are shown."""
 
@@ -37,19 +34,11 @@ def shown_run(details: RunDetails, width: int) -> str:
         shown_losses(details.losses, width),
         "\n".join(_labeled(label, text, width) for label, text in _samples(details.report) if text),
         _section("configuration (values that are not defaults)", _configuration(details, width)),
-        _section("versions", wrapped(", ".join(f"{k} {v}" for k, v in details.versions.items()), width - 2)),
-        _section("warnings", [line for text in details.warnings for line in wrapped(text, width - 2)]),
+        _section("versions", _versions(details.versions, width)),
+        _section("warnings", [line for text in details.warnings for line in wrapped(one_line(text), width - 2)]),
         _section("next", [f"{label:<9} {command}" for label, command in next_commands(details)]),
     ]
     return "\n\n".join(block for block in blocks if block)
-
-
-def shown_losses(losses: Losses, width: int) -> str:
-    """The curves of the training loss and the held-out loss; an empty string if there are fewer than two points."""
-    if len(losses.training) + len(losses.held_out) < 2:
-        return ""
-    series = [Series("loss", losses.training), Series("held-out loss", losses.held_out)]
-    return shown_curve(series, min(width, CURVE_WIDTH))
 
 
 def _labeled(label: str, text: str, width: int) -> str:
@@ -80,6 +69,7 @@ def _facts(details: RunDetails) -> Iterator[tuple[str, str]]:
     yield "data", "\n".join(_data(details.report) or facts.data)
     yield "steps", _steps(details)
     yield "held-out loss", shown_change(run.before, run.after, run.comparison)
+    yield "", shown_power(run.comparison)
     for title, one in _by_source(run.comparison):
         yield "", f"{shown_change(one['before'], one['after'], one)}: {title}"
     yield "size", _size(run.path, run.bytes, run.checkpoint_bytes)
@@ -143,6 +133,12 @@ def _configuration(details: RunDetails, width: int) -> list[str]:
         shown = f"{key:<{longest}}  {text}"
         lines.append(f"{shown}  ({one_line(origin)})" if origin else shown)
     return [line for text in lines for line in wrapped(text, width - 2)]
+
+
+def _versions(versions: Mapping[str, str], width: int) -> list[str]:
+    """Names and versions, not separated by a line break."""
+    lines = wrapped(", ".join(f"{name}\xa0{version}" for name, version in versions.items()), width - 2)
+    return [line.replace("\xa0", " ").strip() for line in lines] if versions else []
 
 
 def shown_value(value: Any) -> str:

@@ -54,7 +54,7 @@ def shown_age(time: datetime.datetime | None, now: datetime.datetime) -> str:
     seconds = max((now - time).total_seconds(), 0)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
+            return f"{seconds // length:.0f} {unit}"
     return "now"
 
 
