@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.report import comparison, data_section
+from smollm3_finetune.report import data_section
 from smollm3_finetune.report.next_steps import next_steps
 from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid
-from smollm3_finetune.report.run_view import RunView
+from smollm3_finetune.report.run_view import RunView, Shortened, shown_value
 from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.verdict import verdict_of
 from smollm3_finetune.report.word_diff import word_diff
+from smollm3_finetune.runs.configuration import differences
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def page_of_runs(views: Sequence[RunView]) -> str:
         verdicts=[verdict_of(view.summary.comparison) for view in views],
         losses=[_losses(view) for view in views],
         notes=[n for n in (drawn_note(views), gaps_note(views)) if n],
-        differences=comparison.differences(views),
-        answers=comparison.answers(views, letters),
+        differences=_differences(views),
+        answers=_answers(views, letters),
     )
 
 
@@ -116,7 +117,24 @@ def _losses(view: RunView) -> str:
     return " → ".join(found)
 
 
+def _differences(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
+    """(key, the value in each run) for the keys of the configuration whose values differ."""
+    found = differences([view.values for view in views])
+    return [(visible(key), [shown_value(value) for value in several]) for key, several in found.items()]
+
+
+def _answers(views: Sequence[RunView], letters: Sequence[str]) -> list[tuple[str, list[tuple[str, Shortened]]]]:
+    """(prompt, [(letter, the answer after training)]) for each prompt, in the order of the runs."""
+    found: dict[str, list[tuple[str, Shortened]]] = {}
+    for letter, view in zip(letters, views, strict=True):
+        if view.after is not None:
+            prompt = view.prompt[-1][1].text if view.prompt else ""
+            found.setdefault(prompt, []).append((letter, view.after))
+    return list(found.items())
+
+
 TABLE_ROWS = 12
+"""Rows of the table of values."""
 
 
 def _table(view: RunView) -> Mapping[str, Any] | None:

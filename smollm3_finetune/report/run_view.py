@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smollm3_finetune.config.load import file_settings
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
@@ -16,6 +15,7 @@ from smollm3_finetune.report.metrics import HELD_OUT, Metrics, read_metrics
 from smollm3_finetune.report.recorded import saved_warnings
 from smollm3_finetune.report.thinning import Points
 from smollm3_finetune.report.values import count, items, json_object, mapping, number, text
+from smollm3_finetune.runs.configuration import NOT_COMPARED, changed_values, configuration_of
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
@@ -48,6 +48,8 @@ class Value:
     shown: str
     origin: str
     """Empty for a default, or if the origin is not known."""
+    chosen: bool
+    """Whether it is more than a default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,11 @@ class RunView:
     """The content of data.json."""
     rows: Sequence[Mapping[str, Any]]
     """Counts by source."""
+    values: Mapping[str, Any]
+    """The values of run.yaml, by key."""
     config: Sequence[Value]
     has_origins: bool
+    """Whether the run recorded where its values come from."""
     versions: Sequence[tuple[str, str]]
     warnings: Sequence[str]
 
@@ -103,7 +108,10 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
     report, metrics = json_object(run.report), read_metrics(run.metrics)
     before, after = mapping(report.get("before")) or json_object(run.before), mapping(report.get("after"))
     data = json_object(run.data)
-    config, has_origins = _config(run)
+    values: Mapping[str, Any] = {}
+    with contextlib.suppress(SmolLM3Error):
+        values = configuration_of(run)
+    origins = json_object(run.origins)
     return RunView(
         run=run,
         summary=summary,
@@ -119,8 +127,9 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         report=report,
         data=data,
         rows=[mapping(r) for r in items(data.get("sources")) or items(report.get("rows"))],
-        config=config,
-        has_origins=has_origins,
+        values=values,
+        config=_config(run, values, origins),
+        has_origins=bool(origins),
         versions=_versions(run),
         warnings=[visible(w) for w in saved_warnings(run)],
     )
@@ -158,24 +167,29 @@ def _question(prompt: Any) -> Any:
     return mapping(messages[-1]).get("content") if messages else prompt or ""
 
 
-def _config(run: RunDir) -> tuple[list[Value], bool]:
-    """The values of run.yaml with their origins, and whether the origins are known."""
-    origins = json_object(run.origins)
+def _config(run: RunDir, values: Mapping[str, Any], origins: Mapping[str, Any]) -> list[Value]:
+    """The values of run.yaml with their origins; if these are not known, those that are not defaults are marked."""
+    changed = changed_values(values)
     found = []
-    with contextlib.suppress(SmolLM3Error, OSError, ValueError):
-        for setting in file_settings(run.config)[:MOST_VALUES]:
-            key = ".".join(setting.key)
-            if key in ("given", "output"):
-                continue
-            about = dict.fromkeys(text(o) or "" for k, o in origins.items() if k == key or k.startswith(f"{key}."))
-            found.append(
-                Value(
-                    key=visible(key),
-                    shown="none" if setting.value is None else shortened(setting.value, 400).text,
-                    origin=visible(", ".join(about)),
-                )
+    for key, value in list(values.items())[:MOST_VALUES]:
+        if key in NOT_COMPARED:
+            continue
+        about = dict.fromkeys(text(o) or "" for k, o in origins.items() if k == key or k.startswith(f"{key}."))
+        origin = ", ".join(about)
+        found.append(
+            Value(
+                key=visible(key),
+                shown=shown_value(value),
+                origin=visible(origin),
+                chosen=bool(origin) if origins else key in changed,
             )
-    return found, bool(origins)
+        )
+    return found
+
+
+def shown_value(value: Any) -> str:
+    """A value of a configuration as text."""
+    return "none" if value is None else shortened(value, 400).text
 
 
 def _versions(run: RunDir) -> list[tuple[str, str]]:

@@ -18,6 +18,9 @@ MEANING = {
     "worse": "On the held-out rows, the tuned model has a higher loss than the base model.",
     "cannot tell": "The held-out rows do not show whether the tuned model is better or worse than the base model.",
 }
+LEAST_ROWS = 30
+"""As in `evaluation.verdict`, which imports NumPy."""
+TOO_FEW = f"There are too few held-out rows for a verdict: {LEAST_ROWS} are needed."
 MOST_SOURCES = 50
 
 
@@ -57,6 +60,8 @@ class Verdict:
     """(name, value)"""
     sources: Sequence[tuple[str, Verdict]]
     """(title, verdict), if there are several sources."""
+    too_few: bool = False
+    """Whether the held-out rows are too few for any verdict."""
 
     @property
     def sign(self) -> str:
@@ -64,7 +69,7 @@ class Verdict:
 
     @property
     def meaning(self) -> str:
-        return MEANING[self.word]
+        return TOO_FEW if self.too_few else MEANING[self.word]
 
 
 def decimals(width: float) -> int:
@@ -87,7 +92,8 @@ def verdict_of(comparison: Any) -> Verdict | None:
         digits = max(decimals(high - low), 3)
         half = f"{(high - low) / 2:.{digits}f}"
         line = f"held-out loss {before:.{digits}f} → {after:.{digits}f} ({signed(difference, digits)} ± {half}, {word})"
-    return Verdict(word, line, interval, _facts(about, before, after), _sources(about))
+    too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
+    return Verdict(word, line, interval, _facts(about, before, after), _sources(about), too_few)
 
 
 def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[str, str]]:
@@ -98,9 +104,9 @@ def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[
         found.append(("held-out rows", f"{rows:,}{tokens}"))
     found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
     if (smallest := number(about.get("smallest_difference"))) is not None:
-        found.append(("smallest difference that these rows could show", shown(smallest)))
+        found.append(("smallest difference that so many rows can show", shown(smallest)))
     if (more := count(about.get("rows_for_half"))) is not None:
-        found.append(("rows needed to show half of it", f"{more:,}"))
+        found.append(("rows needed for half of it", f"{more:,}"))
     if excluded := count(about.get("excluded_rows")):
         found.append(("rows left out because they are also in the training data", f"{excluded:,}"))
     return found

@@ -16,6 +16,7 @@ import pytest
 
 from smollm3_finetune.errors import ConfigError, WriteError
 from smollm3_finetune.files.locks import locked
+from smollm3_finetune.report.page import TEMPLATES
 from smollm3_finetune.report.write import MOST_RUNS, write_report
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
@@ -55,6 +56,15 @@ def test_the_page_shows_every_part_of_a_finished_run(make_run: MakeRun, parsed: 
     assert page.section("Versions") == "Versions smollm3-finetune 0.1.0 torch 2.13.0"
 
 
+def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -> None:
+    few = {"rows": 12, "terms": 90, "before": 1.9, "after": 1.8, "difference": -0.1, "low": None, "high": None,
+           "verdict": "cannot tell", "smallest_difference": None, "rows_for_half": None}  # fmt: skip
+    page = parsed(write_report([make_run(comparison=few)]))
+    verdict = page.section("Is it better?")
+    assert "≈ cannot tell held-out loss 1.900 → 1.800 (−0.100, cannot tell)" in verdict
+    assert "too few held-out rows for a verdict: 30 are needed" in verdict and "interval" not in verdict
+
+
 def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, parsed: Parsed) -> None:
     run = make_run()
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
@@ -82,7 +92,8 @@ def test_a_run_of_an_earlier_version(make_run: MakeRun, parsed: Parsed) -> None:
     assert "held-out loss 1.885 → 1.851 This run did not record an interval" in page.section("Is it better?")
     assert "317 training rows, 43 held-out rows" in page.section("Data"), "from report.json"
     assert "Warnings" not in page.sections and page.marked["mark"] == []
-    assert "All 9 values" in page.section("Configuration")
+    config = page.section("Configuration").partition("defaults, or were resolved")
+    assert "train.max_steps 60" in config[0] and "set by" not in config[0] and "data.held_out 0.1" in config[2]
 
 
 @pytest.mark.parametrize("steps", [60, 0], ids=["after some steps", "before the first step"])
@@ -211,6 +222,37 @@ def test_huge_texts_and_long_runs_give_a_bounded_page(make_run: MakeRun, parsed:
     assert [54321, 77.5] in points and points[0][0] == 1 and points[-1][0] == 100_000
     assert "100,000 logged steps are drawn as at most 800 points for each curve" in page.section("Curves")
     assert "1,996,000 more characters" in page.section("Answers")
+
+
+# ---------------------------------------------------------------------------------------------- colors
+
+PAIRS = (
+    ("ink", "card"), ("ink", "page"), ("soft", "card"), ("soft", "page"), ("good-ink", "good"), ("bad-ink", "bad"),
+    ("mid-ink", "mid"), ("good-ink", "card"), ("bad-ink", "card"), ("mid-ink", "card"), ("ink", "mark"),
+)  # fmt: skip
+"""Colors of text on colors behind it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_curves_have_the_contrast_that_wcag_asks_for(scheme: str) -> None:
+    """4.5 (level AA), also for curves, whose letters have the same color."""
+    style = (TEMPLATES / "style.css").read_text()
+    block = style.partition(f"macro {scheme}()")[2].partition("endmacro")[0]
+    colors = {name: value for name, value in re.findall(r"--([\w-]+): (#\w+);", block)}
+
+    def luminance(name: str) -> float:
+        digits = colors[name][1:]
+        digits = digits if len(digits) == 6 else "".join(2 * d for d in digits)
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    assert {(a, b): round(contrast(a, b), 2) for a, b in PAIRS if contrast(a, b) < 4.5} == {}
+    assert {n: contrast(n, "card") for n in (*(f"c{i}" for i in range(8)), "accent") if contrast(n, "card") < 4.5} == {}
 
 
 # ---------------------------------------------------------------------------------------------- several runs
