@@ -153,7 +153,11 @@ def _with_letters(drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis,
     apart = _apart(dict(ends))
     found = []
     for i, one in enumerate(drawn):
-        at = [(round(on[i][0], 2), round(on[i][1] - 4, 1)), (round(ends[i][0], 2), apart[i])] if i in ends else []
+        at = (
+            [(round(on[i][0], 2), round(max(on[i][1] - 4, 6.0), 1)), (round(ends[i][0], 2), apart[i])]
+            if i in ends
+            else []
+        )
         found.append(Drawn(one.curve, one.path, one.marks, at))
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.report.run_view import RunView
 from smollm3_finetune.report.scales import shown
@@ -78,17 +79,19 @@ def of(view: RunView) -> DataSection | None:
 
 def _source(row: Mapping[str, Any]) -> Source:
     numbers = {name: count(row.get(name)) or 0 for name in ("train", "held_out", "empty", "undesirable", "chunks")}
-    kept = f"{numbers['train']:,} training rows, {numbers['held_out']:,} held-out rows"
+    kept = f"{counted(numbers['train'], 'training row')}, {counted(numbers['held_out'], 'held-out row')}"
     notes = []
     if numbers["empty"]:
-        notes.append(f"{numbers['empty']:,} rows left out: no supervised tokens")
+        notes.append(f"{counted(numbers['empty'], 'row')} left out: no supervised tokens")
     if numbers["undesirable"]:
-        notes.append(f"{numbers['undesirable']:,} rows left out: their label is false")
+        notes.append(f"{counted(numbers['undesirable'], 'row')} left out: false label")
     if numbers["chunks"]:
-        notes.append(f"long text in {numbers['chunks']:,} chunks")
+        notes.append(f"long text in {counted(numbers['chunks'], 'chunk')}")
     for name, times in sorted(mapping(row.get("notes")).items()):
-        notes.append(f"{visible(name)}: {count(times) or 0:,} rows")
-    unread = [f"{visible(name)} ({count(times) or 0:,} rows)" for name, times in mapping(row.get("not_read")).items()]
+        notes.append(f"{visible(name)}: {counted(count(times) or 0, 'row')}")
+    unread = [
+        f"{visible(name)} ({counted(count(times) or 0, 'row')})" for name, times in mapping(row.get("not_read")).items()
+    ]
     if unread:
         notes.append(f"columns not read: {', '.join(unread)}")
     return Source(visible(text(row.get("title")) or "rows"), kept, notes)
@@ -103,7 +106,8 @@ def _lengths(title: str, about: Mapping[str, Any]) -> Lengths | None:
     most = max((rows for *_, rows in whole), default=0)
     if not most:
         return None
-    parts = [f"{count(about.get('examples')) or 0:,} examples, {count(about.get('tokens')) or 0:,} tokens"]
+    examples, tokens = (count(about.get(key)) or 0 for key in ("examples", "tokens"))
+    parts = [f"{counted(examples, 'example')}, {counted(tokens, 'token')}"]
     parts += [
         f"{name} {shown(value)}"
         for name, key in (("shortest", "min"), ("median", "median"), ("95th percentile", "p95"), ("longest", "max"))
@@ -122,7 +126,7 @@ def _lengths(title: str, about: Mapping[str, Any]) -> Lengths | None:
 def _row(row: Mapping[str, Any]) -> Row:
     tokens, supervised = count(row.get("tokens")) or 0, count(row.get("supervised")) or 0
     side, why = text(row.get("side")) or "", text(row.get("why")) or ""
-    about = [f"{tokens:,} tokens, {supervised:,} supervised", f"{side}: {why}" if why else side]
+    about = [f"{counted(tokens, 'token')}, {supervised:,} supervised", f"{side}: {why}" if why else side]
     for note in items(row.get("notes")):
         about.append(f"cut from {count(row.get('length')) or 0:,} tokens" if note == "cut" else str(note))
     return Row(

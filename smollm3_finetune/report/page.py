@@ -89,6 +89,7 @@ def page_of_runs(views: Sequence[RunView]) -> str:
         notes=[n for n in (drawn_note(views), gaps_note(views)) if n],
         differences=_differences(views),
         answers=_answers(views, letters),
+        warnings=[(letter, w) for letter, view in zip(letters, views, strict=True) for w in view.warnings],
     )
 
 

@@ -44,7 +44,7 @@ def test_the_page_shows_every_part_of_a_finished_run(make_run: MakeRun, parsed: 
     for title in ("Loss", "Learning rate", "Gradient norm", "Speed", "Memory"):
         assert title in page.section("Curves")
     assert (page.marked["del"], page.marked["ins"]) == (["before training", "blue."], ["after training", "green, see?"])
-    assert "2 answers during training" in page.section("Answers") and "answer 40" in page.section("Answers")
+    assert "Answers during training (2)" in page.section("Answers") and "answer 40" in page.section("Answers")
     data = page.section("Data")
     assert "317 training rows, 43 held-out rows" in data and "cut: 3 rows; columns not read: id (360 rows)" in data
     assert "shortest 45; median 55; 95th percentile 94; longest 109" in data and "50–59 286" in data
@@ -238,7 +238,7 @@ def test_text_and_curves_have_the_contrast_that_wcag_asks_for(scheme: str) -> No
     """4.5 (level AA), also for curves, whose letters have the same color."""
     style = (TEMPLATES / "style.css").read_text()
     block = style.partition(f"macro {scheme}()")[2].partition("endmacro")[0]
-    colors = {name: value for name, value in re.findall(r"--([\w-]+): (#\w+);", block)}
+    colors = dict(re.findall(r"--([\w-]+): (#\w+);", block))
 
     def luminance(name: str) -> float:
         digits = colors[name][1:]
@@ -266,7 +266,7 @@ def test_several_runs_are_drawn_over_each_other(make_run: MakeRun, parsed: Parse
     page = parsed(file)
     assert "A first finished tiny none + full 60 1.885 → 1.851 ▼ better −0.034" in page.section("Runs")
     assert "C third interrupted tiny none + full" in page.section("Runs")
-    differing = page.section("Differences of the configurations")
+    differing = page.section("Configuration differences")
     assert "train.learning_rate 0.0002 0.001 0.0002" in differing and "seed" not in differing
     curves = values_of(page)["loss"]["curves"]
     assert [c["label"] for c in curves] == ["A first", "B second", "C third"]
