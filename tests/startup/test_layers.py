@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("batching",),
     ("inference",),
+    ("evaluation",),
     ("quantize",),
     ("merge",),
     ("report",),
