@@ -57,10 +57,10 @@ def ordered(runs: Iterable[RunSummary], key: str, *, reverse: bool = False) -> l
     """The runs in the order of a key; runs without a value come last. Raises ConfigError for an unknown key."""
     value = {**TEXTS, **NUMBERS, **LARGEST_FIRST}.get(key) or _configured(key, "--sort")
     runs = sorted(runs, key=lambda run: run.path)  # the order of equal values
-    values = {id(run): _comparable(value(run)) for run in runs}
-    with_value = [run for run in runs if values[id(run)] is not None]
-    with_value.sort(key=lambda run: values[id(run)], reverse=(key in LARGEST_FIRST) != reverse)
-    return with_value + [run for run in runs if values[id(run)] is None]
+    found = [(_comparable(value(run)), run) for run in runs]
+    known = [(compared, run) for compared, run in found if compared is not None]
+    known.sort(key=lambda item: item[0], reverse=(key in LARGEST_FIRST) != reverse)
+    return [run for _, run in known] + [run for compared, run in found if compared is None]
 
 
 def _comparable(value: Any) -> tuple[bool, float, str] | None:

@@ -132,11 +132,8 @@ def _reported(run: RunDir) -> dict[str, Any]:
     if not isinstance(before, dict) or not isinstance(after, dict):
         raise ModelError(f"{file} is damaged: before and after must be objects")
     comparison = report.get("comparison")
-    if comparison is not None:
-        if not isinstance(comparison, dict) or not isinstance(comparison.get("verdict"), str):
-            raise ModelError(f"{file} is damaged: comparison must be an object with a verdict")
-        for key in ("difference", "low", "high"):
-            _number(comparison, key, file)
+    if comparison is not None and not is_comparison(comparison):
+        raise ModelError(f"{file} is damaged: comparison must have before, after, difference, low, high and a verdict")
     steps = report.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise ModelError(f"{file} is damaged: steps must be a whole number")
@@ -148,6 +145,16 @@ def _reported(run: RunDir) -> dict[str, Any]:
         "finished": _modified(file),
         "seconds": _number(report, "seconds", file),
     }
+
+
+def is_comparison(value: Any) -> bool:
+    """Whether a value compares two losses: it has both, their difference and a verdict, perhaps an interval."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("verdict"), str):
+        return False
+    ends = [value.get(key) for key in ("low", "high")]
+    numbers = [value.get(key) for key in ("before", "after", "difference")]
+    numbers += ends if ends != [None, None] else []
+    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
 
 
 def _titles(report: Mapping[str, Any]) -> tuple[str, ...]:

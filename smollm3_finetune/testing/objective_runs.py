@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from smollm3_finetune.api import RowObjective
-from smollm3_finetune.api.modes import evaluating
+from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.probe import on_device
 from smollm3_finetune.batching.strategy import Batches, batching
 from smollm3_finetune.components.discovery import PluginSelection, discover

@@ -34,6 +34,8 @@ def test_the_state_follows_from_lock_report_and_error(make_run: Make) -> None:
     with RunDir(failed).held():
         assert state(failed) == "running"
     assert state(failed) == "failed"
+    (make_run("runs/e", after=None) / ".smollm3-lock").write_text("{}\n")  # left by a killed process
+    assert state(Path("runs/e")) == "interrupted"
     assert state(make_run("runs/d", error={"message": "the adapter is not usable"})) == "failed", "despite its report"
 
 
@@ -76,7 +78,12 @@ def test_an_unfinished_run_has_the_steps_of_its_last_whole_line(make_run: Make) 
             '{"before": {}, "after": {"held_out_loss": "x"}, "steps": 1}',
             "held_out_loss must be a number",
         ),
-        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "with a verdict"),
+        ("report.json", '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": 3}}', "high and a verdict"),
+        (
+            "report.json",
+            '{"before": {}, "after": {}, "steps": 1, "comparison": {"verdict": "x"}}',
+            "high and a verdict",
+        ),
         ("error.json", "nothing", "error.json cannot be read as JSON"),
     ],
 )

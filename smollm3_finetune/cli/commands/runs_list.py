@@ -14,7 +14,7 @@ STATES = ("running", "finished", "interrupted", "failed", "damaged")
 EXAMPLES = """\b
 Examples:
   smollm3 runs list --sort after
-  smollm3 runs list --filter adapter=dora --filter train.learning_rate=1e-4
+  smollm3 runs list --filter adapter=full --filter train.learning_rate=1e-4
   smollm3 runs list --state failed --state interrupted
 """
 

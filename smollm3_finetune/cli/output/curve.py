@@ -41,7 +41,8 @@ def shown_curve(series: Sequence[Series], width: int, height: int = 12, *, ascii
     if not drawn:
         return ""
     plain = not shows(MARKS + LINES) if ascii_only is None else ascii_only
-    marks, (side, corner, bottom) = (ASCII_MARKS, ASCII_LINES) if plain else (MARKS, LINES)
+    marks, lines_of = (ASCII_MARKS, ASCII_LINES) if plain else (MARKS, LINES)
+    side, corner, bottom = tuple(lines_of)
     steps = [step for _, one in drawn for step, _ in one.points]
     first, last = min(steps), max(steps)
     columns = max(width - LABEL - 2, SMALLEST)

@@ -12,7 +12,7 @@ import click
 
 from smollm3_finetune.cli.output.characters import shows
 from smollm3_finetune.cli.output.curve import CURVE_WIDTH, Series, shown_curve
-from smollm3_finetune.cli.output.losses import signed
+from smollm3_finetune.cli.output.losses import digits_of, signed
 from smollm3_finetune.cli.output.runs_show import shown_value
 from smollm3_finetune.cli.output.runs_table import COLORS, GAP, cell_width, folded, padded, short, shown_steps, wrapped
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
@@ -113,11 +113,14 @@ def _losses(found: RunComparison, names: Sequence[str], width: int) -> str:
     head = ["run", "before", "after", "change", "95 % interval", "verdict", "steps", "state"]
     rows = []
     for name, run in zip(names, found.runs, strict=True):
-        change = "" if run.before is None or run.after is None else signed(run.after - run.before)
-        interval = ""
+        before, after, digits, change, interval = run.before, run.after, 3, "", ""
         if run.comparison is not None:
-            interval = f"{signed(run.comparison['low'])} to {signed(run.comparison['high'])}"
-        ends = ["" if loss is None else f"{loss:.3f}" for loss in (run.before, run.after)]
+            before, after, digits = run.comparison["before"], run.comparison["after"], digits_of(run.comparison)
+            if run.comparison["low"] is not None:
+                interval = " to ".join(signed(run.comparison[end], digits) for end in ("low", "high"))
+        if before is not None and after is not None:
+            change = signed(after - before, digits)
+        ends = ["" if loss is None else f"{loss:.{digits}f}" for loss in (before, after)]
         rows.append([name, *ends, change, interval, run.verdict or "", shown_steps(run), run.state])
     used = [at for at in range(len(head)) if any(row[at] for row in rows)]
     widths = {at: max(len(head[at]), *(len(row[at]) for row in rows)) for at in used}

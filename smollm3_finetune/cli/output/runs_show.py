@@ -20,6 +20,7 @@ from smollm3_finetune.config.yaml12 import dump_yaml, one_line
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.files.room import shown_size, size_of
 from smollm3_finetune.runs.details import RunDetails
+from smollm3_finetune.runs.summary import is_comparison
 
 LABEL = 15
 """Characters of the labels on the left."""
@@ -96,7 +97,7 @@ def _data(report: Mapping[str, Any]) -> list[str]:
     with contextlib.suppress(KeyError, TypeError, ValueError):
         for row in report.get("rows", ()):
             train, held_out = counted(row["train"], "training row"), counted(row["held_out"], "held-out row")
-            lines.append(f"{one_line(row['title'])}: {train}, {held_out}")
+            lines.append(f"{one_line(str(row['title']))}: {train}, {held_out}")
     return lines
 
 
@@ -104,8 +105,7 @@ def _by_source(comparison: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapp
     """The comparison of each source, if there are several."""
     sources = (comparison or {}).get("by_source")
     if isinstance(sources, Mapping) and len(sources) > 1:
-        needed = {"before", "after", "difference", "low", "high", "verdict"}
-        yield from ((t, one) for t, one in sources.items() if isinstance(one, Mapping) and needed <= one.keys())
+        yield from ((one_line(title), one) for title, one in sources.items() if is_comparison(one))
 
 
 def _size(path: Path, total: int, checkpoints: int) -> str:
