@@ -22,7 +22,7 @@ class Losses:
 
     training: Points
     held_out: Points
-    """At step 0 before training; at the last step after it."""
+    """At step 0 before training; after it, at the step of the published adapter."""
 
 
 def losses_of(run: RunDir) -> Losses:
@@ -37,7 +37,8 @@ def losses_of(run: RunDir) -> Losses:
     before = report.get("before") or _object(run.before)
     if (loss := _finite(_get(before, "held_out_loss"))) is not None:
         held_out[0] = loss
-    last = report.get("steps")
+    best = _get(report.get("best"), "step")  # the adapter of an earlier step may be the one that was published
+    last = best if isinstance(best, int) else report.get("steps")
     if isinstance(last, int) and (loss := _finite(_get(report.get("after"), "held_out_loss"))) is not None:
         held_out[last] = loss
     return Losses(training, sorted(held_out.items()))

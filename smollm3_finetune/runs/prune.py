@@ -26,6 +26,8 @@ from smollm3_finetune.runs.summary import RunSummary
 
 OTHERS = re.compile(rf"{re.escape(DAMAGED)}checkpoint-\d+|{re.escape(PARTIAL)}.*")
 """Names in `checkpoints/` that a run writes, besides those of checkpoints."""
+BEST = re.compile(r"best-\d+")
+"""Adapters in `checkpoints/` that only a resumed run needs: the best one is also in `adapter/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ def deletable(run: RunDir, keep: int) -> list[Path]:
         return []
     known = [c.path for c in run.saved.all()]
     found = known[: len(known) - keep] if keep else known
-    others = [p for p in sorted(run.checkpoints.iterdir()) if OTHERS.fullmatch(p.name) and p.is_dir()]
+    inside = [p for p in sorted(run.checkpoints.iterdir()) if p.is_dir()]
+    others = [p for p in inside if OTHERS.fullmatch(p.name) or (not keep and BEST.fullmatch(p.name))]
     return [path for path in (*found, *others) if not path.is_symlink()]
 
 

@@ -64,8 +64,11 @@ def test_prune_keeps_adapters_reports_metrics_and_configurations(cli: Cli, sever
 
 def test_prune_keeps_the_newest_checkpoints(cli: Cli, several: None) -> None:
     Path("runs/finished/checkpoints/damaged-checkpoint-3").mkdir()
+    Path("runs/finished/checkpoints/best-2").mkdir()
     cli("runs", "prune", "--yes", "--keep-checkpoints", "1", "--json").report()
-    assert [p.name for p in Path("runs/finished/checkpoints").iterdir()] == ["checkpoint-4"]
+    assert sorted(p.name for p in Path("runs/finished/checkpoints").iterdir()) == ["best-2", "checkpoint-4"]
+    cli("runs", "prune", "--yes", "--json").report()
+    assert not Path("runs/finished/checkpoints").exists()
 
 
 def test_prune_is_limited_by_state_filter_and_age(cli: Cli, several: None) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from smollm3_finetune.cli.output.run import shown_report
 
 Cli = Callable[..., Any]
 Make = Callable[..., Path]
@@ -158,6 +162,19 @@ def test_show_as_json_has_the_points_of_the_curves(cli: Cli, several: None) -> N
     assert about["configuration"] == {"train.epochs": 2.0}
 
 
+def test_show_names_the_step_of_the_published_adapter(cli: Cli, several: None) -> None:
+    report = json.loads(Path("runs/a/report.json").read_text())
+    report |= {
+        "best": {"step": 2, "held_out_loss": 2.5},
+        "stopped_early": {"reason": "no lower loss in 2 measurements"},
+    }
+    Path("runs/a/report.json").write_text(json.dumps(report))
+    shown = cli("runs", "show", "a").stdout
+    assert "ended early: no lower loss in 2 measurements" in shown
+    assert "the adapter is that of step 2" in shown
+    assert cli("runs", "show", "a", "--json").report()["losses"]["held_out"] == [[0, 3.0], [2, 2.5]]
+
+
 def test_show_survives_damaged_files(cli: Cli, several: None) -> None:
     for name in ("report.json", "metrics.jsonl", "before.json", "run.yaml"):
         Path("runs/a", name).write_bytes(b"\x00\xff{")
@@ -177,6 +194,23 @@ def test_show_refuses_what_is_not_a_run(cli: Cli, several: None, make_run: Make,
     make_run("runs/sweep-1")
     result = cli("runs", "show", name)
     assert (result.code, f"hint: {hint}" in result.stderr) == (6, True), result.stderr
+
+
+def test_train_ends_with_the_same_curve_on_a_terminal(
+    cli: Cli, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("runs/a")
+    report = json.loads((run / "report.json").read_text())
+    report |= {"run": str(run), "adapter": "runs/a/adapter", "trained_parameters": 1, "seconds_to_first_step": None}
+    report["rows"] = [{**row, "not_read": {}} for row in report["rows"]]
+    assert "● loss" not in shown_report(report), "not on a terminal"
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "__stdout__", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    curve = shown_report(report).partition("\n\nheld-out loss")[0].strip("\n")
+    assert "● loss   ○ held-out loss" in curve
+    assert curve in cli("runs", "show", "a").stdout
 
 
 # ------------------------------------------------------------------------------------------------- compare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.output.characters import shows
 from smollm3_finetune.cli.output.curve import CURVE_WIDTH, Series, shown_curve
 from smollm3_finetune.cli.output.losses import digits_of, signed
@@ -132,4 +134,7 @@ def _losses(found: RunComparison, names: Sequence[str], width: int) -> str:
         lines.append((" " * GAP).join(_colored(part) for part in parts).rstrip())
     if found.lowest is not None:
         lines.append(f"lowest after training: {names[found.lowest]}")
+        if "eval" in COMMANDS:
+            first, second = (shlex.quote(str(run.path)) for run in found.runs[:2])
+            lines.append(f"row by row, with an interval: smollm3 eval {first} --against {second}")
     return "\n".join(lines)

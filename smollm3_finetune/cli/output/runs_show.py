@@ -88,7 +88,13 @@ def _steps(details: RunDetails) -> str:
     taken, planned = run.steps or 0, run.facts.steps
     tokens = report.get("tokens")
     shown = f"{taken:,} of {planned:,}" if planned is not None and planned != taken else f"{taken:,}"
-    return f"{shown}, {counted(tokens, 'token')}" if isinstance(tokens, int) else shown
+    shown = f"{shown}, {counted(tokens, 'token')}" if isinstance(tokens, int) else shown
+    early, best = report.get("stopped_early"), report.get("best")
+    if isinstance(early, Mapping) and isinstance(early.get("reason"), str):
+        shown += f"\nended early: {one_line(early['reason'])}"
+    if isinstance(best, Mapping) and isinstance(best.get("step"), int) and best["step"] != run.steps:
+        shown += f"\nthe adapter is that of step {best['step']:,}, with the lowest held-out loss"
+    return shown
 
 
 def _data(report: Mapping[str, Any]) -> list[str]:
