@@ -61,6 +61,8 @@ class RunView:
     metrics: Metrics
     held_out: Points
     """The held-out loss at the steps at which it was measured, those before the first and after the last included."""
+    best: int | None
+    """The step of the adapter that was kept, if it is the one with the lowest held-out loss."""
     prompt: Sequence[tuple[str, Shortened]]
     """(role, content)"""
     before: Shortened | None
@@ -107,7 +109,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         summary = replace(summary, state=over)  # type: ignore[arg-type]
     report, metrics = json_object(run.report), read_metrics(run.metrics)
     before, after = mapping(report.get("before")) or json_object(run.before), mapping(report.get("after"))
-    data = json_object(run.data)
+    data, best = json_object(run.data), count(mapping(report.get("best")).get("step"))
     values: Mapping[str, Any] = {}
     with contextlib.suppress(SmolLM3Error):
         values = configuration_of(run)
@@ -116,7 +118,8 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         run=run,
         summary=summary,
         metrics=metrics,
-        held_out=_held_out(metrics, before, after, count(report.get("steps"))),
+        held_out=_held_out(metrics, before, after, best if best is not None else count(report.get("steps"))),
+        best=best,
         prompt=[
             (visible(text(mapping(m).get("role")) or "message"), shortened(mapping(m).get("content")))
             for m in items(report.get("prompt"))[:20]
@@ -135,13 +138,13 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
     )
 
 
-def _held_out(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, Any], steps: int | None) -> Points:
-    """The held-out losses by step. A resumed run that reached the last step twice keeps the last value."""
+def _held_out(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, Any], step: int | None) -> Points:
+    """The held-out losses by step; `step` is that of the adapter that was measured after training."""
     found = {step: value for step, value in metrics.of(HELD_OUT) if value is not None}
     if (first := number(before.get(HELD_OUT))) is not None:
         found[0] = first
-    if steps is not None and (last := number(after.get(HELD_OUT))) is not None:
-        found[steps] = last
+    if step is not None and (last := number(after.get(HELD_OUT))) is not None:
+        found[step] = last
     return sorted(found.items())
 
 
