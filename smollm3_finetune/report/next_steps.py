@@ -14,6 +14,8 @@ def next_steps(view: RunView) -> list[tuple[str, str]]:
     if view.summary.state == "finished":
         return [
             ("ask the tuned model", f"smollm3 generate {name} --prompt 'Your question'"),
+            ("chat with it", f"smollm3 chat {name}"),
+            ("judge it in more ways", f"smollm3 eval {name}"),
             ("merge the adapter into its base model", f"smollm3 merge {name} --output merged"),
             ("continue for more steps", f"smollm3 train --resume {name} --max-steps {2 * (view.summary.steps or 1)}"),
             ("repeat the run", f"smollm3 train --config {shlex.quote(str(run.config))} --output again"),

@@ -19,14 +19,22 @@ LISTED = (
 
 
 def training_facts(
-    job: Job, steps: int, tokens: int, before: Mapping[str, Any], after: Mapping[str, Any] | None = None
+    job: Job,
+    steps: int,
+    tokens: int,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any] | None = None,
+    published: int | None = None,
 ) -> Training:
-    """What the card says about a run; without `after`, the held-out loss after training is not known yet."""
+    """What the card says about a run; without `after`, the held-out loss after training is not known yet.
+
+    `published` is the step of the adapter, if it is not that of the last step.
+    """
     sources = [s.source for s in job.plan.rows.sources]
     return Training(
         datasets=[s.hub for s in sources if s.hub is not None and is_on_hub(s.hub)],
         sources=[(_shown(s), c.train, c.held_out) for s, c in zip(sources, job.tokens.counts, strict=True)],
-        settings=list(_settings(job, steps)),
+        settings=list(_settings(job, steps, published or steps)),
         results=list(_results(job, tokens, before, after or {})),
     )
 
@@ -41,14 +49,15 @@ def _shown(source: Source) -> str:
     return f"`{last_part(source.config.path)}`"
 
 
-def _settings(job: Job, steps: int) -> Iterator[tuple[str, str]]:
+def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]:
     from smollm3_finetune.train.distributed.processes import world_size
 
     config, train = job.plan.config, job.plan.config.train
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
-    yield "optimizer steps", f"{steps:,}"
+    best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
+    yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
     yield "longest row, in tokens", f"{config.data.max_length:,}"
     for name in LISTED:
