@@ -51,7 +51,7 @@ def modules_of_click() -> frozenset[str]:
 HELPS = [[command, "--help"] for command in COMMANDS]
 HELPS += [["plugins", v, "--help"] for v in ("list", "info", "new", "check")]
 HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
-HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "prune")]
+HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "report", "prune")]
 HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
 HELPS += [["data", v, "--help"] for v in ("preview", "stats")]
 
@@ -129,7 +129,7 @@ def test_showing_and_comparing_runs_imports_nothing_heavy() -> None:
     with tarfile.open(ROOT / "tests" / "runs" / "saved_by_0.1.0.tar.xz") as archive:
         archive.extractall(".", filter="data")
     runs = ["runs/none-lora", "runs/gptq-lora"]
-    for args in (["runs", "list"], ["runs", "show", runs[0]], ["runs", "compare", *runs]):
+    for args in (["runs", "list"], ["runs", "show", runs[0]], ["runs", "compare", *runs], ["runs", "report", *runs]):
         assert not modules_after(*args) & HEAVY, args
 
 

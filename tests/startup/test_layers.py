@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("quantize",),
     ("merge",),
+    ("report",),
     ("train",),
     ("compatibility",),
     ("checks",),
