@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_finetune.model_files.card_mark import marked
 from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, with_options
 
 
@@ -49,7 +50,7 @@ def card(about: Mapping[str, Any]) -> str:
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]
-    return "\n".join(lines) + "\n"
+    return marked("\n".join(lines) + "\n")
 
 
 def _perplexity(value: float | None) -> str:

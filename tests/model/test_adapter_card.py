@@ -19,9 +19,11 @@ from smollm3_finetune import load_model
 from smollm3_finetune.api import AdapterSpec, Purpose
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.model.adapter_card import GENERATED, Training, adapter_card
+from smollm3_finetune.model.adapter_card import Training, adapter_card, edited_card
 from smollm3_finetune.model.load import build_context, compose
 from smollm3_finetune.model.plan import plan_model, select_model
+from smollm3_finetune.model_files.card_mark import MARK
+from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.runs.reopen import run_request
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.testing import relative_error
@@ -107,6 +109,7 @@ def test_the_snippets_of_the_card_compute_what_generate_computes(
         assert command.startswith(("smollm3 generate path/to/acme-base ", "smollm3 merge path/to/acme-base "))
     assert ("smollm3 merge" in text) == (ways == 1), "what to run first if no other library can load it"
 
+    assert metadata_fault(text) is None
     about = ModelCard(text).data
     assert about.base_model is None, "a local path is not a model of the Hub"
     assert (about.license, about.license_name, about.get("license_link")) == ("other", "acme-1.0", None)
@@ -143,7 +146,7 @@ def test_the_merge_that_a_card_names_gives_the_same_model(
 def test_a_base_on_the_hub_is_named_with_its_revision() -> None:
     plan = load_model(adapter="full", purpose="train").plan
     object.__setattr__(plan.source, "pins", {"revision": "abc123"})
-    training = Training(datasets=["acme/rows", "acme/rows"], sources=[("rows", 3, 1)])
+    training = Training(datasets=["acme/rows", "acme/rows"], sources=[("rows", 3, 1, "commit `abc`")])
     text = adapter_card(replace(plan, ref="acme/base-3B"), training)
     about = ModelCard(text).data
     assert (about.base_model, about.base_model_relation, about.datasets) == ("acme/base-3B", "finetune", ["acme/rows"])
@@ -169,13 +172,12 @@ def test_every_adapter_gets_the_card_of_core_and_an_edited_card_is_kept(tmp_path
     loaded.save(card.parent)
     written = card.read_text(encoding="utf-8")
     assert "# tiny, scale adapter" in written and str(tmp_path) not in written
-    card.write_text(written + "\nmore\n", encoding="utf-8")
-    loaded.save(card.parent)
-    assert card.read_text(encoding="utf-8") == written
-    edited = written.replace(GENERATED, "Mine.")
-    card.write_text(edited, encoding="utf-8")
-    loaded.save(card.parent)
-    assert card.read_text(encoding="utf-8") == edited
+    loaded.write_card(card.parent, Training(results=[("x", "1")]), edited_card(card.parent))
+    assert "| x | 1 |" in card.read_text(encoding="utf-8"), "a card that nobody edited is replaced"
+    for edited in (written + "\nmore\n", MARK.sub("Mine.", written), written.replace("A scale", "My scale"), "Mine.\n"):
+        card.write_text(edited, encoding="utf-8")
+        loaded.save(card.parent)
+        assert card.read_text(encoding="utf-8") == edited
 
 
 def test_an_adapter_is_saved_even_if_its_card_fails(tmp_path: Path, monkeypatch: Any) -> None:
