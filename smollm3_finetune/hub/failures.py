@@ -11,6 +11,8 @@ from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error, is_re
 
 AGAIN = "run the same command again: files that are uploaded already are not sent again"
 LOG_IN = "hf auth login, with a token that may write; or set HF_TOKEN"
+CARD_REFUSED = "Invalid metadata in README.md"
+"""How the client's message about a card begins."""
 FULL = ("storage", "quota", "payment", "upgrade your plan")
 """Words in the Hub's message about a full account."""
 
@@ -36,7 +38,12 @@ def failure(error: BaseException, repo: str, endpoint: str) -> SmolLM3Error:
     """The error for an exception of the Hub's client."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    chain = list(_chain(error))
+    chain, text = list(_chain(error)), " ".join(str(error).split())
+    if isinstance(error, ValueError) and CARD_REFUSED in text:
+        details = text.partition(CARD_REFUSED)[2].strip(" .-")
+        return ModelError(f"{endpoint} refuses the model card: {details}", hint="edit the metadata of README.md")
+    if isinstance(error, ValueError) and any(word in text.lower() for word in FULL):
+        return _full(endpoint, text.rpartition("`")[2])
     for one in chain:
         if isinstance(one, OfflineModeIsEnabled):
             return offline()
@@ -44,18 +51,12 @@ def failure(error: BaseException, repo: str, endpoint: str) -> SmolLM3Error:
             return no_token(endpoint)
         if (status := _status(one)) is not None:
             return _of_status(status, one, repo, endpoint)
-    text = _first_line(error)
-    if isinstance(error, ValueError) and "metadata in README.md" in text:
-        details = " ".join(line.strip("- ") for line in str(error).strip().splitlines()[1:])
-        return ModelError(f"{endpoint} refuses the model card: {details}", hint="edit the metadata of README.md")
     if any(_is_of_network(one) for one in chain):
         return SmolLM3Error(
             f"{endpoint} cannot be reached: {_first_line(chain[-1]) or type(chain[-1]).__name__}",
             hint=f"check the network and HF_ENDPOINT, then {AGAIN}",
         )
-    if isinstance(error, ValueError) and any(word in text.lower() for word in FULL):
-        return _full(endpoint, text)
-    return SmolLM3Error(f"the upload to {repo} failed: {type(error).__name__}: {text}", hint=AGAIN)
+    return SmolLM3Error(f"the upload to {repo} failed: {type(error).__name__}: {_first_line(error)}", hint=AGAIN)
 
 
 def no_token(endpoint: str) -> SmolLM3Error:

@@ -7,7 +7,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Progress
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MAIN = "main"
-DOWNLOAD = "huggingface_hub.http_get"
-"""The name of the client's progress bars of downloads."""
 
 
 def push(plan: PushPlan, progress: Progress | None = None) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def push(plan: PushPlan, progress: Progress | None = None) -> dict[str, Any]:
         _prepare(api, repo, plan)
         before = _head(api, repo, plan.revision)
         files = plan.files
-        if before is not None and not plan.replace_card and _edited_there(api, repo, before, plan):
+        if before and not plan.replace_card and _edited_there(api, repo, before, plan):
             files = [file for file in files if file.name != CARD]
             notes.append(f"{CARD} was edited in the repository and is kept; to replace it: --replace-card")
         operations = [CommitOperationAdd(file.name, file.content or file.path) for file in files]
@@ -114,24 +111,18 @@ def _head(api: HfApi, repo: str, revision: str | None) -> str | None:
 
 def _edited_there(api: HfApi, repo: str, commit: str, plan: PushPlan) -> bool:
     """Whether the repository has a model card that somebody edited, and that is not the one to be published."""
-    from tempfile import TemporaryDirectory
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    ours = next(file.content for file in plan.files if file.name == CARD)
-    with TemporaryDirectory() as folder:
-        bars = not are_progress_bars_disabled(DOWNLOAD)
-        disable_progress_bars(DOWNLOAD)
-        try:
-            found = api.hf_hub_download(repo, CARD, revision=commit, local_dir=folder)
-        except EntryNotFoundError:
-            return False
-        finally:
-            if bars:
-                enable_progress_bars(DOWNLOAD)
-        there = Path(found).read_bytes()
-    return there.split() != (ours or b"").split() and not is_generated(there.decode("utf-8", errors="replace"))
+    ours = next((file.content for file in plan.files if file.name == CARD), None) or b""
+    headers = build_hf_headers(token=api.token)
+    answer = get_session().get(f"{api.endpoint}/{repo}/resolve/{commit}/{CARD}", headers=headers, follow_redirects=True)
+    try:
+        hf_raise_for_status(answer)
+    except RemoteEntryNotFoundError:
+        return False
+    there: bytes = answer.content
+    return there.split() != ours.split() and not is_generated(there.decode("utf-8", errors="replace"))
 
 
 @contextlib.contextmanager
@@ -149,9 +140,9 @@ def _quiet_hub() -> Iterator[list[str]]:
         disable_progress_bars()
     try:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("always")
             yield said
-            said += [" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)]
+            said += [" ".join(str(w.message).split()) for w in caught if w.category is UserWarning]
     finally:
         logging.set_verbosity(before)
         if without_bars:

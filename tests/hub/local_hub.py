@@ -95,13 +95,14 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Answer(401, "Invalid credentials in Authorization header")
             for method, pattern, action in ROUTES:
                 if method == self.command and (found := re.fullmatch(pattern, path)):
-                    self.send(200, action(self, *found.groups(), body))
+                    value = action(self, *found.groups(), body)
+                    self.send(*value) if isinstance(value, tuple) and value[0] == 400 else self.send(200, value)
                     return
             raise Answer(404, f"no route for {request}")
         except Answer as a:
             self.send(a.status, {"error": a.message}, {"X-Error-Message": a.message, "X-Error-Code": a.code})
 
-    do_GET = do_HEAD = do_POST = do_PUT = answer
+    do_GET = do_POST = do_PUT = answer
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -125,8 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, text)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.wfile.write(data)
 
     # ------------------------------------------------------------------------------------------------ the answers
 
@@ -167,8 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def validate(self, body: bytes) -> Any:
-        content = json.loads(body)["content"]
-        return {"errors": [], "warnings": [] if content.startswith("---") else [{"message": "empty metadata"}]}
+        if "license: free" in json.loads(body)["content"]:
+            return 400, {"errors": [{"message": '"license" must be one of [apache-2.0, mit]'}], "warnings": []}
+        warned = [{"message": "no license"}] if "license" not in json.loads(body)["content"] else []
+        return {"errors": [], "warnings": warned}
 
     def preupload(self, name: str, branch: str, body: bytes) -> Any:
         there = self.repository(name, branch).files(branch)
@@ -256,7 +258,6 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("PUT", r"/blobs/(\w+)/part/(\d+)", _Handler.part),
     ("POST", r"/blobs/(\w+)", _Handler.complete),
     ("POST", r"/verify/(\w+)", _Handler.verify),
-    ("HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
     ("GET", rf"/{REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
 
