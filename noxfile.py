@@ -142,7 +142,7 @@ def floor(session: nox.Session) -> None:
 
 @nox.session
 def core_alone(session: nox.Session) -> None:
-    """Core's own tests where no plugin, peft or bitsandbytes can be imported."""
+    """Those of core's tests that depend on what is installed, where no plugin, peft or bitsandbytes can be imported."""
     session.run(sys.executable, "tests/without_plugins.py", *session.posargs)
 
 

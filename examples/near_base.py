@@ -9,6 +9,7 @@ from smollm3_finetune.api import (
     hookimpl,
     option,
     pad_rows,
+    row_sums,
     token_logps,
     without_adapter,
 )
@@ -49,11 +50,11 @@ class NearBase:
     def flat_collator(self, tokenizer):
         return flatten_rows
 
-    def summed_loss(self, model, batch):
+    def token_losses(self, model, batch):
         with without_adapter(model) as base:
             reference = token_logps(base, batch)  # (B, T), 0 where a label is ignored
         logps = token_logps(model, batch)
-        return (-logps + self.options.beta / 2 * (logps - reference) ** 2).sum()
+        return -logps + self.options.beta / 2 * (logps - reference) ** 2  # (B, T)
 
     def trainer_class(self):
         from transformers import Trainer
@@ -64,12 +65,16 @@ class NearBase:
             def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
                 if num_items_in_batch is None:
                     num_items_in_batch = supervised_tokens(inputs)
-                return objective.summed_loss(model, inputs) / num_items_in_batch
+                return objective.token_losses(model, inputs).sum() / num_items_in_batch
 
         return NearBaseTrainer
 
     def loss_sum(self, model, batch):
-        return float(self.summed_loss(model, batch)), supervised_tokens(batch)
+        return float(self.token_losses(model, batch).sum()), supervised_tokens(batch)
+
+    def row_losses(self, model, batch):  # optional: the held-out loss of each row
+        losses = row_sums(self.token_losses(model, batch), batch)  # (R,)
+        return losses, row_sums(batch["labels"] != IGNORE_INDEX, batch)
 
 
 def supervised_tokens(batch):

@@ -1,4 +1,4 @@
-"""Runs core's tests in an environment where only core and its dependencies can be imported.
+"""Runs tests of core in an environment where only core and its dependencies can be imported.
 
     python tests/without_plugins.py [PYTEST ARGUMENTS]
 
@@ -20,22 +20,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "optimum", "trl"}
 
-
-SAME = (
-    "api/quantizer_helpers", "batching/attention_within_rows", "batching/bins", "batching/cross_entropy",
-    "batching/head", "batching/packing", "cache/cache", "checks/check", "cli/data", "cli/streams", "cli/trust",
-    "compatibility/measure", "components/containment", "components/many_plugins", "components/requirements",
-    "config/shown", "data/chunks", "data/compressed", "data/damaged_tables", "data/data", "data/formatter_tokens",
-    "data/formatters", "data/held_out_rows", "data/render", "data/rows", "data/saved_datasets",
-    "data/template_families", "data/template_limits", "data/templates", "data/tokenizers", "data/unread_columns",
-    "docs/english", "docs/tutorials", "faults/failing_runs", "faults/failures", "faults/fuzz", "faults/kills",
-    "faults/locks", "faults/streams_of_runs", "files/limits", "files/permissions", "inference/stopping", "kit/kit",
-    "kit/kit_fixtures", "kit/kit_own", "model/long_context", "runs/resume", "scaffold/scaffold",
-    "startup/training_imports", "train/base_dropout", "train/compiling", "train/half_precision", "train/health",
-    "train/launcher", "train/learning_rate", "train/measuring", "train/mishaps", "train/stopping",
-    "train/two_processes",
+ALONE = (
+    "api/adapter_helpers", "api/contract", "api/objective_helpers", "cli/compat", "cli/errors", "cli/generate",
+    "cli/paths", "cli/plugins", "compatibility/architectures", "components/claimed", "components/contract",
+    "components/discovery", "components/negotiation", "components/registry", "config/config", "config/json_schema",
+    "config/options", "docs/hints", "merge/merge::test_a_run_is_merged_into_a_model_that_answers", "merge/untie",
+    "model/adapter_card", "model/arguments", "model/left_alone", "model/model", "model/saved_adapter",
+    "startup/imports", "startup/layers", "train/finetune", "train/planning_order", "train/reference", "train/train",
 )  # fmt: skip
-"""Tests that use no plugins; the other session runs them."""
+"""Tests whose subject depends on what is installed, and one of each command. The other session runs all tests."""
+
+
+def path(name: str) -> str:
+    """A test file, or one of its tests, for pytest: `tests/merge/test_merge.py::test_…` for `merge/merge::test_…`."""
+    file, *test = name.split("::")
+    return "::".join((f"tests/{'/test_'.join(file.split('/'))}.py", *test))
 
 
 def normal(name: str) -> str:
@@ -66,7 +65,7 @@ def main() -> int:
         environment |= {"OMP_NUM_THREADS": "1"}  # as in the other session
         check = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('peft', 'smollm3_peft'))"
         subprocess.run([sys.executable, "-S", "-c", check], env=environment, check=True, cwd=ROOT)
-        same = [f"--ignore=tests/{'/test_'.join(name.split('/'))}.py" for name in SAME]
+        tests = [path(name) for name in ALONE]
         worker = f"popen//python={shlex.quote(sys.executable)} -S"  # as this one: site-packages are not looked at
         several = ["--tx", f"2*{worker}", "--dist", "loadfile", "--no-loadscope-reorder"]
         command = [
@@ -74,11 +73,10 @@ def main() -> int:
             "-S",
             "-m",
             "pytest",
-            "tests",
+            *tests,
             "-m",
             "not plugins and not long",
             *several,
-            *same,
             *sys.argv[1:],
         ]
         return subprocess.run(command, env=environment, cwd=ROOT).returncode

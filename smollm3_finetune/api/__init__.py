@@ -49,6 +49,7 @@ from smollm3_finetune.api.data import (
     FormatterWithColumns,
     Objective,
     Renderer,
+    RowObjective,
 )
 from smollm3_finetune.api.descriptors import (
     API_VERSION,
@@ -68,6 +69,7 @@ from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     check_patterns,
     directory_source,
+    evaluating,
     expert_stacks,
     file_digest,
     flatten_rows,
@@ -180,6 +182,7 @@ __all__ = [
     "QuantizerSpec",
     "Renderer",
     "Requires",
+    "RowObjective",
     "SmolLM3Error",
     "StackOps",
     "StoredLayers",
@@ -194,6 +197,7 @@ __all__ = [
     "check_patterns",
     "converted_source",
     "directory_source",
+    "evaluating",
     "expert_stacks",
     "file_digest",
     "fingerprint",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smollm3_finetune.api.modes import evaluating
+from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.errors import UnsupportedOp
 
 if TYPE_CHECKING:

@@ -151,6 +151,20 @@ class CountedObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class RowObjective(Objective, Protocol):
+    """An objective that measures the loss of each row of a batch, for the verdict on a change of the held-out loss."""
+
+    def row_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of each example of a batch and the number of terms in each sum: (R,) and (R,).
+
+        R is the number of examples, in their order, also if the batch has several rows for each. Called as `loss_sum`
+        is, for batches of `collator` and of `flat_collator`. The sums and numbers add up to what `loss_sum` returns.
+        Without this method, `loss_sum` is called for each example alone, which takes longer.
+        """
+        ...
+
+
+@runtime_checkable
 class FlatObjective(Objective, Protocol):
     """An objective that can train on several rows in one sequence, in batches without padding."""
 

@@ -29,6 +29,27 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the context; afterwards every module has the mode that it had, even if they differed.
+
+    Gradients are computed as before; add `torch.no_grad()` if you need none.
+
+        with evaluating(model), torch.no_grad():
+            logits = model(**batch).logits
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # a parent before its children
+            if module.training != mode:
+                module.train(mode)  # some classes do more in it than set the flag
+        for module, mode in modes:  # the calls above reached modules inside too
+            module.training = mode
+
+
 def options_dict(options: Any) -> dict[str, Any]:
     """Return the fields of an options instance as a dictionary, for a fingerprint or a saved file."""
     return dataclasses.asdict(options)

@@ -10,7 +10,7 @@ import torch
 
 from smollm3_finetune.api import seeded
 from smollm3_finetune.api.batches import flatten
-from smollm3_finetune.api.modes import evaluating
+from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.errors import is_resource_error
 

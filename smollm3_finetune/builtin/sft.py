@@ -15,8 +15,9 @@ from smollm3_finetune.api import (
     NoOptions,
     Renderer,
     flatten_rows,
-    has_supervised_logits,
     pad_rows,
+    row_sums,
+    token_logps,
 )
 
 if TYPE_CHECKING:
@@ -72,13 +73,11 @@ class SupervisedFineTuning:
         return SFTTrainer
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
-        inputs = {**batch, "use_cache": False}
-        if has_supervised_logits(model):
-            inputs["labels"] = batch["labels"].index_fill(1, batch["labels"].new_zeros(1), IGNORE_INDEX)
-            out = model(**inputs)  # the first label is ignored: prompt-tuning tokens before the row could predict it
-            if getattr(out, "loss_sum", None) is not None:
-                return float(out.loss_sum.detach()), out.terms
-        del inputs["labels"]
-        logits = model(**inputs).logits  # (B, T, V)
-        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        return float(summed_cross_entropy(logits, batch["labels"]).detach()), count
+        sums, terms = self.row_losses(model, batch)
+        return float(sums.sum()), int(terms.sum())
+
+    def row_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        losses = -token_logps(model, batch).detach().cpu().double()  # (B, T); some devices have no float64
+        supervised = batch["labels"].cpu() != IGNORE_INDEX
+        supervised[:, 0] = False  # no token predicts the first
+        return row_sums(losses, batch), row_sums(supervised.long(), batch)

@@ -1,1 +1,1 @@
-"""Using a loaded model: generating answers, and computing the held-out loss."""
+"""Using a loaded model: generating answers."""

@@ -17,7 +17,7 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.data.calibration import plan_rows
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.errors import DataError, SmolLM3Error
-from smollm3_finetune.inference.held_out_loss import Loss
+from smollm3_finetune.evaluation.row_losses import Loss
 from smollm3_finetune.merge.gate import ROW, TEXTS
 from smollm3_finetune.model.compare import logits_of_rows
 from smollm3_finetune.model.plan import ModelPlan

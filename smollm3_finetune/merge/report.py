@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.components.requirements import installed_version
+from smollm3_finetune.evaluation.row_losses import Loss
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.inference.held_out_loss import Loss
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
 from smollm3_finetune.merge.prediction import PredictedRows

@@ -18,7 +18,7 @@ from smollm3_finetune.api import Adapter, ModelSource, Quantizer, UnsupportedOp
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
-from smollm3_finetune.inference.held_out_loss import Loss
+from smollm3_finetune.evaluation.row_losses import Loss
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
 from smollm3_finetune.merge.prediction import PredictedRows, fixed_texts, predictions
 from smollm3_finetune.merge.report import (

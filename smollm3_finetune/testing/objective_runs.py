@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import torch
 from transformers import TrainerCallback
 
+from smollm3_finetune.api import RowObjective
+from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.probe import on_device
 from smollm3_finetune.batching.strategy import Batches, batching
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.config.schema import ComponentConfig, RunConfig, TrainConfig
-from smollm3_finetune.inference.held_out_loss import held_out_loss
 from smollm3_finetune.model.compare import push
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
@@ -115,10 +117,17 @@ class Lab:
         """The batch of some rows, on the device of the model."""
         return on_device(self.batches([{n: list(v) for n, v in r.items()} for r in rows]), self.model)
 
-    def held_out(self, rows: Sequence[Example], batch_size: int | None = None) -> tuple[float, int]:
-        """The summed held-out loss of some rows and the number of its terms."""
-        found = held_out_loss(self.model, self.objective, list(rows), self.batches, batch_size or len(rows))
-        return found.total, found.terms
+    def held_out(self, rows: Sequence[Example]) -> tuple[float, int]:
+        """The summed held-out loss of some rows in one batch, and the number of its terms."""
+        with evaluating(self.model), torch.no_grad():
+            return self.objective.loss_sum(self.model, self.batch(rows))
+
+    def row_losses(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor] | None:
+        """The held-out loss and terms of each row, in one batch; None if the objective does not have the method."""
+        if not isinstance(self.objective, RowObjective):
+            return None
+        with evaluating(self.model), torch.no_grad():
+            return self.objective.row_losses(self.model, self.batch(rows))
 
     def trainer(self, out: Path, steps: int, *, accumulation: int = 1, save_every: int | None = None) -> Any:
         from dataclasses import replace

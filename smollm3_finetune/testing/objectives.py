@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from smollm3_finetune.api import Conversation, CountedObjective, DataError, FlatObjective
+from smollm3_finetune.api import Conversation, CountedObjective, DataError, FlatObjective, RowObjective
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.tokenization import ExampleBuilder
@@ -66,6 +66,8 @@ class Measured:
     """The same of all rows in one batch."""
     terms: int | None
     """What the method `terms` says of the batch of all rows."""
+    rows: tuple[torch.Tensor, torch.Tensor] | None
+    """What the method `row_losses` returns for the batch of all rows."""
     whole: Step
     """A step on all rows in one batch."""
     parts: Step
@@ -251,6 +253,29 @@ class ObjectiveConformance(Conformance):
                 "purpose",
             )
 
+    def test_row_losses_are_those_of_single_rows(self) -> None:
+        if not isinstance(self.choose().create(), RowObjective):
+            skip("the objective has no row_losses(): its rows are measured one by one")
+        for flat in self._kinds():
+            measured = self._measure(flat)
+            found = measured.rows
+            valid = isinstance(found, tuple) and len(found) == 2 and all(isinstance(v, torch.Tensor) for v in found)
+            demand(valid, f"row_losses() returned {found!r}; expected two tensors")
+            assert found is not None
+            shapes, count = [tuple(v.shape) for v in found], len(measured.alone)
+            demand(
+                shapes == [(count,), (count,)],
+                f"row_losses() returned the shapes {shapes[0]} and {shapes[1]} for {count} examples in {_kind(flat)} "
+                f"rows; both must be ({count},)",
+            )
+            for n, (total, terms) in enumerate(measured.alone):
+                own, counted = float(found[0][n]), int(found[1][n])
+                demand(
+                    _apart(own, total) <= self._bound and counted == terms,
+                    f"row_losses() gives {own:.6g} over {counted} terms for row {n} of {count} {_kind(flat)} rows, but "
+                    f"loss_sum() gives {total:.6g} over {terms} for that row alone: both must compute the same",
+                )
+
     # --------------------------------------------------------------------------------------- gradients
 
     def test_flat_gradients_are_those_of_padded_rows(self) -> None:
@@ -392,6 +417,8 @@ class ObjectiveConformance(Conformance):
             together = made.held_out(rows)
             batch = made.batch(rows)
             terms = int(made.objective.terms(batch)) if isinstance(made.objective, CountedObjective) else None
+            rows_of_all, error = outcome(made.row_losses, rows)
+            demand(error is None, f"row_losses() raised {_named(error)}")
             start = _trained(made)
             whole = made.step()
             with torch.no_grad():
@@ -399,7 +426,7 @@ class ObjectiveConformance(Conformance):
                     if name in start:
                         parameter.copy_(start[name])
             parts = made.step(accumulation=BATCHES)
-        return Measured(alone, pairs, together, terms, whole, parts)
+        return Measured(alone, pairs, together, terms, rows_of_all, whole, parts)
 
 
 def _trained(made: Lab) -> dict[str, torch.Tensor]:

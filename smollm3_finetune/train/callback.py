@@ -23,7 +23,7 @@ from smollm3_finetune.train.health import Health
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
-    from smollm3_finetune.inference.held_out_loss import HeldOut
+    from smollm3_finetune.evaluation.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
+from smollm3_finetune.evaluation.held_out_loss import HeldOut
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.inference.held_out_loss import HeldOut
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.health import Health, TrainedWeights

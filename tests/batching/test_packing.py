@@ -31,7 +31,7 @@ from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import UnsupportedOp
-from smollm3_finetune.inference.held_out_loss import held_out_loss
+from smollm3_finetune.evaluation.held_out_loss import held_out_loss
 from smollm3_finetune.model import LoadedModel
 from smollm3_finetune.testing.small import SIZES, random_model
 from smollm3_finetune.train.arguments import arguments

@@ -23,11 +23,14 @@ class TestPairs(ObjectiveConformance):
 
 
 HELD_OUT = "test_the_held_out_loss_is_that_of_training"
+ROWS = "test_row_losses_are_those_of_single_rows"
 ACCUMULATED = "test_accumulated_gradients_are_those_of_one_batch"
 FAULTS = [
     ("pairs-as-tokens", HELD_OUT, ["loss_sum() counts 5 terms", "define the method terms(batch)"]),
     ("other-terms", HELD_OUT, ["terms() counts 10 terms", "but loss_sum() 5"]),
     ("other-held-out", HELD_OUT, ["the loss of training on padded rows is", "same_held_out_loss = False"]),
+    ("other-row-order", ROWS, ["for row 0 of 5 padded rows", "for that row alone"]),
+    ("rows-not-examples", ROWS, ["returned the shapes (10,) and (10,) for 5 examples", "both must be (5,)"]),
     ("mean-of-batches", ACCUMULATED, ["in 3 batches", "divide the sum of the loss by num_items_in_batch"]),
     ("counts-per-row", "test_the_held_out_loss_is_a_sum_and_a_count", ["expected a float and an int"]),
     ("leaks", "test_flat_rows_do_not_see_each_other", ["if row 1 shares its sequence", "boundaries of flatten_rows"]),

@@ -26,7 +26,7 @@ from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.negotiation import needed, pair_problem
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.errors import SmolLM3Error, WriteError
-from smollm3_finetune.inference.held_out_loss import Loss
+from smollm3_finetune.evaluation.row_losses import Loss
 from smollm3_finetune.merge import gate, prediction
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.report import MergeSettings

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("batching",),
     ("inference",),
+    ("evaluation",),
     ("quantize",),
     ("merge",),
     ("train",),

@@ -47,7 +47,7 @@ def smollm3_objectives():
 notes = []
 
 class Watched(NearBase):
-    def summed_loss(self, model, batch):
+    def token_losses(self, model, batch):
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         modes = [m.training for m in model.modules()]
         flags = [p.requires_grad for p in model.parameters()]
@@ -59,7 +59,7 @@ class Watched(NearBase):
         assert [m.training for m in model.modules()] == modes
         assert [p.requires_grad for p in model.parameters()] == flags
         notes.append((model.training, {k: v for k, v in batch.items()}, logits, ours))
-        return super().summed_loss(model, batch)
+        return super().token_losses(model, batch)
 """
 
 

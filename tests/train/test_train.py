@@ -17,7 +17,7 @@ from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.config.load import Setting, assemble
 from smollm3_finetune.data.chat_template.renderer import Renderer
-from smollm3_finetune.inference.held_out_loss import held_out_loss
+from smollm3_finetune.evaluation.held_out_loss import held_out_loss
 
 SCALE = str(Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py")
 QUICK = ("--max-steps", "6", "--set", "data.limit=40", "--set", "train.sample_tokens=4")
@@ -226,6 +226,7 @@ def test_later_layers_of_settings_win() -> None:
     assert (loaded.config.seed, loaded.origin("seed")) == (2, "layer 2")
 
 
+@pytest.mark.long  # the first command of the README is the same run
 @pytest.mark.plugins
 def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
     report = cli("train", "--json").report()
@@ -241,8 +242,8 @@ def test_train_with_no_arguments_tunes_the_embedded_model(cli: Cli) -> None:
     ("adapter", "quant"),
     [
         ("dora", "bnb-4bit"),
-        ("lora", "bnb-8bit"),
         pytest.param("lora", "bnb-4bit", marks=pytest.mark.long),
+        pytest.param("lora", "bnb-8bit", marks=pytest.mark.long),
         pytest.param("dora", "bnb-8bit", marks=pytest.mark.long),
     ],
 )

@@ -123,7 +123,7 @@ def test_accelerate_launch_with_lora_and_packing_gives_the_curve_of_one_process(
     "changes",
     [
         pytest.param((), id="rows", marks=pytest.mark.long),
-        pytest.param(("--set", "train.packing=true"), id="packing"),
+        pytest.param(("--set", "train.packing=true"), id="packing", marks=pytest.mark.long),
         pytest.param(
             ("--set", "train.padding=always", "--set", "train.group_by_length=true"),
             id="padded",
@@ -166,6 +166,7 @@ def test_resuming_in_the_second_pass_uses_the_rows_of_that_pass() -> None:
     assert json.loads(resumed.stdout)["tokens"] == json.loads(whole.stdout)["tokens"]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_ends_both_processes() -> None:
     """If only one process stopped, the other would wait for its gradients until the timeout."""
     plugins = [a for n in ("scale", "failing") for a in ("-p", str(OUT_OF_TREE / f"{n}_adapter.py"))]

@@ -175,6 +175,7 @@ def test_another_run_uses_the_cached_weights(tuned, dense, cli, monkeypatch):
     assert tuned.report("second")["before"] == tuned.report()["before"]
 
 
+@pytest.mark.long
 @pytest.mark.plugins
 def test_without_the_cache_a_run_quantizes_to_the_same_weights(tuned, cli, monkeypatch):
     monkeypatch.setenv("SMOLLM3_CACHE", str(tuned.cache))

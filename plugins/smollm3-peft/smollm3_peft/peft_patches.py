@@ -18,7 +18,14 @@ from peft.utils import transformers_weight_conversion
 from safetensors import SafetensorError
 from torch import nn
 
-from smollm3_finetune.api import BuildContext, ConfigError, IncompatibleError, SmolLM3Error, is_resource_error
+from smollm3_finetune.api import (
+    BuildContext,
+    ConfigError,
+    IncompatibleError,
+    SmolLM3Error,
+    evaluating,
+    is_resource_error,
+)
 
 _PEFT_ERRORS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, OSError, SafetensorError,
                 re.error, RecursionError, AssertionError)  # fmt: skip
@@ -146,19 +153,6 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the context; every module's mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def refuses(method_type: str, model: nn.Module, name: str) -> bool:
     """Whether PEFT refuses to adapt modules of this name in `model`; its list depends on the architecture."""
     about: Any = SimpleNamespace(peft_type=method_type)
@@ -172,7 +166,7 @@ def refuses(method_type: str, model: nn.Module, name: str) -> bool:
 def probe(model: Any, vocabulary: int) -> torch.Tensor:
     """Logits (1, T, V) of a few random tokens, in float32 or wider."""
     ids = torch.randint(0, vocabulary, (1, 8), generator=torch.Generator().manual_seed(0))
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         logits: torch.Tensor = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 

@@ -32,6 +32,8 @@ MOST = 1_000_000
 """The largest number that a template may pass where it is a width or a repetition."""
 BITS = 100_000
 """Bits of the largest integer."""
+OF_DICT = frozenset(dir(dict))
+"""The attributes that a dict has beside its keys."""
 PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 SLOW = ("title", "urlize", "urlencode", "wordcount", "wordwrap", "striptags")
 """Filters that take a second for a few megabytes."""
@@ -54,11 +56,12 @@ class Meter:
 
     def tick(self, emitted: int = 0) -> None:
         """Count a call or a pass of a loop, and characters of output. Raises BeyondLimit."""
-        self.calls += 1
-        self.emitted += emitted
-        if self.emitted > self.most:
-            raise self.too_large()
-        if not self.calls % 64 and time.thread_time() > self.end:
+        self.calls = calls = self.calls + 1
+        if emitted:
+            self.emitted += emitted
+            if self.emitted > self.most:
+                raise self.too_large()
+        if not calls % 64 and time.thread_time() > self.end:
             raise BeyondLimit(f"it takes more than {self.seconds} seconds", SECONDS)
 
     def too_large(self) -> BeyondLimit:
@@ -129,16 +132,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return super().compile(source, name, filename, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        value = super().getattr(obj, attribute)
+        if type(obj) is dict and attribute in obj and attribute not in OF_DICT:
+            value = obj[attribute]  # what the sandbox does after a failed getattr
+        else:
+            value = super().getattr(obj, attribute)
         return None if type(value) is str and value == NULL else value
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        value = super().getitem(obj, argument)
+        try:
+            value = obj[argument]  # what the sandbox does first
+        except (TypeError, LookupError):
+            value = super().getitem(obj, argument)
         return None if type(value) is str and value == NULL else value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is str and type(right) is str:  # most operations of a template
-            METER.room_for(len(left) + len(right))
+            if len(left) + len(right) > METER.most:
+                raise METER.too_large()
             METER.tick()
             return left + right
         if operator == "%":

@@ -103,11 +103,14 @@ class PairsCountedAsTokens(Tokens):
         row = torch.bucketize(torch.arange(1, each.shape[1] + 1), batch["cu_seq_lens_q"][1:], right=True)
         return each.new_zeros(len(batch["cu_seq_lens_q"]) - 1).index_add(0, row, each[0])
 
-    def summed(self, model, batch):
+    def pair_losses(self, model, batch):
         import torch
 
         chosen, rejected = self.row_logps(model, batch).view(-1, 2).unbind(1)
-        return -torch.nn.functional.logsigmoid((chosen - rejected) / 10).sum()
+        return -torch.nn.functional.logsigmoid((chosen - rejected) / 10)
+
+    def summed(self, model, batch):
+        return self.pair_losses(model, batch).sum()
 
     def count(self, batch):
         return (len(batch["cu_seq_lens_q"]) - 1 if "cu_seq_lens_q" in batch else len(batch["input_ids"])) // 2
@@ -119,10 +122,30 @@ class Pairs(PairsCountedAsTokens):
     def terms(self, batch):
         return self.count(batch)
 
+    def row_losses(self, model, batch):
+        import torch
+
+        losses = self.pair_losses(model, batch)
+        return losses, torch.ones(len(losses), dtype=torch.long)
+
 
 class OtherTerms(Pairs):
     def terms(self, batch):
         return len(batch["input_ids"])  # rows, not pairs
+
+
+class OtherRowOrder(Pairs):
+    def row_losses(self, model, batch):
+        losses, terms = super().row_losses(model, batch)
+        return losses.flip(0), terms
+
+
+class RowsNotExamples(Pairs):
+    def row_losses(self, model, batch):
+        import torch
+
+        losses = -self.row_logps(model, batch)  # (2 examples,)
+        return losses, torch.ones(len(losses), dtype=torch.long)
 
 
 class MeanOfBatches(Tokens):
@@ -210,6 +233,7 @@ class StaysInTraining(Tokens):
 
 VARIANTS = {
     "tokens": Tokens, "pairs": Pairs, "pairs-as-tokens": PairsCountedAsTokens, "other-terms": OtherTerms,
+    "other-row-order": OtherRowOrder, "rows-not-examples": RowsNotExamples,
     "mean-of-batches": MeanOfBatches, "other-held-out": OtherHeldOut, "counts-per-row": CountsPerRow, "leaks": Leaks,
     "supervises-more": SupervisesMore, "supervises-padding": SupervisesPadding, "changes-examples": ChangesExamples,
     "keeps-state": KeepsState, "ragged": Ragged, "no-rejected": NoRejected, "ignores-length": IgnoresLength,
