@@ -6,6 +6,7 @@ Core writes it for the adapters of all plugins. An adapter adds `AdapterSpec.car
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -299,9 +300,38 @@ def _plugin_files(plan: ModelPlan) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ training
 
+TRAINING = "## Training"
+"""The heading of the section, which the card of a merged model repeats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedTraining:
+    """The training as the card of a saved adapter states it."""
+
+    datasets: Sequence[str] = ()
+    """Hub ids."""
+    section: str = ""
+    """Markdown from the heading to the end of the section; empty if there is none."""
+
+
+def stated_training(directory: Path) -> StatedTraining:
+    """The training in the card of a saved adapter, edited or not; empty if the card is missing or not valid."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard((directory / FILE).read_text(encoding="utf-8"))
+    except Exception:  # of the YAML library, or of huggingface_hub
+        return StatedTraining()
+    found = re.search(rf"^{TRAINING}\n.*?(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)
+    datasets = card.data.get("datasets") or []
+    return StatedTraining(
+        datasets=[d for d in datasets if isinstance(d, str)] if isinstance(datasets, list) else [],
+        section=found[0].strip() if found else "",
+    )
+
 
 def _training(training: Training) -> Iterator[str]:
-    yield from ("## Training", "")
+    yield from (TRAINING, "")
     if training.sources:
         yield from ("| data | training rows | held-out rows | content |", "|---|---|---|---|")
         yield from (

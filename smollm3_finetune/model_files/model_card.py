@@ -146,3 +146,20 @@ def with_options(name: str, options: Mapping[str, Any]) -> str:
         f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in public(dict(options)).items()
     )
     return f"`{name}`{f' ({shown})' if shown else ''}"
+
+
+def usage(quantizer: str | None = None) -> list[str]:
+    """The section that says how to use a whole model; one that is quantized by `quantizer` needs that method."""
+    lines = ["## Use", "", "In this directory:", "", "```console", "smollm3 generate . --prompt 'Hello!'", "```", ""]
+    if quantizer is not None:
+        return [*lines, f"`smollm3` recognizes the format of `{quantizer}`; its plugin must be installed.", ""]
+    return [
+        *lines,
+        "Without smollm3-finetune, with `transformers`:", "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```", "",
+    ]  # fmt: skip

@@ -27,6 +27,7 @@ from smollm3_finetune.model_files.model_card import (
     license_of,
     linked,
     shown_ref,
+    usage,
     with_options,
 )
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
@@ -155,4 +156,4 @@ def _card(report: Mapping[str, Any]) -> str:
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
     about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
     head = beginning(about, title, "Written by `smollm3 quantize`.")
-    return marked("\n".join([*head, *facts(rows)]) + "\n")
+    return marked("\n".join([*head, *facts(rows), "", *usage(report["quantizer"])]).rstrip("\n") + "\n")
