@@ -3,7 +3,7 @@
     nox -s start_up [-- --rounds 15]
 
 Targets: root help takes at most 1.5 times as long as `import click`, `train --help` at most 4 times. A wrong name is
-refused on 300,000 rows in at most 1.5 times the time on none.
+refused on 300,000 rows in at most 1.5 times the time on none. `runs list` takes less than a second for 500 runs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,41 @@ COMMANDS = {
 }
 WRONG = [str(SCRIPT), "train", "--quant", "gtpq"]
 ROWS = 300_000
+RUNS = 500
 
 
 def write_rows(file: Path) -> None:
     """A file of so many rows that reading them would show."""
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]}
     file.write_text(f"{json.dumps(row)}\n" * ROWS, encoding="utf-8")
+
+
+def write_runs(folder: Path) -> None:
+    """Finished runs with the files of a run that takes 60 steps and saves two checkpoints; tensors are empty files."""
+    from smollm3_finetune.config.load import Setting, assemble
+    from smollm3_finetune.runs.facts import record_facts
+    from smollm3_finetune.runs.rundir import RunDir
+
+    names = {"loader": "hf", "quant": "none", "adapter": "lora", "objective": "sft"}
+    config = assemble([[Setting(key=(k, "name"), value=v, origin="") for k, v in names.items()]]).config
+    line = {"step": 60, "epoch": 1.5, "loss": 0.25, "learning_rate": 2e-4, "grad_norm": 1.5, "tokens_per_second": 1e3}
+    after = {"held_out_loss": 1.8, "perplexity": 6.0, "sample": "The capital of France is Paris."}
+    report = {"steps": 60, "seconds": 30.8, "before": after, "after": after, "rows": [{"title": "rows.jsonl"}]}
+    common = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md", "checksums.json",
+              "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "smollm3.json")  # fmt: skip
+    own = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    for number in range(RUNS):
+        run = RunDir(folder / f"20261129-{number:06}-SmolLM2-135M-lora")
+        run.make()
+        run.create(config, {"plugins": {}, "libraries": {}, "plugin_files": {}}, lambda text: None)
+        record_facts(run, config, ["rows.jsonl"], 60)
+        run.metrics.write_text(f"{json.dumps(line)}\n" * 60, encoding="utf-8")
+        for file, about in ((run.report, report), (run.trained, {"steps": 60}), (run.before, {"held_out_loss": 2.0})):
+            file.write_text(json.dumps(about), encoding="utf-8")
+        for directory, more in ((run.adapter, ()), *((run.saved.at(step), own) for step in (30, 60))):
+            directory.mkdir(parents=True)
+            for name in (*common, *more):
+                (directory / name).touch()
 
 
 def seconds(command: list[str]) -> float:
@@ -51,10 +80,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds, after one warm-up round")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.jsonl"
+        file, runs = Path(folder) / "rows.jsonl", Path(folder) / "runs"
         write_rows(file)
+        write_runs(runs)
         commands = {
             **COMMANDS,
+            f"smollm3 runs list ({RUNS} runs)": [str(SCRIPT), "runs", "list", "--runs", str(runs)],
             "smollm3 train --quant gtpq": WRONG,
             f"smollm3 train --quant gtpq --data FILE ({ROWS:,} rows)": [*WRONG, "--data", str(file)],
         }

@@ -177,10 +177,10 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 
 
-def seconds(text: str) -> int:
+def seconds(text: str, option: str = "--max-time") -> int:
     """The seconds of a duration such as `90s`, `55m`, `1h30m` or `2d`. Raises ConfigError for anything else."""
     found = DURATION.fullmatch(text.strip())
     total = sum(int(n) * unit for n, unit in zip(found.groups(), UNITS.values(), strict=True) if n) if found else 0
     if total == 0:
-        raise ConfigError(f"--max-time: {text!r} is not a duration", hint="for example --max-time 55m, 1h30m or 2d")
+        raise ConfigError(f"{option}: {text!r} is not a duration", hint=f"for example {option} 55m, 1h30m or 2d")
     return total

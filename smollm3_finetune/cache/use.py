@@ -15,6 +15,7 @@ from pathlib import Path
 
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.files.writing import write_text
 
 USES = "cache.json"
 NOT_KEPT = ("tokens",)
@@ -40,6 +41,23 @@ def record_uses(run: Path, cache: Cache) -> None:
             if line not in known:
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(f"{line}\n")
+
+
+def forget_run(run: Path) -> None:
+    """Remove a run, whose directory is about to be deleted, from the `.runs` files of its entries.
+
+    What fails is left: a run without `cache.json` keeps nothing.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        root, line = Path(load_json(run / USES)["root"]), str(run.resolve())
+        for name in uses_of(run):
+            kind, _, key = name.partition("/")
+            if not kind.isidentifier() or not key.isalnum():
+                continue
+            file = runs_file(root / kind / key)
+            known = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+            if line in known:
+                write_text(file, "".join(f"{other}\n" for other in known if other != line))
 
 
 def name_of(entry: Path) -> str:

@@ -1,12 +1,10 @@
-"""The table of commands, and the group that imports a command when it is used. Imports only click."""
+"""The table of commands. Imports only click."""
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-from smollm3_finetune.cli.parsing import CommandGroup
+from smollm3_finetune.cli.parsing import LazyGroup
 from smollm3_finetune.version import __version__
 
 COMMANDS = {
@@ -22,6 +20,7 @@ COMMANDS = {
         "Publish a run's adapter, or a model, on the Hugging Face Hub.",
     ),
     "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),
+    "runs": ("smollm3_finetune.cli.commands.runs:runs", "List, show, compare or prune runs."),
     "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizers work with which adapters."),
     "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "List, inspect, check or create plugins."),
     "config": (
@@ -36,27 +35,20 @@ COMMANDS = {
 EPILOG = "smollm3 train without arguments fine-tunes a small built-in model in under a minute."
 
 
-class LazyGroup(CommandGroup):
-    """A group that imports a command only when it is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+class Commands(LazyGroup):
+    """The group of all commands."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        _quiet_libraries()
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, help_text) for name, (_, help_text) in COMMANDS.items()])
+        if cmd_name in self.table:
+            _quiet_libraries()
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
-    cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    table=COMMANDS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="smollm3")
 def cli() -> None:

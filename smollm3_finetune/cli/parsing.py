@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +25,31 @@ class CommandGroup(click.Group):
             hint = f"did you mean {similar[0]!r}?" if similar else f"commands: {', '.join(commands)}"
             raise click.UsageError(f"No such command {name!r}\n  hint: {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+class LazyGroup(CommandGroup):
+    """A group that imports a command only when it is used.
+
+    `table` gives the import path of each command (`package.module:name`) and its line in the group's help.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.table:
+            return None
+        module, _, name = self.table[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in self.table.items()])
 
 
 class HintingCommand(click.Command):

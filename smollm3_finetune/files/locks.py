@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -18,6 +19,8 @@ from smollm3_finetune.files.failures import writing
 
 SHOWN = 100
 """Characters of the holder's command line in a message."""
+PATIENCE = 0.2
+"""Seconds to wait for a lock that another process only examines."""
 
 
 @contextlib.contextmanager
@@ -30,7 +33,7 @@ def locked(file: Path, busy: str, *, wait: bool = False, instead: str = "", remo
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(file, timeout=-1 if wait else 0)
+    lock = FileLock(file, timeout=-1 if wait else PATIENCE)
     try:
         with writing(file):
             lock.acquire()
@@ -51,6 +54,53 @@ def locked(file: Path, busy: str, *, wait: bool = False, instead: str = "", remo
             with contextlib.suppress(OSError):
                 file.unlink()  # before the release, so that the file of another process is not deleted
         lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock `file`; nothing is written, and the file need not exist.
+
+    On Unix, a shared lock is taken for an instant, for which `locked` waits.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file.exists() and _cannot_be_acquired(file)
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno == errno.ENOSYS:  # a file system without locks, where the file is the lock
+            return _holder_lives(file)
+        return e.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+    finally:
+        os.close(handle)
+    return False
+
+
+def _holder_lives(file: Path) -> bool:
+    """Whether the process that filelock recorded in a file, which is the lock, runs here or on another computer."""
+    import psutil
+
+    try:
+        pid, host = file.read_text(encoding="utf-8").split()[:2]
+        return host != socket.gethostname() or psutil.pid_exists(int(pid))
+    except (OSError, ValueError):
+        return True
+
+
+def _cannot_be_acquired(file: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def _about() -> dict[str, Any]:

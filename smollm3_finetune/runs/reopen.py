@@ -31,7 +31,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - {"given"}
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
-    loaded = assemble([[*_before_their_keys(settings), *settings]])
+    loaded = assemble([[*before_their_keys(settings), *settings]])
     for name in CODE_EXECUTION_OPTIONS:
         if loaded.config.loader.options.get(name) not in (None, False) and loader_options.get(name) is not True:
             raise ConfigError(
@@ -41,7 +41,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     return loaded
 
 
-def _before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
+def before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     """Settings for what runs did before these keys existed; the settings of the run's file override them.
 
     The run's seed also decided the held-out rows, and long text was cut. Which options were set was not written: those

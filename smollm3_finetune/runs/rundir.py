@@ -6,6 +6,7 @@ metrics.jsonl   one object per line: step, loss, learning rate, tokens per secon
 before.json     held-out loss before the first step, for a resumed run
 trained.json    steps and tokens, written after the last step
 report.json     held-out loss and sample answers, before and after
+error.json      message and hint of the error that ended the run
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
 cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
@@ -44,7 +45,8 @@ LONGEST = 120
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
-    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "checkpoints", CALIBRATION, USES, LOCK,
+    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "error.json", "checkpoints", CALIBRATION, USES,
+    LOCK,
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -78,6 +80,10 @@ class RunDir:
     @property
     def trained(self) -> Path:
         return self.path / "trained.json"
+
+    @property
+    def error(self) -> Path:
+        return self.path / "error.json"
 
     @property
     def adapter(self) -> Path:
@@ -167,7 +173,7 @@ class RunDir:
                         hint="choose another --output",
                     )
                 say(f"{self.path} contains a run that ended before its first checkpoint: it is started again")
-                self._discard()
+                self.discard()
             write_text(self.config, _rerun_yaml(config))
             write_json(self.versions, versions)
 
@@ -219,7 +225,7 @@ class RunDir:
         """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
         with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
             if not self.metrics.exists() and self.holds_nothing():
-                self._discard()
+                self.discard()
 
     def remove_empty(self) -> None:
         """Delete the directory if it is empty."""
@@ -235,7 +241,7 @@ class RunDir:
         begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
         return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""
         for path in self.path.iterdir():
             if path.is_dir():
@@ -286,6 +292,12 @@ class RunDir:
                 hint=f"rm {shlex.quote(str(self.trained))}, to continue from the last checkpoint",
             )
         return value
+
+    def deleted_checkpoints(self) -> bool:
+        """Whether a finished run saved checkpoints of which none exists any more."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return load_json(self.report)["checkpoints"]["saved"] > 0 and not self.saved.all()
+        return False
 
     def start_again(self) -> str:
         """The command that starts a run with this configuration, in the same directory if it holds nothing else."""

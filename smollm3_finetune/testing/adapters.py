@@ -89,6 +89,16 @@ class AdapterConformance(Conformance):
             push(adapted.model)
         return adapted
 
+    def first_values(self, tmp_path: Path) -> dict[str, Tensor]:
+        """The trained parameters of a fresh adapter, by name."""
+        model = self.attach(tmp_path).model
+        return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    def attaches_alike(self, tmp_path: Path) -> bool:
+        """Whether two fresh adapters have the same trained parameters."""
+        one, other = self.first_values(tmp_path), self.first_values(tmp_path)
+        return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
     def restore(
         self, tmp_path: Path, base: Base, path: Path, purpose: Purpose = Purpose.TRAIN, total_steps: int = TOTAL_STEPS
     ) -> Adapted:
@@ -146,10 +156,7 @@ class AdapterConformance(Conformance):
         )
 
     def test_attaching_is_deterministic(self, tmp_path: Path) -> None:
-        found = []
-        for _ in range(2):
-            model = self.attach(tmp_path).model
-            found.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+        found = self.first_values(tmp_path), self.first_values(tmp_path)
         demand(
             set(found[0]) == set(found[1]),
             "attach() was called twice with the same seed, but the adapter trains different parameters",
@@ -324,6 +331,8 @@ class AdapterConformance(Conformance):
             if step > 2 and step % 7:
                 continue
             error = apart(self.logits(resumed), self.logits(right))
+            if error > self.rounding and not self.attaches_alike(tmp_path):
+                skip("two adapters of one seed differ: test_attaching_is_deterministic reports it")
             demand(
                 error <= self.rounding,
                 f"the adapter was attached with total_steps={TOTAL_STEPS}, saved, and restored with "

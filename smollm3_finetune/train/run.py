@@ -28,6 +28,8 @@ from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.facts import record_facts
+from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.card import training_facts
@@ -66,6 +68,9 @@ def train(
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
+            stack.enter_context(recorded_failure(job.run))
+            with _writing(job, job.run.path):
+                record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)

@@ -75,17 +75,19 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     done = checkpoint.step if checkpoint is not None else 0
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
+    without = checkpoint is not None and checkpoint.path == run.adapter
+    deleted = without and run.deleted_checkpoints()
+    again = f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}"
     if done > steps or (done == steps and run.report.exists()):
         less = f"the run {run.path} has taken {done} steps, which is more than the {steps} steps that are asked for"
+        finished = f"the run {run.path} has finished its {done} steps"
         raise ConfigError(
-            less if done > steps else f"the run {run.path} has finished its {done} steps",
-            hint=f"to continue: --max-steps {2 * done}",
+            less if done > steps else f"{finished}, and its checkpoints were deleted" if deleted else finished,
+            hint=again if without else f"to continue: --max-steps {2 * done}",
         )
-    if checkpoint is not None and checkpoint.path == run.adapter and done < steps:
-        raise ConfigError(
-            f"the run {run.path} has no checkpoint, so it cannot take more steps",
-            hint=f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}",
-        )
+    if without and done < steps:
+        gone = ": its checkpoints were deleted" if deleted else ""
+        raise ConfigError(f"the run {run.path} has no checkpoint, so it cannot take more steps{gone}", hint=again)
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
     with connecting():

@@ -306,9 +306,19 @@ class Run(Reader):
 
         component = {"name": "x"}
         self.files: dict[str, Any] = {
-            "versions.json": {"plugins": {"a": "1"}, "plugin_files": {}, "libraries": {}, "rows": "x"},
+            "versions.json": {"plugins": {"a": "1"}, "plugin_files": {}, "libraries": {}, "rows": "x",
+                              "run": {"config": "x", "model": "tiny", "data": ["x"], "steps": 4, "started": "x"}},
             "before.json": {"held_out_loss": 1.0},
-            "report.json": {"enable_thinking": True},
+            "trained.json": {"steps": 4, "tokens": 10},
+            "error.json": {"message": "x", "hint": "y"},
+            "report.json": {
+                "enable_thinking": True, "steps": 4, "tokens": 10, "seconds": 1.5, "prompt": [{"content": "x"}],
+                "before": {"held_out_loss": 1.0, "sample": "x"}, "after": {"held_out_loss": 0.5, "sample": "y"},
+                "rows": [{"title": "x", "train": 1, "held_out": 1}],
+                "comparison": {"verdict": "better", "rows": 4, "before": 1.0, "after": 0.5, "difference": -0.5,
+                               "low": -0.6, "high": -0.4, "smallest_difference": 0.1,
+                               "by_source": {"x": {"verdict": "y"}, "z": {}}},
+            },
             "cache.json": {"root": "/x", "entries": ["gguf/" + "0" * 32]},
             "calibration.json": {"input_ids": [[1, 2], [3]]},
             "metrics.jsonl": {"step": 1, "loss": 2.5},
@@ -338,13 +348,19 @@ class Run(Reader):
 
     def read(self, directory: Path) -> None:
         from smollm3_finetune.cache.use import uses_of
+        from smollm3_finetune.cli.output.runs_show import shown_run
+        from smollm3_finetune.cli.output.runs_table import shown_runs
         from smollm3_finetune.errors import SmolLM3Error
         from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
+        from smollm3_finetune.runs.details import RunDetails
         from smollm3_finetune.runs.plugin_files import check_plugin_files
         from smollm3_finetune.runs.reopen import saved_configuration
         from smollm3_finetune.runs.rundir import RunDir
+        from smollm3_finetune.runs.summary import RunSummary
 
         run = RunDir.existing(directory)
+        shown_run(RunDetails.of(run), 80)
+        shown_runs([RunSummary.of(run)], directory, 80, 0)
         saved_configuration(run, {})
         uses_of(directory)
         run.measured_before()

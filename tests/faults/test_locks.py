@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smollm3_finetune.errors import ConfigError, WriteError
-from smollm3_finetune.files.locks import locked
+from smollm3_finetune.files.locks import is_held, locked
 
 HOLD = """
 import sys, time
@@ -90,9 +91,11 @@ def test_a_dead_holder_is_recognized_on_a_file_system_without_locks(
             locked(file, "busy"),
         ):
             pass
+        assert is_held(file)
         dead.send_signal(signal.SIGKILL)
         dead.wait()
     assert file.exists()
+    assert not is_held(file)
     with pytest.warns(UserWarning, match="flock"), locked(file, "busy"):
         pass
 
@@ -104,6 +107,25 @@ def missing(*args):
     raise OSError(38, "Function not implemented")
 fcntl.flock = missing
 """
+
+
+def test_examining_a_lock_changes_nothing_and_never_keeps_another_process_from_it(tmp_path: Path) -> None:
+    """The examination takes the lock for an instant, for which `locked` waits."""
+    file = tmp_path / "lock"
+    assert not is_held(file)
+    assert not file.exists()
+    with locked(file, "busy"):
+        about = file.read_text()
+        assert is_held(file)
+        assert file.read_text() == about
+    assert not is_held(file)  # the file is left, as by a killed process
+    examined = os.open(file, os.O_RDONLY)
+    fcntl.flock(examined, fcntl.LOCK_SH)
+    ended = threading.Timer(0.05, os.close, [examined])
+    ended.start()
+    with locked(file, "busy"):
+        assert is_held(file)
+    ended.join()
 
 
 def test_a_lock_that_cannot_be_created_is_a_write_error(tmp_path: Path) -> None:

@@ -75,3 +75,17 @@ def test_the_saved_cache_is_kept_for_its_runs(cli: Callable[..., Any], saved: Pa
     assert [Path(path).parent.name for path in cleaned["deleted"]] == ["tokens"]
     assert list((saved / "cache").rglob("*.safetensors")), "the weights of a run's base were deleted"
     assert not list((saved / "cache").rglob("*.arrow"))
+
+
+def test_saved_runs_are_listed_shown_and_compared(cli: Callable[..., Any], saved: Path) -> None:
+    runs = {Path(run["path"]).name: run for run in cli("runs", "list", "--json").report()["runs"]}
+    assert {name: (run["state"], run["steps"], run["adapter"]) for name, run in runs.items()} == {
+        "none-lora": ("finished", 6, "smollm3-peft:lora"), "gptq-lora": ("finished", 6, "smollm3-peft:lora"),
+        "bnb-4bit-dora": ("finished", 6, "smollm3-peft:dora"),
+    }  # fmt: skip
+    assert runs["gptq-lora"]["verdict"] is None and runs["gptq-lora"]["data"] == ["the embedded chat dataset"]
+    shown = cli("runs", "show", "gptq-lora").stdout
+    assert "held-out loss  4.353 → 3.947 (−0.406)" in shown and "data.long_text       cut" in shown
+    compared = cli("runs", "compare", "none-lora", "bnb-4bit-dora", "--json").report()
+    assert list(compared["different"]) == ["quant.name", "adapter.name"]
+    assert [len(run["losses"]["training"]) for run in compared["runs"]] == [6, 6]

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,8 @@ def modules_of_click() -> frozenset[str]:
 
 HELPS = [[command, "--help"] for command in COMMANDS]
 HELPS += [["plugins", v, "--help"] for v in ("list", "info", "new", "check")]
-HELPS += [["cache", v, "--help"] for v in ("list", "clean")]
+HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
+HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "prune")]
 HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
 HELPS += [["data", v, "--help"] for v in ("preview", "stats")]
 
@@ -62,11 +64,15 @@ def test_no_help_imports_anything_heavy(args: list[str]) -> None:
 def test_every_subcommand_is_in_the_list_above() -> None:
     import importlib
 
+    import click
+
+    found = set()
     for command, (where, _) in COMMANDS.items():
         module, _, name = where.partition(":")
         group = getattr(importlib.import_module(module), name)
-        for inner in getattr(group, "groups", {}):
-            assert [command, inner, "--help"] in HELPS
+        if isinstance(group, click.Group):
+            found |= {(command, inner, "--help") for inner in group.list_commands(click.Context(group))}
+    assert found == {tuple(args) for args in HELPS if len(args) == 3}
 
 
 def test_root_help_runs_no_discovery_and_stays_in_its_module_budget() -> None:
@@ -99,6 +105,8 @@ def test_train_help_stays_in_its_module_budget() -> None:
         ["plugins", "new", "adapter", "acme"],
         ["cache", "list"],
         ["cache", "clean", "--dry-run"],
+        ["runs", "list"],
+        ["runs", "prune", "--yes"],
         ["plugins", "info", "full"],
         ["plugins", "info", "none", "--device", "cuda"],
         ["config", "show"],
@@ -116,6 +124,14 @@ def test_config_validate_imports_nothing_heavy(model_directory: Path, rows_file:
         "config", "validate", "--model", str(model_directory), "--adapter", "full", "--data", str(rows_file)
     )
     assert not modules & HEAVY
+
+
+def test_showing_and_comparing_runs_imports_nothing_heavy() -> None:
+    with tarfile.open(ROOT / "tests" / "runs" / "saved_by_0.1.0.tar.xz") as archive:
+        archive.extractall(".", filter="data")
+    runs = ["runs/none-lora", "runs/gptq-lora"]
+    for args in (["runs", "list"], ["runs", "show", runs[0]], ["runs", "compare", *runs]):
+        assert not modules_after(*args) & HEAVY, args
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -42,6 +42,9 @@ def test_gradients_that_are_not_finite_leave_a_checkpoint_of_the_step_before(cli
     assert [json.loads(line)["step"] for line in Path("out/metrics.jsonl").read_text().splitlines()] == [1, 2]
     used = cli("generate", "tiny", *PLUGINS, "--adapter-path", "out/checkpoints/checkpoint-2", "--prompt", "Hello!")
     assert used.code == 0, used.stderr
+    (run,) = cli("runs", "list", "--runs", "out", "--json").report()["runs"]
+    assert (run["state"], run["steps"], run["planned_steps"]) == ("failed", 2, 6)
+    assert f"error: {run['error']['message']}\n  hint: {run['error']['hint']}" in result.stderr
 
 
 def test_gradients_that_are_not_finite_in_the_first_step_leave_nothing(cli: Cli) -> None:

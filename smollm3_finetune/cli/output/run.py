@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
+from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.model_files.dropout import described
+from smollm3_finetune.runs.metrics import losses_of
+from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.start import PlannedRun
@@ -41,7 +47,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
     """The report of a run as human-readable text; `plugins` are the values of `-p` that it used."""
     before, after = report["before"], report["after"]
-    lines = [""]
+    lines = ["", *_curve(report)]
     if before["held_out_loss"] is not None:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
@@ -63,3 +69,11 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]
     return "\n".join(lines)
+
+
+def _curve(report: Mapping[str, Any]) -> list[str]:
+    """The curve of the losses, if the report is printed to a terminal."""
+    if sys.__stdout__ is None or not sys.__stdout__.isatty():
+        return []
+    curve = shown_losses(losses_of(RunDir(Path(report["run"]))), shutil.get_terminal_size((80, 24)).columns)
+    return [curve, ""] if curve else []

@@ -1,0 +1,19 @@
+"""The group `smollm3 runs`; each of its commands is imported when it is used. Does not import torch."""
+
+from __future__ import annotations
+
+import click
+
+from smollm3_finetune.cli.parsing import LazyGroup
+
+RUNS_COMMANDS = {
+    "list": ("smollm3_finetune.cli.commands.runs_list:list_runs", "List runs: state, steps, losses, verdict, size."),
+    "show": ("smollm3_finetune.cli.commands.runs_show:show", "Show a run: curves, configuration, versions, commands."),
+    "compare": ("smollm3_finetune.cli.commands.runs_compare:compare", "Compare the configurations and losses of runs."),
+    "prune": ("smollm3_finetune.cli.commands.runs_prune:prune", "Delete checkpoints that are no longer needed."),
+}
+
+
+@click.group(cls=LazyGroup, table=RUNS_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+def runs() -> None:
+    """List, show, compare or prune runs."""

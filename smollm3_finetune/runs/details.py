@@ -1,0 +1,103 @@
+"""Everything that the files of a run say about it, for `smollm3 runs show`. Does not import torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
+from smollm3_finetune.runs.configuration import changed_values, configuration_of
+from smollm3_finetune.runs.metrics import Losses, losses_of
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.summary import RunSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails:
+    """A run in all its values. What is missing or damaged is empty."""
+
+    summary: RunSummary
+    losses: Losses
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """The content of report.json."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """The values of run.yaml that are not defaults, by key."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where values of run.yaml come from, by key, as far as the run recorded it."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The versions of plugins and libraries, by name."""
+    plugin_files: Sequence[str] = ()
+    """The plugin files that the run used."""
+    warnings: Sequence[str] = ()
+    """The warnings that the run recorded."""
+    resumable: bool = False
+    """Whether there is a checkpoint, or all steps are done."""
+    start_again: str = ""
+    """The command that starts the run again."""
+
+    @classmethod
+    def of(cls, run: RunDir) -> RunDetails:
+        """The details of a run; nothing is raised for damaged files."""
+        report, versions = _object(run.report), _object(run.versions)
+        changed: dict[str, Any] = {}
+        with contextlib.suppress(ConfigError, ModelError):
+            changed = changed_values(configuration_of(run))
+        origins = _texts(_object(run.path / "origins.json"))
+        return cls(
+            summary=RunSummary.of(run),
+            losses=losses_of(run),
+            report=report,
+            changed=changed,
+            origins=origins,
+            versions={**_texts(versions.get("plugins")), **_texts(versions.get("libraries"))},
+            plugin_files=list(_texts(versions.get("plugin_files"))),
+            warnings=_warnings(run.path / "warnings.jsonl"),
+            resumable=bool(run.saved.all()) or (run.trained.exists() and run.adapter.is_dir()),
+            start_again=run.start_again(),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **self.summary.as_dict(),
+            "losses": {"training": self.losses.training, "held_out": self.losses.held_out},
+            "configuration": dict(self.changed),
+            "origins": {key: origin for key, origin in self.origins.items() if key in self.changed},
+            "versions": dict(self.versions),
+            "plugin_files": list(self.plugin_files),
+            "warnings": list(self.warnings),
+            "report": dict(self.report),
+        }
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    with contextlib.suppress(ModelError):
+        return read_json(file)
+    return {}
+
+
+def _texts(values: Any) -> dict[str, str]:
+    """The entries of an object whose values are text."""
+    return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, Mapping) else {}
+
+
+def _warnings(file: Path) -> list[str]:
+    """The lines of warnings.jsonl, each once."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for row in _rows(read_bytes(file, JSON_SIZE).splitlines()):
+            if isinstance(row, Mapping) and isinstance(row.get("warning"), str):
+                found[row["warning"]] = None
+    return list(found)
+
+
+def _rows(lines: Iterable[bytes]) -> Iterable[Any]:
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield parse_json(line.decode("utf-8"))

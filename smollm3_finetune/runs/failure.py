@@ -1,0 +1,39 @@
+"""The error that ended a run, in error.json: it distinguishes a failed run from an interrupted one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from smollm3_finetune import stopping
+from smollm3_finetune.errors import Problems, SmolLM3Error, WriteError, first_line
+from smollm3_finetune.files.failures import resource_error
+from smollm3_finetune.files.json import write_json
+from smollm3_finetune.runs.rundir import RunDir
+
+
+@contextlib.contextmanager
+def recorded_failure(run: RunDir) -> Iterator[None]:
+    """Write error.json if an error ends the context; that of an earlier attempt is deleted first.
+
+    A request to stop is not an error, nor what a library made of one. The caller holds the directory.
+    """
+    with contextlib.suppress(OSError):
+        run.error.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, WriteError) or stopping.delivered() is None:
+            with contextlib.suppress(OSError, ValueError):  # the error that ended the run is reported, not this one
+                write_json(run.error, _about(e))
+        raise
+
+
+def _about(error: Exception) -> dict[str, str]:
+    """The message and, if there is one, the hint."""
+    known = error if isinstance(error, SmolLM3Error) else resource_error(error)
+    if isinstance(known, Problems):
+        known = known.problems[0]
+    if known is None:
+        return {"message": f"unexpected {type(error).__name__}: {first_line(error)}"}
+    return {"message": known.message, **({"hint": known.hint} if known.hint else {})}

@@ -1,0 +1,73 @@
+"""The curves of a run: its losses by step, from metrics.jsonl and the measurements before and after training."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
+from smollm3_finetune.runs.rundir import RunDir
+
+Points = list[tuple[int, float]]
+"""Optimizer steps and values."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses in nats per supervised token, by step."""
+
+    training: Points
+    held_out: Points
+    """At step 0 before training; after it, at the step of the published adapter."""
+
+
+def losses_of(run: RunDir) -> Losses:
+    """The losses of a run; what is missing or damaged is left out."""
+    training, held_out = [], {}
+    for row in metric_rows(run.metrics):
+        if (loss := _finite(row.get("loss"))) is not None:
+            training.append((row["step"], loss))
+        if (loss := _finite(row.get("held_out_loss"))) is not None:
+            held_out[row["step"]] = loss
+    report = _object(run.report)
+    before = report.get("before") or _object(run.before)
+    if (loss := _finite(_get(before, "held_out_loss"))) is not None:
+        held_out[0] = loss
+    best = _get(report.get("best"), "step")  # the adapter of an earlier step may be the one that was published
+    last = best if isinstance(best, int) else report.get("steps")
+    if isinstance(last, int) and (loss := _finite(_get(report.get("after"), "held_out_loss"))) is not None:
+        held_out[last] = loss
+    return Losses(training, sorted(held_out.items()))
+
+
+def metric_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl that are objects with a step; a truncated or damaged line is left out."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in read_bytes(file, JSON_SIZE).splitlines():
+            with contextlib.suppress(ValueError):
+                row = parse_json(line.decode("utf-8"))
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    yield row
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        value = load_json(file)
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _get(values: Any, key: str) -> Any:
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None
