@@ -314,6 +314,8 @@ def _notes(directory: Path, kind: str, files: list[PublishedFile], repo: str) ->
             f"used; publish the merged model instead: smollm3 merge {run}, then smollm3 push {run}/merged {repo}"
         )
     report = _comparison(directory.parent / "report.json")
+    if (error := _failure(RunDir(directory.parent))) is not None:
+        yield f"the run ended with an error: {error}"
     if report.get("verdict") == "worse":
         yield "on held-out rows, the adapter is worse than its base"
 

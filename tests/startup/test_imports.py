@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import write_run
 
 from smollm3_finetune.cli import COMMANDS
 
@@ -117,6 +118,11 @@ def test_train_help_stays_in_its_module_budget() -> None:
 )
 def test_commands_that_only_show_import_nothing_heavy(args: list[str]) -> None:
     assert not modules_after(*args) & HEAVY
+
+
+def test_a_dry_run_of_push_imports_nothing_heavy(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert not modules_after("push", str(run), "me/x", "--dry-run") & HEAVY
 
 
 def test_config_validate_imports_nothing_heavy(model_directory: Path, rows_file: Path) -> None:
