@@ -7,6 +7,7 @@ nox -s on_commit    what the pre-commit hook runs: a few seconds
 nox -s newest       the quick tests and training, with the newest releases of everything but torch
 nox -s floor        the same tests with the lowest releases that the ranges allow
 nox -s real_model   train the real SmolLM2-135M, every bundled quantizer with LoRA and DoRA
+nox -s verdicts     train SmolLM2-135M three times: better, worse, cannot tell, found by `smollm3 eval`
 nox -s start_up     how long help takes, beside `import click`
 nox -s first_step   how long a run takes to its first step
 nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
@@ -15,6 +16,7 @@ nox -s architectures  really run every causal language model of transformers, ti
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s trl          the examples of docs/python.md, those with trl included
+nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -153,6 +155,12 @@ def real_model(session: nox.Session) -> None:
 
 
 @nox.session
+def verdicts(session: nox.Session) -> None:
+    """Three runs on SmolLM2-135M whose verdicts are known, and `smollm3 eval` on each. A quarter of an hour."""
+    session.run(sys.executable, "benchmarks/verdicts.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
 def start_up(session: nox.Session) -> None:
     """The time of each help, as a ratio to `import click` measured in the same run."""
     session.run(sys.executable, "benchmarks/start_up.py", *session.posargs)
@@ -170,14 +178,19 @@ def quantizers(session: nox.Session) -> None:
     session.run(sys.executable, "benchmarks/quantizers.py", *session.posargs, env=dict(os.environ))
 
 
-def with_trl(session: nox.Session) -> Path:
-    """The interpreter of the session's environment, which has the packages of this one, and trl."""
+def over_this_one(session: nox.Session, *packages: str) -> Path:
+    """The interpreter of the session's environment, which has the packages of this one, and `packages`."""
     over = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     about = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = str(session.run("python", "-c", about, silent=True)).strip()
     (Path(site) / "over.pth").write_text(over, encoding="utf-8")
-    session.install("--no-deps", "-c", "constraints.txt", "trl")
+    session.install("-c", "constraints.txt", *packages)
     return Path(site).parents[2] / "bin" / "python"
+
+
+def with_trl(session: nox.Session) -> Path:
+    """The interpreter of the session's environment, which has trl."""
+    return over_this_one(session, "--no-deps", "trl")
 
 
 @nox.session(venv_backend="venv")
@@ -185,6 +198,14 @@ def trl(session: nox.Session) -> None:
     """The examples of docs/python.md, with trl in an environment of its own, over this one. About a minute."""
     python_trl = with_trl(session)
     command = (str(python_trl), "-m", "pytest", "tests/docs/test_python_examples.py", *session.posargs)
+    session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def trackers(session: nox.Session) -> None:
+    """Real trackers, with their packages in an environment of its own, over this one. A few minutes."""
+    python = over_this_one(session, "tensorboard", "trackio", "mlflow", "wandb")
+    command = (str(python), "-m", "pytest", "tests/train/test_trackers.py", "-W", "default", "-rs", *session.posargs)
     session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 

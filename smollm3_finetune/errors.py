@@ -13,6 +13,7 @@
     │   ├── PluginConflictError  7   one name offered by two plugins
     │   └── PluginTimeoutError   7   a light function of a plugin that does not return
     ├── WriteError               8   a file that cannot be written: the disk is full, read-only or faulty
+    ├── VerdictError             9   a verdict that --fail-if does not accept
     └── Problems                     several errors at once; exit code of the first
 
 Library code raises these errors and never click's exceptions; only `smollm3_finetune.main` prints them.
@@ -50,7 +51,7 @@ class ConfigError(SmolLM3Error):
 
 
 class UnknownComponentError(ConfigError):
-    """No active plugin offers the requested loader, quantizer, adapter, formatter or objective."""
+    """No active plugin offers the requested loader, quantizer, adapter, formatter, objective or evaluator."""
 
 
 class IncompatibleError(SmolLM3Error):
@@ -107,6 +108,12 @@ class WriteError(SmolLM3Error):
     """A file cannot be written: the disk is full, read-only or faulty, or its directory no longer exists."""
 
     exit_code = 8
+
+
+class VerdictError(SmolLM3Error):
+    """The model is worse than the other one, or not better, and `--fail-if` was given; the report was printed."""
+
+    exit_code = 9
 
 
 class Problems(SmolLM3Error):

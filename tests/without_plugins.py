@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "optimum", "trl"}
+LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "optimum", "trl", "lm-eval"}
 
 ALONE = (
     "api/adapter_helpers", "api/contract", "api/objective_helpers", "cli/compat", "cli/errors", "cli/generate",

@@ -11,7 +11,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
-protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`).
+protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`).
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from smollm3_finetune.api.descriptors import (
     AdapterCard,
     AdapterSpec,
     ComponentSpec,
+    EvaluatorSpec,
     FormatterSpec,
     LoaderSpec,
     NoOptions,
@@ -64,6 +65,13 @@ from smollm3_finetune.api.descriptors import (
     Requires,
     hookimpl,
     option,
+)
+from smollm3_finetune.api.evaluation import (
+    DocumentScore,
+    EvaluatedModel,
+    EvaluationContext,
+    Evaluator,
+    OpenedTasks,
 )
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
@@ -156,8 +164,13 @@ __all__ = [
     "CountedObjective",
     "DataError",
     "DequantizingOps",
+    "DocumentScore",
     "Encoded",
     "Env",
+    "EvaluatedModel",
+    "EvaluationContext",
+    "Evaluator",
+    "EvaluatorSpec",
     "FlatObjective",
     "Formatter",
     "FormatterSpec",
@@ -176,6 +189,7 @@ __all__ = [
     "Objective",
     "ObjectiveSpec",
     "Op",
+    "OpenedTasks",
     "Progress",
     "Purpose",
     "Quantizer",

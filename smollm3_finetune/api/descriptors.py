@@ -216,6 +216,16 @@ class ObjectiveSpec(ComponentSpec):
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorSpec(ComponentSpec):
+    """Offers an `Evaluator`: a way to measure a model on tasks."""
+
+    claims: Callable[[str], bool] | None = None
+    """Whether a task reference is for this evaluator, from its text alone or a look at the file system; light."""
+    rank: int = 0
+    """Where several claim a task, the highest rank takes it; a tie must be decided with `--evaluator`."""
+
+
 def option(
     default: Any,
     help: str,

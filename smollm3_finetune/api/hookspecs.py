@@ -12,7 +12,14 @@ from collections.abc import Iterable
 
 import pluggy
 
-from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, ObjectiveSpec, QuantizerSpec
+from smollm3_finetune.api import (
+    AdapterSpec,
+    EvaluatorSpec,
+    FormatterSpec,
+    LoaderSpec,
+    ObjectiveSpec,
+    QuantizerSpec,
+)
 
 hookspec = pluggy.HookspecMarker("smollm3_finetune")
 
@@ -92,4 +99,19 @@ def smollm3_objectives() -> Iterable[ObjectiveSpec]:  # type: ignore[empty-body]
         def smollm3_objectives():
             return [ObjectiveSpec(name="unlikelihood", summary="push the bad answers down",
                                   factory="unlikelihood:Unlikelihood", api=2)]
+    """
+
+
+@hookspec
+def smollm3_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[empty-body]
+    """Return the evaluators of this plugin: each measures a model on tasks, document by document.
+
+    Called once per command, before tasks are opened. Returns an iterable of `EvaluatorSpec`, empty if there are none.
+    Unless `--evaluator` names an evaluator, the one whose `claims(task)` returns true evaluates the task.
+
+    Example:
+        @hookimpl
+        def smollm3_evaluators():
+            return [EvaluatorSpec(name="exact-match", summary="answers compared with references",
+                                  factory="exact_match:ExactMatch", claims=lambda task: task.endswith(".jsonl"), api=2)]
     """

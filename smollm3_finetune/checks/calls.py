@@ -12,9 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Conversation, Env, ModelSource, Purpose, directory_source
+from smollm3_finetune.api import (
+    BuildContext,
+    Conversation,
+    Env,
+    EvaluationContext,
+    ModelSource,
+    Purpose,
+    directory_source,
+)
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, LOADER, QUANTIZER
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
@@ -25,6 +33,7 @@ CLAIMED: Mapping[Any, tuple[Any, ...]] = {
                 {"quantization_config": {"quant_method": "another"}}),
     ADAPTER: ({}, {"base_model_name_or_path": None}, {"target_modules": 3, "r": "x"}),
     FORMATTER: ({}, {"a": None}, {"text": "x"}, {"messages": []}, {"messages": None, "n": 1}),
+    EVALUATOR: ("", "task", "./task.yaml", "/no/such/task.jsonl", "a\nb", "\0"),
 }  # fmt: skip
 """Simple inputs on which `claims` must not raise.
 
@@ -38,6 +47,7 @@ ROWS: tuple[Mapping[str, Any], ...] = (
 )
 """Rows that every formatter converts or refuses; a row with all columns that it states is added."""
 ABSENT = "no-such-directory/model"
+ABSENT_TASK = "no-such-directory/task"
 REFUSED = object()
 OF_A_ROW = (ValueError, LookupError, TypeError, AttributeError)
 """What a formatter may raise for a row that it cannot convert."""
@@ -61,6 +71,9 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
     if component.kind is FORMATTER:
         yield ("it converts a row, or raises ValueError with the reason", _format(component, options),
                "return a Conversation, or raise ValueError for a row that it cannot convert")  # fmt: skip
+    if component.kind is EVALUATOR:
+        yield ("open refuses a task that does not exist with a hint", _open_task(component, options),
+               "raise ConfigError with a hint")  # fmt: skip
 
 
 def _small_source() -> ModelSource:
@@ -102,6 +115,16 @@ def _opened(loader: Any, ref: str, context: BuildContext) -> tuple[Any, Any]:
     """What a loader opens, and its `config`."""
     made = loader.open(ref, context)
     return made, getattr(made, "config", None)
+
+
+def _open_task(component: RegisteredComponent, options: Any) -> str:
+    from smollm3_finetune.progress import Silent
+
+    context = EvaluationContext(limit=1, batch_size=1, seed=0, progress=Silent())
+    evaluator = component.create(options)
+    doing = f"open([{ABSENT_TASK!r}])"
+    made, problem = _called(component, doing, lambda: (evaluator.open([ABSENT_TASK], context),))
+    return problem or ("" if made is None else f"{doing} returned {described(made[0])}")
 
 
 def _format(component: RegisteredComponent, options: Any) -> str:

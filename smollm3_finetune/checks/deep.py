@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
 
@@ -21,7 +21,9 @@ CLASSES = {
     QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
     OBJECTIVE: "ObjectiveConformance",
 }  # fmt: skip
-"""The kit's test classes. That of a loader needs a model reference, which only its author can provide."""
+"""The kit's test classes."""
+NEED_REFERENCE = {LOADER: "model", EVALUATOR: "task"}
+"""Kinds whose test class needs a reference, which only the author of the component can provide."""
 SECONDS = 600
 """The time limit for each component."""
 TEST = """
@@ -45,13 +47,19 @@ def deep_findings(target: Target) -> list[Finding]:
     """One finding for each component of a kind that the kit can be run on, with its failed tests."""
     testable = [o for o in target.components if o.kind in CLASSES]
     found = _run(testable, target) if testable else []
-    return [*found, *(_not_run(o) for o in target.components if o.kind is LOADER)]
+    return [*found, *(_not_run(o) for o in target.components if o.kind in NEED_REFERENCE)]
 
 
 def _not_run(component: RegisteredComponent) -> Finding:
-    return Finding(subject=component.title, check=CHECK, ok=False, serious=False,
-                   found="not run: the kit has no reference for this loader to open",
-                   fix="use LoaderConformance in your own tests, as smollm3 plugins new loader does")  # fmt: skip
+    kind = component.kind.name
+    return Finding(
+        subject=component.title,
+        check=CHECK,
+        ok=False,
+        serious=False,
+        found=f"not run: the kit has no {NEED_REFERENCE[component.kind]} for this {kind} to open",
+        fix=f"use {kind.capitalize()}Conformance in your own tests, as smollm3 plugins new {kind} does",
+    )
 
 
 def _run(components: Sequence[RegisteredComponent], target: Target) -> list[Finding]:

@@ -13,6 +13,11 @@ COMMANDS = {
         "smollm3_finetune.cli.commands.generate:generate",
         "Answer a prompt with the model of a run, or any other model.",
     ),
+    "eval": (
+        "smollm3_finetune.cli.commands.eval:evaluate",
+        "Measure whether a fine-tuned model is better than its base.",
+    ),
+    "chat": ("smollm3_finetune.cli.commands.chat:chat", "Chat with the model of a run, or any other model."),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
     "push": (

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smollm3_finetune.api import AdapterSpec, ComponentSpec, FormatterSpec, LoaderSpec, ObjectiveSpec, QuantizerSpec
+from smollm3_finetune.api import (
+    AdapterSpec,
+    ComponentSpec,
+    EvaluatorSpec,
+    FormatterSpec,
+    LoaderSpec,
+    ObjectiveSpec,
+    QuantizerSpec,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,5 +58,13 @@ OBJECTIVE = Kind(
     section="objective",
     methods=("prepare", "collator", "trainer_class", "loss_sum"),
 )
+EVALUATOR = Kind(
+    name="evaluator",
+    spec=EvaluatorSpec,
+    hook="smollm3_evaluators",
+    flag="--evaluator",
+    section="evaluator",
+    methods=("open",),
+)
 
-KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE)
+KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR)

@@ -171,6 +171,24 @@ class TrainConfig:
         ge=1,
         le=10**12,
     )
+    keep_best: bool = option(
+        False,
+        "Publish the adapter of the measurement with the lowest held-out loss, instead of that of the last step. "
+        "Needs eval_every.",
+    )
+    stop_after: int | None = option(
+        None,
+        "End the run early after this many measurements in a row without a lower held-out loss. Needs eval_every.",
+        ge=1,
+        le=10**12,
+    )
+    sample_every: int | None = option(
+        None,
+        "Steps between answers to the sample prompt, which are displayed and written to samples.jsonl; default: only "
+        "before and after training.",
+        ge=1,
+        le=10**12,
+    )
     report_to: tuple[str, ...] = option(
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
     )

@@ -99,15 +99,7 @@ def tokenize(
     With `chunk`, raw text longer than `max_length` becomes several examples; otherwise it is cut, like conversations.
     Raises DataError, with file and line, if a row is invalid, and if no row is left to train on.
     """
-    inputs = {
-        "rows": rows.identity(),
-        "border": survey.threshold,
-        "objective": [objective.component.full_name, objective.component.version, options_dict(objective.options)],
-        "tokenizer": tokenizer_identity(renderer.tokenizer),
-        "render": asdict(renderer.options),
-        "max_length": max_length,
-        **({"long_text": "chunk"} if chunk else {}),  # runs of versions without chunks keep their identity
-    }
+    inputs = _inputs(rows, survey, objective, renderer, max_length, chunk=chunk)
     key = {
         **inputs,
         "today": None if renderer.options.date else datetime.date.today().isoformat(),
@@ -132,6 +124,34 @@ def tokenize(
 
     titles = [s.source.title for s in rows.sources]
     return _open_entry(cache.get_or_build("tokens", key, build), titles, survey, identity)
+
+
+def rows_fingerprint(
+    rows: Rows,
+    survey: Survey,
+    objective: SelectedComponent,
+    renderer: Renderer,
+    max_length: int,
+    *,
+    chunk: bool = False,
+) -> str:
+    """`Tokens.identity` of these rows, without tokenizing them."""
+    return fingerprint(_inputs(rows, survey, objective, renderer, max_length, chunk=chunk))
+
+
+def _inputs(
+    rows: Rows, survey: Survey, objective: SelectedComponent, renderer: Renderer, max_length: int, *, chunk: bool
+) -> dict[str, Any]:
+    """Everything that determines the tokens, except versions of libraries."""
+    return {
+        "rows": rows.identity(),
+        "border": survey.threshold,
+        "objective": [objective.component.full_name, objective.component.version, options_dict(objective.options)],
+        "tokenizer": tokenizer_identity(renderer.tokenizer),
+        "render": asdict(renderer.options),
+        "max_length": max_length,
+        **({"long_text": "chunk"} if chunk else {}),  # runs of versions without chunks keep their identity
+    }
 
 
 def _open_entry(directory: Path, titles: Sequence[str], survey: Survey, identity: str) -> Tokens:

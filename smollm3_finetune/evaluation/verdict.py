@@ -20,6 +20,9 @@ Verdict = Literal["better", "worse", "cannot tell"]
 
 LEAST_ROWS = 30
 """With fewer rows, the interval depends too much on single rows for a verdict."""
+RESOLUTION = 1e-5
+"""Nats per term; a smaller difference is not a verdict, however certain: padding and batch size change the measured
+losses by as much."""
 POWER = 0.8
 """The probability with which the smallest difference would be called better or worse."""
 
@@ -113,7 +116,7 @@ def _compared(
 
 
 def _verdict(found: Interval, rows: int) -> Verdict:
-    if rows < LEAST_ROWS or found.low is None or found.high is None:
+    if rows < LEAST_ROWS or found.low is None or found.high is None or abs(found.estimate) < RESOLUTION:
         return "cannot tell"
     if found.high < 0:
         return "better"

@@ -26,6 +26,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if it does not hold one: for values that are shown if they are known."""
+    try:
+        return read_json(path)
+    except ModelError:
+        return {}
+
+
 JSON_TYPES = {bool: "true or false", int: "a number", float: "a number", str: "text", dict: "an object"}
 
 

@@ -24,8 +24,10 @@ from smollm3_finetune.model_files.model_card import is_ours
 from smollm3_finetune.model_files.writing import BELONGS, CODE_NAMES, FIGURES
 
 ADAPTER, MODEL, MERGED, QUANTIZED = "adapter", "model", "merged model", "quantized checkpoint"
+WEIGHTS = (".safetensors", ".gguf")
+"""The suffixes of weight files, those of exported models included."""
 OF_A_MODEL = re.compile(
-    r"[\w.-]+\.(safetensors|gguf)|[\w.-]+\.safetensors\.index\.json|[\w.-]*config\.json"
+    rf"[\w.-]+({'|'.join(map(re.escape, WEIGHTS))})|[\w.-]+\.safetensors\.index\.json|[\w.-]*config\.json"
     rf"|{re.escape(FIGURES)}|{re.escape(CARD)}|{BELONGS.pattern}"
 )
 """The files of a model, and of an adapter that has no list of its files."""
@@ -84,7 +86,7 @@ def kind_of(directory: Path) -> str | None:
         return None
     if (directory / "config.json").is_file():
         return QUANTIZED if read_json(directory / "config.json").get("quantization_config") else MODEL
-    return MODEL if any(directory.glob("*.gguf")) else None
+    return MODEL if any(file.suffix in WEIGHTS for file in directory.iterdir()) else None
 
 
 def contents(directory: Path, kind: str) -> Contents:

@@ -16,7 +16,7 @@ from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import read_json
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.locks import locked
-from smollm3_finetune.hub.contents import ADAPTER, Contents, LeftOut, contents, kind_of, left_of_run
+from smollm3_finetune.hub.contents import ADAPTER, WEIGHTS, Contents, LeftOut, contents, kind_of, left_of_run
 from smollm3_finetune.hub.scan import check_text
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.model.saved_adapter import SavedAdapter
@@ -32,7 +32,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "adde
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header at most, as in safetensors itself."""
 BINARY_SCANNED = 4_000_000
-"""Bytes at the beginning of other binary files that are searched, such as the metadata of GGUF."""
+"""Bytes at the beginning of other binary files that are searched, such as the metadata of an exported model."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _checked_contents(directory: Path, kind: str) -> Contents:
     if kind == ADAPTER:
         SavedAdapter.read(directory)  # raises ModelError if a file differs from its checksum
     found = contents(directory, kind)
-    if not any(name.endswith((".safetensors", ".gguf")) for name in found.names) and kind != ADAPTER:
+    if not any(name.endswith(WEIGHTS) for name in found.names) and kind != ADAPTER:
         raise ModelError(f"{directory} contains no weights", hint=f"ls {shlex.quote(str(directory))}")
     if CARD not in found.names:
         raise ModelError(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.inference.streaming import TextStream
+from smollm3_finetune.inference.decoding import Decoder
+from smollm3_finetune.inference.sampling import GREEDY, Sampling
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
-from smollm3_finetune.model_files.stops import as_ids, joined
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,41 +45,40 @@ def answer(
     messages: Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
     template_kwargs: Mapping[str, Any] | None = None,
     renderer: Renderer | None = None,
     stream: Callable[[str], None] | None = None,
 ) -> str:
-    """The model's answer to `messages`, up to the end of its turn. Greedy if `temperature` is 0.
+    """The model's answer to `messages`, up to the end of its turn. Greedy by default.
 
     `renderer` is the run's renderer; if None, the tokenizer's template and the current date are used. `stream` is
     called with each new piece of the answer; together they are the answer. The mode of the model (training or
     evaluation) is restored afterwards.
     """
-    import torch
+    (only,) = answers(
+        model, tokenizer, messages, count=1, max_new_tokens=max_new_tokens, sampling=sampling,
+        template_kwargs=template_kwargs, renderer=renderer, stream=stream,
+    )  # fmt: skip
+    return only
 
+
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    count: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    template_kwargs: Mapping[str, Any] | None = None,
+    renderer: Renderer | None = None,
+    stream: Callable[[str], None] | None = None,
+) -> list[str]:
+    """`count` answers of the model to the same `messages`; see `answer`. Only a single answer can be streamed."""
     renderer = renderer or Renderer(tokenizer, RenderOptions(date=None))
-    device = next(model.parameters()).device
-    ids = torch.tensor([renderer.prompt_ids(messages, **(template_kwargs or {}))], device=device)  # (1, T)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    unset = {} if sampling else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    streamer = {} if stream is None else {"streamer": TextStream(tokenizer, stream)}
-    own = as_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                eos_token_id=joined(own, renderer.end_of_turn_ids()) or None,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-                **sampling,
-                **unset,
-                **streamer,
-            )
-    finally:
-        model.train(training)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    prompt = renderer.prompt_ids(messages, **(template_kwargs or {}))
+    (found,) = Decoder.of(model, renderer).answers(
+        [prompt], max_new_tokens=max_new_tokens, sampling=sampling, count=count, stream=stream
+    )
+    return [one.text for one in found]

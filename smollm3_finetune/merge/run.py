@@ -7,7 +7,6 @@ lose most of the training. The saved model is an ordinary dense model for every 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import time
 from dataclasses import replace
@@ -41,6 +40,7 @@ from smollm3_finetune.merge.tensors import (
 )
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
+from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model.quantized_layers import forward_rtol
@@ -188,7 +188,7 @@ def _merge_and_reload(
         adapted = restored(plan, adapter, base)
         reference = logits_of_rows(adapted.model, rows)
         del adapted, base
-        _free_memory()
+        free_memory()
     with task("merging and saving"):
         untying, embedded = tied and settings.untie, _embeddings_digest(dense)
         if untying:
@@ -208,14 +208,14 @@ def _merge_and_reload(
         wanted = digests(model, getattr(torch, dtype))
         architecture, parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
         del model, dense
-        _free_memory()
+        free_memory()
     with task("reloading and comparing"):
         reloaded = _reload(plan, plan.source.at(out), computed)
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
         loss = predicted.loss(reloaded) if predict else Loss()
         del reloaded
-        _free_memory()
+        free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
         moved=drift(reference, alone),
@@ -282,7 +282,7 @@ def _requantize(
         measured = drift(logits_of_rows(model, merged.rows), merged.logits)
         predicted = predictions(merged.predicted, merged.loss, merged.predicted.loss(model))
         del model
-        _free_memory()
+        free_memory()
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
@@ -304,12 +304,3 @@ def _vocabulary(model: Any) -> int:
 def _embeddings_digest(model: Any) -> str:
     weight = model.get_input_embeddings().weight
     return digest(weight, weight.dtype)
-
-
-def _free_memory() -> None:
-    """Free the memory of deleted models: adapters create reference cycles in them."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -118,8 +118,11 @@ class LoadedModel:
         with writing(path):
             self.publish(path, training)
 
-    def publish(self, path: Path, training: Training | None = None) -> None:
-        """`save` into a path that was checked. Failed writes raise the exceptions of the libraries."""
+    def publish(self, path: Path, training: Training | None = None, saved: Sequence[Path] | None = None) -> None:
+        """`save` into a path that was checked. Failed writes raise the exceptions of the libraries.
+
+        With `saved`, the files that `write` has written earlier, they are published instead of the current weights.
+        """
         partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -127,7 +130,13 @@ class LoadedModel:
                 if (path / name).is_file():  # kept as it is
                     partial.mkdir(exist_ok=True)
                     shutil.copyfile(path / name, partial / name)
-            self.write(partial, training)
+            if saved is None:
+                self.write(partial, training)
+            else:
+                partial.mkdir(parents=True, exist_ok=True)
+                for file in saved:
+                    (shutil.copytree if file.is_dir() else shutil.copyfile)(file, partial / file.name)
+                self.write_card(partial, training, edited_card(partial))
             write_checksums(partial, without=EDITABLE)
             publish_files(partial, path, last=CHECKSUMS)
         finally:

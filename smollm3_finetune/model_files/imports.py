@@ -111,7 +111,8 @@ def import_for_training() -> None:
 def import_trainer() -> None:
     """Import transformers' Trainer without `datasets`, which it needs only to recognize data sets of that library.
 
-    An object can be such a data set only if `datasets` was imported, which the Trainer then finds.
+    An object can be such a data set only if `datasets` was imported, which the Trainer then finds. Losses of object
+    detection, which the Trainer imports too, import scipy at their first call.
     """
     name = "transformers.trainer"
     if name in sys.modules:
@@ -119,13 +120,19 @@ def import_trainer() -> None:
     import_transformers()
     import transformers.utils
 
-    available = transformers.utils.is_datasets_available
-    transformers.utils.is_datasets_available = lambda: False
+    hidden = {n: getattr(transformers.utils, n) for n in ("is_datasets_available", "is_scipy_available")}
+    for function in hidden:
+        setattr(transformers.utils, function, lambda: False)
     try:
         with quick_imports():
             trainer: Any = importlib.import_module(name)
     finally:
-        transformers.utils.is_datasets_available = available
+        for function, available in hidden.items():
+            setattr(transformers.utils, function, available)
+    for module, loss in list(sys.modules.items()):
+        if module.startswith("transformers.loss.") and "is_scipy_available" in vars(loss):
+            vars(loss).setdefault("linear_sum_assignment", _linear_sum_assignment)
+            vars(loss)["is_scipy_available"] = hidden["is_scipy_available"]
 
     def imported() -> bool:
         if "datasets" not in sys.modules:
@@ -136,3 +143,8 @@ def import_trainer() -> None:
     if "datasets" in vars(trainer) or vars(trainer).get("is_datasets_available") is None:
         return  # another version of transformers
     trainer.is_datasets_available = imported
+
+
+def _linear_sum_assignment(*args: Any, **kwargs: Any) -> Any:
+    """That of scipy, imported when it is called."""
+    return importlib.import_module("scipy.optimize").linear_sum_assignment(*args, **kwargs)

@@ -12,9 +12,13 @@ from pathlib import Path
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import PARTIAL, publish_directory
+from smollm3_finetune.runs.best import BestAdapters
+from smollm3_finetune.runs.measurements import Measurements
 
 STATE = "trainer_state.json"
 NEEDED = (STATE, "optimizer.pt", "scheduler.pt")
+CALLBACK = "RunCallback"
+"""The name of the training callback, under which the Trainer saves its state."""
 DAMAGED = "damaged-"
 """Prefix of a checkpoint that was found damaged, after the run continued from an earlier one."""
 
@@ -56,6 +60,15 @@ class Checkpoint:
     def planned_steps(self) -> int | None:
         """The steps that the whole run was to take when the checkpoint was saved; None if it does not say."""
         return self._count("max_steps")
+
+    @property
+    def measurements(self) -> Measurements:
+        """The held-out losses up to this step; empty if the checkpoint does not say."""
+        try:
+            state = load_json(self.path / STATE)["stateful_callbacks"][CALLBACK]["attributes"]
+            return Measurements.from_json(state["measurements"]).until(self.step)
+        except (OSError, ValueError, KeyError, TypeError):
+            return Measurements()
 
     def _count(self, name: str) -> int | None:
         """A number in the state of the Trainer; None if there is none, for example because somebody edited it."""
@@ -114,9 +127,20 @@ class Checkpoints:
         publish_directory(written, target)
         for old in [c for c in self.all() if c.step != step][: 1 - keep or None]:
             shutil.rmtree(old.path, ignore_errors=True)
+        self.prune_best()
+
+    @property
+    def best(self) -> BestAdapters:
+        return BestAdapters(self.path)
+
+    def prune_best(self, now: int | None = None) -> None:
+        """Delete the best adapters that are neither of step `now` nor the best at the time of a checkpoint."""
+        if self.best.steps():
+            self.best.keep([now, *(c.measurements.best for c in self.all())])
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints after `step`: they are damaged, and the run repeats their steps."""
+        self.best.forget_after(step)
         for checkpoint in self.all():
             if checkpoint.step > step:
                 aside = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
-from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.json import json_object
 from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
 from smollm3_finetune.runs.configuration import changed_values, configuration_of
 from smollm3_finetune.runs.metrics import Losses, losses_of
@@ -43,11 +43,11 @@ class RunDetails:
     @classmethod
     def of(cls, run: RunDir) -> RunDetails:
         """The details of a run; nothing is raised for damaged files."""
-        report, versions = _object(run.report), _object(run.versions)
+        report, versions = json_object(run.report), json_object(run.versions)
         changed: dict[str, Any] = {}
         with contextlib.suppress(ConfigError, ModelError):
             changed = changed_values(configuration_of(run))
-        origins = _texts(_object(run.path / "origins.json"))
+        origins = _texts(json_object(run.path / "origins.json"))
         return cls(
             summary=RunSummary.of(run),
             losses=losses_of(run),
@@ -75,13 +75,6 @@ class RunDetails:
         }
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    with contextlib.suppress(ModelError):
-        return read_json(file)
-    return {}
-
-
 def _texts(values: Any) -> dict[str, str]:
     """The entries of an object whose values are text."""
     return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, Mapping) else {}
@@ -91,13 +84,9 @@ def _warnings(file: Path) -> list[str]:
     """The lines of warnings.jsonl, each once."""
     found: dict[str, None] = {}
     with contextlib.suppress(OSError, ValueError):
-        for row in _rows(read_bytes(file, JSON_SIZE).splitlines()):
-            if isinstance(row, Mapping) and isinstance(row.get("warning"), str):
-                found[row["warning"]] = None
+        for line in read_bytes(file, JSON_SIZE).splitlines():
+            with contextlib.suppress(ValueError):
+                row = parse_json(line.decode("utf-8"))
+                if isinstance(row, Mapping) and isinstance(row.get("warning"), str):
+                    found[row["warning"]] = None
     return list(found)
-
-
-def _rows(lines: Iterable[bytes]) -> Iterable[Any]:
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            yield parse_json(line.decode("utf-8"))

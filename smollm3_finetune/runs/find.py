@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
-from smollm3_finetune.files.writing import PARTIAL
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import LOCK, RUNS, RunDir
 
@@ -44,7 +43,7 @@ def find_runs(folder: Path) -> Iterator[RunDir]:
                         inside.append(here / entry.name)
         if is_run(names):
             yield RunDir(here)
-        elif not here.name.startswith(PARTIAL):
+        else:
             waiting += inside
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
+from smollm3_finetune.files.json import json_object
+from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
 from smollm3_finetune.runs.rundir import RunDir
 
 Points = list[tuple[int, float]]
@@ -33,8 +34,8 @@ def losses_of(run: RunDir) -> Losses:
             training.append((row["step"], loss))
         if (loss := _finite(row.get("held_out_loss"))) is not None:
             held_out[row["step"]] = loss
-    report = _object(run.report)
-    before = report.get("before") or _object(run.before)
+    report = json_object(run.report)
+    before = report.get("before") or json_object(run.before)
     if (loss := _finite(_get(before, "held_out_loss"))) is not None:
         held_out[0] = loss
     best = _get(report.get("best"), "step")  # the adapter of an earlier step may be the one that was published
@@ -52,15 +53,6 @@ def metric_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = parse_json(line.decode("utf-8"))
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
                     yield row
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        value = load_json(file)
-        if isinstance(value, dict):
-            return value
-    return {}
 
 
 def _get(values: Any, key: str) -> Any:

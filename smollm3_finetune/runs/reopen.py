@@ -55,7 +55,7 @@ def before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
 
 
-REQUIRED = {"generate": "--prompt TEXT", "merge": "--output DIR"}
+REQUIRED = {"eval": "--data FILE.jsonl", "generate": "--prompt TEXT", "merge": "--output DIR"}
 """The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""
@@ -75,12 +75,13 @@ def run_request(
 
     def decided(flag: str) -> ConfigError:
         base = next((shlex.quote(str(s.value)) for s in file_settings(run.config) if s.key == ("model",)), "MODEL")
+        needed = " ".join(filter(None, (f"--adapter-path {shlex.quote(str(run.adapter))}", REQUIRED.get(command))))
         new = "; for the checkpoint of --requantize: --requantize-opt" if flag.startswith("--quant-opt") else ""
         return ConfigError(
             f"{flag} cannot be used with the run {run.path}: the base model is loaded with the loader, quantizer and "
             "options of the run",
-            hint=f"omit {flag}; to use other options: smollm3 {command} {base} "
-            f"--adapter-path {shlex.quote(str(run.adapter))} {REQUIRED[command]}{new if command == 'merge' else ''}",
+            hint=f"omit {flag}; to use other options: smollm3 {command} {base} {needed}"
+            f"{new if command == 'merge' else ''}",
         )
 
     for name in FIXED_BY_RUN:

@@ -20,9 +20,12 @@ from smollm3_finetune.runs.versions import saved_versions
 
 MAY_CHANGE = {
     ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
-    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("device",),
+    ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("train", "stop_after"),
+    ("train", "sample_every"), ("device",),
 }  # fmt: skip
 """Keys that do not affect the steps already taken."""
+ENDS = {("train", "max_steps"), ("train", "epochs"), ("train", "stop_after")}
+"""Those of them that decide how many steps a run takes."""
 
 
 def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> LoadedConfig:
@@ -54,7 +57,7 @@ def identity(config: RunConfig) -> str:
     option of a later version does not change the identity of an earlier run.
     """
     values, defaults = as_dict(replace(config, output=None)), as_dict(RunConfig())
-    for section, *rest in MAY_CHANGE - {("train", "max_steps"), ("train", "epochs"), ("device",)}:
+    for section, *rest in MAY_CHANGE - ENDS - {("device",)}:
         del values[section][rest[0]]
     return fingerprint(_changed(values, defaults))
 

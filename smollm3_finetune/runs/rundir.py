@@ -3,6 +3,7 @@
 run.yaml        the resolved configuration; `smollm3 train --config` reads it
 versions.json   the distributions that the run used, and the hashes of plugin files
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
+samples.jsonl   one object per line: step, prompt and answer, with train.sample_every
 before.json     held-out loss before the first step, for a resumed run
 trained.json    steps and tokens, written after the last step
 report.json     held-out loss and sample answers, before and after
@@ -37,7 +38,9 @@ from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import PARTIAL, delete_unfinished, write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import check_below_directories, user_path
+from smollm3_finetune.runs.best import BEST
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
+from smollm3_finetune.runs.measurements import Measurements
 
 RUNS = Path("runs")
 LONGEST = 120
@@ -45,8 +48,8 @@ LONGEST = 120
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
-    "run.yaml", "versions.json", "metrics.jsonl", "before.json", "error.json", "checkpoints", CALIBRATION, USES,
-    LOCK,
+    "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
+    "tensorboard", CALIBRATION, USES, LOCK,
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -68,6 +71,14 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def before(self) -> Path:
@@ -239,7 +250,7 @@ class RunDir:
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
         begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
-        return bool(begun) and all(p.name.startswith(PARTIAL) for p in checkpoints)
+        return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints)
 
     def discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""
@@ -304,22 +315,44 @@ class RunDir:
         output = f" --output {shlex.quote(str(self.path))}" if self.holds_nothing() else ""
         return f"smollm3 train --config {shlex.quote(str(self.config))}{output}"
 
+    def measurements(self, checkpoint: Checkpoint) -> Measurements:
+        """The held-out losses of a resumed run up to its checkpoint.
+
+        That of the last step of a run was measured after its checkpoint was saved: it is in metrics.jsonl. A run
+        without checkpoints has them in `trained.json`.
+        """
+        found = checkpoint.measurements
+        if checkpoint.path == self.adapter:
+            with contextlib.suppress(ModelError, ValueError):
+                found = Measurements.from_json(read_json(self.trained).get("measurements", []))
+        if checkpoint.step not in found:
+            for _, row in rows_of(self.metrics):
+                if row["step"] == checkpoint.step and isinstance(row.get("held_out_loss"), float):
+                    found = found.added(checkpoint.step, row["held_out_loss"])
+        return found
+
     def forget_after(self, step: int) -> None:
-        """Remove what a resumed run will write again: the report, lines of metrics.jsonl, a truncated last line."""
+        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line."""
         for file in (self.report, self.trained):
             file.unlink(missing_ok=True)
-        if not self.metrics.exists():
-            return
-        try:
-            text = read_bytes(self.metrics, JSON_SIZE).decode("utf-8", errors="replace")
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{self.metrics} cannot be read: {e}", hint=f"rm {shlex.quote(str(self.metrics))}") from e
-        kept = []
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                if parse_json(line)["step"] <= step:
-                    kept.append(f"{line}\n")
-        write_text(self.metrics, "".join(kept))
+        for file in (self.metrics, self.samples):
+            if file.exists():
+                write_text(file, "".join(f"{line}\n" for line, row in rows_of(file) if row["step"] <= step))
+
+
+def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a file of a run that are objects with a step, and the objects; none if the file does not exist."""
+    if not file.exists():
+        return
+    try:
+        text = read_bytes(file, JSON_SIZE).decode("utf-8", errors="replace")
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{file} cannot be read: {e}", hint=f"rm {shlex.quote(str(file))}") from e
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            row = parse_json(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield line, row
 
 
 def _numbered(path: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from string import Template
 
 from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.components.contract import NAME
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.paths import check_below_directories, user_path
@@ -63,6 +63,11 @@ SAMPLES: Mapping[Kind, _Sample] = {
         summary="cross-entropy over the assistant's tokens, with smoothed labels",
         dependencies=(HOST, TORCH, "transformers>=5.14"),
         use="train --objective {name}",
+    ),
+    EVALUATOR: _Sample(
+        summary="answers to the prompts of a JSONL file, compared with references",
+        dependencies=(HOST,),
+        use="eval RUN --evaluator {name} --tasks TASK.jsonl",
     ),
 }
 KIND_NAMES = tuple(k.name for k in KINDS)

@@ -28,6 +28,7 @@ from smollm3_finetune.testing.small import small_source, write_small_model
 
 if TYPE_CHECKING:
     from smollm3_finetune.testing.adapters import AdapterConformance
+    from smollm3_finetune.testing.evaluators import EvaluatorConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
     from smollm3_finetune.testing.quantizers import QuantizerConformance
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 HEAVY = {
     "AdapterConformance": "adapters",
+    "EvaluatorConformance": "evaluators",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
     "QuantizerConformance": "quantizers",
@@ -54,6 +56,7 @@ __all__ = [
     "AdapterConformance",
     "Cache",
     "Comparison",
+    "EvaluatorConformance",
     "FormatterConformance",
     "LoaderConformance",
     "ObjectiveConformance",

@@ -1,9 +1,7 @@
-"""Actions between the steps of a run: the adapter's hook, the held-out loss, metrics, the display."""
+"""Actions between the steps of a run: the adapter's hook, measurements, metrics, the display."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
-from smollm3_finetune import stopping
-from smollm3_finetune.errors import WriteError
-from smollm3_finetune.files.failures import writing
-from smollm3_finetune.files.writing import append_text
 from smollm3_finetune.model.load import LoadedModel
-from smollm3_finetune.progress import Silent
-from smollm3_finetune.train.finite import finite
+from smollm3_finetune.runs.checkpoints import CALLBACK
+from smollm3_finetune.train.finite import plain_number
 from smollm3_finetune.train.health import Health
+from smollm3_finetune.train.lines import Lines
+from smollm3_finetune.train.measuring import logged
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
-    from smollm3_finetune.evaluation.held_out_loss import HeldOut
     from smollm3_finetune.train.display import Display
+    from smollm3_finetune.train.measuring import Measuring
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]
+class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Calls the adapter's hook after each optimizer step, writes metrics and displays them."""
 
     def __init__(
@@ -38,16 +35,16 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         started: float,
         save_times: SaveTimes | None = None,
         health: Health | None = None,
-        held_out: HeldOut | None = None,
-        eval_every: int | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         self.loaded = loaded
         self.save_times = save_times or SaveTimes(minutes=None)
         self.health = health or Health(warn=display.say)
         self.after_first_step: Callable[[], object] = lambda: None
-        self.held_out, self.eval_every = held_out, eval_every
-        self.metrics = metrics
-        self.metrics_failed = False
+        self.measuring = measuring
+        self.lines = measuring.metrics if measuring is not None else Lines(metrics, display.say)
+        self.not_logged = False
+        """Whether trackers have not received the last measurement, which was made before training began."""
         self.display = display
         self.started = started
         """When the run began, on the monotonic clock."""
@@ -57,8 +54,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.last_log = 0.0
         self.shown_tokens = 0
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint saves; `Checkpoint.measurements` reads it."""
+        measured = self.measuring.measurements.as_json() if self.measuring is not None else []
+        return {"args": {}, "attributes": {"measurements": measured}}
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not the values of a checkpoint
+        state.stateful_callbacks.setdefault(CALLBACK, self.state())  # missing in checkpoints of earlier versions
         self.trainer.tokens_before = self.shown_tokens = state.num_input_tokens_seen
         self.last_log = time.monotonic()
         if args.gradient_checkpointing and hasattr(self.loaded.base.model, "disable_input_require_grads"):
@@ -72,6 +75,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.trainer.order is not None:
             self.trainer.order.set_epoch(int(float(state.epoch or 0) + 1e-6))
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.not_logged and self.measuring is not None and self.measuring.last is not None:
+            self.not_logged = False
+            self.trainer.log(logged(self.measuring.last[1].report()))
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loaded.adapted is not None:
             self.loaded.adapted.on_step(state.global_step + 1)
@@ -80,57 +88,28 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
             self.after_first_step()
-        due = self.eval_every and state.global_step % self.eval_every == 0 and state.global_step < state.max_steps
-        if self.held_out is not None and due:
-            self._evaluate(state, control)
-        save, stop = self.save_times.after_step(final=state.global_step >= state.max_steps)
+        final = state.global_step >= state.max_steps
+        if self.measuring is not None:
+            began, logs = time.monotonic(), control.should_log
+            self.measuring.after_step(state.global_step, final)
+            control.should_log = logs  # logging the held-out loss resets it
+            self.save_times.step_began += time.monotonic() - began
+            self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
+            final = final or self.measuring.exhausted
+        save, stop = self.save_times.after_step(final)
         control.should_save |= save  # set by the Trainer's own callback, which runs before this one in all processes
-        control.should_training_stop |= stop
+        control.should_training_stop |= stop or final
         if control.should_save:
             state.num_input_tokens_seen = self.trainer.tokens_of_all()
 
-    def _evaluate(self, state: Any, control: Any) -> None:
-        """Measure the held-out loss between two steps; a request to stop ends the measurement."""
-        assert self.held_out is not None
-        began, logs = time.monotonic(), control.should_log
-        with contextlib.suppress(stopping.Stop), stopping.undeferred():
-            report = self.held_out.measure(Silent())
-            self.measured(report)
-            if report["held_out_loss"] is not None:
-                self.display.say(f"held-out loss after {state.global_step} steps: {report['held_out_loss']:.4f}")
-        control.should_log = logs  # logging the held-out loss resets it
-        self.save_times.step_began += time.monotonic() - began
-        self.last_log += time.monotonic() - began  # exclude this time from the tokens per second
-
-    def measured(self, report: dict[str, Any]) -> None:
-        """Record the held-out loss at the current step, if the run measures it every few steps.
-
-        The value after the last step comes from the run itself, which saves the adapter first.
-        """
-        state = self.trainer.state
-        if self.eval_every and report["held_out_loss"] is not None:
-            self.trainer.log({"eval_loss": report["held_out_loss"]})  # the name that trackers expect
-            if state.is_world_process_zero:
-                self.write({"step": state.global_step, **report})
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl. If that fails, report it once and continue: the numbers are displayed too.
-
-        Raises WriteError if the run directory no longer exists, because nothing could be saved then.
-        """
-        line = json.dumps({k: v if finite(v) else None for k, v in row.items()}) + "\n"
-        try:
-            with writing(self.metrics):
-                append_text(self.metrics, line)
-        except WriteError as e:
-            if not self.metrics.parent.is_dir():
-                raise
-            if not self.metrics_failed:
-                self.display.say(f"warning: {e.message}; the run continues, and some of its lines will be missing")
-            self.metrics_failed = True
-
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values
+        if not logs:
+            return
+        plain = {key: plain_number(value) for key, value in logs.items()}
+        logs.update(plain)  # for the trackers, whose callbacks follow this one
+        if state.log_history:
+            state.log_history[-1].update(plain)  # a checkpoint writes it as JSON, which cannot represent tensors
+        if "loss" not in logs or "learning_rate" not in logs:  # an objective may log its own values
             return
         seen = self.trainer.tokens_of_all()
         now = time.monotonic()
@@ -146,13 +125,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         }
         own = {k: v for k, v in logs.items() if k not in row and isinstance(v, int | float) and not isinstance(v, bool)}
         row |= {key: float(value) for key, value in own.items()}  # what an objective added to the logs
+        logs.update({key: row[key] for key in ("tokens_per_second", "memory_gb")})
         self.last_log, self.shown_tokens = now, seen
         if not self.health.logged(row):  # the same in all processes, so none waits for another
             control.should_training_stop = True
             control.should_save = False  # keep the previous checkpoints
         if not state.is_world_process_zero:
             return
-        self.write(row)
+        self.lines.add(row)
         self.display.step(row)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -28,10 +28,12 @@ def training_facts(
     tokens: int,
     before: Mapping[str, Any],
     after: Mapping[str, Any] | None = None,
+    published: int | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Training:
     """What the card says about a run; without `after`, the held-out loss after training is not known yet.
 
+    `published` is the step of the adapter, if it is not that of the last step.
     `comparison` is that of the report: the difference of the held-out losses, its interval and the verdict.
     """
     sources = job.plan.rows.sources
@@ -42,7 +44,7 @@ def training_facts(
             (_shown(s.source), c.train, c.held_out, _content(s))
             for s, c in zip(sources, job.tokens.counts, strict=True)
         ],
-        settings=list(_settings(job, steps)),
+        settings=list(_settings(job, steps, published or steps)),
         results=list(_results(job, tokens, before, after or {}, comparison)),
         losses={name: value for name, value in found.items() if value is not None},
     )
@@ -84,14 +86,15 @@ def _content(source: FormattedSource) -> str:
     return f"SHA-256 of the {len(source.contents)} files' SHA-256, sorted: `{together[:16]}`"
 
 
-def _settings(job: Job, steps: int) -> Iterator[tuple[str, str]]:
+def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]:
     from smollm3_finetune.train.distributed.processes import world_size
 
     config, train = job.plan.config, job.plan.config.train
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
-    yield "optimizer steps", f"{steps:,}"
+    best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
+    yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
     yield "longest row, in tokens", f"{config.data.max_length:,}"
     for name in LISTED:

@@ -17,6 +17,13 @@ def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def plain_number(value: Any) -> Any:
+    """A number of PyTorch or NumPy with no dimensions as Python's number; any other value unchanged."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
 def check_losses(losses: Sequence[float], step: int, consequence: str) -> None:
     """Raises SmolLM3Error if the last loss is infinite or nan."""
     if losses and not math.isfinite(losses[-1]):

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
-from smollm3_finetune.evaluation.held_out_loss import HeldOut
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
+from smollm3_finetune.train.early import why_early
 from smollm3_finetune.train.health import Health, TrainedWeights
+from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.save_times import SaveTimes
 from smollm3_finetune.train.setup import Job
-from smollm3_finetune.train.trackers import trackers
+from smollm3_finetune.train.trackers import Trackers
 from smollm3_finetune.train.trainer import make_trainer, trained_dtypes
 
 
@@ -27,9 +28,11 @@ class Trained:
     seconds_to_first_step: float | None
     """Of this process; None if it took no step."""
     callback: RunCallback
+    stopped_early: str | None = None
+    """Why the run ended before its last step, as a clause; None if it took all steps."""
 
 
-def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOut) -> Trained:
+def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measuring, trackers: Trackers) -> Trained:
     """Train until the last step, save the checkpoints and write `trained.json`.
 
     Does nothing but read that file if the steps are done already. Raises `Stop` after a checkpoint if the run is asked
@@ -37,9 +40,8 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOu
     """
     config, run, checkpoint = job.plan.config.train, job.run, job.checkpoint
     health = Health(warn=job.display.say)
-    callback = RunCallback(
-        loaded, run.metrics, job.display, job.began, SaveTimes(config.save_minutes), health, held_out, config.eval_every
-    )
+    about = (job.began, SaveTimes(config.save_minutes), health, measuring)
+    callback = RunCallback(loaded, run.metrics, job.display, *about)
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None
     trainer = make_trainer(
@@ -49,9 +51,7 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOu
         lengths=lengths,
     )
     if job.done:
-        return _taken_before(job, callback)
-    for tracker in trackers(config, job.display.say):
-        trainer.add_callback(tracker)
+        return _taken_before(job, callback, measuring)
     if "bfloat16" in trained_dtypes(loaded):
         job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
     loaded.model.train()
@@ -60,6 +60,12 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOu
         run.saved.set_aside_after(checkpoint.step)
         if saved_steps not in (None, job.steps):
             job.display.say(f"the learning rate follows the schedule of {job.steps} steps instead of {saved_steps}")
+    if checkpoint is not None:
+        callback.not_logged = measuring.catch_up(checkpoint.step, job.plan.model.context.progress)
+        if measuring.exhausted:
+            return _taken_before(job, callback, measuring)
+    trackers.add_to(trainer)
+    measuring.log = trainer.log
     before = TrainedWeights.of(loaded.model)
     try:
         with contextlib.ExitStack() as stack:
@@ -76,22 +82,36 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, held_out: HeldOu
             f"warning: no trained weight has changed in {trainer.state.global_step} steps: the learning rate "
             f"{config.learning_rate:g} is too low for the dtype of the weights, or the rows give no gradient"
         )
+    steps = trainer.state.global_step
+    early = _why_early(job, measuring, steps)
+    if early is not None:
+        job.display.say(f"training ends after {steps} of {job.steps} steps: {early}")
     trained = Trained(
-        steps=trainer.state.global_step,
+        steps=steps,
         tokens=trainer.tokens_of_all(),
         seconds_to_first_step=callback.seconds_to_first_step,
         callback=callback,
+        stopped_early=early,
     )
     if job.main:
-        write_json(run.trained, {"steps": trained.steps, "tokens": trained.tokens})
+        measured = {"measurements": measuring.measurements.as_json()} if measuring.measurements.losses else {}
+        write_json(run.trained, {"steps": trained.steps, "tokens": trained.tokens, **measured})
     return trained
 
 
-def _taken_before(job: Job, callback: RunCallback) -> Trained:
+def _why_early(job: Job, measuring: Measuring, steps: int) -> str | None:
+    """Why a run that took `steps` steps does not take the others; None if it took all."""
+    return why_early(measuring.measurements) if steps < job.steps else None
+
+
+def _taken_before(job: Job, callback: RunCallback, measuring: Measuring) -> Trained:
     """The steps that an earlier process took."""
     assert job.checkpoint is not None
-    job.display.say(f"all {job.steps} steps are done: the adapter is saved and measured")
+    steps = job.checkpoint.step
+    early = _why_early(job, measuring, steps)
+    done = f"all {steps} steps are done" if early is None else f"training ended after {steps} of {job.steps} steps"
+    job.display.say(f"{done}{f' ({early})' if early else ''}: the adapter is saved and measured")
     tokens = job.run.trained_count("tokens")
     if tokens is None:  # the process ended after the last checkpoint
         tokens = job.checkpoint.tokens
-    return Trained(steps=job.checkpoint.step, tokens=tokens, seconds_to_first_step=None, callback=callback)
+    return Trained(steps=steps, tokens=tokens, seconds_to_first_step=None, callback=callback, stopped_early=early)

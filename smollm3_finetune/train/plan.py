@@ -32,6 +32,7 @@ from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
+from smollm3_finetune.train.early import check_options
 from smollm3_finetune.train.trackers import check_trackers
 
 
@@ -110,6 +111,7 @@ def plan_run(
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
     check_trackers(settled.config.train)
+    check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
     check_sharding()

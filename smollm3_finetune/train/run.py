@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
 from smollm3_finetune.api import UnsupportedOp
@@ -37,9 +37,14 @@ from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
+from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
+from smollm3_finetune.train.trackers import Trackers, tracking
+
+if TYPE_CHECKING:
+    from smollm3_finetune.train.loop import Trained
 
 
 def train(
@@ -150,10 +155,11 @@ def _execute(job: Job) -> dict[str, Any]:
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
-        return {**_train_and_measure(job, loaded, collate), "left_alone": [part.about() for part in alone]}
+            trackers = stack.enter_context(tracking(settings, job.run.tensorboard, job.display.say))
+        return {**_train_and_measure(job, loaded, collate, trackers), "left_alone": [part.about() for part in alone]}
 
 
-def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[str, Any]:
+def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.loop import take_steps
 
@@ -196,21 +202,36 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
     loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints
     if job.plan.render.template is not None:
         loaded.tokenizer.chat_template = job.plan.render.template
-    trained = take_steps(job, loaded, collate, held_out)
+    measuring = Measuring(
+        loaded=loaded,
+        held_out=held_out,
+        sample=sample,
+        prompt=prompt,
+        run=run,
+        display=job.display,
+        config=config,
+        main=job.main,
+        measurements=job.measurements,
+        resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
+    )
+    trained = take_steps(job, loaded, collate, measuring, trackers)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
         if job.main:  # before anything else can fail
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
                 loaded.publish(run.adapter, known)
-    after = held_out.measure(progress)
+    after, _, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
-    trained.callback.measured(after)
     if job.main:
-        known = training_facts(job, trained.steps, trained.tokens, before, after)
-        with _writing(job, run.adapter):
-            loaded.write_card(run.adapter, known, edited_card(run.adapter))
-    after["sample"] = sample()
+        known = training_facts(job, trained.steps, trained.tokens, before, after, published)
+        with stopping.deferred(), _writing(job, run.adapter):
+            if published != trained.steps:
+                loaded.publish(run.adapter, known, run.saved.best.files(published))
+            else:
+                loaded.write_card(run.adapter, known, edited_card(run.adapter))
+    if "sample" not in after:
+        after["sample"] = sample()
     if alone and "sample" not in before:
         with _without_adapter(loaded):
             before["sample"] = sample()
@@ -219,6 +240,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         "run": str(run.path),
         "adapter": str(run.adapter),
         "steps": trained.steps,
+        **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
         "batches": {"padded": collate.padded, "logits": collate.logits},
         "base_dropout": job.plan.base_dropout(),
@@ -231,6 +253,24 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches) -> dict[
         "before": with_current_titles(before, after),
         "after": after,
     }
+
+
+def _chosen(
+    job: Job, trained: Trained, before: dict[str, Any], after: dict[str, Any], published: int
+) -> dict[str, Any]:
+    """Why the run ended early, and which step the published adapter is of, if the run decided this."""
+    found: dict[str, Any] = {}
+    if trained.stopped_early is not None:
+        found["stopped_early"] = {"planned_steps": job.steps, "reason": trained.stopped_early}
+    if job.plan.config.train.keep_best:
+        loss = after["held_out_loss"]
+        lower = None in (loss, before["held_out_loss"]) or loss < before["held_out_loss"]
+        found["best"] = {"step": published, "held_out_loss": loss, "below_base": lower}
+        if published != trained.steps:
+            job.display.say(f"the adapter of step {published} is published: its held-out loss is the lowest")
+        if not lower:
+            job.display.say("no measurement was below the held-out loss before training, which is not a candidate")
+    return found
 
 
 @contextlib.contextmanager

@@ -19,9 +19,11 @@ from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
+from smollm3_finetune.train.early import check_judged, ends_early, why_early
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ class Job:
     """The dataset of the Trainer."""
     steps: int
     done: bool
-    """Whether a resumed run has taken all its steps; it is saved, measured and reported."""
+    """Whether a resumed run has taken all its steps or ended early; it is saved, measured and reported."""
+    measurements: Measurements
+    """The held-out losses of a resumed run up to its checkpoint."""
     args: TrainingArguments
     began: float
     """When the run began, on the monotonic clock."""
@@ -70,14 +74,24 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     tokens = tokenize(
         plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
     )
+    check_judged(plan.config.train, any(len(e) for e in tokens.held_out))
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
     done = checkpoint.step if checkpoint is not None else 0
+    measurements = Measurements()
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
+        measurements = run.measurements(checkpoint)
     without = checkpoint is not None and checkpoint.path == run.adapter
     deleted = without and run.deleted_checkpoints()
     again = f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}"
+    early = ends_early(plan.config.train, measurements) and done < steps
+    if early and run.report.exists():
+        more = measurements.waited + (plan.config.train.stop_after or 0)
+        raise ConfigError(
+            f"the run {run.path} ended early after {done} of {steps} steps: {why_early(measurements)}",
+            hint=again if without else f"to continue: --set train.stop_after={more}",
+        )
     if done > steps or (done == steps and run.report.exists()):
         less = f"the run {run.path} has taken {done} steps, which is more than the {steps} steps that are asked for"
         finished = f"the run {run.path} has finished its {done} steps"
@@ -85,7 +99,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
             less if done > steps else f"{finished}, and its checkpoints were deleted" if deleted else finished,
             hint=again if without else f"to continue: --max-steps {2 * done}",
         )
-    if without and done < steps:
+    if without and done < steps and not early:
         gone = ": its checkpoints were deleted" if deleted else ""
         raise ConfigError(f"the run {run.path} has no checkpoint, so it cannot take more steps{gone}", hint=again)
     prompt, mode = sample_prompt(plan, renderer)
@@ -108,7 +122,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         tokens=tokens,
         items=items,
         steps=steps,
-        done=checkpoint is not None and done == steps,
+        done=checkpoint is not None and (done == steps or early),
+        measurements=measurements,
         args=args,
         began=began,
         main=main,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error, did_you_mean, first_line
+from smollm3_finetune.errors import ConfigError, MissingRequirementError, did_you_mean, first_line
 
-START = "on_train_begin"
+PACKAGES = {
+    "azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit flytekitplugins-deck-standard",
+    "kubeflow": "kubeflow",
+}  # fmt: skip
+"""The packages of trackers whose name is another."""
+END = "on_train_end"
 
 
 def check_trackers(train: TrainConfig) -> None:
@@ -28,44 +36,80 @@ def check_trackers(train: TrainConfig) -> None:
             )
         if name not in installed:
             raise MissingRequirementError(
-                f"train.report_to={name} needs a package that is not installed", hint=f"pip install {name}"
+                f"train.report_to={name} needs a package that is not installed",
+                hint=f"pip install {PACKAGES.get(name, name)}",
             )
 
 
-def trackers(train: TrainConfig, say: Callable[[str], None]) -> list[Any]:
-    """Callbacks for the Trainer; failures during training are reported with `say`."""
-    if not train.report_to:
-        return []
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+class Trackers:
+    """The trackers of a run. A failure of one is reported in one line, and never ends the run."""
 
-    return [_Tracker(name, INTEGRATION_TO_CALLBACK[name], say) for name in train.report_to]
+    def __init__(self, names: tuple[str, ...], tensorboard: Path, say: Callable[[str], None]) -> None:
+        self._made = [_Tracker(name, tensorboard, say) for name in names]
+
+    def add_to(self, trainer: Any) -> None:
+        """Make them receive what the Trainer logs."""
+        for tracker in self._made:
+            trainer.add_callback(tracker)
+
+    def end(self) -> None:
+        """End their runs."""
+        for tracker in self._made:
+            tracker.end()
+
+
+@contextlib.contextmanager
+def tracking(train: TrainConfig, tensorboard: Path, say: Callable[[str], None]) -> Iterator[Trackers]:
+    """The trackers of a run, which end with the context. TensorBoard writes to the directory `tensorboard`."""
+    made = Trackers(train.report_to, tensorboard, say)
+    try:
+        yield made
+    finally:
+        made.end()
 
 
 class _Tracker:
-    """A tracker's callback. A failure is reported in one sentence, and ends the run only before its first step."""
+    """A tracker's callback of transformers, which is disabled when it fails."""
 
-    def __init__(self, name: str, callback: Callable[[], Any], say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, tensorboard: Path, say: Callable[[str], None]) -> None:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
         self._name, self._say = name, say
         self._disabled = False
-        self._callback = self._guarded(callback, START)()
+        self._latest: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        """The arguments of the last event; None before the first."""
+        self._callback = self._call(INTEGRATION_TO_CALLBACK[name])
+        if getattr(self._callback, "logging_dir", "") is None:  # TensorBoard's would be among the checkpoints
+            self._callback.logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR", str(tensorboard))
 
-    def __getattr__(self, event: str) -> Any:
-        return self._guarded(getattr(self._callback, event), event)
-
-    def _guarded(self, method: Callable[..., Any], event: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self._disabled:
+    def __getattr__(self, event: str) -> Callable[..., Any]:
+        def call(args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            self._latest = ((args, state, control), {k: v for k, v in kwargs.items() if k != "logs"})
+            if event == END:  # later: the held-out loss after training is logged first
                 return None
-            try:
-                return method(*args, **kwargs)
-            except Exception as e:
-                if event == START:
-                    raise SmolLM3Error(
-                        f"train.report_to={self._name} cannot start: {type(e).__name__}: {first_line(e)}",
-                        hint="log in to the tracker first, or disable it: --set train.report_to=[]",
-                    ) from e
-                self._disabled = True
-                self._say(f"{self._name} is disabled for the rest of this run: {type(e).__name__}: {first_line(e)}")
-                return None
+            return self._call(lambda: getattr(self._callback, event)(args, state, control, **kwargs))
 
         return call
+
+    def end(self) -> None:
+        """End the tracker's run; does nothing if it has not begun."""
+        if self._latest is None:
+            return
+        (positional, named), self._latest = self._latest, None
+        self._call(lambda: getattr(self._callback, END)(*positional, **named))
+        run = getattr(getattr(self._callback, "_wandb", None), "run", None)
+        if run is not None:  # transformers leaves it open, and another run of this process would continue it
+            self._call(run.finish)
+
+    def _call(self, act: Callable[[], Any]) -> Any:
+        if self._disabled:
+            return None
+        try:
+            return act()
+        except Exception as e:
+            self._disabled = True
+            self._say(
+                f"warning: the tracker {self._name} failed and gets no more metrics of this run: "
+                f"{type(e).__name__}: {first_line(e)}"
+            )
+            return None

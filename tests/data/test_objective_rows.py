@@ -60,6 +60,9 @@ def test_a_row_that_prepare_refuses_is_named_with_the_reason(
 
 
 PAIRS = """
+import numpy as np
+import torch
+
 from smollm3_finetune.api import ObjectiveSpec, hookimpl
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 
@@ -75,6 +78,7 @@ class Pairs(SupervisedFineTuning):
             def log(self, logs, *args, **kwargs):
                 if "loss" in logs:
                     logs = {**logs, "margin": 0.25, "kind": "text", "right": True}
+                    logs |= {"kept": torch.tensor(0.75), "share": np.float32(0.5), "count": np.int64(3)}
                 super().log(logs, *args, **kwargs)
 
         return Logging
@@ -109,3 +113,6 @@ def test_numbers_that_an_objective_adds_to_the_logs_are_in_the_metrics(
     steps = [line for line in lines if "loss" in line]
     assert [line["margin"] for line in steps] == [0.25, 0.25]
     assert not any("kind" in line or "right" in line for line in steps)
+    assert [(line["kept"], line["share"], line["count"]) for line in steps] == 2 * [(0.75, 0.5, 3.0)], "also of PyTorch"
+    state = json.loads(Path("run/checkpoints/checkpoint-2/trainer_state.json").read_text(encoding="utf-8"))
+    assert [entry["kept"] for entry in state["log_history"]] == [0.75, 0.75]

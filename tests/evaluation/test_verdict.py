@@ -49,6 +49,14 @@ def test_the_verdict_says_which_way_the_loss_changed(per_term: float, verdict: s
     assert found.low < found.difference < found.high
 
 
+def test_a_difference_below_the_resolution_of_the_measurement_is_no_verdict() -> None:
+    """A single step at a tiny learning rate lowers the loss of every row, by less than padding may change it."""
+    for per_term, verdict in ((-4e-6, "cannot tell"), (4e-6, "cannot tell"), (-4e-5, "better"), (4e-5, "worse")):
+        found = compared(*changed(100, per_term, 1e-6))
+        assert found.low is not None and found.low * found.high > 0  # type: ignore[operator]
+        assert found.verdict == verdict
+
+
 def test_under_30_rows_the_verdict_is_cannot_tell() -> None:
     assert compared(*changed(30, -0.5, 0.1)).verdict == "better"
     found = compared(*changed(29, -0.5, 0.1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +49,19 @@ def test_prune_shows_what_it_would_delete_and_deletes_nothing_without_confirmati
     assert (refused.code, "hint: pass --yes" in refused.stderr) == (2, True)
     assert cli("runs", "prune", "--json").code == 2
     assert files() == before
+
+
+def test_prune_asks_on_a_terminal(cli: Cli, several: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files()
+    for answer, code in (("n\n", 130), ("y\n", 0)):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        result = cli("runs", "prune")
+        assert result.code == code
+        assert result.stdout.startswith("would delete:\n")
+        assert (files() == before) == bool(code)
+        assert "of 3 runs? [y/N]" in result.stdout + result.stderr
 
 
 def test_prune_keeps_adapters_reports_metrics_and_configurations(cli: Cli, several: None) -> None:

@@ -67,6 +67,14 @@ def test_list_fits_the_terminal(
     assert width >= 120 or "not shown at this width" in "\n".join(lines)
 
 
+def test_list_prefers_columns_whose_values_differ(cli: Cli, make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "78")
+    make_run("runs/a-run-with-a-name-of-26-ch")
+    make_run("runs/b", {"adapter.name": "acme:dora"})
+    head = cli("runs", "list").stdout.splitlines()[0].split()
+    assert "adapter" in head and "quantizer" not in head and "age" not in head
+
+
 def test_list_filters_by_values_of_the_table_and_of_the_configuration(cli: Cli, several: None) -> None:
     assert names(cli, "--filter", "adapter=lora") == ["c", "d", "a"]
     assert names(cli, "--filter", "adapter=acme:dora") == names(cli, "--filter", "adapter=D*") == ["b"]

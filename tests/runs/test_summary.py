@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import stopping
+from smollm3_finetune.cli.commands import runs_list
 from smollm3_finetune.config.yaml12 import read_yaml
 from smollm3_finetune.errors import SmolLM3Error, WriteError
 from smollm3_finetune.runs.facts import facts_of
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.find import find_runs
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.summary import RunSummary
+from smollm3_finetune.runs.summary import STATES, RunSummary
 
 Make = Callable[..., Path]
+
+
+def test_help_offers_every_state() -> None:
+    assert runs_list.STATES == STATES
 
 
 def state(path: Path) -> str:

@@ -92,9 +92,8 @@ def test_train_help_stays_in_its_module_budget() -> None:
     modules = modules_after("train", "--help", "--no-plugins")
     assert not modules & {"pydantic", "rich", "ruamel", "huggingface_hub", "asyncio"}
     count = len(modules - modules_of_click())
-    assert (
-        count <= 148
-    )  # 109 when this was written, plugins included; signals, streams, checkpoints, objectives, versions need 17
+    # 109 when this was written, plugins included; signals, streams, checkpoints, objectives, versions, evaluators: 19
+    assert count <= 150
 
 
 @pytest.mark.parametrize(
@@ -152,11 +151,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 METHODS = (
     "peft", "bitsandbytes", "bnb", "gptq", "awq", "gguf", "hqq", "quanto", "torchao", "lora", "dora", "galore",
-    "unsloth", "trl",
+    "unsloth", "trl", "lm_eval",
 )  # fmt: skip
 ALLOWED = {
     ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer reads
     *(("files/run_separately.py", f"{word}trlimit") for word in ("ge", "se")),  # `trl` is in the names of Python's
+    ("hub/contents.py", ".gguf"),  # a suffix of the files of exported models
     ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
 }
 SHOW_EXAMPLES = {"cli/options.py", "cli/commands/train.py", "model/load.py", "model/plan.py"}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from smollm3_finetune.model_files import imports
@@ -52,6 +53,19 @@ assert transformers.utils.is_datasets_available()
 import datasets
 rows = datasets.Dataset.from_dict({"length": [3, 1, 2]})
 assert trainer.is_datasets_available() and isinstance(rows, trainer.datasets.Dataset)
+""")
+
+
+def test_losses_of_object_detection_find_scipy_when_they_are_called() -> None:
+    pytest.importorskip("scipy")
+    run("""
+import sys
+from smollm3_finetune.model_files.imports import import_trainer
+import_trainer()
+from transformers.loss import loss_for_object_detection as loss
+assert "scipy" not in sys.modules and loss.is_scipy_available()
+rows, columns = loss.linear_sum_assignment([[2, 1], [1, 3]])
+assert list(columns) == [1, 0] and "scipy" in sys.modules
 """)
 
 

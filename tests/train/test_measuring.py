@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from transformers.integrations import integration_utils
 
 from smollm3_finetune import load_model
 from smollm3_finetune.model.device import repeatable
+from smollm3_finetune.train.trainer import AdaptedTrainer
 
 QUICK = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_tokens=4", "--adapter", "full")
 
@@ -57,11 +61,55 @@ def test_without_held_out_rows_there_is_nothing_to_measure(cli: Cli) -> None:
     assert [r["step"] for r in metrics("run")] == [1, 2, 3, 4]
 
 
+DROPOUT = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_tokens=4", "--adapter", "lora")
+
+
+@pytest.mark.plugins
+def test_samples_on_the_way_do_not_change_the_training(cli: Cli) -> None:
+    """With dropout, whose random numbers come from the same generators."""
+    run = ("train", *DROPOUT, "--adapter-opt", "dropout=0.3", "--adapter-opt", "rank=2", "--json", "--output")
+    plain = cli(*run, "plain").report()
+    often = ("--set", "train.sample_every=1", "--set", "train.eval_every=1", "--set", "train.keep_best=true")
+    result = cli(*run, "sampled", *often)
+    report = result.report()
+    assert [r["loss"] for r in metrics("sampled") if "loss" in r] == [r["loss"] for r in metrics("plain")]
+    assert report["best"]["step"] == 4, "the same adapter is published"
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        ours, theirs = (Path(f"{run}/adapter/{name}").read_bytes() for run in ("sampled", "plain"))
+        assert ours == theirs
+    rows = [json.loads(line) for line in Path("sampled/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert all(r["prompt"] == report["prompt"] for r in rows)
+    assert rows[-1]["answer"] == report["after"]["sample"] == plain["after"]["sample"]
+    for row in rows:
+        assert f"sample after {row['step']} steps: {' '.join(row['answer'].split())}\n" in result.stderr
+    assert not Path("plain/samples.jsonl").exists()
+
+
+def test_a_resumed_run_has_each_sample_once(cli: Cli) -> None:
+    every = ("--set", "train.sample_every=1", "--set", "train.save_every=2", "--set", "train.schedule=constant")
+    cli("train", *QUICK, *every, "--output", "run", "--json").report()
+    expected = Path("run/samples.jsonl").read_text(encoding="utf-8")
+    shutil.rmtree("run/checkpoints/checkpoint-4")
+    with Path("run/samples.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 5, "prom')  # killed while it was written
+    cli("train", "--resume", "run", "--json").report()
+    assert Path("run/samples.jsonl").read_text(encoding="utf-8") == expected
+    lines = expected.splitlines(keepends=True)
+    Path("run/samples.jsonl").write_text("".join(lines[:1]), encoding="utf-8")  # stopped while it answered
+    shutil.rmtree("run/checkpoints/checkpoint-4")
+    cli("train", "--resume", "run", "--json").report()
+    assert Path("run/samples.jsonl").read_text(encoding="utf-8") == expected
+
+
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """A tracker that records its calls."""
 
     got: list[dict[str, Any]]
     fails_at = ""
+
+    def __init__(self) -> None:
+        self.event("setup")
 
     def event(self, name: str) -> None:
         if self.fails_at == name:
@@ -73,7 +121,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.event("log")
+        if "eval_loss" in logs:
+            self.event("eval_loss")
         self.got.append({**logs, "step": state.global_step})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.event("end")
+        self.got.append({"ended": state.global_step})
 
 
 @pytest.fixture
@@ -87,30 +141,46 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
 def test_a_tracker_gets_the_entries_of_metrics_jsonl(cli: Cli, recorder: type[Recorder]) -> None:
     to = ("--set", "train.report_to=recorder", "--set", "train.eval_every=2")
     cli("train", *QUICK, *to, "--output", "runs/one", "--json").report()
-    name, *logs = recorder.got
+    name, *logs, end = recorder.got
     assert name == {"run_name": "one"}
+    assert end == {"ended": 4}, "once, after the held-out loss of the last step"
     mine = metrics("runs/one")
-    for theirs, ours, count in (("loss", "loss", 4), ("eval_loss", "held_out_loss", 2)):
+    names = {
+        **{k: k for k in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")},
+        "eval_loss": "held_out_loss",
+        "eval_perplexity": "perplexity",
+    }
+    for theirs, ours in names.items():
         expected = [(r["step"], r[ours]) for r in mine if ours in r]
         assert [(r["step"], r[theirs]) for r in logs if theirs in r] == expected
-        assert len(expected) == count
+        assert len(expected) == (2 if theirs.startswith("eval") else 4)
 
 
-def test_a_tracker_that_cannot_start_is_one_sentence(cli: Cli, recorder: type[Recorder]) -> None:
-    recorder.fails_at = "begin"
-    result = cli("train", *QUICK, "--set", "train.report_to=[recorder]", "--output", "run")
-    assert result.code == 1
-    assert "train.report_to=recorder cannot start: ValueError: no API key" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not Path("run").exists(), "nothing was trained, and the same command can be given again"
-
-
-def test_a_tracker_that_fails_later_does_not_stop_the_training(cli: Cli, recorder: type[Recorder]) -> None:
-    recorder.fails_at = "log"
-    result = cli("train", *QUICK, "--set", "train.report_to=recorder", "--output", "run")
+@pytest.mark.parametrize("fails_at", ["setup", "begin", "log", "eval_loss", "end"])
+def test_a_tracker_that_fails_never_ends_the_run(cli: Cli, recorder: type[Recorder], fails_at: str) -> None:
+    recorder.fails_at = fails_at
+    to = ("--set", "train.report_to=[recorder]", "--set", "train.eval_every=2", "--max-steps", "3")
+    result = cli("train", *QUICK, *to, "--output", "run")
     assert result.code == 0, result.stderr
-    assert result.stderr.count("recorder is disabled for the rest of this run: ValueError: no API key") == 1
-    assert len(metrics("run")) == 4
+    warning = "warning: the tracker recorder failed and gets no more metrics of this run: ValueError: no API key\n"
+    assert result.stderr.count("recorder") == result.stderr.count(warning) == 1
+    assert "Traceback" not in result.stderr
+    assert len(metrics("run")) == 5
+    assert Path("run/report.json").exists()
+
+
+def test_a_tracker_is_ended_if_the_run_is_stopped(
+    cli: Cli, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = AdaptedTrainer.training_step
+
+    def signalled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdaptedTrainer, "training_step", signalled)
+    assert cli("train", *QUICK, "--set", "train.report_to=recorder", "--output", "run").code == 143
+    assert "ended" in recorder.got[-1]
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,28 @@ def test_processes_destroy_their_group_before_they_exit() -> None:
     both = in_two_processes(*RUN, *QUICK, "--batch-size", "2", "--output", "out", program=("slow.py",))
     assert len(list(Path().glob("idle-*"))) >= 2, "no thread was made idle"
     assert both.returncode == 0, both.stderr
+
+
+@pytest.mark.long
+def test_two_processes_end_early_together_and_publish_the_best_adapter() -> None:
+    rows = ("--set", "data.limit=24", "--set", "data.held_out=0.3", "--set", "train.sample_tokens=2")
+    constant = ("--set", "train.schedule=constant", "--set", "train.warmup=0", "--learning-rate", "1e-2")
+    judged = ("--set", "train.eval_every=2", "--set", "train.keep_best=true", "--set", "train.stop_after=1")
+    saved = ("--set", "train.save_every=2", "--set", "train.keep_checkpoints=9", "--set", "train.sample_every=2")
+    both = in_two_processes(
+        *(*RUN, *rows, *constant, *judged, *saved), "--max-steps", "20", "--batch-size", "4", "--output", "run"
+    )
+    assert both.returncode == 0, both.stderr
+    report = json.loads(both.stdout)
+    losses = {row["step"]: row["held_out_loss"] for row in steps_of(Path("run")) if "held_out_loss" in row}
+    best, last = report["best"]["step"], report["steps"]
+    assert report["stopped_early"]["planned_steps"] == 20
+    assert last == max(losses) == best + 2, "the first measurement that was not lower"
+    assert report["after"]["held_out_loss"] == losses[best] == min(losses.values())
+    published = Path("run/adapter/model.safetensors").read_bytes()
+    assert published == Path(f"run/checkpoints/checkpoint-{best}/model.safetensors").read_bytes()
+    samples = [json.loads(line)["step"] for line in Path("run/samples.jsonl").read_text().splitlines()]
+    assert samples == sorted(losses), "once, by one process"
+    again = in_two_processes("train", "--resume", "run")
+    assert again.returncode != 0
+    assert f"ended early after {last} of 20 steps" in again.stderr

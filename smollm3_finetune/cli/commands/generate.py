@@ -10,169 +10,191 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from smollm3_finetune.cli.options import F, Number, composition_options, plugin_options
+from smollm3_finetune.cli.answering import adapter_options, check_text, mode_options, opened, sampling_options
+from smollm3_finetune.cli.options import plugin_options
 from smollm3_finetune.cli.parsing import HintingCommand
-from smollm3_finetune.cli.session import find_plugins, prints_result, result_stream
-from smollm3_finetune.model_files.loading import quiet_transformers
+from smollm3_finetune.cli.session import prints_result, result_stream
 
 if TYPE_CHECKING:
-    from smollm3_finetune.config.schema import RunConfig
-    from smollm3_finetune.data.chat_template.renderer import RenderOptions
-    from smollm3_finetune.runs.rundir import RunDir
-
-
-def generating_options(f: F) -> F:
-    return composition_options(f, quant="Quantizer; default: the adapter's, else the checkpoint's, else none.")
+    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.inference.sampling import Sampling
 
 
 @click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", metavar="RUN|MODEL")
-@click.option("--prompt", required=True, help="Prompt to answer; - reads standard input.")
+@click.option("--prompt", help="Prompt to answer; - reads standard input.")
+@click.option(
+    "--prompts", metavar="FILE",
+    help="Answer all rows of a file: JSONL, or another format of rows, with `prompt` or `messages`.",
+)  # fmt: skip
+@click.option(
+    "--output", metavar="FILE.jsonl",
+    help="Write the answers to --prompts here, in the order of the rows; an interrupted command run again continues "
+    "after them. Default: standard output.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True,
+    help="Rows of --prompts that are answered together.",
+)  # fmt: skip
 @click.option("--system", default=None, help="System message before the prompt.")
-@click.option("--adapter-path", default=None, metavar="DIR", help="Saved adapter to apply to MODEL.")
-@click.option("--adapter", default=None, metavar="NAME", help="Adapter method, if its directory does not name it.")
-@click.option("--any-base", is_flag=True, help="Allow an adapter that was trained on other weights.")
-@generating_options
+@adapter_options
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
 )
+@sampling_options(temperature=0.0, top_p=0.95)
 @click.option(
-    "--temperature", type=Number(0, 100), default=0.0, show_default=True, help="Sampling temperature; 0 is greedy."
+    "--num-return", type=click.IntRange(min=1), default=1, show_default=True, help="Number of answers to each prompt."
 )
-@click.option(
-    "--top-p",
-    type=Number(0, 1, min_open=True),
-    default=0.95,
-    show_default=True,
-    help="Nucleus sampling; ignored at temperature 0.",
-)
-@click.option("--think/--no-think", default=None, help="Reasoning mode; default: as the run was trained.")
-@click.option(
-    "--date", metavar="DAY", help="Date for the chat template: YYYY-MM-DD or today; default: the run's, else today."
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed for sampling."
-)
+@mode_options
 @click.option(
     "--stream/--no-stream", default=None, help="Print the answer while it is generated; default: on a terminal."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the prompt and the answer as JSON.")
 @plugin_options
 @prints_result
-def generate(target: str, prompt: str, as_json: bool, stream: bool | None, **values: Any) -> str | None:
-    """Answer a prompt with a run's fine-tuned model, or with any other model.
+def generate(target: str, prompt: str | None, as_json: bool, stream: bool | None, **values: Any) -> str | None:
+    """Answer a prompt, or a file of prompts, with a run's fine-tuned model, or with any other model.
 
     \b
     Examples:
       smollm3 generate runs/20261122-101500-tiny-lora --prompt 'What is the capital of France?'
       smollm3 generate HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --prompt 'Hello!' --temperature 0.6
+      smollm3 generate runs/20261122-101500-tiny-lora --prompts questions.jsonl --output answers.jsonl
     """
-    from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.session import given, model_request, options_of
-    from smollm3_finetune.errors import ConfigError
-    from smollm3_finetune.paths import user_path
-    from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
-    from smollm3_finetune.runs.reopen import run_request
-    from smollm3_finetune.runs.rundir import RunDir
+    from smollm3_finetune.inference.sampling import Sampling
 
+    _check_combination(prompt, as_json, stream, values)
+    sampling = Sampling(**{name: values[name] for name in SAMPLING})
+    if values["num_return"] > 1 and sampling.greedy:
+        raise _error("--num-return: at temperature 0 all answers are the same", "--temperature 0.6")
+    if prompt is None:
+        _answer_file(target, values, sampling)
+        return None
+    return _answer_one(target, prompt, as_json, stream, values, sampling)
+
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def _check_combination(prompt: str | None, as_json: bool, stream: bool | None, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that exclude each other."""
     if as_json and stream:
-        raise ConfigError("--json prints one object at the end, so it cannot be used with --stream", hint="--no-stream")
-    _check_text("--prompt", prompt)
-    _check_text("--system", values["system"] or "")
+        raise _error("--json prints one object at the end, so it cannot be used with --stream", "--no-stream")
+    if stream and values["num_return"] > 1:
+        raise _error("--stream shows a single answer, so it cannot be used with --num-return", "--no-stream")
+    if prompt is None and values["prompts"] is None:
+        raise _error("there is no prompt", "--prompt 'What is the capital of France?', or --prompts FILE.jsonl")
+    if prompt is not None and values["prompts"] is not None:
+        raise _error("--prompt and --prompts exclude each other", "omit one of them")
+    if prompt is not None and values["output"] is not None:
+        raise _error("--output is the file of the answers to --prompts", "for one prompt: smollm3 generate … > FILE")
+    if prompt is None and stream:
+        raise _error("--stream shows a single answer, so it cannot be used with --prompts", "--no-stream")
+    check_text("--prompt", prompt or "")
+    check_text("--system", values["system"] or "")
+
+
+def _answer_one(
+    target: str, prompt: str, as_json: bool, stream: bool | None, values: Mapping[str, Any], sampling: Sampling
+) -> str | None:
     text = _standard_input() if prompt == "-" else prompt
     if not text.strip():
-        raise ConfigError("the prompt is empty", hint="--prompt 'What is the capital of France?'")
-    run = RunDir(user_path(target, "the run or model"))
-    is_run = run.config.exists()
-    if is_run:
-        check_plugin_files(run, values["plugin"])
-    registry = find_plugins(values["plugin"], values["no_plugins"])
-    if is_run:
-        check_missing_plugin_files(run, values["plugin"], registry)
-        request, _ = run_request(
-            run, given(values), options_of(values, "loader_opt", "loader"), "generate", Purpose.INFER
-        )
-    else:
-        request = model_request(target, values, Purpose.INFER)
-    own = run if is_run else None
-    options, mode = _render_options(own, values["date"]), _mode(own, values["think"])
-    from smollm3_finetune.data.chat_template.renderer import Renderer
-    from smollm3_finetune.data.vocabulary import embeddings_of
-    from smollm3_finetune.inference.generate import answer, room_for
-    from smollm3_finetune.model.load import build_context, compose
-    from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
-    from smollm3_finetune.model.trained_context import check_trained_context
-    from smollm3_finetune.progress import for_stream
+        raise _error("the prompt is empty", "--prompt 'What is the capital of France?'")
+    model = opened(target, values)
+    from smollm3_finetune.inference.generate import answer, answers, room_for
 
-    selected = select_model(registry, request)
-    import transformers
-
-    quiet_transformers()
-    context = build_context(
-        request.purpose, values["device"] or "auto", _dtype(own, values), values["seed"],
-        progress=for_stream(),
-    )  # fmt: skip
-    plan = plan_model(registry, selected, context)
-    if not values["any_base"]:
-        check_trained_context(plan)
-    tokenizer = plan_tokenizer(plan)
     messages = [{"role": "system", "content": values["system"]}] if values["system"] else []
     messages.append({"role": "user", "content": text})
-    renderer = Renderer(tokenizer, options, embeddings=embeddings_of(plan.source.config))
-    if not renderer.template:
-        context.progress.say("the model has no chat template, so it continues the prompt as plain text")
-    prompt_ids = renderer.prompt_ids(messages, **mode)
-    renderer.check_ids(prompt_ids, "the prompt")
+    if not model.renderer.template:
+        model.say("the model has no chat template, so it continues the prompt as plain text")
+    prompt_ids = model.renderer.prompt_ids(messages, **model.mode)
+    model.renderer.check_ids(prompt_ids, "the prompt")
     length = len(prompt_ids)
-    room = room_for(plan, length, values["max_new_tokens"], fixed=is_run)
+    room = room_for(model.plan, length, values["max_new_tokens"], fixed=model.is_run)
     if room < values["max_new_tokens"]:
-        context.progress.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")
-    loaded = compose(plan, check_base=not values["any_base"])
-    transformers.set_seed(values["seed"])
+        model.say(f"--max-new-tokens is reduced to {room}: no more fits after a prompt of {length} tokens")
+    loaded = model.compose(values["seed"])
+    about: dict[str, Any] = {
+        "max_new_tokens": room,
+        "sampling": sampling,
+        "template_kwargs": model.mode,
+        "renderer": model.renderer,
+    }
+    if values["num_return"] > 1:
+        found = answers(loaded.model, model.tokenizer, messages, count=values["num_return"], **about)
+        if as_json:
+            return json.dumps({"prompt": text, "answers": found}, ensure_ascii=False)
+        return "\n".join(f"--- answer {n} of {len(found)}\n{one}" for n, one in enumerate(found, 1))
     out = result_stream()
     streams = not as_json and (out.isatty() if stream is None else stream)
     with _ended_line(out) if streams else contextlib.nullcontext() as write:
-        reply = answer(
-            loaded.model,
-            tokenizer,
-            messages,
-            max_new_tokens=room,
-            temperature=values["temperature"],
-            top_p=values["top_p"],
-            template_kwargs=mode,
-            renderer=renderer,
-            stream=write,
-        )
+        reply = answer(loaded.model, model.tokenizer, messages, stream=write, **about)
     if streams:
         return None
     return json.dumps({"prompt": text, "answer": reply}, ensure_ascii=False) if as_json else reply
 
 
-@contextlib.contextmanager
-def _ended_line(out: TextIO) -> Iterator[Callable[[str], None]]:
-    """A function that writes text at once; the line is ended afterwards, also if the answer is interrupted."""
+def _answer_file(target: str, values: Mapping[str, Any], sampling: Sampling) -> None:
+    """Answer the rows of `--prompts`, and write them to `--output` or print them."""
+    from smollm3_finetune.inference.answer_rows import answer_rows, settings_of
+    from smollm3_finetune.inference.answers_file import AnswersFile, InOrder
+    from smollm3_finetune.inference.prompt_rows import read_prompts, rooms_for
+    from smollm3_finetune.paths import user_path
+
+    source = user_path(values["prompts"], "--prompts")
+    if not source.is_file():
+        raise _error(f"--prompts: {str(source)!r} is not a file", "--prompts prompts.jsonl")
+    model = opened(target, values)
+    rows = read_prompts(source, model.renderer, model.mode, values["system"])
+    rooms = rooms_for(model.plan, rows, values["max_new_tokens"], fixed=model.is_run)
+    if short := sum(room < values["max_new_tokens"] for room in rooms):
+        model.say(f"--max-new-tokens is reduced for {short} of {len(rows)} rows: no more fits into the context")
+    file = None
+    if values["output"] is not None:
+        more = {key: values[key] for key in ("system", "date", "max_new_tokens", "num_return", "seed")}
+        settings = settings_of(model.plan, sampling, model.mode, more, values["batch_size"])
+        file = AnswersFile(user_path(values["output"], "--output"), rows, settings)
+        written = file.check()
+        if written == len(rows):
+            model.say(f"{file.path} has the answers to all {len(rows)} rows already")
+            return
+        if written:
+            model.say(f"{file.path} has {written} of {len(rows)} rows already; continuing")
+    loaded = model.compose(values["seed"])
+    printed = InOrder(rows, _writer(result_stream()))
+    with file.open() if file is not None else contextlib.nullcontext(printed) as out:
+        answer_rows(
+            loaded, model.renderer, out, rooms, batch_size=values["batch_size"], sampling=sampling,
+            count=values["num_return"], seed=values["seed"], progress=model.plan.context.progress,
+        )  # fmt: skip
+    if file is not None:
+        model.say(f"{file.path}: {len(rows)} rows")
+
+
+def _error(message: str, hint: str) -> ConfigError:
+    from smollm3_finetune.errors import ConfigError
+
+    return ConfigError(message, hint=hint)
+
+
+def _writer(out: TextIO) -> Callable[[str], None]:
+    """A function that writes text at once."""
 
     def write(text: str) -> None:
         out.write(text)
         out.flush()
 
+    return write
+
+
+@contextlib.contextmanager
+def _ended_line(out: TextIO) -> Iterator[Callable[[str], None]]:
+    """A function that writes text at once; the line is ended afterwards, also if the answer is interrupted."""
+    write = _writer(out)
     try:
         yield write
     finally:
         write("\n")
-
-
-def _check_text(flag: str, text: str) -> None:
-    """Raises ConfigError if an argument is not UTF-8: Python decodes its invalid bytes to lone surrogates."""
-    from smollm3_finetune.errors import ConfigError
-
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise ConfigError(
-            f"{flag} is not UTF-8 text: invalid byte at character {e.start + 1}",
-            hint=f'if it is latin1: {flag} "$(printf %s TEXT | iconv -f latin1 -t utf-8)"',
-        ) from e
 
 
 def _standard_input() -> str:
@@ -183,60 +205,3 @@ def _standard_input() -> str:
     except UnicodeDecodeError as e:
         raise ConfigError(f"--prompt -: standard input is not UTF-8 text: {e.reason} at byte {e.start}") from e
     return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
-
-
-def _dtype(run: RunDir | None, values: Mapping[str, Any]) -> str:
-    """The dtype of `--dtype`, else the run's own if it ran on the same kind of device, else `auto`."""
-    if values["dtype"]:
-        return str(values["dtype"])
-    if run is None:
-        return "auto"
-    from smollm3_finetune.model.device import resolve_device
-
-    config = _config(run)
-    here = resolve_device(values["device"] or "auto").partition(":")[0]
-    return config.dtype if config.dtype == "float64" or here == config.device.partition(":")[0] else "auto"
-
-
-def _config(run: RunDir) -> RunConfig:
-    from smollm3_finetune.config.load import assemble, file_settings
-
-    return assemble([file_settings(run.config)]).config
-
-
-def _render_options(run: RunDir | None, date: str | None) -> RenderOptions:
-    """The run's history and date, else the template's default and today; `date` overrides both.
-
-    The chat template is that of the saved tokenizer.
-    """
-    import datetime
-
-    from smollm3_finetune.data.chat_template.renderer import RenderOptions
-    from smollm3_finetune.errors import ConfigError
-
-    if date is not None and date != "today":
-        try:
-            datetime.date.fromisoformat(date)
-        except ValueError as e:
-            raise ConfigError(f"--date: expected YYYY-MM-DD or today, got {date!r}", hint="--date 2026-01-01") from e
-    if run is None:
-        return RenderOptions(date=None if date == "today" else date)
-    data = _config(run).data
-    day = data.date if date is None else None if date == "today" else date
-    return RenderOptions(history=data.history, date=day)
-
-
-def _mode(run: RunDir | None, think: bool | None) -> dict[str, bool]:
-    """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
-    from smollm3_finetune.errors import ModelError
-    from smollm3_finetune.files.limits import load_json
-
-    if think is None and run is not None:
-        think = _config(run).data.enable_thinking
-        if run.report.exists():
-            try:
-                trained = load_json(run.report).get("enable_thinking")
-            except (OSError, ValueError, AttributeError) as e:
-                raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
-            think = trained if isinstance(trained, bool) else think
-    return {} if think is None else {"enable_thinking": think}

@@ -177,7 +177,15 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     """Everything that is known about a component, as plain values."""
     from dataclasses import replace
 
-    from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, ObjectiveSpec, Purpose, QuantizerSpec
+    from smollm3_finetune.api import (
+        AdapterSpec,
+        EvaluatorSpec,
+        FormatterSpec,
+        LoaderSpec,
+        ObjectiveSpec,
+        Purpose,
+        QuantizerSpec,
+    )
     from smollm3_finetune.cli.output.component_help import option_lines
     from smollm3_finetune.components.negotiation import environment, provided, refined
     from smollm3_finetune.components.requirements import requirement_problems
@@ -209,7 +217,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
     chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
     env = environment(device, Purpose.TRAIN)
-    if isinstance(spec, LoaderSpec | FormatterSpec):
+    if isinstance(spec, LoaderSpec | FormatterSpec | EvaluatorSpec):
         about["rank"] = spec.rank
     if isinstance(spec, ObjectiveSpec):
         about["reference"] = spec.reference

@@ -6,27 +6,32 @@ Does not import torch.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smollm3_finetune.cli.session import find_plugins
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
-NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER}
+NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
+         "evaluator": EVALUATOR}  # fmt: skip
 
 
-def component_help(params: Mapping[str, Any]) -> str:
+OF_A_RUN = tuple(kind for kind in KINDS if kind is not EVALUATOR)
+"""The kinds that a training run has."""
+
+
+def component_help(params: Mapping[str, Any], kinds: Collection[Kind] = OF_A_RUN) -> str:
     """The names of the installed components by kind, then the options of those that the command line names."""
     registry = find_plugins(params.get("plugin") or (), bool(params.get("no_plugins")))
     lines = ["Installed components:"]
-    for kind in KINDS:
+    for kind in kinds:
         names = ", ".join(o.spec.name for o in registry.of(kind)) or "none"
         first = f"  {kind.flag:<13} "
         lines += textwrap.wrap(
@@ -34,7 +39,7 @@ def component_help(params: Mapping[str, Any]) -> str:
         )
     for parameter, kind in NAMED.items():
         name = params.get(parameter)
-        if name:
+        if name and kind in kinds:
             try:
                 lines += ["", *option_lines(registry.find(kind, name))]
             except SmolLM3Error as e:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from smollm3_finetune.cli.output.visible import visible
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
@@ -75,17 +75,6 @@ class Page:
             lines.pop()
         for line in lines:
             self.line("│ " if any(text for text, _ in line) else "│", *line)
-
-
-def visible(text: str) -> str:
-    """The text with control and direction characters, which a terminal would interpret, as escapes."""
-
-    def shown(c: str) -> str:
-        if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            return c
-        return c.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-    return "".join(map(shown, text))
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[tuple[str, bool]]:

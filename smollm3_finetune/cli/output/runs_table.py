@@ -85,16 +85,23 @@ def cells(folder: Path, now: datetime.datetime) -> Mapping[str, Cell]:
     }
 
 
-IMPORTANCE = ("run", "state", "held-out loss", "verdict", "steps", "size", "quantizer", "adapter", "age", "model",
-              "data", "objective")  # fmt: skip
+IMPORTANCE = ("run", "state", "held-out loss", "verdict", "steps", "size", "age")
+FACTS = ("quantizer", "adapter", "model", "data", "objective")
+"""Columns that are more important than the age if their values differ, and less important otherwise."""
 RIGHT = {"age", "steps", "size"}
 
 
-def chosen_columns(widths: Mapping[str, int], room: int) -> list[str]:
+def by_importance(texts: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns of these rows, the most important one first."""
+    varying = [name for name in FACTS if len({row[name] for row in texts}) > 1]
+    return [*IMPORTANCE[:-1], *varying, IMPORTANCE[-1], *(name for name in FACTS if name not in varying)]
+
+
+def chosen_columns(order: Sequence[str], widths: Mapping[str, int], room: int) -> list[str]:
     """The columns that fit side by side, the most important ones first; at least the name and the state."""
     taken = min(widths["run"], max(NARROWEST, room // 2)) + GAP + widths["state"]
     chosen = {"run", "state"}
-    for name in IMPORTANCE[2:]:
+    for name in order[2:]:
         if widths[name] and taken + GAP + widths[name] <= room:
             chosen.add(name)
             taken += GAP + widths[name]
@@ -110,7 +117,8 @@ def shown_runs(runs: Sequence[RunSummary], folder: Path, width: int, hidden: int
     texts = [{name: cell(run) for name, cell in show.items()} for run in runs]
     widths = {n: max((cell_width(row[n]) for row in texts), default=0) for n in show}
     widths = {n: max(longest, len(n)) if longest else 0 for n, longest in widths.items()}
-    columns = chosen_columns(widths, width)
+    order = by_importance(texts)
+    columns = chosen_columns(order, widths, width)
     rest = sum(GAP + widths[name] for name in columns if name != "run")
     widths["run"] = min(widths["run"], max(width - rest, NARROWEST))
     lines = []
@@ -123,7 +131,7 @@ def shown_runs(runs: Sequence[RunSummary], folder: Path, width: int, hidden: int
     split = ", ".join(f"{count} {state}" for state, count in states.most_common())
     aside = f"; {hidden} not shown: the filter leaves {'it' if hidden == 1 else 'them'} out" if hidden else ""
     notes = [f"{folder}: {counted(len(runs), 'run')}{f' ({split}), {summed}' if runs else ''}{aside}"]
-    if omitted := [name for name in IMPORTANCE if name not in columns and widths[name]]:
+    if omitted := [name for name in order if name not in columns and widths[name]]:
         notes.append(f"not shown at this width: {', '.join(omitted)}")
     notes += _reasons(runs, folder)
     return "\n".join([*lines, *(line for note in notes for line in wrapped(note, width))])

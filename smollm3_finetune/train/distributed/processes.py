@@ -11,8 +11,11 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from smollm3_finetune.errors import ConfigError, SmolLM3Error, first_line
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -85,13 +88,18 @@ def of_main_process(path: Path) -> Path:
 
     Call it after `TrainingArguments` was created, which connects the processes.
     """
+    return Path(from_main(str(path)))
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process; every process must call this."""
     import torch.distributed as dist
 
     if world_size() == 1 or not dist.is_available() or not dist.is_initialized():
-        return path
-    values = [str(path)]
+        return value
+    values = [value]
     dist.broadcast_object_list(values)
-    return Path(values[0])
+    return values[0]
 
 
 def shut_down_processes() -> None:

@@ -1,0 +1,1 @@
+"""The loop of `smollm3 chat`: reading, slash commands, interrupts."""
