@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import write_run
 
 from smollm3_finetune.cli import COMMANDS
 
@@ -118,6 +119,11 @@ def test_commands_that_only_show_import_nothing_heavy(args: list[str]) -> None:
     assert not modules_after(*args) & HEAVY
 
 
+def test_a_dry_run_of_push_imports_nothing_heavy(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert not modules_after("push", str(run), "me/x", "--dry-run") & HEAVY
+
+
 def test_config_validate_imports_nothing_heavy(model_directory: Path, rows_file: Path) -> None:
     modules = modules_after(
         "config", "validate", "--model", str(model_directory), "--adapter", "full", "--data", str(rows_file)
@@ -150,6 +156,7 @@ METHODS = (
 ALLOWED = {
     ("train/trainer.py", "_hf_peft_config_loaded"),  # an attribute of transformers' models that its Trainer reads
     *(("files/run_separately.py", f"{word}trlimit") for word in ("ge", "se")),  # `trl` is in the names of Python's
+    ("hub/contents.py", ".gguf"),  # a suffix of the files of exported models
     ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
 }
 SHOW_EXAMPLES = {"cli/options.py", "cli/commands/train.py", "model/load.py", "model/plan.py"}

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("components",),
     ("model",),
     ("runs",),
+    ("hub",),
     ("data",),
     ("batching",),
     ("inference",),
