@@ -17,12 +17,14 @@ nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize be
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s trl          the examples of docs/python.md, those with trl included
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
+nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 import tomllib
@@ -191,6 +193,23 @@ def over_this_one(session: nox.Session, *packages: str) -> Path:
 def with_trl(session: nox.Session) -> Path:
     """The interpreter of the session's environment, which has trl."""
     return over_this_one(session, "--no-deps", "trl")
+
+
+@nox.session(venv_backend="venv")
+def browser(session: nox.Session) -> None:
+    """The pages of runs in a headless Chromium, with playwright in an environment of its own. Half a minute.
+
+    Takes the Chromium of the system (`apt-get install chromium`), else playwright downloads one. Screenshots go to the
+    folder `SMOLLM3_SCREENSHOTS`, by default the session's own.
+    """
+    python = over_this_one(session, "playwright")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.run("python", "-m", "playwright", "install", "chromium")
+    pictures = os.environ.get("SMOLLM3_SCREENSHOTS", session.create_tmp())
+    Path(pictures).mkdir(parents=True, exist_ok=True)
+    arguments = session.posargs or ["tests/report/test_browser.py"]
+    session.run(str(python), "-m", "pytest", *arguments, env={"SMOLLM3_SCREENSHOTS": pictures}, external=True)
+    session.log(f"screenshots: {pictures}")
 
 
 @nox.session(venv_backend="venv")

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"peft", "bitsandbytes", "gguf", "gptqmodel", "hqq", "torchao", "optimum", "trl", "lm-eval"}
 
 ALONE = (
-    "api/adapter_helpers", "api/contract", "api/objective_helpers", "cli/compat", "cli/errors", "cli/generate",
+    "api/adapter_helpers", "api/contract", "api/objective_helpers", "cli/chat::test_each_line_of_a_pipe_is_a_turn",
+    "cli/compat", "cli/errors", "cli/generate",
     "cli/paths", "cli/plugins", "compatibility/architectures", "components/claimed", "components/contract",
     "components/discovery", "components/negotiation", "components/registry", "config/config", "config/json_schema",
     "config/options", "docs/hints", "merge/merge::test_a_run_is_merged_into_a_model_that_answers", "merge/untie",

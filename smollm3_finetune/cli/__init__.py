@@ -20,6 +20,10 @@ COMMANDS = {
     "chat": ("smollm3_finetune.cli.commands.chat:chat", "Chat with the model of a run, or any other model."),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
+    "push": (
+        "smollm3_finetune.cli.commands.push:push",
+        "Publish a run's adapter, or a model, on the Hugging Face Hub.",
+    ),
     "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),
     "runs": ("smollm3_finetune.cli.commands.runs:runs", "List, show, compare or prune runs."),
     "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizers work with which adapters."),

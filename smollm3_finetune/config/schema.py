@@ -189,6 +189,11 @@ class TrainConfig:
         ge=1,
         le=10**12,
     )
+    report: bool = option(
+        True,
+        "Write report.html, a page about the run, into the run directory, and data.json for it, which contains the "
+        "text of three rows. false: write neither.",
+    )
     report_to: tuple[str, ...] = option(
         (), "Experiment trackers of the transformers Trainer that receive the metrics, such as wandb or tensorboard."
     )

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -69,15 +70,28 @@ class FormattedSource:
         with attributed_to(self.formatter.component):
             return UnreadColumns(stated_columns(self.formatter.create()))
 
+    @cached_property
+    def contents(self) -> list[str]:
+        """The SHA-256 of each file as it was when first asked for; for a Hub dataset, its commit, subset and split."""
+        source, config = self.source, self.source.config
+        if source.hub is not None:
+            return [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
+        return [file_sha256(f) for f in source.files]
+
     def identity(self) -> list[Any]:
         """Everything that determines the conversations: the contents of the rows, the formatter and the limits."""
         source, component = self.source, self.formatter.component
         config = source.config
-        content = [f"hub:{source.hub}@{config.revision}:{config.subset}:{config.split}"]
-        if source.hub is None:
-            content = [file_sha256(f) for f in source.files]
         options = options_dict(self.formatter.options)
-        about = [content, component.full_name, component.version, options, self.limit, config.limit, config.weight]
+        about = [
+            self.contents,
+            component.full_name,
+            component.version,
+            options,
+            self.limit,
+            config.limit,
+            config.weight,
+        ]
         about += [sorted(self.ignored)] if self.ignored else []  # sources of earlier versions keep their identity
         return [*about, "validation"] if source.validation else about
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, with_options
+from smollm3_finetune.model.adapter_card import StatedTraining
+from smollm3_finetune.model_files.card_mark import marked
+from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, usage, with_options
 
 
-def card(about: Mapping[str, Any]) -> str:
-    """The text of `README.md`, from the content of `merge.json`."""
+def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> str:
+    """The text of `README.md`, from the content of `merge.json` and the training that the adapter's card states."""
     base, figures, again = about["model"], about["figures"], about["requantized"]
     state = "unquantized" if about["quantizer"] == "none" else f"quantized by `{about['quantizer']}`"
     relation = "trained on" if about["own_base"] else "applied to"
@@ -23,11 +25,18 @@ def card(about: Mapping[str, Any]) -> str:
         rows.append(("quantizer", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
     lines = [
         *beginning(
-            Metadata(base=base, tag="merged", license=about["license"]),
+            Metadata(
+                base=base,
+                tag="merged",
+                relation="finetune",
+                license=about["license"],
+                datasets=training.datasets if training else (),
+            ),
             about["title"],
             "An adapter merged into its base model with `smollm3 merge`.",
         ),
         *facts(rows), "",
+        *usage(quantizer=again["quantizer"] if again is not None else None),
         "## Merge check", "",
         f"Relative difference of the logits over {figures['positions']} fixed positions:", "",
         "| compared | difference |", "|---|---|",
@@ -49,7 +58,9 @@ def card(about: Mapping[str, Any]) -> str:
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]
-    return "\n".join(lines) + "\n"
+    if training is not None and training.section:
+        lines += ["", training.section]
+    return marked("\n".join(lines) + "\n")
 
 
 def _perplexity(value: float | None) -> str:

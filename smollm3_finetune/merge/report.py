@@ -15,6 +15,7 @@ from smollm3_finetune.files.json import write_json
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
 from smollm3_finetune.merge.prediction import PredictedRows
+from smollm3_finetune.model.adapter_card import stated_training
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import license_of, shown_ref
@@ -73,9 +74,12 @@ class Merged:
     """The loss of the reloaded model on `predicted`; without terms if no checkpoint is compared with it."""
 
 
-def publish_merge(about: Mapping[str, Any], path: Path, directory: Path) -> None:
-    """Write the card and the figures into an otherwise complete directory, and rename it to `directory`."""
-    (path / CARD).write_text(card(about), encoding="utf-8")
+def publish_merge(about: Mapping[str, Any], path: Path, directory: Path, adapter: Path) -> None:
+    """Write the card and the figures into an otherwise complete directory, and rename it to `directory`.
+
+    The card repeats the training that the card of the `adapter` states.
+    """
+    (path / CARD).write_text(card(about, stated_training(adapter)), encoding="utf-8")
     write_json(path / FIGURES, about)
     publish(path, directory)
 

@@ -127,7 +127,7 @@ def merge(
                 hint="to round less: --dtype float32; to raise the limit: --max-drift X; to keep it anyway: --force",
             )
         if requantizer is None:
-            publish_merge(about, merged.path, settings.output)
+            publish_merge(about, merged.path, settings.output, plan.saved.path)
         else:
             about = _requantize(plan, settings, dtype, merged, about, requantizer, calibration, held)
     return {
@@ -266,10 +266,11 @@ def _requantize(
     held: contextlib.ExitStack,
 ) -> dict[str, Any]:
     """Write and measure the quantized checkpoint of a merged model; returns the content of its `merge.json`."""
+    assert plan.saved is not None
     path, left = merged.path, "nothing was kept"
     if settings.keep_dense is not None:
         path, left = settings.keep_dense, f"the merged model in {settings.keep_dense} is complete"
-        publish_merge(about, merged.path, path)
+        publish_merge(about, merged.path, path, plan.saved.path)
     context = replace(plan.context, dtype=dtype)
     out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
@@ -292,7 +293,7 @@ def _requantize(
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
     warnings = [*about["warnings"], *filter(None, [predicted["warning"]])]
     about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings}
-    publish_merge(about, out, settings.output)
+    publish_merge(about, out, settings.output, plan.saved.path)
     return about
 
 

@@ -6,9 +6,10 @@ Core writes it for the adapters of all plugins. An adapter adds `AdapterSpec.car
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from smollm3_finetune.config.load import plain
 from smollm3_finetune.errors import first_line, is_resource_error
 from smollm3_finetune.files.writing import write_text
 from smollm3_finetune.model.plan import NO_QUANTIZER, ModelPlan
+from smollm3_finetune.model_files.card_mark import is_generated, marked
 from smollm3_finetune.model_files.model_card import (
     FILE,
     Metadata,
@@ -35,7 +37,6 @@ from smollm3_finetune.model_files.model_card import (
     with_options,
 )
 
-GENERATED = "<!-- Written by smollm3-finetune. Remove this line if you edit the card: it is then never overwritten. -->"
 OF_FROM_PRETRAINED = ("revision", "trust_remote_code")
 """Loader options that are also arguments of transformers' `from_pretrained`."""
 LIBRARIES = ("torch", "transformers")
@@ -49,21 +50,23 @@ class Training:
 
     datasets: Sequence[str] = ()
     """Hub ids."""
-    sources: Sequence[tuple[str, int, int]] = ()
-    """Each source of rows, with its numbers of training and held-out rows."""
+    sources: Sequence[tuple[str, int, int, str]] = ()
+    """Each source of rows, with its numbers of training and held-out rows, and what identifies its content."""
     settings: Sequence[tuple[str, str]] = ()
     """Hyperparameters."""
     results: Sequence[tuple[str, str]] = ()
     """Losses and the like."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """`loss` and `perplexity` on the held-out rows after training, for the metadata."""
 
 
 def edited_card(directory: Path) -> str | None:
-    """The card in a directory, if there is one that this module did not write or that a user edited."""
+    """The card in a directory, if there is one that this package did not write or that a user edited."""
     try:
         text = (directory / FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    return None if GENERATED in text else text
+    return None if is_generated(text) else text
 
 
 def write_card(
@@ -100,10 +103,11 @@ def adapter_card(plan: ModelPlan, training: Training | None = None, *, loads_alo
         base=plan.ref,
         tag=component.spec.name,
         relation="finetune" if card.complete else "adapter",
-        library=card.library,
+        library=_library(plan, loads_alone),
         license=license_of(plan.source.path),
         datasets=training.datasets if training else (),
         tags=card.tags,
+        losses=training.losses if training else {},
     )
     base = linked(shown_ref(plan.ref))
     name = shown_ref(plan.ref).rpartition("/")[2]
@@ -113,14 +117,24 @@ def adapter_card(plan: ModelPlan, training: Training | None = None, *, loads_alo
         title, how = f"{name}, {method} adapter", f"A {method} adapter for {base}, trained with smollm3-finetune."
     lines = [
         *beginning(metadata, title, how),
-        GENERATED,
-        "",
         *facts(_composition(plan)),
         "",
         *_usage(plan, loads_alone),
     ]
     lines += _training(training) if training else ()
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return marked("\n".join(lines).rstrip("\n") + "\n")
+
+
+def _library(plan: ModelPlan, loads_alone: bool) -> str:
+    """The library that loads the adapter on its base without this package; this package if none does.
+
+    A base that is quantized while it is loaded can be loaded unquantized too. For a checkpoint that is quantized
+    already, core does not know which adapters the library attaches to its layers.
+    """
+    card = _own(plan)
+    alone = card.usage and loads_alone and (card.complete or _opens_alone(plan))
+    checkpoint = plan.quantizer.spec.name != NO_QUANTIZER and _is_quantized(plan)
+    return card.library if alone and not checkpoint else CORE_DISTRIBUTION
 
 
 def _own(plan: ModelPlan) -> AdapterCard:
@@ -286,12 +300,44 @@ def _plugin_files(plan: ModelPlan) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------ training
 
+TRAINING = "## Training"
+"""The heading of the section, which the card of a merged model repeats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedTraining:
+    """The training as the card of a saved adapter states it."""
+
+    datasets: Sequence[str] = ()
+    """Hub ids."""
+    section: str = ""
+    """Markdown from the heading to the end of the section; empty if there is none."""
+
+
+def stated_training(directory: Path) -> StatedTraining:
+    """The training in the card of a saved adapter, edited or not; empty if the card is missing or not valid."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard((directory / FILE).read_text(encoding="utf-8"))
+    except Exception:  # of the YAML library, or of huggingface_hub
+        return StatedTraining()
+    found = re.search(rf"^{TRAINING}\n.*?(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)
+    datasets = card.data.get("datasets") or []
+    return StatedTraining(
+        datasets=[d for d in datasets if isinstance(d, str)] if isinstance(datasets, list) else [],
+        section=found[0].strip() if found else "",
+    )
+
 
 def _training(training: Training) -> Iterator[str]:
-    yield from ("## Training", "")
+    yield from (TRAINING, "")
     if training.sources:
-        yield from ("| data | training rows | held-out rows |", "|---|---|---|")
-        yield from (f"| {title} | {train:,} | {held_out:,} |" for title, train, held_out in training.sources)
+        yield from ("| data | training rows | held-out rows | content |", "|---|---|---|---|")
+        yield from (
+            f"| {title} | {train:,} | {held_out:,} | {content} |"
+            for title, train, held_out, content in training.sources
+        )
         yield ""
     if training.settings:
         yield from ("| hyperparameter | value |", "|---|---|")

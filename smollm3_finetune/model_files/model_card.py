@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.model_files.card_mark import PLACE
 from smollm3_finetune.paths import is_hub_id
 
 FILE = "README.md"
 LICENSE_KEYS = ("license", "license_name", "license_link")
+TAG = "smollm3-finetune"
+"""The tag of every card that this package writes."""
+TASK = "text-generation"
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
 
 
@@ -49,26 +53,52 @@ class Metadata:
     datasets: Sequence[str] = ()
     """Hub ids."""
     tags: Sequence[str] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Metrics on the held-out rows: `loss` and `perplexity`."""
 
-    def lines(self) -> list[str]:
-        from huggingface_hub import ModelCardData
+    def lines(self, title: str) -> list[str]:
+        from huggingface_hub import EvalResult, ModelCardData
 
         base = self.base if is_on_hub(self.base) else None
+        datasets = list(dict.fromkeys(self.datasets))
+        measured = [
+            EvalResult(
+                task_type=TASK,
+                dataset_type=datasets[0] if len(datasets) == 1 else "held-out-rows",
+                dataset_name="held-out rows",
+                metric_type=name,
+                metric_value=round(value, 6),
+            )
+            for name, value in self.losses.items()
+        ]
         about = ModelCardData(
             library_name=self.library,
-            pipeline_tag="text-generation",
+            pipeline_tag=TASK,
             base_model=base,
             base_model_relation=self.relation if base else None,
-            datasets=list(dict.fromkeys(self.datasets)) or None,
-            tags=list(dict.fromkeys(("smollm3-finetune", self.tag, *self.tags))),
+            datasets=datasets or None,
+            tags=list(dict.fromkeys((TAG, self.tag, *self.tags))),
+            model_name=title if measured else None,
+            eval_results=measured or None,
             **self.license,
         )
         return ["---", *about.to_yaml().splitlines(), "---"]
 
 
 def beginning(metadata: Metadata, title: str, how: str) -> list[str]:
-    """The lines up to the first sentence."""
-    return [*metadata.lines(), "", f"# {title}", "", how, ""]
+    """The lines up to the first sentence, and the place of the mark: the caller writes `marked` text."""
+    return [*metadata.lines(title), "", f"# {title}", "", how, "", PLACE, ""]
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether the card of a directory has the tag of this package, edited or not."""
+    from huggingface_hub.repocard import metadata_load
+
+    about: Any = None
+    with contextlib.suppress(Exception):  # a card that is missing or not valid
+        about = metadata_load(directory / FILE)
+    tags = about.get("tags") if isinstance(about, Mapping) else None
+    return isinstance(tags, list) and TAG in tags
 
 
 def license_of(directory: Path) -> dict[str, str]:
@@ -116,3 +146,20 @@ def with_options(name: str, options: Mapping[str, Any]) -> str:
         f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in public(dict(options)).items()
     )
     return f"`{name}`{f' ({shown})' if shown else ''}"
+
+
+def usage(quantizer: str | None = None) -> list[str]:
+    """The section that says how to use a whole model; one that is quantized by `quantizer` needs that method."""
+    lines = ["## Use", "", "In this directory:", "", "```console", "smollm3 generate . --prompt 'Hello!'", "```", ""]
+    if quantizer is not None:
+        return [*lines, f"`smollm3` recognizes the format of `{quantizer}`; its plugin must be installed.", ""]
+    return [
+        *lines,
+        "Without smollm3-finetune, with `transformers`:", "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        "```", "",
+    ]  # fmt: skip

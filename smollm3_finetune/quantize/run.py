@@ -18,6 +18,7 @@ from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.data.plan import SelectedRows, select_rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
+from smollm3_finetune.model_files.card_mark import marked
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import (
     Metadata,
@@ -26,6 +27,7 @@ from smollm3_finetune.model_files.model_card import (
     license_of,
     linked,
     shown_ref,
+    usage,
     with_options,
 )
 from smollm3_finetune.model_files.output import check_vacant, claimed, partial, publish
@@ -154,4 +156,4 @@ def _card(report: Mapping[str, Any]) -> str:
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
     about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
     head = beginning(about, title, "Written by `smollm3 quantize`.")
-    return "\n".join([*head, *facts(rows)]) + "\n"
+    return marked("\n".join([*head, *facts(rows), "", *usage(report["quantizer"])]).rstrip("\n") + "\n")

@@ -21,7 +21,7 @@ from smollm3_finetune.runs.versions import saved_versions
 MAY_CHANGE = {
     ("train", "max_steps"), ("train", "epochs"), ("train", "max_time"), ("train", "save_every"),
     ("train", "save_minutes"), ("train", "keep_checkpoints"), ("train", "log_every"), ("train", "stop_after"),
-    ("train", "sample_every"), ("device",),
+    ("train", "sample_every"), ("train", "report"), ("device",),
 }  # fmt: skip
 """Keys that do not affect the steps already taken."""
 ENDS = {("train", "max_steps"), ("train", "epochs"), ("train", "stop_after")}

@@ -10,6 +10,10 @@ report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
+data.json       counts and lengths of the rows, and three rows with their loss masks
+origins.json    where the values of run.yaml come from
+warnings.jsonl  the warnings that the run printed
+report.html     a page about the run
 cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
 """
 
@@ -50,6 +54,7 @@ OUTPUT = "--output DIR"
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
+    "data.json", "origins.json", "warnings.jsonl", "report.html",
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -95,6 +100,22 @@ class RunDir:
     @property
     def error(self) -> Path:
         return self.path / "error.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def origins(self) -> Path:
+        return self.path / "origins.json"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.jsonl"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def adapter(self) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.model.adapter_card import Training
-from smollm3_finetune.model_files.model_card import is_on_hub, last_part
+from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -25,28 +29,61 @@ def training_facts(
     before: Mapping[str, Any],
     after: Mapping[str, Any] | None = None,
     published: int | None = None,
+    comparison: Mapping[str, Any] | None = None,
 ) -> Training:
     """What the card says about a run; without `after`, the held-out loss after training is not known yet.
 
     `published` is the step of the adapter, if it is not that of the last step.
+    `comparison` is that of the report: the difference of the held-out losses, its interval and the verdict.
     """
-    sources = [s.source for s in job.plan.rows.sources]
+    sources = job.plan.rows.sources
+    found = {"loss": (after or {}).get("held_out_loss"), "perplexity": (after or {}).get("perplexity")}
     return Training(
-        datasets=[s.hub for s in sources if s.hub is not None and is_on_hub(s.hub)],
-        sources=[(_shown(s), c.train, c.held_out) for s, c in zip(sources, job.tokens.counts, strict=True)],
+        datasets=[s.source.hub for s in sources if s.source.hub is not None and is_on_hub(s.source.hub)],
+        sources=[
+            (_shown(s.source), c.train, c.held_out, _content(s))
+            for s, c in zip(sources, job.tokens.counts, strict=True)
+        ],
         settings=list(_settings(job, steps, published or steps)),
-        results=list(_results(job, tokens, before, after or {})),
+        results=list(_results(job, tokens, before, after or {}, comparison)),
+        losses={name: value for name, value in found.items() if value is not None},
     )
 
 
 def _shown(source: Source) -> str:
-    """A source of rows: a link for a Hub dataset, the last part of the path of a file."""
+    """A source of rows: a link for a Hub dataset, the path of a file as it was typed, without parts of this machine."""
     if source.hub is not None:
         parts = [source.config.subset, source.config.split, (source.config.revision or "")[:12]]
         return f"[{source.hub}](https://huggingface.co/datasets/{source.hub}) ({', '.join(filter(None, parts))})"
     if source.files == (EMBEDDED,):
         return EMBEDDED_NAME
-    return f"`{last_part(source.config.path)}`"
+    name = _public_path(source.config.path).replace("`", "'").replace("|", "\\|")  # of a Markdown table
+    return f"`{name}`"
+
+
+def _public_path(path: str) -> str:
+    """A path as it was typed if it is below the working directory, otherwise its last part.
+
+    Only its kind is named if it contains the name of the home directory, which is usually that of the user.
+    """
+    user = Path.home().name
+    inside = not ABSOLUTE.match(path) and ".." not in Path(path).parts
+    shown = path.removeprefix("./") if inside else last_part(path)
+    for text in (shown, last_part(path)):
+        if not user or user not in re.split(r"[/\\]", text):
+            return text
+    return "local files"
+
+
+def _content(source: FormattedSource) -> str:
+    """What identifies the rows of a source: the SHA-256 of its file or files, or the commit of a Hub dataset."""
+    if source.source.hub is not None:
+        revision = source.source.config.revision
+        return f"commit `{revision[:12]}`" if revision else ""
+    if len(source.contents) == 1:
+        return f"SHA-256 `{source.contents[0][:16]}`"
+    together = hashlib.sha256("".join(sorted(source.contents)).encode()).hexdigest()
+    return f"SHA-256 of the {len(source.contents)} files' SHA-256, sorted: `{together[:16]}`"
 
 
 def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]:
@@ -66,7 +103,9 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     yield "`seed`", str(config.seed)
 
 
-def _results(job: Job, tokens: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _results(
+    job: Job, tokens: int, before: Mapping[str, Any], after: Mapping[str, Any], comparison: Mapping[str, Any] | None
+) -> Iterator[tuple[str, str]]:
     yield "tokens trained on", f"{tokens:,}"
     if (loss := _last_loss(job)) is not None:
         yield "training loss in the last logged step", f"{loss:.4f}"
@@ -74,6 +113,19 @@ def _results(job: Job, tokens: int, before: Mapping[str, Any], after: Mapping[st
         if found.get("held_out_loss") is not None:
             perplexity = f" (perplexity {found['perplexity']:.4g})" if found.get("perplexity") is not None else ""
             yield f"held-out loss {when} training", f"{found['held_out_loss']:.4f}{perplexity}"
+    if comparison is not None:
+        yield from compared(comparison)
+
+
+def compared(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rows of the card for `comparison` of a report."""
+    numbers = [comparison.get(name) for name in ("difference", "low", "high")]
+    if all(isinstance(n, int | float) for n in numbers):
+        difference, low, high = (f"{n:+.4f}" for n in numbers)
+        yield "difference of the held-out losses", f"{difference}, 95 % interval from {low} to {high}"
+    if comparison.get("verdict"):
+        rows = comparison.get("rows")
+        yield "verdict", f"{comparison['verdict']}" + (f", on {rows:,} held-out rows" if isinstance(rows, int) else "")
 
 
 def _last_loss(job: Job) -> float | None:

@@ -44,3 +44,11 @@ def check_judged(train: TrainConfig, held_out: bool) -> None:
     option = _judges(train)
     if option is not None and not held_out:
         raise ConfigError(f"{option} needs held-out rows, but there are none", hint="--set data.held_out=0.1")
+
+
+def rarely_measured(train: TrainConfig, steps: int) -> str | None:
+    """Why an option that compares held-out losses has no effect in a run of `steps` steps; None if it may have one."""
+    option = _judges(train)
+    if option is None or train.eval_every is None or train.eval_every < steps:
+        return None
+    return f"{option} has no effect: train.eval_every={train.eval_every} is not below the {steps} steps of the run"

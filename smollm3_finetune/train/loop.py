@@ -76,7 +76,7 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measu
                 raise callback.save_times.stopped_by
     finally:
         job.display.end()
-    health.check_end(f"no adapter was saved in {run.path}")
+    health.check_end(measuring.with_best(f"no adapter was saved in {run.path}"))
     if before == TrainedWeights.of(loaded.model):
         job.display.say(
             f"warning: no trained weight has changed in {trainer.state.global_step} steps: the learning rate "

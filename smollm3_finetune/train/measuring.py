@@ -169,6 +169,12 @@ class Measuring:
             raise ModelError(f"{self.run.saved.best.at(best) / MEASURED} is damaged: it has no losses by row")
         return {**kept.report(), "sample": found["sample"]}, kept, best
 
+    def with_best(self, nothing: str) -> str:
+        """`nothing`, which says that weights were not saved, with the place of the best adapter so far."""
+        best = self.measurements.best if self.config.keep_best else None
+        kept = f", but {self.run.saved.best.at(best)} has the best adapter" if best is not None else ""
+        return nothing + kept
+
     @property
     def exhausted(self) -> bool:
         """Whether the run must end early."""

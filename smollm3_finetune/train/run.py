@@ -40,6 +40,7 @@ from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.measuring import Measuring
+from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
@@ -62,12 +63,14 @@ def train(
     Its times count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are read
     if the rows have no supervised tokens. The run directory is created after the rows are tokenized.
     """
+    display = KeepsWarnings(display)
     job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
     with contextlib.ExitStack() as stack:
         if job.main:
             job.run.make()
             stack.callback(job.run.remove_empty)  # runs after the lock is released
             stack.enter_context(job.run.held())
+            stack.callback(write_page, job)  # runs after the error of a failed run is written
             stack.enter_context(_says_how_to_continue(job))
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
@@ -78,6 +81,7 @@ def train(
             stack.enter_context(recorded_failure(job.run))
             with _writing(job, job.run.path):
                 record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
+            record(job)
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
@@ -221,7 +225,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     )
     trained = take_steps(job, loaded, collate, measuring, trackers)
     with gathered_weights(loaded.model):
-        check_weights(loaded, trained.steps, f"no adapter was saved in {run.path}")
+        check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail
             known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):

@@ -23,7 +23,7 @@ from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
 from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
-from smollm3_finetune.train.early import check_judged, ends_early, why_early
+from smollm3_finetune.train.early import check_judged, ends_early, rarely_measured, why_early
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     check_judged(plan.config.train, any(len(e) for e in tokens.held_out))
     items = training_items(plan.config, tokens.train)
     steps = total_steps(plan, len(items))
+    if (problem := rarely_measured(plan.config.train, steps)) is not None:
+        display.say(f"warning: {problem}")
     done = checkpoint.step if checkpoint is not None else 0
     measurements = Measurements()
     if checkpoint is not None:

@@ -51,6 +51,8 @@ class AdaptedTrainer:
     save_times: SaveTimes
     keep: int
     """The number of checkpoints that are kept."""
+    with_best: Callable[[str], str]
+    """Adds the place of the best adapter so far to a sentence."""
     tokens_seen: Any = 0
     """Tokens seen by this process since it started: a number, or a tensor with one element."""
     tokens_before: int = 0
@@ -187,7 +189,7 @@ class AdaptedTrainer:
         with gathered_weights(self.loaded.model):
             if args.should_save:
                 step = self.state.global_step  # type: ignore[attr-defined]
-                check_weights(self.loaded, step, "no checkpoint was saved")
+                check_weights(self.loaded, step, self.with_best("no checkpoint was saved"))
                 self.loaded.write(Path(output_dir or args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -280,6 +282,7 @@ def make_trainer(
     own = objective.trainer_class()
     about: dict[str, Any] = {
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
+        "with_best": staticmethod(callback.measuring.with_best if callback.measuring is not None else str),
         "saved_steps": saved_steps,
     }  # fmt: skip
     if isinstance(objective, CountedObjective):

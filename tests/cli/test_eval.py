@@ -383,3 +383,44 @@ def test_quantizers_and_adapters(cli: Cli, quant: str, adapter: str) -> None:
     assert report["comparison"]["verdict"] == "better"
     null = report["null_adapter"]["comparison"]
     assert abs(null["difference"]) < abs(report["comparison"]["difference"]) / 5
+
+
+# --------------------------------------------------------------------------------------------------------- tasks
+
+TASKS = ("-p", EXAMPLES / "exact_match.py", "--tasks", "sums.jsonl", "--evaluator-opt", "max_new_tokens=2")
+
+
+def test_tasks_are_measured_with_both_models_and_paired(run: Path, isolated: Path) -> None:
+    rows = [{"prompt": f"{n} + 1 =", "reference": str(n + 1)} for n in range(5)]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = smollm3("eval", run, *ALONE, *PLUGIN, *TASKS, "--limit", "3", "--overlap", "exact", "--json")
+    assert done.code == 0, done.stderr
+    (task,) = done.report()["tasks"]
+    assert (task["task"], task["metric"], task["documents"], task["verdict"]) == (
+        *("sums.jsonl", "exact_match", 3), "cannot tell",
+    )  # fmt: skip
+    assert [d["document"] for d in task["by_document"]] == ["0", "1", "2"]
+    assert "\ntasks" in shown_evaluation(done.report())
+    assert task["line"] in shown_evaluation(done.report())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (TASKS, "the task file 'sums.jsonl' cannot be read"),
+        (("--evaluator", "lm-eval"), "an evaluator needs tasks, and --tasks is not given"),
+        (("--tasks", "a,,b"), "expected names or files separated by commas"),
+        (("--tasks", "a.txt"), "no installed evaluator recognizes the task 'a.txt'"),
+    ],
+)
+def test_a_faulty_task_is_an_error_before_weights_are_read(
+    arguments: tuple[Any, ...], message: str, run: Path, no_weights: None
+) -> None:
+    done = smollm3("eval", run, *ALONE, *PLUGIN, *arguments)
+    assert done.code in (2, 5)
+    assert message in done.stderr
+
+
+def test_help_shows_the_options_of_the_named_evaluator() -> None:
+    done = smollm3("eval", *TASKS[:2], "--evaluator", "exact-match", "--help")
+    assert "--evaluator-opt max_new_tokens=integer  [default: 32]" in done.stdout

@@ -32,9 +32,12 @@ from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.report import MergeSettings
 from smollm3_finetune.merge.run import merge
 from smollm3_finetune.model import compare
+from smollm3_finetune.model.adapter_card import StatedTraining
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files import output, skeleton
+from smollm3_finetune.model_files.card_mark import is_generated
+from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.model_files.writing import copy_rest
 from smollm3_finetune.quantize.requantize import choose_requantizer
 
@@ -156,6 +159,14 @@ def test_a_run_is_merged_into_a_model_that_answers(cli: Callable[..., Any], rows
     assert "base_model" not in text, "tiny is no model of the Hub"
     for figure in ("moved", "merged", "drift", "base"):
         assert f"{about['figures'][figure]:.2g} |" in text
+    assert metadata_fault(text) is None
+    training = Path("r/adapter/README.md").read_text().partition("## Training")[2].strip()
+    assert "| `rows.jsonl` | 3 | 1 | SHA-256 `" in training and text.endswith(
+        f"## Training{chr(10)}{chr(10)}{training}\n"
+    )
+    assert is_generated(text) and not is_generated(text.replace("merged", "mixed"))
+    pushed = cli("push", "r/merged", "me/x", "--dry-run", "--json").report()
+    assert pushed["kind"] == "merged model" and pushed["left_out"] == []
     assert str(Path.cwd()) not in text + json.dumps(about), "a path of this machine does not go with a model"
     assert (merged / "model.safetensors").stat().st_mode == (merged / "config.json").stat().st_mode
     on_base = cli("generate", "r", "--prompt", "What is 2?", "--max-new-tokens", "12")
@@ -881,8 +892,10 @@ def test_a_card_links_only_to_a_base_on_the_hub() -> None:
         "fault": None, "warnings": [], "requantized": None, "own_base": True,
         "figures": {"positions": 1, "moved": 0.5, "merged": 1e-7, "drift": None, "base": 0.0},
     }  # fmt: skip
-    text = card(about)
-    assert "base_model: HuggingFaceTB/SmolLM3-3B" in text
+    text = card(about, StatedTraining(datasets=["acme/rows"], section="## Training\n\nText."))
+    assert metadata_fault(text) is None
+    assert "base_model: HuggingFaceTB/SmolLM3-3B\n" in text and "base_model_relation: finetune\n" in text
+    assert "datasets:\n- acme/rows\n" in text and text.endswith("\n\n## Training\n\nText.\n")
     assert "license: apache-2.0" in text
     assert "(layers=a,b), trained on the base (unquantized)" in text
     assert "| not a number |" in text

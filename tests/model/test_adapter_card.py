@@ -19,12 +19,15 @@ from smollm3_finetune import load_model
 from smollm3_finetune.api import AdapterSpec, Purpose
 from smollm3_finetune.builtin.tiny_loader import DIRECTORY
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.model.adapter_card import GENERATED, Training, adapter_card
+from smollm3_finetune.model.adapter_card import Training, adapter_card, edited_card
 from smollm3_finetune.model.load import build_context, compose
 from smollm3_finetune.model.plan import plan_model, select_model
+from smollm3_finetune.model_files.card_mark import MARK
+from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.runs.reopen import run_request
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.testing import relative_error
+from smollm3_finetune.train.card import compared
 
 SCALE = Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py"
 IDS = torch.randint(3, 2000, (2, 24), generator=torch.Generator().manual_seed(7))
@@ -107,6 +110,7 @@ def test_the_snippets_of_the_card_compute_what_generate_computes(
         assert command.startswith(("smollm3 generate path/to/acme-base ", "smollm3 merge path/to/acme-base "))
     assert ("smollm3 merge" in text) == (ways == 1), "what to run first if no other library can load it"
 
+    assert metadata_fault(text) is None
     about = ModelCard(text).data
     assert about.base_model is None, "a local path is not a model of the Hub"
     assert (about.license, about.license_name, about.get("license_link")) == ("other", "acme-1.0", None)
@@ -143,7 +147,7 @@ def test_the_merge_that_a_card_names_gives_the_same_model(
 def test_a_base_on_the_hub_is_named_with_its_revision() -> None:
     plan = load_model(adapter="full", purpose="train").plan
     object.__setattr__(plan.source, "pins", {"revision": "abc123"})
-    training = Training(datasets=["acme/rows", "acme/rows"], sources=[("rows", 3, 1)])
+    training = Training(datasets=["acme/rows", "acme/rows"], sources=[("rows", 3, 1, "commit `abc`")])
     text = adapter_card(replace(plan, ref="acme/base-3B"), training)
     about = ModelCard(text).data
     assert (about.base_model, about.base_model_relation, about.datasets) == ("acme/base-3B", "finetune", ["acme/rows"])
@@ -169,13 +173,12 @@ def test_every_adapter_gets_the_card_of_core_and_an_edited_card_is_kept(tmp_path
     loaded.save(card.parent)
     written = card.read_text(encoding="utf-8")
     assert "# tiny, scale adapter" in written and str(tmp_path) not in written
-    card.write_text(written + "\nmore\n", encoding="utf-8")
-    loaded.save(card.parent)
-    assert card.read_text(encoding="utf-8") == written
-    edited = written.replace(GENERATED, "Mine.")
-    card.write_text(edited, encoding="utf-8")
-    loaded.save(card.parent)
-    assert card.read_text(encoding="utf-8") == edited
+    loaded.write_card(card.parent, Training(results=[("x", "1")]), edited_card(card.parent))
+    assert "| x | 1 |" in card.read_text(encoding="utf-8"), "a card that nobody edited is replaced"
+    for edited in (written + "\nmore\n", MARK.sub("Mine.", written), written.replace("A scale", "My scale"), "Mine.\n"):
+        card.write_text(edited, encoding="utf-8")
+        loaded.save(card.parent)
+        assert card.read_text(encoding="utf-8") == edited
 
 
 def test_an_adapter_is_saved_even_if_its_card_fails(tmp_path: Path, monkeypatch: Any) -> None:
@@ -196,3 +199,13 @@ def test_an_adapter_is_saved_even_if_its_card_fails(tmp_path: Path, monkeypatch:
 def test_a_card_of_another_type_is_refused_when_the_plugin_is_found() -> None:
     with pytest.raises(TypeError, match="card must be an AdapterCard"):
         AdapterSpec(name="x", summary="x", factory="x:X", api=2, card={"title": "X"})  # type: ignore[arg-type]
+
+
+def test_a_comparison_of_the_held_out_losses_is_stated_with_its_interval() -> None:
+    found = {"difference": -0.0341, "low": -0.045, "high": -0.0231, "verdict": "better", "rows": 1043}
+    assert list(compared(found)) == [
+        ("difference of the held-out losses", "-0.0341, 95 % interval from -0.0450 to -0.0231"),
+        ("verdict", "better, on 1,043 held-out rows"),
+    ]
+    assert list(compared({"verdict": "cannot tell", "low": None})) == [("verdict", "cannot tell")]
+    assert list(compared({})) == []

@@ -53,6 +53,9 @@ def test_the_card_is_right_in_the_run_and_says_what_to_run_first_elsewhere(dense
     assert "the base was quantized by `gptq` (group_size=32) on rows of the training run when it was loaded" in card
     assert "**First:**" in card and "smollm3 merge RUN --output merged" in card
     assert "calibration.json" in card and str(dense) not in card
+    pushed = cli("push", "run", "me/x", "--dry-run", "--json").report()
+    assert {"name": "calibration.json", "why": "training rows"} in pushed["left_out"]
+    assert any("publish the merged model instead: smollm3 merge" in note for note in pushed["notes"])
     work = Path.cwd()
     with monkeypatch.context() as inside:
         inside.chdir("run/adapter")

@@ -10,6 +10,7 @@ RUNS_COMMANDS = {
     "list": ("smollm3_finetune.cli.commands.runs_list:list_runs", "List runs: state, steps, losses, verdict, size."),
     "show": ("smollm3_finetune.cli.commands.runs_show:show", "Show a run: curves, configuration, versions, commands."),
     "compare": ("smollm3_finetune.cli.commands.runs_compare:compare", "Compare the configurations and losses of runs."),
+    "report": ("smollm3_finetune.cli.commands.runs_report:report", "Write a page about a run, or about several."),
     "prune": ("smollm3_finetune.cli.commands.runs_prune:prune", "Delete checkpoints that are no longer needed."),
 }
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from smollm3_finetune.cli.output.chat import SAME, Answering, HeldBack, cut_note, problems
 from smollm3_finetune.cli.output.markdown import EVERY, WAITING, Lines, MarkdownStream, console, whole
-from smollm3_finetune.cli.output.visible import visible
+from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.errors import SmolLM3Error
 
 if TYPE_CHECKING:

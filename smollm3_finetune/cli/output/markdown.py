@@ -15,7 +15,7 @@ from rich.syntax import ANSISyntaxTheme
 from rich.text import Text
 from rich.theme import Theme
 
-from smollm3_finetune.cli.output.visible import visible
+from smollm3_finetune.data.shown_tokens import visible
 
 STYLES = Theme(
     {

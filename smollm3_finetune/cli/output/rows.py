@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.output.visible import visible
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
+from smollm3_finetune.data.shown_tokens import segments, token_text
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
 from smollm3_finetune.errors import DataError
 
@@ -75,32 +74,6 @@ class Page:
             lines.pop()
         for line in lines:
             self.line("│ " if any(text for text, _ in line) else "│", *line)
-
-
-def segments(tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> list[tuple[str, bool]]:
-    """(text, supervised) for each unbroken run of tokens; joined, they are the sequence's text."""
-    ends = [t + 1 for t, one in enumerate(sequence.supervised) if sequence.supervised[t + 1 : t + 2] != [one]]
-    found, before, start = [], "", 0
-    for end in ends:
-        text = _decode(tokenizer, sequence.ids[:end])  # a run decoded alone may lose the space it begins with
-        run = text[len(before) :] if text.startswith(before) else _decode(tokenizer, sequence.ids[start:end])
-        found.append((visible(run), sequence.supervised[start]))
-        before, start = text, end
-    return found
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token in quotes, line breaks as \\n; if it is only part of a character, its name in the vocabulary."""
-    text, name = _decode(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
-    if "\ufffd" in text and "\ufffd" not in name:
-        return f"{name}  (part of a character)"
-    if name.startswith("▁") and not text.startswith(" "):  # SentencePiece: decoding drops a leading space
-        text = f" {text}"
-    return visible(json.dumps(text, ensure_ascii=False))
 
 
 def head(page: Page, about: About, *, legend: bool) -> None:

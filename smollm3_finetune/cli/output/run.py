@@ -72,6 +72,7 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
         f"took           {report['seconds']} s{first}, {counted(report['steps'], 'step')}, "
         f"{counted(report['tokens'], 'token')}",
+        *([f"page           {page}"] if (page := RunDir(Path(report["run"])).page).exists() else ()),
         "",
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]

@@ -1,0 +1,1 @@
+"""Publishes saved adapters and models on the Hugging Face Hub."""
