@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ def populations(only: Sequence[str] = tuple(NAMES)) -> Iterator[Population]:
             )
 
 
+def seed_of(*cell: Any) -> int:
+    """A seed for each cell of a table, so that cells do not share their draws."""
+    return zlib.crc32(repr(cell).encode())
+
+
 def repeated(runs: int, seed: int, one: Callable[[np.random.Generator, int], bool]) -> float:
     """The share of simulated runs for which `one` is true."""
     random = np.random.default_rng(seed)
@@ -118,7 +124,7 @@ def false_verdicts(population: Population, rows: int, runs: int) -> float:
         pair = population.nulls[before, drawn], population.nulls[after, drawn]
         return population.compare(drawn, *pair, seed).verdict != "cannot tell"
 
-    return repeated(runs, 1, wrong)
+    return repeated(runs, seed_of("A/A", population.name, rows), wrong)
 
 
 def coverage(population: Population, rows: int, runs: int) -> float:
@@ -129,7 +135,7 @@ def coverage(population: Population, rows: int, runs: int) -> float:
         found = population.compare(drawn, population.base[drawn], population.trained[drawn], seed)
         return found.low is not None and found.high is not None and found.low <= truth <= found.high
 
-    return repeated(runs, 2, covered)
+    return repeated(runs, seed_of("coverage", population.name, rows), covered)
 
 
 def power(population: Population, rows: int, difference: float, runs: int) -> float:
@@ -140,7 +146,7 @@ def power(population: Population, rows: int, difference: float, runs: int) -> fl
         after = population.trained[drawn] + shift * population.terms[drawn]
         return population.compare(drawn, population.base[drawn], after, seed).verdict == "better"
 
-    return repeated(runs, 3, found)
+    return repeated(runs, seed_of("power", population.name, rows, difference), found)
 
 
 def fixed_adapter(population: Population, rows: int, runs: int) -> Mapping[str, float]:
@@ -151,7 +157,7 @@ def fixed_adapter(population: Population, rows: int, runs: int) -> Mapping[str, 
         drawn = population.draw(rows, random)
         return population.compare(drawn, population.base[drawn], null[drawn], seed).verdict
 
-    random = np.random.default_rng(4)
+    random = np.random.default_rng(seed_of("fixed", population.name, rows))
     said = [verdict(random, run) for run in range(runs)]
     truth = float((null - population.base).sum() / population.terms.sum())
     return {"difference": truth, **{v: said.count(v) / runs for v in ("better", "worse", "cannot tell")}}

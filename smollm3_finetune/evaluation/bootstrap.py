@@ -4,12 +4,13 @@ The ratio is the change of the summed loss over the number of terms, so that lon
 standard error comes from the linearized ratio (Cochran, Sampling Techniques, 1977, section 6.3). The multiple of it
 comes from resampling: the 95 % quantile of |difference / standard error| over resamples of the rows (Hall, Annals of
 Statistics 16(3), 1988), which is larger than that of the normal distribution if rows are few or their losses have heavy
-tails. Rows are resampled inside their source, because the sources of a run are fixed and not a sample of sources.
+tails; it is never taken smaller than Student's. Rows are resampled inside their source, because the sources of a run are fixed and not a sample of sources.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def interval(changes: Floats, terms: Ints, sources: Ints, *, seed: int) -> Inter
     if error <= np.finfo(np.float64).eps * float(np.abs(changes).sum()) / total:  # equal changes, up to rounding
         return Interval(estimate, 0.0, 0.0)
     multiple = _multiple(rest, weights, strata, np.random.default_rng(seed))
+    multiple = max(multiple, _student(len(rest) - len(strata)))
     return Interval(estimate, error, multiple * error if np.isfinite(multiple) else None)
 
 
@@ -74,6 +76,12 @@ def _strata(sources: Ints) -> list[Ints]:
 def _spread(rest: Floats) -> float:
     """The variance of the sum of the rows of a stratum."""
     return len(rest) / (len(rest) - 1) * float(np.square(rest - rest.mean()).sum())
+
+
+def _student(freedom: int) -> float:
+    """The 95 % quantile of |t|. Source: Abramowitz and Stegun, 26.7.5; within 0.01 from 5 degrees of freedom."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _multiple(rest: Floats, weights: Floats, strata: list[Ints], random: np.random.Generator) -> float:

@@ -232,8 +232,11 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
                 loaded.publish(run.adapter, known)
     after, rows_after, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
+    comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
     if job.main:
-        known = training_facts(job, trained.steps, trained.tokens, before, after, published)
+        known = training_facts(
+            job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
+        )
         with stopping.deferred(), _writing(job, run.adapter):
             if published != trained.steps:
                 loaded.publish(run.adapter, known, run.saved.best.files(published))
@@ -261,7 +264,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         "enable_thinking": mode.get("enable_thinking"),
         "before": with_current_titles(before, after),
         "after": after,
-        **_comparison(rows_before, rows_after, job.plan.config.seed),
+        **comparison,
     }
 
 
