@@ -1,10 +1,11 @@
 """The 95 % interval of a ratio of sums over rows, by the symmetric studentized bootstrap.
 
-The ratio is the change of the summed loss over the number of terms, so that long rows weigh as in the loss itself. The
-standard error comes from the linearized ratio (Cochran, Sampling Techniques, 1977, section 6.3). The multiple of it
-comes from resampling: the 95 % quantile of |difference / standard error| over resamples of the rows (Hall, Annals of
-Statistics 16(3), 1988), which is larger than that of the normal distribution if rows are few or their losses have heavy
-tails; it is never taken smaller than Student's. Rows are resampled inside their source, because the sources of a run are fixed and not a sample of sources.
+The ratio is the change of the summed loss over the number of terms, so that long rows weigh as in the loss itself.
+The standard error comes from the linearized ratio (Cochran, Sampling Techniques, 1977, section 6.3). The multiple of
+it comes from resampling: the 95 % quantile of |difference / standard error| over resamples of the rows (Hall, Annals
+of Statistics 16(3), 1988), which is larger than that of the normal distribution if rows are few or their losses have
+heavy tails; it is never taken smaller than Student's. Rows are resampled inside their source, because the sources of
+a run are fixed and not a sample of sources.
 """
 
 from __future__ import annotations
