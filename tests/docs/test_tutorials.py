@@ -220,7 +220,7 @@ def follow(page: Path, environment: Environment, *, update: bool = False) -> Non
         page.write_text(new + text[done:], encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["tutorial-adapter.md", "tutorial-quantizer.md"])
+@pytest.mark.parametrize("name", ["tutorial-adapter.md", pytest.param("tutorial-quantizer.md", marks=pytest.mark.long)])
 def test_a_tutorial_works_exactly_as_written(name: str, tmp_path: Path) -> None:
     follow(DOCS / name, Environment(tmp_path), update=UPDATE)
 
