@@ -10,12 +10,12 @@ from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
 from smollm3_finetune.report.metrics import HELD_OUT, Metrics, read_metrics
 from smollm3_finetune.report.recorded import saved_warnings
 from smollm3_finetune.report.thinning import Points
 from smollm3_finetune.report.values import count, items, json_object, mapping, number, text
 from smollm3_finetune.runs.configuration import NOT_COMPARED, changed_values, configuration_of
+from smollm3_finetune.runs.metrics import metric_rows
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
@@ -151,13 +151,10 @@ def _held_out(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, A
 def _samples(run: RunDir) -> list[tuple[int, Shortened, Shortened]]:
     """The answers in samples.jsonl: all of them, or as many evenly spaced ones as are shown."""
     found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(run.path / "samples.jsonl", JSON_SIZE).decode("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = mapping(parse_json(line))
-                step, answer = count(row.get("step")), text(row.get("answer"))
-                if step is not None and answer is not None:
-                    found.append((step, shortened(_question(row.get("prompt"))), shortened(answer)))
+    for row in metric_rows(run.samples):
+        step, answer = count(row["step"]), text(row.get("answer"))
+        if step is not None and answer is not None:
+            found.append((step, shortened(_question(row.get("prompt"))), shortened(answer)))
     if len(found) <= MOST_SAMPLES:
         return found
     last = len(found) - 1

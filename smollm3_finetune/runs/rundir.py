@@ -369,7 +369,7 @@ def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         text = read_bytes(file, JSON_SIZE).decode("utf-8", errors="replace")
     except (OSError, ValueError) as e:
         raise ModelError(f"{file} cannot be read: {e}", hint=f"rm {shlex.quote(str(file))}") from e
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines(): an answer may contain U+2028, which JSON does not escape
         with contextlib.suppress(ValueError):
             row = parse_json(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
