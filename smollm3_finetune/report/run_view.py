@@ -81,6 +81,8 @@ class RunView:
     has_origins: bool
     """Whether the run recorded where its values come from."""
     versions: Sequence[tuple[str, str]]
+    plugin_files: Sequence[str]
+    """The plugin files that the run used."""
     warnings: Sequence[str]
 
     @property
@@ -113,7 +115,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
     values: Mapping[str, Any] = {}
     with contextlib.suppress(SmolLM3Error):
         values = configuration_of(run)
-    origins = json_object(run.origins)
+    origins, versions = json_object(run.origins), json_object(run.versions)
     return RunView(
         run=run,
         summary=summary,
@@ -133,7 +135,8 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         values=values,
         config=_config(run, values, origins),
         has_origins=bool(origins),
-        versions=_versions(run),
+        versions=_versions(versions),
+        plugin_files=list(mapping(versions.get("plugin_files"))),
         warnings=[visible(w) for w in saved_warnings(run)],
     )
 
@@ -192,7 +195,6 @@ def shown_value(value: Any) -> str:
     return "none" if value is None else shortened(value, 400).text
 
 
-def _versions(run: RunDir) -> list[tuple[str, str]]:
-    saved = json_object(run.versions)
+def _versions(saved: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = (mapping(saved.get("plugins")), mapping(saved.get("libraries")))
     return [(visible(str(k)), visible(str(v))) for part in parts for k, v in sorted(part.items()) if v is not None]

@@ -61,6 +61,21 @@ def test_a_run_that_kept_its_best_adapter(make_run: MakeRun, parsed: Parsed) -> 
     assert [40, 1.851] in held_out and held_out[-1][0] == 60 and held_out[-1][1] != 1.851
 
 
+def test_the_commands_of_the_page_can_be_used(make_run: MakeRun, parsed: Parsed) -> None:
+    """With the plugin file of the run; more steps need a checkpoint, and more patience if the run ended early."""
+    run = make_run()
+    run.versions.write_text(json.dumps({"plugin_files": {"/my plugins/own.py": "0"}}))
+    commands = parsed(write_report([run])).section("How to continue")
+    assert "-p '/my plugins/own.py' --prompt" in commands and "smollm3 train --resume" not in commands
+    run.saved.at(60).mkdir(parents=True)
+    assert "own.py' --max-steps 120" in parsed(write_report([run])).section("How to continue")
+    early = {"stopped_early": {"planned_steps": 90, "reason": "x"}}
+    run.report.write_text(json.dumps({**json.loads(run.report.read_text()), **early}))
+    run.config.write_text(run.config.read_text().replace("train: {", "train: {stop_after: 3, "))
+    commands = parsed(write_report([run])).section("How to continue")
+    assert "own.py' --set train.stop_after=6" in commands and "--max-steps" not in commands
+
+
 def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -> None:
     few = {"rows": 12, "terms": 90, "before": 1.9, "after": 1.8, "difference": -0.1, "low": None, "high": None,
            "verdict": "cannot tell", "smallest_difference": None, "rows_for_half": None}  # fmt: skip
