@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.errors import ConfigError, WriteError
+from smollm3_finetune.evaluation.line import change_of
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.report.page import TEMPLATES
 from smollm3_finetune.report.write import MOST_RUNS, write_report
@@ -74,6 +75,14 @@ def test_the_commands_of_the_page_can_be_used(make_run: MakeRun, parsed: Parsed)
     run.config.write_text(run.config.read_text().replace("train: {", "train: {stop_after: 3, "))
     commands = parsed(write_report([run])).section("How to continue")
     assert "own.py' --set train.stop_after=6" in commands and "--max-steps" not in commands
+
+
+def test_the_line_of_the_verdict_is_that_of_the_run(make_run: MakeRun, parsed: Parsed) -> None:
+    small = {"rows": 43, "before": 1.88512, "after": 1.8846, "difference": -0.00052, "low": -0.00112, "high": 0.00008,
+             "verdict": "cannot tell"}  # fmt: skip
+    line = change_of(small)
+    assert line == "1.88512 → 1.88460 (−0.00052 ± 0.00060, cannot tell)"
+    assert f"held-out loss {line} " in parsed(write_report([make_run(comparison=small)])).section("Is it better?")
 
 
 def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -> None:
