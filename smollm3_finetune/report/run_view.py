@@ -10,11 +10,12 @@ from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.files.json import json_object
 from smollm3_finetune.report.metrics import HELD_OUT, Metrics, read_metrics
-from smollm3_finetune.report.recorded import saved_warnings
 from smollm3_finetune.report.thinning import Points
-from smollm3_finetune.report.values import count, items, json_object, mapping, number, text
+from smollm3_finetune.report.values import count, items, mapping, number, text
 from smollm3_finetune.runs.configuration import NOT_COMPARED, changed_values, configuration_of
+from smollm3_finetune.runs.details import saved_warnings
 from smollm3_finetune.runs.metrics import metric_rows
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
@@ -22,6 +23,7 @@ from smollm3_finetune.runs.summary import RunSummary
 LONGEST = 4000
 """Characters of an answer, a prompt or a value that are shown."""
 MOST_SAMPLES = 30
+MOST_WARNINGS = 100
 MOST_VALUES = 500
 """Values of a configuration that are shown."""
 
@@ -137,7 +139,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         has_origins=bool(origins),
         versions=_versions(versions),
         plugin_files=list(mapping(versions.get("plugin_files"))),
-        warnings=[visible(w) for w in saved_warnings(run)],
+        warnings=[visible(w) for w in saved_warnings(run)[:MOST_WARNINGS]],
     )
 
 

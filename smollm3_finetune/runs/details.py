@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
@@ -47,7 +46,7 @@ class RunDetails:
         changed: dict[str, Any] = {}
         with contextlib.suppress(ConfigError, ModelError):
             changed = changed_values(configuration_of(run))
-        origins = _texts(json_object(run.path / "origins.json"))
+        origins = _texts(json_object(run.origins))
         return cls(
             summary=RunSummary.of(run),
             losses=losses_of(run),
@@ -56,7 +55,7 @@ class RunDetails:
             origins=origins,
             versions={**_texts(versions.get("plugins")), **_texts(versions.get("libraries"))},
             plugin_files=list(_texts(versions.get("plugin_files"))),
-            warnings=_warnings(run.path / "warnings.jsonl"),
+            warnings=saved_warnings(run),
             resumable=bool(run.saved.all()) or (run.trained.exists() and run.adapter.is_dir()),
             start_again=run.start_again(),
         )
@@ -80,11 +79,11 @@ def _texts(values: Any) -> dict[str, str]:
     return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, Mapping) else {}
 
 
-def _warnings(file: Path) -> list[str]:
-    """The lines of warnings.jsonl, each once."""
+def saved_warnings(run: RunDir) -> list[str]:
+    """The warnings that a run printed, from warnings.jsonl, in order; each once."""
     found: dict[str, None] = {}
     with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(file, JSON_SIZE).splitlines():
+        for line in read_bytes(run.warnings, JSON_SIZE).splitlines():
             with contextlib.suppress(ValueError):
                 row = parse_json(line.decode("utf-8"))
                 if isinstance(row, Mapping) and isinstance(row.get("warning"), str):

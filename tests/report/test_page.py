@@ -16,6 +16,7 @@ from smollm3_finetune.errors import ConfigError, WriteError
 from smollm3_finetune.evaluation.line import change_of
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.report.page import TEMPLATES
+from smollm3_finetune.report.recorded import add_warnings
 from smollm3_finetune.report.write import MOST_RUNS, write_report
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
@@ -104,6 +105,14 @@ def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, pa
     measured = [[r["step"], r["held_out_loss"]] for r in rows if "held_out_loss" in r]
     assert [s for s, _ in held_out["points"]] == [0, *(s for s, _ in measured)]
     assert held_out["points"][0] == [0, 1.885] and held_out["points"][-1] == [60, 1.851], "of before and after"
+
+
+def test_each_warning_is_kept_once_however_many_there_are(make_run: MakeRun, parsed: Parsed) -> None:
+    run, warnings = make_run(without=("warnings.jsonl",)), [f"number {i} of many" for i in range(150)]
+    for _ in range(2):
+        add_warnings(run, warnings)
+    assert len(run.warnings.read_text().splitlines()) == 150
+    assert parsed(write_report([run])).section("Warnings").count("of many") == 100
 
 
 def test_a_run_without_held_out_rows(make_run: MakeRun, parsed: Parsed) -> None:
