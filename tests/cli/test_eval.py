@@ -342,6 +342,16 @@ def test_options_that_do_not_fit_are_refused(cli: Cli, no_weights: None, args: t
     assert message in refused.stderr
 
 
+def test_a_plugin_file_that_has_changed_is_not_executed(cli: Cli, run: Path) -> None:
+    file = Path(PLUGIN[1])
+    changed = Path(file.name)
+    changed.write_text(f"open('executed', 'w').close()\n{file.read_text()}")
+    for named in ((run,), ("tiny", "--against", run)):
+        refused = cli("eval", *named, "-p", changed)
+        assert (refused.code, f"{file.name} differs from" in refused.stderr) == (3, True), refused.stderr
+    assert not Path("executed").exists()
+
+
 def test_a_directory_inside_a_run_names_the_run(cli: Cli, kept: Path) -> None:
     refused = cli("eval", kept / "full" / "adapter")
     assert f"hint: smollm3 eval {kept / 'full'}, or --data FILE.jsonl" in refused.stderr
