@@ -414,6 +414,19 @@ def test_tasks_are_measured_with_both_models_and_paired(run: Path, isolated: Pat
     assert task["line"] in shown_evaluation(done.report())
 
 
+def test_tasks_have_the_reasoning_mode_in_which_the_run_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `generate`: for rows without reasoning, the template's default would be another mode than that of training."""
+    shutil.copytree(run, "edited")
+    report = Path("edited/report.json")
+    report.write_text(json.dumps({**json.loads(report.read_text()), "enable_thinking": False}))
+    Path("sums.jsonl").write_text('{"prompt": "1 + 1 =", "reference": "2"}\n')
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluation, "measure_tasks", lambda *a, **k: seen.append(k["template_kwargs"]) or [])
+    done = smollm3("eval", "edited", *ALONE, *PLUGIN, *TASKS, "--limit", "2", "--overlap", "keep")
+    assert done.code == 0, done.stderr
+    assert seen == [{"enable_thinking": False}] * 2, "of both models"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
