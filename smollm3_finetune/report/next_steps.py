@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from smollm3_finetune.paths import plugin_flags
 from smollm3_finetune.report.run_view import RunView
 from smollm3_finetune.report.values import count, mapping
+from smollm3_finetune.runs.details import is_resumable
 
 
 def next_steps(view: RunView) -> list[tuple[str, str]]:
@@ -26,7 +27,7 @@ def next_steps(view: RunView) -> list[tuple[str, str]]:
     if view.summary.state == "running":
         return [("write this page again", f"smollm3 runs report {name}")]
     steps = []
-    if run.saved.all() or run.trained.exists():
+    if is_resumable(run, view.summary):
         steps.append(("continue from the newest checkpoint", f"smollm3 train --resume {name}{flags}"))
     else:
         steps.append(("start it again", f"{run.start_again()}{flags}"))

@@ -35,7 +35,7 @@ class RunDetails:
     warnings: Sequence[str] = ()
     """The warnings that the run recorded."""
     resumable: bool = False
-    """Whether there is a checkpoint, or all steps are done."""
+    """See `is_resumable`."""
     start_again: str = ""
     """The command that starts the run again."""
 
@@ -47,8 +47,9 @@ class RunDetails:
         with contextlib.suppress(ConfigError, ModelError):
             changed = changed_values(configuration_of(run))
         origins = _texts(json_object(run.origins))
+        summary = RunSummary.of(run)
         return cls(
-            summary=RunSummary.of(run),
+            summary=summary,
             losses=losses_of(run),
             report=report,
             changed=changed,
@@ -56,7 +57,7 @@ class RunDetails:
             versions={**_texts(versions.get("plugins")), **_texts(versions.get("libraries"))},
             plugin_files=list(_texts(versions.get("plugin_files"))),
             warnings=saved_warnings(run),
-            resumable=bool(run.saved.all()) or (run.trained.exists() and run.adapter.is_dir()),
+            resumable=is_resumable(run, summary),
             start_again=run.start_again(),
         )
 
@@ -72,6 +73,18 @@ class RunDetails:
             "warnings": list(self.warnings),
             "report": dict(self.report),
         }
+
+
+def is_resumable(run: RunDir, summary: RunSummary) -> bool:
+    """Whether `smollm3 train --resume` can continue a run that is not finished.
+
+    There is a checkpoint, or all steps are done; and the run did not fail after its report, because of what is in it.
+    """
+    if not run.saved.all() and not (run.trained.exists() and run.adapter.is_dir()):
+        return False
+    report, planned = json_object(run.report), summary.facts.steps
+    ended = "stopped_early" in report or planned is None or planned == summary.steps
+    return not report or not ended
 
 
 def _texts(values: Any) -> dict[str, str]:
