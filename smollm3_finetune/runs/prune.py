@@ -21,6 +21,7 @@ from smollm3_finetune.files.room import size_of
 from smollm3_finetune.files.writing import PARTIAL, partial_name
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.runs.checkpoints import DAMAGED
+from smollm3_finetune.runs.details import is_resumable
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
@@ -94,7 +95,7 @@ def _removal(summary: RunSummary, keep_checkpoints: int) -> Removal | Kept | Non
         if _is_empty(run):
             return Removal(run=run, state=state, paths=(run.path,), bytes=summary.bytes, keep_checkpoints=0)
     reason = "it failed" if state == "failed" else "it was interrupted"
-    if run.saved.all():
+    if is_resumable(run, summary):
         reason += ", and can be resumed"
     elif steps := run.saved.best.steps():
         reason += f", and {run.saved.best.at(max(steps))} is its best adapter"
