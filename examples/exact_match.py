@@ -50,7 +50,7 @@ class ExactMatch:
 
 def read(task):
     try:
-        rows = [json.loads(line) for line in Path(task).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in Path(task).read_bytes().splitlines()]
         return [(row["prompt"], row["reference"]) for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise ConfigError(f"the task file {task!r} cannot be read: {e}", hint="--tasks FILE.jsonl") from e

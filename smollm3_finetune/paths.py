@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from smollm3_finetune.errors import ConfigError
@@ -48,3 +50,8 @@ def check_below_directories(flag: str, path: Path) -> None:
     parent = next((p for p in path.absolute().parents if p.exists()), path)
     if not parent.is_dir():
         raise ConfigError(f"{flag} {path}: {parent} is not a directory", hint=f"choose another {flag}")
+
+
+def plugin_flags(plugins: Iterable[str]) -> str:
+    """The `-p` options for these files and modules, to put into a command that is shown to the user."""
+    return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))

@@ -197,15 +197,8 @@ def render_options_of(run: RunDir | None, date: str | None) -> RenderOptions:
 
 def mode_of(run: RunDir | None, think: bool | None) -> dict[str, bool]:
     """The reasoning mode for the template: `--think`, else the mode in which the run's sample prompt was answered."""
-    from smollm3_finetune.errors import ModelError
-    from smollm3_finetune.files.limits import load_json
+    from smollm3_finetune.runs.reopen import trained_mode
 
     if think is None and run is not None:
-        think = _config(run).data.enable_thinking
-        if run.report.exists():
-            try:
-                trained = load_json(run.report).get("enable_thinking")
-            except (OSError, ValueError, AttributeError) as e:
-                raise ModelError(f"{run.report} is damaged: {e}", hint="pass --think or --no-think") from e
-            think = trained if isinstance(trained, bool) else think
+        think = trained_mode(run, _config(run).data.enable_thinking, "pass --think or --no-think")
     return {} if think is None else {"enable_thinking": think}

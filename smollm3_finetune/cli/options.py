@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -62,13 +62,6 @@ def plugin_options(f: F) -> F:
         "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
         help="Use a plugin file or module; no:NAME disables an installed plugin.",
     )(f)  # fmt: skip
-
-
-def plugin_flags(plugins: Iterable[str]) -> str:
-    """The `-p` options for these files and modules, to put into a command that is shown to the user."""
-    import shlex
-
-    return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
 
 
 def composition_options(

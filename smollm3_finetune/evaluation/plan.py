@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +38,7 @@ from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.context_length import context_of
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.reopen import trained_mode
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import saved_versions
 
@@ -77,6 +78,8 @@ class PlannedSubject:
     examples: Sequence[Sequence[Example]]
     """Of each row."""
     check_base: bool
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template for prompts of tasks: the reasoning mode."""
 
     def has_base(self) -> bool:
         """Whether there is a base to compare with."""
@@ -189,8 +192,8 @@ def plan_evaluation(
         )
     rooms = [r for r in (context_of(p.source.config) for p in plans) if r is not None]
     return PlannedEvaluation(
-        subject=_ready(subject, plans[0], renderers[0], examples[0]),
-        against=None if against is None else _ready(against, plans[1], renderers[1], examples[1]),
+        subject=_ready(subject, plans[0], renderers[0], examples[0], settings),
+        against=None if against is None else _ready(against, plans[1], renderers[1], examples[1], settings),
         settings=settings,
         train=train,
         objective=selected.objective,
@@ -205,9 +208,19 @@ def plan_evaluation(
     )
 
 
-def _ready(subject: Subject, plan: ModelPlan, renderer: Renderer, examples: Any) -> PlannedSubject:
+def _ready(
+    subject: Subject, plan: ModelPlan, renderer: Renderer, examples: Any, settings: EvalSettings
+) -> PlannedSubject:
+    mode = renderer.options.enable_thinking
+    if subject.run is not None and settings.evaluator is not None:
+        mode = trained_mode(subject.run, mode, "restore the file, or evaluate without --tasks")
     return PlannedSubject(
-        title=subject.title, plan=plan, renderer=renderer, examples=examples, check_base=subject.check_base
+        title=subject.title,
+        plan=plan,
+        renderer=renderer,
+        examples=examples,
+        check_base=subject.check_base,
+        template_kwargs={"enable_thinking": mode},
     )
 
 

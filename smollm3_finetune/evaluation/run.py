@@ -102,7 +102,7 @@ def _observed(
         said = answers(loaded, subject.renderer, planned.prompts, planned.train.batch_size, progress)
     if planned.tasks is None:
         return Observed(losses, said)
-    mode = {"enable_thinking": subject.renderer.options.enable_thinking}
+    mode = subject.template_kwargs
     return Observed(losses, said, measure_tasks(loaded, planned.tasks, renderer=subject.renderer, template_kwargs=mode))
 
 

@@ -22,6 +22,7 @@ from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_ours
 from smollm3_finetune.model_files.writing import BELONGS, CODE_NAMES, FIGURES
+from smollm3_finetune.runs.best import MEASURED
 
 ADAPTER, MODEL, MERGED, QUANTIZED = "adapter", "model", "merged model", "quantized checkpoint"
 WEIGHTS = (".safetensors", ".gguf")
@@ -54,6 +55,9 @@ OF_A_RUN: Mapping[str, str] = {
     "report.html": "sample answers and rows",
     "samples.jsonl": "sample answers",
     "before.json": "sample answers",
+    "data.json": "training rows",
+    "origins.json": "may contain paths of this machine",
+    "warnings.jsonl": "may contain paths of this machine",
 }
 """Why files of a run are not published."""
 
@@ -136,7 +140,7 @@ def _why_left_out(directory: Path, name: str, listed: set[str] | None, has_code:
     for pattern, why in NEVER.items():
         if pattern.fullmatch(last):
             return why
-    if REPORTS.fullmatch(last) or last == CALIBRATION:
+    if REPORTS.fullmatch(last) or last in (CALIBRATION, MEASURED):
         return "a file of a training run"
     if name in (CHECKSUMS, CARD) or LICENSE.fullmatch(name):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
-from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.json import json_object, read_json, write_json
 from smollm3_finetune.files.limits import parse_json
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import append_text
@@ -75,6 +75,12 @@ class AnswersFile:
         if not self.path.absolute().parent.is_dir():
             raise ConfigError(f"--output: the directory {str(self.path.parent)!r} does not exist", hint="create it")
         if not self.path.exists():
+            if self.settings_file.exists() and not json_object(self.settings_file).keys() >= {"model", "num_return"}:
+                raise ConfigError(
+                    f"--output: {self.settings_file}, the file for the settings of {self.path.name}, exists and was "
+                    "not written by smollm3 generate",
+                    hint=f"--output {_other(self.path)}",
+                )
             return 0
         self._check_settings()
         return len(self._whole_lines())

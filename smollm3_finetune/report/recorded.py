@@ -5,19 +5,15 @@ The run writes them when the values are known; `RunDir` lists them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from smollm3_finetune.files.json import write_json
-from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
+from smollm3_finetune.files.json import json_object, write_json
 from smollm3_finetune.files.writing import append_text
-from smollm3_finetune.report.values import json_object, mapping, text
+from smollm3_finetune.report.values import text
+from smollm3_finetune.runs.details import saved_warnings
 from smollm3_finetune.runs.rundir import RunDir
-
-MOST_WARNINGS = 100
-"""Warnings that are shown."""
 
 
 def write_data(run: RunDir, about: Mapping[str, Any]) -> None:
@@ -41,14 +37,3 @@ def add_warnings(run: RunDir, warnings: Iterable[str]) -> None:
     lines = [json.dumps({"warning": w}, ensure_ascii=True) for w in dict.fromkeys(warnings) if w not in known]
     if lines:
         append_text(run.warnings, "".join(f"{line}\n" for line in lines))
-
-
-def saved_warnings(run: RunDir) -> list[str]:
-    """The warnings that the run printed, in order; each once."""
-    found: dict[str, None] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(run.warnings, JSON_SIZE).decode("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError):
-                if (warning := text(mapping(parse_json(line)).get("warning"))) is not None:
-                    found[warning] = None
-    return list(found)[:MOST_WARNINGS]

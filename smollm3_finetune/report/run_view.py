@@ -10,18 +10,20 @@ from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
+from smollm3_finetune.files.json import json_object
 from smollm3_finetune.report.metrics import HELD_OUT, Metrics, read_metrics
-from smollm3_finetune.report.recorded import saved_warnings
 from smollm3_finetune.report.thinning import Points
-from smollm3_finetune.report.values import count, items, json_object, mapping, number, text
+from smollm3_finetune.report.values import count, items, mapping, number, text
 from smollm3_finetune.runs.configuration import NOT_COMPARED, changed_values, configuration_of
+from smollm3_finetune.runs.details import saved_warnings
+from smollm3_finetune.runs.metrics import metric_rows
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
 LONGEST = 4000
 """Characters of an answer, a prompt or a value that are shown."""
 MOST_SAMPLES = 30
+MOST_WARNINGS = 100
 MOST_VALUES = 500
 """Values of a configuration that are shown."""
 
@@ -81,6 +83,8 @@ class RunView:
     has_origins: bool
     """Whether the run recorded where its values come from."""
     versions: Sequence[tuple[str, str]]
+    plugin_files: Sequence[str]
+    """The plugin files that the run used."""
     warnings: Sequence[str]
 
     @property
@@ -113,7 +117,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
     values: Mapping[str, Any] = {}
     with contextlib.suppress(SmolLM3Error):
         values = configuration_of(run)
-    origins = json_object(run.origins)
+    origins, versions = json_object(run.origins), json_object(run.versions)
     return RunView(
         run=run,
         summary=summary,
@@ -133,8 +137,9 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         values=values,
         config=_config(run, values, origins),
         has_origins=bool(origins),
-        versions=_versions(run),
-        warnings=[visible(w) for w in saved_warnings(run)],
+        versions=_versions(versions),
+        plugin_files=list(mapping(versions.get("plugin_files"))),
+        warnings=[visible(w) for w in saved_warnings(run)[:MOST_WARNINGS]],
     )
 
 
@@ -151,13 +156,10 @@ def _held_out(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, A
 def _samples(run: RunDir) -> list[tuple[int, Shortened, Shortened]]:
     """The answers in samples.jsonl: all of them, or as many evenly spaced ones as are shown."""
     found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(run.path / "samples.jsonl", JSON_SIZE).decode("utf-8", "replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = mapping(parse_json(line))
-                step, answer = count(row.get("step")), text(row.get("answer"))
-                if step is not None and answer is not None:
-                    found.append((step, shortened(_question(row.get("prompt"))), shortened(answer)))
+    for row in metric_rows(run.samples):
+        step, answer = count(row["step"]), text(row.get("answer"))
+        if step is not None and answer is not None:
+            found.append((step, shortened(_question(row.get("prompt"))), shortened(answer)))
     if len(found) <= MOST_SAMPLES:
         return found
     last = len(found) - 1
@@ -195,7 +197,6 @@ def shown_value(value: Any) -> str:
     return "none" if value is None else shortened(value, 400).text
 
 
-def _versions(run: RunDir) -> list[tuple[str, str]]:
-    saved = json_object(run.versions)
+def _versions(saved: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = (mapping(saved.get("plugins")), mapping(saved.get("libraries")))
     return [(visible(str(k)), visible(str(v))) for part in parts for k, v in sorted(part.items()) if v is not None]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from smollm3_finetune.files.limits import load_json
 
 LARGEST = 1e30
 """Larger values are treated as not finite: differences of them would be."""
@@ -36,10 +32,3 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def json_object(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty if it is missing, damaged or not an object."""
-    with contextlib.suppress(OSError, ValueError):
-        return mapping(load_json(path))
-    return {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
+from smollm3_finetune.evaluation.line import LEAST_ROWS
 from smollm3_finetune.report.scales import shown, signed
 from smollm3_finetune.report.values import count, mapping, number, text
 
@@ -18,8 +19,6 @@ MEANING = {
     "worse": "On the held-out rows, the tuned model has a higher loss than the base model.",
     "cannot tell": "The held-out rows do not show whether the tuned model is better or worse than the base model.",
 }
-LEAST_ROWS = 30
-"""As in `evaluation.verdict`, which imports NumPy."""
 TOO_FEW = f"There are too few held-out rows for a verdict: {LEAST_ROWS} are needed."
 MOST_SOURCES = 50
 
@@ -89,7 +88,7 @@ def verdict_of(comparison: Any) -> Verdict | None:
     line = f"held-out loss {before:.3f} → {after:.3f} ({signed(difference)}, {word})"
     if low is not None and high is not None and low <= high:
         interval = Interval.of(low, difference, high)
-        digits = max(decimals(high - low), 3)
+        digits = max(decimals((high - low) / 2), 3)  # as in the line of the run itself
         half = f"{(high - low) / 2:.{digits}f}"
         line = f"held-out loss {before:.{digits}f} → {after:.{digits}f} ({signed(difference, digits)} ± {half}, {word})"
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS

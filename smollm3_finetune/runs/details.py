@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
@@ -36,7 +35,7 @@ class RunDetails:
     warnings: Sequence[str] = ()
     """The warnings that the run recorded."""
     resumable: bool = False
-    """Whether there is a checkpoint, or all steps are done."""
+    """See `is_resumable`."""
     start_again: str = ""
     """The command that starts the run again."""
 
@@ -47,17 +46,18 @@ class RunDetails:
         changed: dict[str, Any] = {}
         with contextlib.suppress(ConfigError, ModelError):
             changed = changed_values(configuration_of(run))
-        origins = _texts(json_object(run.path / "origins.json"))
+        origins = _texts(json_object(run.origins))
+        summary = RunSummary.of(run)
         return cls(
-            summary=RunSummary.of(run),
+            summary=summary,
             losses=losses_of(run),
             report=report,
             changed=changed,
             origins=origins,
             versions={**_texts(versions.get("plugins")), **_texts(versions.get("libraries"))},
             plugin_files=list(_texts(versions.get("plugin_files"))),
-            warnings=_warnings(run.path / "warnings.jsonl"),
-            resumable=bool(run.saved.all()) or (run.trained.exists() and run.adapter.is_dir()),
+            warnings=saved_warnings(run),
+            resumable=is_resumable(run, summary),
             start_again=run.start_again(),
         )
 
@@ -75,16 +75,28 @@ class RunDetails:
         }
 
 
+def is_resumable(run: RunDir, summary: RunSummary) -> bool:
+    """Whether `smollm3 train --resume` can continue a run that is not finished.
+
+    There is a checkpoint, or all steps are done; and the run did not fail after its report, because of what is in it.
+    """
+    if not run.saved.all() and not (run.trained.exists() and run.adapter.is_dir()):
+        return False
+    report, planned = json_object(run.report), summary.facts.steps
+    ended = "stopped_early" in report or planned is None or planned == summary.steps
+    return not report or not ended
+
+
 def _texts(values: Any) -> dict[str, str]:
     """The entries of an object whose values are text."""
     return {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, Mapping) else {}
 
 
-def _warnings(file: Path) -> list[str]:
-    """The lines of warnings.jsonl, each once."""
+def saved_warnings(run: RunDir) -> list[str]:
+    """The warnings that a run printed, from warnings.jsonl, in order; each once."""
     found: dict[str, None] = {}
     with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(file, JSON_SIZE).splitlines():
+        for line in read_bytes(run.warnings, JSON_SIZE).splitlines():
             with contextlib.suppress(ValueError):
                 row = parse_json(line.decode("utf-8"))
                 if isinstance(row, Mapping) and isinstance(row.get("warning"), str):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.json import json_object
-from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
-from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.rundir import RunDir, rows_of
 
 Points = list[tuple[int, float]]
 """Optimizer steps and values."""
@@ -46,13 +46,9 @@ def losses_of(run: RunDir) -> Losses:
 
 
 def metric_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are objects with a step; a truncated or damaged line is left out."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in read_bytes(file, JSON_SIZE).splitlines():
-            with contextlib.suppress(ValueError):
-                row = parse_json(line.decode("utf-8"))
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    yield row
+    """The objects with a step in a file of a run, such as metrics.jsonl; what cannot be read is left out."""
+    with contextlib.suppress(ModelError):  # it cannot be read
+        yield from (row for _, row in rows_of(file))
 
 
 def _get(values: Any, key: str) -> Any:

@@ -21,6 +21,7 @@ from smollm3_finetune.files.room import size_of
 from smollm3_finetune.files.writing import PARTIAL, partial_name
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.runs.checkpoints import DAMAGED
+from smollm3_finetune.runs.details import is_resumable
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 
@@ -91,10 +92,19 @@ def _removal(summary: RunSummary, keep_checkpoints: int) -> Removal | Kept | Non
         size = sum(map(size_of, paths))
         return Removal(run=run, state=state, paths=tuple(paths), bytes=size, keep_checkpoints=keep_checkpoints)
     with contextlib.suppress(OSError):
-        if run.holds_nothing():
+        if _is_empty(run):
             return Removal(run=run, state=state, paths=(run.path,), bytes=summary.bytes, keep_checkpoints=0)
-    ended = "it failed" if state == "failed" else "it was interrupted"
-    return Kept(run=run, reason=f"{ended}, and can be resumed" if run.saved.all() else ended)
+    reason = "it failed" if state == "failed" else "it was interrupted"
+    if is_resumable(run, summary):
+        reason += ", and can be resumed"
+    elif steps := run.saved.best.steps():
+        reason += f", and {run.saved.best.at(max(steps))} is its best adapter"
+    return Kept(run=run, reason=reason)
+
+
+def _is_empty(run: RunDir) -> bool:
+    """Whether a run has neither a checkpoint nor a best adapter. The latter can be used without the run."""
+    return run.holds_nothing() and not run.saved.best.steps()
 
 
 def deletable(run: RunDir, keep: int) -> list[Path]:
@@ -138,7 +148,7 @@ def _remove(removal: Removal) -> str | None:
             stack.callback(run.remove_empty)  # runs after the lock is released
         stack.enter_context(run.held())
         if removal.whole:
-            if not run.holds_nothing():
+            if not _is_empty(run):
                 return "it has changed"
             forget_run(run.path)
             run.discard()

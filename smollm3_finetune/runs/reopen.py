@@ -12,6 +12,7 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import DEFAULT, GIVEN, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -53,6 +54,20 @@ def before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
         Setting(key=GIVEN, value=(), origin=DEFAULT),
     ]
     return found if seed is None else [*found, replace(seed, key=("data", "seed"))]
+
+
+def trained_mode(run: RunDir, default: bool | None, hint: str) -> bool | None:
+    """The reasoning mode in which the sample prompt of a run was answered, as report.json states it; else `default`.
+
+    Raises ModelError, with `hint`, if the report is damaged.
+    """
+    if not run.report.exists():
+        return default
+    try:
+        trained = load_json(run.report).get("enable_thinking")
+    except (OSError, ValueError, AttributeError) as e:
+        raise ModelError(f"{run.report} is damaged: {e}", hint=hint) from e
+    return trained if isinstance(trained, bool) else default
 
 
 REQUIRED = {"eval": "--data FILE.jsonl", "generate": "--prompt TEXT", "merge": "--output DIR"}

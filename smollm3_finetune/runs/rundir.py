@@ -36,7 +36,7 @@ from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.failures import writing
-from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.files.json import json_object, read_json, write_json
 from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.writing import PARTIAL, delete_unfinished, write_text
@@ -265,13 +265,22 @@ class RunDir:
             self.path.rmdir()
 
     def holds_nothing(self) -> bool:
-        """Whether the directory is a run that ended before its first checkpoint, and has no files of anybody else."""
+        """Whether the directory is a run that ended before its first checkpoint, and has no files of anybody else.
+
+        A best adapter is worth nothing, because the repeated run takes it again; unless an error ended the run and
+        named that adapter as its result.
+        """
         names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
         begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
-        return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints)
+        return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints) and not self._names_best()
+
+    def _names_best(self) -> bool:
+        """Whether the error that ended the run named an adapter in `checkpoints/`."""
+        said = str(json_object(self.error).get("message"))
+        return any(self.saved.best.at(step).name in said for step in self.saved.best.steps())
 
     def discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory stays."""
@@ -369,7 +378,7 @@ def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         text = read_bytes(file, JSON_SIZE).decode("utf-8", errors="replace")
     except (OSError, ValueError) as e:
         raise ModelError(f"{file} cannot be read: {e}", hint=f"rm {shlex.quote(str(file))}") from e
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines(): an answer may contain U+2028, which JSON does not escape
         with contextlib.suppress(ValueError):
             row = parse_json(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -6,12 +6,15 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from smollm3_finetune.cli.chat.reading import Reader
+from smollm3_finetune.cli.chat.interrupts import Interrupts
+from smollm3_finetune.cli.chat.loop import converse
+from smollm3_finetune.cli.chat.reading import Reader, terminal_line
 from smollm3_finetune.cli.chat.slash import is_command
 from smollm3_finetune.model.load import load_model
 
@@ -53,6 +56,21 @@ def test_each_line_of_a_pipe_is_a_turn(talk: Callable[..., Any]) -> None:
     assert result.stderr == f"removed the last turn: {FRANCE}\nsaved as row 1 of chat.jsonl\n"
     (row,) = Path("chat.jsonl").read_text().splitlines()
     assert json.loads(row) == {"messages": [{"role": "user", "content": BIG}, {"role": "assistant", "content": SMALL}]}
+
+
+def test_a_typed_line_that_is_not_text_does_not_end_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter([UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), EOFError()])
+
+    def read(prompt: str) -> str:
+        raise next(typed)
+
+    monkeypatch.setattr("builtins.input", read)
+    said: list[str] = []
+    screen: Any = SimpleNamespace(error=lambda e: said.append(e.message))
+    chat: Any = None
+    converse(chat, Reader(terminal_line(io.StringIO(), [])), screen, Interrupts(), interactive=True)
+    assert said == ["the line is not UTF-8 text: invalid start byte"]
+    assert next(typed, None) is None, "read until the end of the input"
 
 
 def test_json_has_a_line_for_each_message(talk: Callable[..., Any]) -> None:

@@ -342,6 +342,16 @@ def test_options_that_do_not_fit_are_refused(cli: Cli, no_weights: None, args: t
     assert message in refused.stderr
 
 
+def test_a_plugin_file_that_has_changed_is_not_executed(cli: Cli, run: Path) -> None:
+    file = Path(PLUGIN[1])
+    changed = Path(file.name)
+    changed.write_text(f"open('executed', 'w').close()\n{file.read_text()}")
+    for named in ((run,), ("tiny", "--against", run)):
+        refused = cli("eval", *named, "-p", changed)
+        assert (refused.code, f"{file.name} differs from" in refused.stderr) == (3, True), refused.stderr
+    assert not Path("executed").exists()
+
+
 def test_a_directory_inside_a_run_names_the_run(cli: Cli, kept: Path) -> None:
     refused = cli("eval", kept / "full" / "adapter")
     assert f"hint: smollm3 eval {kept / 'full'}, or --data FILE.jsonl" in refused.stderr
@@ -402,6 +412,19 @@ def test_tasks_are_measured_with_both_models_and_paired(run: Path, isolated: Pat
     assert [d["document"] for d in task["by_document"]] == ["0", "1", "2"]
     assert "\ntasks" in shown_evaluation(done.report())
     assert task["line"] in shown_evaluation(done.report())
+
+
+def test_tasks_have_the_reasoning_mode_in_which_the_run_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `generate`: for rows without reasoning, the template's default would be another mode than that of training."""
+    shutil.copytree(run, "edited")
+    report = Path("edited/report.json")
+    report.write_text(json.dumps({**json.loads(report.read_text()), "enable_thinking": False}))
+    Path("sums.jsonl").write_text('{"prompt": "1 + 1 =", "reference": "2"}\n')
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluation, "measure_tasks", lambda *a, **k: seen.append(k["template_kwargs"]) or [])
+    done = smollm3("eval", "edited", *ALONE, *PLUGIN, *TASKS, "--limit", "2", "--overlap", "keep")
+    assert done.code == 0, done.stderr
+    assert seen == [{"enable_thinking": False}] * 2, "of both models"
 
 
 @pytest.mark.parametrize(

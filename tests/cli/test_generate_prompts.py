@@ -144,6 +144,10 @@ def test_an_interrupted_command_run_again_continues(cli: Callable[..., Any], mon
     Path("mine.jsonl").write_text("{}\n")
     mine = cli(*FLAGS, "--output", "mine.jsonl")
     assert mine.code == 2 and "is not the output of smollm3 generate" in mine.stderr
+    Path("own.settings.json").write_text('{"mine": 1}')
+    own_settings = cli(*FLAGS, "--output", "own.jsonl")
+    assert own_settings.code == 2 and "was not written by smollm3 generate" in own_settings.stderr
+    assert Path("own.settings.json").read_text() == '{"mine": 1}' and "--output own-2.jsonl" in own_settings.stderr
     assert Path("mine.jsonl").read_text() == "{}\n" and Path("out.jsonl").read_text() == printed.stdout
 
 

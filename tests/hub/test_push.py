@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -74,6 +75,26 @@ def test_a_dry_run_uses_no_network_and_no_token_and_says_why_files_are_left_out(
         assert [name, *why.split()] in lines
     assert done.stdout.endswith("nothing was published: --dry-run\n")
     assert "not published: without them the adapter cannot be used" in done.stdout, "of calibration.json"
+
+
+def test_the_best_adapter_of_a_run_is_published_without_its_measurement(hub: LocalHub, cli: Cli) -> None:
+    """measured.json has a sample answer, and a checksum, because a resumed run compares it."""
+    from smollm3_finetune.runs.best import BestAdapters
+
+    run = write_run(Path("run"), finished=False)
+    best = BestAdapters(run / "checkpoints")
+    measured = {"held_out_loss": 1.0, "sample": "a secret answer"}
+
+    def write(path: Path) -> None:
+        shutil.copytree(run / "adapter", path, dirs_exist_ok=True)
+
+    best.save(3, write, measured)
+    assert best.damage(3) is None
+    done = cli("push", best.at(3), "me/best")
+    assert done.code == 0, done.stderr
+    there = hub.repositories["me/best"].files()
+    assert there.keys() == ADAPTER and not any(b"secret" in content for content in there.values())
+    assert "measured.json" not in there["checksums.json"].decode()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.errors import ConfigError, WriteError
+from smollm3_finetune.evaluation.line import change_of
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.report.page import TEMPLATES
+from smollm3_finetune.report.recorded import add_warnings
 from smollm3_finetune.report.write import MOST_RUNS, write_report
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
@@ -61,6 +63,29 @@ def test_a_run_that_kept_its_best_adapter(make_run: MakeRun, parsed: Parsed) -> 
     assert [40, 1.851] in held_out and held_out[-1][0] == 60 and held_out[-1][1] != 1.851
 
 
+def test_the_commands_of_the_page_can_be_used(make_run: MakeRun, parsed: Parsed) -> None:
+    """With the plugin file of the run; more steps need a checkpoint, and more patience if the run ended early."""
+    run = make_run()
+    run.versions.write_text(json.dumps({"plugin_files": {"/my plugins/own.py": "0"}}))
+    commands = parsed(write_report([run])).section("How to continue")
+    assert "-p '/my plugins/own.py' --prompt" in commands and "smollm3 train --resume" not in commands
+    run.saved.at(60).mkdir(parents=True)
+    assert "own.py' --max-steps 120" in parsed(write_report([run])).section("How to continue")
+    early = {"stopped_early": {"planned_steps": 90, "reason": "x"}}
+    run.report.write_text(json.dumps({**json.loads(run.report.read_text()), **early}))
+    run.config.write_text(run.config.read_text().replace("train: {", "train: {stop_after: 3, "))
+    commands = parsed(write_report([run])).section("How to continue")
+    assert "own.py' --set train.stop_after=6" in commands and "--max-steps" not in commands
+
+
+def test_the_line_of_the_verdict_is_that_of_the_run(make_run: MakeRun, parsed: Parsed) -> None:
+    small = {"rows": 43, "before": 1.88512, "after": 1.8846, "difference": -0.00052, "low": -0.00112, "high": 0.00008,
+             "verdict": "cannot tell"}  # fmt: skip
+    line = change_of(small)
+    assert line == "1.88512 → 1.88460 (−0.00052 ± 0.00060, cannot tell)"
+    assert f"held-out loss {line} " in parsed(write_report([make_run(comparison=small)])).section("Is it better?")
+
+
 def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -> None:
     few = {"rows": 12, "terms": 90, "before": 1.9, "after": 1.8, "difference": -0.1, "low": None, "high": None,
            "verdict": "cannot tell", "smallest_difference": None, "rows_for_half": None}  # fmt: skip
@@ -80,6 +105,14 @@ def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, pa
     measured = [[r["step"], r["held_out_loss"]] for r in rows if "held_out_loss" in r]
     assert [s for s, _ in held_out["points"]] == [0, *(s for s, _ in measured)]
     assert held_out["points"][0] == [0, 1.885] and held_out["points"][-1] == [60, 1.851], "of before and after"
+
+
+def test_each_warning_is_kept_once_however_many_there_are(make_run: MakeRun, parsed: Parsed) -> None:
+    run, warnings = make_run(without=("warnings.jsonl",)), [f"number {i} of many" for i in range(150)]
+    for _ in range(2):
+        add_warnings(run, warnings)
+    assert len(run.warnings.read_text().splitlines()) == 150
+    assert parsed(write_report([run])).section("Warnings").count("of many") == 100
 
 
 def test_a_run_without_held_out_rows(make_run: MakeRun, parsed: Parsed) -> None:

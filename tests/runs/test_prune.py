@@ -86,6 +86,15 @@ def test_prune_keeps_the_newest_checkpoints(cli: Cli, several: None) -> None:
     assert not Path("runs/finished/checkpoints").exists()
 
 
+def test_prune_keeps_the_best_adapter_of_a_run_without_checkpoints(cli: Cli, several: None) -> None:
+    for name in ("failed", "interrupted"):
+        Path(f"runs/{name}/checkpoints/best-2").mkdir(parents=True)
+    about = cli("runs", "prune", "--yes", "--json").report()
+    reasons = {Path(k["run"]).name: k["reason"] for k in about["kept"]}
+    assert reasons["failed"] == "it failed, and runs/failed/checkpoints/best-2 is its best adapter"
+    assert all(Path(f"runs/{name}/checkpoints/best-2").is_dir() for name in ("failed", "interrupted"))
+
+
 def test_prune_is_limited_by_state_filter_and_age(cli: Cli, several: None) -> None:
     def chosen(*arguments: str) -> list[str]:
         about = cli("runs", "prune", "--dry-run", "--json", *arguments).report()

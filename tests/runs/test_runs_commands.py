@@ -163,6 +163,15 @@ def test_show_says_how_an_unfinished_run_continues(cli: Cli, several: None, make
     assert "smollm3 merge runs/e -p '/x/my plugin.py'" in cli("runs", "show", "e").stdout
 
 
+def test_a_run_that_failed_after_its_report_is_not_resumed(cli: Cli, make_run: Make) -> None:
+    """For example because its held-out loss exploded; but a run that failed on its way to more steps is."""
+    make_run("runs/done", checkpoints=(4,), error={"message": "the held-out loss rose"})
+    make_run("runs/more", checkpoints=(4,), planned=8, error={"message": "out of memory"})
+    done = cli("runs", "show", "done").stdout
+    assert "repeat    smollm3 train --config runs/done/run.yaml" in done and "--resume" not in done
+    assert "continue  smollm3 train --resume runs/more" in cli("runs", "show", "more").stdout
+
+
 def test_show_as_json_has_the_points_of_the_curves(cli: Cli, several: None) -> None:
     about = cli("runs", "show", "b", "--json").report()
     assert about["losses"]["training"] == [[1, 3.9], [2, 3.8], [3, 3.7], [4, 3.6]]

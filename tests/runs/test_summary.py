@@ -17,6 +17,7 @@ from smollm3_finetune.errors import SmolLM3Error, WriteError
 from smollm3_finetune.runs.facts import facts_of
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.find import find_runs
+from smollm3_finetune.runs.metrics import metric_rows
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import STATES, RunSummary
 
@@ -66,6 +67,15 @@ def test_an_unfinished_run_has_the_steps_of_its_last_whole_line(make_run: Make) 
         stream.write('{"step": 4, "lo')
     summary = RunSummary.of(RunDir(run))
     assert (summary.steps, summary.facts.steps, summary.before, summary.after) == (3, 4, 3.0, None)
+
+
+def test_a_resumed_run_keeps_answers_with_unusual_line_separators(make_run: Make) -> None:
+    run = RunDir(make_run("runs/a", after=None))
+    lines = [json.dumps({"step": s, "answer": "one\u2028two\x85three"}, ensure_ascii=False) for s in (2, 4)]
+    run.samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    assert [row["step"] for row in metric_rows(run.samples)] == [2, 4]
+    run.forget_after(2)
+    assert run.samples.read_text(encoding="utf-8") == f"{lines[0]}\n"
 
 
 @pytest.mark.parametrize(

@@ -240,12 +240,16 @@ def test_what_the_options_need_is_checked_before_rows_are_read(
 def test_an_exploded_run_names_the_best_adapter_and_one_measurement_is_a_warning(cli: Cli) -> None:
     failing = Path(__file__).parents[1] / "out_of_tree" / "failing_adapter.py"
     scale = failing.with_name("scale_adapter.py")
-    result = cli(
+    command = (
         *(*RUN, "-p", scale, "-p", failing, "--adapter", "failing", "--adapter-opt", "how=weights"),
         *("--max-steps", "4", "--set", "train.eval_every=1", "--set", "train.keep_best=true", "--output", "run"),
     )
+    result = cli(*command)
     assert result.code == 1, result.stderr
     assert "run/checkpoints/best-1 has the best adapter" in result.stderr
+    assert names(Path("run"))[0] == "best-1"
+    again = cli(*command)
+    assert (again.code, "already contains a run" in again.stderr) == (2, True), "the best adapter is kept"
     assert names(Path("run"))[0] == "best-1"
     rare = ("--max-steps", "2", *EVERY, "--set", "train.stop_after=1", "--output", "rare")
     warning = "warning: train.stop_after=1 has no effect: train.eval_every=2 is not below the 2 steps of the run"

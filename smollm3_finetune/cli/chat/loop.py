@@ -7,7 +7,7 @@ from smollm3_finetune.cli.chat.interrupts import Interrupts
 from smollm3_finetune.cli.chat.reading import Reader
 from smollm3_finetune.cli.chat.slash import Leave, is_command, run_command
 from smollm3_finetune.cli.output.chat import Screen
-from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.errors import DataError, SmolLM3Error
 from smollm3_finetune.files.failures import resource_error
 from smollm3_finetune.inference.chat import Chat
 
@@ -26,6 +26,11 @@ def converse(chat: Chat, reader: Reader, screen: Screen, interrupts: Interrupts,
                 return
             leaving = not interrupts.typed
             screen.say("\nto leave: Ctrl-C again, Ctrl-D or /exit" if leaving else "")
+            continue
+        except DataError as e:
+            if not interactive:
+                raise
+            screen.error(e)
             continue
         leaving = False
         if message is None:

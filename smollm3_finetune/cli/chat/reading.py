@@ -76,6 +76,8 @@ def terminal_line(out: TextIO, commands: Sequence[str]) -> Callable[[str], str |
         except EOFError:
             out.write("\n")
             return None
+        except UnicodeDecodeError as e:
+            raise DataError(f"the line is not UTF-8 text: {e.reason}", hint="type or paste it again") from e
 
     return line
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,6 +101,7 @@ def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | Non
     from smollm3_finetune.cli.output.eval import shown_evaluation
     from smollm3_finetune.errors import ConfigError
 
+    _check_plugin_files([target, *([] if against is None else [against])], values["plugin"])
     registry = find_plugins(values["plugin"], values["no_plugins"])
     subject = _subject(target, values, registry)
     other = None if against is None else _subject(against, _composition_of_other(values), registry)
@@ -130,6 +131,17 @@ def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | Non
     report = carry_out(planned, progress)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else shown_evaluation(report), file=result_stream())
     check_verdict(report, fail_if)
+
+
+def _check_plugin_files(targets: Sequence[str], named: Sequence[str]) -> None:
+    """Check the plugin files of runs before they are executed."""
+    from smollm3_finetune.paths import user_path
+    from smollm3_finetune.runs.plugin_files import check_plugin_files
+    from smollm3_finetune.runs.rundir import RunDir
+
+    for run in (RunDir(user_path(target, "the run or model")) for target in targets):
+        if run.config.exists():
+            check_plugin_files(run, named)
 
 
 def _composition_of_other(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from smollm3_finetune.cli.options import plugin_flags
+from smollm3_finetune.paths import plugin_flags
 
 
 def shown_quantized(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.configuration import with_origins
 from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.config.yaml12 import one_line
@@ -18,6 +17,7 @@ from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.evaluation.line import change_of, power_of
 from smollm3_finetune.model_files.dropout import described
+from smollm3_finetune.paths import plugin_flags
 from smollm3_finetune.runs.metrics import losses_of
 from smollm3_finetune.runs.rundir import RunDir
 

@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 from smollm3_finetune.cli import COMMANDS
-from smollm3_finetune.cli.options import plugin_flags
 from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.cli.output.losses import shown_change, shown_power
 from smollm3_finetune.cli.output.runs_table import COLORS, shown_age, wrapped
 from smollm3_finetune.config.yaml12 import dump_yaml, one_line
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.files.room import shown_size, size_of
+from smollm3_finetune.paths import plugin_flags
 from smollm3_finetune.runs.details import RunDetails
 from smollm3_finetune.runs.summary import is_comparison
 
