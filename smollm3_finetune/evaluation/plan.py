@@ -165,9 +165,7 @@ def plan_evaluation(
     rows = sampled.only(kept)
     examples = [[made[i] for i in kept] for made in examples]
     if against is not None and not check_same_tokens(rows, examples[0], examples[1], against.title):
-        warnings.append(
-            f"{subject.title} and {against.title} have different chat templates, so their prompts differ"
-        )
+        warnings.append(f"{subject.title} and {against.title} have different chat templates, so their prompts differ")
     overlap = _overlap(rows, trained, settings)
     if len(overlap.rows()) == len(rows.rows):
         raise DataError(

@@ -200,8 +200,10 @@ def check_scores(component: RegisteredComponent, scores: Sequence[Any]) -> None:
             )
         where = f"{component.who}: {score.metric} of document {score.document} of {score.task}"
         if not math.isfinite(score.value) or not isinstance(score.terms, int) or score.terms < 0:
-            raise PluginError(f"{where} is {score.value} with {score.terms!r} terms; expected a finite value "
-                              "and 0 or more terms", hint="leave out metrics that a document does not have")  # fmt: skip
+            raise PluginError(
+                f"{where} is {score.value} with {score.terms!r} terms; expected a finite value and 0 or more terms",
+                hint="leave out metrics that a document does not have",
+            )
         key = (score.task, score.metric, score.document)
         if key in seen:
             raise PluginError(f"{where} was returned twice", hint="give each document of a task a unique identifier")
