@@ -138,6 +138,7 @@ def test_names_in_other_alphabets_arrive(hub: LocalHub, cli: Cli) -> None:
 
 def test_an_interrupted_upload_continues_where_it_was(hub: LocalHub, cli: Cli) -> None:
     """Ctrl-C in the commit: the large files have arrived, and are not sent again."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     run = write_run(Path("run"))
 
     def interrupt() -> None:
@@ -147,7 +148,10 @@ def test_an_interrupted_upload_continues_where_it_was(hub: LocalHub, cli: Cli) -
 
     hub.part_bytes = 500_000
     hub.faults["POST /api/models/me/x/commit"] = interrupt
-    stopped = cli("push", run, "me/x")
+    try:
+        stopped = cli("push", run, "me/x")
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert stopped.code == 130
     assert "stopped by SIGINT while uploading to me/x\n  hint: run the same command again: files that" in stopped.stderr
     sent = len(hub.sent("PUT /blobs/"))
