@@ -25,7 +25,7 @@ COMMANDS = {
         "Publish a run's adapter, or a model, on the Hugging Face Hub.",
     ),
     "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),
-    "runs": ("smollm3_finetune.cli.commands.runs:runs", "List, show, compare or prune runs."),
+    "runs": ("smollm3_finetune.cli.commands.runs:runs", "List, show, compare, report on or prune runs."),
     "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizers work with which adapters."),
     "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "List, inspect, check or create plugins."),
     "config": (

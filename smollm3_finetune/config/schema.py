@@ -173,7 +173,7 @@ class TrainConfig:
     )
     keep_best: bool = option(
         False,
-        "Publish the adapter of the measurement with the lowest held-out loss, instead of that of the last step. "
+        "Save the adapter of the measurement with the lowest held-out loss, instead of that of the last step. "
         "Needs eval_every.",
     )
     stop_after: int | None = option(

@@ -31,4 +31,4 @@ def power_of(comparison: Mapping[str, Any]) -> str | None:
     smallest, rows = comparison["smallest_difference"], comparison["rows_for_half"]
     if comparison["verdict"] != "cannot tell" or smallest is None:
         return None
-    return f"{comparison['rows']:,} rows show a difference of {smallest:.2g}; half of it needs {rows:,} rows"
+    return f"{comparison['rows']:,} rows can show a difference of {smallest:.2g}; half of it needs {rows:,} rows"

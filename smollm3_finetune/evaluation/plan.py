@@ -52,18 +52,18 @@ class EvalSettings:
     rows: LoadedConfig | None = None
     """The configuration of separate rows, all of them held out; None: the held-out rows of the run."""
     limit: int | None = None
-    """The number of rows to measure at most."""
+    """The largest number of rows to measure."""
     seed: int = 0
-    """Of the rows that `limit` selects, the prompts, the null adapter and the interval."""
+    """Seed of the sample of `limit`, the prompts, the null adapter and the interval."""
     batch_size: int | None = None
     answers: int = 16
     """The number of prompts to answer; 0: none."""
     max_new_tokens: int = 128
     null_adapter: bool = True
     overlap: Literal["near", "exact", "keep"] = "near"
-    """Which rows that are also in training data are left out of the comparison."""
+    """Which held-out rows are left out of the comparison: near duplicates and copies of training rows, copies, none."""
     tasks: Sequence[str] = ()
-    """References of tasks to measure too."""
+    """Names or files of tasks to measure too."""
     evaluator: SelectedComponent | None = None
     """The evaluator of the tasks."""
 
@@ -168,13 +168,11 @@ def plan_evaluation(
     rows = sampled.only(kept)
     examples = [[made[i] for i in kept] for made in examples]
     if against is not None and not check_same_tokens(rows, examples[0], examples[1], against.title):
-        warnings.append(
-            f"{subject.title} and {against.title} have different chat templates: the same answers follow other prompts"
-        )
+        warnings.append(f"{subject.title} and {against.title} have different chat templates, so their prompts differ")
     overlap = _overlap(rows, trained, settings)
     if len(overlap.rows()) == len(rows.rows):
         raise DataError(
-            f"all {len(rows.rows):,} held-out rows are also in the training rows, so they say nothing about new rows",
+            f"all {len(rows.rows):,} held-out rows are also training rows, so they say nothing about new rows",
             hint="use other rows, with --data FILE.jsonl; to measure these anyway: --overlap keep",
         )
     config = selected.config.train
@@ -274,7 +272,7 @@ def _no_rows(subject: Subject) -> ConfigError:
 
 def _none_held_out(subject: Subject, separate: bool) -> DataError:
     if separate:
-        return DataError("the rows of --data have no row to evaluate on", hint="--data FILE.jsonl")
+        return DataError("--data contains no rows to evaluate on", hint="--data FILE.jsonl")
     return DataError(f"the run {subject.title} holds out no rows", hint="to use other rows: --data FILE.jsonl")
 
 

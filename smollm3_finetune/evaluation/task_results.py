@@ -146,8 +146,8 @@ def _check_pairs(
         other = before[key]
         if (score.terms, score.higher_is_better) != (other.terms, other.higher_is_better):
             raise PluginError(
-                f"{who}: {score.metric} of document {score.document} of {score.task} has other terms for the other "
-                f"model: {other.terms} and {score.terms}",
+                f"{who}: {score.metric} of document {score.document} of {score.task} has different terms for the two "
+                f"models: {other.terms} and {score.terms}",
                 hint="terms and higher_is_better must not depend on the model",
             )
 

@@ -200,11 +200,13 @@ def check_scores(component: RegisteredComponent, scores: Sequence[Any]) -> None:
             )
         where = f"{component.who}: {score.metric} of document {score.document} of {score.task}"
         if not math.isfinite(score.value) or not isinstance(score.terms, int) or score.terms < 0:
-            raise PluginError(f"{where} is {score.value} with {score.terms!r} terms; expected a finite number, and a "
-                              "number of terms", hint="leave out metrics that a document does not have")  # fmt: skip
+            raise PluginError(
+                f"{where} is {score.value} with {score.terms!r} terms; expected a finite value and 0 or more terms",
+                hint="leave out metrics that a document does not have",
+            )
         key = (score.task, score.metric, score.document)
         if key in seen:
-            raise PluginError(f"{where} was returned twice", hint="give each document of a task a name of its own")
+            raise PluginError(f"{where} was returned twice", hint="give each document of a task a unique identifier")
         seen.add(key)
     if not scores:
         raise PluginError(f"{component.who}: evaluate() returned no scores", hint="return one for each document")

@@ -92,7 +92,7 @@ def check_regular(directory: Path) -> None:
     """Raises ModelError if a directory contains a named pipe, a device or a socket, whose reader may wait forever."""
     for entry in sorted(directory.iterdir()):
         if kind := not_regular(entry):
-            raise ModelError(f"{entry} is {kind}, not a file", hint="replace it by the file")
+            raise ModelError(f"{entry} is {kind}, not a file", hint="replace it with the file")
 
 
 def read_bytes(path: Path, limit: Limit) -> bytes:

@@ -117,7 +117,7 @@ def left_of_run(run: Path, published: str) -> list[LeftOut]:
     found = []
     for entry in sorted(run.iterdir()):
         if entry.name != published and not entry.name.startswith(PARTIAL):
-            other = "a model of its own" if kind_of_or_none(entry) else "not part of the adapter"
+            other = "a separate model" if kind_of_or_none(entry) else "not part of the adapter"
             found.append(LeftOut(f"{entry.name}{'/' if entry.is_dir() else ''}", OF_A_RUN.get(entry.name, other)))
     return found
 
@@ -134,9 +134,9 @@ def _why_left_out(directory: Path, name: str, listed: set[str] | None, has_code:
     """Why a file is not published; None if it is."""
     last = name.rpartition("/")[2]
     if not name.isprintable() or not _is_unicode(name):
-        return "its name cannot be published"
+        return "its name has characters that cannot be published"
     if any(part.startswith(PARTIAL) for part in name.split("/")):
-        return "written incompletely"
+        return "incomplete"
     for pattern, why in NEVER.items():
         if pattern.fullmatch(last):
             return why
@@ -149,7 +149,7 @@ def _why_left_out(directory: Path, name: str, listed: set[str] | None, has_code:
     if "/" in name or not OF_A_MODEL.fullmatch(name):
         return None if name == DESCRIPTION else "not a file of a model"
     if name.endswith(".py") and not has_code:
-        return "code that no config of the model names"
+        return "code that no configuration file of the model refers to"
     return None
 
 
@@ -168,12 +168,12 @@ def _check_file(directory: Path, name: str) -> None:
     if not file.resolve().is_relative_to(directory.resolve()):
         raise ModelError(
             f"{file} is a link to a file outside of {directory}, which is not published",
-            hint="replace the link by a copy of the file, if you want to publish it",
+            hint="to publish it, replace the link with a copy of the file",
         )
     if kind := not_regular(file):
-        raise ModelError(f"{file} is {kind}, not a file", hint="replace it by the file")
+        raise ModelError(f"{file} is {kind}, not a file", hint="replace it with the file")
     if not file.is_file():
-        raise ModelError(f"{file} is a link to a file that does not exist", hint="replace the link by the file")
+        raise ModelError(f"{file} is a link to a file that does not exist", hint="replace the link with the file")
 
 
 def _listed(directory: Path) -> set[str] | None:

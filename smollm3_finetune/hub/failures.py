@@ -9,8 +9,8 @@ from typing import Any
 from smollm3_finetune import stopping
 from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error, is_resource_error
 
-AGAIN = "run the same command again: files that are uploaded already are not sent again"
-LOG_IN = "hf auth login, with a token that may write; or set HF_TOKEN"
+AGAIN = "run the same command again: files that were uploaded are not uploaded again"
+LOG_IN = "hf auth login, with a token that has write access; or set HF_TOKEN"
 CARD_REFUSED = "Invalid metadata in README.md"
 """How the client's message about a card begins."""
 FULL = ("storage", "quota", "payment", "upgrade your plan")
@@ -80,7 +80,9 @@ def _of_status(status: int, error: Any, repo: str, endpoint: str) -> SmolLM3Erro
     if status == 403:
         return SmolLM3Error(f"the token may not write to {repo}{_because(said)}", hint=f"check the owner, or: {LOG_IN}")
     if status == 404:
-        return SmolLM3Error(f"{endpoint} does not know {repo}{_because(said)}", hint="check OWNER/NAME and --revision")
+        return SmolLM3Error(
+            f"{repo} was not found on {endpoint}{_because(said)}", hint="check OWNER/NAME and --revision"
+        )
     if status in (409, 412):
         return SmolLM3Error(f"{repo} was changed at the same time{_because(said)}", hint=AGAIN)
     if status == 413:
@@ -99,7 +101,7 @@ def _of_status(status: int, error: Any, repo: str, endpoint: str) -> SmolLM3Erro
 
 def _full(endpoint: str, said: str) -> SmolLM3Error:
     return SmolLM3Error(
-        f"the account on {endpoint} has no room for the upload{_because(said)}",
+        f"the account on {endpoint} is out of storage{_because(said)}",
         hint="delete other repositories or files there, or choose another owner",
     )
 

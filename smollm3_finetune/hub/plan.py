@@ -82,7 +82,7 @@ def plan_push(
     """Check everything that can be checked offline about publishing `target`, a run or a directory, in `repo`.
 
     Raises ConfigError for a wrong name of the repository or the revision, and for a run that is being trained, and
-    ModelError for a directory that cannot be published: it is nothing that this package wrote, it is not complete or
+    ModelError for a directory that cannot be published: it was not written by this package, it is incomplete or
     damaged, its card is missing or not valid, or a text file contains a token or a path of this machine.
     """
     from smollm3_finetune.paths import user_path
@@ -161,7 +161,7 @@ def _directory(path: Path, target: str, repo: str) -> tuple[Path, list[LeftOut]]
         )
     if not run.adapter.resolve().is_relative_to(path.resolve()):
         raise ModelError(
-            f"{run.adapter} is a link out of the run",
+            f"{run.adapter} is a link to a directory outside of the run",
             hint=f"smollm3 push {shlex.quote(str(run.adapter.resolve()))} {repo}",
         )
     return run.adapter, left_of_run(path, run.adapter.name)
@@ -276,7 +276,7 @@ def _check(file: PublishedFile) -> None:
     try:
         text = file.content.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise ModelError(f"{file.path} is not UTF-8 text: {e.reason}", hint=f"write {file.path} as UTF-8") from e
+        raise ModelError(f"{file.path} is not UTF-8 text: {e.reason}", hint=f"save {file.path} as UTF-8") from e
     vocabulary = file.name.rpartition("/")[2] in VOCABULARIES
     check_text(file.path, text, vocabulary=vocabulary, is_json=file.path.suffix == ".json")
     if file.name == CARD and (fault := metadata_fault(text)) is not None:

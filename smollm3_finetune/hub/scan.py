@@ -54,7 +54,7 @@ def check_text(file: Path, text: str, *, vocabulary: bool = False, is_json: bool
     if found.is_path:
         raise ModelError(
             f"{place} contains a path of this machine, which would be published: {found.what}",
-            hint=f"replace the path by a name in {file}, or remove the line",
+            hint=f"replace the path with a name in {file}, or remove the line",
         )
     raise ModelError(
         f"{place} contains {found.what}, which would be published",

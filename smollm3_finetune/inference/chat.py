@@ -190,7 +190,7 @@ class Chat:
         return removed[0] if removed else None
 
     def reset(self) -> int:
-        """Remove all turns, not the system message; returns their number."""
+        """Remove all turns, but not the system message; returns their number."""
         self.last = []
         count = len(self.history.turns)
         for history in self.histories.values():
@@ -212,7 +212,7 @@ class Chat:
     def switch_adapter(self) -> bool:
         """Switch the adapter off, or on again; returns whether it is on. Raises IncompatibleError if it cannot be."""
         if self.compare:
-            raise ConfigError("--compare shows the answers with and without the adapter already")
+            raise ConfigError("--compare already shows the answers with and without the adapter")
         if (problem := base_problem(self.loaded.plan)) is not None:
             raise problem
         self.base_answers = not self.base_answers

@@ -191,7 +191,7 @@ class Measuring:
             self.warned = True
             self.display.say(
                 f"warning: {place.at(best)}, the adapter with the lowest held-out loss, cannot be used ({damage}): the "
-                f"adapter of step {step} is published"
+                f"adapter of step {step} is saved"
             )
         return best if damage is None else None
 

@@ -288,7 +288,7 @@ def _chosen(
         lower = None in (loss, before["held_out_loss"]) or loss < before["held_out_loss"]
         found["best"] = {"step": published, "held_out_loss": loss, "below_base": lower}
         if published != trained.steps:
-            job.display.say(f"the adapter of step {published} is published: its held-out loss is the lowest")
+            job.display.say(f"the adapter of step {published} is saved: its held-out loss is the lowest")
         if not lower:
             job.display.say("no measurement was below the held-out loss before training, which is not a candidate")
     return found

@@ -118,9 +118,9 @@ def test_the_report_as_text(reports: dict[str, Any], run: Path) -> None:
 @pytest.mark.parametrize(
     ("exact", "near", "text"),
     [
-        (1, 0, "1 of 9 held-out rows is also in the training rows and is left out: rows:0 and train:0"),
-        (0, 2, "2 of 9 held-out rows are nearly also in the training rows and are left out: near:0 and train:0, …"),
-        (2, 1, "3 of 9 held-out rows are also in the training rows, 1 of them nearly, and are left out: rows:0 and"),
+        (1, 0, "1 of 9 held-out rows is a copy of a training row and is left out: rows:0 and train:0"),
+        (0, 2, "2 of 9 held-out rows are near duplicates of training rows and are left out: near:0 and train:0, …"),
+        (2, 1, "3 of 9 held-out rows are copies (2) or near duplicates (1) of training rows and are left out: rows:0"),
     ],
 )
 def test_rows_that_are_left_out_are_counted(reports: dict[str, Any], exact: int, near: int, text: str) -> None:
@@ -232,7 +232,7 @@ def test_rows_that_are_all_in_the_training_rows_are_refused(
     result = cli("eval", run, "--data", seen, "--overlap", overlap, *PLUGIN)
     assert result.code == code
     if code:
-        assert "all 5 held-out rows are also in the training rows" in result.stderr
+        assert "all 5 held-out rows are also training rows" in result.stderr
         assert "--overlap keep" in result.stderr
 
 
@@ -318,7 +318,7 @@ def test_models_with_other_prompts_are_compared_with_a_warning(cli: Cli) -> None
     Path("greeted/chat_template.jinja").write_text("Hello. " + own)
     result = cli("eval", "tiny", "--against", "greeted", "--data", rows_of(range(5)), *ALONE)
     assert result.code == 0
-    assert "tiny and greeted have different chat templates: the same answers follow other prompts" in result.stderr
+    assert "tiny and greeted have different chat templates, so their prompts differ" in result.stderr
 
 
 def test_wrong_names_are_reported_together_before_weights_are_read(cli: Cli, no_weights: None) -> None:
@@ -332,7 +332,7 @@ def test_wrong_names_are_reported_together_before_weights_are_read(cli: Cli, no_
     ("args", "message"),
     [
         ((), "'tiny' is not a run, so it has no held-out rows"),
-        (("--formatter", "text"), "--formatter is about the rows of --data, and --data is not given"),
+        (("--formatter", "text"), "--formatter sets how the rows of --data are read, and --data is not given"),
         (("--data", "x.jsonl", "--set", "train.max_steps=3"), "only keys of data and formatter can be set"),
     ],
 )

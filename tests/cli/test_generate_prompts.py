@@ -183,7 +183,7 @@ def test_a_row_that_cannot_be_answered_is_named_before_weights_are_read(
     [
         ((), "there is no prompt"),
         (("--prompt", "a", "--prompts", "p.jsonl"), "--prompt and --prompts exclude each other"),
-        (("--prompt", "a", "--output", "o.jsonl"), "--output is the file of the answers to --prompts"),
+        (("--prompt", "a", "--output", "o.jsonl"), "--output is only for the answers to --prompts"),
         (("--prompts", "p.jsonl", "--stream"), "cannot be used with --prompts"),
         (("--prompt", "a", "--num-return", "2"), "at temperature 0 all answers are the same"),
         (("--prompt", "a", "--num-return", "2", "--temperature", "1", "--stream"), "cannot be used with --num-return"),

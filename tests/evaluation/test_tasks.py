@@ -110,7 +110,7 @@ def test_the_tasks_of_a_group_are_also_judged_together() -> None:
     [
         (scores([1.0]), "acc of document 1 of t for one model only"),
         (scores([1.0, 1.0], metric="other"), "of t for one model only"),
-        (scores([1.0, 1.0], terms=3), "has other terms for the other model: 1 and 3"),
+        (scores([1.0, 1.0], terms=3), "has different terms for the two models: 1 and 3"),
     ],
 )
 def test_other_documents_for_the_second_model_are_an_error(after: list[DocumentScore], message: str) -> None:

@@ -231,7 +231,7 @@ FAULTS = [
         "POST /api/models/me/x/commit",
         403,
         "Private repository storage limit reached",
-        "has no room for the upload",
+        "is out of storage",
         "delete",
     ),
     ("POST /api/models/me/x/commit", 413, "", "a file is larger than", "--dry-run"),
@@ -258,7 +258,7 @@ def test_an_answer_of_the_hub_becomes_one_sentence(
 
 def test_a_full_account_is_named(hub: LocalHub, cli: Cli) -> None:
     hub.limit = 1000
-    refused(cli("push", write_run(Path("run")), "me/x"), 1, "has no room for the upload", "choose another owner")
+    refused(cli("push", write_run(Path("run")), "me/x"), 1, "is out of storage", "choose another owner")
 
 
 def test_a_card_that_the_hub_refuses_is_the_cause(hub: LocalHub, cli: Cli) -> None:
@@ -358,6 +358,6 @@ def test_links_out_of_the_directory_are_refused(cli: Cli, tmp_path: Path) -> Non
     refused(
         cli("push", other, "me/x", "--dry-run"),
         6,
-        "other/adapter is a link out of the run",
+        "other/adapter is a link to a directory outside of the run",
         f"smollm3 push {elsewhere}",
     )

@@ -125,8 +125,8 @@ def _exit(chat: Chat, screen: Screen, _: str) -> None:
 
 COMMANDS = {
     "/undo": Command("remove the last message and its answer", _undo),
-    "/reset": Command("remove all messages, not the system message", _reset),
-    "/system": Command('set the system message; "" removes it, without TEXT it is shown', _system, "TEXT"),
+    "/reset": Command("remove all messages except the system message", _reset),
+    "/system": Command('set the system message; "" removes it; without TEXT, show it', _system, "TEXT"),
     "/think": Command("answer with reasoning", _think(True)),
     "/no_think": Command("answer without reasoning", _think(False)),
     "/reasoning": Command("show the reasoning of the last answer", _reasoning),

@@ -38,17 +38,17 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--data", multiple=True, metavar="PATH",
     help="Measure on these rows: a file, glob, directory or Hub ID; default: the held-out rows of the run.",
 )  # fmt: skip
-@click.option("--against", metavar="RUN|MODEL", help="Compare with this run or model; default: with the base.")
+@click.option("--against", metavar="RUN|MODEL", help="Compare with this run or model; default: the base.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="ROWS",
-    help="Measure a random sample of the rows, and the first documents of each task.",
+    help="Measure at most this many rows, chosen at random, and this many documents of each task.",
 )
 @click.option("--tasks", multiple=True, metavar="A,B", help="Also measure on these tasks: names or files.")
 @click.option("--evaluator", metavar="NAME", help="Evaluator of the tasks; default: the one that recognizes them.")
 @click.option("--evaluator-opt", multiple=True, metavar="K=V", help="An option of the evaluator.")
-@click.option("--fail-if", type=click.Choice(("worse", "not-better")), help="Exit with code 9 if this is the verdict.")
+@click.option("--fail-if", type=click.Choice(("worse", "not-better")), help="Exit with code 9 if the verdict is this.")
 @click.option(
     "--answers", type=click.IntRange(min=0), default=16, show_default=True, metavar="N",
     help="Number of held-out prompts that both models answer; 0: none.",
@@ -62,7 +62,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 )  # fmt: skip
 @click.option(
     "--overlap", type=click.Choice(("near", "exact", "keep")), default="near", show_default=True,
-    help="Leave out rows that are also in the training rows: near duplicates and copies, only copies, or none.",
+    help="Leave out held-out rows that are also training rows: near duplicates and copies, only copies, or none.",
 )  # fmt: skip
 @adapter_options
 @config_flag("formatter", "NAME")
@@ -75,7 +75,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="ROWS",
-    help="Rows of a forward pass; default: the run's, else 8.",
+    help="Rows per forward pass; default: the run's, else 8.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
@@ -218,7 +218,8 @@ def _rows(values: Mapping[str, Any], subject: Subject) -> LoadedConfig | None:
     for setting in settings:
         if not values["data"]:
             raise ConfigError(
-                f"{setting.origin} is about the rows of --data, and --data is not given", hint="--data FILE.jsonl"
+                f"{setting.origin} sets how the rows of --data are read, and --data is not given",
+                hint="--data FILE.jsonl",
             )
         if setting.key[0] not in ("data", "formatter"):
             raise ConfigError(

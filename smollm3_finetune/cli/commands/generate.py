@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--output", metavar="FILE.jsonl",
-    help="Write the answers to --prompts here, in the order of the rows; an interrupted command run again continues "
-    "after them. Default: standard output.",
+    help="Write the answers to --prompts here, in the order of the rows. To continue after an interruption, run the "
+    "command again. Default: standard output.",
 )  # fmt: skip
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True,
@@ -87,7 +87,7 @@ def _check_combination(prompt: str | None, as_json: bool, stream: bool | None, v
     if prompt is not None and values["prompts"] is not None:
         raise _error("--prompt and --prompts exclude each other", "omit one of them")
     if prompt is not None and values["output"] is not None:
-        raise _error("--output is the file of the answers to --prompts", "for one prompt: smollm3 generate … > FILE")
+        raise _error("--output is only for the answers to --prompts", "for one prompt: smollm3 generate … > FILE")
     if prompt is None and stream:
         raise _error("--stream shows a single answer, so it cannot be used with --prompts", "--no-stream")
     check_text("--prompt", prompt or "")

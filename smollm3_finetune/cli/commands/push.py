@@ -17,7 +17,9 @@ from smollm3_finetune.cli.session import prints_report
 @click.argument("repo", metavar="REPO")
 @click.option("--private", is_flag=True, help="Create a private repository; an existing public one is refused.")
 @click.option("--revision", default=None, metavar="BRANCH", help="Branch, created if it does not exist; default: main.")
-@click.option("--message", default=None, metavar="TEXT", help="Message of the commit; default: Upload and the kind.")
+@click.option(
+    "--message", default=None, metavar="TEXT", help="Commit message; default: Upload adapter, Upload merged model, …"
+)
 @click.option("--replace-card", is_flag=True, help="Replace the repository's README.md even if it was edited there.")
 @click.option("--dry-run", is_flag=True, help="List the files and what is left out; uses no network and no token.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")

@@ -17,10 +17,10 @@ from smollm3_finetune.cli.options import debug_option
 @click.option("--runs", "folder", metavar="DIR", help="Folder in which runs are looked up by name; default: runs/.")
 @debug_option
 def report(runs: tuple[str, ...], output: str | None, folder: str | None) -> None:
-    """Write a page about a run, or about several beside each other, and print its path.
+    """Write an HTML page about one or several runs, and print its path.
 
-    The page is one HTML file that needs no network: verdict, curves, answers before and after training, data,
-    configuration, warnings. It works for runs of any state, also while they train.
+    The page is one file that needs no network: verdict, curves, answers before and after training, data,
+    configuration, warnings. It works for runs in any state, also during training.
 
     \b
     Examples:

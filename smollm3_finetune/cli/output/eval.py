@@ -62,26 +62,30 @@ def _rows(report: Mapping[str, Any]) -> str:
 
 
 def _left_out(report: Mapping[str, Any]) -> list[str]:
-    """The rows that are also in the training rows."""
+    """How many held-out rows are also training rows, with the first pair."""
     exact, near = (len(report["overlap"][kind]) for kind in ("exact", "near"))
     if not exact + near:
         return []
-    found, be = exact + near, "is" if exact + near == 1 else "are"
+    found = exact + near
     if exact and near:
-        what = f"are also in the training rows, {near} of them nearly, and are left out"
+        kind = f"copies ({exact}) or near duplicates ({near})"
+    elif found == 1:
+        kind = "a copy" if exact else "a near duplicate"
     else:
-        what = f"{be} {'nearly ' if near else ''}also in the training rows and {be} left out"
+        kind = "copies" if exact else "near duplicates"
+    be = "is" if found == 1 else "are"
+    what = f"{be} {kind} of {'a training row' if found == 1 else 'training rows'} and {be} left out"
     first = (report["overlap"]["exact"] or report["overlap"]["near"])[0]
     where = f"{first['row']} and {first['training_row']}{', …' if found > 1 else ''}"
     return [f"{found} of {report['rows']['measured']:,} held-out rows {what}: {where}"]
 
 
 def _power(comparison: Mapping[str, Any]) -> list[str]:
-    """What so many rows could show."""
+    """The smallest difference that so many rows can show."""
     smallest, needed = comparison["smallest_difference"], comparison["rows_for_half"]
     if smallest is None:
         return []
-    return [f"{comparison['rows']:,} rows can show a difference of {smallest:.2g}; half of it takes {needed:,} rows"]
+    return [f"{comparison['rows']:,} rows can show a difference of {smallest:.2g}; half of it needs {needed:,} rows"]
 
 
 def _arrow(report: Mapping[str, Any], show: Any, key: str) -> str:
