@@ -94,7 +94,7 @@ def test_a_file_with_a_secret_or_a_path_is_refused_by_file_and_line(cli: Cli, tm
     write_checksums(run / "adapter", without=("README.md",))
     card = run / "adapter" / "README.md"
     card.write_text(f"{CARD}\nTrained on /home/jdoe/secret/rows.jsonl\n")
-    refused(cli(*push), f"{card}, line 9, contains a path of this machine", "/home/jdoe", f"by a name in {card}")
+    refused(cli(*push), f"{card}, line 9, contains a path of this machine", "/home/jdoe", f"with a name in {card}")
     card.write_text(f"{CARD}\nTrained in {tmp_path}.\n")
     refused(cli(*push), f"{card}, line 9, contains a path of this machine")
     card.write_bytes(b"---\ntags: [\xff]\n---\n")
