@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,4 +53,6 @@ def check_below_directories(flag: str, path: Path) -> None:
 
 def plugin_flags(plugins: Iterable[str]) -> str:
     """The `-p` options for these files and modules, to put into a command that is shown to the user."""
+    import shlex
+
     return "".join(f" -p {shlex.quote(p)}" for p in plugins if not p.startswith("no:"))
