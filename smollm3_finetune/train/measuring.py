@@ -16,6 +16,7 @@ from smollm3_finetune.errors import ModelError
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.files.room import check_room
 from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.model_files.model_card import last_part
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.best import MEASURED
 from smollm3_finetune.runs.measurements import Measurements
@@ -207,11 +208,24 @@ def from_main_of(act: Callable[[], T]) -> T:
     return from_main(act())
 
 
+ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:[/\\]")
+"""The beginning of an absolute path of any system."""
+
+
 def logged(report: Mapping[str, Any]) -> dict[str, float]:
-    """What trackers receive of a measurement, by the names that they expect: `eval_loss`, `eval_perplexity`, …"""
+    """What trackers receive of a measurement, by the names that they expect: `eval_loss`, `eval_perplexity`, …
+
+    Of a source that was given by an absolute path, the last part: a tracker may publish what it receives.
+    """
     values = {"eval_loss": report["held_out_loss"], "eval_perplexity": report.get("perplexity")}
     for title, loss in report.get("by_source", {}).items():
-        values[f"eval_{re.sub('[^A-Za-z0-9_.-]+', '-', title)}_loss"] = loss
+        shown = last_part(title) if ABSOLUTE.match(title) else title
+        source = name = re.sub("[^A-Za-z0-9_.-]+", "-", shown)
+        number = 1
+        while f"eval_{name}_loss" in values:
+            number += 1
+            name = f"{source}-{number}"
+        values[f"eval_{name}_loss"] = loss
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -17,6 +17,7 @@ from transformers.integrations import integration_utils
 
 from smollm3_finetune import load_model
 from smollm3_finetune.model.device import repeatable
+from smollm3_finetune.train.measuring import logged
 from smollm3_finetune.train.trainer import AdaptedTrainer
 
 QUICK = ("--max-steps", "4", "--set", "data.limit=40", "--set", "train.sample_tokens=4", "--adapter", "full")
@@ -154,6 +155,15 @@ def test_a_tracker_gets_the_entries_of_metrics_jsonl(cli: Cli, recorder: type[Re
         expected = [(r["step"], r[ours]) for r in mine if ours in r]
         assert [(r["step"], r[theirs]) for r in logs if theirs in r] == expected
         assert len(expected) == (2 if theirs.startswith("eval") else 4)
+
+
+def test_trackers_get_no_directories_of_this_machine() -> None:
+    titles = ("/home/me/a/rows.jsonl", "/home/me/b/rows.jsonl", "org/name", "data/rows.csv", "C:\\me\\x.jsonl")
+    report = {"held_out_loss": 2.0, "by_source": {title: float(at) for at, title in enumerate(titles)}}
+    assert logged(report) == {
+        "eval_loss": 2.0, "eval_rows.jsonl_loss": 0.0, "eval_rows.jsonl-2_loss": 1.0, "eval_org-name_loss": 2.0,
+        "eval_data-rows.csv_loss": 3.0, "eval_x.jsonl_loss": 4.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("fails_at", ["setup", "begin", "log", "eval_loss", "end"])
