@@ -131,7 +131,7 @@ def test_compared_sides_have_histories_of_their_own(chat: Callable[..., Chat]) -
     compared.undo()
     assert [len(h.turns) for h in compared.histories.values()] == [1, 1]
     assert compared.reset() == 1 and not any(h.turns for h in compared.histories.values())
-    with pytest.raises(ConfigError, match="--compare shows"):
+    with pytest.raises(ConfigError, match="--compare already shows"):
         compared.switch_adapter()
 
 
