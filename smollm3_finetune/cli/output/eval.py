@@ -7,6 +7,7 @@ from typing import Any
 
 from smollm3_finetune.cli.output.merge import shown_perplexity
 from smollm3_finetune.data.counts import counted
+from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME
 
 WIDTH = 14
 """Columns of the names of the lines."""
@@ -77,6 +78,7 @@ def _left_out(report: Mapping[str, Any]) -> list[str]:
     what = f"{be} {kind} of {'a training row' if found == 1 else 'training rows'} and {be} left out"
     first = (report["overlap"]["exact"] or report["overlap"]["near"])[0]
     where = f"{first['row']} and {first['training_row']}{', …' if found > 1 else ''}"
+    where = where.replace(str(EMBEDDED), EMBEDDED_NAME)
     return [f"{found} of {report['rows']['measured']:,} held-out rows {what}: {where}"]
 
 
