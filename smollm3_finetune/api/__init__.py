@@ -41,6 +41,7 @@ from smollm3_finetune.api.checkpoints import (
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
     REASONING_FIELDS,
+    BranchedObjective,
     Conversation,
     CountedObjective,
     Encoded,
@@ -75,11 +76,14 @@ from smollm3_finetune.api.evaluation import (
 )
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
+    branch_rows,
+    branched_example,
     check_patterns,
     directory_source,
     evaluating,
     expert_stacks,
     file_digest,
+    flatten_branches,
     flatten_rows,
     has_supervised_logits,
     open_tensors,
@@ -156,6 +160,7 @@ __all__ = [
     "AdapterCard",
     "AdapterSpec",
     "Base",
+    "BranchedObjective",
     "BuildContext",
     "CheckpointQuantizer",
     "ComponentSpec",
@@ -206,6 +211,8 @@ __all__ = [
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
+    "branch_rows",
+    "branched_example",
     "check_group_size",
     "check_layerwise",
     "check_patterns",
@@ -215,6 +222,7 @@ __all__ = [
     "expert_stacks",
     "file_digest",
     "fingerprint",
+    "flatten_branches",
     "flatten_rows",
     "frozen_linear",
     "given",

@@ -173,6 +173,18 @@ class FlatObjective(Objective, Protocol):
         ...
 
 
+@runtime_checkable
+class BranchedObjective(FlatObjective, Protocol):
+    """An objective whose examples have several answers to one prompt, which is computed once."""
+
+    def branched_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Like `flat_collator`, but its batches contain everything that `flatten_branches` returns.
+
+        Used where model and adapter compute the branches as if each followed its prefix alone, else `flat_collator`.
+        """
+        ...
+
+
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold its reasoning in public datasets; templates use the first."""
 IGNORE_INDEX = -100

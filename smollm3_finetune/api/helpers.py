@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from smollm3_finetune.api.data import Encoded
     from smollm3_finetune.api.models import ModelSource
 
 
@@ -99,6 +100,49 @@ def flatten_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, A
     from smollm3_finetune.api.batches import flatten
 
     return flatten(examples)
+
+
+def branched_example(rows: Sequence[Encoded]) -> dict[str, list[int]]:
+    """Several tokenized answers to one prompt as one example, whose shared tokens are stored, and computed, once.
+
+    Returns `input_ids` and `labels`: the shared prefix, then each branch; and `branches`, the number of tokens of each:
+    [P, B₁, B₂, …]. The prefix ends before the last token that all rows share, and no branch has a supervised token in
+    it. Each branch begins with that last shared token, so a branch is never empty, and its first label is ignored.
+
+        def prepare(self, conversation, renderer, max_length):
+            chosen = renderer.encode(conversation, max_length)
+            rejected = renderer.encode(dataclasses.replace(conversation, messages=conversation.rejected), max_length)
+            return branched_example([chosen, rejected])
+    """
+    from smollm3_finetune.api.batches import branched_example
+
+    return branched_example(rows)
+
+
+def flatten_branches(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """Put the branched examples of `branched_example` into one sequence, in which the branches do not see each other.
+
+    Each branch sees the prefix of its example, and its positions continue those of the prefix, as if it followed the
+    prefix alone. Returns what `flatten_rows` returns for one row for each prefix and each branch, and
+    `segment_parents` (rows,): the index of the prefix of each branch, -1 for a prefix. `row_sums` and `row_logps` give
+    one value for each branch, in their order; labels of prefixes are ignored.
+    Raises ValueError if the lengths of the branches are not those of an example.
+    """
+    from smollm3_finetune.api.batches import flatten_branches
+
+    return flatten_branches(examples)
+
+
+def branch_rows(examples: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, list[int]]]:
+    """The branches of branched examples as rows of their own, each after a copy of its prefix.
+
+    For `pad_rows` and `flatten_rows`, where a model or an adapter cannot share a prefix. `row_logps` of such a batch
+    are those of `flatten_branches`, except for rounding.
+    Raises ValueError if the lengths of the branches are not those of an example.
+    """
+    from smollm3_finetune.api.batches import branch_rows
+
+    return branch_rows(examples)
 
 
 def pad_rows(examples: Sequence[Mapping[str, Sequence[int]]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

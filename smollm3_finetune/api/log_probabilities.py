@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smollm3_finetune.api.batches import has_supervised_logits
+from smollm3_finetune.api.batches import SEGMENT_PARENTS, has_supervised_logits
 from smollm3_finetune.api.data import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_INPUTS = (
     "input_ids", "attention_mask", "token_type_ids", "position_ids",
-    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", SEGMENT_PARENTS,
 )  # fmt: skip
 """The names of a batch that are passed to the model."""
 
@@ -59,7 +59,11 @@ def row_sums(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
     boundaries = batch.get("cu_seq_lens_q")
     if boundaries is None:
         return values.sum(1)
-    return torch.stack([row.sum() for row in values[0].split(boundaries.diff().tolist())])
+    sums = [row.sum() for row in values[0].split(boundaries.diff().tolist())]
+    if (parents := batch.get(SEGMENT_PARENTS)) is not None:
+        continued = set(parents.tolist())
+        sums = [total for i, total in enumerate(sums) if i not in continued]
+    return torch.stack(sums)
 
 
 def _predicted(batch: Mapping[str, Any]) -> Tensor:

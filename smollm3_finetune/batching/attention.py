@@ -1,17 +1,17 @@
 """Attention inside each row of a sequence that holds several rows, without a mask over the whole sequence.
 
 A model that uses transformers' attention registry gets a function that splits queries, keys and values at the row
-boundaries (`cu_seq_lens_q`, from `api.batches.flatten`) and calls the model's original attention once per row. Other
-calls, such as those of generation, go to the original attention unchanged. On a GPU with flash-attn, the model gets
-transformers' flash attention instead, whose kernels take row boundaries; that path has not been run yet.
+boundaries (`cu_seq_lens_q`, from `api.batches.flatten`) and calls the model's original attention once per row. Rows
+can share a prefix (`api.batches.flatten_branches`). Other calls, such as those of generation, go to the original
+attention unchanged. On a GPU with flash-attn, the model gets transformers' flash attention instead, whose kernels take
+row boundaries but no shared prefixes; that path has not been run yet.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +20,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+from smollm3_finetune.api.batches import SEGMENT_PARENTS
 from smollm3_finetune.batching.eager import eager
+from smollm3_finetune.batching.segments import Span, calls
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = "smollm3_segments_"
-SEQUENCE_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids")
+SEQUENCE_ARGUMENTS = (
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", SEGMENT_PARENTS,
+)  # fmt: skip
 """Arguments that describe the whole sequence; the attention of one row does not get them."""
 FLASH = "flash_attention_2"
 
@@ -38,23 +42,24 @@ class RowsNotApart(Exception):
 
 
 @contextmanager
-def attention_within_rows(model: PreTrainedModel) -> Iterator[None]:
+def attention_within_rows(model: PreTrainedModel, *, branches: bool = False) -> Iterator[None]:
     """Keep the model's attention inside the rows of flat batches while the context is open.
 
+    `branches`: batches may have rows that share a prefix, which flash attention does not support.
     Raises RowsNotApart if the model's attention cannot be replaced.
     """
     _check_config(model)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
-        _switch(model)
+        _switch(model, branches)
         yield
     finally:
         for config, name in before:
             config._attn_implementation_internal = name
 
 
-def _switch(model: PreTrainedModel) -> None:
+def _switch(model: PreTrainedModel, branches: bool) -> None:
     had = model.config.get_text_config()._attn_implementation
     if str(had).startswith("flash_attention"):
         return
@@ -62,7 +67,7 @@ def _switch(model: PreTrainedModel) -> None:
         raise RowsNotApart(f"the model's attention {had!r} does not accept row boundaries")
     if not model._can_set_attn_implementation():
         raise RowsNotApart("the model's code does not use transformers' attention registry")
-    wanted = FLASH if _flash_usable(model) else PREFIX + had
+    wanted = FLASH if _flash_usable(model) and not branches else PREFIX + had
     try:
         model.set_attn_implementation(wanted)
     except (ValueError, ImportError) as e:
@@ -107,29 +112,30 @@ def _row_by_row(original: Callable[[nn.Module], Attention], *, additive: bool) -
             if attention_mask is not None and attention_mask.numel() == 0:
                 raise RuntimeError("the row boundaries of the sequence did not reach the attention function")
             return original(module)(module, query, key, value, attention_mask, **kwargs)
-        edges = _as_list(boundaries)
-        _check_call(module, edges[-1], query, key, kwargs)
+        spans = _spans(boundaries, kwargs.get(SEGMENT_PARENTS))
+        _check_call(module, spans[-1].end, query, key, kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in SEQUENCE_ARGUMENTS}
         window = kwargs.get("sliding_window")
         pieces = []
-        for start, end in pairwise(edges):
-            mask = _mask(end - start, window, query, additive=additive)
-            row = (t[:, :, start:end] for t in (query, key, value))
+        for span in spans:
+            mask = _mask(span.queries, span.keys, window, query, additive=additive)
+            row = (query[:, :, span.start : span.end], span.of(key), span.of(value))
             pieces.append(original(module)(module, *row, mask, **rest)[0])  # (1, n, H, D)
         return torch.cat(pieces, dim=1), None  # (1, T, H, D)
 
     return attend
 
 
-def _as_list(boundaries: Tensor) -> list[int]:
-    """The row boundaries as integers, read once for all layers of a pass: reading them waits for the GPU."""
-    if _LAST_BOUNDARIES.get("tensor") is not boundaries:
-        _LAST_BOUNDARIES.update(tensor=boundaries, edges=boundaries.tolist())
-    edges: list[int] = _LAST_BOUNDARIES["edges"]
-    return edges
+def _spans(boundaries: Tensor, parents: Tensor | None) -> Sequence[Span]:
+    """The calls of one pass, planned once for all its layers: reading the boundaries waits for the GPU."""
+    if _LAST.get("boundaries") is not boundaries or _LAST.get("parents") is not parents:
+        spans = calls(boundaries.tolist(), None if parents is None else parents.tolist())
+        _LAST.update(boundaries=boundaries, parents=parents, spans=spans)
+    found: Sequence[Span] = _LAST["spans"]
+    return found
 
 
-_LAST_BOUNDARIES: dict[str, Any] = {}
+_LAST: dict[str, Any] = {}
 
 
 def _check_call(module: nn.Module, total: int, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
@@ -144,12 +150,12 @@ def _check_call(module: nn.Module, total: int, query: Tensor, key: Tensor, kwarg
         raise RuntimeError("the model's attention adds a position bias for the whole sequence")
 
 
-def _mask(length: int, window: int | None, like: Tensor, *, additive: bool) -> Tensor | None:
-    """The mask of a row of n = `length` tokens, (1, 1, n, n); None if each token attends to all tokens before it."""
-    if not additive and (not window or length <= window):
+def _mask(queries: int, keys: int, window: int | None, like: Tensor, *, additive: bool) -> Tensor | None:
+    """The mask of the last q of k tokens, (1, 1, q, k); None if q = k and each attends to all tokens before it."""
+    if not additive and queries == keys and (not window or keys <= window):
         return None
-    position = torch.arange(length, device=like.device)
-    distance = position[:, None] - position[None, :]  # (n, n): query minus key
+    position = torch.arange(keys, device=like.device)
+    distance = position[keys - queries :, None] - position[None, :]  # (q, k): query minus key
     seen = distance >= 0 if not window else (distance >= 0) & (distance < window)
     if not additive:
         return seen[None, None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smollm3_finetune.api import seeded
-from smollm3_finetune.api.batches import flatten
+from smollm3_finetune.api.batches import BRANCHES, flatten, flatten_branches
 from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.errors import is_resource_error
@@ -52,6 +52,36 @@ class RowProbe:
         error = max(_distance(together[:first], self.alone[0]), _distance(together[first:], self.alone[1]))
         if not error <= tolerance:
             raise RowsNotApart(f"the logits of rows in one sequence differ by {error:.1%} from those of each row alone")
+
+    def check_branches(self, tolerance: float, influence: float) -> None:
+        """Raises RowsNotApart if two rows with a shared prefix differ from those rows alone, or influence each other.
+
+        The limits are those of `check`.
+        """
+        row, other = self.rows[0], self.other
+        half = len(row) // 2
+        with _failures_as_rows_not_apart(), measuring(self.model):
+            together = self._logits(self._branched(row, half, row[half:], other[half:]))  # (T, V)
+            changed = self._logits(self._branched(row, half, other[half:], other[half:]))
+            alone = self._logits({"input_ids": torch.tensor([[*row[:half], *other[half:]]]), "use_cache": False})
+        if together.shape[0] != 2 * len(row) - half:
+            raise RowsNotApart(
+                f"the model returned logits at {together.shape[0]} positions for {2 * len(row) - half} tokens"
+            )
+        last = slice(len(row), None)
+        moved = _distance(changed[last], together[last])
+        if not moved <= influence:
+            raise RowsNotApart(f"the logits of an answer change by {moved:.1%} if the other answer changes")
+        error = max(_distance(together[: len(row)], self.alone[0]), _distance(together[last], alone[half:]))
+        if not error <= tolerance:
+            raise RowsNotApart(f"the logits after a shared prompt differ by {error:.1%} from those of each row alone")
+
+    def _branched(self, row: list[int], prefix: int, *branches: list[int]) -> dict[str, Any]:
+        ids = [*row[:prefix], *(token for branch in branches for token in branch)]
+        example = {"input_ids": ids, "labels": ids, BRANCHES: [prefix, *map(len, branches)]}
+        batch = flatten_branches([example])
+        del batch["labels"]
+        return batch
 
     def _flat(self, rows: list[list[int]]) -> dict[str, Any]:
         batch = flatten([{"input_ids": row, "labels": row} for row in rows])

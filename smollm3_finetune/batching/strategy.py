@@ -80,6 +80,8 @@ class Batches:
     collate: Collate
     padded: bool
     """Whether rows are padded to the longest row of their batch; if not, they follow each other in one sequence."""
+    shares_prompts: bool
+    """Whether several answers to one prompt share a sequence, so that the prompt is computed once."""
     logits: str
     """`supervised` or `all`: the positions at which the output layer is computed."""
 
@@ -105,22 +107,28 @@ def batching(
     from smollm3_finetune.batching.attention import RowsNotApart
 
     with ExitStack() as stack:
-        collate, padded, logits = objective.collator(tokenizer), True, "all"
+        collate, padded, shares, logits = objective.collator(tokenizer), True, False, "all"
         if train.padding != "always":
             try:
-                collate = stack.enter_context(_flat(loaded, objective, tokenizer))
+                collate, shares = stack.enter_context(_flat(loaded, objective, tokenizer, say))
                 padded = False
             except RowsNotApart as e:
                 _report_padding(train, loaded, str(e), say)
         if train.logits == "supervised" and _supervise(loaded, stack, say):
             logits = "supervised"
-        yield Batches(collate, padded, logits)
+        yield Batches(collate, padded, shares, logits)
 
 
 @contextmanager
-def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> Iterator[Collate]:
-    """Keep the model's attention inside rows and yield the objective's flat collator. Raises RowsNotApart."""
-    from smollm3_finetune.api import FlatObjective
+def _flat(
+    loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+) -> Iterator[tuple[Collate, bool]]:
+    """Keep the model's attention inside rows and yield the objective's collator without padding.
+
+    The second value is whether answers share their prompt; if the objective asks for it and the model does not support
+    it, one line reports it. Raises RowsNotApart.
+    """
+    from smollm3_finetune.api import BranchedObjective, FlatObjective
     from smollm3_finetune.batching.attention import RowsNotApart, attention_within_rows
     from smollm3_finetune.batching.probe import RowProbe
 
@@ -134,9 +142,22 @@ def _flat(loaded: LoadedModel, objective: Objective, tokenizer: PreTrainedTokeni
         raise RowsNotApart(f"the forward of {type(loaded.model).__name__} does not accept position_ids")
     base = loaded.base.model
     probe = RowProbe(loaded.model, int(base.config.get_text_config().vocab_size))
+    if isinstance(objective, BranchedObjective):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(attention_within_rows(base, branches=True))
+                probe.check(*_tolerances(loaded))
+                probe.check_branches(*_tolerances(loaded))
+            except RowsNotApart as e:
+                reason = str(e)
+            else:
+                yield objective.branched_collator(tokenizer), True
+                return
     with attention_within_rows(base):
         probe.check(*_tolerances(loaded))
-        yield objective.flat_collator(tokenizer)
+        if isinstance(objective, BranchedObjective):
+            say(f"prompt   computed once for each answer: {reason}")
+        yield objective.flat_collator(tokenizer), False
 
 
 def _supervise(loaded: LoadedModel, stack: ExitStack, say: Callable[[str], None]) -> bool:
