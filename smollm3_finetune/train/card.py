@@ -12,7 +12,7 @@ from typing import Any
 from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.model.adapter_card import Training
-from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
+from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -93,6 +93,8 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
+    if (reference := _reference(job)) is not None:
+        yield "reference of the loss", reference
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
@@ -101,6 +103,16 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         value = getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
+
+
+def _reference(job: Job) -> str | None:
+    """The model that the loss compares the trained one with; None if it compares with none."""
+    plan = job.plan.reference
+    if plan.model is not None:
+        return "the base before it is quantized" if plan.own else f"`{shown_ref(plan.model.ref)}`"
+    if plan.kind == "none":
+        return None
+    return "the model before the first step" if plan.exchanged else "the base"
 
 
 def _results(
