@@ -49,6 +49,7 @@ from smollm3_finetune.api.data import (
     Formatter,
     FormatterWithColumns,
     Objective,
+    ReferenceObjective,
     Renderer,
     RowObjective,
 )
@@ -199,6 +200,7 @@ __all__ = [
     "Purpose",
     "Quantizer",
     "QuantizerSpec",
+    "ReferenceObjective",
     "Renderer",
     "Requires",
     "RowObjective",

@@ -42,6 +42,7 @@ from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -147,6 +148,7 @@ def _execute(job: Job) -> dict[str, Any]:
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
         )
         model = replace(model, context=replace(model.context, calibration=calibration))
+    before = computed_before(job)
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
@@ -163,10 +165,16 @@ def _execute(job: Job) -> dict[str, Any]:
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
             trackers = stack.enter_context(tracking(settings, job.run.tensorboard, job.display.say))
-        return {**_train_and_measure(job, loaded, collate, trackers), "left_alone": [part.about() for part in alone]}
+            reference = reference_of(job, loaded, collate, before)
+        return {
+            **_train_and_measure(job, loaded, collate, trackers, reference),
+            "left_alone": [part.about() for part in alone],
+        }
 
 
-def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers) -> dict[str, Any]:
+def _train_and_measure(
+    job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers, reference: RunReference
+) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.loop import take_steps
 
@@ -184,6 +192,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         batch_size=config.batch_size,
         device=context.device,
         dtype=context.dtype,
+        refer=reference.held_out,
     )
     progress = context.progress if job.main else Silent()
 
@@ -223,7 +232,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         measurements=job.measurements,
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
-    trained = take_steps(job, loaded, collate, measuring, trackers)
+    trained = take_steps(job, loaded, collate, measuring, trackers, reference)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail
