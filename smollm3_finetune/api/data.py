@@ -165,6 +165,21 @@ class RowObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class MeasuringObjective(Objective, Protocol):
+    """An objective that has more to say about a held-out row than its loss, such as accuracy and margin."""
+
+    def row_measures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return values of each example of a batch by name, (R,) each, from one forward of the model.
+
+        Two names are required: `loss`, the summed loss of each example, and `terms`, the number of terms in each sum,
+        as `row_losses` returns them. Every other name is a measure; nan marks an example that does not have it. Called
+        instead of `row_losses`, as `loss_sum` is called. Reports give the mean of each measure before and after
+        training, and the mean of the paired difference, with 95 % intervals.
+        """
+        ...
+
+
+@runtime_checkable
 class FlatObjective(Objective, Protocol):
     """An objective that can train on several rows in one sequence, in batches without padding."""
 
