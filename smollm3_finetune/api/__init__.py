@@ -50,6 +50,7 @@ from smollm3_finetune.api.data import (
     FormatterWithColumns,
     MeasuringObjective,
     Objective,
+    ReferenceObjective,
     Renderer,
     RowObjective,
 )
@@ -201,6 +202,7 @@ __all__ = [
     "Purpose",
     "Quantizer",
     "QuantizerSpec",
+    "ReferenceObjective",
     "Renderer",
     "Requires",
     "RowObjective",
