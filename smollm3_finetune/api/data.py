@@ -183,11 +183,11 @@ class MeasuringObjective(Objective, Protocol):
 class ReferenceObjective(Objective, Protocol):
     """An objective whose loss compares the model with a reference, the one that its descriptor names in `reference`.
 
-    Before `compute_loss`, `loss_sum`, `row_losses` and `row_measures` are called, core computes the values of the reference and puts
-    them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for each example, on the
-    device of the batch. With `train.reference=each-step` they are computed just before the step, on the same batch in
-    the same layout, so an adapter that starts as the identity gives exactly the values of the model itself; with
-    `once` before the first step, and stored.
+    Before `compute_loss`, `loss_sum`, `row_losses` and `row_measures` are called, core computes the values of the
+    reference and puts them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for
+    each example, on the device of the batch. With `train.reference=each-step` they are computed just before the step,
+    on the same batch in the same layout, so an adapter that starts as the identity gives exactly the values of the
+    model itself; with `once` before the first step, and stored.
     """
 
     @property

@@ -18,7 +18,7 @@ from smollm3_finetune.evaluation.row_losses import Floats, Ints, RowLosses
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over rows and its 95 % interval; None if the rows are too few for one."""
+    """A mean over rows and its 95 % interval; None if the rows are too few for one, or all have the same value."""
 
     mean: float
     low: float | None
@@ -74,5 +74,6 @@ def compare_measures(
 
 
 def _mean(values: Floats, sources: Ints, seed: int) -> Mean:
+    """The mean with its interval; without one if all rows have the same value, of which resampling says nothing."""
     found = interval(values, np.ones(len(values), dtype=np.int64), sources, seed=seed)
-    return Mean(found.estimate, found.low, found.high)
+    return Mean(found.estimate, found.low, found.high) if found.half else Mean(found.estimate, None, None)

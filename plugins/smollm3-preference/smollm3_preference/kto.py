@@ -22,7 +22,7 @@ from smollm3_finetune.api import (
     row_logps,
 )
 from smollm3_preference import losses
-from smollm3_preference.batches import count_rows, reference_of, row_lengths
+from smollm3_preference.batches import reference_of, row_lengths, summed, supervised_logps
 from smollm3_preference.objective import Outcome, PreferenceObjective
 from smollm3_preference.options import KTOOptions
 
@@ -83,13 +83,14 @@ class KTO(PreferenceObjective):
         return lambda examples: _batch(examples, flatten_rows)
 
     def terms(self, batch: Mapping[str, Any]) -> int:
-        return count_rows(batch)
+        return len(row_lengths(batch))
 
     def reference_values(self, model: nn.Module, batch: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
-        own, others = row_logps(model, batch), row_logps(model, _others(batch))
-        marks = batch[f"{OTHERS}mark"]
+        own = supervised_logps(model, batch).split(row_lengths(batch).tolist())
+        others, marks = row_logps(model, _others(batch)), batch[f"{OTHERS}mark"]
         return [
-            {"logps": logp, "other": other, "mark": mark} for logp, other, mark in zip(own, others, marks, strict=True)
+            {"logps": logps, "other": other, "mark": mark}
+            for logps, other, mark in zip(own, others, marks, strict=True)
         ]
 
     def outcome(self, model: nn.Module, batch: Mapping[str, Any]) -> Outcome:
@@ -100,28 +101,29 @@ class KTO(PreferenceObjective):
         return self._outcome(model, batch, self._kl(model, batch, trainer.accelerator))
 
     def _outcome(self, model: nn.Module, batch: Mapping[str, Any], kl: Tensor | None) -> Outcome:
-        options, logps = self.options, row_logps(model, batch)
-        reward = options.beta * (logps - reference_of(batch, "logps").to(logps))
-        desirable = batch["desirable"].to(logps.device).bool()
-        kl_reward = logps.new_zeros(()) if kl is None else options.beta * kl.to(logps)
-        weights = torch.where(desirable, options.desirable_weight, options.undesirable_weight).to(logps)
+        options, counts, tokens = self.options, row_lengths(batch), supervised_logps(model, batch)
+        reward = options.beta * summed(tokens - reference_of(batch, tokens), counts)
+        desirable = batch["desirable"].to(tokens.device).bool()
+        kl_reward = tokens.new_zeros(()) if kl is None else options.beta * kl.to(tokens)
+        weights = torch.where(desirable, options.desirable_weight, options.undesirable_weight).to(tokens)
         found = weights * losses.kto(reward, desirable, kl_reward)
         if options.sft_weight:
-            mean = logps / row_lengths(batch).to(logps)
+            mean = summed(tokens, counts) / counts.to(tokens)
             found = found - options.sft_weight * torch.where(desirable, mean, torch.zeros_like(mean))
         return Outcome(found, _measures(reward.detach(), desirable, kl))
 
     @torch.no_grad()
     def _kl(self, model: nn.Module, batch: Mapping[str, Any], accelerator: Any) -> Tensor:
         """The KL term of a batch, over the rows of all processes; 0 if there is only one row."""
-        if not torch.equal(reference_of(batch, "mark").cpu(), batch[f"{OTHERS}mark"].cpu()):
+        reference = {name: torch.stack([e[name].cpu() for e in batch["reference"]]) for name in ("mark", "other")}
+        if not torch.equal(reference["mark"], batch[f"{OTHERS}mark"].cpu()):
             raise ConfigError(
                 "the KL term of objective kto depends on the rows that share a batch, so its reference cannot be "
                 "computed once",
                 hint="--set train.reference=each-step",
             )
         others = row_logps(model, _others(batch))
-        gains = others - reference_of(batch, "other").to(others)
+        gains = others - reference["other"].to(others)
         total = torch.stack([gains.sum(), gains.new_tensor(float(len(gains)))])
         total, count = accelerator.reduce(total).unbind()
         return (total / count).clamp(min=0) if count > 1 else gains.new_zeros(())

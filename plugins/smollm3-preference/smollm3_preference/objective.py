@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from smollm3_finetune.api import row_logps
-from smollm3_preference.batches import count_rows, reference_of, row_lengths
+from smollm3_preference.batches import reference_of, row_lengths, summed, supervised_logps
 from smollm3_preference.pairs import PairBatches
 from smollm3_preference.trainer import preference_trainer
 
@@ -67,13 +66,10 @@ class Pairs:
     """(P, 2): chosen and rejected, each the sum over its supervised tokens."""
     lengths: Tensor
     """(P, 2): supervised tokens."""
-    reference: Tensor | None
-    """(P, 2): the log-probabilities under the reference."""
-
-    @property
-    def gains(self) -> Tensor:
-        """(P, 2): the log-probabilities less those of the reference, if the objective has one."""
-        return self.logps if self.reference is None else self.logps - self.reference
+    gains: Tensor
+    """(P, 2): the log-probabilities less those of the reference, if the objective has one."""
+    kl: Tensor | None = None
+    """(P,): the estimate of the KL divergence from the reference, per token, without gradients."""
 
     @property
     def mean_gains(self) -> Tensor:
@@ -103,12 +99,10 @@ class PairObjective(PairBatches, PreferenceObjective):
         return Outcome(losses, self.measures(pairs))
 
     def pairs(self, model: nn.Module, batch: Mapping[str, Any]) -> Pairs:
-        logps = row_logps(model, batch).view(-1, 2)
-        return Pairs(logps, row_lengths(batch).view(-1, 2).to(logps), self.reference(batch, logps))
-
-    def reference(self, batch: Mapping[str, Any], logps: Tensor) -> Tensor | None:
-        """The log-probabilities under the reference, with the dtype and device of `logps`; None: there is none."""
-        return None
+        """The log-probabilities of a batch, from one forward of the model."""
+        counts, tokens = row_lengths(batch), supervised_logps(model, batch)
+        logps = summed(tokens, counts).view(-1, 2)
+        return Pairs(logps, counts.view(-1, 2).to(logps), logps)
 
     @torch.no_grad()
     def measures(self, pairs: Pairs) -> dict[str, Tensor]:
@@ -121,22 +115,32 @@ class PairObjective(PairBatches, PreferenceObjective):
             "margin": margin,
             "accuracy": (margin.sign() + 1) / 2,
         }
-        if pairs.reference is not None:
-            found["kl"] = pairs.gains.detach().sum(1) / pairs.lengths.sum(1)
-        return found
+        return found if pairs.kl is None else {**found, "kl": pairs.kl}
 
     def terms(self, batch: Mapping[str, Any]) -> int:
-        return count_rows(batch) // 2
+        return len(row_lengths(batch)) // 2
 
 
 class ReferencedPairs(PairObjective):
-    """An objective for pairs that compares the model with a reference."""
+    """An objective for pairs that compares the model with a reference, token by token."""
 
     reference_options: ClassVar[Collection[str]] = ()
     """The values are log-probabilities, which depend on no option."""
 
-    def reference(self, batch: Mapping[str, Any], logps: Tensor) -> Tensor | None:
-        return reference_of(batch, "logps").to(logps)
+    def pairs(self, model: nn.Module, batch: Mapping[str, Any]) -> Pairs:
+        """The log-probabilities of a batch, and the difference from those of the reference.
+
+        The estimate of the KL divergence is k2 of Schulman, Approximating KL Divergence (2020): half of the squared
+        log-ratio of a token. It is never negative; the tokens are those of the data, not samples of the model.
+        """
+        counts, tokens = row_lengths(batch), supervised_logps(model, batch)
+        ratios = tokens - reference_of(batch, tokens)  # (N,)
+        logps, gains = (summed(values, counts).view(-1, 2) for values in (tokens, ratios))
+        lengths = counts.view(-1, 2).to(logps)
+        kl = summed(ratios.detach() ** 2 / 2, counts).view(-1, 2).sum(1) / lengths.sum(1)
+        return Pairs(logps, lengths, gains, kl)
 
     def reference_values(self, model: nn.Module, batch: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
-        return [{"logps": both} for both in row_logps(model, batch).view(-1, 2)]
+        """The log-probabilities of the supervised tokens of both answers of each pair."""
+        counts = row_lengths(batch).view(-1, 2).sum(1).tolist()
+        return [{"logps": both} for both in supervised_logps(model, batch).split(counts)]

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from smollm3_preference import kto, methods, options
 from torch import Tensor, nn
 
 from smollm3_finetune.api import IGNORE_INDEX, branched_example
 from smollm3_finetune.batching.attention import attention_within_rows
 from smollm3_finetune.testing.small import SIZES, random_model
-from smollm3_preference import kto, methods, options
 
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=None)
 chance = torch.Generator().manual_seed(3)
@@ -59,14 +59,16 @@ def model(seed: float = 0.0) -> Any:
 
 def by_hand(model: Any, row: Mapping[str, Any]) -> tuple[Tensor, int]:
     """The log-probability of the supervised tokens of a row, and their number, from one plain call."""
+    found = tokens_by_hand(model, row)
+    return sum(found[1:], found[0]), len(found)
+
+
+def tokens_by_hand(model: Any, row: Mapping[str, Any]) -> list[Tensor]:
+    """The log-probability of each supervised token of a row."""
     ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
     logits = model(input_ids=ids, use_cache=False).logits[0]
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for t in range(1, len(labels)):
-        if labels[t] != IGNORE_INDEX:
-            total = total + logits[t - 1, labels[t]] - logits[t - 1].logsumexp(0)
-            count += 1
-    return total, count
+    supervised = [t for t in range(1, len(labels)) if labels[t] != IGNORE_INDEX]
+    return [logits[t - 1, labels[t]] - logits[t - 1].logsumexp(0) for t in supervised]
 
 
 @contextmanager
@@ -80,7 +82,9 @@ def layout(kind: str, objective: Any, model: Any) -> Iterator[Callable[[list[Any
     with attention_within_rows(model, branches=kind == "branched"):
         collate = (objective.branched_collator if kind == "branched" else objective.flat_collator)(TOKENIZER)
         if kind == "packed":
-            yield lambda examples: collate(unpacked([{"rows": examples[i : i + 2]} for i in range(0, len(examples), 2)]))
+            yield lambda examples: collate(
+                unpacked([{"rows": examples[i : i + 2]} for i in range(0, len(examples), 2)])
+            )
         else:
             yield collate
 
@@ -114,8 +118,9 @@ def cases() -> dict[str, tuple[Any, Formula]]:
         "dpo": (methods.DPO(dpo(beta=B)), lambda c, r, cr, rr, n, m: -log(sigmoid(B * ((c - cr) - (r - rr))))),
         "dpo-conservative": (
             methods.DPO(dpo(beta=B, label_smoothing=EPS)),
-            lambda c, r, cr, rr, n, m: -(1 - EPS) * log(sigmoid(B * (c - cr - r + rr)))
-            - EPS * log(sigmoid(B * (r - rr - c + cr))),
+            lambda c, r, cr, rr, n, m: (
+                -(1 - EPS) * log(sigmoid(B * (c - cr - r + rr))) - EPS * log(sigmoid(B * (r - rr - c + cr)))
+            ),
         ),
         "dpo-sft": (
             methods.DPO(dpo(beta=B, sft_weight=ALPHA)),
@@ -136,9 +141,9 @@ def cases() -> dict[str, tuple[Any, Formula]]:
         "dpo-robust": (
             methods.DPO(dpo(beta=B, loss_type="robust", label_smoothing=EPS)),
             lambda c, r, cr, rr, n, m: (
-                -(1 - EPS) * log(sigmoid(B * (c - cr - r + rr))) + EPS * log(sigmoid(-B * (c - cr - r + rr)))
-            )
-            / (1 - 2 * EPS),
+                (-(1 - EPS) * log(sigmoid(B * (c - cr - r + rr))) + EPS * log(sigmoid(-B * (c - cr - r + rr))))
+                / (1 - 2 * EPS)
+            ),
         ),
         "apo-zero": (
             methods.APOZero(apo(beta=B)),

@@ -19,6 +19,7 @@ from preference_cases import (
     largest_error,
     layout,
     model,
+    tokens_by_hand,
     with_reference,
 )
 
@@ -29,7 +30,7 @@ LAYOUTS = ("padded", "flat", "packed", "branched")
 @pytest.fixture(scope="module")
 def both() -> tuple[Any, Any]:
     """The model, and a reference that differs from it."""
-    return model(0.05), model()
+    return model(), model(0.05)
 
 
 class OneProcess:
@@ -109,9 +110,7 @@ def test_the_held_out_loss_of_kto_has_no_kl_term_so_that_rows_are_independent(ki
     objective = kto_case()
     with torch.no_grad(), layout(kind, objective, both[0]) as collate, layout(kind, objective, both[1]):
         together = objective.row_losses(both[0], with_reference(objective, both[1], collate(LABELED)))[0]
-        alone = [
-            objective.loss_sum(both[0], with_reference(objective, both[1], collate([row])))[0] for row in LABELED
-        ]
+        alone = [objective.loss_sum(both[0], with_reference(objective, both[1], collate([row])))[0] for row in LABELED]
     expected = [float(kto_by_hand(*both, [[row]], kl=False)) for row in LABELED]
     assert together.tolist() == pytest.approx(expected, abs=EXACT)
     assert alone == pytest.approx(expected, abs=EXACT)
@@ -124,17 +123,15 @@ def test_measures_of_rows_are_rewards_margins_and_the_kl_estimate(both: Any) -> 
         found = objective.row_measures(both[0], batch)
         total, terms = objective.loss_sum(both[0], batch)
         for n, rows in enumerate(ROWS):
-            gains, lengths = [], []
-            for row in rows:
-                logp, length = by_hand(both[0], vars(row))
-                gains.append(float(logp - by_hand(both[1], vars(row))[0]))
-                lengths.append(length)
-            rewards = [0.3 * gain for gain in gains]
+            own, base = ([tokens_by_hand(m, vars(row)) for row in rows] for m in both)
+            ratios = [[float(a - b) for a, b in zip(*answer, strict=True)] for answer in zip(own, base, strict=True)]
+            rewards = [0.3 * sum(answer) for answer in ratios]
+            squares = [ratio**2 for answer in ratios for ratio in answer]
             assert float(found["chosen_reward"][n]) == pytest.approx(rewards[0], abs=EXACT)
             assert float(found["rejected_reward"][n]) == pytest.approx(rewards[1], abs=EXACT)
             assert float(found["margin"][n]) == pytest.approx(rewards[0] - rewards[1], abs=EXACT)
             assert float(found["accuracy"][n]) == (1.0 if rewards[0] > rewards[1] else 0.0)
-            assert float(found["kl"][n]) == pytest.approx(sum(gains) / sum(lengths), abs=EXACT)
+            assert float(found["kl"][n]) == pytest.approx(sum(squares) / len(squares) / 2, abs=EXACT)
     assert float(found["loss"].sum()) == pytest.approx(total) and int(found["terms"].sum()) == terms == len(PAIRS)
     assert 0 < float(found["accuracy"].mean()) < 1  # both kinds occur
 
