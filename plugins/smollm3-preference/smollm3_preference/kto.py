@@ -25,6 +25,7 @@ from smollm3_preference import losses
 from smollm3_preference.batches import reference_of, row_lengths, summed, supervised_logps
 from smollm3_preference.objective import Outcome, PreferenceObjective
 from smollm3_preference.options import KTOOptions
+from smollm3_preference.trainer import preference_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,8 @@ class KTO(PreferenceObjective):
 
     reference_options: ClassVar[Collection[str]] = ()
     """The values are log-probabilities, which depend on no option."""
+    reference_needs_batch: ClassVar[bool] = True
+    """The values for the KL term depend on the row before each one in its batch."""
 
     def __init__(self, options: KTOOptions) -> None:
         self.options = options
@@ -82,16 +85,28 @@ class KTO(PreferenceObjective):
     def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Collate:
         return lambda examples: _batch(examples, flatten_rows)
 
+    def trainer_class(self) -> type[Trainer]:
+        made = preference_trainer(self)
+
+        class KTOTrainer(made):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                if self.args.train_batch_size < 2 and "rows" not in self.train_dataset[0]:  # not packed
+                    raise ConfigError(
+                        "objective kto pairs each prompt with the answer of another row of its batch, but "
+                        "train.batch_size is 1",
+                        hint="--batch-size 2",
+                    )
+
+        return KTOTrainer
+
     def terms(self, batch: Mapping[str, Any]) -> int:
         return len(row_lengths(batch))
 
     def reference_values(self, model: nn.Module, batch: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
         own = supervised_logps(model, batch).split(row_lengths(batch).tolist())
-        others, marks = row_logps(model, _others(batch)), batch[f"{OTHERS}mark"]
-        return [
-            {"logps": logps, "other": other, "mark": mark}
-            for logps, other, mark in zip(own, others, marks, strict=True)
-        ]
+        others = row_logps(model, _others(batch))
+        return [{"logps": logps, "other": other} for logps, other in zip(own, others, strict=True)]
 
     def outcome(self, model: nn.Module, batch: Mapping[str, Any]) -> Outcome:
         """The losses without the KL term, so that the loss of a row does not depend on the rows beside it."""
@@ -115,15 +130,8 @@ class KTO(PreferenceObjective):
     @torch.no_grad()
     def _kl(self, model: nn.Module, batch: Mapping[str, Any], accelerator: Any) -> Tensor:
         """The KL term of a batch, over the rows of all processes; 0 if there is only one row."""
-        reference = {name: torch.stack([e[name].cpu() for e in batch["reference"]]) for name in ("mark", "other")}
-        if not torch.equal(reference["mark"], batch[f"{OTHERS}mark"].cpu()):
-            raise ConfigError(
-                "the KL term of objective kto depends on the rows that share a batch, so its reference cannot be "
-                "computed once",
-                hint="--set train.reference=each-step",
-            )
         others = row_logps(model, _others(batch))
-        gains = others - reference["other"].to(others)
+        gains = others - torch.stack([example["other"] for example in batch["reference"]]).to(others)
         total = torch.stack([gains.sum(), gains.new_tensor(float(len(gains)))])
         total, count = accelerator.reduce(total).unbind()
         return (total / count).clamp(min=0) if count > 1 else gains.new_zeros(())
@@ -131,11 +139,9 @@ class KTO(PreferenceObjective):
 
 def _batch(examples: list[dict[str, Any]], collate: Collate) -> dict[str, Any]:
     others = with_other_answers(examples)
-    marks = [hash(tuple(row["input_ids"])) & 0x7FFFFFFF for row in others]
     return {
         **collate([{n: e[n] for n in ("input_ids", "labels")} for e in examples]),
         **{f"{OTHERS}{name}": value for name, value in collate(others).items()},
-        f"{OTHERS}mark": torch.tensor(marks),
         "desirable": torch.tensor([e["desirable"][0] for e in examples]),
     }
 
