@@ -55,6 +55,7 @@ def test_a_missing_start_is_refused_in_one_sentence(run: Run, toy: ModuleType, c
     Path("run/start/trained.safetensors").unlink()
     refused = cli("eval", "run", *FILES, "--device", "cpu")
     assert refused.code != 0
-    assert "the reference of the run, its weights before the first step (run/start/trained.safetensors), is missing" in (
-        refused.stderr
+    assert (
+        "the reference of the run, its weights before the first step (run/start/trained.safetensors), is missing"
+        in (refused.stderr)
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from toy_runs import Run, assert_same_run, losses
 
-from smollm3_finetune import finetune, load_model
+from smollm3_finetune import finetune
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.reference.stored import Stored, write
 
@@ -163,10 +163,9 @@ def test_another_model_is_evaluated_and_freed_before_the_trained_one_is_loaded(
     report = run("run", reference="model", objective={"model": str(teacher)})
     assert len(teachers) == 1 and alive == [[]], "the teacher is freed"
     assert sum(toy.forwards) == 12
-    other = load_model(str(teacher), device="cpu").model.eval()
     (entry,) = entries(tmp_path)
     assert len(Stored(entry / "train")) + len(Stored(entry / "held_out-0")) == 12
-    _, margin, reference = next(s for s in toy.seen if s[0])
+    _, margin, _ = next(s for s in toy.seen if s[0])
     assert float(margin.abs().min()) > 1e-3, "the models differ"
     assert report["before"]["held_out_loss"] != pytest.approx(0.6931, abs=1e-3)
     gc.collect()
@@ -175,7 +174,6 @@ def test_another_model_is_evaluated_and_freed_before_the_trained_one_is_loaded(
     run("again", reference="model", objective={"model": str(teacher)})
     assert toy.forwards == [] and len(teachers) == 1, "the second run does not load the teacher"
     assert_same_run("run", "again")
-    assert other is not None
 
 
 def test_the_own_unquantized_model_is_the_default(run: Run, toy: ModuleType) -> None:
@@ -215,7 +213,7 @@ def test_a_resumed_run_refuses_a_model_with_other_weights(run: Run, toy: ModuleT
 
 
 def test_once_needs_an_objective_with_values(run: Run, toy: ModuleType, isolated: Path) -> None:
-    with pytest.raises(ConfigError, match="train.reference=once needs an objective with a reference") as refused:
+    with pytest.raises(ConfigError, match="needs an objective with a reference") as refused:
         run("run", reference="none", when="once")
     assert refused.value.hint == "--set train.reference=each-step"
 
