@@ -71,15 +71,15 @@ def averaged_measures(measures: Mapping[str, Floats], owner: Ints, rows: int) ->
         has = ~np.isnan(values)
         counts = np.bincount(owner[has], minlength=rows)
         with np.errstate(invalid="ignore"):
-            found[name] = np.bincount(owner[has], weights=values[has], minlength=rows) / np.where(
-                counts, counts, math.nan
-            )
+            sums = np.bincount(owner[has], weights=values[has], minlength=rows)
+            found[name] = sums / np.where(counts, counts, math.nan)
     return found
 
 
 def measures_as_json(measures: Mapping[str, Floats]) -> dict[str, list[float | None]]:
     """Lists of numbers, exact; None for a row without the value."""
-    return {n: [None if math.isnan(v) else v for v in values.tolist()] for n, values in measures.items()}
+    lists: dict[str, list[float]] = {name: values.tolist() for name, values in measures.items()}  # type: ignore[misc]
+    return {name: [None if math.isnan(v) else v for v in values] for name, values in lists.items()}
 
 
 def measures_from_json(found: Any, rows: int) -> dict[str, Floats] | None:

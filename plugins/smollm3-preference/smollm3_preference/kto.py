@@ -127,10 +127,10 @@ class KTO(PreferenceObjective):
             found = found - options.sft_weight * torch.where(desirable, mean, torch.zeros_like(mean))
         return Outcome(found, _measures(reward.detach(), desirable, kl))
 
-    @torch.no_grad()
     def _kl(self, model: nn.Module, batch: Mapping[str, Any], accelerator: Any) -> Tensor:
         """The KL term of a batch, over the rows of all processes; 0 if there is only one row."""
-        others = row_logps(model, _others(batch))
+        with torch.no_grad():
+            others = row_logps(model, _others(batch))
         gains = others - torch.stack([example["other"] for example in batch["reference"]]).to(others)
         total = torch.stack([gains.sum(), gains.new_tensor(float(len(gains)))])
         total, count = accelerator.reduce(total).unbind()

@@ -104,10 +104,10 @@ class PairObjective(PairBatches, PreferenceObjective):
         logps = summed(tokens, counts).view(-1, 2)
         return Pairs(logps, counts.view(-1, 2).to(logps), logps)
 
-    @torch.no_grad()
     def measures(self, pairs: Pairs) -> dict[str, Tensor]:
         """Rewards, margin, accuracy (a tie counts half) and, with a reference, the estimate of the KL divergence."""
-        chosen, rejected = self.rewards(pairs).detach().unbind(1)
+        with torch.no_grad():
+            chosen, rejected = self.rewards(pairs).unbind(1)
         margin = chosen - rejected
         found = {
             "chosen_reward": chosen,
