@@ -25,6 +25,7 @@ from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.tokenization import ExampleBuilder
 from smollm3_finetune.model.compare import relative_error
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
+from smollm3_finetune.testing.objective_measures import MeasureTests
 from smollm3_finetune.testing.objective_references import ReferenceTests
 from smollm3_finetune.testing.objective_runs import Example, Lab, Step, lab
 from smollm3_finetune.testing.small import small_source
@@ -78,7 +79,7 @@ class Measured:
 _measured: dict[tuple[type, bool], tuple[Measured | None, Exception | None]] = {}
 
 
-class ObjectiveConformance(ReferenceTests):
+class ObjectiveConformance(MeasureTests, ReferenceTests):
     """Subclass it and name the objective; the tests are inherited."""
 
     kind = OBJECTIVE

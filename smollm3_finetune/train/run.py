@@ -18,6 +18,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
@@ -243,9 +244,7 @@ def _train_and_measure(
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
     if job.main:
-        known = training_facts(
-            job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
-        )
+        known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
         with stopping.deferred(), _writing(job, run.adapter):
             if published != trained.steps:
                 loaded.publish(run.adapter, known, run.saved.best.files(published))
@@ -278,11 +277,15 @@ def _train_and_measure(
 
 
 def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:
-    """The verdict for the report; empty if there are no held-out rows, or if `before.json` has no losses of rows."""
+    """The verdict for the report, and the measures if the objective has some.
+
+    Empty if there are no held-out rows, or if `before.json` has no losses of rows.
+    """
     if before is None or not before.has_rows_of(after):
         return {}
-    found = compare(before, after, seed=seed)
-    return {} if found is None else {"comparison": found.as_json()}
+    found, measures = compare(before, after, seed=seed), compare_measures(before, after, seed=seed)
+    about: dict[str, Any] = {} if found is None else {"comparison": found.as_json()}
+    return about | ({"measures": {n: m.as_json() for n, m in measures.items()}} if measures else {})
 
 
 def _chosen(

@@ -15,7 +15,7 @@ from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
-from smollm3_finetune.evaluation.line import change_of, power_of
+from smollm3_finetune.evaluation.line import change_of, measure_lines, power_of
 from smollm3_finetune.model_files.dropout import described
 from smollm3_finetune.paths import plugin_flags
 from smollm3_finetune.runs.metrics import losses_of
@@ -59,6 +59,9 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
+    lines += [
+        f"{'held-out' if not n else '':<15}{text}" for n, text in enumerate(measure_lines(report.get("measures", {})))
+    ]
     lines += [f"left alone     {part['line']}" for part in report.get("left_alone", ())]
     for n in (c for c in report["rows"] if c["not_read"]):
         total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
