@@ -31,5 +31,5 @@ def taught(values: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def normalized(logps: Tensor, dtype: torch.dtype) -> Tensor:
-    """The stored log-probabilities in `dtype`, of a distribution: rounding them has changed the sum of probabilities."""
+    """The stored log-probabilities in `dtype`, as a distribution: rounding has changed the sum of probabilities."""
     return logps.to(dtype).log_softmax(1)

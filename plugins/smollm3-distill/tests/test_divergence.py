@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_more_tokens_never_lower_the_divergence(kind: str, beta: float) -> None:
     for k in (1, 2, 5, 20, VOCABULARY):
         ids = TEACHER.topk(k, dim=1).indices
         found.append(divergence(outcomes(TEACHER, ids), outcomes(STUDENT, ids), kind, beta))
-    for fewer, more in zip(found, found[1:], strict=False):
+    for fewer, more in pairwise(found):
         assert bool((fewer <= more + 1e-12).all()) and bool((fewer < more).any())
     assert bool((found[0] >= 0).all())
 
