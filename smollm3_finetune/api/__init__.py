@@ -49,6 +49,7 @@ from smollm3_finetune.api.data import (
     Formatter,
     FormatterWithColumns,
     Objective,
+    ReferenceObjective,
     Renderer,
     RowObjective,
 )
@@ -200,6 +201,7 @@ __all__ = [
     "Purpose",
     "Quantizer",
     "QuantizerSpec",
+    "ReferenceObjective",
     "Renderer",
     "Requires",
     "RowObjective",

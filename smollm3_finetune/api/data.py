@@ -165,6 +165,34 @@ class RowObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class ReferenceObjective(Objective, Protocol):
+    """An objective whose loss compares the model with a reference, the one that its descriptor names in `reference`.
+
+    Before `compute_loss`, `loss_sum` and `row_losses` are called, core computes the values of the reference and puts
+    them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for each example, on the
+    device of the batch. With `train.reference=each-step` they are computed just before the step, on the same batch in
+    the same layout, so an adapter that starts as the identity gives exactly the values of the model itself; with
+    `once` before the first step, and stored.
+    """
+
+    @property
+    def reference_options(self) -> Collection[str]:
+        """Names of the objective's options on which the values depend; stored values of others are used again."""
+        ...
+
+    def reference_values(self, model: nn.Module, batch: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
+        """Return one mapping of tensors of any shape for each example of the batch, in their order.
+
+        `model` is the reference, in evaluation mode; gradients are disabled. The values of an example must not depend
+        on the other examples of the batch. All mappings have the same names. If an example has several rows, as a pair
+        has two, its mapping has the values of all of them:
+
+            return [{"logps": logps} for logps in row_logps(model, batch).view(-1, 2)]  # (2,) for each pair
+        """
+        ...
+
+
+@runtime_checkable
 class FlatObjective(Objective, Protocol):
     """An objective that can train on several rows in one sequence, in batches without padding."""
 

@@ -196,8 +196,10 @@ class FormatterSpec(ComponentSpec):
     """
 
 
-REFERENCES = ("none", "base")
+REFERENCES = ("none", "base", "start", "model")
 """The values of `ObjectiveSpec.reference`."""
+ROW_FIELDS = ("rejected", "desirable")
+"""The values of `ObjectiveSpec.fields`: fields of `Conversation` that a row may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +208,35 @@ class ObjectiveSpec(ComponentSpec):
 
     uses_labels: bool = False
     """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
-    reference: Literal["none", "base"] = "none"
-    """`base`: the loss compares the model with its base, inside `without_adapter(model)`. A run whose adapter cannot be
-    disabled, such as `full`, is then refused before rows are read."""
+    fields: Iterable[str] = ()
+    """Names of fields of `Conversation` that every row must have: `rejected`, `desirable`."""
+    reference: Literal["none", "base", "start", "model"] = "none"
+    """The model that the loss compares the trained one with; see `ReferenceObjective`.
+
+    `base`: the model without its adapter. A run whose adapter cannot be disabled, such as `full`, is then refused
+    before rows are read. `start`: the model as it was before the first step; works with every adapter. `model`: another
+    model, `reference_model`, which is evaluated and freed before the trained one is loaded.
+    """
+    reference_model: str | None = None
+    """For `model`: a model reference, as users type it; None: the run's own model, neither quantized nor adapted."""
+    refine: Callable[[ObjectiveSpec, Any, Env], ObjectiveSpec] | None = None
+    """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
+    `reference`."""
 
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES:
-            expected = " or ".join(map(repr, REFERENCES))
+            expected = f"one of {', '.join(map(repr, REFERENCES))}"
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
+        model = self.reference_model
+        if model is not None and (not isinstance(model, str) or not model.strip() or self.reference != "model"):
+            expected = "None" if isinstance(model, str) and model.strip() else "the name of a model"
+            aside = f" with reference={self.reference!r}" if expected == "None" else ""
+            raise TypeError(f"ObjectiveSpec {self.name!r}: reference_model must be {expected}{aside}, got {model!r}")
+        known = set(ROW_FIELDS)
+        if isinstance(self.fields, str) or not isinstance(self.fields, Iterable) or not known >= {*self.fields}:
+            expected = f"a tuple of {' and '.join(map(repr, ROW_FIELDS))}"
+            raise TypeError(f"ObjectiveSpec {self.name!r}: fields must be {expected}, got {self.fields!r}")
+        object.__setattr__(self, "fields", tuple(self.fields))
 
 
 @dataclass(frozen=True, kw_only=True)

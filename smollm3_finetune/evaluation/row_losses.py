@@ -16,6 +16,8 @@ from smollm3_finetune.errors import PluginError
 if TYPE_CHECKING:
     from torch import nn
 
+    from smollm3_finetune.reference.computed import Refer
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -134,9 +136,11 @@ def measure_rows(
     *,
     title: str = "rows",
     advance: Callable[[int], None] = lambda rows: None,
+    refer: Refer | None = None,
 ) -> RowLosses:
     """The loss of each of the `examples`, in evaluation mode and without gradients. Restores the mode of every module.
 
+    `refer` adds the values of the reference to a batch, if the objective has one.
     An objective without `row_losses` is measured row by row. Raises PluginError if `row_losses` does not return one
     value for each example.
     """
@@ -153,6 +157,7 @@ def measure_rows(
         for start in range(0, len(by_length), at_once):
             rows = by_length[start : start + at_once]
             batch = on_device(collate([dict(examples[i]) for i in rows]), model)
+            batch = batch if refer is None else refer(model, batch, rows)
             sums[rows], terms[rows] = _of_batch(model, objective, batch, len(rows))
             advance(len(rows))
     return RowLosses(sums=sums, terms=terms, sources=np.zeros(len(sums), dtype=np.int64), titles=(title,))

@@ -13,6 +13,7 @@ from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.early import why_early
 from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.measuring import Measuring
+from smollm3_finetune.train.reference import RunReference
 from smollm3_finetune.train.save_times import SaveTimes
 from smollm3_finetune.train.setup import Job
 from smollm3_finetune.train.trackers import Trackers
@@ -32,7 +33,14 @@ class Trained:
     """Why the run ended before its last step, as a clause; None if it took all steps."""
 
 
-def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measuring, trackers: Trackers) -> Trained:
+def take_steps(
+    job: Job,
+    loaded: LoadedModel,
+    collate: Batches,
+    measuring: Measuring,
+    trackers: Trackers,
+    reference: RunReference,
+) -> Trained:
     """Train until the last step, save the checkpoints and write `trained.json`.
 
     Does nothing but read that file if the steps are done already. Raises `Stop` after a checkpoint if the run is asked
@@ -49,6 +57,7 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measu
         keep=config.keep_checkpoints,
         saved_steps=saved_steps,
         lengths=lengths,
+        refer=reference.training,
     )
     if job.done:
         return _taken_before(job, callback, measuring)

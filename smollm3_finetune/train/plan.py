@@ -11,7 +11,6 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
-from smollm3_finetune.components.negotiation import check_reference
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
@@ -28,6 +27,7 @@ from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.reference.plan import ReferencePlan, plan_reference
 from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
@@ -45,6 +45,7 @@ class RunPlan:
     origins: Mapping[str, str]
     model: ModelPlan
     objective: SelectedComponent
+    reference: ReferencePlan
     rows: Rows
     survey: Survey
     render: RenderOptions
@@ -100,7 +101,8 @@ def plan_run(
     context = make_context()
     model = plan_model(registry, about_model, context)
     assert model.adapter is not None
-    check_reference(registry, about_rows.objective, model.quantizer, model.adapter, model.env)
+    continues = getattr(config, "start_from", None) is not None and not getattr(config, "fresh_adapter", False)
+    reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
     components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
@@ -120,6 +122,7 @@ def plan_run(
         origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
         model=model,
         objective=objective,
+        reference=reference,
         rows=rows,
         survey=rows.survey(context.progress),
         render=about_rows.render,

@@ -42,6 +42,7 @@ from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.reference import reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -174,6 +175,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
     context = job.plan.model.context
     prompt, mode = sample_prompt(job.plan, renderer)
+    reference = reference_of(job, loaded)
 
     held_out = HeldOut(
         examples=tokens.held_out,
@@ -184,6 +186,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         batch_size=config.batch_size,
         device=context.device,
         dtype=context.dtype,
+        refer=reference.held_out,
     )
     progress = context.progress if job.main else Silent()
 
@@ -223,7 +226,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         measurements=job.measurements,
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
-    trained = take_steps(job, loaded, collate, measuring, trackers)
+    trained = take_steps(job, loaded, collate, measuring, trackers, reference)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail

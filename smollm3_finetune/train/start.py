@@ -68,7 +68,8 @@ class PlannedRun:
             "config": as_dict(self.plan.config),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
-            "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
+            "reference": self.plan.reference.kind,
+            "reference_line": self.plan.reference.line(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }

@@ -36,7 +36,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         f"# would be written to {one_line(about['run'])}\n"
         f"# {counted(rows['train'], 'training row')}, {counted(rows['held_out'], 'held-out row')}{left_out}\n"
         + "".join(f"{one_line(line)}\n" for line in not_read)
-        + ("# the loss compares the model with its base\n" if about["reference"] == "base" else "")
+        + (f"# {one_line(about['reference_line'])}\n" if about["reference_line"] else "")
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
         + "".join(f"# {line}\n" for line in about["left_alone"])
         + "# dry run: no weights were loaded and no files were written\n"
