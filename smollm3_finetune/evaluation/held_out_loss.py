@@ -38,7 +38,7 @@ class HeldOut:
         """The loss of each row."""
         count = sum(len(e) for e in self.examples)
         about = (self.model, self.objective)
-        refer: Sequence[Refer | None] = self.refer or [None] * len(self.examples)
+        refer: Sequence[Refer | None] = [None] * len(self.examples) if not self.refer else self.refer
         with autocast(self.device, self.dtype), progress.task(f"measuring {count:,} held-out rows") as task:
             return joined(
                 [

@@ -35,7 +35,7 @@ class EachBatch:
         """The batch with the values of its examples, computed by the reference that `model` becomes for it."""
         return {**batch, NAME: self._values(model, batch, len(examples))}
 
-    def in_training(self, model: nn.Module, batch: Any) -> Any:
+    def in_step(self, model: nn.Module, batch: Any) -> Any:
         """The same for a batch whose examples are not known."""
         return {**batch, NAME: self._values(model, batch, None)}
 

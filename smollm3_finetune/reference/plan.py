@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.negotiation import check_reference, refined
 from smollm3_finetune.errors import ConfigError, IncompatibleError, PluginError
+from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.reference.other_model import plan_other_model
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Objective
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.components.selection import SelectedComponent
     from smollm3_finetune.config.schema import TrainConfig
-    from smollm3_finetune.model.plan import ModelPlan
 
 EACH_STEP = "--set train.reference=each-step"
 ONCE = "--set train.reference=once"
@@ -31,6 +32,8 @@ class ReferencePlan:
     """Whether the start is not the base, so that its trained parameters are saved and exchanged."""
     once: bool = False
     """Whether its values are computed before the first step and stored."""
+    model: ModelPlan | None = None
+    """The other model."""
 
     def line(self) -> str:
         """What it is and when it is computed, for `--dry-run`; empty without a reference."""
@@ -38,7 +41,7 @@ class ReferencePlan:
             "none": "",
             "base": "its base",
             "start": f"itself before the first step, {START_SAVED if self.exchanged else START_IS_BASE}",
-            "model": "another model",
+            "model": f"the model {self.model.ref!r}" if self.model is not None else "",
         }[self.kind]
         when = "computed once, before the first step" if self.once else "computed in each step"
         return f"the loss compares the model with {what}; {when}" if what else ""
@@ -66,6 +69,9 @@ def plan_reference(
                 hint=EACH_STEP,
             )
         return ReferencePlan()
+    other = None
+    if kind == "model":
+        other = plan_other_model(registry, objective, refined(objective, model.env).reference_model, model)
     adapter = refined(model.adapter, model.env)
     exchanged = kind == "start" and (continues or not (adapter.identity_at_start and adapter.disables))
     if exchanged and not once and _shards():
@@ -74,7 +80,7 @@ def plan_reference(
             "exchanged in each step if the processes share the weights",
             hint=ONCE,
         )
-    return ReferencePlan(kind=kind, exchanged=exchanged, once=once or kind == "model")
+    return ReferencePlan(kind=kind, exchanged=exchanged, once=once or kind == "model", model=other)
 
 
 def _shards() -> bool:

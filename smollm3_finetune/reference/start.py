@@ -22,10 +22,14 @@ class Start:
     """The initial values of the trained parameters of one model."""
 
     def __init__(self, model: nn.Module, values: Mapping[str, Tensor] | None = None) -> None:
-        """Copies the current values, or takes `values`, which have the names and shapes of the parameters."""
-        trained = trained_parameters(model)
-        self._pairs = [(p, p.detach().clone() if values is None else values[n].to(p)) for n, p in trained.items()]
-        self._names = tuple(trained)
+        """Copies the current values of the trained parameters, or takes `values` of parameters with these names."""
+        if values is None:
+            named = trained_parameters(model)
+            self._pairs = [(p, p.detach().clone()) for p in named.values()]
+        else:
+            named = {name: p for name, p in model.named_parameters() if name in values}
+            self._pairs = [(p, values[name].to(p, copy=True)) for name, p in named.items()]
+        self._names = tuple(named)
         self._depth = 0
 
     def values(self) -> dict[str, Tensor]:

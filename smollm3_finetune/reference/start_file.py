@@ -12,9 +12,10 @@ from smollm3_finetune.api import load_parameters, save_parameters
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.writing import partial_name, sync_entry, sync_tree
+from smollm3_finetune.reference.start import trained_parameters
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 FILE = "trained.safetensors"
 
@@ -34,11 +35,12 @@ def write_start(directory: Path, values: Mapping[str, Tensor]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_start(directory: Path, trained: Mapping[str, Tensor], again: str) -> dict[str, Tensor]:
-    """The values of the `trained` parameters at the start of a run.
+def read_start(directory: Path, model: nn.Module, again: str) -> dict[str, Tensor]:
+    """The values of the trained parameters of `model` at the start of a run.
 
     Raises ModelError, with the hint `again`, if the file is missing or damaged, or has other parameters: a run that
-    took its current weights for the reference would train on another loss.
+    took its current weights for the reference would train on another loss. If no parameter of the model is trained, as
+    in an evaluation, the file decides which ones were.
     """
     file = directory / FILE
     what = f"the reference of the run, its weights before the first step ({file}),"
@@ -46,7 +48,8 @@ def read_start(directory: Path, trained: Mapping[str, Tensor], again: str) -> di
         raise ModelError(f"{what} is missing", hint=again)
     if (found := damage(directory)) is not None:
         raise ModelError(f"{what} is damaged: {found}", hint=again)
-    values = load_parameters(file)
+    values, named = load_parameters(file), dict(model.named_parameters())
+    trained = trained_parameters(model) or {name: named[name] for name in values if name in named}
     for name in sorted({*values, *trained}):
         if name not in values or name not in trained or values[name].shape != trained[name].shape:
             raise ModelError(f"{what} does not fit the trained parameters: {name} differs", hint=again)

@@ -53,11 +53,11 @@ def take_steps(
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None
     trainer = make_trainer(
-        *(loaded, job.objective, job.items, collate, job.args, callback),
+        *(loaded, job.objective, job.items, reference.in_training(collate), job.args, callback),
         keep=config.keep_checkpoints,
         saved_steps=saved_steps,
         lengths=lengths,
-        refer=reference.training,
+        refer=reference.in_step,
     )
     if job.done:
         return _taken_before(job, callback, measuring)

@@ -42,7 +42,7 @@ from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
-from smollm3_finetune.train.reference import reference_of
+from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -148,6 +148,7 @@ def _execute(job: Job) -> dict[str, Any]:
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
         )
         model = replace(model, context=replace(model.context, calibration=calibration))
+    before = computed_before(job)
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
@@ -164,10 +165,16 @@ def _execute(job: Job) -> dict[str, Any]:
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
             trackers = stack.enter_context(tracking(settings, job.run.tensorboard, job.display.say))
-        return {**_train_and_measure(job, loaded, collate, trackers), "left_alone": [part.about() for part in alone]}
+            reference = reference_of(job, loaded, collate, before)
+        return {
+            **_train_and_measure(job, loaded, collate, trackers, reference),
+            "left_alone": [part.about() for part in alone],
+        }
 
 
-def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers) -> dict[str, Any]:
+def _train_and_measure(
+    job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers, reference: RunReference
+) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.loop import take_steps
 
@@ -175,7 +182,6 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     config, tokens, renderer, run = job.plan.config.train, job.tokens, job.renderer, job.run
     context = job.plan.model.context
     prompt, mode = sample_prompt(job.plan, renderer)
-    reference = reference_of(job, loaded)
 
     held_out = HeldOut(
         examples=tokens.held_out,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer
+from smollm3_finetune.batching.numbered import Numbered
 from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
@@ -77,7 +78,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
     )
     check_judged(plan.config.train, any(len(e) for e in tokens.held_out))
-    items = training_items(plan.config, tokens.train)
+    numbered = plan.reference.once and hasattr(objective, "reference_values")
+    items = training_items(plan.config, Numbered(tokens.train) if numbered else tokens.train)
     steps = total_steps(plan, len(items))
     if (problem := rarely_measured(plan.config.train, steps)) is not None:
         display.say(f"warning: {problem}")

@@ -26,14 +26,15 @@ def toy(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def run(toy: ModuleType) -> Run:
-    """Trains on the pairs: `run("output", "scale", reference="start", max_steps=4)`; `resume="output"` continues."""
+    """Trains on the pairs: `run("output", "scale", reference="start", when="once", max_steps=4)`; `resume="output"` continues."""
 
     def train(output: str, adapter: Any = "scale", **more: Any) -> dict[str, Any]:
         files = ("toy_pairs.py", "scale_adapter.py")
         if more.pop("resume", False):
             return finetune(resume=output, quiet=True, plugins=files)
         objective = {"name": "toy-pairs", "reference": more.pop("reference", "base"), **more.pop("objective", {})}
-        settings = {"batch_size": 2, "max_steps": 4, "sample_tokens": 1, "warmup": 0, "learning_rate": 0.01}
+        when = {"reference": more.pop("when")} if "when" in more else {}
+        settings = {**when, "batch_size": 2, "max_steps": 4, "sample_tokens": 1, "warmup": 0, "learning_rate": 0.01}
         top = {"model": "tiny", **{key: more.pop(key) for key in ("quant", "model", "dtype") if key in more}}
         return finetune(
             top.pop("model"), adapter=adapter, objective=objective, device="cpu", quiet=True, output=output, seed=1,
