@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from transformers import TrainerCallback
 
-from smollm3_finetune.api import RowObjective
+from smollm3_finetune.api import ReferenceObjective, RowObjective, without_adapter
 from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.probe import on_device
 from smollm3_finetune.batching.strategy import Batches, batching
@@ -24,6 +24,7 @@ from smollm3_finetune.config.schema import ComponentConfig, RunConfig, TrainConf
 from smollm3_finetune.model.compare import push
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
+from smollm3_finetune.reference.computed import EachBatch
 from smollm3_finetune.testing.parts import context
 from smollm3_finetune.testing.small import small_model_directory
 from smollm3_finetune.train.arguments import arguments
@@ -108,6 +109,8 @@ class Lab:
     examples: Sequence[Example]
     batches: Batches
     train: TrainConfig
+    refer: Callable[[Any, Any], Any] | None = None
+    """Adds the values of the reference to a batch. It is the model without its adapter, whatever the descriptor says."""
 
     @property
     def model(self) -> Any:
@@ -115,7 +118,8 @@ class Lab:
 
     def batch(self, rows: Sequence[Example]) -> Any:
         """The batch of some rows, on the device of the model."""
-        return on_device(self.batches([{n: list(v) for n, v in r.items()} for r in rows]), self.model)
+        batch = on_device(self.batches([{n: list(v) for n, v in r.items()} for r in rows]), self.model)
+        return batch if self.refer is None else self.refer(self.model, batch)
 
     def held_out(self, rows: Sequence[Example]) -> tuple[float, int]:
         """The summed held-out loss of some rows in one batch, and the number of its terms."""
@@ -141,7 +145,7 @@ class Lab:
         args = arguments(RunConfig(train=settings), plan.device, plan.dtype, out)
         callback = RunCallback(self.loaded, out / "metrics", NoDisplay(), started=0.0)
         examples = [{n: list(v) for n, v in e.items()} for e in self.examples]
-        return make_trainer(self.loaded, self.objective, examples, self.batches, args, callback)
+        return make_trainer(self.loaded, self.objective, examples, self.batches, args, callback, refer=self.refer)
 
     def step(self, *, accumulation: int = 1) -> Step:
         """One optimizer step on all rows, in `accumulation` batches."""
@@ -166,4 +170,7 @@ def lab(
         batching(train, loaded, objective, loaded.tokenizer, lambda line: None) as batches,
         mock.patch.object(gc, "collect", return_value=0),  # each Trainer runs it twice, longer than its steps
     ):
-        yield Lab(objective, loaded, examples, batches, train)
+        refer = None
+        if isinstance(objective, ReferenceObjective):
+            refer = EachBatch(objective=objective, context=without_adapter).in_step
+        yield Lab(objective, loaded, examples, batches, train, refer)

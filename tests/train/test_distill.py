@@ -1,4 +1,4 @@
-"""The objective on small models in float64: losses and gradients are those of the full logits of both models."""
+"""smollm3-distill on small models in float64: losses and gradients are those of the full logits of both models."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from smollm3_finetune.batching.attention import attention_within_rows
 from smollm3_finetune.batching.head import supervised_logits
 from smollm3_finetune.testing.small import SIZES, random_model
 
+pytestmark = pytest.mark.plugins
 VOCABULARY = SIZES["vocab_size"]
 LENGTHS = (9, 14, 5)
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=None)
