@@ -16,6 +16,7 @@ from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
+from smollm3_finetune.evaluation.reference_values import with_values
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
 from smollm3_finetune.evaluation.sanity import answers, shares
 from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
@@ -24,6 +25,7 @@ from smollm3_finetune.inference.decoding import Answer
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.model.load import LoadedModel, compose
+from smollm3_finetune.reference.whole import looked_up
 
 SHOWN = 3
 """Prompts whose answers are part of the report."""
@@ -48,11 +50,13 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
     """
     began = time.monotonic()
     subject, against = planned.subject, planned.against
+    planned = with_values(planned, None, progress)
     tuned: dict[str, Any] | None = None
     if planned.settings.null_adapter and against is None and subject.has_base():
         loaded, tuned = composed_with_notes(subject.plan, check_base=subject.check_base)
     else:
         loaded = compose(subject.plan, check_base=subject.check_base)
+    planned = with_values(planned, loaded, progress)
     after, before = _observed(planned, subject, loaded, subject.title, progress), None
     if against is None and subject.has_base():
         with _disabled(subject, loaded) as alone:
@@ -112,7 +116,7 @@ def _row_losses(
     """The loss of each row; that of a row with several examples, such as chunks of a text, is their sum."""
     objective: Objective = planned.make_objective()
     context, batch_size = loaded.plan.context, planned.train.batch_size
-    rows, parts = planned.rows, []
+    rows, parts, first = planned.rows, [], 0
     text = f"measuring {what} on {len(rows.rows):,} held-out rows"
     with contextlib.ExitStack() as stack:
         stack.enter_context(autocast(context.device, context.dtype))
@@ -122,10 +126,13 @@ def _row_losses(
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
             owner = np.repeat(np.arange(len(mine)), [len(made) for made in mine])
+            values = None if planned.values is None else planned.values[first : first + len(owner)]
+            first += len(owner)
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
+                refer=None if values is None else looked_up(values),
             )
             sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
             terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)

@@ -101,7 +101,7 @@ def plan_run(
     context = make_context()
     model = plan_model(registry, about_model, context)
     assert model.adapter is not None
-    continues = getattr(config, "start_from", None) is not None and not getattr(config, "fresh_adapter", False)
+    continues = getattr(model, "start_from", None) is not None
     reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective

@@ -26,7 +26,7 @@ def toy(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def run(toy: ModuleType) -> Run:
-    """Trains on the pairs: `run("output", "scale", reference="start", when="once", max_steps=4)`; `resume="output"` continues."""
+    """Trains on the pairs: `run("output", "scale", reference="start", when="once", max_steps=4)`; resume=True."""
 
     def train(output: str, adapter: Any = "scale", **more: Any) -> dict[str, Any]:
         files = ("toy_pairs.py", "scale_adapter.py")
