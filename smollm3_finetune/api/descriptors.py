@@ -198,6 +198,8 @@ class FormatterSpec(ComponentSpec):
 
 REFERENCES = ("none", "base")
 """The values of `ObjectiveSpec.reference`."""
+ROW_FIELDS = ("rejected", "desirable")
+"""The values of `ObjectiveSpec.fields`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +211,24 @@ class ObjectiveSpec(ComponentSpec):
     reference: Literal["none", "base"] = "none"
     """`base`: the loss compares the model with its base, inside `without_adapter(model)`. A run whose adapter cannot be
     disabled, such as `full`, is then refused before rows are read."""
+    fields: Iterable[str] = ()
+    """Names of `Conversation` fields that every row must have: `rejected`, `desirable`. Rows without one are left out
+    and counted with the reason; a run is refused if no row of a source has it. `desirable` includes `uses_labels`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", _row_fields(self.name, self.fields))
+        if "desirable" in self.fields:
+            object.__setattr__(self, "uses_labels", True)
         if self.reference not in REFERENCES:
             expected = " or ".join(map(repr, REFERENCES))
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
+
+
+def _row_fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(fields, str) or not isinstance(fields, Iterable) or not {*fields} <= {*ROW_FIELDS}:
+        expected = " and ".join(map(repr, ROW_FIELDS))
+        raise TypeError(f"ObjectiveSpec {name!r}: fields must be a tuple of {expected}, got {fields!r}")
+    return tuple(fields)
 
 
 @dataclass(frozen=True, kw_only=True)

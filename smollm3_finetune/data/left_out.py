@@ -50,6 +50,8 @@ class Side(NamedTuple):
 def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_length: int) -> LeftOut:
     """Why a row has no supervised tokens; `notes` are those of its rendering."""
     conversation = row.conversation
+    if row.missing:
+        return LeftOut(row.where, row.missing, None)
     if row.undesirable:
         return LeftOut(row.where, "its label is false: a bad answer, which the objective does not use", None)
     if conversation.text is None and not conversation.supervised_messages():

@@ -39,6 +39,8 @@ class Prepared:
     """The number of chunks of a long text; 0 for other rows."""
     undesirable: bool
     """Whether it was left out because its label is false."""
+    missing: str
+    """Why it was left out, if the objective needs a field that it does not have; else empty."""
     sequences: tuple[TokenSequence, ...]
     length: int
     """Tokens before truncation; of the longest sequence, if there are several."""

@@ -95,6 +95,7 @@ class Inspector:
             copies=copies(weight, row.position) if examples and not held_out else 0,
             chunks=chunks,
             undesirable=row.undesirable,
+            missing=row.missing,
             sequences=sequences,
             length=max(lengths),
             uncut=max(lengths) if chunks else sum(lengths),

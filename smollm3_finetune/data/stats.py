@@ -18,7 +18,7 @@ PLACES = 5
 
 @dataclass(kw_only=True)
 class SourceStats:
-    """Counts over the rows of one source. `rows == train + held_out + empty + undesirable`."""
+    """Counts over the rows of one source. `rows == train + held_out + empty + undesirable + missing.total()`."""
 
     title: str
     formatter: str
@@ -32,6 +32,8 @@ class SourceStats:
     """Rows left out because they have no supervised tokens."""
     undesirable: int = 0
     """Rows left out because their label is false."""
+    missing: Counter[str] = field(default_factory=Counter)
+    """Rows left out because they lack a field that the objective needs, by reason."""
     chunks: int = 0
     """Pieces of the rows of long text that were split."""
     rows_per_pass: int = 0
@@ -63,7 +65,10 @@ class SourceStats:
         self.train += row.side == "train"
         self.held_out += row.side == "held out"
         self.rows_per_pass += row.copies
-        if row.undesirable:  # it is not tokenized
+        if row.missing:  # it is not tokenized
+            self.missing[row.missing] += 1
+            return
+        if row.undesirable:  # neither
             self.undesirable += 1
             return
         if row.side == "left out":
@@ -97,6 +102,7 @@ class SourceStats:
             "held_out": self.held_out,
             "empty": self.empty,
             "undesirable": self.undesirable,
+            "missing": dict(self.missing),
             "empty_rows": [{"where": where, "why": why} for where, why in self.empty_rows],
             "rows_per_pass": self.rows_per_pass,
             "cut": self.cut,

@@ -60,7 +60,7 @@ def all_rows(rows: Rows, progress: Progress) -> HeldOutRows:
 
 
 def _by_source(rows: Rows, taken: Callable[[PositionedRow], bool]) -> HeldOutRows:
-    found = [row for row in rows.positioned() if not row.undesirable and taken(row)]
+    found = [row for row in rows.positioned() if not row.left_out and taken(row)]
     found.sort(key=lambda row: row.source)  # keeps the order within a source
     return HeldOutRows(rows=found, titles=[s.source.title for s in rows.sources], found=len(found))
 
@@ -68,7 +68,7 @@ def _by_source(rows: Rows, taken: Callable[[PositionedRow], bool]) -> HeldOutRow
 def trained_rows(planned: PlannedRows) -> Iterator[tuple[str, Conversation]]:
     """The location and the conversation of each row that a run trained on."""
     for row in planned.rows.positioned():
-        if not row.undesirable and not planned.survey.holds_out(row):
+        if not row.left_out and not planned.survey.holds_out(row):
             yield row.where, row.conversation
 
 

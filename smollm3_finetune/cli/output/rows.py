@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line(
             ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; the counts are of these", WARNING)
         )
-    left_out = stats.empty + stats.undesirable
+    left_out = stats.empty + stats.undesirable + stats.missing.total()
     kept = f"{stats.train:,} training + {stats.held_out:,} held out + {left_out:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
     if stats.weight != 1:
@@ -143,6 +144,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.undesirable:
         why = f"{_rows(stats.undesirable)} left out: their label is false, which this objective does not use"
         page.line("  labels    ", (why, WARNING))
+    for n, (why, times) in enumerate(sorted(stats.missing.items())):
+        page.line("  lacking   " if n == 0 else " " * 12, (f"{_rows(times)} left out: {why}", WARNING))
     for n, (where, why) in enumerate(stats.empty_rows):
         page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))
     if stats.empty > len(stats.empty_rows):
@@ -204,13 +207,14 @@ def _rows(count: int) -> str:
 
 
 def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:
-    return {name: sum(getattr(s, name) for s in stats) for name in COUNTED}
+    missing = sum((s.missing for s in stats), Counter[str]())
+    return {**{name: sum(getattr(s, name) for s in stats) for name in COUNTED}, "missing": dict(missing)}
 
 
 def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line()
     page.line(("all sources", TITLE))
-    left_out = total["empty"] + total["undesirable"]
+    left_out = total["empty"] + total["undesirable"] + sum(total["missing"].values())
     kept = f"{total['train']:,} training + {total['held_out']:,} held out + {left_out:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
     page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

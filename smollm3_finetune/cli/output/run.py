@@ -31,6 +31,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         return json.dumps(about, ensure_ascii=False)
     rows, dropout = about["rows"], described(about["base_dropout"])
     left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
+    left_out += "".join(f", {times} left out ({one_line(why)})" for why, times in sorted(rows["missing"].items()))
     not_read = [f"# {title}: not read: {unread(n['columns'], n['rows'])}" for title, n in rows["not_read"].items()]
     head = (
         f"# would be written to {one_line(about['run'])}\n"
@@ -61,7 +62,7 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
     lines += [f"left alone     {part['line']}" for part in report.get("left_alone", ())]
     for n in (c for c in report["rows"] if c["not_read"]):
-        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
+        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"] + sum(n.get("missing", {}).values())
         lines.append(f"not read       {n['title']}: {unread(n['not_read'], total)}")
     begun = report["seconds_to_first_step"]  # None if the steps were done already
     first = "" if begun is None else f" ({begun} s to the end of the first step)"
