@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from smollm3_finetune.components.kinds import FORMATTER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import with_options
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE
+from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,8 +46,18 @@ class Needs:
         if name in first.conversation.lacks:
             what = f"{what}; {'it is' if rows == 1 else 'the first is'} {first.where}: {first.why}"
         other = other_format(name)
-        hint = f"--formatter {other}" if other is not None else f"--objective {DEFAULT_OBJECTIVE}"
+        hint = f"--formatter {other}" if other is not None else f"--objective {DEFAULT_OBJECTIVE.rpartition(':')[2]}"
         return DataError(what, hint=hint)
+
+
+def shown(missing: Mapping[str, int]) -> str:
+    """The rows that lack a field, with the reasons: `4 left out (the answers are equal: 3, an answer is empty: 1)`."""
+    if len(missing) == 1:
+        ((why, times),) = missing.items()
+        return f"{times:,} left out ({one_line(why)})"
+    ordered = sorted(missing.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{one_line(why)}: {times:,}" for why, times in ordered)
+    return f"{sum(missing.values()):,} left out ({reasons})" if missing else ""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class SourceStats:
     """Rows by note, without `cut`."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by length in tokens before truncation."""
+    parts: dict[str, Counter[int]] = field(default_factory=dict)
+    """For prompts and answers of pairs: rows by length in tokens after truncation."""
     longest: int = -1
     longest_row: str | None = None
     empty_rows: list[tuple[str, str]] = field(default_factory=list)
@@ -73,16 +75,18 @@ class SourceStats:
             return
         if row.side == "left out":
             self.empty += 1
-            this = LeftOut(row.where, row.why, row.enough)
+            this = LeftOut(row.where, row.why, row.enough, by_objective=row.by_objective)
             self.left_out[row.held_out] = more_useful(self.left_out.get(row.held_out), this)
             if len(self.empty_rows) < PLACES:
                 self.empty_rows.append((row.where, row.why))
         else:
             self.tokens += row.tokens
             self.tokens_supervised += row.supervised
+            for name, tokens in row.parts.items():
+                self.parts.setdefault(name, Counter())[tokens] += 1
         self.chunks += row.chunks
         self.cut += "cut" in row.notes
-        self.tokens_cut += max(row.uncut - row.tokens, 0)
+        self.tokens_cut += row.removed
         self.shares.add(row.shares)
         self.notes.update(n for n in row.notes if n != "cut")
         if row.length > self.longest:
@@ -113,6 +117,7 @@ class SourceStats:
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,
+            "parts": {name: Quantiles(lengths).as_dict() for name, lengths in self.parts.items()},
             "length": quantiles.as_dict() if self.lengths else None,
             "longest_row": self.longest_row,
         }

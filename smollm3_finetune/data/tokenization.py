@@ -232,8 +232,20 @@ class ExampleBuilder:
                 self.renderer.check_ids(ids, row.where)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
-        trained = [i for turns in self.renderer.turns for i in turns.trained] if found else []
-        self.shares = shares(row.conversation, trained)
+        for note in self.renderer.counts:  # users see the number of rows: both answers of a pair are one
+            self.renderer.counts[note] = 1
+        self.shares = self._shares(row.conversation, left_out=not found)
+        return found
+
+    def _shares(self, conversation: Conversation, *, left_out: bool) -> Shares:
+        """The answers and tool calls of a row; those of a rejected answer only if the objective encoded it."""
+        trained: dict[bool, list[int]] = {}
+        for turns in self.renderer.turns:
+            of_rejected = conversation.rejected is not None and turns.conversation.messages == conversation.rejected
+            trained.setdefault(of_rejected, []).extend([] if left_out else turns.trained)
+        found = shares(conversation, trained.get(False, ()))
+        if True in trained:
+            found.add(shares(conversation.rejected_conversation(), trained[True]))
         return found
 
     def _prepared(self, conversation: Conversation, renderer: api.Renderer) -> Any:

@@ -28,7 +28,9 @@ def transcript(text: str, column: str) -> tuple[list[Turn], bool]:
         if not said or said[-1][0] != who:
             said.append((who, []))
         said[-1][1].append(words.strip())
-    turns = [text_turn(ROLES[who], "\n\n".join(words), f"{column} (turn {n})") for n, (who, words) in enumerate(said, 1)]
+    turns = [
+        text_turn(ROLES[who], "\n\n".join(words), f"{column} (turn {n})") for n, (who, words) in enumerate(said, 1)
+    ]
     return turns, len(parts) == 2 * len(said) and turns[-1].role == "assistant"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +108,9 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
     )  # fmt: skip
     for sequence in row.sequences[: SHOWN_CHUNKS if row.chunks else None]:
         if sequence.name:
-            page.line((f"{sequence.name}:", TITLE))
+            page.line((f"{sequence.name}:", TITLE), _size(row, sequence))
         page.text(segments(tokenizer, sequence))
-        if len(sequence.ids) == max_length and "cut" in row.notes:
+        if sequence.start + len(sequence.ids) == max_length and "cut" in row.notes:
             page.line((f"│ … the rest is cut at data.max_length={max_length}", WARNING))
         if tokens:
             show_tokens(page, sequence, tokenizer)
@@ -119,9 +118,17 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
         page.line((f"│ … and {len(row.sequences) - SHOWN_CHUNKS:,} more chunks", WARNING))
 
 
+def _size(row: Prepared, sequence: TokenSequence) -> str:
+    """The tokens of a prompt or of an answer; empty for other sequences."""
+    if sequence.name not in row.parts:
+        return ""
+    supervised = f", {sum(sequence.supervised):,} supervised" if sequence.start else ""
+    return f"  {counted(len(sequence.ids), 'token')}{supervised}"
+
+
 def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
     page.line(("  index      id  mask        token", TITLE))
-    for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True)):
+    for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True), sequence.start):
         mask, style = ("supervised", SUPERVISED) if supervised else ("context", CONTEXT)
         page.line((f"{index:>7} {token:>7}  {mask:<10}  {token_text(tokenizer, token)}", style))
 
@@ -166,6 +173,9 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line("  turns     ", (f"{'warning: ' if stats.shares.many else ''}{missed}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
+    if stats.parts:
+        medians = ", ".join(f"{name} {Quantiles(found).median():,.0f}" for name, found in stats.parts.items())
+        page.line(f"  answers   {medians} tokens (medians)")
     if not stats.lengths:
         return
     q = Quantiles(stats.lengths)
@@ -207,14 +217,14 @@ def _rows(count: int) -> str:
 
 
 def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:
-    missing = sum((s.missing for s in stats), Counter[str]())
-    return {**{name: sum(getattr(s, name) for s in stats) for name in COUNTED}, "missing": dict(missing)}
+    missing = sum(s.missing.total() for s in stats)
+    return {**{name: sum(getattr(s, name) for s in stats) for name in COUNTED}, "missing": missing}
 
 
 def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line()
     page.line(("all sources", TITLE))
-    left_out = total["empty"] + total["undesirable"] + sum(total["missing"].values())
+    left_out = total["empty"] + total["undesirable"] + total["missing"]
     kept = f"{total['train']:,} training + {total['held_out']:,} held out + {left_out:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
     page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

@@ -15,6 +15,7 @@ from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
+from smollm3_finetune.data.needs import shown as lacking
 from smollm3_finetune.evaluation.line import change_of, power_of
 from smollm3_finetune.model_files.dropout import described
 from smollm3_finetune.paths import plugin_flags
@@ -31,7 +32,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         return json.dumps(about, ensure_ascii=False)
     rows, dropout = about["rows"], described(about["base_dropout"])
     left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
-    left_out += "".join(f", {times} left out ({one_line(why)})" for why, times in sorted(rows["missing"].items()))
+    left_out += f"\n# {lacking(rows['missing'])}" if rows["missing"] else ""
     not_read = [f"# {title}: not read: {unread(n['columns'], n['rows'])}" for title, n in rows["not_read"].items()]
     head = (
         f"# would be written to {one_line(about['run'])}\n"
