@@ -105,19 +105,19 @@ def rejected_only(row: Mapping[str, Any]) -> str | None:
     return column if column is not None and turn_list(row) is not None else None
 
 
-def ranked_columns(row: Mapping[str, Any]) -> tuple[str, str | None, str] | None:
+def ranked_columns(row: Mapping[str, Any], least: int = 2) -> tuple[str, str | None, str] | None:
     """Where a row has a list of answers with scores: its column, the key of each answer's text, and where scores are.
 
     The key is None if the answers are not objects; the scores are then in another column, else under a key of each
-    answer. None if the row has no such list, or if another column has the answer to train on.
+    answer. None if the row has no such list of `least` answers, or if another column has the answer to train on.
     """
     if any(row.get(column) is not None for column in ("output", "completion", "response")):
         return None
     for column in RANKED_COLUMNS:
         answers = as_list(row.get(column))
-        if answers is None or len(answers) < 2:
+        if answers is None or len(answers) < least:
             continue
-        first = answers[0]
+        first = next(iter(answers), None)
         if isinstance(first, Mapping) and "role" not in first:
             key = next((k for k in ANSWER_KEYS if k in first), None)
             score = next((k for k in SCORE_KEYS if k in first), None)
@@ -127,6 +127,8 @@ def ranked_columns(row: Mapping[str, Any]) -> tuple[str, str | None, str] | None
             values = as_list(row.get(scores))
             if values is not None and len(values) == len(answers):
                 return column, None, scores
+        if not answers:
+            return column, None, column
     return None
 
 

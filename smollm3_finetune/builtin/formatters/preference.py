@@ -43,6 +43,7 @@ class Pair:
     """The two answers of a row, as they are in the row."""
 
     better: Any
+    """None if a list of answers has no scores."""
     better_at: str
     """Its place in the row."""
     worse: Any
@@ -82,19 +83,29 @@ class PreferenceFormatter:
         refuse_media(row)
         pair = _pair(row)
         self._add_prompt(row, pair)
+        if pair.better is None and pair.why:
+            return self._conversation(row, pair, with_system(pair.prompt, row), None, (), pair.why)
         sides = (_whole(pair, pair.better, pair.better_at), _whole(pair, pair.worse, pair.worse_at))
         better, worse = (with_system(side, row) for side in sides)
         shared = _count_shared(better, worse)
         why = _reason(pair, better, worse, shared)
-        masked = tuple(f"{pair.worse_at}[].weight" for t in worse[shared:] if t.weight == 0)
+        masked = [f"{pair.worse_at}[].weight" for t in worse[shared:] if t.weight == 0]
+        pair.unread = (*pair.unread, *masked[:1])
+        trained = supervised(better, after=shared) if _has_answer(better, shared) else ()
+        return self._conversation(row, pair, better, worse, trained, why)
+
+    def _conversation(
+        self, row: Mapping[str, Any], pair: Pair, better: list[Turn], worse: list[Turn] | None,
+        trained: tuple[int, ...] | None, why: str,
+    ) -> Conversation:  # fmt: skip
         return conversation(
             _with_tools(row, pair),
             better,
             rejected=None if why else worse,
-            supervised=supervised(better, after=shared) if _has_answer(better, shared) else (),
+            supervised=trained,
             columns=self.columns,
             not_here=self.columns - CHAT_COLUMNS - pair.read,
-            unread=[*pair.unread, *masked[:1]],
+            unread=pair.unread,
             lacks={"rejected": why} if why else {},
         )
 
@@ -120,11 +131,11 @@ class PreferenceFormatter:
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
-    """The two answers of a row. Raises ValueError if a list of answers has no scores."""
+    """The two answers of a row."""
     columns = preference_columns(row)
     if columns is None and (worse := rejected_only(row)) is not None:
         return _ending_in_better(row, worse)
-    if columns is None and (found := ranked_columns(row)) is not None:
+    if columns is None and (found := ranked_columns(row, least=0)) is not None:
         best = ranked(row, *found)
         read = {found[0], *([found[2]] if found[1] is None else [])}
         return Pair(best.better, best.better_at, best.worse, best.worse_at, read, best.why, best.unread)
@@ -220,15 +231,15 @@ def _turns(value: Any, column: str) -> list[Turn]:
 
 def _reason(pair: Pair, better: Sequence[Turn], worse: Sequence[Turn], shared: int) -> str:
     """Why the two conversations are not a pair; empty if they are."""
-    if pair.mismatch:
-        return pair.mismatch
+    if pair.mismatch or pair.why:
+        return pair.mismatch or pair.why
     if [t.message for t in better] == [t.message for t in worse]:
         return EQUAL
     if all(t.role == "system" for t in better[:shared]):
         return NO_PROMPT
     if not (_has_answer(better, shared) and _has_answer(worse, shared)):
         return EMPTY
-    return pair.why
+    return ""
 
 
 def _has_answer(turns: Sequence[Turn], shared: int) -> bool:

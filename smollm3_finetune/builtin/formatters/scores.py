@@ -44,6 +44,7 @@ class Ranked:
     """The best and the worst of a list of answers."""
 
     better: Any
+    """None if no answer has a score."""
     better_at: str
     """Its place in the row: `completions[2]`."""
     worse: Any
@@ -55,22 +56,25 @@ class Ranked:
 
 
 def ranked(row: Mapping[str, Any], column: str, key: str | None, scores: str) -> Ranked:
-    """The first answer with the best score and the first with the worst; answers without a score are not considered.
-
-    Raises ValueError if no answer has a score.
-    """
+    """The first answer with the best score and the first with the worst; answers without a score are not considered."""
     answers = list(as_list(row[column]) or ())
     if key is None:
-        values, sign, keys = list(as_list(row[scores]) or ()), SCORE_LISTS[scores], set[str]()
+        values, sign, keys = list(as_list(row[scores]) or ()), SCORE_LISTS.get(scores, 1), set[str]()
     else:
         sign, keys = SCORE_KEYS[scores], {key, scores}
         values = [a.get(scores) if isinstance(a, Mapping) else None for a in answers]
     found = [(sign * n, i) for i, value in enumerate(values) if (n := number(value)) is not None]
     if not found:
-        raise ValueError(f"no answer in {column!r} has a number as its {scores!r}")
+        return Ranked(None, column, None, column, f"no answer in {column} has a score", ())
     best, worst = max(n for n, _ in found), min(n for n, _ in found)
     one, other = (next(i for n, i in found if n == value) for value in (best, worst))
-    why = "one answer has a score" if len(found) == 1 else "all scores are equal" if best == worst else ""
+    why = (
+        f"only one answer in {column} has a score"
+        if len(found) == 1
+        else f"the scores of {column} are equal"
+        if best == worst
+        else ""
+    )
     texts, unread = answers, set[str]()
     if key is not None:
         texts = [a.get(key) if isinstance(a, Mapping) else a for a in answers]
