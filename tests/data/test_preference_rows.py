@@ -112,6 +112,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "distilabel": {"instruction": "q", "generations": ["bad", "good", "unrated"], "ratings": ["1", "5", "N/A"]},
     "responses and scores": {"prompt": "q", "responses": ["bad", "good"], "scores": [-1.5, 2.0]},
+    "messages and scored responses": {"messages": [u()], "responses": [a("bad"), a("good")], "rewards": [0, 1]},
     "responses and ranks": {"prompt": "q", "responses": '["bad", "good"]', "ranks": "[2, 1]"},
 }  # fmt: skip
 
@@ -192,7 +193,7 @@ def test_a_row_of_another_kind_is_an_error(row: dict[str, Any], message: str) ->
     [
         ({"instruction": "q", "output": "o", "generations": ["x", "y"], "ratings": [1, 2]}, "alpaca"),
         ({"prompt": "q", "completion": "c", "responses": ["x", "y"], "scores": [1, 2]}, "prompt-completion"),
-        ({"messages": [u(), a("x")], "answers": ["x", "y"]}, "messages"),
+        ({"messages": [u(), a("x")], "answers": ["x", "y"], "scores": [1, 2]}, "messages"),
         ({"messages": [u(), a("x")], "label": False}, "messages"),
         ({"prompt": "q", "completion": "c", "label": True}, "prompt-completion"),
     ],

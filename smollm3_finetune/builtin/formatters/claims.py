@@ -111,7 +111,7 @@ def ranked_columns(row: Mapping[str, Any], least: int = 2) -> tuple[str, str | N
     The key is None if the answers are not objects; the scores are then in another column, else under a key of each
     answer. None if the row has no such list of `least` answers, or if another column has the answer to train on.
     """
-    if any(row.get(column) is not None for column in ("output", "completion", "response")):
+    if any(row.get(column) is not None for column in ("output", "completion", "response")) or _ends_in_answer(row):
         return None
     for column in RANKED_COLUMNS:
         answers = as_list(row.get(column))
@@ -130,6 +130,14 @@ def ranked_columns(row: Mapping[str, Any], least: int = 2) -> tuple[str, str | N
         if not answers:
             return column, None, column
     return None
+
+
+def _ends_in_answer(row: Mapping[str, Any]) -> bool:
+    """Whether the list of turns of a row ends with an answer, so that it is a conversation and not a prompt."""
+    found = turn_list(row)
+    last = found[1][-1] if found is not None and found[1] else None
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return role in ("assistant", "gpt", "model", "bot", "chatgpt")
 
 
 def preference(row: Mapping[str, Any]) -> bool:
