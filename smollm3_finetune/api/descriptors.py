@@ -209,7 +209,8 @@ class ObjectiveSpec(ComponentSpec):
     uses_labels: bool = False
     """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
     fields: Iterable[str] = ()
-    """Names of fields of `Conversation` that every row must have: `rejected`, `desirable`."""
+    """Names of `Conversation` fields that every row must have: `rejected`, `desirable`. Rows without one are left out
+    and counted with the reason; a run is refused if no row of a source has it. `desirable` includes `uses_labels`."""
     reference: Literal["none", "base", "start", "model"] = "none"
     """The model that the loss compares the trained one with; see `ReferenceObjective`.
 
@@ -224,6 +225,9 @@ class ObjectiveSpec(ComponentSpec):
     `reference`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", _row_fields(self.name, self.fields))
+        if "desirable" in self.fields:
+            object.__setattr__(self, "uses_labels", True)
         if self.reference not in REFERENCES:
             expected = f"one of {', '.join(map(repr, REFERENCES))}"
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
@@ -232,11 +236,13 @@ class ObjectiveSpec(ComponentSpec):
             expected = "None" if isinstance(model, str) and model.strip() else "the name of a model"
             aside = f" with reference={self.reference!r}" if expected == "None" else ""
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference_model must be {expected}{aside}, got {model!r}")
-        known = set(ROW_FIELDS)
-        if isinstance(self.fields, str) or not isinstance(self.fields, Iterable) or not known >= {*self.fields}:
-            expected = f"a tuple of {' and '.join(map(repr, ROW_FIELDS))}"
-            raise TypeError(f"ObjectiveSpec {self.name!r}: fields must be {expected}, got {self.fields!r}")
-        object.__setattr__(self, "fields", tuple(self.fields))
+
+
+def _row_fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(fields, str) or not isinstance(fields, Iterable) or not {*fields} <= {*ROW_FIELDS}:
+        expected = " and ".join(map(repr, ROW_FIELDS))
+        raise TypeError(f"ObjectiveSpec {name!r}: fields must be a tuple of {expected}, got {fields!r}")
+    return tuple(fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class PlannedRun:
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
         rows["undesirable"] = sum(survey.undesirable)
+        rows["missing"] = dict(sum(survey.missing, Counter[str]()))
         rows["not_read"] = {
             s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
             for i, s in enumerate(sources)
