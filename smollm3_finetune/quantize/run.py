@@ -45,10 +45,16 @@ class QuantizePlan:
     model: ModelPlan
     quantizer: CheckpointQuantizer
     output: Path
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this is, if it is a stage."""
 
 
 def plan_quantize(
-    registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], output: Path
+    registry: Registry,
+    loaded: LoadedConfig,
+    make_context: Callable[[], BuildContext],
+    output: Path,
+    pipeline: Mapping[str, str] | None = None,
 ) -> QuantizePlan:
     """Check everything before weights are read and before anything is written."""
     config = loaded.config
@@ -84,7 +90,7 @@ def plan_quantize(
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)
         model = replace(model, context=replace(model.context, calibration=calibration.ids(model)))
-    return QuantizePlan(model=model, quantizer=made, output=output)
+    return QuantizePlan(model=model, quantizer=made, output=output, pipeline=pipeline)
 
 
 def _refuse_run(ref: str, quantizer: str, output: Path) -> None:
@@ -128,6 +134,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
         "calibration_rows": None if used is None else len(used),
         "calibration_tokens": None if used is None else sum(map(len, used)),
         "versions": {c.component.distribution: c.component.version for c in (model.loader, model.quantizer)},
+        **({} if plan.pipeline is None else {"pipeline": dict(plan.pipeline)}),
     }
 
 
@@ -153,6 +160,8 @@ def _card(report: Mapping[str, Any]) -> str:
     ]
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
+    if (stage := report.get("pipeline")) is not None:
+        rows.append(("pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"))
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
     about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
     head = beginning(about, title, "Written by `smollm3 quantize`.")

@@ -52,6 +52,8 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this run is, if it is one."""
 
     def base_dropout(self) -> dict[str, float]:
         """The dropout of the base that is active in training, by name; empty if there is none."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,8 @@ def plan_training(
     config_file: str | Path | None = None,
     resume: str | Path | None = None,
     plugins: Sequence[str] = (),
+    below: Sequence[Sequence[Setting]] = (),
+    pipeline: Mapping[str, str] | None = None,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Progress,
     warn: Callable[[str], None],
@@ -99,6 +101,7 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
+    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -106,7 +109,7 @@ def plan_training(
     loaded = None
     if resume == AUTO or resume is None:
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
-        loaded = assemble([file, settings])
+        loaded = assemble([*below, file, settings])
     elif config_file is not None:
         raise ConfigError(
             "--resume uses the configuration of the run, so --config cannot be used",
@@ -144,6 +147,7 @@ def plan_training(
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
+    plan = replace(plan, pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 

@@ -1,0 +1,60 @@
+"""The run configuration of a stage: its own keys over the defaults of the file, with references as paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Stage
+from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
+
+START = "start_from"
+"""The key of a run configuration for the adapter that a run trains further."""
+UNUSED: Mapping[Kind, tuple[str, ...]] = {
+    "train": (),
+    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
+    "quantize": ("quant", "adapter", "train"),
+    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
+}
+"""Defaults of the file that a stage does not use."""
+Directories = Mapping[str, Path]
+"""The directories of finished stages, by name."""
+
+
+def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[list[Setting]]:
+    """The layers of a stage's configuration. A reference to a stage without a directory in `results` is left out."""
+    unused = UNUSED[stage.kind]
+    defaults = [s for s in pipeline.defaults if s.key[0] not in unused]
+    own = list(stage.settings)
+    if stage.kind == "quantize" and stage.quantize is not None:
+        origin = stage.origins.get("quant.name", stage.origin)
+        own.append(Setting(key=("quant", "name"), value=stage.quantize.name, origin=origin))
+        for name, value in stage.quantize.options.items():
+            own.append(Setting(key=("quant", name), value=value, origin=stage.origins.get(f"quant.{name}", origin)))
+    if stage.model is not None and stage.model.stage in results:
+        path = str(results[stage.model.stage])
+        own.append(Setting(key=("model",), value=path, origin=stage.model.origin))
+    if stage.start is not None:
+        path = str(results[stage.start.stage]) if stage.start.stage in results else stage.start.path
+        key = START if stage.kind == "train" else "model"
+        if path is not None and stage.kind in ("train", "quantize"):
+            own.append(Setting(key=(key,), value=path, origin=stage.start.origin))
+    return [defaults, own]
+
+
+def loaded_configuration(pipeline: PipelineFile, stage: Stage, results: Directories) -> LoadedConfig:
+    """The configuration of a stage. Raises ConfigError or Problems with file and line."""
+    return assemble(layers(pipeline, stage, results))
+
+
+def with_model(loaded: LoadedConfig, ref: str) -> LoadedConfig:
+    return replace(loaded, config=replace(loaded.config, model=ref))
+
+
+def code_options(pipeline: PipelineFile, stage: Stage) -> dict[str, object]:
+    """The options of the file that execute foreign code: for a run of an earlier stage, they are given again."""
+    stages = [pipeline.stage(name) for name in stage.stages()]
+    settings = [*pipeline.defaults, *(s for one in (*stages, stage) for s in one.settings)]
+    return {s.key[1]: s.value for s in settings if s.key[0] == "loader" and s.key[-1] in CODE_EXECUTION_OPTIONS}
