@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.options import build, describe, option_problems, without_key
+from smollm3_finetune.config.options import build, describe, key_of, option_problems, without_key
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
@@ -126,7 +126,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
                 del values[inner.key]
     top: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {s: {} for s in (*COMPONENT_SECTIONS, *PLAIN_SECTIONS)}
-    known = [f.name for f in dataclasses.fields(RunConfig)]
+    known = [key_of(f) for f in dataclasses.fields(RunConfig)]
     for key, setting in sorted(values.items(), key=lambda item: len(item[0])):  # a mapping before the keys inside it
         section = key[0]
         if section not in known:
@@ -311,11 +311,11 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if isinstance(value, ComponentConfig):
-            out[f.name] = {"name": value.name, **plain(value.options)}
+            out[key_of(f)] = {"name": value.name, **plain(value.options)}
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            out[f.name] = plain(dataclasses.asdict(value))
+            out[key_of(f)] = plain(dataclasses.asdict(value))
         else:
-            out[f.name] = plain(value)
+            out[key_of(f)] = plain(value)
     return out
 
 

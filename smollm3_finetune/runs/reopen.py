@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import DEFAULT, GIVEN, LoadedConfig, Setting, assemble, file_settings
+from smollm3_finetune.config.options import key_of
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.limits import load_json
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
 
 
+LATER = {"given", "from", "fresh_adapter"}
+"""Keys that run.yaml of earlier versions does not have."""
 CODE_EXECUTION_OPTIONS = ("trust_remote_code", "pickle")
 """Loader options that are never taken from a run's file, because another person may have written it."""
 
@@ -29,7 +32,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     Raises ModelError if run.yaml is not complete, and ConfigError if such an option is not given again.
     """
     settings = file_settings(run.config)
-    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - {"given"}
+    missing = {key_of(f) for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - LATER
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([[*before_their_keys(settings), *settings]])
