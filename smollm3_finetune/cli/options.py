@@ -132,8 +132,8 @@ def run_options(f: F) -> F:
         f = config_flag(section, "NAME")(f)
     f = config_flag("validation", "PATH", multiple=True)(f)
     f = config_flag("data", "PATH", multiple=True)(f)
-    f = click.option(
-        "--fresh-adapter", "fresh_adapter", is_flag=True, default=None, help=key_help(("fresh_adapter",))
-    )(f)
+    f = click.option("--fresh-adapter", "fresh_adapter", is_flag=True, default=None, help=key_help(("fresh_adapter",)))(
+        f
+    )
     f = config_flag("start_from", "RUN|ADAPTER")(f)
     return config_flag("model", "REF")(f)

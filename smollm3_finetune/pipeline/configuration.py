@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
-from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Stage
+from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Ref, Stage
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 
-START = "start_from"
+START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
 UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),
@@ -33,24 +32,25 @@ def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[l
         own.append(Setting(key=("quant", "name"), value=stage.quantize.name, origin=origin))
         for name, value in stage.quantize.options.items():
             own.append(Setting(key=("quant", name), value=value, origin=stage.origins.get(f"quant.{name}", origin)))
-    if stage.model is not None and stage.model.stage in results:
-        path = str(results[stage.model.stage])
+    if stage.model is not None and (path := _path(stage.model, results)) is not None:
         own.append(Setting(key=("model",), value=path, origin=stage.model.origin))
-    if stage.start is not None:
-        path = str(results[stage.start.stage]) if stage.start.stage in results else stage.start.path
+    if stage.start is not None and stage.kind in ("train", "quantize"):
         key = START if stage.kind == "train" else "model"
-        if path is not None and stage.kind in ("train", "quantize"):
+        if (path := _path(stage.start, results)) is not None:
             own.append(Setting(key=(key,), value=path, origin=stage.start.origin))
     return [defaults, own]
+
+
+def _path(ref: Ref, results: Directories) -> str | None:
+    """The path that a reference stands for; None if its stage is not in `results`."""
+    if ref.stage is None:
+        return ref.path
+    return str(results[ref.stage]) if ref.stage in results else None
 
 
 def loaded_configuration(pipeline: PipelineFile, stage: Stage, results: Directories) -> LoadedConfig:
     """The configuration of a stage. Raises ConfigError or Problems with file and line."""
     return assemble(layers(pipeline, stage, results))
-
-
-def with_model(loaded: LoadedConfig, ref: str) -> LoadedConfig:
-    return replace(loaded, config=replace(loaded.config, model=ref))
 
 
 def code_options(pipeline: PipelineFile, stage: Stage) -> dict[str, object]:

@@ -72,7 +72,7 @@ def _subject(work: Work, ref: Ref, quant: ComponentConfig) -> Any:
     found = subject_of(work, ref, "eval", Purpose.INFER, quant)
     config, options = work.loaded().config, work.stage.evaluate
     assert options is not None
-    dtype = config.dtype
+    dtype: str = config.dtype
     if dtype == "auto" and found.loaded is not None:
         dtype = own_dtype(found.loaded.config, config.device)
     path = work.path_of(ref)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.load import mapping_settings
-from smollm3_finetune.config.options import build
+from smollm3_finetune.config.options import build, key_of
 from smollm3_finetune.config.schema import ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import read_yaml
 from smollm3_finetune.errors import Collector, ConfigError
@@ -35,7 +35,7 @@ OWN_KEYS = ("name", "output", "stages")
 """Keys of the file that are not defaults of its stages."""
 STAGE_KEYS = ("name", "from", "merge", "quantize", "eval")
 """Keys of a stage that are not keys of a run configuration."""
-NOT_IN_STAGES = ("output", "given", "start_from")
+NOT_IN_STAGES = ("output", "given")
 KEYS_OF: Mapping[Kind, tuple[str, ...]] = {
     "merge": ("loader", "device"),
     "quantize": ("model", "loader", "objective", "formatter", "data", "calibration", "device", "dtype", "seed"),
@@ -58,7 +58,7 @@ def read_pipeline(text: str | Path) -> PipelineFile:
             else f"{path} is not a pipeline: it has no stages",
             hint=f"smollm3 train --config {path}" if "stages" not in mapping else "stages: [{name: sft}]",
         )
-    known = [f.name for f in dataclasses.fields(RunConfig)]
+    known = [key_of(f) for f in dataclasses.fields(RunConfig)]
     defaults = {k: v for k, v in mapping.items() if k not in OWN_KEYS}
     for key in (*STAGE_KEYS[1:], *NOT_IN_STAGES[1:]):
         if key in defaults:

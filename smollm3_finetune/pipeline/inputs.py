@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Progress, Purpose, options_dict
+from smollm3_finetune.api import BuildContext, ModelSource, Progress, Purpose, options_dict
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.kinds import QUANTIZER
@@ -72,7 +72,8 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         assert stage.evaluate is not None
         options = plain(dataclasses.asdict(stage.evaluate))
         own = [[list(s.key), plain(s.value)] for s in stage.settings if s.key not in (("device",), *PATHS)]
-        parts["configuration"] = [{k: v for k, v in options.items() if k not in ("fail_if", "against")}, own]
+        kept = {k: v for k, v in options.items() if k not in ("fail_if", "against")}
+        parts["configuration"] = [kept, own, loaded.config.dtype]
         tasks = [file_sha256(t) for t in stage.evaluate.tasks if Path(t).is_file()]
         parts["rows"] = [tasks, _rows(registry, select_rows(registry, about), calibration=False)
                          if (about := evaluation_rows(stage)) is not None else None]  # fmt: skip
@@ -139,14 +140,18 @@ def _model(
     for ref in (stage.model, stage.start if stage.kind == "quantize" else None):
         if ref is not None and ref.stage is not None:
             return _stage_result(ref.stage, results)
+    source, _ = source_of(registry, loaded, progress)
+    return [source.fingerprint]
+
+
+def source_of(registry: Registry, loaded: LoadedConfig, progress: Progress) -> tuple[ModelSource, Mapping[str, Any]]:
+    """The model of a configuration and its `config.json`; imports no torch."""
     config = loaded.config
-    request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
-    loader = choose_loader(registry, request)
+    loader = choose_loader(registry, ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins))
     context = BuildContext(
         purpose=Purpose.INFER, device="cpu", dtype="float32", seed=0, cache=Cache.default(), progress=progress
-    )  # nothing is computed: this imports no torch
-    source, _ = open_source(loader, config.model, context)
-    return [loader.component.full_name, source.fingerprint]
+    )  # nothing is computed
+    return open_source(loader, config.model, context)
 
 
 def _referred(ref: Ref, results: Directories) -> list[Any]:

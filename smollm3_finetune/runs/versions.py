@@ -16,7 +16,6 @@ from smollm3_finetune.files.json import file_sha256, json_object
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.runs.rundir import RunDir
 
-
 PIPELINE = "pipeline"
 """The key of versions.json and of reports for the pipeline and the stage that a run is."""
 

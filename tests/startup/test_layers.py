@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("merge",),
     ("report",),
     ("train",),
+    ("pipeline",),
     ("compatibility",),
     ("checks",),
     ("scaffold",),
