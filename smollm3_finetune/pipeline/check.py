@@ -25,6 +25,7 @@ from smollm3_finetune.pipeline.evaluating import check_data, planned_evaluation,
 from smollm3_finetune.pipeline.inputs import evaluation_rows, source_of
 from smollm3_finetune.pipeline.merging import check_options, planned_merge
 from smollm3_finetune.pipeline.quantizing import planned_quantization
+from smollm3_finetune.pipeline.results import is_complete
 from smollm3_finetune.pipeline.stage import Ref, Stage
 from smollm3_finetune.pipeline.training import planned_run
 from smollm3_finetune.pipeline.work import Work, subject_of
@@ -38,9 +39,9 @@ Plan = Mapping[str, Any]
 
 def check_stage(work: Work, decision: Decision) -> Plan:
     """Check a stage; nothing is computed or written. Raises what the stage itself would."""
-    if decision.action == "keep":
-        return {}
     kind = work.stage.kind
+    if decision.action == "keep" or (decision.action == "continue" and is_complete(kind, work.directory)):
+        return {}
     if kind == "train":
         return _check_training(work)
     if kind == "merge":
@@ -203,7 +204,11 @@ def _check_evaluation(work: Work) -> Plan:
     if not any(pending(work, ref) for ref in stage.refs()):
         planned = planned_evaluation(work)
         about = _about_model(planned.subject.plan)
-        return {**about, "rows": {"held_out": len(planned.rows.rows)}, "objective": planned.objective.component.spec.name}
+        return {
+            **about,
+            "rows": {"held_out": len(planned.rows.rows)},
+            "objective": planned.objective.component.spec.name,
+        }
     tasks_of(work, registry)
     if (rows := evaluation_rows(stage)) is not None:
         select_rows(registry, rows)

@@ -10,7 +10,7 @@ from typing import Literal
 from smollm3_finetune.pipeline.configuration import Directories
 from smollm3_finetune.pipeline.inputs import Inputs
 from smollm3_finetune.pipeline.layout import PipelineDir
-from smollm3_finetune.pipeline.results import difference
+from smollm3_finetune.pipeline.results import difference, is_complete
 from smollm3_finetune.pipeline.stage import PipelineFile, Stage
 from smollm3_finetune.pipeline.state import Record, State
 from smollm3_finetune.runs.rundir import RunDir
@@ -99,10 +99,10 @@ def _changed(stage: Stage, record: Record, inputs: Inputs) -> str | None:
 
 def _reached(stage: Stage, directory: Path) -> str:
     """From where a stage that was begun is continued."""
+    if is_complete(stage.kind, directory):
+        return "complete, but not recorded"
     if stage.kind == "train":
         run = RunDir(directory)
-        if run.report.exists():
-            return "finished, but not recorded"
         if run.trained.exists():
             return "from the last step"
         if saved := run.saved.all():

@@ -25,9 +25,7 @@ from smollm3_finetune.runs.reopen import own_dtype
 
 
 def eval_stage(work: Work) -> None:
-    """Evaluate, unless the directory has the report already: it appears whole."""
-    if (work.directory / EVALUATION).is_file():
-        return
+    """Evaluate, and write the report."""
     check_vacant("output", work.directory)
     planned = planned_evaluation(work)
     for warning in planned.warnings:

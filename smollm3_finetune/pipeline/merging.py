@@ -16,9 +16,7 @@ from smollm3_finetune.quantize.requantize import choose_requantizer
 
 
 def merge_stage(work: Work) -> None:
-    """Merge, unless the directory has the result already: it appears whole."""
-    if (work.directory / FIGURES).is_file():
-        return
+    """Merge, and report the warnings."""
     check_vacant("output", work.directory)
     report = planned_merge(work).merge()
     for warning in report["warnings"]:

@@ -13,9 +13,7 @@ from smollm3_finetune.quantize.run import QuantizePlan, plan_quantize, quantize
 
 
 def quantize_stage(work: Work) -> None:
-    """Quantize, unless the directory has the result already: it appears whole."""
-    if (work.directory / "config.json").is_file():
-        return
+    """Write the checkpoint."""
     check_vacant("output", work.directory)
     quantize(planned_quantization(work, work.loaded()))
 

@@ -8,9 +8,19 @@ from typing import Any
 
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.saved_adapter import EDITABLE
+from smollm3_finetune.model_files.writing import FIGURES
 
 EVALUATION = "eval.json"
 """The report of an eval stage, in its directory."""
+
+
+DONE = {"train": "report.json", "merge": FIGURES, "quantize": "config.json", "eval": EVALUATION}
+"""The file of each kind of stage that is only there when its work is complete."""
+
+
+def is_complete(kind: str, directory: Path) -> bool:
+    """Whether the work of a stage is complete: what it wrote appears whole, and the report of a run is written last."""
+    return (directory / DONE[kind]).is_file()
 
 
 def files_of(kind: str, directory: Path) -> Iterator[Path]:

@@ -24,7 +24,7 @@ from smollm3_finetune.pipeline.inputs import Inputs, Reading, inputs_of
 from smollm3_finetune.pipeline.layout import PipelineDir
 from smollm3_finetune.pipeline.merging import merge_stage, merging_figures
 from smollm3_finetune.pipeline.quantizing import quantize_stage, quantizing_figures
-from smollm3_finetune.pipeline.results import measured
+from smollm3_finetune.pipeline.results import is_complete, measured
 from smollm3_finetune.pipeline.stage import PipelineFile, Stage
 from smollm3_finetune.pipeline.state import Record, State, read_state, write_state
 from smollm3_finetune.pipeline.training import train_stage, training_figures
@@ -183,14 +183,13 @@ def _run_stage(pipeline: Pipeline, work: Work, decision: Decision, state: State,
 
 
 def _carry_out(work: Work, shown: Display) -> None:
-    if work.stage.kind == "train":
-        train_stage(work, shown)
-    elif work.stage.kind == "merge":
-        merge_stage(work)
-    elif work.stage.kind == "quantize":
-        quantize_stage(work)
-    else:
-        eval_stage(work)
+    """Do the work of a stage, unless it was killed after it was complete."""
+    kind = work.stage.kind
+    if not is_complete(kind, work.directory):
+        if kind == "train":
+            train_stage(work, shown)
+        else:
+            {"merge": merge_stage, "quantize": quantize_stage, "eval": eval_stage}[kind](work)
     stopping.check()
 
 

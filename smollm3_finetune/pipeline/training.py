@@ -17,14 +17,11 @@ from smollm3_finetune.train.start import PlannedRun, plan_training
 
 
 def train_stage(work: Work, shown: display.Display) -> None:
-    """Train the run of a stage, or the rest of it; nothing if it is finished."""
+    """Train the run of a stage, or the rest of it."""
     from smollm3_finetune.model_files.imports import import_for_training
 
-    run = RunDir(work.directory)
-    if run.report.exists():
-        return
     import_for_training()
-    planned_run(work, run).train(shown)
+    planned_run(work, RunDir(work.directory)).train(shown)
 
 
 def planned_run(work: Work, run: RunDir) -> PlannedRun:

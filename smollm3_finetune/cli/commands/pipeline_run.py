@@ -75,18 +75,20 @@ def opened(file: str, values: dict[str, Any]) -> Pipeline:
 def _run(
     file: str, again: tuple[str, ...], *, must_exist: bool, dry_run: bool, as_json: bool, values: dict[str, Any]
 ) -> str:
+    from smollm3_finetune.cli.commands.pipeline_hints import keys_in_hints
     from smollm3_finetune.cli.output.pipeline import shown_plan, shown_status
     from smollm3_finetune.pipeline import run as running
     from smollm3_finetune.pipeline.status import as_dict, status_of
 
-    pipeline = opened(file, values)
-    if dry_run:
-        plans = running.dry_run(pipeline, again, must_exist=must_exist)
-        return shown_plan(pipeline, plans, as_json=as_json)
-    from smollm3_finetune.train import display
+    with keys_in_hints():
+        pipeline = opened(file, values)
+        if dry_run:
+            plans = running.dry_run(pipeline, again, must_exist=must_exist)
+            return shown_plan(pipeline, plans, as_json=as_json)
+        from smollm3_finetune.train import display
 
-    running.run_pipeline(pipeline, display.for_stream(), again=again, must_exist=must_exist)
-    stages = status_of(pipeline)
+        running.run_pipeline(pipeline, display.for_stream(), again=again, must_exist=must_exist)
+        stages = status_of(pipeline)
     if as_json:
         return json.dumps(as_dict(pipeline, stages), ensure_ascii=False)
     return shown_status(pipeline, stages, values["plugin"])

@@ -24,11 +24,13 @@ def status(file: str, as_json: bool, **values: Any) -> str:
     The state is new, running, interrupted, failed (an error ended the stage), finished, or outdated (finished, but
     something that it depends on has changed). Nothing is written.
     """
+    from smollm3_finetune.cli.commands.pipeline_hints import keys_in_hints
     from smollm3_finetune.cli.output.pipeline import shown_status
     from smollm3_finetune.pipeline.status import as_dict, status_of
 
-    pipeline = opened(file, values)
-    stages = status_of(pipeline)
+    with keys_in_hints():
+        pipeline = opened(file, values)
+        stages = status_of(pipeline)
     if as_json:
         return json.dumps(as_dict(pipeline, stages), indent=2, ensure_ascii=False)
     return shown_status(pipeline, stages, values["plugin"])
