@@ -25,7 +25,7 @@ Directories = Mapping[str, Path]
 def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[list[Setting]]:
     """The layers of a stage's configuration. A reference to a stage without a directory in `results` is left out."""
     unused = UNUSED[stage.kind]
-    defaults = [s for s in pipeline.defaults if s.key[0] not in unused]
+    defaults = [s for s in pipeline.defaults if s.key[0] not in unused and not _decided(stage, s)]
     own = list(stage.settings)
     if stage.kind == "quantize" and stage.quantize is not None:
         origin = stage.origins.get("quant.name", stage.origin)
@@ -39,6 +39,15 @@ def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[l
         if (path := _path(stage.start, results)) is not None:
             own.append(Setting(key=(key,), value=path, origin=stage.start.origin))
     return [defaults, own]
+
+
+def _decided(stage: Stage, default: Setting) -> bool:
+    """Whether the adapter that a stage trains further, or its base, decides what a default is about."""
+    if stage.kind != "train" or stage.start is None:
+        return False
+    fresh = any(s.key == ("fresh_adapter",) and s.value is True for s in stage.settings)
+    own = default.key[0] == "loader" and default.key[-1] not in CODE_EXECUTION_OPTIONS
+    return own or default.key[0] in ("model", "quant") or (default.key[0] == "adapter" and not fresh)
 
 
 def _path(ref: Ref, results: Directories) -> str | None:

@@ -77,7 +77,7 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         tasks = [file_sha256(t) for t in stage.evaluate.tasks if Path(t).is_file()]
         parts["rows"] = [tasks, _rows(registry, select_rows(registry, about), calibration=False)
                          if (about := evaluation_rows(stage)) is not None else None]  # fmt: skip
-    if stage.kind in ("train", "quantize") or (stage.kind == "eval" and stage.start is None):
+    if stage.kind == "quantize" or stage.start is None:
         parts["model"] = _model(registry, stage, loaded, results, reading.progress)
     for name, ref in (("from", stage.start), ("against", stage.against)):
         if ref is not None and not (stage.kind == "quantize" and name == "from"):

@@ -14,6 +14,7 @@ from smollm3_finetune.config.options import key_of
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -120,9 +121,10 @@ def run_request(
     for key, value in loader_options.items():
         if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:
             raise decided(f"--loader-opt {key}")
+    ref, loader = own_source(run, config.model, config.loader)
     request = ModelRequest(
-        ref=config.model,
-        loader=config.loader,
+        ref=ref,
+        loader=loader,
         quant=config.quant,
         adapter=config.adapter,
         adapter_path=run.adapter,

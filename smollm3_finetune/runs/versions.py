@@ -20,7 +20,7 @@ PIPELINE = "pipeline"
 """The key of versions.json and of reports for the pipeline and the stage that a run is."""
 
 
-def stage_of(run: RunDir) -> dict[str, str] | None:
+def pipeline_of(run: RunDir) -> dict[str, str] | None:
     """`pipeline` and `stage` of a run that is a stage of a pipeline; None for any other run."""
     about = json_object(run.versions).get(PIPELINE)
     if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in ("pipeline", "stage")):

@@ -13,7 +13,7 @@ from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.model.adapter_card import Training
 from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
-from smollm3_finetune.runs.versions import stage_of
+from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -102,7 +102,7 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         value = getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
-    if (stage := stage_of(job.run)) is not None:
+    if (stage := pipeline_of(job.run)) is not None:
         yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
 
 

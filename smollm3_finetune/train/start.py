@@ -20,13 +20,16 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
-from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
+from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.start_from import started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
+from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.plan import RunPlan, plan_run
+from smollm3_finetune.train.starting import check_components
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.display import Display
@@ -66,6 +69,7 @@ class PlannedRun:
         return {
             "run": str(self.run.path),
             "config": as_dict(self.plan.config),
+            "from": provenance(self.plan),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
             "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
@@ -131,8 +135,14 @@ def plan_training(
     if resumed is not None:
         loaded = resumed_configuration(resumed, settings, plugins)
     assert loaded is not None
+    start = started(loaded) if resumed is None else None
+    loaded = loaded if start is None else start.loaded
     named = (*_saved_plugins(loaded, resumed is not None), *plugins)
+    if start is not None and start.run is not None:
+        check_plugin_files(start.run, named)
     registry = find_plugins(named)
+    if start is not None:
+        check_components(registry, start, named)
     if resumed is not None:
         check_missing_plugin_files(resumed, plugins, registry)
         for warning in compare_versions(resumed, registry):
@@ -146,8 +156,8 @@ def plan_training(
         return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
-    plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
-    plan = replace(plan, pipeline=pipeline)
+    path = checkpoint.path if checkpoint is not None else None
+    plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 
