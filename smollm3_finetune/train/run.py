@@ -43,7 +43,7 @@ from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.own_base import on_own_base
 from smollm3_finetune.train.plan import RunPlan
-from smollm3_finetune.train.provenance import chain_of, provenance, pipeline_of
+from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -161,7 +161,7 @@ def _execute(job: Job) -> dict[str, Any]:
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
-    loaded.stage = pipeline_of(job)
+    loaded.stage = stage_of(job)
     if job.plan.start_from is not None:
         _ = loaded.tokenizer  # read now: the adapter that it was saved with may be deleted later
     alone = left_alone(loaded)
@@ -240,7 +240,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
     trained = take_steps(job, loaded, collate, measuring, trackers)
-    loaded.stage = pipeline_of(job, trained.steps)
+    loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail
@@ -254,7 +254,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         known = training_facts(
             job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
         )
-        loaded.stage = pipeline_of(job, published)
+        loaded.stage = stage_of(job, published)
         with stopping.deferred(), _writing(job, run.adapter):
             if published != trained.steps:
                 loaded.publish(run.adapter, known, run.saved.best.files(published))
