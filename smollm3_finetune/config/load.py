@@ -238,6 +238,10 @@ def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
     similar = inner.get(name) or did_you_mean(name, known) or inner.get(did_you_mean(name, inner) or "")
     if similar in known and rest:
         name, similar = ".".join((name, *rest)), ".".join((similar, *rest))
+    file = setting.origin.rpartition(":")[0]
+    if name == "stages" and file:
+        return ConfigError(f"{file} is a pipeline, not the configuration of a run",
+                           hint=f"smollm3 pipeline run {shlex.quote(file)}")  # fmt: skip
     hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
     return ConfigError(f"{without_key(f'{setting.origin}: ')}unknown key {name!r}", hint=hint)
 

@@ -9,6 +9,7 @@ from typing import Any
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.saved_adapter import EDITABLE
 from smollm3_finetune.model_files.writing import FIGURES
+from smollm3_finetune.runs.rundir import RunDir
 
 EVALUATION = "eval.json"
 """The report of an eval stage, in its directory."""
@@ -24,12 +25,12 @@ def is_complete(kind: str, directory: Path) -> bool:
 
 
 def files_of(kind: str, directory: Path) -> Iterator[Path]:
-    """The files that later stages read: the adapter of a run, a whole model without its card, a report."""
+    """The files that later stages read: the adapter of a run and its own base, a model without its card, a report."""
     if kind == "eval":
         yield directory / EVALUATION
         return
-    place = directory / "adapter" if kind == "train" else directory
-    yield from sorted(p for p in place.rglob("*") if p.is_file() and p.name not in EDITABLE)
+    places = (RunDir(directory).adapter, RunDir(directory).base) if kind == "train" else (directory,)
+    yield from sorted(p for place in places for p in place.rglob("*") if p.is_file() and p.name not in EDITABLE)
 
 
 def measured(kind: str, directory: Path) -> dict[str, Any]:

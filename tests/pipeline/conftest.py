@@ -24,15 +24,19 @@ stages:
   - name: sft
     adapter: full
     data: {{path: rows.jsonl, max_length: 64}}
-  - name: merged
+  - name: more
     from: sft
+    data: {{path: rows.jsonl, max_length: 48}}
+    train: {{max_steps: 2, learning_rate: 1e-4}}
+  - name: merged
+    from: more
     merge: true
   - name: q
     from: merged
     quantize: {{name: rounding-rows, bits: 8}}
     data: {{path: rows.jsonl, max_length: 64}}
   - name: check
-    from: sft
+    from: more
     eval: {{answers: 0, null_adapter: false}}
 """
 

@@ -43,11 +43,13 @@ def test_the_chain_equals_the_same_steps_by_hand_bit_for_bit(cli: Cli, copied: P
     cli(
         "train", "--adapter", "full", *rows, "--max-steps", "3", *settings, *plugin, "--output", "sft", "--json"
     ).report()
-    cli("merge", "sft", *plugin, "--output", "merged", "--json").report()
+    cli("train", "--from", "sft", "--data", "rows.jsonl", "--max-length", "48", "--max-steps", "2", "--lr", "1e-4",
+        *settings, *plugin, "--output", "more", "--json").report()  # fmt: skip
+    cli("merge", "more", *plugin, "--output", "merged", "--json").report()
     cli("quantize", "merged", "--quant", "rounding-rows", "--quant-opt", "bits=8", *rows, "--set",
         "calibration.rows=8", "--device", "cpu", *plugin, "--output", "q", "--json").report()  # fmt: skip
-    by_hand = cli("eval", "sft", "--answers", "0", "--no-null-adapter", *plugin, "--json").report()
-    for name in ("sft/adapter", "merged", "q"):
+    by_hand = cli("eval", "more", "--answers", "0", "--no-null-adapter", *plugin, "--json").report()
+    for name in ("sft/adapter", "more/adapter", "merged", "q"):
         made = hashes(copied / name)
         assert made == hashes(Path(name))
         assert any(file.endswith(".safetensors") for file in made)
@@ -65,7 +67,7 @@ def test_every_stage_is_an_ordinary_directory_that_names_the_pipeline(cli: Cli, 
     shown = cli("runs", "show", "pipe/sft")
     assert shown.code == 0, shown.stderr
     assert json.loads((copied / "sft/report.json").read_text())["pipeline"] == {"pipeline": "p", "stage": "sft"}
-    for card, stage in (("sft/adapter", "sft"), ("merged", "merged"), ("q", "q")):
+    for card, stage in (("sft/adapter", "sft"), ("more/adapter", "more"), ("merged", "merged"), ("q", "q")):
         assert f"| pipeline | stage `{stage}` of `p` |" in (copied / card / "README.md").read_text()
     answered = cli("generate", "pipe/q", "--prompt", "Hello", "--max-new-tokens", "2", "-p", ROUNDING)
     assert answered.code == 0, answered.stderr
@@ -76,7 +78,7 @@ def test_nothing_is_run_again_when_nothing_has_changed(cli: Cli, copied: Path) -
     for command in ("run", "resume"):
         result = cli("pipeline", command, "p.yaml")
         assert result.code == 0, result.stderr
-        assert result.stderr.count("unchanged") == 4
+        assert result.stderr.count("unchanged") == 5
     assert cli("pipeline", "status", "p.yaml").code == 0
     assert cli("pipeline", "run", "p.yaml", "--dry-run").code == 0
     assert snapshot(copied) == before
@@ -100,8 +102,13 @@ def test_the_rows_count_by_content_and_a_device_does_not_count(
         ("merge: true", "merge: {untie: true}", {"merged": "configuration changed", "q": "after merged"}),
         ("{rows: 8}", "{rows: 9}", {"q": "configuration changed"}),
         (
-            "max_steps: 3", "max_steps: 2",
-            {"sft": "configuration changed", "merged": "after sft", "q": "after merged", "check": "after sft"},
+            "max_steps: 3", "max_steps: 1",
+            {"sft": "configuration changed", "more": "after sft", "merged": "after more", "q": "after merged",
+             "check": "after more"},
+        ),
+        (
+            "1e-4", "2e-4",
+            {"more": "configuration changed", "merged": "after more", "q": "after merged", "check": "after more"},
         ),
     ],
 )  # fmt: skip
@@ -127,7 +134,8 @@ def test_changed_rows_results_and_plugins_are_seen(copied: Path, edit: Edit, sta
     with open("rows.jsonl", "a", encoding="utf-8") as stream:
         stream.write('{"prompt": "2 + 2", "completion": "4"}\n')
     assert {n: s["reason"] for n, s in status().items() if s["next"] == "run"} == {
-        "sft": "rows changed", "merged": "after sft", "q": "after merged", "check": "after sft",
+        "sft": "rows changed", "more": "after sft", "merged": "after more", "q": "after merged",
+        "check": "after more",
     }  # fmt: skip
 
 
@@ -146,7 +154,7 @@ def test_a_stage_that_changed_is_run_in_a_new_directory_and_nothing_is_overwritt
     }
     found = status()
     assert {name: Path(s["directory"]).name for name, s in found.items()} == {
-        "sft": "sft", "merged": "merged", "q": "q-2", "check": "check-2",
+        "sft": "sft", "more": "more", "merged": "merged", "q": "q-2", "check": "check-2",
     }  # fmt: skip
     assert found["q"]["former"] == ["q"]
     assert {s["next"] for s in found.values()} == {"keep"}
@@ -209,8 +217,8 @@ def test_the_whole_file_is_checked_before_anything_runs(cli: Cli, isolated: Path
 def test_a_dry_run_shows_the_plan_of_every_stage_and_writes_nothing(cli: Cli, fresh: Path) -> None:
     plan = cli("pipeline", "run", "p.yaml", "--dry-run", "--json").report()
     assert [(s["stage"], s["kind"], s["next"], s["reason"]) for s in plan["stages"]] == [
-        ("sft", "train", "run", "new"), ("merged", "merge", "run", "after sft"),
-        ("q", "quantize", "run", "after merged"), ("check", "eval", "run", "after sft"),
+        ("sft", "train", "run", "new"), ("more", "train", "run", "after sft"), ("merged", "merge", "run", "after more"),
+        ("q", "quantize", "run", "after merged"), ("check", "eval", "run", "after more"),
     ]  # fmt: skip
     sft = plan["stages"][0]
     assert (sft["adapter"], sft["objective"], sft["quantizer"]) == ("full", "sft", "none")

@@ -19,7 +19,7 @@ Cli = Callable[..., Any]
 Status = Callable[[], dict[str, dict[str, Any]]]
 PLACES = {
     ("pipeline.run", "write_state"): (1, 4),
-    ("pipeline.run", "measured"): (1, 3, 5, 7),
+    ("pipeline.run", "measured"): (1, 3, 5, 7, 9),
     ("train.run", "check_weights"): (1,),
     ("merge.run", "check_reloaded"): (1,),
     ("quantize.run", "publish"): (1,),
@@ -67,7 +67,7 @@ def test_a_pipeline_that_dies_at_every_stage_is_continued(
         break
     assert sorted(died) == sorted((place, call) for place, numbers in PLACES.items() for call in numbers)
     assert {s["state"] for s in status().values()} == {"finished"}
-    assert {p.name for p in Path("pipe").iterdir()} == {"pipeline.json", "sft", "merged", "q", "check"}
+    assert {p.name for p in Path("pipe").iterdir()} == {"pipeline.json", "sft", "more", "merged", "q", "check"}
     assert weights(Path("pipe")) == weights(finished / "pipe")
 
 
@@ -82,6 +82,8 @@ class Stops(display.NoDisplay):
 def test_a_signal_saves_the_stage_and_resume_continues_from_its_checkpoint(
     cli: Cli, finished: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, status: Status
 ) -> None:
+    text = Path("p.yaml").read_text(encoding="utf-8")
+    Path("p.yaml").write_text(text[: text.index("  - name: more")], encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(display, "for_stream", Stops)
         stopped = cli("pipeline", "run", "p.yaml")
@@ -92,7 +94,8 @@ def test_a_signal_saves_the_stage_and_resume_continues_from_its_checkpoint(
     assert (found["state"], found["next"], found["reason"]) == ("interrupted", "continue", "from step 2")
     result = cli("pipeline", "resume", "p.yaml")
     assert result.code == 0, result.stderr
-    assert weights(Path("pipe")) == weights(finished / "pipe")
+    adapter = "sft/adapter/model.safetensors"
+    assert weights(Path("pipe"))[adapter] == weights(finished / "pipe")[adapter]
 
 
 def test_a_stage_that_failed_says_why_and_is_tried_again(
