@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from smollm3_finetune.errors import Collector, Problems, SmolLM3Error
 from smollm3_finetune.pipeline.configuration import Directories
 from smollm3_finetune.pipeline.inputs import Inputs
 from smollm3_finetune.pipeline.layout import PipelineDir
@@ -39,11 +40,26 @@ def decide_all(
     state: State,
     again: Collection[str],
     inputs: Callable[[Stage, Directories], Inputs],
+    *,
+    tolerant: bool = False,
 ) -> list[Decision]:
-    """What happens to each stage, as far as it is known before any of them is run."""
+    """What happens to each stage, as far as it is known before any of them is run.
+
+    Raises the problems of reading the inputs of all stages together, or with `tolerant` makes them the reason.
+    """
     decisions: list[Decision] = []
+    collect = Collector()
     for stage in pipeline.stages:
-        decisions.append(decide(pipeline, place, state, stage, decisions, again, inputs))
+        try:
+            decisions.append(decide(pipeline, place, state, stage, decisions, again, inputs))
+        except SmolLM3Error as e:
+            collect.problems += e.problems if isinstance(e, Problems) else (e,)
+            reason = f"it cannot be run: {collect.problems[-1].message}"
+            record = state.records.get(stage.name)
+            directory = place.path / (stage.name if record is None else record.directory)
+            decisions.append(Decision(stage=stage, action="run", reason=reason, directory=directory, record=record))
+    if not tolerant:
+        collect.finish()
     return decisions
 
 

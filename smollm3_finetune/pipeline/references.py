@@ -33,7 +33,7 @@ class References:
         if stage is None:
             return ref
         if stage.kind == "eval":
-            raise ConfigError(f"{where}: the stage {stage.name!r} evaluates, so it has no result to go on from")
+            raise ConfigError(f"{where}: the stage {stage.name!r} evaluates, and has no model")
         if kind == "train" and stage.kind in MODELS:
             raise ConfigError(
                 f"{where}: from trains the adapter of a train stage further, and {stage.name!r} writes a model",

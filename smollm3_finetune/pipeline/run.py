@@ -54,8 +54,9 @@ class Pipeline:
         read = read_pipeline(file)
         return cls(file=read, place=PipelineDir.of(read), reading=reading, warn=warn)
 
-    def decisions(self, state: State, again: Collection[str] = ()) -> list[Decision]:
-        return decide_all(self.file, self.place, state, again, self.inputs)
+    def decisions(self, state: State, again: Collection[str] = (), *, tolerant: bool = False) -> list[Decision]:
+        """What happens to each stage; if `tolerant`, the reason may be that its inputs cannot be read."""
+        return decide_all(self.file, self.place, state, again, self.inputs, tolerant=tolerant)
 
     def inputs(self, stage: Stage, results: Directories) -> Inputs:
         return inputs_of(self.file, stage, results, self.reading)
@@ -221,7 +222,8 @@ def _recorded(
             stopped.message, stopped.hint = f"stage {name}: {stopped.message}", f"to continue: {resume}"
         message = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}".splitlines()[0]
         ended(state="interrupted" if stopped is not None else "failed", error=None if stopped else message)
-        pipeline.reading.progress.say(f"stage {name} failed; after the fault is fixed: {resume}")
+        if stopped is None:
+            pipeline.reading.progress.say(f"stage {name} failed; after the fault is fixed: {resume}")
         raise
 
 

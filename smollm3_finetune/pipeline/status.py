@@ -54,7 +54,7 @@ class StageStatus:
 def status_of(pipeline: Pipeline, again: Collection[str] = ()) -> list[StageStatus]:
     """The status of each stage."""
     running = pipeline.place.is_running()
-    decisions = pipeline.decisions(read_state(pipeline.place), again)
+    decisions = pipeline.decisions(read_state(pipeline.place), again, tolerant=True)
     return [_status(pipeline, decision, running=running) for decision in decisions]
 
 

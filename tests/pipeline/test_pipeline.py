@@ -230,6 +230,16 @@ def test_a_dry_run_shows_the_plan_of_every_stage_and_writes_nothing(cli: Cli, fr
     assert "smollm3 pipeline run p.yaml" in result.stderr
 
 
+def test_the_status_says_what_prevents_a_stage(copied: Path, edit: Edit, status: Status, cli: Cli) -> None:
+    edit("    adapter: full\n    data: {path: rows.jsonl", "    adapter: fulll\n    data: {path: gone.jsonl")
+    found = status()["sft"]
+    assert found["reason"].startswith("it cannot be run: ")
+    assert "gone.jsonl" in found["reason"]
+    result = cli("pipeline", "run", "p.yaml")
+    assert result.code == 5
+    assert "gone.jsonl" in result.stderr
+
+
 def test_a_verdict_that_is_not_accepted_ends_the_pipeline_and_is_kept(cli: Cli, copied: Path, edit: Edit) -> None:
     edit("answers: 0,", "answers: 0, fail_if: not-better,")
     verdict = json.loads((copied / "check/eval.json").read_text())["comparison"]["verdict"]
