@@ -9,6 +9,7 @@
 `decide`    which stages are kept, continued or run
 `check`     the check of every stage before anything runs
 `training`, `merging`, `quantizing`, `evaluating`  the work of one stage
+`naming`    errors that name the stage
 `run`       the loop over the stages
 `status`    the table of stages
 """

@@ -11,6 +11,7 @@ from smollm3_finetune.errors import Collector, Problems, SmolLM3Error
 from smollm3_finetune.pipeline.configuration import Directories
 from smollm3_finetune.pipeline.inputs import Inputs
 from smollm3_finetune.pipeline.layout import PipelineDir
+from smollm3_finetune.pipeline.naming import name_stage
 from smollm3_finetune.pipeline.results import difference, is_complete
 from smollm3_finetune.pipeline.stage import PipelineFile, Stage
 from smollm3_finetune.pipeline.state import Record, State
@@ -53,8 +54,11 @@ def decide_all(
         try:
             decisions.append(decide(pipeline, place, state, stage, decisions, again, inputs))
         except SmolLM3Error as e:
-            collect.problems += e.problems if isinstance(e, Problems) else (e,)
-            reason = f"it cannot be run: {collect.problems[-1].message}"
+            problems = e.problems if isinstance(e, Problems) else (e,)
+            reason = f"it cannot be run: {problems[0].message}"
+            collect.problems += problems
+            for problem in problems:
+                name_stage(problem, pipeline, stage)
             record = state.records.get(stage.name)
             directory = place.path / (stage.name if record is None else record.directory)
             decisions.append(Decision(stage=stage, action="run", reason=reason, directory=directory, record=record))

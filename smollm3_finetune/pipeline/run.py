@@ -23,6 +23,7 @@ from smollm3_finetune.pipeline.file import read_pipeline
 from smollm3_finetune.pipeline.inputs import Inputs, Reading, inputs_of
 from smollm3_finetune.pipeline.layout import PipelineDir
 from smollm3_finetune.pipeline.merging import merge_stage, merging_figures
+from smollm3_finetune.pipeline.naming import named_errors
 from smollm3_finetune.pipeline.quantizing import quantize_stage, quantizing_figures
 from smollm3_finetune.pipeline.results import is_complete, measured
 from smollm3_finetune.pipeline.stage import PipelineFile, Stage
@@ -96,9 +97,13 @@ def check(pipeline: Pipeline, decisions: Sequence[Decision]) -> list[Plan]:
     """Check every stage that is not kept. Raises the problems of all stages together."""
     results = {d.stage.name: d.directory for d in decisions if d.action == "keep"}
     collect, plans = Collector(), []
+
+    def checked(decision: Decision) -> Plan:
+        with named_errors(pipeline.file, decision.stage):
+            return check_stage(pipeline.work(decision, results), decision)
+
     for decision in decisions:
-        about = collect.run(lambda d=decision: check_stage(pipeline.work(d, results), d))  # type: ignore[misc]
-        plans.append(about or {})
+        plans.append(collect.run(lambda d=decision: checked(d)) or {})  # type: ignore[misc]
     collect.finish()
     return plans
 
@@ -126,20 +131,30 @@ def run_pipeline(pipeline: Pipeline, shown: Display, *, again: Collection[str] =
         check(pipeline, decisions)
         left = set(again)
         done: list[Decision] = []
-        for number, stage in enumerate(pipeline.file.stages, 1):
-            decision = decide(pipeline.file, place, state, stage, done, left, pipeline.inputs)
-            results = {d.stage.name: d.directory for d in done}
-            title = f"stage {number}/{len(pipeline.file.stages)} {stage.name}"
-            if decision.action == "keep":
-                pipeline.reading.progress.say(f"{title}: {decision.reason}, {decision.directory}")
-                if stage.kind == "eval":
-                    accept_verdict(pipeline.work(decision, results))
-            else:
-                what = "continued" if decision.action == "continue" else stage.kind
-                pipeline.reading.progress.say(f"{title}: {what} ({decision.reason}), {decision.directory}")
-                state = _run_stage(pipeline, pipeline.work(decision, results), decision, state, shown)
-                free_memory()
+        for stage in pipeline.file.stages:
+            with named_errors(pipeline.file, stage):
+                decision = decide(pipeline.file, place, state, stage, done, left, pipeline.inputs)
+                state = _bring_up_to_date(pipeline, decision, done, state, shown)
             done.append(replace(decision, action="keep"))
+    return state
+
+
+def _bring_up_to_date(
+    pipeline: Pipeline, decision: Decision, done: Sequence[Decision], state: State, shown: Display
+) -> State:
+    """Keep, continue or run a stage; those before it are done."""
+    stage, say = decision.stage, pipeline.reading.progress.say
+    work = pipeline.work(decision, {d.stage.name: d.directory for d in done})
+    title = f"stage {len(done) + 1}/{len(pipeline.file.stages)} {stage.name}"
+    if decision.action == "keep":
+        say(f"{title}: {decision.reason}, {decision.directory}")
+        if stage.kind == "eval":
+            accept_verdict(work)
+        return state
+    what = "continued" if decision.action == "continue" else stage.kind
+    say(f"{title}: {what} ({decision.reason}), {decision.directory}")
+    state = _run_stage(pipeline, work, decision, state, shown)
+    free_memory()
     return state
 
 

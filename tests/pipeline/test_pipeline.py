@@ -205,7 +205,7 @@ def test_the_whole_file_is_checked_before_anything_runs(cli: Cli, isolated: Path
     for said in (
         "p.yaml:3: adapter 'full' has no option 'ranc'",
         "--quant none does not write checkpoints",
-        "there is no objective 'nosuch'",
+        "stage again: there is no objective 'nosuch'",
         "the stage 'check' evaluates a model, which has no held-out rows",
         "float7",
     ):

@@ -111,7 +111,7 @@ def test_a_stage_that_failed_says_why_and_is_tried_again(
         patch.setattr(quantizing, "quantize", fails)
         failed = cli("pipeline", "run", "p.yaml", "--again", "q")
     assert failed.code == 6
-    assert "the weights are bad" in failed.stderr
+    assert "stage q: the weights are bad" in failed.stderr
     assert "stage q failed; after the fault is fixed: smollm3 pipeline resume p.yaml" in failed.stderr
     found = status()["q"]
     assert (found["state"], found["error"], found["next"]) == ("failed", "the weights are bad", "continue")
