@@ -62,6 +62,8 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this run is, if it is one."""
     kept_calibration: Sequence[Sequence[int]] | None = None
     """The calibration rows of the run that it starts from, if the base was quantized with them."""
     own_base: OwnBase | None = None

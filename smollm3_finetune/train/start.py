@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,8 @@ def plan_training(
     config_file: str | Path | None = None,
     resume: str | Path | None = None,
     plugins: Sequence[str] = (),
+    below: Sequence[Sequence[Setting]] = (),
+    pipeline: Mapping[str, str] | None = None,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Progress,
     warn: Callable[[str], None],
@@ -107,6 +109,7 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
+    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -114,7 +117,7 @@ def plan_training(
     loaded = None
     if resume == AUTO or resume is None:
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
-        loaded = assemble([file, settings])
+        loaded = assemble([*below, file, settings])
     elif config_file is not None:
         raise ConfigError(
             "--resume uses the configuration of the run, so --config cannot be used",
@@ -163,7 +166,7 @@ def plan_training(
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
-    plan = plan_run(registry, loaded, make_context, path, start=start, run=run)
+    plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 
