@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.report import data_section
+from smollm3_finetune.report.measures import measures_of
 from smollm3_finetune.report.next_steps import next_steps
-from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid
+from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid, unit_of
 from smollm3_finetune.report.run_view import RunView, Shortened, shown_value
 from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.verdict import Verdict, verdict_of
@@ -70,6 +71,7 @@ def page_of_run(view: RunView) -> str:
         components=_components(view),
         verdict=(verdict := verdict_of(view.summary.comparison)),
         losses=_losses(view, verdict),
+        measures=measures_of(view.report),
         notes=[n for n in (view.metrics.problem, drawn_note([view]), gaps_note([view])) if n],
         table=_table(view),
         answers=answers,
@@ -87,6 +89,7 @@ def page_of_runs(views: Sequence[RunView]) -> str:
         charts=overlaid(views, letters),
         runs=list(zip(letters, views, strict=True)),
         verdicts=verdicts,
+        unit=unit_of(views),
         losses=[_losses(view, verdict) for view, verdict in zip(views, verdicts, strict=True)],
         notes=[n for n in (drawn_note(views), gaps_note(views)) if n],
         differences=_differences(views),

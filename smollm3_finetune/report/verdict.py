@@ -61,6 +61,8 @@ class Verdict:
     """(title, verdict), if there are several sources."""
     too_few: bool = False
     """Whether the held-out rows are too few for any verdict."""
+    per_token: bool = True
+    """Whether the losses are per supervised token, in nats; otherwise per term, such as a pair."""
 
     @property
     def line(self) -> str:
@@ -96,22 +98,26 @@ def verdict_of(comparison: Any) -> Verdict | None:
         half = f" ± {(high - low) / 2:.{digits}f}"
     losses, change = f"{before:.{digits}f} → {after:.{digits}f}", f"{signed(difference, digits)}{half}"
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
-    return Verdict(word, losses, change, interval, _facts(about, before, after), _sources(about), too_few)
+    facts, per_token = _facts(about, before, after), about.get("per_token") is not False
+    return Verdict(word, losses, change, interval, facts, _sources(about), too_few, per_token)
 
 
 def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[str, str]]:
     found = []
+    per_token = about.get("per_token") is not False
     rows, terms = count(about.get("rows")), count(about.get("terms"))
     if rows is not None:
         found.append(("held-out rows compared", f"{rows:,}"))
-    if terms is not None:
+    if terms is not None and per_token:
         found.append(("supervised tokens in them", f"{terms:,}"))
-    found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
+    if per_token:
+        found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
     if (smallest := number(about.get("smallest_difference"))) is not None:
         name = "smallest loss difference these rows can reliably show (80 % of the time)"
-        found.append((name, f"{_two_digits(smallest)} nats"))
+        unit = " nats" if per_token else ""
+        found.append((name, f"{_two_digits(smallest)}{unit}"))
         if (more := count(about.get("rows_for_half"))) is not None:
-            found.append((f"rows needed to show half of that, {_two_digits(smallest / 2)} nats", f"{more:,}"))
+            found.append((f"rows needed to show half of that, {_two_digits(smallest / 2)}{unit}", f"{more:,}"))
     if excluded := count(about.get("excluded_rows")):
         found.append(("rows left out because they are also in the training data", f"{excluded:,}"))
     return found

@@ -105,6 +105,17 @@ def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -
     assert "too few held-out rows for a verdict: 30 are needed" in verdict and "interval" not in verdict
 
 
+def test_a_loss_of_terms_other_than_tokens_has_no_nats(make_run: MakeRun, parsed: Parsed) -> None:
+    pairs = {"rows": 43, "terms": 43, "per_token": False, "before": 0.693, "after": 0.6, "difference": -0.093,
+             "low": -0.12, "high": -0.066, "verdict": "better", "smallest_difference": 0.04,
+             "rows_for_half": 172}  # fmt: skip
+    run = make_run(comparison=pairs)
+    verdict = parsed(write_report([run])).section("Is it better?")
+    assert "after minus before, per term: −0.093" in verdict and "half of that, 0.02 172" in verdict
+    assert not {"nats", "tokens", "perplexity"} & set(verdict.replace(",", "").split())
+    assert "the held-out loss (per term), and its" in parsed(write_report([run, run])).section("Runs")
+
+
 def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, parsed: Parsed) -> None:
     run = make_run()
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
