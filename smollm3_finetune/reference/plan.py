@@ -125,5 +125,10 @@ def check_values(plan: ReferencePlan, objective: Objective, selected: SelectedCo
             "depend",
             hint="reference_options = ()",
         )
+    if train.reference == "once" and getattr(objective, "reference_needs_batch", False):
+        raise ConfigError(
+            f"train.reference=once does not work with {title}, whose reference depends on the rows that share a batch",
+            hint=EACH_STEP,
+        )
     if unknown := sorted({*names} - {*vars(selected.options)}):
         raise PluginError(f"reference_options of {title} names {unknown[0]!r}, which is not an option of it")
