@@ -186,6 +186,50 @@ class RowObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class MeasuringObjective(Objective, Protocol):
+    """An objective that has more to say about a held-out row than its loss, such as accuracy and margin."""
+
+    def row_measures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return values of each example of a batch by name, (R,) each, from one forward of the model.
+
+        Two names are required: `loss`, the summed loss of each example, and `terms`, the number of terms in each sum,
+        as `row_losses` returns them. Every other name is a measure; nan marks an example that does not have it. Called
+        instead of `row_losses`, as `loss_sum` is called. Reports give the mean of each measure before and after
+        training, and the mean of the paired difference, with 95 % intervals.
+        """
+        ...
+
+
+@runtime_checkable
+class ReferenceObjective(Objective, Protocol):
+    """An objective whose loss compares the model with a reference, the one that its descriptor names in `reference`.
+
+    Before `compute_loss`, `loss_sum`, `row_losses` and `row_measures` are called, core computes the values of the
+    reference and puts them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for
+    each example, on the device of the batch. With `train.reference=each-step` they are computed just before the step,
+    on the same batch in the same layout, so an adapter that starts as the identity gives exactly the values of the
+    model itself; with `once` before the first step, and stored.
+    """
+
+    @property
+    def reference_options(self) -> Collection[str]:
+        """Names of the objective's options on which the values depend; stored values of others are used again."""
+        ...
+
+    def reference_values(self, model: nn.Module, batch: Mapping[str, Any]) -> Sequence[Mapping[str, Tensor]]:
+        """Return one mapping of tensors of any shape for each example of the batch, in their order.
+
+        `model` is the reference, in evaluation mode; gradients are disabled. The values of an example must not depend
+        on the other examples of the batch, unless the objective has an attribute `reference_needs_batch` that is True:
+        `train.reference=once` is then refused. All mappings have the same names. If an example has several rows, as a
+        pair has two, its mapping has the values of all of them:
+
+            return [{"logps": logps} for logps in row_logps(model, batch).view(-1, 2)]  # (2,) for each pair
+        """
+        ...
+
+
+@runtime_checkable
 class FlatObjective(Objective, Protocol):
     """An objective that can train on several rows in one sequence, in batches without padding."""
 

@@ -26,7 +26,9 @@ from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.needs import Needs
 from smollm3_finetune.data.tokenization import ExampleBuilder
 from smollm3_finetune.model.compare import relative_error
-from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
+from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
+from smollm3_finetune.testing.objective_measures import MeasureTests
+from smollm3_finetune.testing.objective_references import ReferenceTests
 from smollm3_finetune.testing.objective_runs import Example, Lab, Step, lab
 from smollm3_finetune.testing.small import small_source
 
@@ -79,7 +81,7 @@ class Measured:
 _measured: dict[tuple[type, bool], tuple[Measured | None, Exception | None]] = {}
 
 
-class ObjectiveConformance(Conformance):
+class ObjectiveConformance(MeasureTests, ReferenceTests):
     """Subclass it and name the objective; the tests are inherited."""
 
     kind = OBJECTIVE
@@ -398,7 +400,7 @@ class ObjectiveConformance(Conformance):
     def _lab(self, flat: bool, saved: Path | None = None) -> Iterator[Lab]:
         with tempfile.TemporaryDirectory(prefix="smollm3-kit-") as cache:
             objective, examples = self.choose().create(), self.examples()
-            about = {"device": self.device, "dtype": self.dtype}
+            about = {"device": self.device, "dtype": self.dtype, "reference": self._reference()}
             with lab(objective, examples, Path(cache), **about, flat=flat, saved=saved) as made:
                 yield made
 

@@ -11,6 +11,7 @@ from smollm3_finetune.data.tokenization import Tokens
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.provenance import start_lines
 
 
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
@@ -50,6 +51,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         (
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
             f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
+            *start_lines(plan, run),
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",
