@@ -388,3 +388,37 @@ def test_prune_keeps_the_checkpoint_from_which_another_run_started(cli: Cli) -> 
     assert "kept: runs/sft: checkpoint-1: runs/on started from it" in pruned.stdout
     assert [p.name for p in Path("runs/sft/checkpoints").iterdir()] == ["checkpoint-1"]
     assert RunDir(Path("runs/sft")).saved.all()[0].damage() is None
+
+
+def test_a_run_that_was_killed_while_it_merged_is_started_again(sft: Sft, cli: Cli) -> None:
+    """What a killed process leaves: a run before its first checkpoint, with an unfinished base."""
+    sft("scale")
+    command = ("train", "--from", "sft", "--fresh-adapter", "--adapter", "scale", "-p", SCALE, "--output", "on",
+               "--data", "blue.jsonl", "--validation", "held.jsonl", "--max-steps", "1", "--json")  # fmt: skip
+    first = cli(*command).report()
+    for left in ("adapter", "base", "checkpoints"):
+        shutil.rmtree(Path("on", left))
+    for left in ("report.json", "trained.json", "before.json", "metrics.jsonl", "report.html"):
+        Path("on", left).unlink()
+    Path("on/.smollm3-lock").touch()
+    Path("on/.base.smollm3-lock").touch()
+    Path("on/.base.smollm3-partial-0123abcd").mkdir()
+    Path("on/.base.smollm3-partial-0123abcd/config.json").write_text("{")
+    again = cli(*command)
+    assert again.code == 0, again.stderr
+    assert again.report()["after"] == first["after"]
+    assert not [p.name for p in Path("on").iterdir() if p.name.startswith(".")]
+
+
+@PLUGIN
+def test_a_quantizer_that_the_new_adapter_cannot_use_is_left_out(cli: Cli) -> None:
+    train("sft", adapter="scale", quant="bnb-4bit")
+    command = ("train", "--from", "sft", "--fresh-adapter", "--adapter", "full", "-p", SCALE, "--dry-run", "--json",
+               "--data", "blue.jsonl", "--validation", "held.jsonl")  # fmt: skip
+    planned = cli(*command)
+    assert planned.report()["config"]["quant"]["name"] == "smollm3-finetune:none"
+    assert "the merged model is not quantized: --adapter full needs operations that --quant bnb-4bit" in planned.stderr
+    stated = cli(*command, "--quant", "bnb-4bit")
+    assert stated.code == 3 and "--adapter full needs operations" in stated.stderr
+    refused = cli("train", "--from", "sft", "--quant", "none", "-p", SCALE, "--data", "blue.jsonl")
+    assert "the adapter of sft was trained on a base of quantizer 'bnb-4bit', not of 'none'" in refused.stderr
