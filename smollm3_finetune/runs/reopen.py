@@ -46,6 +46,14 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     return loaded
 
 
+def own_dtype(config: RunConfig, device: str) -> str:
+    """The dtype of a run if it ran on the same kind of device, or in float64; else `auto`."""
+    from smollm3_finetune.model.device import resolve_device
+
+    here = resolve_device(device).partition(":")[0]
+    return config.dtype if config.dtype == "float64" or here == config.device.partition(":")[0] else "auto"
+
+
 def before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
     """Settings for what runs did before these keys existed; the settings of the run's file override them.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class PlannedRun:
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
         rows["undesirable"] = sum(survey.undesirable)
+        rows["missing"] = dict(sum(survey.missing, Counter[str]()))
         rows["not_read"] = {
             s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
             for i, s in enumerate(sources)
@@ -73,7 +75,8 @@ class PlannedRun:
             "config": as_dict(self.plan.config),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
-            "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
+            "reference": self.plan.reference.kind,
+            "reference_line": self.plan.reference.line(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }
@@ -97,6 +100,8 @@ def plan_training(
     config_file: str | Path | None = None,
     resume: str | Path | None = None,
     plugins: Sequence[str] = (),
+    below: Sequence[Sequence[Setting]] = (),
+    pipeline: Mapping[str, str] | None = None,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Progress,
     warn: Callable[[str], None],
@@ -104,6 +109,7 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
+    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -111,7 +117,7 @@ def plan_training(
     loaded = None
     if resume == AUTO or resume is None:
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
-        loaded = assemble([file, settings])
+        loaded = assemble([*below, file, settings])
     elif config_file is not None:
         raise ConfigError(
             "--resume uses the configuration of the run, so --config cannot be used",
@@ -160,7 +166,7 @@ def plan_training(
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
-    plan = plan_run(registry, loaded, make_context, path, start=start, run=run)
+    plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 
