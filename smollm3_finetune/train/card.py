@@ -99,9 +99,9 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         yield "reference of the loss", reference
     if (earlier := job.plan.earlier) is not None:
         step = f", step {earlier.last.step:,}" if earlier.last.step is not None else ""
-        what = "merged into the base" if earlier.fresh else "trained further"
-        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {what}; weights `{earlier.fingerprint[:16]}`"
-        yield "runs", f"{earlier.followed_by(job.plan.objective.component.spec.name)}"
+        then = "merged into the base" if earlier.fresh else "trained further"
+        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {then}; weights `{earlier.fingerprint[:16]}`"
+        yield "runs", earlier.followed_by(job.plan.objective.component.spec.name)
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
