@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -163,6 +163,12 @@ class AdapterSpec(ComponentSpec):
     """Rows packed into one sequence do not influence each other."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether an `adapter_config.json` is that of an adapter of this method, saved by this package or another tool."""
+    read_options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """The options that an `adapter_config.json` of this method states, for a run that trains an adapter of another
+    tool further; light. What is left out, or is not a valid value, keeps its default."""
+    training_options: Collection[str] = ()
+    """Names of options that may change when a saved adapter is trained further, such as a dropout: `Adapter.restore`
+    takes their values from its options, not from the saved adapter. The others are fixed by the adapter."""
     merges: bool = True
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True

@@ -83,6 +83,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
             needs={Op.FORWARD, Op.GRAD_INPUT, Op.GRAD_WEIGHT, Op.DENSE},
             packs=True,
             disables=False,
+            training_options=("parameters", "master_weights"),
             suggests={"train.learning_rate": 2e-5},
             card=AdapterCard(
                 title="full fine-tuning",

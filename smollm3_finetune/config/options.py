@@ -318,7 +318,9 @@ def _invalid_defaults(cls: type) -> tuple[tuple[str, str], ...]:
     hints, infos = field_types(cls), {i.name: i for i in describe(cls)}
     plain = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
     given = {
-        key_of(f): infos[key_of(f)].default for f in plain if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
+        key_of(f): infos[key_of(f)].default
+        for f in plain
+        if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
     }
     try:
         pydantic_model(cls).model_validate(given)

@@ -33,7 +33,9 @@ from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
-from smollm3_finetune.model_files.loading import quiet_transformers
+from smollm3_finetune.model.start_from import continued_tokenizer
+from smollm3_finetune.model_files.loading import load_tokenizer, quiet_transformers
+from smollm3_finetune.runs.start_from import Started
 
 
 class _Recorder(Renderer):
@@ -210,14 +212,17 @@ class Preview:
         return stats
 
 
-def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -> Preview:
+def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, start: Started | None = None) -> Preview:
     """Select the rows as `train` would: names first, then the model's tokenizer, then the rows.
+
+    `start` is what the run starts from; `loaded` is its configuration then.
 
     Reads no weights, and does not need the packages of a quantizer or an adapter. Raises the independent problems of
     each step together.
     """
     config = loaded.config
-    request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
+    ref, opened_by = (config.model, config.loader) if start is None else start.source()
+    request = ModelRequest(ref=ref, loader=opened_by, origins=loaded.origins)
     collect = Collector()
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     loader = collect.run(lambda: choose_loader(registry, request))
@@ -233,7 +238,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
         cache=Cache.default().reporting(progress.say),
         progress=progress,
     )
-    source, _ = open_source(loader, config.model, context)
+    source, _ = open_source(loader, ref, context)
     rows = about_rows.rows(registry)
     selected = [about_rows.objective, *(s.formatter for s in rows.sources), *suggesting, loader]
     max_length = with_suggestions(loaded, selected).config.data.max_length
@@ -241,6 +246,8 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     quiet_transformers()
     with attributed_to(loader.component):
         tokenizer = source.tokenizer()
+    if start is not None and (start.saved.path / "tokenizer_config.json").exists():
+        tokenizer = continued_tokenizer(tokenizer, load_tokenizer(config.model, start.saved.path, {}))
     survey = rows.survey(progress, must_train=False)
     return Preview(
         about=About(

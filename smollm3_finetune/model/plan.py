@@ -333,12 +333,12 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
             own = config or ComponentConfig()
-            return with_options(_claimed_adapter(registry, path), own, request.origins)
+            return with_options(claimed_adapter(registry, path), own, request.origins)
         return None
     return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
-def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
+def claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
     """The adapter method that recognizes the `adapter_config.json` in `path`.
 
     Raises ModelError if none does, ConfigError if several do.

@@ -7,11 +7,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NOT_WEIGHTS = (CHECKSUMS, "README.md", "smollm3.json")
 """Files of a saved adapter that say nothing about what it computes."""
@@ -136,6 +139,18 @@ def adapter_fingerprint(directory: Path) -> str:
     chosen = [name for name in names if name.endswith(WEIGHTS)] or names
     digests = {name: sums.get(name) or file_sha256(directory / name) for name in chosen}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def continued_tokenizer(own: PreTrainedTokenizerBase, saved: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the chat template saved with an adapter; the adapter's, if its vocabulary is another.
+
+    The adapter's tokenizer ends a text as its chat template ends a turn, so it is not used for rows of raw text.
+    """
+    if own.get_vocab() != saved.get_vocab():
+        return saved
+    if saved.chat_template is not None:
+        own.chat_template = saved.chat_template
+    return own
 
 
 def _names(directory: Path) -> Iterator[str]:

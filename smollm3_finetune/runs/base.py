@@ -10,6 +10,7 @@ from pathlib import Path
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.runs.rundir import RunDir
 
+
 def base_of(run: RunDir) -> Path | None:
     """The base in the directory of a run; None if it has none. It appears whole."""
     path = run.base.absolute()

@@ -47,9 +47,7 @@ SECTIONS = {"loader": "loader", "quantizer": "quant", "adapter": "adapter", "obj
 """The section of the configuration of each component."""
 
 
-def record_facts(
-    run: RunDir, config: RunConfig, titles: Iterable[str], steps: int, chain: str | None = None
-) -> None:
+def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: int, chain: str | None = None) -> None:
     """Write the facts of a run that starts or is resumed, once run.yaml is written. The caller holds the directory."""
     saved = read_json(run.versions)
     earlier = saved.get(FACTS)

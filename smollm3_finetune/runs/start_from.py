@@ -149,9 +149,7 @@ def _component(section: str, config: ComponentConfig, origin: str) -> Iterator[S
         yield Setting(key=(section, name), value=value, origin=origin, given=name in config.set_options())
 
 
-def _base_of_adapter(
-    saved: SavedAdapter, stated: str | None
-) -> tuple[str, ComponentConfig, ComponentConfig]:
+def _base_of_adapter(saved: SavedAdapter, stated: str | None) -> tuple[str, ComponentConfig, ComponentConfig]:
     """Model, loader and quantizer of an adapter without its run. Raises ModelError if nothing names the model."""
     if saved.model is not None:
         return saved.model, saved.loader or ComponentConfig(), saved.quant or ComponentConfig()

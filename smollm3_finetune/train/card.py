@@ -94,6 +94,11 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
+    if (earlier := job.plan.earlier) is not None:
+        step = f", step {earlier.last.step:,}" if earlier.last.step is not None else ""
+        what = "merged into the base" if earlier.fresh else "trained further"
+        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {what}; weights `{earlier.fingerprint[:16]}`"
+        yield "runs", f"{earlier.followed_by(job.plan.objective.component.spec.name)}"
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"

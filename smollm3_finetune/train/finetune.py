@@ -56,8 +56,9 @@ def finetune(
     more sources of rows, or the section: `data={"path": "rows.jsonl", "max_length": 512}`.
 
     `start_from` is the key `from`: a run or a saved adapter, which is trained further; with `fresh_adapter`, it is
-    merged into its base, and a new adapter is trained. `config` is a YAML file that the other arguments override. `resume` is a run to continue, or `auto`; only the
-    settings that a resumed run may change can be given with it. `plugins` are files or modules, as `-p` takes them.
+    merged into its base, and a new adapter is trained. `config` is a YAML file that the other arguments override.
+    `resume` is a run to continue, or `auto`; only the settings that a resumed run may change can be given with it.
+    `plugins` are files or modules, as `-p` takes them.
     With `dry_run`, everything is checked and the plan is returned: its directory, configuration and numbers of rows.
     Progress is printed on standard error, unless `quiet`; warnings are logged by `smollm3_finetune`.
 

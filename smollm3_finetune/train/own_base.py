@@ -22,15 +22,12 @@ from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, pla
 from smollm3_finetune.model_files.output import SIZES, SPARE, claimed, partial, publish
 from smollm3_finetune.model_files.skeleton import count_parameters
 from smollm3_finetune.model_files.writing import published_dtype
-from smollm3_finetune.runs.base import base_of, own_source
+from smollm3_finetune.runs.base import base_of
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started
-from smollm3_finetune.train.distributed.processes import from_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from smollm3_finetune.train.setup import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +78,10 @@ class OwnBase:
                 raise
             earlier = plan.saved.path
             around = RunDir(earlier.parent)
-            target = f"{shlex.quote(str(around.path))}" if around.config.is_file() else (
-                f"{shlex.quote(plan.ref)} --adapter-path {shlex.quote(str(earlier))}"
+            target = (
+                f"{shlex.quote(str(around.path))}"
+                if around.config.is_file()
+                else (f"{shlex.quote(plan.ref)} --adapter-path {shlex.quote(str(earlier))}")
             )
             raise ModelError(
                 e.message,
@@ -166,28 +165,3 @@ class ToBeMerged:
 
     def at(self, path: Path) -> ModelSource:
         return self._merge.source.at(path)
-
-
-def on_own_base(job: Job, registry: Registry) -> Job:
-    """The job with the base that its run makes for itself, and its model planned on it. Only one process makes it.
-
-    Raises ModelError if the merge is refused.
-    """
-    plan = job.plan
-    assert plan.own_base is not None and plan.model.adapter is not None
-    if job.main:
-        plan.own_base.make(job.run)
-    from_main(None)  # the others wait
-    base, loader = own_source(job.run, plan.model.ref, plan.model.loader.as_config())
-    request = ModelRequest(
-        ref=base,
-        loader=loader,
-        quant=plan.model.quantizer.as_config(),
-        adapter=plan.model.adapter.as_config(),
-        adapter_path=plan.model.saved.path if plan.model.saved is not None else None,
-        purpose=Purpose.TRAIN,
-        compared=True,
-    )
-    model = plan_model(registry, select_model(registry, request), plan.model.context)
-    kept = replace(model, earlier=plan.earlier, context=plan.model.context)
-    return replace(job, plan=replace(plan, model=kept))

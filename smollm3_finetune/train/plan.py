@@ -24,7 +24,7 @@ from smollm3_finetune.data.turn_survey import SourceTurns, survey_turns
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import repeatable
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
-from smollm3_finetune.model.start_from import StartFrom
+from smollm3_finetune.model.start_from import StartFrom, continued_tokenizer
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.model_files.loading import quiet_transformers
@@ -38,7 +38,7 @@ from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.early import check_options
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
-from smollm3_finetune.train.starting import check_method, continued_tokenizer, plan_started, with_kept_calibration
+from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
 from smollm3_finetune.train.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -127,13 +127,12 @@ def plan_run(
     asked = identity(loaded.config if start is None else start.stated.config)
     config = loaded.config
     further = start is not None and not start.earlier.fresh
-    ref, loader = config.model, config.loader
+    ref, loader, adapter = config.model, config.loader, config.adapter
     if start is not None:
         ref, loader = start.source()
-        check_method(registry, start)
+        adapter = adapter_to_train(registry, start)
     elif checkpoint is not None and run is not None:
         ref, loader = own_source(run, ref, loader)
-    adapter = config.adapter
     if adapter.name is None and not further:
         adapter = replace(adapter, name=DEFAULT_ADAPTER)
     request = ModelRequest(

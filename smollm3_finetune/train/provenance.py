@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.model.start_from import StartFrom, Stage, stages_json
+from smollm3_finetune.model.plan import NO_QUANTIZER
+from smollm3_finetune.model.start_from import Stage, StartFrom, stages_json
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -55,6 +57,23 @@ def shown_start(earlier: StartFrom) -> str:
     shown = ", ".join(text for text in about if text)
     then = "it is merged, and a new adapter is trained" if earlier.fresh else "it is trained further"
     return f"{earlier.run if _published(earlier) else earlier.path} ({shown}): {then}"
+
+
+def start_lines(plan: RunPlan, run: RunDir) -> list[str]:
+    """What a run starts from, the base that it makes, and the chat template that it uses, in a line each."""
+    if plan.earlier is None:
+        return []
+    lines = [f"from     {shown_start(plan.earlier)}"]
+    if plan.own_base is not None:
+        lines.append(f"base     {run.base}: {plan.own_base.shown()}")
+        quantizer = plan.model.quantizer.spec.name
+        if plan.earlier.fresh and quantizer != NO_QUANTIZER:
+            lines.append(
+                f"base     quantized by {quantizer!r} again, which can lose small changes; without: --quant none"
+            )
+    if plan.render.template is None:
+        lines.append("template that of the adapter; another one: --set data.template=FILE")
+    return lines
 
 
 def _published(earlier: StartFrom) -> bool:

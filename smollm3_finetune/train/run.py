@@ -39,9 +39,9 @@ from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
+from smollm3_finetune.train.make_base import on_own_base
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
-from smollm3_finetune.train.own_base import on_own_base
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
@@ -269,7 +269,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
-        "from": provenance(job.plan),
+        **_from(job.plan),
         "steps": trained.steps,
         **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
@@ -293,6 +293,12 @@ def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[s
         return {}
     found = compare(before, after, seed=seed)
     return {} if found is None else {"comparison": found.as_json()}
+
+
+def _from(plan: RunPlan) -> dict[str, Any]:
+    """What the run started from; empty if it began with a new adapter."""
+    about = provenance(plan)
+    return {} if about is None else {"from": about}
 
 
 def _chosen(

@@ -27,8 +27,8 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
-from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.plan import RunPlan, plan_run
+from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.starting import check_components
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ class PlannedRun:
             if survey.unread[i]
         }
         rows["turns"] = {turns.title: turns.as_dict() for turns in self.plan.turns()}
+        start = provenance(self.plan)
         return {
             "run": str(self.run.path),
+            **({} if start is None else {"from": start}),
             "config": as_dict(self.plan.config),
-            "from": provenance(self.plan),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
             "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
@@ -118,6 +119,11 @@ def plan_training(
         raise ConfigError(
             "--resume uses the configuration of the run, so --config cannot be used",
             hint=f"omit --config, or start a new run: smollm3 train --config {shlex.quote(str(config_file))}",
+        )
+    elif stated := next((s for s in settings if s.key in (("from",), ("fresh_adapter",))), None):
+        raise ConfigError(
+            f"{stated.origin} starts a new run, so it cannot be used with --resume, which continues one",
+            hint=f"omit {stated.origin}, or start a new run: smollm3 train --from {shlex.quote(str(resume))}",
         )
     resumed, fresh, begins = None, None, ""
     if loaded is not None and resume == AUTO:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smollm3_finetune.api import BuildContext, options_dict
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.load import same_component
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError, Problems, SmolLM3Error
-from smollm3_finetune.model.plan import OWN_NO_QUANTIZER, ModelPlan, SelectedModel, plan_model, select_model
+from smollm3_finetune.files.json import read_json
+from smollm3_finetune.model.plan import (
+    OWN_NO_QUANTIZER,
+    ModelPlan,
+    SelectedModel,
+    claimed_adapter,
+    plan_model,
+    select_model,
+)
 from smollm3_finetune.model.saved_adapter import read_calibration
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
-from smollm3_finetune.runs.start_from import Started
+from smollm3_finetune.runs.start_from import PEFT_CONFIG, Started
 from smollm3_finetune.train.own_base import OwnBase, ToBeMerged
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 FRESH = "--fresh-adapter"
 
@@ -39,14 +45,46 @@ def check_components(registry: Registry, start: Started, plugins: Iterable[str])
         raise
 
 
-def check_method(registry: Registry, start: Started) -> None:
-    """Raises ConfigError if the user states another method, or other method options, than those of the adapter.
+def adapter_to_train(registry: Registry, start: Started) -> ComponentConfig:
+    """The adapter of a run with `from`: that of the configuration, on top of what a saved adapter decides.
 
-    Options that concern only training may differ. An adapter that is merged may be of any method.
+    Raises ConfigError if the user states another method, or other method options, than those of the adapter. Options
+    that concern only training may differ. After a merge, the adapter is a new one of any method.
     """
-    stated, saved = start.stated.config.adapter, start.saved.adapter
-    if start.earlier.fresh or saved is None or saved.name is None:
-        return
+    config = start.loaded.config.adapter
+    if start.earlier.fresh:
+        return config
+    saved = start.saved.adapter or _of_another_tool(registry, start)
+    if saved is None or saved.name is None:
+        return config
+    _check_method(registry, start, saved)
+    options = {**saved.options, **config.options}
+    return ComponentConfig(name=saved.name, options=options, given=saved.set_options() | config.set_options())
+
+
+def _of_another_tool(registry: Registry, start: Started) -> ComponentConfig | None:
+    """The method and the options that the `adapter_config.json` of another tool states; None if there is none."""
+    file, stated = start.saved.path / PEFT_CONFIG, start.stated.config.adapter.name
+    if not file.is_file():
+        return None  # loading reports what is wrong
+    component = claimed_adapter(registry, start.saved.path) if stated is None else registry.find(ADAPTER, stated)
+    read = getattr(component.spec, "read_options", None)
+    if read is None:
+        return ComponentConfig(name=component.full_name)
+    with attributed_to(component, "read_options()"):
+        found = dict(component.waited(lambda: read(read_json(file)), "read_options"))
+    usable = {}
+    for name, value in found.items():
+        with contextlib.suppress(SmolLM3Error):
+            choose(registry, ADAPTER, component.full_name, {name: value})
+            usable[name] = value
+    return ComponentConfig(name=component.full_name, options=usable)
+
+
+def _check_method(registry: Registry, start: Started, saved: ComponentConfig) -> None:
+    """Raises ConfigError if the user states another method or other options than `saved`."""
+    stated = start.stated.config.adapter
+    assert saved.name is not None
     component = registry.find(ADAPTER, saved.name)
     if stated.name is not None and not same_component(stated.name, saved.name):
         other = registry.find(ADAPTER, stated.name)
@@ -90,7 +128,7 @@ def plan_started(
             raise IncompatibleError(
                 f"the adapter of {start.title} was trained on a base of quantizer {before.spec.name!r}, not of "
                 f"{name!r}",
-                hint=f"omit {QUANTIZER.flag}; to merge the adapter and train a new one: {FRESH} {QUANTIZER.flag} {name}",
+                hint=f"omit {QUANTIZER.flag}; to merge the adapter and train a new one: {FRESH} --quant {name}",
             )
     check_source(start, model)
     return replace(model, earlier=start.earlier)
@@ -147,27 +185,18 @@ def with_kept_calibration(start: Started, model: ModelPlan) -> tuple[ModelPlan, 
                 hint=f"omit it; to quantize the merged model with other rows: {FRESH}",
             )
         return replace(model, context=replace(model.context, calibration=lambda: ids)), ids
-    dense = "quantization_config" not in model.source.config
-    markers = getattr(model.quantizer.spec, "marker_files", ())
-    if getattr(model.quantizer.spec, "needs_calibration", False) and dense and start.saved.base_fingerprint is not None:
-        if not any(model.source.has_file(name) for name in markers):
-            raise ModelError(
-                f"the base of the adapter {start.saved.path} was quantized with calibration rows that are missing: "
-                "calibration.json of its run",
-                hint=f"copy calibration.json of the run into {start.saved.path.absolute().parent}",
-            )
+    if _calibrates(model) and start.saved.base_fingerprint is not None:
+        raise ModelError(
+            f"the base of the adapter {start.saved.path} was quantized with calibration rows that are missing: "
+            "calibration.json of its run",
+            hint=f"copy calibration.json of the run into {start.saved.path.absolute().parent}",
+        )
     return model, None
 
 
-def continued_tokenizer(
-    own: PreTrainedTokenizerBase, saved: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with the chat template saved with an adapter; the adapter's, if its vocabulary is another.
-
-    The adapter's tokenizer ends a text as its chat template ends a turn, so it is not used for rows of raw text.
-    """
-    if own.get_vocab() != saved.get_vocab():
-        return saved
-    if saved.chat_template is not None:
-        own.chat_template = saved.chat_template
-    return own
+def _calibrates(model: ModelPlan) -> bool:
+    """Whether the base is quantized with calibration rows: not if it is a quantized checkpoint already."""
+    spec: Any = model.quantizer.spec
+    if not getattr(spec, "needs_calibration", False) or "quantization_config" in model.source.config:
+        return False
+    return not any(model.source.has_file(name) for name in spec.marker_files)

@@ -10,17 +10,7 @@ from smollm3_finetune.data.tokenization import Tokens
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
-from smollm3_finetune.train.provenance import shown_start
-
-
-def _start(plan: RunPlan, run: RunDir) -> list[str]:
-    """What a run starts from, and the base that it makes."""
-    if plan.earlier is None:
-        return []
-    lines = [f"from     {shown_start(plan.earlier)}"]
-    if plan.own_base is not None:
-        lines.append(f"base     {run.base}: {plan.own_base.shown()}")
-    return lines
+from smollm3_finetune.train.provenance import start_lines
 
 
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
@@ -58,7 +48,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         (
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
             f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
-            *_start(plan, run),
+            *start_lines(plan, run),
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",

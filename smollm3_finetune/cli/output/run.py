@@ -35,6 +35,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     head = (
         f"# would be written to {one_line(about['run'])}\n"
         f"# {counted(rows['train'], 'training row')}, {counted(rows['held_out'], 'held-out row')}{left_out}\n"
+        + "".join(f"# {one_line(line)}\n" for line in _start(planned))
         + "".join(f"{one_line(line)}\n" for line in not_read)
         + ("# the loss compares the model with its base\n" if about["reference"] == "base" else "")
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
@@ -43,6 +44,13 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     )
     head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
     return head + with_origins(planned.plan.config, planned.plan.origins)
+
+
+def _start(planned: PlannedRun) -> list[str]:
+    """What the run starts from, and the base that it makes."""
+    from smollm3_finetune.train.provenance import start_lines
+
+    return start_lines(planned.plan, planned.run)
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
