@@ -139,7 +139,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         FormatterSpec(
             name="preference",
             same_since="0.1",
-            summary="a chosen and a rejected answer, optional prompt",
+            summary="a chosen and a rejected answer, or a list of scored answers; optional prompt",
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
             options="smollm3_finetune.builtin.options:PreferenceOptions",
             claims=claims.preference,

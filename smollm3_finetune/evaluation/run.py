@@ -14,9 +14,12 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import DocumentScore, Objective, Progress, UnsupportedOp
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
+from smollm3_finetune.evaluation.reference_values import with_values
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
+from smollm3_finetune.evaluation.row_measures import averaged_measures
 from smollm3_finetune.evaluation.sanity import answers, shares
 from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
 from smollm3_finetune.evaluation.verdict import Comparison, compare
@@ -24,6 +27,7 @@ from smollm3_finetune.inference.decoding import Answer
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.model.load import LoadedModel, compose
+from smollm3_finetune.reference.whole import looked_up
 
 SHOWN = 3
 """Prompts whose answers are part of the report."""
@@ -48,11 +52,13 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
     """
     began = time.monotonic()
     subject, against = planned.subject, planned.against
+    planned = with_values(planned, None, progress)
     tuned: dict[str, Any] | None = None
     if planned.settings.null_adapter and against is None and subject.has_base():
         loaded, tuned = composed_with_notes(subject.plan, check_base=subject.check_base)
     else:
         loaded = compose(subject.plan, check_base=subject.check_base)
+    planned = with_values(planned, loaded, progress)
     after, before = _observed(planned, subject, loaded, subject.title, progress), None
     if against is None and subject.has_base():
         with _disabled(subject, loaded) as alone:
@@ -71,6 +77,8 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
         "after": _losses(planned, after),
         "comparison": None if comparison is None else comparison.as_json(),
         "line": None if comparison is None else comparison.line(),
+        "per_token": after.losses.per_token,
+        "measures": _measures(planned, before, after),
         "answers": _answers(planned, before, after),
         "null_adapter": null,
         "tasks": _tasks(planned, before, after),
@@ -112,7 +120,7 @@ def _row_losses(
     """The loss of each row; that of a row with several examples, such as chunks of a text, is their sum."""
     objective: Objective = planned.make_objective()
     context, batch_size = loaded.plan.context, planned.train.batch_size
-    rows, parts = planned.rows, []
+    rows, parts, first = planned.rows, [], 0
     text = f"measuring {what} on {len(rows.rows):,} held-out rows"
     with contextlib.ExitStack() as stack:
         stack.enter_context(autocast(context.device, context.dtype))
@@ -122,14 +130,18 @@ def _row_losses(
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
             owner = np.repeat(np.arange(len(mine)), [len(made) for made in mine])
+            values = None if planned.values is None else planned.values[first : first + len(owner)]
+            first += len(owner)
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
+                refer=None if values is None else looked_up(values),
             )
             sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
             terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)
-            parts.append(replace(found, sums=sums, terms=terms, sources=np.zeros(len(mine), dtype=np.int64)))
+            about: dict[str, Any] = {"sums": sums, "terms": terms, "sources": np.zeros(len(mine), dtype=np.int64)}
+            parts.append(replace(found, **about, measures=averaged_measures(found.measures, owner, len(mine))))
     return joined(parts)
 
 
@@ -155,6 +167,14 @@ def _other(subject: PlannedSubject, against: PlannedSubject | None) -> PlannedSu
 
 def _compared(planned: PlannedEvaluation, before: Observed, after: Observed) -> Comparison | None:
     return compare(before.losses, after.losses, seed=planned.settings.seed, excluded=planned.overlap.rows())
+
+
+def _measures(planned: PlannedEvaluation, before: Observed | None, after: Observed) -> dict[str, Any]:
+    """The objective's measures of the compared rows; "before" is the base or the other model."""
+    seed, excluded = planned.settings.seed, planned.overlap.rows()
+    earlier = None if before is None else before.losses
+    found = compare_measures(earlier, after.losses, seed=seed, excluded=excluded)
+    return {name: measure.as_json() for name, measure in found.items()}
 
 
 def _null(
@@ -217,7 +237,7 @@ def _loss(losses: RowLosses) -> dict[str, Any]:
         "rows": len(losses),
         "terms": found.terms,
         "held_out_loss": found.mean if found.terms else None,
-        "perplexity": found.perplexity if found.terms else None,
+        "perplexity": losses.perplexity if found.terms else None,
     }
 
 

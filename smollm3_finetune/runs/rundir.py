@@ -8,6 +8,8 @@ before.json     held-out loss before the first step, for a resumed run
 trained.json    steps and tokens, written after the last step
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
+reference.json  which weights the stored values of the reference are of, with train.reference=once or another model
+start/          the trained weights before the first step, if the loss compares the model with them
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
 base/           the merged base of a run with --fresh-adapter
@@ -57,7 +59,7 @@ BASE_UNFINISHED = ".base.smollm3-"
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
-    "data.json", "origins.json", "warnings.jsonl", "report.html", "base",
+    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base",
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -119,6 +121,14 @@ class RunDir:
     @property
     def page(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def reference(self) -> Path:
+        return self.path / "reference.json"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
 
     @property
     def adapter(self) -> Path:

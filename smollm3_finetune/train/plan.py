@@ -11,7 +11,6 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
-from smollm3_finetune.components.negotiation import check_reference
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
@@ -29,6 +28,7 @@ from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.reference.plan import ReferencePlan, plan_reference
 from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.runs.rundir import RunDir
@@ -54,6 +54,7 @@ class RunPlan:
     origins: Mapping[str, str]
     model: ModelPlan
     objective: SelectedComponent
+    reference: ReferencePlan
     rows: Rows
     survey: Survey
     render: RenderOptions
@@ -163,7 +164,8 @@ def plan_run(
         if checkpoint is not None and run is not None and (earlier := earlier_of(run)) is not None:
             model = replace(model, earlier=earlier)
     assert model.adapter is not None
-    check_reference(registry, about_rows.objective, model.quantizer, model.adapter, model.env)
+    continues = model.start_from is not None
+    reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
     components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
@@ -184,6 +186,7 @@ def plan_run(
         origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
         model=model,
         objective=objective,
+        reference=reference,
         rows=rows,
         survey=rows.survey(context.progress),
         render=about_rows.render,

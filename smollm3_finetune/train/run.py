@@ -18,6 +18,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
@@ -44,6 +45,7 @@ from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
+from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -158,6 +160,7 @@ def _execute(job: Job) -> dict[str, Any]:
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
         )
         model = replace(model, context=replace(model.context, calibration=calibration))
+    before = computed_before(job)
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
@@ -179,10 +182,16 @@ def _execute(job: Job) -> dict[str, Any]:
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
             trackers = stack.enter_context(tracking(settings, job.run.tensorboard, job.display.say))
-        return {**_train_and_measure(job, loaded, collate, trackers), "left_alone": [part.about() for part in alone]}
+            reference = reference_of(job, loaded, collate, before)
+        return {
+            **_train_and_measure(job, loaded, collate, trackers, reference),
+            "left_alone": [part.about() for part in alone],
+        }
 
 
-def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers) -> dict[str, Any]:
+def _train_and_measure(
+    job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers, reference: RunReference
+) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.loop import take_steps
 
@@ -200,6 +209,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         batch_size=config.batch_size,
         device=context.device,
         dtype=context.dtype,
+        refer=reference.held_out,
     )
     progress = context.progress if job.main else Silent()
 
@@ -239,7 +249,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         measurements=job.measurements,
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
-    trained = take_steps(job, loaded, collate, measuring, trackers)
+    trained = take_steps(job, loaded, collate, measuring, trackers, reference)
     loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
@@ -251,9 +261,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
     if job.main:
-        known = training_facts(
-            job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
-        )
+        known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
         loaded.stage = stage_of(job, published)
         with stopping.deferred(), _writing(job, run.adapter):
             if published != trained.steps:
@@ -288,11 +296,15 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
 
 
 def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:
-    """The verdict for the report; empty if there are no held-out rows, or if `before.json` has no losses of rows."""
+    """The verdict for the report, and the measures if the objective has some.
+
+    Empty if there are no held-out rows, or if `before.json` has no losses of rows.
+    """
     if before is None or not before.has_rows_of(after):
         return {}
-    found = compare(before, after, seed=seed)
-    return {} if found is None else {"comparison": found.as_json()}
+    found, measures = compare(before, after, seed=seed), compare_measures(before, after, seed=seed)
+    about: dict[str, Any] = {} if found is None else {"comparison": found.as_json()}
+    return about | ({"measures": {n: m.as_json() for n, m in measures.items()}} if measures else {})
 
 
 def _from(plan: RunPlan) -> dict[str, Any]:

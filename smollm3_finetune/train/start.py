@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ class PlannedRun:
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
         rows["undesirable"] = sum(survey.undesirable)
+        rows["missing"] = dict(sum(survey.missing, Counter[str]()))
         rows["not_read"] = {
             s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
             for i, s in enumerate(sources)
@@ -73,7 +75,8 @@ class PlannedRun:
             "config": as_dict(self.plan.config),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
-            "reference": getattr(self.plan.objective.component.spec, "reference", "none"),
+            "reference": self.plan.reference.kind,
+            "reference_line": self.plan.reference.line(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("batching",),
     ("inference",),
+    ("reference",),
     ("evaluation",),
     ("quantize",),
     ("merge",),
