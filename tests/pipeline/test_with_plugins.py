@@ -65,7 +65,7 @@ def test_sft_apo_merge_and_gptq_equal_commands_in_processes_of_their_own(
          *rows, "64", "--output", "gptq"),
         ("pipeline", "run", "p.yaml"),
     ):  # fmt: skip
-        result = run_cli(*command, OMP_NUM_THREADS="1")
+        result = run_cli(*command, OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # the order of sets in configs of PEFT
         assert result.code == 0, result.stderr
     for name in ("sft/adapter", "apo/adapter", "merged", "gptq"):
         made = hashes(Path("pipe") / name)
