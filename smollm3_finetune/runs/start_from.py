@@ -105,7 +105,8 @@ def started(stated: LoadedConfig) -> Started | None:
                     hint=f"if you trust it: --loader-opt {name}=true",
                 )
     layer = [Setting(key=("model",), value=model, origin=origin)]
-    layer += _component("loader", loader, origin)
+    if config.model == model or "model" not in stated.origins:
+        layer += _component("loader", loader, origin)
     layer += _component("quant", quant, origin)
     if not config.fresh_adapter and saved.adapter is not None:
         layer += _component("adapter", saved.adapter, origin)
