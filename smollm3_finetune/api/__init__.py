@@ -113,6 +113,7 @@ from smollm3_finetune.api.objectives import (
     row_logps,
     row_sums,
     token_logps,
+    token_values,
     without_adapter,
 )
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
@@ -264,6 +265,7 @@ __all__ = [
     "stack_ops_for",
     "stacked_weights",
     "token_logps",
+    "token_values",
     "transformer_blocks",
     "without_adapter",
     "write_checkpoint",

@@ -26,7 +26,8 @@ class Conversation:
     supervised: tuple[int, ...] | None = None
     """Indices of the messages to train on; None: every assistant message."""
     rejected: tuple[Mapping[str, Any], ...] | None = None
-    """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one."""
+    """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one. `encode`
+    renders in the mode of the pair: think if one of the two has reasoning."""
     text: str | None = None
     """Raw text to train on, instead of messages."""
     desirable: bool | None = None
@@ -35,6 +36,24 @@ class Conversation:
     unread: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Names of values that were not read although their column was stated as read, such as `messages[].date`: users see
     how many rows have each. Not part of the conversation: it changes neither tokens nor the held-out split."""
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """Why a field is None, such as `{"rejected": "the answers are equal"}`: a phrase that completes `left out: …`.
+    Objectives that need the field leave the row out, and users see how many rows have each reason."""
+
+    def rejected_conversation(self) -> Conversation:
+        """The rejected conversation as one that can be encoded; `rejected` must not be None.
+
+        Its assistant messages after the beginning that both conversations share are supervised. Its own `rejected` is
+        the chosen conversation, so both are rendered in the same reasoning mode.
+        """
+        assert self.rejected is not None
+        both = zip(self.messages, self.rejected, strict=False)
+        most = min(len(self.messages), len(self.rejected)) - 1
+        shared = next((i for i, (one, other) in enumerate(both) if i == most or one != other), 0)
+        answers = (i for i, m in enumerate(self.rejected) if i >= shared and m["role"] == "assistant")
+        return dataclasses.replace(
+            self, messages=self.rejected, rejected=self.messages, supervised=tuple(answers), lacks={}
+        )
 
     def supervised_messages(self) -> list[int]:
         """Indices of the messages to train on."""

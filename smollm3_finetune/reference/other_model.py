@@ -8,56 +8,72 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import Purpose
-from smollm3_finetune.components.kinds import OBJECTIVE
-from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.components.kinds import OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.errors import IncompatibleError
-from smollm3_finetune.model.plan import NO_QUANTIZER, ModelPlan, ModelRequest, plan_model, select_model
+from smollm3_finetune.model.plan import (
+    OWN_NO_QUANTIZER,
+    ModelPlan,
+    ModelRequest,
+    claiming_quantizers,
+    plan_model,
+    select_model,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from smollm3_finetune.api import ReferenceObjective
     from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.components.selection import SelectedComponent
     from smollm3_finetune.config.schema import TrainConfig
     from smollm3_finetune.reference.whole import Evaluated
 
 
-def plan_other_model(registry: Registry, objective: SelectedComponent, ref: str | None, model: ModelPlan) -> ModelPlan:
-    """The plan of the reference model: `ref`, or the own source of `model`, neither quantized nor adapted.
+def plan_other_model(registry: Registry, objective: SelectedComponent, ref: str, model: ModelPlan) -> ModelPlan:
+    """The plan of the reference model `ref`, without an adapter, for the rows of `model`.
 
-    A checkpoint that is quantized itself is loaded by its quantizer. Raises IncompatibleError if the own source is one,
-    or if the vocabularies differ: token ids would then mean different tokens.
+    A checkpoint that is quantized is loaded by its quantizer, any other one is not quantized. Raises IncompatibleError
+    if the vocabularies differ: token ids would then mean different tokens.
     """
-    own = ref is None
-    request = ModelRequest(
-        ref=model.ref if ref is None else ref,
-        loader=model.pinned_loader() if own else ComponentConfig(),
-        purpose=Purpose.INFER,
-    )
+    request = ModelRequest(ref=ref, purpose=Purpose.INFER)
     context = replace(model.context, purpose=Purpose.INFER)
     found = plan_model(registry, select_model(registry, request), context)
-    flag = f"{OBJECTIVE.flag} {objective.spec.name}"
-    if own and found.quantizer.component.spec.name != NO_QUANTIZER:
-        raise IncompatibleError(
-            f"{flag} compares the model with its unquantized self, but {model.ref!r} is a quantized checkpoint",
-            hint=_named(objective, None, "MODEL"),
-        )
     ours, theirs = (plan.tokenizer().get_vocab() for plan in (model, found))
     if ours != theirs:
         differing = len(ours.items() ^ theirs.items())
         raise IncompatibleError(
             f"the reference model {found.ref!r} has another vocabulary than {model.ref!r}: {differing:,} entries "
             "differ",
-            hint=_named(objective, ref, "MODEL") + f", a model with the tokenizer of {model.ref!r}",
+            hint=f"{_option(objective, ref)}=MODEL, a model with the tokenizer of {model.ref!r}",
         )
     return found
 
 
-def _named(objective: SelectedComponent, value: str | None, shown: str) -> str:
-    """The option of the objective that names the reference model, as it is typed."""
-    names = [name for name, given in vars(objective.options).items() if given == value and (given or "model" in name)]
-    return f"--objective-opt {names[0] if names else 'MODEL_OPTION'}={shown}"
+def own_model(registry: Registry, objective: SelectedComponent, model: ModelPlan) -> ModelPlan:
+    """The plan of the own source of `model` as the reference: neither quantized nor adapted.
+
+    Raises IncompatibleError if the source is a quantized checkpoint.
+    """
+    if claiming_quantizers(registry, model.source):
+        raise IncompatibleError(
+            f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its unquantized self, but {model.ref!r} "
+            "is a quantized checkpoint",
+            hint=f"{_option(objective, None)}=MODEL",
+        )
+    return without_parts(model, choose(registry, QUANTIZER, OWN_NO_QUANTIZER, {}))
+
+
+def without_parts(model: ModelPlan, none: SelectedComponent) -> ModelPlan:
+    """The source of `model` alone; `none` is the quantizer that loads it as it is."""
+    context = replace(model.context, purpose=Purpose.INFER)
+    return replace(model, quantizer=none, adapter=None, saved=None, context=context)
+
+
+def _option(objective: SelectedComponent, value: str | None) -> str:
+    """The option of the objective that names the reference model, as it is typed; a guess if it has no value."""
+    options = vars(objective.options)
+    names = [n for n, given in options.items() if given == value and (given or n in ("model", "teacher"))]
+    return f"--objective-opt {names[0] if names else 'OPTION'}"
 
 
 @contextlib.contextmanager
@@ -85,7 +101,6 @@ def loaded_model(
                 model=loaded.model, objective=objective, batches=batches, batch_size=train.batch_size,
                 device=plan.context.device, dtype=plan.context.dtype,
             )  # fmt: skip
-            batches = None  # type: ignore[assignment]
     finally:
         del loaded
         free_memory()

@@ -10,7 +10,7 @@ from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.negotiation import check_reference, refined
 from smollm3_finetune.errors import ConfigError, IncompatibleError, PluginError
 from smollm3_finetune.model.plan import ModelPlan
-from smollm3_finetune.reference.other_model import plan_other_model
+from smollm3_finetune.reference.other_model import own_model, plan_other_model, without_parts
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import Objective
@@ -34,6 +34,14 @@ class ReferencePlan:
     """Whether its values are computed before the first step and stored."""
     model: ModelPlan | None = None
     """The other model."""
+    own: bool = False
+    """Whether the other model is the source of the trained one."""
+
+    def model_of(self, trained: ModelPlan) -> ModelPlan | None:
+        """The other model; its source is that of the `trained` one, which a run may have made since it was planned."""
+        if self.model is None or not self.own:
+            return self.model
+        return without_parts(trained, self.model.quantizer)
 
     def line(self) -> str:
         """What it is and when it is computed, for `--dry-run`; empty without a reference."""
@@ -41,7 +49,7 @@ class ReferencePlan:
             "none": "",
             "base": "its base",
             "start": f"itself before the first step, {START_SAVED if self.exchanged else START_IS_BASE}",
-            "model": f"the model {self.model.ref!r}" if self.model is not None else "",
+            "model": f"{'its own source' if self.own else 'the model'} {self.model.ref!r}" if self.model else "",
         }[self.kind]
         when = "computed once, before the first step" if self.once else "computed in each step"
         return f"the loss compares the model with {what}; {when}" if what else ""
@@ -69,9 +77,10 @@ def plan_reference(
                 hint=EACH_STEP,
             )
         return ReferencePlan()
-    other = None
+    ref, other = refined(objective, model.env).reference_model, None
     if kind == "model":
-        other = plan_other_model(registry, objective, refined(objective, model.env).reference_model, model)
+        own = ref is None
+        other = own_model(registry, objective, model) if own else plan_other_model(registry, objective, ref, model)
     adapter = refined(model.adapter, model.env)
     exchanged = kind == "start" and (continues or not (adapter.identity_at_start and adapter.disables))
     if exchanged and not once and _shards():
@@ -80,7 +89,7 @@ def plan_reference(
             "exchanged in each step if the processes share the weights",
             hint=ONCE,
         )
-    return ReferencePlan(kind=kind, exchanged=exchanged, once=once or kind == "model", model=other)
+    return ReferencePlan(kind=kind, exchanged=exchanged, once=once or other is not None, model=other, own=ref is None)
 
 
 def _shards() -> bool:

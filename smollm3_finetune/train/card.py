@@ -14,6 +14,7 @@ from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
 from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
+from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -94,6 +95,11 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
+    if (earlier := job.plan.earlier) is not None:
+        step = f", step {earlier.last.step:,}" if earlier.last.step is not None else ""
+        what = "merged into the base" if earlier.fresh else "trained further"
+        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {what}; weights `{earlier.fingerprint[:16]}`"
+        yield "runs", f"{earlier.followed_by(job.plan.objective.component.spec.name)}"
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
@@ -102,6 +108,8 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         value = getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
+    if (stage := pipeline_of(job.run)) is not None:
+        yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
 
 
 def _results(

@@ -50,17 +50,16 @@ def computed_before(job: Job) -> Once | None:
 
     Raises ModelError if a resumed run was started with other weights of the model.
     """
-    plan = job.plan.reference
-    if plan.model is None:
+    other, train = job.plan.reference.model_of(job.plan.model), job.plan.config.train
+    if other is None:
         return None
-    weights = {"model": plan.model.source.fingerprint, "quant": plan.model.quantizer.component.full_name}
+    weights = {"model": other.source.fingerprint, "quant": other.quantizer.component.full_name}
     known = json_object(job.run.reference).get("weights")
     if job.checkpoint is not None and known not in (None, weights):
         raise ModelError(
-            f"the reference model {plan.model.ref!r} has other weights than when the run {job.run.path} started",
+            f"the reference model {other.ref!r} has other weights than when the run {job.run.path} started",
             hint=f"restore the model, or {start_again(job.run.path)}",
         )
-    other, train = plan.model, job.plan.config.train
     once = _once(job, weights, lambda: loaded_model(other, _objective(job), job.renderer.tokenizer, train))
     free_memory()
     return once

@@ -15,6 +15,13 @@ class TestSft(ObjectiveConformance):
     component = "sft"
 
 
+class TestPrefer(ObjectiveConformance):
+    """Two answers that share their prompt, and rows that must have both."""
+
+    component = "prefer"
+    plugins = (Path(__file__).parents[1] / "out_of_tree" / "pair_objectives.py",)
+
+
 class TestPairs(ObjectiveConformance):
     """Two rows for each example, and terms that are not tokens."""
 
