@@ -13,7 +13,7 @@ from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
-from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
+from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
 from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
@@ -100,6 +100,8 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         what = "merged into the base" if earlier.fresh else "trained further"
         yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {what}; weights `{earlier.fingerprint[:16]}`"
         yield "runs", f"{earlier.followed_by(job.plan.objective.component.spec.name)}"
+    if (reference := _reference(job)) is not None:
+        yield "reference of the loss", reference
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
@@ -110,6 +112,16 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     yield "`seed`", str(config.seed)
     if (stage := pipeline_of(job.run)) is not None:
         yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
+
+
+def _reference(job: Job) -> str | None:
+    """The model that the loss compares the trained one with; None if it compares with none."""
+    plan = job.plan.reference
+    if plan.model is not None:
+        return "the base before it is quantized" if plan.own else f"`{shown_ref(plan.model.ref)}`"
+    if plan.kind == "none":
+        return None
+    return "the model before the first step" if plan.exchanged else "the base"
 
 
 def _results(

@@ -281,6 +281,7 @@ def _train_and_measure(
         "steps": trained.steps,
         **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
+        **({} if job.plan.reference.kind == "none" else {"reference": job.plan.reference.about()}),
         "batches": {"padded": collate.padded, "logits": collate.logits},
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
