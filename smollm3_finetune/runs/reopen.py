@@ -102,8 +102,14 @@ def run_request(
     for name in FIXED_BY_RUN:
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
+    resume = f"smollm3 train --resume {shlex.quote(str(run.path))}"
+    if run.is_undecided():
+        raise ModelError(
+            f"the run {run.path} has not finished: it has not decided which adapter has the lowest held-out loss",
+            hint=resume,
+        )
     if not (run.adapter / DESCRIPTION).exists():  # written last
-        again = f"smollm3 train --resume {shlex.quote(str(run.path))}" if run.saved.all() else run.start_again()
+        again = resume if run.saved.all() else run.start_again()
         raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=again)
     config = saved_configuration(run, loader_options).config
     for key, value in loader_options.items():

@@ -5,11 +5,11 @@ versions.json   the distributions that the run used, and the hashes of plugin fi
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
 samples.jsonl   one object per line: step, prompt and answer, with train.sample_every
 before.json     held-out loss before the first step, for a resumed run
-trained.json    steps and tokens, written after the last step
+trained.json    steps and tokens, written after the last step; with train.keep_best, also which step is published
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
 adapter/        the tuned adapter, its tokenizer and smollm3.json
-checkpoints/    checkpoints that `--resume` continues from
+checkpoints/    checkpoints that `--resume` continues from, and the best adapter with train.keep_best
 data.json       counts and lengths of the rows, and three rows with their loss masks
 origins.json    where the values of run.yaml come from
 warnings.jsonl  the warnings that the run printed
@@ -306,8 +306,8 @@ class RunDir:
             damaged.append(f"{checkpoint.path} is damaged ({damage})")
 
         found = self.saved.newest_whole(skip)
-        if found is None and not damaged and self.adapter.is_dir() and (steps := self.trained_count("steps")):
-            return Checkpoint(self.adapter, steps)
+        if found is None and not damaged and (last := self.last_adapter()) is not None:
+            return last
         if found is None:
             if damaged:
                 raise ModelError("; ".join(damaged), hint=f"start a new run: {self.start_again()}")
@@ -318,6 +318,20 @@ class RunDir:
         for line in damaged:
             say(f"{line}: the run continues from {found.path.name}")
         return found
+
+    def last_adapter(self) -> Checkpoint | None:
+        """The adapter after the last step of a run that has taken all its steps; None if there is none.
+
+        In `adapter/` it may be that of an earlier step, with the lowest held-out loss.
+        """
+        if not (steps := self.trained_count("steps")):
+            return None
+        places = (self.saved.last.at(steps), *(() if self.is_undecided() else (self.adapter,)))
+        return next((Checkpoint(path, steps) for path in places if path.is_dir()), None)
+
+    def is_undecided(self) -> bool:
+        """Whether a run has taken its steps and not decided yet which adapter has the lowest held-out loss."""
+        return json_object(self.trained).get("published", 0) is None
 
     def trained_count(self, name: str) -> int | None:
         """`steps` or `tokens` of a run whose steps are done, from `trained.json`; None if there is no such file.
@@ -352,7 +366,7 @@ class RunDir:
         without checkpoints has them in `trained.json`.
         """
         found = checkpoint.measurements
-        if checkpoint.path == self.adapter:
+        if checkpoint.only_adapter:
             with contextlib.suppress(ModelError, ValueError):
                 found = Measurements.from_json(read_json(self.trained).get("measurements", []))
         if checkpoint.step not in found:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
-from smollm3_finetune.files.json import write_json
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.early import why_early
@@ -93,9 +92,7 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measu
         callback=callback,
         stopped_early=early,
     )
-    if job.main:
-        measured = {"measurements": measuring.measurements.as_json()} if measuring.measurements.losses else {}
-        write_json(run.trained, {"steps": trained.steps, "tokens": trained.tokens, **measured})
+    measuring.record_trained(trained.steps, trained.tokens)
     return trained
 
 
