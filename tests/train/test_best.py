@@ -264,6 +264,18 @@ def test_a_run_that_is_killed_after_it_ended_early_takes_no_more_steps(cli: Cli,
     result = cli("train", "--resume", "run", "--json")
     assert "training ended after 8 of 10 steps (no lower held-out loss in 2 measurements since step 4)" in result.stderr
     assert (result.report()["steps"], "stopped_early" in result.report()) == (8, True)
+    assert json.loads(Path("run/trained.json").read_text())["steps"] == 8
+
+
+def test_a_resumed_run_that_ends_early_in_its_first_measurement_writes_its_steps(cli: Cli, signal_in: Any) -> None:
+    early = (*STEPS, *EVERY, "--set", "train.stop_after=2")
+    signal_in(HeldOut, "measure_rows", 5)  # before training, and after 2, 4, 6 and 8 steps
+    assert cli(*RUN, *early, "--output", "run").code == 143
+    assert (names(Path("run")), Path("run/trained.json").exists()) == (["checkpoint-8"], False)
+    assert cli("train", "--resume", "run", "--json").report()["steps"] == 8
+    about = json.loads(Path("run/trained.json").read_text())
+    assert (about["steps"], len(about["measurements"])) == (8, 4)
+    assert about["tokens"] == Checkpoints(Path("run/checkpoints")).all()[-1].tokens
 
 
 @pytest.mark.parametrize(
