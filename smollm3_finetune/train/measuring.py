@@ -188,7 +188,7 @@ class Measuring:
     def has_candidate(self, step: int) -> bool:
         """Whether an earlier adapter may be published instead of that of the last `step`. `finish` decides."""
         best = self._lowest_before(step)
-        return best is not None and from_main(self.run.saved.best.damage(best) is None if self.main else False)
+        return best is not None and from_main(self.run.saved.best.at(best).is_dir())
 
     def with_best(self, nothing: str) -> str:
         """`nothing`, which says that weights were not saved, with the place of the best adapter so far."""
