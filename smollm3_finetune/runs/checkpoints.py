@@ -11,7 +11,8 @@ from pathlib import Path
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.limits import load_json
-from smollm3_finetune.files.writing import PARTIAL, publish_directory
+from smollm3_finetune.files.partial import PARTIAL
+from smollm3_finetune.files.writing import publish_directory
 from smollm3_finetune.runs.best import BestAdapters, LastAdapter
 from smollm3_finetune.runs.measurements import Measurements
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from smollm3_finetune.cache.use import forget_run
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.checksums import damage
+from smollm3_finetune.files.partial import PARTIAL, partial_name
 from smollm3_finetune.files.room import size_of
-from smollm3_finetune.files.writing import PARTIAL, partial_name
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.runs.best import BEST, LAST
 from smollm3_finetune.runs.checkpoints import DAMAGED

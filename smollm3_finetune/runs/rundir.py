@@ -39,7 +39,8 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object, read_json, write_json
 from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.locks import locked
-from smollm3_finetune.files.writing import PARTIAL, delete_unfinished, write_text
+from smollm3_finetune.files.partial import PARTIAL, delete_unfinished
+from smollm3_finetune.files.writing import write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.best import BEST
