@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,6 +87,20 @@ class Opened:
     def say(self) -> Callable[[str], None]:
         """Prints a line about the model on standard error."""
         return self.plan.context.progress.say
+
+    def on_day(self, earlier: str | None) -> Opened:
+        """With a fixed date if the template uses the current one: that of `earlier` answers, else today's."""
+        from smollm3_finetune.data.chat_template.fixed_date import today, uses_date
+        from smollm3_finetune.data.chat_template.renderer import Renderer
+
+        options = self.renderer.options
+        if options.date is not None or not uses_date(self.renderer.template):
+            return self
+        day = earlier or today()
+        if day != today():
+            self.say(f"the chat template gets the date of the earlier answers, {day}")
+        fixed = Renderer(self.tokenizer, replace(options, date=day), embeddings=self.renderer.embeddings)
+        return replace(self, renderer=fixed)
 
     def compose(self, seed: int) -> LoadedModel:
         """Load the weights, then seed all random numbers."""
