@@ -377,8 +377,11 @@ class RunDir:
         return found
 
     def forget_after(self, step: int) -> None:
-        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line."""
-        for file in (self.report, self.trained):
+        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line.
+
+        The error that ended an earlier attempt after its report goes with the report.
+        """
+        for file in (self.report, self.trained, self.error):
             file.unlink(missing_ok=True)
         for file in (self.metrics, self.samples):
             if file.exists():

@@ -78,7 +78,7 @@ def train(
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
-            stack.enter_context(recorded_failure(job.run))
+            stack.enter_context(recorded_failure(job.run, job.display.say))
             with _writing(job, job.run.path):
                 record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
             record(job)
