@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from smollm3_finetune.components.registry import RegisteredComponent, Registry, 
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.errors import ConfigError, PluginError, raise_all
+from smollm3_finetune.errors import ConfigError, PluginError, first_line, raise_all
 from smollm3_finetune.evaluation.task_results import TaskResult, paired, unpaired
 
 if TYPE_CHECKING:
@@ -204,12 +205,26 @@ def check_scores(component: RegisteredComponent, scores: Sequence[Any]) -> None:
                 f"{where} is {score.value} with {score.terms!r} terms; expected a finite value and 0 or more terms",
                 hint="leave out metrics that a document does not have",
             )
+        if (fault := _json_fault(score)) is not None:
+            raise PluginError(
+                f"{where} cannot be written as JSON: {fault}",
+                hint="use text, finite numbers of Python, true, false, None, and lists and dictionaries of them",
+            )
         key = (score.task, score.metric, score.document)
         if key in seen:
             raise PluginError(f"{where} was returned twice", hint="give each document of a task a unique identifier")
         seen.add(key)
     if not scores:
         raise PluginError(f"{component.who}: evaluate() returned no scores", hint="return one for each document")
+
+
+def _json_fault(score: DocumentScore) -> str | None:
+    """Why a score or its answer cannot be part of a report; None if it can."""
+    try:
+        json.dumps(vars(score), allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as e:
+        return first_line(e) or type(e).__name__
+    return None
 
 
 def compare_tasks(
