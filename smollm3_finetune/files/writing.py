@@ -24,13 +24,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    """Append to a file, or leave it as it was: a failed or interrupted write leaves no part of the text."""
     with path.open("ab", buffering=0) as stream:
         before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
         try:
             while data:
                 data = data[stream.write(data) :]
-        except OSError:
+        except BaseException:  # also Ctrl-C
             with contextlib.suppress(OSError):
                 stream.truncate(before)
             raise

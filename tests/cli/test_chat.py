@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from smollm3_finetune import stopping
 from smollm3_finetune.cli.chat.interrupts import Interrupts
 from smollm3_finetune.cli.chat.loop import converse
 from smollm3_finetune.cli.chat.reading import Reader, terminal_line
-from smollm3_finetune.cli.chat.slash import is_command
+from smollm3_finetune.cli.chat.slash import COMMANDS, Command, is_command
 from smollm3_finetune.model.load import load_model
 
 BOTTLENECK = str(Path(__file__).parents[2] / "examples" / "bottleneck_adapter.py")
@@ -71,6 +73,26 @@ def test_a_typed_line_that_is_not_text_does_not_end_the_chat(monkeypatch: pytest
     converse(chat, Reader(terminal_line(io.StringIO(), [])), screen, Interrupts(), interactive=True)
     assert said == ["the line is not UTF-8 text: invalid start byte"]
     assert next(typed, None) is None, "read until the end of the input"
+
+
+@pytest.mark.parametrize(
+    ("interactive", "raised"),
+    [(True, None), (False, KeyboardInterrupt("typed")), (True, stopping.Stop("SIGTERM", 143))],
+)
+def test_an_interrupt_ends_a_command_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, interactive: bool, raised: BaseException | None
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise raised or KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "/reset", Command("", interrupted))
+    typed = iter(["/reset", "/think", None])
+    said: list[str] = []
+    chat: Any = SimpleNamespace(set_thinking=lambda on: None)
+    screen: Any = SimpleNamespace(say=said.append)
+    with contextlib.nullcontext() if raised is None else pytest.raises(type(raised)):
+        converse(chat, Reader(lambda prompt: next(typed)), screen, Interrupts(), interactive=interactive)
+    assert said == (["\n/reset was interrupted", "reasoning is on"] if raised is None else [])
 
 
 def test_json_has_a_line_for_each_message(talk: Callable[..., Any]) -> None:
