@@ -116,7 +116,7 @@ class Opened:
 def opened(target: str, values: Mapping[str, Any], command: str = "generate") -> Opened:
     """Plan the model of a run, or any other model, with the options of `smollm3 COMMAND`."""
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.session import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
     from smollm3_finetune.runs.reopen import run_request
@@ -131,7 +131,7 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
         check_missing_plugin_files(run, values["plugin"], registry)
         request, _ = run_request(run, given(values), options_of(values, "loader_opt", "loader"), command, Purpose.INFER)
     else:
-        request = model_request(target, values, Purpose.INFER)
+        request = target_request(target, values, Purpose.INFER)
     own = run if is_run else None
     options, mode = render_options_of(own, values["date"]), mode_of(own, values["think"])
     from smollm3_finetune.data.chat_template.renderer import Renderer

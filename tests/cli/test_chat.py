@@ -121,6 +121,26 @@ def test_compared_answers_have_titles_and_equal_ones_are_shown_once(talk: Callab
     assert same.stdout == f"with bottleneck:\n{PARIS}\nbase: same answer\n"
 
 
+def test_a_saved_adapter_is_a_model_to_talk_to(talk: Callable[..., Any], cli: Callable[..., Any], adapter: str) -> None:
+    flags = ("-p", BOTTLENECK, *GREEDY)
+    named = talk(f"{FRANCE}\n", adapter, *flags, "--compare")
+    assert named.code == 0, named.stderr
+    assert named.stdout == talk(f"{FRANCE}\n", "tiny", "--adapter-path", adapter, *flags, "--compare").stdout
+    assert named.stdout.startswith("with bottleneck:\n")
+    answered = cli("generate", adapter, "--prompt", FRANCE, *flags)
+    assert answered.stdout == cli("generate", "tiny", "--adapter-path", adapter, "--prompt", FRANCE, *flags).stdout
+    assert answered.code == 0 and PARIS not in answered.stdout
+
+
+def test_an_adapter_that_is_a_complete_model_needs_no_base(cli: Callable[..., Any]) -> None:
+    whole = load_model("tiny", adapter="full", purpose="train", device="cpu")
+    whole.save("whole")
+    description = json.loads(Path("whole/smollm3.json").read_text())
+    Path("whole/checksums.json").unlink()
+    Path("whole/smollm3.json").write_text(json.dumps({**description, "model": "no-such-model"}))
+    assert cli("generate", "whole", "--prompt", FRANCE, *GREEDY).stdout == f"{PARIS}\n"
+
+
 @pytest.mark.parametrize(
     ("line", "message", "hint"),
     [
