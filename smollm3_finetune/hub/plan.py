@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.errors import ConfigError, ModelError, WriteError
+from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import read_json
 from smollm3_finetune.files.limits import load_json
-from smollm3_finetune.files.locks import locked
+from smollm3_finetune.files.locks import check_not_held
 from smollm3_finetune.hub.contents import ADAPTER, WEIGHTS, Contents, LeftOut, contents, kind_of, left_of_run
 from smollm3_finetune.hub.scan import check_text
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
@@ -169,10 +169,7 @@ def _directory(path: Path, target: str, repo: str) -> tuple[Path, list[LeftOut]]
 
 def _check_not_running(run: RunDir) -> None:
     """Raises ConfigError if another process trains in a run."""
-    lock = run.path / LOCK
-    if lock.exists():
-        with contextlib.suppress(WriteError), locked(lock, f"the run {run.path} is being trained by another process"):
-            pass
+    check_not_held(run.path / LOCK, f"the run {run.path} is being trained by another process")
 
 
 def _failure(run: RunDir) -> str | None:
