@@ -9,11 +9,10 @@ The statistics are those of the held-out loss (`verdict.py`); the rows are docum
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from smollm3_finetune.api import (
     EvaluationContext,
     OpenedTasks,
     Progress,
-    seeded,
 )
 from smollm3_finetune.components.kinds import EVALUATOR
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, known_components
@@ -31,6 +29,7 @@ from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, PluginError, first_line, raise_all
+from smollm3_finetune.evaluation.random_state import seeded_everywhere
 from smollm3_finetune.evaluation.task_results import TaskResult, paired, unpaired
 
 if TYPE_CHECKING:
@@ -276,21 +275,3 @@ def run_tasks(
         with composed.disabled():
             before = measured(composed)
     return compare_tasks(planned, before, measured(composed))
-
-
-@contextlib.contextmanager
-def seeded_everywhere(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Random numbers of Python, numpy and torch come from `seed` inside the context; all states are restored."""
-    import random
-
-    import numpy as np
-
-    python, of_numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        with seeded(seed, device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)

@@ -9,7 +9,7 @@ from pathlib import Path
 from smollm3_finetune import stopping
 from smollm3_finetune.errors import Problems, SmolLM3Error, WriteError, first_line
 from smollm3_finetune.files.failures import resource_error
-from smollm3_finetune.files.json import write_json
+from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.runs.rundir import RunDir
 
 
@@ -33,6 +33,14 @@ def recorded_failure(run: RunDir, say: Callable[[str], None]) -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):  # the error that ended the run is reported, not this one
                 write_json(run.error, _about(e))
         raise
+
+
+def failure_of(run: RunDir) -> dict[str, str] | None:
+    """`message` and `hint` of the error that ended a run; None if no error did. Raises ModelError if it is damaged."""
+    if not run.error.is_file():
+        return None
+    error = read_json(run.error)
+    return {k: str(v) for k, v in error.items() if k in ("message", "hint") and v is not None}
 
 
 def _written(file: Path) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import evaluating
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.evaluation.random_state import random_state_kept
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.files.room import check_room
@@ -252,22 +252,3 @@ def logged(report: Mapping[str, Any]) -> dict[str, float]:
             name = f"{source}-{number}"
         values[f"eval_{name}_loss"] = loss
     return {name: value for name, value in values.items() if value is not None}
-
-
-@contextlib.contextmanager
-def random_state_kept(device: str) -> Iterator[None]:
-    """Restore the state of the random generators of Python, NumPy and torch at the end of the context."""
-    import numpy as np
-    import torch
-
-    on = torch.device(device)
-    others: dict[str, Any] = {"devices": []}
-    if on.type != "cpu":
-        others = {"devices": [on.index or 0], "device_type": on.type}
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(**others):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
