@@ -16,6 +16,7 @@ from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
+from smollm3_finetune.evaluation.row_groups import by_row
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
 from smollm3_finetune.evaluation.sanity import answers, shares
 from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
@@ -121,15 +122,12 @@ def _row_losses(
         task = stack.enter_context(progress.task(text, sum(map(len, subject.examples))))
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
-            owner = np.repeat(np.arange(len(mine)), [len(made) for made in mine])
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
             )
-            sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
-            terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)
-            parts.append(replace(found, sums=sums, terms=terms, sources=np.zeros(len(mine), dtype=np.int64)))
+            parts.append(by_row(found, [len(made) for made in mine]))
     return joined(parts)
 
 

@@ -177,6 +177,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
 
     held_out = HeldOut(
         examples=tokens.held_out,
+        rows=tokens.held_out_rows,
         titles=[c.title for c in tokens.counts],
         model=loaded.model,
         objective=job.objective,

@@ -15,13 +15,18 @@ def drawn() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(()))
 
 
+def fail_after_drawing() -> None:
+    with random_state_kept():
+        drawn()
+        raise ZeroDivisionError
+
+
 def test_all_states_are_restored_also_after_an_error() -> None:
     with seeded_everywhere(1):
         expected = drawn()
     with seeded_everywhere(1):
-        with pytest.raises(ZeroDivisionError), random_state_kept():
-            drawn()
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            fail_after_drawing()
         with seeded_everywhere(2):
             other = drawn()
         assert drawn() == expected
