@@ -111,6 +111,9 @@ def _row_losses(
     planned: PlannedEvaluation, subject: PlannedSubject, loaded: LoadedModel, what: str, progress: Progress
 ) -> RowLosses:
     """The loss of each row; that of a row with several examples, such as chunks of a text, is their sum."""
+    if not planned.rows.rows:
+        none = np.empty(0, dtype=np.int64)
+        return RowLosses(sums=np.empty(0), terms=none, sources=none, titles=())
     objective: Objective = planned.make_objective()
     context, batch_size = loaded.plan.context, planned.train.batch_size
     rows, parts = planned.rows, []

@@ -126,6 +126,11 @@ def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | Non
             f"--fail-if {fail_if} needs a verdict, but {target!r} has no adapter, so there is no base to compare with",
             hint="--against MODEL, or --adapter-path DIR",
         )
+    if fail_if is not None and not planned.rows.rows:
+        raise ConfigError(
+            f"--fail-if {fail_if} needs a verdict on held-out rows, but without --data only tasks are measured",
+            hint="--data FILE.jsonl",
+        )
     for warning in planned.warnings:
         say_warning(warning)
     report = carry_out(planned, progress)
