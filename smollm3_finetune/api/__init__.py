@@ -48,7 +48,9 @@ from smollm3_finetune.api.data import (
     FlatObjective,
     Formatter,
     FormatterWithColumns,
+    MeasuringObjective,
     Objective,
+    ReferenceObjective,
     Renderer,
     RowObjective,
 )
@@ -111,6 +113,7 @@ from smollm3_finetune.api.objectives import (
     row_logps,
     row_sums,
     token_logps,
+    token_values,
     without_adapter,
 )
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
@@ -187,6 +190,7 @@ __all__ = [
     "LinearOps",
     "Loader",
     "LoaderSpec",
+    "MeasuringObjective",
     "MissingRequirementError",
     "ModelError",
     "ModelSource",
@@ -199,6 +203,7 @@ __all__ = [
     "Purpose",
     "Quantizer",
     "QuantizerSpec",
+    "ReferenceObjective",
     "Renderer",
     "Requires",
     "RowObjective",
@@ -260,6 +265,7 @@ __all__ = [
     "stack_ops_for",
     "stacked_weights",
     "token_logps",
+    "token_values",
     "transformer_blocks",
     "without_adapter",
     "write_checkpoint",

@@ -29,6 +29,8 @@ class AdapterSwitch:
     def __init__(self, adapted: Adapted) -> None:
         self.adapted = adapted
         self.depth = 0
+        self._off = contextlib.ExitStack()
+        """Ends the adapter's own context, while it is disabled."""
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
@@ -39,11 +41,27 @@ class AdapterSwitch:
         with contextlib.ExitStack() as stack:
             if not self.depth:
                 stack.enter_context(self.adapted.disabled())
+                self._off = stack
             self.depth += 1
             try:
                 yield
             finally:
                 self.depth -= 1
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Enable the adapter inside the context, also where it is disabled."""
+        depth, disabled = self.depth, self._off
+        if not depth:
+            yield
+            return
+        disabled.close()
+        self.depth = 0
+        try:
+            yield
+        finally:
+            disabled.enter_context(self.adapted.disabled())
+            self.depth, self._off = depth, disabled
 
 
 def note_adapter(adapted: Adapted) -> AdapterSwitch:
@@ -71,19 +89,25 @@ def without_adapter(model: nn.Module) -> Iterator[nn.Module]:
             f"{type(model).__name__} has no adapter that could be disabled",
             hint='load_model("MODEL", adapter="NAME", purpose="train").model',
         )
-    trained = switch.adapted.model
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(switch.off())
         except UnsupportedOp as e:
             raise UnsupportedOp(e.message, hint=e.hint or "name an adapter that can be disabled: smollm3 compat") from e
-        # autocast keeps casts of trained weights, also of those whose values the adapter replaced
+        yield stack.enter_context(as_reference(switch.adapted))
+
+
+@contextlib.contextmanager
+def as_reference(adapted: Adapted) -> Iterator[nn.Module]:
+    """The model of `adapted`, whose weights were changed for this context: in evaluation mode and without gradients."""
+    with contextlib.ExitStack() as stack:
+        # autocast keeps casts of trained weights, also of those whose values were replaced
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
-        stack.enter_context(_without_cache(switch.adapted))
-        stack.enter_context(evaluating(trained))
+        stack.enter_context(_without_cache(adapted))
+        stack.enter_context(evaluating(adapted.model))
         stack.enter_context(torch.no_grad())
-        yield trained
+        yield adapted.model
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -163,6 +163,12 @@ class AdapterSpec(ComponentSpec):
     """Rows packed into one sequence do not influence each other."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether an `adapter_config.json` is that of an adapter of this method, saved by this package or another tool."""
+    read_options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """The options that an `adapter_config.json` of this method states, for a run that trains an adapter of another
+    tool further; light. What is left out, or is not a valid value, keeps its default."""
+    training_options: Collection[str] = ()
+    """Names of options that may change when a saved adapter is trained further, such as a dropout: `Adapter.restore`
+    takes their values from its options, not from the saved adapter. The others are fixed by the adapter."""
     merges: bool = True
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True
@@ -196,8 +202,10 @@ class FormatterSpec(ComponentSpec):
     """
 
 
-REFERENCES = ("none", "base")
+REFERENCES = ("none", "base", "start", "model")
 """The values of `ObjectiveSpec.reference`."""
+ROW_FIELDS = ("rejected", "desirable")
+"""The values of `ObjectiveSpec.fields`: fields of `Conversation` that a row may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +214,41 @@ class ObjectiveSpec(ComponentSpec):
 
     uses_labels: bool = False
     """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
-    reference: Literal["none", "base"] = "none"
-    """`base`: the loss compares the model with its base, inside `without_adapter(model)`. A run whose adapter cannot be
-    disabled, such as `full`, is then refused before rows are read."""
+    fields: Iterable[str] = ()
+    """Names of `Conversation` fields that every row must have: `rejected`, `desirable`. Rows without one are left out
+    and counted with the reason; a run is refused if no row of a source has it. `desirable` includes `uses_labels`."""
+    reference: Literal["none", "base", "start", "model"] = "none"
+    """The model that the loss compares the trained one with; see `ReferenceObjective`.
+
+    `base`: the model without its adapter. A run whose adapter cannot be disabled, such as `full`, is then refused
+    before rows are read. `start`: the model as it was before the first step; works with every adapter. `model`: another
+    model, `reference_model`, which is evaluated and freed before the trained one is loaded.
+    """
+    reference_model: str | None = None
+    """For `model`: a model reference, as users type it; None: the run's own model, neither quantized nor adapted."""
+    refine: Callable[[ObjectiveSpec, Any, Env], ObjectiveSpec] | None = None
+    """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
+    `reference`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", _row_fields(self.name, self.fields))
+        if "desirable" in self.fields:
+            object.__setattr__(self, "uses_labels", True)
         if self.reference not in REFERENCES:
-            expected = " or ".join(map(repr, REFERENCES))
+            expected = f"one of {', '.join(map(repr, REFERENCES))}"
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
+        model = self.reference_model
+        if model is not None and (not isinstance(model, str) or not model.strip() or self.reference != "model"):
+            expected = "None" if isinstance(model, str) and model.strip() else "the name of a model"
+            aside = f" with reference={self.reference!r}" if expected == "None" else ""
+            raise TypeError(f"ObjectiveSpec {self.name!r}: reference_model must be {expected}{aside}, got {model!r}")
+
+
+def _row_fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(fields, str) or not isinstance(fields, Iterable) or not {*fields} <= {*ROW_FIELDS}:
+        expected = " and ".join(map(repr, ROW_FIELDS))
+        raise TypeError(f"ObjectiveSpec {name!r}: fields must be a tuple of {expected}, got {fields!r}")
+    return tuple(fields)
 
 
 @dataclass(frozen=True, kw_only=True)

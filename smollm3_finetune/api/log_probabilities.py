@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ MODEL_INPUTS = (
 )  # fmt: skip
 """The names of a batch that are passed to the model."""
 
+_requested: ContextVar[tuple[Callable[..., Any], tuple[Any, ...]]] = ContextVar("requested")
+"""The function of `token_values` and its tensors, while the model runs. As an argument of a compiled model, each new
+function would be compiled anew."""
+
 
 def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """See `smollm3_finetune.api.token_logps`."""
@@ -32,6 +37,36 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             return found
     logits = model(**inputs, use_cache=False).logits[:, -length:]  # (B, T, V)
     return at_labels(log_probabilities(*supervised(logits, labels)), labels)
+
+
+def token_values(model: nn.Module, batch: Mapping[str, Any], function: Callable[..., Any], *given: Tensor) -> Any:
+    """See `smollm3_finetune.api.token_values`."""
+    labels = _predicted(batch)  # (B, T)
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    count = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    for values in given:
+        if len(values) != count:
+            raise ValueError(f"the batch has {count} supervised tokens, but a tensor has values of {len(values)}")
+
+    def of_wide_logits(logits: Tensor, targets: Tensor, *rows: Tensor) -> Any:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return function(wide, targets, *(values.to(wide.device) for values in rows))
+
+    if has_supervised_logits(model):
+        token = _requested.set((of_wide_logits, given))
+        try:
+            out = model(**inputs, labels=labels, token_values=True, use_cache=False)
+        finally:
+            _requested.reset(token)
+        if getattr(out, "token_values", None) is not None:
+            return out.token_values
+    logits = model(**inputs, use_cache=False).logits[:, -labels.shape[1] :]  # (B, T, V)
+    return of_wide_logits(*supervised(logits, labels), *given)
+
+
+def requested_values() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function of the current `token_values`, and the tensors that it gets."""
+    return _requested.get()
 
 
 def supervised(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,30 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     from smollm3_finetune.api.log_probabilities import token_logps
 
     return token_logps(model, batch)
+
+
+def token_values(model: nn.Module, batch: Mapping[str, Any], function: Callable[..., Any], *given: Tensor) -> Any:
+    """What `function` computes from the logits of each supervised token: one forward of `model`.
+
+    For losses that need more than the log-probability of the label: those of other tokens, the likeliest tokens, an
+    entropy. `function(logits, targets, *given)` gets the logits (n, V) that predict n supervised tokens, in float32 or
+    wider, their labels (n,), and the same n rows of each tensor of `given`, (N, …), on the device of the logits. It
+    returns a tensor (n, …) or a tuple of them, and computes each token from its own row. It must work for n = 0.
+
+    Returns the same for all N supervised tokens, in the order of the batch: row by row, as `row_sums` counts them. See
+    `token_logps` for `batch`. Differentiable once. With `train.logits=supervised`, `function` is called on pieces of a
+    fixed size and must not modify its arguments in place; if it returns one number for each token and the output layer
+    is not trained, each piece of logits is computed once, otherwise again in the backward pass. Raises ValueError if a
+    tensor of `given` has not N rows, KeyError if the batch has no labels.
+
+        def at(logits, targets, ids):  # log-probabilities of k given tokens: (n, V), (n,), (n, k)
+            return logits.log_softmax(-1).gather(1, ids)
+
+        logps = token_values(model, batch, at, ids)  # (N, k)
+    """
+    from smollm3_finetune.api.log_probabilities import token_values
+
+    return token_values(model, batch, function, *given)
 
 
 def row_sums(values: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -14,6 +14,9 @@ from smollm3_finetune.batching.packing import unpacked
 FILL = "fill"
 """The key of a filler item; its value is an example without supervised tokens."""
 
+NUMBER = "example_number"
+"""The key of an example's number, in datasets of numbered examples (see `batching.numbered`)."""
+
 FILL_TOKENS = 2
 """Tokens of a filler example. The first token of a row is never predicted, so a row needs two."""
 
@@ -42,7 +45,7 @@ def filled(items: Any, share: int) -> Any:
     example without supervised tokens cannot be built then, and accelerate repeats rows.
     """
     (first, *_) = unpacked([items[0]])
-    if len(items) % share == 0 or set(first) != {"input_ids", "labels"}:
+    if len(items) % share == 0 or set(first) - {NUMBER} != {"input_ids", "labels"}:
         return items
     return Filled(items, share, first["input_ids"][:FILL_TOKENS])
 

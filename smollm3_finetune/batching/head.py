@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from smollm3_finetune.api.data import IGNORE_INDEX
-from smollm3_finetune.api.log_probabilities import at_labels, supervised
+from smollm3_finetune.api.log_probabilities import at_labels, requested_values, supervised
 from smollm3_finetune.batching.cross_entropy import refuse_second_derivative, token_cross_entropy
 from smollm3_finetune.batching.eager import eager
 from smollm3_finetune.batching.probe import measuring
@@ -53,6 +53,8 @@ class SupervisedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """The number of supervised tokens."""
     token_logps: Tensor | None = None
     """The log-probabilities of supervised tokens, if they were requested instead of the loss: (B, T), 0 elsewhere."""
+    token_values: Any = None
+    """The values of supervised tokens (N, …), if they were requested instead of the loss: a tensor, or several."""
 
 
 @contextmanager
@@ -116,9 +118,12 @@ class SupervisedForward:
         return_dict: bool | None = None,
         ignore_index: int = IGNORE_INDEX,
         token_logps: bool = False,
+        token_values: bool = False,
         **kwargs: Any,
     ) -> Any:
         hidden = self.model.base_model(**kwargs)[0]  # (B, T, H)
+        if token_values:
+            return self._token_values(hidden, labels)
         if token_logps:
             return self._token_logps(hidden, labels)
         out = self._output(hidden, labels, num_items_in_batch)
@@ -136,19 +141,41 @@ class SupervisedForward:
 
     def _token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden (N, H), targets (N,); returns (N,)"""
+        losses: Tensor = self._in_pieces(token_cross_entropy, hidden, targets)
+        return losses
+
+    @eager
+    def _token_values(self, hidden: Tensor, labels: Tensor) -> SupervisedOutput:
+        """hidden (B, T, H), labels (B, T)"""
+        function, given = requested_values()
+        return SupervisedOutput(token_values=self._in_pieces(function, *supervised(hidden, labels), *given))
+
+    def _in_pieces(self, function: Callable[..., Any], hidden: Tensor, targets: Tensor, *given: Tensor) -> Any:
+        """What `function` computes from logits (n, V), targets (n,) and n rows of each tensor of `given`.
+
+        hidden (N, H), targets (N,), given (N, …); returns a tensor (N, …), or a tuple of them.
+        """
         size = self._rows_at_once(hidden.dtype)
+
+        def piece(hidden: Tensor, targets: Tensor, *given: Tensor) -> Any:
+            return function(self._head()(hidden[None])[0], targets, *given)
+
         if len(targets) <= size:
-            return self._piece(hidden, targets)
-        is_trained = torch.is_grad_enabled() and self._is_trained(hidden[:1].detach())
-        if torch.is_grad_enabled() and hidden.requires_grad and not is_trained:
-            losses: Tensor = _PieceByPiece.apply(hidden, targets, size, self._piece)
-            return losses
+            return piece(hidden, targets, *given)
+        recomputed = False
+        if torch.is_grad_enabled():
+            one = None if self._has_trained_head() else piece(hidden[:1].detach(), targets[:1], *(g[:1] for g in given))
+            recomputed = one is None or _requires_grad(one)
+            if hidden.requires_grad and not recomputed:
+                if isinstance(one, torch.Tensor) and one.ndim == 1:
+                    return _PieceByPiece.apply(piece, size, hidden, targets, *given)
+                recomputed = True
         pieces = []
-        for piece, piece_targets in zip(hidden.split(size), targets.split(size), strict=True):
-            if is_trained:  # the logits are recomputed in the backward pass
-                pieces.append(checkpoint(self._piece, piece, piece_targets, use_reentrant=False))
-            else:
-                pieces.append(self._piece(piece, piece_targets))
+        for rows in zip(*(values.split(size) for values in (hidden, targets, *given)), strict=True):
+            # the logits are recomputed in the backward pass
+            pieces.append(checkpoint(piece, *rows, use_reentrant=False) if recomputed else piece(*rows))
+        if isinstance(pieces[0], tuple):
+            return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
         return torch.cat(pieces)
 
     @eager
@@ -156,14 +183,8 @@ class SupervisedForward:
         """hidden (B, T, H), labels (B, T)"""
         return SupervisedOutput(token_logps=at_labels(-self._token_losses(*supervised(hidden, labels)), labels))
 
-    def _is_trained(self, hidden: Tensor) -> bool:
-        """Whether the output layer trains a weight: its own, or one that its hooks or forward use. hidden (1, H)"""
-        head = self._head()
-        return any(p.requires_grad for p in head.parameters()) or bool(head(hidden[None]).requires_grad)
-
-    def _piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self._head()(hidden[None])[0]  # (N, V)
-        return token_cross_entropy(logits, targets)
+    def _has_trained_head(self) -> bool:
+        return any(p.requires_grad for p in self._head().parameters())
 
     def _rows_at_once(self, dtype: torch.dtype) -> int:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
@@ -208,14 +229,17 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, size: int, losses_of: Callable[..., Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, values_of: Callable[..., Tensor], size: int, hidden: Tensor, targets: Tensor, *given: Tensor
+    ) -> Tensor:
         gradient = torch.empty_like(hidden)
         losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        ctx.given = len(given)
         for start in range(0, len(targets), size):
             where = slice(start, start + size)
             with torch.enable_grad():
                 piece = hidden[where].detach().requires_grad_()
-                own = losses_of(piece, targets[where])
+                own = values_of(piece, targets[where], *(values[where] for values in given))
                 total = own.sum()
             (gradient[where],) = torch.autograd.grad(total, piece)
             losses[where] = own.detach()
@@ -223,9 +247,14 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *loss_gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
         scale = loss_gradients[0][:, None]
         wide = torch.promote_types(gradient.dtype, scale.dtype)  # a loss scale may overflow float16
-        return (gradient.to(wide) * scale).to(gradient.dtype), None, None, None
+        return None, None, (gradient.to(wide) * scale).to(gradient.dtype), None, *[None] * ctx.given
+
+
+def _requires_grad(values: Tensor | tuple[Tensor, ...]) -> bool:
+    """Whether one of the values depends on a trained weight."""
+    return any(v.requires_grad for v in (values if isinstance(values, tuple) else (values,)))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
 from smollm3_finetune.model.quantized_layers import forward_rtol
 
@@ -57,8 +56,11 @@ def check_objective(train: TrainConfig, objective: Objective, title: str) -> Non
         )
 
 
-def training_items(config: RunConfig, examples: Examples) -> Any:
-    """The dataset of the Trainer: the examples, or with packing the sequences of examples."""
+def training_items(config: RunConfig, examples: Any) -> Any:
+    """The dataset of the Trainer: the examples, or with packing the sequences of examples.
+
+    `examples` are `Examples`, which may be numbered.
+    """
     if not config.train.packing:
         return examples
     from smollm3_finetune.batching.packing import Packed
@@ -66,7 +68,7 @@ def training_items(config: RunConfig, examples: Examples) -> Any:
     return Packed(examples, lengths_of(examples), config.data.max_length, config.seed)
 
 
-def lengths_of(examples: Examples) -> Ints:
+def lengths_of(examples: Any) -> Ints:
     """The number of tokens of each example, as int32."""
     import numpy as np
 
@@ -133,8 +135,7 @@ def _flat(
     from smollm3_finetune.batching.probe import RowProbe
 
     adapter = loaded.plan.adapter
-    assert adapter is not None
-    if not refined(adapter, loaded.plan.env).packs:
+    if adapter is not None and not refined(adapter, loaded.plan.env).packs:
         raise RowsNotApart(f"{adapter.component.title} would mix rows that share a sequence")
     if not isinstance(objective, FlatObjective):
         raise RowsNotApart("the objective has no flat_collator()")

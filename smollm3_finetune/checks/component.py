@@ -166,14 +166,35 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
 
 
 def _reference(component: RegisteredComponent, made: Any) -> Iterator[Finding]:
-    """Whether the descriptor says that the objective uses the base; seen from the imports of its module."""
-    module = sys.modules.get(type(made).__module__)
-    if module is None or not any(value is api.without_adapter for value in vars(module).values()):
-        return
-    declared = getattr(component.spec, "reference", "none") != "none"
-    yield _finding(component, "its use of without_adapter is declared", declared,
-                   "" if declared else "reference is 'none', so a run with --adapter full is not refused early",
-                   'reference="base"')  # fmt: skip
+    """Whether the descriptor and the objective agree on the reference.
+
+    The use of the base is seen from the imports of its module. An objective that decides by its options is not judged.
+    """
+    spec: Any = component.spec
+    module, declared, decides = (
+        sys.modules.get(type(made).__module__),
+        spec.reference != "none",
+        spec.refine is not None,
+    )
+    if module is not None and any(value is api.without_adapter for value in vars(module).values()):
+        yield _finding(component, "its use of without_adapter is declared", declared or decides,
+                       "" if declared or decides else "reference is 'none', so a run with --adapter full is not "
+                       "refused early", 'reference="base"')  # fmt: skip
+    if hasattr(made, "reference_values"):
+        yield _finding(component, "its reference_values is declared", declared or decides,
+                       "" if declared or decides else "reference is 'none', so the method is never called",
+                       'reference="base"')  # fmt: skip
+        problem = _misfit(made, "reference_values", api.ReferenceObjective)
+        names = getattr(made, "reference_options", None)
+        if names is None or isinstance(names, str):
+            problem = problem or "reference_options is missing: the names of the options on which the values depend"
+        elif unknown := sorted({*names} - {o.name for o in dataclasses.fields(component.options_class())}):
+            problem = problem or f"reference_options names {unknown[0]!r}, which is not an option"
+        yield _finding(component, "it is a ReferenceObjective", not problem, problem, "reference_options = ()")
+    elif spec.reference in ("start", "model"):
+        yield _finding(component, "its reference_values is declared", False,
+                       f"reference is {spec.reference!r}, but it has no method reference_values",
+                       "def reference_values(self, model, batch):")  # fmt: skip
 
 
 def _misfit(made: Any, name: str, protocol: Any) -> str:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, Env, Op, Purpose, QuantizerSpec
+from smollm3_finetune.api import AdapterSpec, Env, ObjectiveSpec, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Registry, attributed_to, known_components
@@ -31,22 +31,22 @@ def environment(device: str, purpose: Purpose) -> Env:
 
 
 def refined(component: SelectedComponent, env: Env) -> Any:
-    """The descriptor of a quantizer or an adapter for its options on this machine.
+    """The descriptor of a quantizer, an adapter or an objective for its options on this machine.
 
     Raises PluginError if `refine` raises or returns something other than a descriptor of the same kind.
     """
-    spec: QuantizerSpec | AdapterSpec = component.spec
+    spec: QuantizerSpec | AdapterSpec | ObjectiveSpec = component.spec
     if spec.refine is None:
         return spec
     if env in component.refined:
         return component.refined[env]
     refine: Any = spec.refine
-    kind = QuantizerSpec if isinstance(spec, QuantizerSpec) else AdapterSpec
+    kind = next(k for k in (QuantizerSpec, AdapterSpec, ObjectiveSpec) if isinstance(spec, k))
     with attributed_to(component.component, "refine()"):
         answer = component.component.waited(lambda: refine(spec, component.options, env), "refine")
         if not isinstance(answer, kind):
             raise TypeError(
-                f"it returned {described(answer)}, not {'an' if kind is AdapterSpec else 'a'} {kind.__name__}"
+                f"it returned {described(answer)}, not {'a' if kind is QuantizerSpec else 'an'} {kind.__name__}"
             )
     return answer
 
@@ -111,8 +111,11 @@ def check_reference(
     adapter: SelectedComponent,
     env: Env,
 ) -> None:
-    """Raises IncompatibleError if the objective needs the base and the adapter cannot be disabled."""
-    if getattr(objective.spec, "reference", "none") == "none" or refined(adapter, env).disables:
+    """Raises IncompatibleError if the objective needs the base and the adapter cannot be disabled.
+
+    The other references, the model at the start of the run and another model, work with every adapter.
+    """
+    if refined(objective, env).reference != "base" or refined(adapter, env).disables:
         return
     others = (c for c in _usable(registry, ADAPTER, env) if not missing_ops(quantizer, c, env))
     names = [c.spec.name for c in others if refined(c, env).disables]

@@ -139,6 +139,11 @@ class TrainConfig:
     logits: Literal["supervised", "all"] = option(
         "supervised", "Tokens for which the output layer computes logits: the supervised ones, or all."
     )
+    reference: Literal["each-step", "once"] = option(
+        "each-step",
+        "For objectives that compare the model with another one, the reference: compute its values in each step, or "
+        "once before the first step and store them in the cache, from which other runs take them.",
+    )
     gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
         2e-4, "Peak learning rate; the adapter or the built-in model may suggest a different default.", gt=0, le=1000
@@ -223,6 +228,17 @@ class RunConfig:
 
     model: str = option(
         DEFAULT_MODEL, "Model to fine-tune: Hub ID, directory or file, or `tiny` for the built-in model."
+    )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "key": "from",
+            "help": "Run, or directory of a saved adapter, whose adapter is trained further on its own base; default: "
+            "a new adapter.",
+        },
+    )
+    fresh_adapter: bool = option(
+        False, "Merge the adapter of `from` into its base first, and train a new adapter on the result."
     )
     loader: ComponentConfig = field(
         default_factory=ComponentConfig,

@@ -15,6 +15,8 @@ from smollm3_finetune.inference.precision import autocast
 if TYPE_CHECKING:
     from torch import nn
 
+    from smollm3_finetune.reference.computed import Refer
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -32,15 +34,18 @@ class HeldOut:
     device: str
     dtype: str
     """The dtype of the run, which determines the precision of the measurement."""
+    refer: Sequence[Refer] = ()
+    """For each source, what adds the values of the reference to a batch; empty if the loss has no reference."""
 
     def measure_rows(self, progress: Progress) -> RowLosses:
         """The loss of each row."""
         count = sum(len(rows) for rows in self.rows)
         about = (self.model, self.objective)
+        refer: Sequence[Refer | None] = [None] * len(self.examples) if not self.refer else self.refer
         with autocast(self.device, self.dtype), progress.task(f"measuring {count:,} held-out rows") as task:
             found = [
-                measure_rows(*about, e, self.collate, self.batch_size, title=title, advance=task.advance)
-                for e, title in zip(self.examples, self.titles, strict=True)
+                measure_rows(*about, e, self.collate, self.batch_size, title=title, advance=task.advance, refer=add)
+                for e, title, add in zip(self.examples, self.titles, refer, strict=True)
             ]
         return joined([by_row(losses, rows) for losses, rows in zip(found, self.rows, strict=True)])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from smollm3_finetune.api import Objective, Progress, Purpose
-from smollm3_finetune.components.negotiation import check_reference, refined
+from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import LoadedConfig
@@ -20,6 +20,7 @@ from smollm3_finetune.data.tokenization import rows_fingerprint
 from smollm3_finetune.data.vocabulary import embeddings_of, with_usable_padding
 from smollm3_finetune.errors import Collector, ConfigError, DataError, IncompatibleError
 from smollm3_finetune.evaluation.overlap import Overlap, OverlapIndex
+from smollm3_finetune.evaluation.reference import WITHOUT, plan_values
 from smollm3_finetune.evaluation.rows import (
     NO_ROWS,
     Example,
@@ -39,6 +40,8 @@ from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.context_length import context_of
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.reference.computed import Values
+from smollm3_finetune.reference.plan import ReferencePlan
 from smollm3_finetune.runs.reopen import trained_mode
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import saved_versions
@@ -111,6 +114,12 @@ class PlannedEvaluation:
     warnings: Sequence[str] = field(default_factory=tuple)
     tasks: PlannedTasks | None = None
     """Opened tasks, which are measured with each model."""
+    reference: ReferencePlan = ReferencePlan()
+    """The reference of the evaluated run."""
+    run: RunDir | None = None
+    """The evaluated run, if it is one."""
+    values: Values | None = None
+    """The values of the reference for each example, when they are computed."""
 
     def compares(self) -> bool:
         """Whether there is something to compare the model with."""
@@ -148,7 +157,7 @@ def plan_evaluation(
     assert selected is not None
     quiet_transformers()
     plans = [_planned_model(registry, s, m, progress) for s, m in zip(subjects, models, strict=True) if m is not None]
-    _check_reference(registry, selected.objective, subjects, plans)
+    reference = plan_values(registry, selected.objective, selected.config.train, subjects, plans)
     renderers = [_renderer(s, p, selected) for s, p in zip(subjects, plans, strict=True)]
     trained = []
     for i, (one, of_run) in enumerate(zip(subjects, own, strict=True)):
@@ -178,6 +187,12 @@ def plan_evaluation(
     rows = sampled.only(kept)
     examples = [[made[i] for i in kept] for made in examples]
     if against is not None and not check_same_tokens(rows, examples[0], examples[1], against.title):
+        if reference.kind != "none":
+            raise IncompatibleError(
+                f"{subject.title} and {against.title} have different chat templates, so the reference of "
+                f"{subject.title} has no values for the prompts of {against.title}",
+                hint=WITHOUT,
+            )
         warnings.append(f"{subject.title} and {against.title} have different chat templates, so their prompts differ")
     overlap = _overlap(rows, trained, settings)
     if rows.rows and len(overlap.rows()) == len(rows.rows):
@@ -213,6 +228,8 @@ def plan_evaluation(
         ),
         warnings=warnings,
         tasks=tasks,
+        reference=reference,
+        run=subject.run,
     )
 
 
@@ -293,22 +310,6 @@ def _planned_model(registry: Registry, subject: Subject, selected: SelectedModel
     if subject.check_base:
         check_trained_context(plan)
     return plan
-
-
-def _check_reference(
-    registry: Registry, objective: SelectedComponent, subjects: Sequence[Subject], plans: Sequence[ModelPlan]
-) -> None:
-    """Raises IncompatibleError if the loss compares a model with its base, and one of the models has no base."""
-    if getattr(objective.spec, "reference", "none") == "none":
-        return
-    for subject, plan in zip(subjects, plans, strict=True):
-        if plan.adapter is None:
-            raise IncompatibleError(
-                f"the loss of objective {objective.spec.name!r} compares a model with its base, but {subject.title!r} "
-                "has no adapter",
-                hint="evaluate the run without --against",
-            )
-        check_reference(registry, objective, plan.quantizer, plan.adapter, plan.env)
 
 
 def _renderer(subject: Subject, plan: ModelPlan, selected: SelectedRows) -> Renderer:

@@ -1,4 +1,4 @@
-"""Rows with several examples, such as the chunks of a long text: their losses are summed, because they belong together.
+"""Rows with several examples, such as the chunks of a long text: their losses are summed, their measures averaged.
 
 A verdict counts rows as independent, which the examples of one row are not.
 """
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from smollm3_finetune.evaluation.row_losses import RowLosses
+from smollm3_finetune.evaluation.row_measures import averaged_measures
 
 
 def by_row(found: RowLosses, examples: Sequence[int]) -> RowLosses:
@@ -22,4 +23,5 @@ def by_row(found: RowLosses, examples: Sequence[int]) -> RowLosses:
         sums=np.bincount(owner, weights=found.sums, minlength=rows).astype(np.float64),
         terms=np.bincount(owner, weights=found.terms, minlength=rows).astype(np.int64),
         sources=np.zeros(rows, dtype=np.int64),
+        measures=averaged_measures(found.measures, owner, rows),
     )

@@ -14,8 +14,10 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import DocumentScore, Objective, Progress, UnsupportedOp
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
+from smollm3_finetune.evaluation.reference_values import with_values
 from smollm3_finetune.evaluation.row_groups import by_row
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
 from smollm3_finetune.evaluation.sanity import answers, shares
@@ -25,6 +27,7 @@ from smollm3_finetune.inference.decoding import Answer
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.model.load import LoadedModel, compose
+from smollm3_finetune.reference.whole import looked_up
 
 SHOWN = 3
 """Prompts whose answers are part of the report."""
@@ -49,11 +52,13 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
     """
     began = time.monotonic()
     subject, against = planned.subject, planned.against
+    planned = with_values(planned, None, progress)
     tuned: dict[str, Any] | None = None
     if planned.settings.null_adapter and against is None and subject.has_base():
         loaded, tuned = composed_with_notes(subject.plan, check_base=subject.check_base)
     else:
         loaded = compose(subject.plan, check_base=subject.check_base)
+    planned = with_values(planned, loaded, progress)
     after, before = _observed(planned, subject, loaded, subject.title, progress), None
     if against is None and subject.has_base():
         with _disabled(subject, loaded) as alone:
@@ -72,6 +77,8 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
         "after": _losses(planned, after),
         "comparison": None if comparison is None else comparison.as_json(),
         "line": None if comparison is None else comparison.line(),
+        "per_token": after.losses.per_token,
+        "measures": _measures(planned, before, after),
         "answers": _answers(planned, before, after),
         "null_adapter": null,
         "tasks": _tasks(planned, before, after),
@@ -116,7 +123,7 @@ def _row_losses(
         return RowLosses(sums=np.empty(0), terms=none, sources=none, titles=())
     objective: Objective = planned.make_objective()
     context, batch_size = loaded.plan.context, planned.train.batch_size
-    rows, parts = planned.rows, []
+    rows, parts, first = planned.rows, [], 0
     text = f"measuring {what} on {len(rows.rows):,} held-out rows"
     with contextlib.ExitStack() as stack:
         stack.enter_context(autocast(context.device, context.dtype))
@@ -125,10 +132,14 @@ def _row_losses(
         task = stack.enter_context(progress.task(text, sum(map(len, subject.examples))))
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
+            count = sum(map(len, mine))
+            values = None if planned.values is None else planned.values[first : first + count]
+            first += count
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
+                refer=None if values is None else looked_up(values),
             )
             parts.append(by_row(found, [len(made) for made in mine]))
     return joined(parts)
@@ -156,6 +167,14 @@ def _other(subject: PlannedSubject, against: PlannedSubject | None) -> PlannedSu
 
 def _compared(planned: PlannedEvaluation, before: Observed, after: Observed) -> Comparison | None:
     return compare(before.losses, after.losses, seed=planned.settings.seed, excluded=planned.overlap.rows())
+
+
+def _measures(planned: PlannedEvaluation, before: Observed | None, after: Observed) -> dict[str, Any]:
+    """The objective's measures of the compared rows; "before" is the base or the other model."""
+    seed, excluded = planned.settings.seed, planned.overlap.rows()
+    earlier = None if before is None else before.losses
+    found = compare_measures(earlier, after.losses, seed=seed, excluded=excluded)
+    return {name: measure.as_json() for name, measure in found.items()}
 
 
 def _null(
@@ -218,7 +237,7 @@ def _loss(losses: RowLosses) -> dict[str, Any]:
         "rows": len(losses),
         "terms": found.terms,
         "held_out_loss": found.mean if found.terms else None,
-        "perplexity": found.perplexity if found.terms else None,
+        "perplexity": losses.perplexity if found.terms else None,
     }
 
 

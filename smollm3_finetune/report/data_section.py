@@ -85,6 +85,8 @@ def _source(row: Mapping[str, Any]) -> Source:
         notes.append(f"{counted(numbers['empty'], 'row')} left out: no supervised tokens")
     if numbers["undesirable"]:
         notes.append(f"{counted(numbers['undesirable'], 'row')} left out: false label")
+    for why, times in sorted(mapping(row.get("missing")).items()):
+        notes.append(f"{counted(count(times) or 0, 'row')} left out: {visible(why)}")
     if numbers["chunks"]:
         notes.append(f"long text in {counted(numbers['chunks'], 'chunk')}")
     for name, times in sorted(mapping(row.get("notes")).items()):

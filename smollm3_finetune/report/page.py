@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.report import data_section
+from smollm3_finetune.report.measures import measures_of
 from smollm3_finetune.report.next_steps import next_steps
 from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid
 from smollm3_finetune.report.run_view import RunView, Shortened, shown_value
@@ -69,6 +70,7 @@ def page_of_run(view: RunView) -> str:
         view=view,
         verdict=verdict_of(view.summary.comparison),
         losses=_losses(view),
+        measures=measures_of(view.report),
         notes=[n for n in (view.metrics.problem, drawn_note([view]), gaps_note([view])) if n],
         table=_table(view),
         answers=answers,

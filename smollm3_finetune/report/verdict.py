@@ -97,11 +97,13 @@ def verdict_of(comparison: Any) -> Verdict | None:
 
 def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[str, str]]:
     found = []
+    per_token = about.get("per_token") is not False
     rows, terms = count(about.get("rows")), count(about.get("terms"))
     if rows is not None:
-        tokens = f", {terms:,} supervised tokens" if terms is not None else ""
+        tokens = f", {terms:,} supervised tokens" if terms is not None and per_token else ""
         found.append(("held-out rows", f"{rows:,}{tokens}"))
-    found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
+    if per_token:
+        found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
     if (smallest := number(about.get("smallest_difference"))) is not None:
         found.append(("smallest difference that so many rows can show", shown(smallest)))
     if (more := count(about.get("rows_for_half"))) is not None:

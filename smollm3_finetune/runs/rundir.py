@@ -8,8 +8,11 @@ before.json     held-out loss before the first step, for a resumed run
 trained.json    steps and tokens, written after the last step; with train.keep_best, also which step is published
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
+reference.json  which weights the stored values of the reference are of, with train.reference=once or another model
+start/          the trained weights before the first step, if the loss compares the model with them
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from, and the best adapter with train.keep_best
+base/           the merged base of a run with --fresh-adapter
 data.json       counts and lengths of the rows, and three rows with their loss masks
 origins.json    where the values of run.yaml come from
 warnings.jsonl  the warnings that the run printed
@@ -52,10 +55,12 @@ LONGEST = 120
 """Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
+BASE_UNFINISHED = ".base.smollm3-"
+"""Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
-    "data.json", "origins.json", "warnings.jsonl", "report.html",
+    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base",
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -119,8 +124,21 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def reference(self) -> Path:
+        return self.path / "reference.json"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def base(self) -> Path:
+        """The base of a run that owns it, an ordinary model; other runs have none."""
+        return self.path / "base"
 
     @property
     def checkpoints(self) -> Path:
@@ -271,7 +289,7 @@ class RunDir:
         A best adapter is worth nothing, because the repeated run takes it again; unless an error ended the run and
         named that adapter as its result.
         """
-        names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith((PARTIAL, BASE_UNFINISHED))}
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
@@ -333,6 +351,14 @@ class RunDir:
     def is_undecided(self) -> bool:
         """Whether a run has taken its steps and not decided yet which adapter has the lowest held-out loss."""
         return json_object(self.trained).get("published", 0) is None
+
+    def check_decided(self) -> None:
+        """Raises ModelError if the run `is_undecided`: `adapter/` does not exist, or is that of a shorter run."""
+        if self.is_undecided():
+            raise ModelError(
+                f"the run {self.path} has not finished: it has not decided which adapter has the lowest held-out loss",
+                hint=f"smollm3 train --resume {shlex.quote(str(self.path))}",
+            )
 
     def trained_count(self, name: str) -> int | None:
         """`steps` or `tokens` of a run whose steps are done, from `trained.json`; None if there is no such file.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import torch
 from transformers import TrainerCallback
 
-from smollm3_finetune.api import RowObjective
+from smollm3_finetune.api import RowObjective, without_adapter
 from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.probe import on_device
 from smollm3_finetune.batching.strategy import Batches, batching
@@ -24,8 +24,10 @@ from smollm3_finetune.config.schema import ComponentConfig, RunConfig, TrainConf
 from smollm3_finetune.model.compare import push
 from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
+from smollm3_finetune.reference.computed import NAME, EachBatch, Values
+from smollm3_finetune.reference.start import Start
 from smollm3_finetune.testing.parts import context
-from smollm3_finetune.testing.small import small_model_directory
+from smollm3_finetune.testing.small import small_model_directory, small_source
 from smollm3_finetune.train.arguments import arguments
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.display import NoDisplay
@@ -34,7 +36,7 @@ from smollm3_finetune.train.trainer import make_trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from smollm3_finetune.api import Objective
+    from smollm3_finetune.api import Objective, ReferenceObjective
     from smollm3_finetune.components.registry import Registry
 
 Example = dict[str, list[int]]
@@ -47,7 +49,7 @@ def _adapters() -> Registry:
 
 
 def adapted_model(cache: Path, device: str, dtype: str, saved: Path | None = None) -> LoadedModel:
-    """The small model with the adapter of the kit, whose weights are moved; or with the adapter in `saved`."""
+    """The small model with the adapter of the kit: a fresh one, or the one in `saved`."""
     from smollm3_finetune.api import Purpose
 
     request = ModelRequest(
@@ -58,10 +60,7 @@ def adapted_model(cache: Path, device: str, dtype: str, saved: Path | None = Non
         compared=True,
     )
     about = context(cache, device=device, dtype=dtype)
-    loaded = compose(plan_model(_adapters(), select_model(_adapters(), request), about))
-    if saved is None:
-        push(loaded.model)
-    return loaded
+    return compose(plan_model(_adapters(), select_model(_adapters(), request), about))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +107,36 @@ class Lab:
     examples: Sequence[Example]
     batches: Batches
     train: TrainConfig
+    each: EachBatch | None = None
+    """Adds the values of the reference to a batch, if the objective has one."""
 
     @property
     def model(self) -> Any:
         return self.loaded.model
 
     def batch(self, rows: Sequence[Example]) -> Any:
-        """The batch of some rows, on the device of the model."""
-        return on_device(self.batches([{n: list(v) for n, v in r.items()} for r in rows]), self.model)
+        """The batch of some rows, on the device of the model, with the values of the reference."""
+        found = on_device(self.batches([{n: list(v) for n, v in r.items()} for r in rows]), self.model)
+        return found if self.each is None else self.each(self.model, found, range(len(rows)))
+
+    def reference(self, rows: Sequence[Example]) -> Values:
+        """The values of the reference for some rows, computed in one batch."""
+        found: Values = self.batch(rows)[NAME]
+        return found
+
+    def loss_sum(self, batch: Any) -> tuple[float, int]:
+        """The summed held-out loss of a batch, and the number of its terms."""
+        with evaluating(self.model), torch.no_grad():
+            return self.objective.loss_sum(self.model, batch)
+
+    def loss(self, batch: Any, values: Values, terms: int | None = None) -> float:
+        """The loss of training on a batch with these values of the reference, without dropout."""
+        with tempfile.TemporaryDirectory(prefix="smollm3-kit-") as out, evaluating(self.model), torch.no_grad():
+            trainer = self.trainer(Path(out), 1)
+            trainer.refer = None
+            self.model.eval()
+            counted = {} if terms is None else {"num_items_in_batch": torch.tensor(terms)}
+            return float(trainer.compute_loss(self.model, {**batch, NAME: values}, **counted))
 
     def held_out(self, rows: Sequence[Example]) -> tuple[float, int]:
         """The summed held-out loss of some rows in one batch, and the number of its terms."""
@@ -141,7 +162,8 @@ class Lab:
         args = arguments(RunConfig(train=settings), plan.device, plan.dtype, out)
         callback = RunCallback(self.loaded, out / "metrics", NoDisplay(), started=0.0)
         examples = [{n: list(v) for n, v in e.items()} for e in self.examples]
-        return make_trainer(self.loaded, self.objective, examples, self.batches, args, callback)
+        refer = None if self.each is None else self.each.in_step
+        return make_trainer(self.loaded, self.objective, examples, self.batches, args, callback, refer=refer)
 
     def step(self, *, accumulation: int = 1) -> Step:
         """One optimizer step on all rows, in `accumulation` batches."""
@@ -155,15 +177,40 @@ class Lab:
 @contextlib.contextmanager
 def lab(
     objective: Objective, examples: Sequence[Example], cache: Path, *, device: str, dtype: str, flat: bool,
-    saved: Path | None = None,
+    saved: Path | None = None, reference: str = "none",
 ) -> Iterator[Lab]:  # fmt: skip
-    """A model for the batches of `objective`, padded or `flat`, while the context is open."""
+    """A model for the batches of `objective`, padded or `flat`, while the context is open.
+
+    Its weights are moved away from its start, or are those in `saved`.
+    """
     train = TrainConfig(
         padding="never" if flat else "always", learning_rate=1e-3, warmup=0.0, schedule="constant", max_grad_norm=1e9
     )
-    loaded = adapted_model(cache, device, dtype, saved)
+    fresh = adapted_model(cache, device, dtype)
+    start = Start(fresh.model)
+    loaded = fresh
+    if saved is None:
+        push(fresh.model)
+    else:
+        loaded = adapted_model(cache, device, dtype, saved)
+        start = Start(loaded.model, start.values())
+    each = None
+    if reference != "none" and hasattr(objective, "reference_values"):
+        context = {"base": without_adapter, "start": start.at_start, "model": _other_model(device, dtype)}[reference]
+        each = EachBatch(objective=cast("ReferenceObjective", objective), context=context)
     with (
         batching(train, loaded, objective, loaded.tokenizer, lambda line: None) as batches,
         mock.patch.object(gc, "collect", return_value=0),  # each Trainer runs it twice, longer than its steps
     ):
-        yield Lab(objective, loaded, examples, batches, train)
+        yield Lab(objective, loaded, examples, batches, train, each)
+
+
+def _other_model(device: str, dtype: str) -> Callable[[Any], contextlib.AbstractContextManager[Any]]:
+    """A context that gives the small model with other weights."""
+
+    @contextlib.contextmanager
+    def context(model: Any) -> Iterator[Any]:
+        with torch.no_grad():
+            yield small_source(seed=1).load(dtype=getattr(torch, dtype)).to(device).eval()
+
+    return context

@@ -13,6 +13,7 @@ from smollm3_finetune.train.distributed.processes import from_main
 from smollm3_finetune.train.early import why_early
 from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.measuring import Measuring
+from smollm3_finetune.train.reference import RunReference
 from smollm3_finetune.train.save_times import SaveTimes
 from smollm3_finetune.train.setup import Job
 from smollm3_finetune.train.trackers import Trackers
@@ -32,7 +33,14 @@ class Trained:
     """Why the run ended before its last step, as a clause; None if it took all steps."""
 
 
-def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measuring, trackers: Trackers) -> Trained:
+def take_steps(
+    job: Job,
+    loaded: LoadedModel,
+    collate: Batches,
+    measuring: Measuring,
+    trackers: Trackers,
+    reference: RunReference,
+) -> Trained:
     """Train until the last step, save the checkpoints and write `trained.json`.
 
     Does nothing but read that file if the steps are done already. Raises `Stop` after a checkpoint if the run is asked
@@ -45,10 +53,11 @@ def take_steps(job: Job, loaded: LoadedModel, collate: Batches, measuring: Measu
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None
     trainer = make_trainer(
-        *(loaded, job.objective, job.items, collate, job.args, callback),
+        *(loaded, job.objective, job.items, reference.in_training(collate), job.args, callback),
         keep=config.keep_checkpoints,
         saved_steps=saved_steps,
         lengths=lengths,
+        refer=reference.in_step,
     )
     if job.done:
         return _taken_before(job, callback, measuring)

@@ -18,6 +18,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
@@ -33,15 +34,18 @@ from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.versions import versions
+from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
+from smollm3_finetune.train.make_base import on_own_base
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
+from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
@@ -75,16 +79,24 @@ def train(
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
+                if plan.earlier is not None:
+                    about["from"] = plan.earlier.as_json()
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
             stack.enter_context(recorded_failure(job.run, job.display.say))
             with _writing(job, job.run.path):
-                record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
+                titles = [c.title for c in job.tokens.counts]
+                record_facts(job.run, plan.config, titles, job.steps, chain_of(plan))
             record(job)
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
+        if plan.own_base is not None:
+            with _writing(job, job.run.base):
+                job = on_own_base(job, registry)
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
+        report |= {} if (stage := pipeline_of(job.run)) is None else {PIPELINE: stage}
         if job.main:
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)
@@ -141,15 +153,20 @@ def _execute(job: Job) -> dict[str, Any]:
 
     stopping.check()  # in case a library swallowed the request
     model, calibration = job.plan.model, None
-    if job.checkpoint is None:  # a resumed run uses its saved calibration, from the plan
+    kept = job.plan.kept_calibration
+    if job.checkpoint is None and kept is None:  # a resumed run uses its saved calibration, from the plan
         plan, tokens, renderer = job.plan, job.tokens, job.renderer
         calibration = Calibration(
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
         )
         model = replace(model, context=replace(model.context, calibration=calibration))
+    before = computed_before(job)
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
+    loaded.stage = stage_of(job)
+    if job.plan.start_from is not None:
+        _ = loaded.tokenizer  # read now: the adapter that it was saved with may be deleted later
     alone = left_alone(loaded)
     for part in alone:
         job.display.say(part.line)
@@ -158,15 +175,23 @@ def _execute(job: Job) -> dict[str, Any]:
         if job.main:
             if calibration is not None and calibration.used is not None:
                 write_calibration(calibration.used, job.run.path)
+            elif kept is not None:
+                write_calibration(kept, job.run.path)
             record_uses(job.run.path, model.context.cache)
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
             collate = stack.enter_context(batching(settings, loaded, job.objective, tokenizer, job.display.say))
             trackers = stack.enter_context(tracking(settings, job.run.tensorboard, job.display.say))
-        return {**_train_and_measure(job, loaded, collate, trackers), "left_alone": [part.about() for part in alone]}
+            reference = reference_of(job, loaded, collate, before)
+        return {
+            **_train_and_measure(job, loaded, collate, trackers, reference),
+            "left_alone": [part.about() for part in alone],
+        }
 
 
-def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers) -> dict[str, Any]:
+def _train_and_measure(
+    job: Job, loaded: LoadedModel, collate: Batches, trackers: Trackers, reference: RunReference
+) -> dict[str, Any]:
     """Measure, train, save and measure again; returns the report."""
     from smollm3_finetune.train.loop import take_steps
 
@@ -185,6 +210,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         batch_size=config.batch_size,
         device=context.device,
         dtype=context.dtype,
+        refer=reference.held_out,
     )
     progress = context.progress if job.main else Silent()
 
@@ -196,7 +222,7 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
 
-    with _without_adapter(loaded) as alone:
+    with _before_training(loaded) as alone:
         before = run.measured_before() if job.checkpoint is not None else None
         rows_before = None if before is None else RowLosses.from_json(before.pop("rows", None), held_out.titles)
         if before is None:
@@ -224,7 +250,8 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
         measurements=job.measurements,
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
-    trained = take_steps(job, loaded, collate, measuring, trackers)
+    trained = take_steps(job, loaded, collate, measuring, trackers, reference)
+    loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         undecided = measuring.has_candidate(trained.steps)
@@ -237,11 +264,10 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     after, rows_after, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
+    loaded.stage = stage_of(job, published)
     with gathered_weights(loaded.model) if undecided else contextlib.nullcontext():
         if job.main:
-            known = training_facts(
-                job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
-            )
+            known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
             with stopping.deferred(), _writing(job, run.adapter):
                 if published != trained.steps:
                     loaded.publish(run.adapter, known, run.saved.best.files(published))
@@ -255,12 +281,13 @@ def _train_and_measure(job: Job, loaded: LoadedModel, collate: Batches, trackers
     if "sample" not in after:
         after["sample"] = sample()
     if alone and "sample" not in before:
-        with _without_adapter(loaded):
+        with _before_training(loaded):
             before["sample"] = sample()
     saves = trained.callback.save_times
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
+        **_from(job.plan),
         "steps": trained.steps,
         **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
@@ -285,11 +312,21 @@ def _keep_last(run: RunDir, step: int, loaded: LoadedModel) -> None:
 
 
 def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:
-    """The verdict for the report; empty if there are no held-out rows, or if `before.json` has no losses of rows."""
+    """The verdict for the report, and the measures if the objective has some.
+
+    Empty if there are no held-out rows, or if `before.json` has no losses of rows.
+    """
     if before is None or not before.has_rows_of(after):
         return {}
-    found = compare(before, after, seed=seed)
-    return {} if found is None else {"comparison": found.as_json()}
+    found, measures = compare(before, after, seed=seed), compare_measures(before, after, seed=seed)
+    about: dict[str, Any] = {} if found is None else {"comparison": found.as_json()}
+    return about | ({"measures": {n: m.as_json() for n, m in measures.items()}} if measures else {})
+
+
+def _from(plan: RunPlan) -> dict[str, Any]:
+    """What the run started from; empty if it began with a new adapter."""
+    about = provenance(plan)
+    return {} if about is None else {"from": about}
 
 
 def _chosen(
@@ -311,11 +348,14 @@ def _chosen(
 
 
 @contextlib.contextmanager
-def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
-    """Disable the adapter if it supports this, otherwise leave the model unchanged; yields whether it is disabled."""
+def _before_training(loaded: LoadedModel) -> Iterator[bool]:
+    """The model before the run: without its new adapter if that can be disabled, otherwise unchanged.
+
+    Yields whether the adapter is disabled. An existing adapter that is trained further is part of the model.
+    """
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
-        alone = refined(loaded.plan.adapter, loaded.plan.env).disables
+        alone = loaded.plan.start_from is None and refined(loaded.plan.adapter, loaded.plan.env).disables
         if alone:
             try:
                 stack.enter_context(loaded.disabled())

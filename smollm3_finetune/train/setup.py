@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Adapter, Objective, Quantizer
+from smollm3_finetune.batching.numbered import Numbered
 from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
@@ -18,6 +19,7 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
+from smollm3_finetune.reference.plan import check_values
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
@@ -65,9 +67,10 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     import_trainer()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
+    check_values(plan.reference, objective, plan.objective, plan.config.train)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
     context, embeddings = plan.model.context, embeddings_of(plan.model.source.config)
-    tokenizer = with_usable_padding(plan.model.tokenizer(), embeddings, display.say)
+    tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)
     renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
     length = plan.config.data.max_length
     chunk = plan.config.data.long_text == "chunk"
@@ -75,7 +78,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
     )
     check_judged(plan.config.train, any(len(e) for e in tokens.held_out))
-    items = training_items(plan.config, tokens.train)
+    numbered = plan.reference.once and hasattr(objective, "reference_values")
+    items = training_items(plan.config, Numbered(tokens.train) if numbered else tokens.train)
     steps = total_steps(plan, len(items))
     if (problem := rarely_measured(plan.config.train, steps)) is not None:
         display.say(f"warning: {problem}")

@@ -48,6 +48,8 @@ class AdaptedTrainer:
     """The order of the examples in each pass."""
     count_terms: Callable[[Mapping[str, Any]], int] | None = None
     """The objective's `terms`, if it has this method."""
+    refer: Callable[[Any, Any], Any] | None = None
+    """Adds the values of the reference to a batch, if the loss has one that is computed in each step."""
     save_times: SaveTimes
     keep: int
     """The number of checkpoints that are kept."""
@@ -82,6 +84,10 @@ class AdaptedTrainer:
         if count is None or processes == 1:
             return count
         return self.accelerator.reduce(count.to(device)) / processes  # type: ignore[attr-defined]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = inputs if self.refer is None else self.refer(model, inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
@@ -272,18 +278,19 @@ def make_trainer(
     keep: int = 2,
     saved_steps: int | None = None,
     lengths: Ints | None = None,
+    refer: Callable[[Any, Any], Any] | None = None,
 ) -> Trainer:
     """The objective's Trainer for an adapted model. Raises PluginError if nothing can be trained.
 
     `keep` checkpoints are kept. A resumed run had `saved_steps` steps when its checkpoint was saved. If `lengths` of
-    the examples are given, each batch has rows of similar length.
+    the examples are given, each batch has rows of similar length. `refer` adds the values of the reference to a batch.
     """
     _check_trained(loaded, args)
     own = objective.trainer_class()
     about: dict[str, Any] = {
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
         "with_best": staticmethod(callback.measuring.with_best if callback.measuring is not None else str),
-        "saved_steps": saved_steps,
+        "saved_steps": saved_steps, "refer": None if refer is None else staticmethod(refer),
     }  # fmt: skip
     if isinstance(objective, CountedObjective):
         about |= {"count_terms": staticmethod(objective.terms), "loss_is_scaled_for_ga": True}

@@ -15,10 +15,36 @@ class TestSft(ObjectiveConformance):
     component = "sft"
 
 
+class TestPrefer(ObjectiveConformance):
+    """Two answers that share their prompt, and rows that must have both."""
+
+    component = "prefer"
+    plugins = (Path(__file__).parents[1] / "out_of_tree" / "pair_objectives.py",)
+
+
 class TestPairs(ObjectiveConformance):
     """Two rows for each example, and terms that are not tokens."""
 
     component = "pairs"
+    plugins = (FILE,)
+
+
+class TestCompared(ObjectiveConformance):
+    """The values of a reference."""
+
+    component = "compared"
+    plugins = (FILE,)
+
+
+@pytest.mark.long
+class TestComparedWithStart(ObjectiveConformance):
+    component = "compared-with-start"
+    plugins = (FILE,)
+
+
+@pytest.mark.long
+class TestComparedWithModel(ObjectiveConformance):
+    component = "compared-with-model"
     plugins = (FILE,)
 
 
@@ -29,6 +55,11 @@ FAULTS = [
     ("pairs-as-tokens", HELD_OUT, ["loss_sum() counts 5 terms", "define the method terms(batch)"]),
     ("other-terms", HELD_OUT, ["terms() counts 10 terms", "but loss_sum() 5"]),
     ("other-held-out", HELD_OUT, ["the loss of training on padded rows is", "same_held_out_loss = False"]),
+    (
+        "measures-of-batches",
+        "test_row_measures_are_those_of_single_rows",
+        ["the measure 'accuracy' of row", "it must not depend on other rows"],
+    ),
     ("other-row-order", ROWS, ["for row 0 of 5 padded rows", "for that row alone"]),
     ("rows-not-examples", ROWS, ["returned the shapes (10,) and (10,) for 5 examples", "both must be (5,)"]),
     ("mean-of-batches", ACCUMULATED, ["in 3 batches", "divide the sum of the loss by num_items_in_batch"]),
@@ -46,6 +77,26 @@ FAULTS = [
     ),
     ("ignores-length", "test_prepare_keeps_to_the_maximum_length", ["with max_length=24", "renderer.encode"]),
     ("stays-in-training", "test_evaluation_leaves_the_model_as_it_is", ["or other parameters trained"]),
+    (
+        "reference-of-rows",
+        "test_the_reference_has_values_for_each_example",
+        ["returned 10 mappings for a batch of 5 examples"],
+    ),
+    (
+        "reference-of-batches",
+        "test_values_that_are_computed_once_give_the_same_loss",
+        ["the reference value 'logps' changes by", "if other padded rows share its batch"],
+    ),
+    (
+        "held-out-without-reference",
+        "test_the_reference_reaches_training_and_the_held_out_loss_alike",
+        ["loss_sum() gives the same loss of padded rows with other values", "take them from batch['reference']"],
+    ),
+    (
+        "reference-follows",
+        "test_the_reference_does_not_follow_the_model",
+        ["the reference value 'logps' changes by 0.1", "after a step of training"],
+    ),
 ]
 
 
@@ -64,5 +115,5 @@ def test_a_fault_fails_the_test_that_names_it(name: str, test: str, parts: list[
 
 
 def test_every_test_of_the_kit_has_a_fault_that_fails_it() -> None:
-    tests = {name for name in vars(ObjectiveConformance) if name.startswith("test_")}
+    tests = {name for name in dir(ObjectiveConformance) if name.startswith("test_")}
     assert {test for _, test, _ in FAULTS} == tests

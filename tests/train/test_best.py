@@ -180,6 +180,8 @@ def test_before_the_decision_the_last_adapter_is_not_used_for_the_best(
     assert refused.code != 0
     undecided = "the run run has not finished: it has not decided which adapter has the lowest held-out loss"
     assert f"error: {undecided}\n  hint: smollm3 train --resume run\n" in refused.stderr
+    started = cli("train", "--from", "run", "--dry-run")
+    assert undecided in started.stderr
     assert RunDetails.of(RunDir(Path("run"))).resumable
     assert cli("train", "--resume", "run", "--json").report()["best"]["step"] == 4
     assert weights(Path("run/adapter")) == weights(whole / "adapter")

@@ -327,7 +327,7 @@ def test_options_with_which_an_adapter_cannot_be_disabled_are_refused(cli: Any, 
     assert refused.code == 3, refused.stderr
     assert "hint: --adapter lora with its default options" in refused.stderr
     shown = cli(*command)
-    assert "# the loss compares the model with its base\n" in shown.stdout
+    assert "# the loss compares the model with its base; computed in each step\n" in shown.stdout
 
 
 def test_the_plugin_commands_show_and_check_the_reference(cli: Any, watched: list[Any]) -> None:
@@ -344,7 +344,7 @@ def test_the_plugin_commands_show_and_check_the_reference(cli: Any, watched: lis
         found = component_findings(registry.find(OBJECTIVE, "near-base"), registry)
         (finding,) = (f for f in found if "without_adapter" in f.check)
         assert (finding.ok, finding.fix) == (declared, "" if declared else 'reference="base"')
-    Path("near_base.py").write_text(text.replace('reference="base",', 'reference="start",'))
+    Path("near_base.py").write_text(text.replace('reference="base",', 'reference="begin",'))
     sys.modules.pop("near_base")
     broken = cli("plugins", "list", "-p", "near_base.py")
-    assert "reference must be 'none' or 'base', got 'start'" in broken.stdout + broken.stderr
+    assert "reference must be one of 'none', 'base', 'start', 'model', got 'begin'" in broken.stdout + broken.stderr

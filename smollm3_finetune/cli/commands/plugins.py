@@ -214,13 +214,17 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     try:
         defaults: Any = build(component.options_class(), {}, component.kind.section)
     except ConfigError:  # a required option: show the descriptor's values, without `refine`
-        defaults, spec = None, replace(spec, refine=None) if isinstance(spec, QuantizerSpec | AdapterSpec) else spec
+        defaults = None
+        if isinstance(spec, QuantizerSpec | AdapterSpec | ObjectiveSpec):
+            spec = replace(spec, refine=None)
     chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
     env = environment(device, Purpose.TRAIN)
     if isinstance(spec, LoaderSpec | FormatterSpec | EvaluatorSpec):
         about["rank"] = spec.rank
     if isinstance(spec, ObjectiveSpec):
-        about["reference"] = spec.reference
+        holds = refined(chosen, env)
+        about["reference"], about["reference_model"] = holds.reference, holds.reference_model
+        about["fields"] = list(spec.fields)
     if isinstance(spec, QuantizerSpec):
         ops, absent = provided(chosen, env)
         about["provides"] = sorted(ops)
@@ -237,6 +241,14 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
 
 def _option(info: OptionInfo) -> dict[str, Any]:
     return {"name": info.name, "type": info.type, "default": info.default, "help": info.help, "range": info.range}
+
+
+_COMPARED = {
+    "base": "its base: the adapter must be one that can be disabled",
+    "start": "itself before the first step",
+    "model": "another model, which is evaluated first",
+}
+"""What the loss of an objective compares the model with."""
 
 
 def _shown(about: dict[str, Any]) -> str:
@@ -266,8 +278,11 @@ def _shown(about: dict[str, Any]) -> str:
             "disables": ("can be disabled", "cannot be disabled"),
         }
         rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
-    if about.get("reference", "none") != "none":
-        rows.append(("compares", "the model with its base: the adapter must be one that can be disabled"))
+    if about.get("fields"):
+        rows.append(("rows", f"must have: {', '.join(about['fields'])}"))
+    if (what := _COMPARED.get(about.get("reference", "none"))) is not None:
+        other = f" ({about['reference_model']})" if about["reference_model"] is not None else ""
+        rows.append(("compares", f"the model with {what}{other}"))
     if about["suggests"]:
         rows.append(("suggests", ", ".join(f"{k}={v}" for k, v in about["suggests"].items())))
     rows.append(("requires", _requirements_line(about, about["requires"])))

@@ -4,7 +4,9 @@ from smollm3_finetune.api import IGNORE_INDEX, NoOptions, ObjectiveSpec, flatten
 
 
 def spec(name, cls):
-    return ObjectiveSpec(name=name, summary=name, factory=f"broken_objectives:{cls}", api=1)
+    reference = getattr(cls, "reference", "none")
+    factory = f"broken_objectives:{cls.__name__}"
+    return ObjectiveSpec(name=name, summary=name, factory=factory, reference=reference, api=1)
 
 
 class Tokens:
@@ -231,16 +233,85 @@ class StaysInTraining(Tokens):
         return found
 
 
+class Compared(Pairs):
+    """Correct: pairs whose log-probabilities are compared with those of the base."""
+
+    reference = "base"
+    reference_options = ()
+
+    def row_logps(self, model, batch):
+        return super().row_logps(model, {name: v for name, v in batch.items() if name != "reference"})
+
+    def reference_values(self, model, batch):
+        return [{"logps": logps} for logps in self.row_logps(model, batch).view(-1, 2)]
+
+    def pair_losses(self, model, batch):
+        import torch
+
+        reference = torch.stack([values["logps"] for values in batch["reference"]])
+        chosen, rejected = (self.row_logps(model, batch).view(-1, 2) - reference).unbind(1)
+        return -torch.nn.functional.logsigmoid((chosen - rejected) / 10)
+
+
+class ComparedWithStart(Compared):
+    reference = "start"
+
+
+class ComparedWithModel(Compared):
+    reference = "model"
+
+
+class ReferenceOfRows(Compared):
+    def reference_values(self, model, batch):
+        return [{"logps": logps} for logps in self.row_logps(model, batch)]  # of each row, not of each pair
+
+
+class ReferenceOfBatches(Compared):
+    def reference_values(self, model, batch):
+        values = self.row_logps(model, batch).view(-1, 2)
+        return [{"logps": logps} for logps in values - values.mean()]
+
+
+class HeldOutWithoutReference(Compared):
+    same_held_out_loss = False
+
+    def loss_sum(self, model, batch):
+        import torch
+
+        chosen, rejected = self.row_logps(model, batch).view(-1, 2).unbind(1)
+        losses = -torch.nn.functional.logsigmoid((chosen - rejected) / 10)
+        return float(losses.sum()), len(losses)
+
+
+class ReferenceFollows(Compared):
+    def step_loss(self, trainer, model, batch, terms):
+        self.steps = getattr(self, "steps", 0) + 1
+        return super().step_loss(trainer, model, batch, terms)
+
+    def reference_values(self, model, batch):
+        own = super().reference_values(model, batch)
+        return [{"logps": values["logps"] * (1 + 0.1 * getattr(self, "steps", 0))} for values in own]
+
+
+class MeasuresOfBatches(Compared):
+    def row_measures(self, model, batch):
+        losses, terms = self.row_losses(model, batch)
+        return {"loss": losses, "terms": terms, "accuracy": (losses > losses.mean()).float()}
+
+
 VARIANTS = {
     "tokens": Tokens, "pairs": Pairs, "pairs-as-tokens": PairsCountedAsTokens, "other-terms": OtherTerms,
     "other-row-order": OtherRowOrder, "rows-not-examples": RowsNotExamples,
     "mean-of-batches": MeanOfBatches, "other-held-out": OtherHeldOut, "counts-per-row": CountsPerRow, "leaks": Leaks,
     "supervises-more": SupervisesMore, "supervises-padding": SupervisesPadding, "changes-examples": ChangesExamples,
     "keeps-state": KeepsState, "ragged": Ragged, "no-rejected": NoRejected, "ignores-length": IgnoresLength,
-    "stays-in-training": StaysInTraining,
+    "stays-in-training": StaysInTraining, "compared": Compared, "compared-with-start": ComparedWithStart,
+    "compared-with-model": ComparedWithModel, "reference-of-rows": ReferenceOfRows,
+    "reference-of-batches": ReferenceOfBatches, "held-out-without-reference": HeldOutWithoutReference,
+    "reference-follows": ReferenceFollows, "measures-of-batches": MeasuresOfBatches,
 }  # fmt: skip
 
 
 @hookimpl
 def smollm3_objectives():
-    return [spec(name, cls.__name__) for name, cls in VARIANTS.items()]
+    return [spec(name, cls) for name, cls in VARIANTS.items()]

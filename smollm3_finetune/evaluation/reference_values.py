@@ -1,0 +1,77 @@
+"""The values of the reference of an evaluation.
+
+Losses of two models can be compared only if both have the same reference. Its values are computed once, before any
+model is measured: for the base without the adapter, for a null adapter and for the model of `--against`, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from smollm3_finetune.api import Progress, ReferenceObjective
+    from smollm3_finetune.evaluation.plan import PlannedEvaluation
+    from smollm3_finetune.model.load import LoadedModel
+    from smollm3_finetune.reference.computed import Values
+
+
+def with_values(planned: PlannedEvaluation, loaded: LoadedModel | None, progress: Progress) -> PlannedEvaluation:
+    """The evaluation with the values of its reference.
+
+    Another model is loaded, and freed again, before the evaluated one: then there is no `loaded` model yet.
+    """
+    if planned.reference.kind == "none" or (planned.reference.model is not None) == (loaded is not None):
+        return planned
+    objective = cast("ReferenceObjective", planned.make_objective())
+    values = (
+        _of_other(planned, objective, progress) if loaded is None else _of_run(planned, objective, loaded, progress)
+    )
+    return replace(planned, values=values)
+
+
+def _of_other(planned: PlannedEvaluation, objective: ReferenceObjective, progress: Progress) -> Values:
+    from smollm3_finetune.model.device import free_memory
+    from smollm3_finetune.reference.other_model import loaded_model
+
+    assert planned.reference.model is not None
+    tokenizer = planned.subject.renderer.tokenizer
+    with loaded_model(planned.reference.model, objective, tokenizer, planned.train) as evaluated:
+        found = _all(planned, evaluated, progress)
+        del evaluated
+    free_memory()
+    return found
+
+
+def _of_run(
+    planned: PlannedEvaluation, objective: ReferenceObjective, loaded: LoadedModel, progress: Progress
+) -> Values:
+    from smollm3_finetune.api import without_adapter
+    from smollm3_finetune.batching.strategy import batching
+    from smollm3_finetune.reference.start import Start
+    from smollm3_finetune.reference.start_file import read_start, start_again
+    from smollm3_finetune.reference.whole import Evaluated
+
+    context, about = without_adapter, loaded.plan.context
+    if planned.reference.exchanged:
+        assert planned.run is not None
+        context = Start(
+            loaded.model, read_start(planned.run.start, loaded.model, start_again(planned.run.path))
+        ).at_start
+    tokenizer = planned.subject.renderer.tokenizer
+    with (
+        batching(planned.train, loaded, objective, tokenizer, lambda line: None) as batches,
+        context(loaded.model) as model,
+    ):
+        evaluated = Evaluated(
+            model=model, objective=objective, batches=batches, batch_size=planned.train.batch_size,
+            device=about.device, dtype=about.dtype,
+        )  # fmt: skip
+        return _all(planned, evaluated, progress)
+
+
+def _all(planned: PlannedEvaluation, evaluated: Any, progress: Progress) -> Values:
+    """The values of all examples, row by row."""
+    examples = [example for made in planned.subject.examples for example in made]
+    with progress.task("computing the reference", len(examples)) as task:
+        return [values for block in evaluated.blocks(examples, task.advance) for values in block]

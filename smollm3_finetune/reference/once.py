@@ -1,0 +1,109 @@
+"""Values that are computed once, before the first step, in an entry of the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import options_dict
+from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.batching.filler import FILL_TOKENS
+from smollm3_finetune.config.load import plain
+from smollm3_finetune.reference.stored import Stored, write
+from smollm3_finetune.reference.whole import Evaluated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smollm3_finetune.api import Progress
+    from smollm3_finetune.cache.store import Cache
+    from smollm3_finetune.components.selection import SelectedComponent
+
+KIND = "reference"
+"""The kind of the cache entries."""
+LAYOUT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """The stored values of datasets: of the training examples, and of the held-out ones of each source."""
+
+    train: Stored
+    held_out: Sequence[Stored]
+    entry: Path
+
+
+def key_of(
+    weights: Mapping[str, Any], objective: SelectedComponent, options: Sequence[str], examples: str, dtype: str
+) -> dict[str, Any]:
+    """What identifies stored values: the reference's weights, the objective, the examples, the precision."""
+    return {
+        "weights": dict(weights),
+        "objective": [objective.component.full_name, objective.component.version],
+        "options": plain({name: getattr(objective.options, name) for name in sorted(options)}),
+        "examples": examples,
+        "dtype": dtype,
+        "layout": LAYOUT,
+    }
+
+
+def identity_of(adapter: SelectedComponent | None) -> list[Any]:
+    """What identifies an adapter whose trained values are known: its full name, version and options."""
+    if adapter is None:
+        return []
+    return [adapter.component.full_name, adapter.component.version, plain(options_dict(adapter.options))]
+
+
+def digest_of(values: Mapping[str, Tensor]) -> str:
+    """A hash of tensors and their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        value = values[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def values_once(
+    cache: Cache,
+    key: Mapping[str, Any],
+    train: Any,
+    held_out: Sequence[Any],
+    reference: Callable[[], AbstractContextManager[Evaluated]],
+    progress: Progress,
+) -> Once:
+    """The stored values of the datasets; `reference` is entered, and its model run, only if they are not stored yet."""
+
+    def build(out: Path) -> None:
+        sets = {"train": _WithFiller(train), **{f"held_out-{i}": e for i, e in enumerate(held_out)}}
+        with reference() as evaluated, progress.task("computing the reference", sum(map(len, sets.values()))) as task:
+            for name, examples in sets.items():
+                write(out / name, evaluated.blocks(examples, task.advance))
+
+    entry = cache.get_or_build(KIND, key, build)
+    stored = [Stored(entry / f"held_out-{i}") for i in range(len(held_out))]
+    return Once(train=Stored(entry / "train"), held_out=stored, entry=entry)
+
+
+class _WithFiller(Sequence[Any]):
+    """The training examples, and last the filler example that several processes may need (see `batching.filler`)."""
+
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+        first = dict(examples[0]) if len(examples) else {}
+        self.filler = None
+        if set(first) == {"input_ids", "labels"}:
+            ids = first["input_ids"][:FILL_TOKENS]
+            self.filler = {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
+
+    def __len__(self) -> int:
+        return len(self.examples) + (self.filler is not None)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.filler if index == len(self.examples) and self.filler is not None else self.examples[index]
