@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.report.scales import shown, signed
+from smollm3_finetune.evaluation.line import signed
+from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.values import count, mapping, number
 from smollm3_finetune.report.verdict import decimals
 

@@ -20,11 +20,6 @@ def shown(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """`−0.034`, `+0.012`, with the minus sign of typography."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 @dataclass(frozen=True)
 class Axis:
     """Maps values to 0 … 1."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.evaluation.line import LEAST_ROWS
-from smollm3_finetune.report.scales import shown, signed
+from smollm3_finetune.evaluation.line import LEAST_ROWS, signed, verdict_line
+from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.values import count, mapping, number, text
 
 SIGNS = {"better": "▼", "worse": "▲", "cannot tell": "≈"}
@@ -85,12 +85,11 @@ def verdict_of(comparison: Any) -> Verdict | None:
     if word not in SIGNS or before is None or after is None or difference is None:
         return None
     interval = None
-    line = f"held-out loss {before:.3f} → {after:.3f} ({signed(difference)}, {word})"
+    values: dict[str, Any] = {"before": before, "after": after, "difference": difference, "verdict": word}
+    ends: dict[str, Any] = {"low": None, "high": None}
     if low is not None and high is not None and low <= high:
-        interval = Interval.of(low, difference, high)
-        digits = max(decimals((high - low) / 2), 3)  # as in the line of the run itself
-        half = f"{(high - low) / 2:.{digits}f}"
-        line = f"held-out loss {before:.{digits}f} → {after:.{digits}f} ({signed(difference, digits)} ± {half}, {word})"
+        interval, ends = Interval.of(low, difference, high), {"low": low, "high": high}
+    line = f"held-out loss {verdict_line({**values, **ends})}"
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
     return Verdict(word, line, interval, _facts(about, before, after), _sources(about), too_few)
 
