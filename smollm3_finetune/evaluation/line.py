@@ -22,12 +22,18 @@ def change_of(comparison: Mapping[str, Any]) -> str:
 def verdict_line(values: Mapping[str, Any], note: str = "") -> str:
     """`BEFORE → AFTER (DIFFERENCE ± HALF, VERDICT)`, with a `note` after the verdict.
 
-    `values` have `before`, `after`, `difference`, `low`, `high` and `verdict`; the ends of the interval may be None.
+    `values` have a `verdict`, and what `losses_and_change` needs.
     """
+    losses, change = losses_and_change(values)
+    return f"{losses} ({change}, {values['verdict']}{note})"
+
+
+def losses_and_change(values: Mapping[str, Any]) -> tuple[str, str]:
+    """`BEFORE → AFTER` and `DIFFERENCE ± HALF`, from `before`, `after`, `difference`, and `low` and `high` or None."""
     half = half_of(values)
     digits = digits_of(half)
     change = signed(values["difference"], digits) + ("" if half is None else f" ± {half:.{digits}f}")
-    return f"{values['before']:.{digits}f} → {values['after']:.{digits}f} ({change}, {values['verdict']}{note})"
+    return f"{values['before']:.{digits}f} → {values['after']:.{digits}f}", change
 
 
 def half_of(values: Mapping[str, Any]) -> float | None:

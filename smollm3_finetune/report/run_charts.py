@@ -15,7 +15,7 @@ CHARTS = (
     ("learning_rate", "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
     ("tokens_per_second", "Speed", "tokens per second", True),
-    ("memory_gb", "Memory", "GB, 10⁹ bytes", True),
+    ("memory_gb", "Memory", "GB: peak GPU memory, or process memory without a GPU", True),
 )
 """Name in metrics.jsonl, title, unit, and whether the axis begins at zero."""
 KNOWN = {"loss", HELD_OUT, "perplexity", *(name for name, *_ in CHARTS)}
@@ -58,7 +58,7 @@ def _with_mean(label: str, points: Points, least: int) -> list[Curve]:
     noise = max(abs(value - one) for value, (_, one) in zip(finite, mean, strict=True) if one is not None)
     if noise <= 0.02 * (max(finite) - min(finite)):
         return [Curve(label, points, "first")]
-    return [Curve(label, points, "raw"), Curve(f"mean of {window(number):,} logged values", mean, "first")]
+    return [Curve(label, points, "raw"), Curve(f"{label}, mean of {window(number):,} logged values", mean, "first")]
 
 
 def overlaid(views: Sequence[RunView], letters: Sequence[str]) -> list[Chart]:
@@ -78,7 +78,8 @@ def overlaid(views: Sequence[RunView], letters: Sequence[str]) -> list[Chart]:
     ]
     for name, title, unit, from_zero in CHARTS:
         several = list(curves([v.metrics.of(name) for v in views]))
-        found.append(chart(name, title, unit, several, last, may_be_log=name == "grad_norm", from_zero=from_zero))
+        noisy = name == "grad_norm"
+        found.append(chart(name, title, unit, several, last, may_be_log=noisy, from_zero=from_zero, noisy=noisy))
     return [c for c in found if c is not None]
 
 

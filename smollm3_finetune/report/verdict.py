@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.evaluation.line import LEAST_ROWS, signed, verdict_line
+from smollm3_finetune.evaluation.line import LEAST_ROWS, digits_of, half_of, losses_and_change, signed
 from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.values import count, mapping, number, text
 
-SIGNS = {"better": "▼", "worse": "▲", "cannot tell": "≈"}
-"""The sign of each verdict: a lower loss is better."""
+SIGNS = {"better": "✓", "worse": "✗", "cannot tell": "≈"}
 MEANING = {
     "better": "On the held-out rows, the tuned model has a lower loss than the base model.",
     "worse": "On the held-out rows, the tuned model has a higher loss than the base model.",
@@ -35,7 +34,7 @@ class Interval:
     """Low, difference and high, in nats."""
 
     @classmethod
-    def of(cls, low: float, difference: float, high: float) -> Interval:
+    def of(cls, low: float, difference: float, high: float, digits: int) -> Interval:
         left, right = min(low, difference, 0.0), max(high, difference, 0.0)
         room = (right - left) * 0.2 or 1.0
         left, right = left - room, right + room
@@ -43,7 +42,6 @@ class Interval:
         def at(value: float) -> float:
             return round(100 * (value - left) / (right - left), 2)
 
-        digits = decimals(high - low)
         texts = (signed(low, digits), signed(difference, digits), signed(high, digits))
         return cls(at(0.0), at(low), at(high), at(difference), texts)
 
@@ -52,8 +50,10 @@ class Interval:
 class Verdict:
     word: str
     """`better`, `worse` or `cannot tell`."""
-    line: str
-    """`held-out loss 1.885 → 1.851 (−0.034 ± 0.011, better)`"""
+    losses: str
+    """`1.885 → 1.851`"""
+    change: str
+    """`−0.034 ± 0.011`"""
     interval: Interval | None
     facts: Sequence[tuple[str, str]]
     """(name, value)"""
@@ -61,6 +61,13 @@ class Verdict:
     """(title, verdict), if there are several sources."""
     too_few: bool = False
     """Whether the held-out rows are too few for any verdict."""
+    per_token: bool = True
+    """Whether the losses are per supervised token, in nats; otherwise per term, such as a pair."""
+
+    @property
+    def line(self) -> str:
+        """`1.885 → 1.851 (−0.034 ± 0.011)`"""
+        return f"{self.losses} ({self.change})"
 
     @property
     def sign(self) -> str:
@@ -69,11 +76,6 @@ class Verdict:
     @property
     def meaning(self) -> str:
         return TOO_FEW if self.too_few else MEANING[self.word]
-
-
-def decimals(width: float) -> int:
-    """The decimals with which an interval of this width shows two significant digits; 2 to 6."""
-    return min(max(1 - math.floor(math.log10(width)), 2), 6) if width > 0 else 3
 
 
 def verdict_of(comparison: Any) -> Verdict | None:
@@ -85,13 +87,14 @@ def verdict_of(comparison: Any) -> Verdict | None:
     if word not in SIGNS or before is None or after is None or difference is None:
         return None
     interval = None
-    values: dict[str, Any] = {"before": before, "after": after, "difference": difference, "verdict": word}
-    ends: dict[str, Any] = {"low": None, "high": None}
+    values: dict[str, Any] = {"before": before, "after": after, "difference": difference, "low": None, "high": None}
     if low is not None and high is not None and low <= high:
-        interval, ends = Interval.of(low, difference, high), {"low": low, "high": high}
-    line = f"held-out loss {verdict_line({**values, **ends})}"
+        values |= {"low": low, "high": high}
+        interval = Interval.of(low, difference, high, digits_of(half_of(values)))
+    losses, change = losses_and_change(values)
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
-    return Verdict(word, line, interval, _facts(about, before, after), _sources(about), too_few)
+    facts, per_token = _facts(about, before, after), about.get("per_token") is not False
+    return Verdict(word, losses, change, interval, facts, _sources(about), too_few, per_token)
 
 
 def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[str, str]]:
@@ -99,17 +102,24 @@ def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[
     per_token = about.get("per_token") is not False
     rows, terms = count(about.get("rows")), count(about.get("terms"))
     if rows is not None:
-        tokens = f", {terms:,} supervised tokens" if terms is not None and per_token else ""
-        found.append(("held-out rows", f"{rows:,}{tokens}"))
+        found.append(("held-out rows compared", f"{rows:,}"))
+    if terms is not None and per_token:
+        found.append(("supervised tokens in them", f"{terms:,}"))
     if per_token:
         found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
     if (smallest := number(about.get("smallest_difference"))) is not None:
-        found.append(("smallest difference that so many rows can show", shown(smallest)))
-    if (more := count(about.get("rows_for_half"))) is not None:
-        found.append(("rows needed for half of it", f"{more:,}"))
+        name = "smallest loss difference these rows can reliably show (80 % of the time)"
+        unit = " nats" if per_token else ""
+        found.append((name, f"{_two_digits(smallest)}{unit}"))
+        if (more := count(about.get("rows_for_half"))) is not None:
+            found.append((f"rows needed to show half of that, {_two_digits(smallest / 2)}{unit}", f"{more:,}"))
     if excluded := count(about.get("excluded_rows")):
         found.append(("rows left out because they are also in the training data", f"{excluded:,}"))
     return found
+
+
+def _two_digits(value: float) -> str:
+    return shown(float(f"{value:.2g}"))
 
 
 def _perplexity(loss: float) -> str:

@@ -265,11 +265,11 @@ class RunDir:
             )
 
     def measured_before(self) -> dict[str, Any] | None:
-        """The measurements before the first step; None if they are missing."""
+        """The measurements before the first step, without the prompt; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
             found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
-                return found
+                return {key: value for key, value in found.items() if key != "prompt"}
         return None
 
     def discard_unstarted(self) -> None:

@@ -232,7 +232,7 @@ def _train_and_measure(
             if not alone:  # otherwise it is generated after training, so that the first step comes sooner
                 before["sample"] = sample()
             if job.main:
-                write_json(run.before, {**before, "rows": rows_before.as_json()})
+                write_json(run.before, {**before, "prompt": list(prompt), "rows": rows_before.as_json()})
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints

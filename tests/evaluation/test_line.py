@@ -25,7 +25,7 @@ def test_every_place_shows_the_same_line(line: str) -> None:
     assert change_of({**found, "rows": 4}) == f"{line.removesuffix(')')} from 4 rows: at least 30 are needed)"
     page = verdict_of(found)
     assert page is not None
-    assert page.line == f"held-out loss {line}"
+    assert page.line == f"{line.removesuffix(', better)')})"
     numbers: dict[str, Any] = {k: v for k, v in found.items() if k != "rows"}
     task = TaskResult(task="t", metric="m", higher_is_better=False, documents=40, **numbers)
     assert task.line() == f"t m {line}"
