@@ -105,7 +105,8 @@ def started(stated: LoadedConfig) -> Started | None:
                     hint=f"if you trust it: --loader-opt {name}=true",
                 )
     layer = [Setting(key=("model",), value=model, origin=origin)]
-    layer += _component("loader", loader, origin)
+    if config.model == model or "model" not in stated.origins:
+        layer += _component("loader", loader, origin)
     layer += _component("quant", quant, origin)
     if not config.fresh_adapter and saved.adapter is not None:
         layer += _component("adapter", saved.adapter, origin)
@@ -199,6 +200,7 @@ def _located(reference: str) -> tuple[Path, RunDir | None]:
 
 def _of_run(run: RunDir) -> tuple[Path, RunDir]:
     """The adapter that a run published. Raises ModelError if it has not finished."""
+    run.check_decided()
     if (run.adapter / DESCRIPTION).is_file():  # written last
         return run.adapter, run
     saved = run.saved.all()
