@@ -25,7 +25,7 @@ from smollm3_finetune.model.plan import (
 )
 from smollm3_finetune.model.saved_adapter import read_calibration
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
-from smollm3_finetune.runs.start_from import PEFT_CONFIG, Started
+from smollm3_finetune.runs.start_from import ADAPTER_CONFIG, Started
 from smollm3_finetune.train.own_base import OwnBase, ToBeMerged
 
 FRESH = "--fresh-adapter"
@@ -64,7 +64,7 @@ def adapter_to_train(registry: Registry, start: Started) -> ComponentConfig:
 
 def _of_another_tool(registry: Registry, start: Started) -> ComponentConfig | None:
     """The method and the options that the `adapter_config.json` of another tool states; None if there is none."""
-    file, stated = start.saved.path / PEFT_CONFIG, start.stated.config.adapter.name
+    file, stated = start.saved.path / ADAPTER_CONFIG, start.stated.config.adapter.name
     if not file.is_file():
         return None  # loading reports what is wrong
     component = claimed_adapter(registry, start.saved.path) if stated is None else registry.find(ADAPTER, stated)
