@@ -81,9 +81,10 @@ def _of_run(
 def _all(planned: PlannedEvaluation, evaluated: Any, progress: Progress, directory: Path) -> Stored:
     """The values of all examples, row by row, written into `directory`."""
     from smollm3_finetune.files.failures import writing
-    from smollm3_finetune.reference.stored import Stored, write
+    from smollm3_finetune.reference.stored import Stored, with_room, write
 
     examples = [example for made in planned.subject.examples for example in made]
     with writing(directory, elsewhere="TMPDIR=DIR"), progress.task("computing the reference", len(examples)) as task:
-        write(directory, evaluated.blocks(examples, task.advance))
+        blocks = evaluated.blocks(examples, task.advance)
+        write(directory, with_room(blocks, directory.parent, len(examples), "TMPDIR=DIR"))
     return Stored(directory)
