@@ -319,6 +319,27 @@ def test_an_unfinished_run_offers_its_checkpoint(refused: Callable[..., tuple[st
     assert (report["from"]["step"], report["from"]["run"]) == (1, str(Path("part").absolute()))
 
 
+@pytest.mark.parametrize("output", ["part", "./link"])
+def test_a_run_does_not_replace_the_adapter_that_it_starts_from(
+    refused: Callable[..., tuple[str, str]], sft: Sft, output: str
+) -> None:
+    """A run that was killed before its first checkpoint is replaced by the next one in its directory."""
+    sft("scale")
+    best = Path("part/checkpoints/best-1")
+    best.parent.mkdir(parents=True)
+    shutil.copytree("sft/adapter", best)
+    for name in ("run.yaml", "versions.json"):
+        shutil.copy(Path("sft", name), "part")
+    assert RunDir(Path("part")).holds_nothing()
+    Path("link").symlink_to("part")
+    sentence, hint = refused("--from", str(best), "--output", output)
+    assert sentence == (
+        f"--from {best} is inside the directory of the new run, {Path(output)}, whose files are replaced"
+    )
+    assert hint == f"--output {Path(output)}-2"
+    assert (best / "adapter.safetensors").is_file()
+
+
 def test_a_damaged_adapter_is_refused(refused: Callable[..., tuple[str, str]], sft: Sft) -> None:
     sft("scale")
     file = Path("sft/adapter/adapter.safetensors")
