@@ -162,6 +162,24 @@ def test_a_resumed_run_needs_no_earlier_run(adapter: str, sft: Sft) -> None:
     assert same("part/adapter", "whole/adapter")
 
 
+def test_a_resumed_run_needs_its_record_of_what_it_started_from(sft: Sft, cli: Cli) -> None:
+    """Without it, the reference of its objective would be the base instead of its start."""
+    sft("scale")
+    train("on", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
+    file = Path("on/versions.json")
+    whole = json.loads(file.read_text())
+    damaged = [{**whole, "from": {**whole["from"], "stages": []}}, {k: v for k, v in whole.items() if k != "from"}]
+    for about in damaged:
+        file.write_text(json.dumps(about))
+        refused = cli("train", "--resume", "on", "--max-steps", "3", "-p", SCALE)
+        assert refused.code != 0
+        assert refused.stderr.splitlines() == [
+            f"error: the run on started from {Path('sft').absolute()}, but on/versions.json has no usable entry 'from' "
+            "about it",
+            "  hint: restore versions.json, or start a new run: smollm3 train --config on/run.yaml",
+        ]
+
+
 def test_a_run_that_was_stopped_is_found_by_its_configuration(sft: Sft) -> None:
     sft("scale")
     train("runs/part", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
