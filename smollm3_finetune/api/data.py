@@ -26,7 +26,8 @@ class Conversation:
     supervised: tuple[int, ...] | None = None
     """Indices of the messages to train on; None: every assistant message."""
     rejected: tuple[Mapping[str, Any], ...] | None = None
-    """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one."""
+    """For preference objectives: the messages of the rejected conversation; `messages` is the chosen one. `encode`
+    renders in the mode of the pair: think if one of the two has reasoning."""
     text: str | None = None
     """Raw text to train on, instead of messages."""
     desirable: bool | None = None
@@ -35,6 +36,26 @@ class Conversation:
     unread: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Names of values that were not read although their column was stated as read, such as `messages[].date`: users see
     how many rows have each. Not part of the conversation: it changes neither tokens nor the held-out split."""
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """Why a field is None, such as `{"rejected": "the answers are equal"}`: a phrase that completes `left out: …`.
+    Objectives that need the field leave the row out, and users see how many rows have each reason."""
+
+    def rejected_conversation(self) -> Conversation:
+        """The rejected conversation as one that can be encoded; `rejected` must not be None.
+
+        Supervised are its assistant messages after the beginning that both conversations share, and in that beginning
+        the messages that are supervised in the chosen one. Its own `rejected` is the chosen conversation, so both are
+        rendered in the same reasoning mode.
+        """
+        assert self.rejected is not None
+        both = zip(self.messages, self.rejected, strict=False)
+        most = min(len(self.messages), len(self.rejected)) - 1
+        shared = next((i for i, (one, other) in enumerate(both) if i == most or one != other), 0)
+        trained = [i for i in self.supervised_messages() if i < shared]
+        trained += [i for i, m in enumerate(self.rejected) if i >= shared and m["role"] == "assistant"]
+        return dataclasses.replace(
+            self, messages=self.rejected, rejected=self.messages, supervised=tuple(trained), lacks={}
+        )
 
     def supervised_messages(self) -> list[int]:
         """Indices of the messages to train on."""
@@ -165,14 +186,29 @@ class RowObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class MeasuringObjective(Objective, Protocol):
+    """An objective that has more to say about a held-out row than its loss, such as accuracy and margin."""
+
+    def row_measures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return values of each example of a batch by name, (R,) each, from one forward of the model.
+
+        Two names are required: `loss`, the summed loss of each example, and `terms`, the number of terms in each sum,
+        as `row_losses` returns them. Every other name is a measure; nan marks an example that does not have it. Called
+        instead of `row_losses`, as `loss_sum` is called. Reports give the mean of each measure before and after
+        training, and the mean of the paired difference, with 95 % intervals.
+        """
+        ...
+
+
+@runtime_checkable
 class ReferenceObjective(Objective, Protocol):
     """An objective whose loss compares the model with a reference, the one that its descriptor names in `reference`.
 
-    Before `compute_loss`, `loss_sum` and `row_losses` are called, core computes the values of the reference and puts
-    them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for each example, on the
-    device of the batch. With `train.reference=each-step` they are computed just before the step, on the same batch in
-    the same layout, so an adapter that starts as the identity gives exactly the values of the model itself; with
-    `once` before the first step, and stored.
+    Before `compute_loss`, `loss_sum`, `row_losses` and `row_measures` are called, core computes the values of the
+    reference and puts them into the batch: `batch["reference"]` is what `reference_values` returned, one mapping for
+    each example, on the device of the batch. With `train.reference=each-step` they are computed just before the step,
+    on the same batch in the same layout, so an adapter that starts as the identity gives exactly the values of the
+    model itself; with `once` before the first step, and stored.
     """
 
     @property
@@ -184,8 +220,9 @@ class ReferenceObjective(Objective, Protocol):
         """Return one mapping of tensors of any shape for each example of the batch, in their order.
 
         `model` is the reference, in evaluation mode; gradients are disabled. The values of an example must not depend
-        on the other examples of the batch. All mappings have the same names. If an example has several rows, as a pair
-        has two, its mapping has the values of all of them:
+        on the other examples of the batch, unless the objective has an attribute `reference_needs_batch` that is True:
+        `train.reference=once` is then refused. All mappings have the same names. If an example has several rows, as a
+        pair has two, its mapping has the values of all of them:
 
             return [{"logps": logps} for logps in row_logps(model, batch).view(-1, 2)]  # (2,) for each pair
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -163,6 +163,12 @@ class AdapterSpec(ComponentSpec):
     """Rows packed into one sequence do not influence each other."""
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether an `adapter_config.json` is that of an adapter of this method, saved by this package or another tool."""
+    read_options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """The options that an `adapter_config.json` of this method states, for a run that trains an adapter of another
+    tool further; light. What is left out, or is not a valid value, keeps its default."""
+    training_options: Collection[str] = ()
+    """Names of options that may change when a saved adapter is trained further, such as a dropout: `Adapter.restore`
+    takes their values from its options, not from the saved adapter. The others are fixed by the adapter."""
     merges: bool = True
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True
@@ -209,7 +215,8 @@ class ObjectiveSpec(ComponentSpec):
     uses_labels: bool = False
     """`prepare` reads `Conversation.desirable`. For other objectives, rows with a false label are left out."""
     fields: Iterable[str] = ()
-    """Names of fields of `Conversation` that every row must have: `rejected`, `desirable`."""
+    """Names of `Conversation` fields that every row must have: `rejected`, `desirable`. Rows without one are left out
+    and counted with the reason; a run is refused if no row of a source has it. `desirable` includes `uses_labels`."""
     reference: Literal["none", "base", "start", "model"] = "none"
     """The model that the loss compares the trained one with; see `ReferenceObjective`.
 
@@ -224,6 +231,9 @@ class ObjectiveSpec(ComponentSpec):
     `reference`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", _row_fields(self.name, self.fields))
+        if "desirable" in self.fields:
+            object.__setattr__(self, "uses_labels", True)
         if self.reference not in REFERENCES:
             expected = f"one of {', '.join(map(repr, REFERENCES))}"
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference must be {expected}, got {self.reference!r}")
@@ -232,11 +242,13 @@ class ObjectiveSpec(ComponentSpec):
             expected = "None" if isinstance(model, str) and model.strip() else "the name of a model"
             aside = f" with reference={self.reference!r}" if expected == "None" else ""
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference_model must be {expected}{aside}, got {model!r}")
-        known = set(ROW_FIELDS)
-        if isinstance(self.fields, str) or not isinstance(self.fields, Iterable) or not known >= {*self.fields}:
-            expected = f"a tuple of {' and '.join(map(repr, ROW_FIELDS))}"
-            raise TypeError(f"ObjectiveSpec {self.name!r}: fields must be {expected}, got {self.fields!r}")
-        object.__setattr__(self, "fields", tuple(self.fields))
+
+
+def _row_fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(fields, str) or not isinstance(fields, Iterable) or not {*fields} <= {*ROW_FIELDS}:
+        expected = " and ".join(map(repr, ROW_FIELDS))
+        raise TypeError(f"ObjectiveSpec {name!r}: fields must be a tuple of {expected}, got {fields!r}")
+    return tuple(fields)
 
 
 @dataclass(frozen=True, kw_only=True)

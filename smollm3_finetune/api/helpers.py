@@ -111,7 +111,7 @@ def branched_example(rows: Sequence[Encoded]) -> dict[str, list[int]]:
 
         def prepare(self, conversation, renderer, max_length):
             chosen = renderer.encode(conversation, max_length)
-            rejected = renderer.encode(dataclasses.replace(conversation, messages=conversation.rejected), max_length)
+            rejected = renderer.encode(conversation.rejected_conversation(), max_length)
             return branched_example([chosen, rejected])
     """
     from smollm3_finetune.api.batches import branched_example

@@ -83,6 +83,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
             needs={Op.FORWARD, Op.GRAD_INPUT, Op.GRAD_WEIGHT, Op.DENSE},
             packs=True,
             disables=False,
+            training_options=("parameters", "master_weights"),
             suggests={"train.learning_rate": 2e-5},
             card=AdapterCard(
                 title="full fine-tuning",
@@ -138,7 +139,7 @@ def smollm3_formatters() -> list[FormatterSpec]:
         FormatterSpec(
             name="preference",
             same_since="0.1",
-            summary="a chosen and a rejected answer, optional prompt",
+            summary="a chosen and a rejected answer, or a list of scored answers; optional prompt",
             factory="smollm3_finetune.builtin.formatters.preference:PreferenceFormatter",
             options="smollm3_finetune.builtin.options:PreferenceOptions",
             claims=claims.preference,

@@ -20,6 +20,10 @@ COMMANDS = {
     "chat": ("smollm3_finetune.cli.commands.chat:chat", "Chat with the model of a run, or any other model."),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
+    "pipeline": (
+        "smollm3_finetune.cli.commands.pipeline:pipeline",
+        "Train, merge, quantize and evaluate in stages, from one file.",
+    ),
     "push": (
         "smollm3_finetune.cli.commands.push:push",
         "Publish a run's adapter, or a model, on the Hugging Face Hub.",

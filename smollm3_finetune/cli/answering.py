@@ -160,11 +160,9 @@ def dtype_of(run: RunDir | None, values: Mapping[str, Any]) -> str:
         return str(values["dtype"])
     if run is None:
         return "auto"
-    from smollm3_finetune.model.device import resolve_device
+    from smollm3_finetune.runs.reopen import own_dtype
 
-    config = _config(run)
-    here = resolve_device(values["device"] or "auto").partition(":")[0]
-    return config.dtype if config.dtype == "float64" or here == config.device.partition(":")[0] else "auto"
+    return own_dtype(_config(run), values["device"] or "auto")
 
 
 def _config(run: RunDir) -> RunConfig:

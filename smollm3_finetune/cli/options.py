@@ -12,6 +12,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
+    "start_from": ("from",),
+    "fresh_adapter": ("fresh_adapter",),
     "loader": ("loader", "name"),
     "quant": ("quant", "name"),
     "adapter": ("adapter", "name"),
@@ -31,6 +33,13 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed",),
 }
 """Which configuration key each flag sets."""
+SPELLED = {"start_from": "--from"}
+"""Flags that are spelled differently from the name of their value."""
+
+
+def flag_of(name: str) -> str:
+    """The flag of a name in `FLAGS`: `--max-steps`."""
+    return SPELLED.get(name, f"--{name.replace('_', '-')}")
 
 
 class Number(click.FloatRange):
@@ -87,9 +96,16 @@ def config_flag(name: str, metavar: str, *others: str, multiple: bool = False) -
     if info.default is not None and not multiple:
         text = f"{text}  [default: {info.default}]"
     kinds: Mapping[str, type] = {"integer": int, "number": float}
-    names = (f"--{name.replace('_', '-')}", *others, name)
+    names = (flag_of(name), *others, name)
     kind = kinds.get(info.type.removesuffix(" or none"), str)
     return click.option(*names, type=kind, metavar=metavar, multiple=multiple, help=text)
+
+
+def key_help(key: tuple[str, ...]) -> str:
+    """The help of a configuration key."""
+    from smollm3_finetune.config.schema import key_info
+
+    return key_info(key).help
 
 
 def run_options(f: F) -> F:
@@ -116,4 +132,8 @@ def run_options(f: F) -> F:
         f = config_flag(section, "NAME")(f)
     f = config_flag("validation", "PATH", multiple=True)(f)
     f = config_flag("data", "PATH", multiple=True)(f)
+    f = click.option("--fresh-adapter", "fresh_adapter", is_flag=True, default=None, help=key_help(("fresh_adapter",)))(
+        f
+    )
+    f = config_flag("start_from", "RUN|ADAPTER")(f)
     return config_flag("model", "REF")(f)

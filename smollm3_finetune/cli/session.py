@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from smollm3_finetune.cli.options import FLAGS, F
+from smollm3_finetune.cli.options import FLAGS, F, flag_of
 from smollm3_finetune.cli.streams import drop_output
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def flag_settings(values: Mapping[str, Any]) -> list[Setting]:
         if isinstance(value, tuple):  # a flag that may be repeated
             value = (list(value) if len(value) > 1 else value[0]) if value else None
         if value is not None:
-            settings.append(Setting(key=key, value=value, origin=f"--{name.replace('_', '-')}"))
+            settings.append(Setting(key=key, value=value, origin=flag_of(name)))
     return settings
 
 

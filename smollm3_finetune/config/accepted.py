@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from smollm3_finetune.config.options import field_types, json_schema, words_for_none
+from smollm3_finetune.config.options import field_types, json_schema, key_of, words_for_none
 
 WORDS = ("0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes")
 """The words for true and false, in upper or lower case."""
@@ -30,11 +30,11 @@ def _object(raw: Mapping[str, Any], cls: type, inner: Mapping[str, Any], fields:
     both: list[dict[str, Any]] = []
     required = list(raw.get("required", ()))
     for f in fields:
-        node = _field(raw["properties"][f.name], hints[f.name], inner)
+        node = _field(raw["properties"][key_of(f)], hints[f.name], inner)
         if former_values := f.metadata.get("former_values"):
             former = [*former_values, *(words_for_none(hints[f.name]) if None in former_values else ())]
             node = _or(node, {"enum": former, "deprecated": True})
-        properties[f.name] = node
+        properties[key_of(f)] = node
         if former := f.metadata.get("former_name"):
             properties[former] = {**node, "deprecated": True}
             both.append({"required": [former, f.name]})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.config.options import build, describe, option_problems, without_key
+from smollm3_finetune.config.options import build, describe, key_of, option_problems, without_key
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, SOURCE_KEYS, ComponentConfig, RunConfig
 from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
@@ -58,18 +58,25 @@ class LoadedConfig:
 def file_settings(path: Path) -> list[Setting]:
     """The settings of a YAML file. Raises ConfigError with file and line."""
     mapping, lines = read_yaml(path)
+    return mapping_settings(mapping, lines)
+
+
+def mapping_settings(
+    mapping: Mapping[str, Any], lines: Mapping[tuple[str, ...], str], inside: tuple[str, ...] = ()
+) -> list[Setting]:
+    """The settings of a mapping in the form of run.yaml; its keys are `inside` another in the file of `lines`."""
     settings = []
     for section, value in mapping.items():
         if value is None and section in PLAIN_SECTIONS:  # a section whose keys are all commented out
             continue
         if isinstance(value, dict) and (section in COMPONENT_SECTIONS or section in PLAIN_SECTIONS):
             for key, inner in value.items():
-                where = lines[(section, key)]
+                where = lines[(*inside, section, key)]
                 settings.append(Setting(key=(section, key), value=inner, origin=where))
         elif section in COMPONENT_SECTIONS and (isinstance(value, str) or value is None):
-            settings.append(Setting(key=(section, "name"), value=value, origin=lines[(section,)]))
+            settings.append(Setting(key=(section, "name"), value=value, origin=lines[(*inside, section)]))
         else:
-            settings.append(Setting(key=(section,), value=value, origin=lines[(section,)]))
+            settings.append(Setting(key=(section,), value=value, origin=lines[(*inside, section)]))
     return settings
 
 
@@ -119,7 +126,7 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
                 del values[inner.key]
     top: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {s: {} for s in (*COMPONENT_SECTIONS, *PLAIN_SECTIONS)}
-    known = [f.name for f in dataclasses.fields(RunConfig)]
+    known = [key_of(f) for f in dataclasses.fields(RunConfig)]
     for key, setting in sorted(values.items(), key=lambda item: len(item[0])):  # a mapping before the keys inside it
         section = key[0]
         if section not in known:
@@ -231,6 +238,10 @@ def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
     similar = inner.get(name) or did_you_mean(name, known) or inner.get(did_you_mean(name, inner) or "")
     if similar in known and rest:
         name, similar = ".".join((name, *rest)), ".".join((similar, *rest))
+    file = setting.origin.rpartition(":")[0]
+    if name == "stages" and file:
+        return ConfigError(f"{file} is a pipeline, not the configuration of a run",
+                           hint=f"smollm3 pipeline run {shlex.quote(file)}")  # fmt: skip
     hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
     return ConfigError(f"{without_key(f'{setting.origin}: ')}unknown key {name!r}", hint=hint)
 
@@ -304,11 +315,11 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if isinstance(value, ComponentConfig):
-            out[f.name] = {"name": value.name, **plain(value.options)}
+            out[key_of(f)] = {"name": value.name, **plain(value.options)}
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            out[f.name] = plain(dataclasses.asdict(value))
+            out[key_of(f)] = plain(dataclasses.asdict(value))
         else:
-            out[f.name] = plain(value)
+            out[key_of(f)] = plain(value)
     return out
 
 

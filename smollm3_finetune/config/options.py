@@ -47,6 +47,11 @@ class OptionInfo:
         )
 
 
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """The key of an option in a configuration: the name of its field, unless that is a keyword of Python."""
+    return str(field.metadata.get("key", field.name))
+
+
 PLURALS = {str: "texts", int: "integers", float: "numbers"}
 
 
@@ -71,9 +76,11 @@ def type_name(annotation: Any) -> str:
 
 @lru_cache(maxsize=256)
 def field_types(cls: type) -> dict[str, Any]:
-    """The resolved annotations of an options dataclass. Raises PluginError if one cannot be resolved."""
+    """The annotations of an options dataclass, by field and by key. Raises PluginError if one cannot be resolved."""
     try:
-        return typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls)
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        return {**hints, **{key_of(f): hints[f.name] for f in fields}}
     except (NameError, TypeError, SyntaxError) as e:
         raise PluginError(
             f"the options class {cls.__qualname__} has an annotation that cannot be resolved: {e}",
@@ -94,7 +101,7 @@ def describe(cls: type) -> list[OptionInfo]:
         default = None if default is dataclasses.MISSING else default
         infos.append(
             OptionInfo(
-                name=f.name,
+                name=key_of(f),
                 type=type_name(hints[f.name]),
                 default=default,
                 help=f.metadata.get("help", ""),
@@ -116,13 +123,13 @@ def pydantic_model(cls: type) -> Any:
         help_text = f.metadata.get("help") or None
         if dataclasses.is_dataclass(hints[f.name]):
             nested = pydantic_model(hints[f.name])
-            fields[f.name] = (nested, Field(default_factory=nested, description=help_text))
+            fields[key_of(f)] = (nested, Field(default_factory=nested, description=help_text))
         elif f.default_factory is not dataclasses.MISSING:
             factory: Any = f.default_factory
-            fields[f.name] = (hints[f.name], Field(default_factory=factory, description=help_text, **limits))
+            fields[key_of(f)] = (hints[f.name], Field(default_factory=factory, description=help_text, **limits))
         else:
             default = ... if f.default is dataclasses.MISSING else f.default
-            fields[f.name] = (hints[f.name], Field(default=default, description=help_text, **limits))
+            fields[key_of(f)] = (hints[f.name], Field(default=default, description=help_text, **limits))
     config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True)
     return create_model(cls.__name__, __config__=config, __doc__=cls.__doc__, **fields)
 
@@ -311,7 +318,9 @@ def _invalid_defaults(cls: type) -> tuple[tuple[str, str], ...]:
     hints, infos = field_types(cls), {i.name: i for i in describe(cls)}
     plain = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
     given = {
-        f.name: infos[f.name].default for f in plain if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
+        key_of(f): infos[key_of(f)].default
+        for f in plain
+        if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
     }
     try:
         pydantic_model(cls).model_validate(given)
@@ -363,7 +372,7 @@ def _construct(cls: Any, validated: Any) -> Any:
     """The dataclass from the validated pydantic model of the same fields, nested sections included."""
     kwargs = {}
     for f in dataclasses.fields(cls):
-        value = getattr(validated, f.name)
+        value = getattr(validated, key_of(f))
         nested = field_types(cls)[f.name]
         kwargs[f.name] = _construct(nested, value) if dataclasses.is_dataclass(nested) else value
     return cls(**kwargs)

@@ -229,6 +229,17 @@ class RunConfig:
     model: str = option(
         DEFAULT_MODEL, "Model to fine-tune: Hub ID, directory or file, or `tiny` for the built-in model."
     )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "key": "from",
+            "help": "Run, or directory of a saved adapter, whose adapter is trained further on its own base; default: "
+            "a new adapter.",
+        },
+    )
+    fresh_adapter: bool = option(
+        False, "Merge the adapter of `from` into its base first, and train a new adapter on the result."
+    )
     loader: ComponentConfig = field(
         default_factory=ComponentConfig,
         metadata={"help": "Loader that opens the model; default: the one that recognizes it."},

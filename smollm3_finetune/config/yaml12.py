@@ -35,8 +35,16 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(node: Any, origin: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    """The origin (`run.yaml:7`) of each key of nested mappings, by path."""
+    """The origin (`run.yaml:7`) of each key of nested mappings and of each entry of lists, by path."""
     found: dict[tuple[str, ...], str] = {}
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            path = (*prefix, str(index))
+            try:
+                found[path] = f"{origin}:{node.lc.item(index)[0] + 1}"  # type: ignore[attr-defined]
+            except (KeyError, TypeError, AttributeError):
+                found[path] = origin
+            found |= _lines(value, origin, path)
     if isinstance(node, Mapping):
         for key, value in node.items():
             path = (*prefix, str(key))

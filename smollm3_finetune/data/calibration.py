@@ -52,7 +52,7 @@ def from_examples(examples: Examples, config: CalibrationConfig, seed: int) -> I
 
 def from_rows(rows: Rows, renderer: Renderer, config: CalibrationConfig) -> Ids:
     """The same for rows that are not tokenized yet: the `config.rows` rows with the lowest split positions."""
-    usable = (row for row in rows.positioned() if not row.undesirable)
+    usable = (row for row in rows.positioned() if not row.left_out)
     first = heapq.nsmallest(config.rows, enumerate(usable), key=lambda r: (r[1].position, r[0]))
     in_order = sorted(first, key=lambda r: r[0])
     made = []

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from smollm3_finetune.api import Conversation
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.data.chat_template.notes import REASONS
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import PositionedRow, Rows
 from smollm3_finetune.errors import DataError, SmolLM3Error, raise_all
 
+CUT = "cut"
+"""The note on a conversation that was truncated."""
 NO_LIMIT = 1 << 30
 """A maximum length, in tokens, that cuts nothing."""
 
@@ -50,21 +53,42 @@ class Side(NamedTuple):
 def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_length: int) -> LeftOut:
     """Why a row has no supervised tokens; `notes` are those of its rendering."""
     conversation = row.conversation
+    if row.missing:
+        return LeftOut(row.where, row.missing, None)
     if row.undesirable:
         return LeftOut(row.where, "its label is false: a bad answer, which the objective does not use", None)
     if conversation.text is None and not conversation.supervised_messages():
-        return LeftOut(row.where, "none of its messages is supervised", None)
-    whole = renderer.encode(conversation, NO_LIMIT)
-    first = next((t for t, label in enumerate(whole.labels) if t and label != IGNORE_INDEX), None)
-    if first is not None and first >= max_length:
-        why = f"the supervised tokens begin at token {first}, past data.max_length={max_length}"
-        return LeftOut(row.where, why, first + 1)
+        why = next(iter(conversation.lacks.values()), "none of its messages is supervised")
+        return LeftOut(row.where, why, None)
+    sides = _encoded(row, renderer)
+    wholes = [renderer.encode(side, NO_LIMIT) for side in sides]
+    firsts = [next((t for t, label in enumerate(w.labels) if t and label != IGNORE_INDEX), None) for w in wholes]
     reasons = [why for note, why in REASONS.items() if note in notes]
-    if first is not None:  # the rendering has supervised tokens, so the objective decided
-        others = [note for note in notes if note not in REASONS]
-        why = "; ".join(others or reasons) or "the objective finds nothing to train on in it"
+    names = ("of the chosen answer ", "of the rejected answer ") if len(sides) > 1 else ("",)
+    longest = max(len(w.input_ids) for w in wholes)
+    for name, first in zip(names, firsts, strict=True):
+        if first is not None and first >= max_length:
+            why = f"the supervised tokens {name}begin at token {first}, past data.max_length={max_length}"
+            return LeftOut(row.where, why, longest if len(sides) > 1 else first + 1)
+    none = next((name for name, first in zip(names, firsts, strict=True) if first is None), None)
+    if none is None:  # the rendering has supervised tokens, so the objective decided
+        others = [note for note in notes if note not in REASONS and note != CUT]
+        nothing = "the objective finds nothing to train on in it"
+        if len(sides) > 1 and CUT in notes:
+            nothing = f"a prompt with its answer has {longest} tokens, more than data.max_length={max_length}"
+            return LeftOut(row.where, "; ".join(others) or nothing, longest, by_objective=True)
+        why = "; ".join(others or reasons) or nothing
         return LeftOut(row.where, why, None, by_objective=True)
-    return LeftOut(row.where, "; ".join(reasons) or "the objective finds nothing to train on in it", None)
+    nothing = f"no supervised tokens {none}".strip() if none else "the objective finds nothing to train on in it"
+    return LeftOut(row.where, "; ".join(reasons) or nothing, None)
+
+
+def _encoded(row: PositionedRow, renderer: Renderer) -> list[Conversation]:
+    """The conversation of a row as it was encoded, and that of its rejected answer if the objective encoded it too."""
+    found = [t.conversation for t in renderer.turns]
+    chosen = next((c for c in found if c.messages == row.conversation.messages), row.conversation)
+    rejected = [c for c in found if row.conversation.rejected is not None and c.messages == row.conversation.rejected]
+    return [chosen, *rejected[:1]]
 
 
 def refuse_if_nothing_is_supervised(sides: Sequence[Side], rows: Rows) -> None:

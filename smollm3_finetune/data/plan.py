@@ -13,6 +13,7 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_OBJECTIVE, DataConfig, RunConfig
 from smollm3_finetune.data.chat_template.renderer import RenderOptions
 from smollm3_finetune.data.chat_template.syntax import check_syntax
+from smollm3_finetune.data.needs import Needs
 from smollm3_finetune.data.rows import Rows, with_formatter
 from smollm3_finetune.data.sources import Source, find_sources, find_validation, pinned, with_unique_titles
 from smollm3_finetune.errors import Collector, ConfigError
@@ -56,7 +57,16 @@ class SelectedRows:
                 )
             formatter = with_options(found[0], self.config.formatter)
         read = tuple(with_formatter(registry, s, formatter, limit(s), ignored) for s in sources)
-        return Rows(sources=read, seed=data.seed, held_out=data.held_out, uses_labels=self._uses_labels())
+        spec = self.objective.component.spec
+        needs = Needs(fields=tuple(getattr(spec, "fields", ())), objective=self.objective.component.title)
+        return Rows(
+            sources=read,
+            seed=data.seed,
+            held_out=data.held_out,
+            uses_labels=self._uses_labels(),
+            needs=needs,
+            registry=registry,
+        )
 
     def _uses_labels(self) -> bool:
         return bool(getattr(self.objective.component.spec, "uses_labels", False))

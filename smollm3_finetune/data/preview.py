@@ -7,13 +7,12 @@ weights are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from smollm3_finetune.api import BuildContext, Progress, Purpose
-from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import Registry, attributed_to
@@ -26,14 +25,17 @@ from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.left_out import reason
 from smollm3_finetune.data.plan import select_rows
-from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
+from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
+from smollm3_finetune.data.sequences import numbered_sequences, sequences_of
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
-from smollm3_finetune.model_files.loading import quiet_transformers
+from smollm3_finetune.model.start_from import continued_tokenizer
+from smollm3_finetune.model_files.loading import load_tokenizer, quiet_transformers
+from smollm3_finetune.runs.start_from import Started
 
 
 class _Recorder(Renderer):
@@ -79,9 +81,10 @@ class Inspector:
         made, notes = tuple(self.renderer.made), tuple(sorted(self.renderer.counts))
         chunks = len(examples) if CHUNKED in notes else 0
         if len(examples) > 1:
-            sequences = _numbered_sequences(examples, made, "chunk" if chunks else "example")
+            sequences = numbered_sequences(examples, made, "chunk" if chunks else "example")
         else:
-            sequences = _sequences(next(iter(examples), None), made)
+            pair = row.conversation.rejected is not None
+            sequences = sequences_of(next(iter(examples), None), made, pair=pair)
         held_out = self.survey.holds_out(row)
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
@@ -92,47 +95,17 @@ class Inspector:
             held_out=held_out,
             why=left_out.why if left_out is not None else "",
             enough=left_out.enough if left_out is not None else None,
+            by_objective=left_out is not None and left_out.by_objective,
             copies=copies(weight, row.position) if examples and not held_out else 0,
             chunks=chunks,
             undesirable=row.undesirable,
+            missing=row.missing,
             sequences=sequences,
             length=max(lengths),
-            uncut=max(lengths) if chunks else sum(lengths),
+            removed=0 if chunks else sum(e.length - len(e.input_ids) for e in made),
             notes=notes,
             shares=self.examples.shares,
         )
-
-
-def _sequences(example: Mapping[str, Sequence[int]] | None, made: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
-    """The `…input_ids` of an example that have matching `…labels`; if there are none, the sequences encoded for it."""
-    found = []
-    for key, ids in (example or {}).items():
-        prefix = key.removesuffix("input_ids")
-        labels = (example or {}).get(f"{prefix}labels")
-        if key.endswith("input_ids") and labels is not None and len(labels) == len(ids):
-            found.append(_sequence(prefix.rstrip("_"), ids, labels))
-    if found:
-        return tuple(found)
-    names = [""] if len(made) == 1 else [f"sequence {i}" for i in range(len(made))]
-    return tuple(_sequence(name, e.input_ids, e.labels) for name, e in zip(names, made, strict=True))
-
-
-def _numbered_sequences(
-    examples: Sequence[Mapping[str, Sequence[int]]], made: Sequence[Encoded], what: str
-) -> tuple[TokenSequence, ...]:
-    """The sequences of each chunk or example of a row, named by its number."""
-    found = []
-    for i, example in enumerate(examples):
-        for sequence in _sequences(example, made[i : i + 1]):
-            name = f"{what} {i + 1} of {len(examples)}{', ' if sequence.name else ''}{sequence.name}"
-            found.append(replace(sequence, name=name))
-    return tuple(found)
-
-
-def _sequence(name: str, ids: Sequence[int], labels: Sequence[int]) -> TokenSequence:
-    return TokenSequence(
-        name=name, ids=ids, supervised=[t > 0 and label != IGNORE_INDEX for t, label in enumerate(labels)]
-    )
 
 
 def sampled(total: int, wanted: int) -> Iterator[bool]:
@@ -210,14 +183,17 @@ class Preview:
         return stats
 
 
-def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -> Preview:
+def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, start: Started | None = None) -> Preview:
     """Select the rows as `train` would: names first, then the model's tokenizer, then the rows.
+
+    `start` is what the run starts from; `loaded` is its configuration then.
 
     Reads no weights, and does not need the packages of a quantizer or an adapter. Raises the independent problems of
     each step together.
     """
     config = loaded.config
-    request = ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins)
+    ref, opened_by = (config.model, config.loader) if start is None else start.source()
+    request = ModelRequest(ref=ref, loader=opened_by, origins=loaded.origins)
     collect = Collector()
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     loader = collect.run(lambda: choose_loader(registry, request))
@@ -233,7 +209,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
         cache=Cache.default().reporting(progress.say),
         progress=progress,
     )
-    source, _ = open_source(loader, config.model, context)
+    source, _ = open_source(loader, ref, context)
     rows = about_rows.rows(registry)
     selected = [about_rows.objective, *(s.formatter for s in rows.sources), *suggesting, loader]
     max_length = with_suggestions(loaded, selected).config.data.max_length
@@ -241,6 +217,8 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress) -
     quiet_transformers()
     with attributed_to(loader.component):
         tokenizer = source.tokenizer()
+    if start is not None and (start.saved.path / "tokenizer_config.json").exists():
+        tokenizer = continued_tokenizer(tokenizer, load_tokenizer(config.model, start.saved.path, {}))
     survey = rows.survey(progress, must_train=False)
     return Preview(
         about=About(

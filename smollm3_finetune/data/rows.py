@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from smollm3_finetune.data.columns import UnreadColumns, stated_columns, without
 from smollm3_finetune.data.files import Row, read_file
 from smollm3_finetune.data.formatting import MAX_SHOWN, formatted, recognize
 from smollm3_finetune.data.hub import hub_rows
+from smollm3_finetune.data.needs import Missing, Needs, format_with
 from smollm3_finetune.data.sources import Source
 from smollm3_finetune.data.split import SplitThreshold, position
 from smollm3_finetune.errors import DataError
@@ -133,6 +134,13 @@ class PositionedRow:
     """Whether it is a row of `data.validation`."""
     undesirable: bool
     """Whether it is left out because its label is false and the objective does not use labels."""
+    missing: str = ""
+    """Why it is left out: the objective needs a field that it does not have; empty if it has all."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it is left out before it is tokenized."""
+        return self.undesirable or bool(self.missing)
 
 
 @dataclass(kw_only=True)
@@ -145,6 +153,8 @@ class Survey:
     held_out: list[int]
     undesirable: list[int]
     """Rows that are left out because their label is false."""
+    missing: list[Counter[str]]
+    """Rows that are left out because they lack a field that the objective needs, by reason."""
     overlap: list[int]
     """Training rows that are also in `data.validation`."""
     overlap_places: list[str]
@@ -160,7 +170,8 @@ class Survey:
         return row.validation or row.position < self.threshold
 
     def total(self, source: int) -> int:
-        return self.train[source] + self.held_out[source] + self.undesirable[source]
+        left_out = self.undesirable[source] + self.missing[source].total()
+        return self.train[source] + self.held_out[source] + left_out
 
     def overlap_warning(self) -> str | None:
         """A sentence about training rows that are also in `data.validation`; None if there are none."""
@@ -184,6 +195,10 @@ class Rows:
     """Fraction of the rows; has no effect if there are validation sources."""
     uses_labels: bool = False
     """Whether the objective trains on rows with a false label too."""
+    needs: Needs = Needs()
+    """The fields that the objective needs of every row."""
+    registry: Registry | None = None
+    """Where a formatter that finds a needed field is looked for; None: none is suggested."""
 
     @property
     def fraction(self) -> float:
@@ -197,7 +212,8 @@ class Rows:
         except UnicodeEncodeError as e:
             raise DataError(f"{where}: the text contains half a character (a lone surrogate)") from e
         undesirable = conversation.desirable is False and not self.uses_labels
-        return PositionedRow(source, where, place, conversation, self.sources[source].source.validation, undesirable)
+        validation, missing = self.sources[source].source.validation, self.needs.missing(conversation)
+        return PositionedRow(source, where, place, conversation, validation, undesirable and not missing, missing)
 
     def positioned(self, unread: Sequence[UnreadColumns] | None = None) -> Iterator[PositionedRow]:
         """Every row, in order; those of `data.validation` first. Counts columns that are not read, for each source."""
@@ -213,10 +229,15 @@ class Rows:
         """
         threshold, overlap = SplitThreshold(self.fraction), _Overlap(len(self.sources))
         counts, below, undesirable = (_Counts(len(self.sources)) for _ in range(3))
+        missing, firsts = [Counter[str]() for _ in self.sources], dict[int, Missing]()
         shortest, unread = _Shortest(), [s.unread_columns() for s in self.sources]
         with (progress or Silent()).task("reading rows") as task:
             for row in self.positioned(unread):
                 task.advance()
+                if row.missing:
+                    missing[row.source][row.missing] += 1
+                    firsts.setdefault(row.source, Missing(row.where, row.conversation, row.missing))
+                    continue
                 if row.undesirable:
                     undesirable.add(row.source)
                     continue
@@ -228,7 +249,8 @@ class Rows:
                 overlap.observe(row)
                 if not row.validation:
                     threshold.observe(row.position)
-        value, problem = self.fraction, self._no_rows(counts, undesirable)
+        value, problem = self.fraction, self._no_field(counts, undesirable, missing, firsts)
+        problem = problem or self._no_rows(counts, undesirable)
         try:
             value = value if problem is not None else threshold.value()
         except DataError as e:
@@ -238,7 +260,7 @@ class Rows:
         if value != self.fraction:  # few rows: the threshold moved so that both sides have one
             below, shortest = _Counts(len(self.sources)), _Shortest()
             for row in self.positioned():
-                if not row.undesirable:
+                if not row.left_out:
                     if row.position < value:
                         below.add(row.source)
                     shortest.observe(row.conversation, held_out=row.position < value)
@@ -248,12 +270,32 @@ class Rows:
             train=train,
             held_out=below.by_source,
             undesirable=undesirable.by_source,
+            missing=missing,
             overlap=overlap.counts.by_source,
             overlap_places=overlap.places,
             unread=[u.counts for u in unread],
             example=shortest.conversation(),
             problem=problem,
         )
+
+    def _no_field(
+        self, counts: _Counts, undesirable: _Counts, missing: Sequence[Counter[str]], firsts: Mapping[int, Missing]
+    ) -> DataError | None:
+        """The error for the first source none of whose rows has a field that the objective needs."""
+        for i, first in firsts.items():
+            if not counts.by_source[i] and not undesirable.by_source[i]:
+                source = self.sources[i]
+                return self.needs.error(
+                    first, missing[i].total(), source.source.title, partial(self._format_with, source)
+                )
+        return None
+
+    def _format_with(self, source: FormattedSource, field: str) -> str | None:
+        """The name of another formatter that finds `field` in the first row of a source; None if none does."""
+        first = next(source_rows(source.source, 1, source.ignored), None)
+        if self.registry is None or first is None:
+            return None
+        return format_with(self.registry, first, field, source.formatter.component.full_name)
 
     def _no_rows(self, counts: _Counts, undesirable: _Counts) -> DataError | None:
         """The error if every training row, or every row of `data.validation`, is left out because of its label."""

@@ -16,7 +16,8 @@ def position(conversation: Conversation, seed: int) -> float:
     about = {  # without empty fields, so that a field added later moves only rows that use it
         f.name: value
         for f in dataclasses.fields(conversation)
-        if f.name not in ("desirable", "unread") and (value := getattr(conversation, f.name)) not in (None, (), {})
+        if f.name not in ("desirable", "unread", "lacks")
+        and (value := getattr(conversation, f.name)) not in (None, (), {})
     }
     text = json.dumps([seed, about], sort_keys=True, ensure_ascii=False, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -18,7 +18,7 @@ PLACES = 5
 
 @dataclass(kw_only=True)
 class SourceStats:
-    """Counts over the rows of one source. `rows == train + held_out + empty + undesirable`."""
+    """Counts over the rows of one source. `rows == train + held_out + empty + undesirable + missing.total()`."""
 
     title: str
     formatter: str
@@ -32,6 +32,8 @@ class SourceStats:
     """Rows left out because they have no supervised tokens."""
     undesirable: int = 0
     """Rows left out because their label is false."""
+    missing: Counter[str] = field(default_factory=Counter)
+    """Rows left out because they lack a field that the objective needs, by reason."""
     chunks: int = 0
     """Pieces of the rows of long text that were split."""
     rows_per_pass: int = 0
@@ -49,6 +51,8 @@ class SourceStats:
     """Rows by note, without `cut`."""
     lengths: Counter[int] = field(default_factory=Counter)
     """Rows by length in tokens before truncation."""
+    parts: dict[str, Counter[int]] = field(default_factory=dict)
+    """For prompts and answers of pairs: rows by length in tokens after truncation."""
     longest: int = -1
     longest_row: str | None = None
     empty_rows: list[tuple[str, str]] = field(default_factory=list)
@@ -63,21 +67,26 @@ class SourceStats:
         self.train += row.side == "train"
         self.held_out += row.side == "held out"
         self.rows_per_pass += row.copies
-        if row.undesirable:  # it is not tokenized
+        if row.missing:  # it is not tokenized
+            self.missing[row.missing] += 1
+            return
+        if row.undesirable:  # neither
             self.undesirable += 1
             return
         if row.side == "left out":
             self.empty += 1
-            this = LeftOut(row.where, row.why, row.enough)
+            this = LeftOut(row.where, row.why, row.enough, by_objective=row.by_objective)
             self.left_out[row.held_out] = more_useful(self.left_out.get(row.held_out), this)
             if len(self.empty_rows) < PLACES:
                 self.empty_rows.append((row.where, row.why))
         else:
             self.tokens += row.tokens
             self.tokens_supervised += row.supervised
+            for name, tokens in row.parts.items():
+                self.parts.setdefault(name, Counter())[tokens] += 1
         self.chunks += row.chunks
         self.cut += "cut" in row.notes
-        self.tokens_cut += max(row.uncut - row.tokens, 0)
+        self.tokens_cut += row.removed
         self.shares.add(row.shares)
         self.notes.update(n for n in row.notes if n != "cut")
         if row.length > self.longest:
@@ -97,6 +106,7 @@ class SourceStats:
             "held_out": self.held_out,
             "empty": self.empty,
             "undesirable": self.undesirable,
+            "missing": dict(self.missing),
             "empty_rows": [{"where": where, "why": why} for where, why in self.empty_rows],
             "rows_per_pass": self.rows_per_pass,
             "cut": self.cut,
@@ -107,6 +117,7 @@ class SourceStats:
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,
             "tokens_cut": self.tokens_cut,
+            "parts": {name: Quantiles(lengths).as_dict() for name, lengths in self.parts.items()},
             "length": quantiles.as_dict() if self.lengths else None,
             "longest_row": self.longest_row,
         }

@@ -57,6 +57,8 @@ class SourceCounts:
     """The pieces of the rows of long text that were split; each is an example of its own."""
     undesirable: int = 0
     """Rows left out because their label is false."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out because they lack a field that the objective needs, by reason."""
     in_validation: int = 0
     """Training rows that are also in `data.validation`."""
     not_read: Mapping[str, int] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class SourceCounts:
 
     @property
     def rows(self) -> int:
-        return self.train + self.held_out + self.empty + self.undesirable
+        return self.train + self.held_out + self.empty + self.undesirable + sum(self.missing.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,7 @@ def _inputs(
         "render": asdict(renderer.options),
         "max_length": max_length,
         **({"long_text": "chunk"} if chunk else {}),  # runs of versions without chunks keep their identity
+        **({"fields": rows.needs.fields} if rows.needs.fields else {}),
     }
 
 
@@ -213,7 +216,7 @@ class ExampleBuilder:
         self.renderer.counts.clear()
         self.renderer.turns.clear()
         self.shares = Shares()
-        if row.undesirable:
+        if row.left_out:
             return []
         try:
             with attributed_to(self.selected.component, where=row.where):
@@ -229,8 +232,20 @@ class ExampleBuilder:
                 self.renderer.check_ids(ids, row.where)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
-        trained = [i for turns in self.renderer.turns for i in turns.trained] if found else []
-        self.shares = shares(row.conversation, trained)
+        for note in self.renderer.counts:  # users see the number of rows: both answers of a pair are one
+            self.renderer.counts[note] = 1
+        self.shares = self._shares(row.conversation, left_out=not found)
+        return found
+
+    def _shares(self, conversation: Conversation, *, left_out: bool) -> Shares:
+        """The answers and tool calls of a row; those of a rejected answer only if the objective encoded it."""
+        trained: dict[bool, list[int]] = {}
+        for turns in self.renderer.turns:
+            of_rejected = conversation.rejected is not None and turns.conversation.messages == conversation.rejected
+            trained.setdefault(of_rejected, []).extend([] if left_out else turns.trained)
+        found = shares(conversation, trained.get(False, ()))
+        if True in trained:
+            found.add(shares(conversation.rejected_conversation(), trained[True]))
         return found
 
     def _prepared(self, conversation: Conversation, renderer: api.Renderer) -> Any:
@@ -293,10 +308,7 @@ class _Writer:
         self.out, self.rows, self.survey, self.prepare = out, rows, survey, prepare
         self.train, self.rows_per_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
-        self.counts: list[dict[str, Any]] = [
-            {"train": 0, "held_out": 0, "empty": 0, "notes": {}, "chunks": 0, "undesirable": 0, "in_validation": both}
-            for both in survey.overlap
-        ]
+        self.counts = [_no_rows(overlap) for overlap in survey.overlap]
         self.left_out: dict[bool, LeftOut] = {}
         """For training rows (False) and for held-out rows (True): a row that was left out, with the reason."""
         self.shares = [Shares() for _ in self.counts]
@@ -310,7 +322,9 @@ class _Writer:
             counts["notes"][note] = counts["notes"].get(note, 0) + times
         if CHUNKED in notes:
             counts["chunks"] += len(examples)
-        if row.undesirable:
+        if row.missing:
+            counts["missing"][row.missing] = counts["missing"].get(row.missing, 0) + 1
+        elif row.undesirable:
             counts["undesirable"] += 1
         elif not examples:
             counts["empty"] += 1
@@ -347,6 +361,12 @@ class _Writer:
             file.close()
         saved = [{**c, "shares": asdict(s)} for c, s in zip(self.counts, self.shares, strict=True)]
         (self.out / "counts.json").write_text(json.dumps(saved), encoding="utf-8")
+
+
+def _no_rows(in_validation: int) -> dict[str, Any]:
+    """The counts of a source before its rows are added; see `SourceCounts`."""
+    zero = dict.fromkeys(("train", "held_out", "empty", "undesirable", "chunks"), 0)
+    return {**zero, "notes": {}, "missing": {}, "in_validation": in_validation}
 
 
 def copies(weight: float, position: float) -> int:

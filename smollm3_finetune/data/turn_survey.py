@@ -50,7 +50,10 @@ def survey_turns(rows: Rows, renderer: Renderer) -> list[SourceTurns]:
         turns = SourceTurns(title=source.source.title)
         for _, conversation in islice(source.conversations(), SAMPLE):
             turns.rows += 1
-            if conversation.text is None and conversation.desirable is not False:
+            left_out = bool(rows.needs.missing(conversation)) or (
+                conversation.desirable is False and not rows.uses_labels
+            )
+            if conversation.text is None and not left_out:
                 trained, notes = trained_turns(renderer, conversation)
                 turns.shares.add(shares(conversation, trained))
                 turns.notes.update(notes)

@@ -13,7 +13,7 @@ from smollm3_finetune.data.calibration import PlannedRows
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import PositionedRow, Rows
 from smollm3_finetune.data.tokenization import ExampleBuilder
-from smollm3_finetune.errors import IncompatibleError
+from smollm3_finetune.errors import DataError, IncompatibleError
 
 Example = Mapping[str, Sequence[int]]
 
@@ -49,18 +49,26 @@ def held_out_of_run(planned: PlannedRows) -> HeldOutRows:
 
 
 def all_rows(rows: Rows, progress: Progress) -> HeldOutRows:
-    """Every row of sources that are only evaluated on. Raises DataError if rows are invalid."""
+    """Every row of sources that are only evaluated on.
+
+    Raises DataError if rows are invalid, or if none has a field that the objective needs.
+    """
     with progress.task("reading rows") as task:
 
         def taken(row: PositionedRow) -> bool:
             task.advance()
             return True
 
-        return _by_source(rows, taken)
+        found = _by_source(rows, taken)
+    if not found.rows and rows.needs.fields:
+        problem = rows.survey(progress, must_train=False).problem
+        if problem is not None:
+            raise DataError(problem.message, hint="to use other rows: --data FILE.jsonl")
+    return found
 
 
 def _by_source(rows: Rows, taken: Callable[[PositionedRow], bool]) -> HeldOutRows:
-    found = [row for row in rows.positioned() if not row.undesirable and taken(row)]
+    found = [row for row in rows.positioned() if not row.left_out and taken(row)]
     found.sort(key=lambda row: row.source)  # keeps the order within a source
     return HeldOutRows(rows=found, titles=[s.source.title for s in rows.sources], found=len(found))
 
@@ -68,7 +76,7 @@ def _by_source(rows: Rows, taken: Callable[[PositionedRow], bool]) -> HeldOutRow
 def trained_rows(planned: PlannedRows) -> Iterator[tuple[str, Conversation]]:
     """The location and the conversation of each row that a run trained on."""
     for row in planned.rows.positioned():
-        if not row.undesirable and not planned.survey.holds_out(row):
+        if not row.left_out and not planned.survey.holds_out(row):
             yield row.where, row.conversation
 
 

@@ -14,10 +14,12 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import DocumentScore, Objective, Progress, UnsupportedOp
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.errors import ModelError, SmolLM3Error, VerdictError
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
 from smollm3_finetune.evaluation.reference_values import with_values
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
+from smollm3_finetune.evaluation.row_measures import averaged_measures
 from smollm3_finetune.evaluation.sanity import answers, shares
 from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
 from smollm3_finetune.evaluation.verdict import Comparison, compare
@@ -75,6 +77,8 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
         "after": _losses(planned, after),
         "comparison": None if comparison is None else comparison.as_json(),
         "line": None if comparison is None else comparison.line(),
+        "per_token": after.losses.per_token,
+        "measures": _measures(planned, before, after),
         "answers": _answers(planned, before, after),
         "null_adapter": null,
         "tasks": _tasks(planned, before, after),
@@ -136,7 +140,8 @@ def _row_losses(
             )
             sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
             terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)
-            parts.append(replace(found, sums=sums, terms=terms, sources=np.zeros(len(mine), dtype=np.int64)))
+            about: dict[str, Any] = {"sums": sums, "terms": terms, "sources": np.zeros(len(mine), dtype=np.int64)}
+            parts.append(replace(found, **about, measures=averaged_measures(found.measures, owner, len(mine))))
     return joined(parts)
 
 
@@ -162,6 +167,14 @@ def _other(subject: PlannedSubject, against: PlannedSubject | None) -> PlannedSu
 
 def _compared(planned: PlannedEvaluation, before: Observed, after: Observed) -> Comparison | None:
     return compare(before.losses, after.losses, seed=planned.settings.seed, excluded=planned.overlap.rows())
+
+
+def _measures(planned: PlannedEvaluation, before: Observed | None, after: Observed) -> dict[str, Any]:
+    """The objective's measures of the compared rows; "before" is the base or the other model."""
+    seed, excluded = planned.settings.seed, planned.overlap.rows()
+    earlier = None if before is None else before.losses
+    found = compare_measures(earlier, after.losses, seed=seed, excluded=excluded)
+    return {name: measure.as_json() for name, measure in found.items()}
 
 
 def _null(
@@ -224,7 +237,7 @@ def _loss(losses: RowLosses) -> dict[str, Any]:
         "rows": len(losses),
         "terms": found.terms,
         "held_out_loss": found.mean if found.terms else None,
-        "perplexity": found.perplexity if found.terms else None,
+        "perplexity": losses.perplexity if found.terms else None,
     }
 
 

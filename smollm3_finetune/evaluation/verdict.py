@@ -30,6 +30,8 @@ class Comparison:
 
     rows: int
     terms: int
+    per_token: bool = True
+    """Whether terms are supervised tokens; otherwise the loss has no perplexity."""
     before: float
     after: float
     difference: float
@@ -88,6 +90,7 @@ def _compared(
     return Comparison(
         rows=len(before),
         terms=before.loss.terms,
+        per_token=before.per_token and after.per_token,
         before=before.loss.mean,
         after=after.loss.mean,
         difference=found.estimate,

@@ -21,6 +21,8 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
         ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {relation} the base ({state})"),
         ("weights", f"{about['parameters']:,} parameters in {about['dtype']}{separate}"),
     ]
+    if (stage := about.get("pipeline")) is not None:
+        rows.append(("pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"))
     if again is not None:
         rows.append(("quantizer", f"{with_options(again['quantizer'], again['options'])}, after the merge"))
     lines = [

@@ -48,6 +48,8 @@ class MergeSettings:
     """Refuse an adapter that was trained on other weights."""
     keep_dense: Path | None = None
     """With a requantizer: the directory of the merged model itself; None: it is not kept."""
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this merge is, if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "warnings": warnings,
         "requantized": None,
         "versions": versions,
+        **({} if settings.pipeline is None else {"pipeline": dict(settings.pipeline)}),
     }
 
 

@@ -109,8 +109,7 @@ def adapter_card(plan: ModelPlan, training: Training | None = None, *, loads_alo
         tags=card.tags,
         losses=training.losses if training else {},
     )
-    base = linked(shown_ref(plan.ref))
-    name = shown_ref(plan.ref).rpartition("/")[2]
+    base, name = _base(plan)
     if card.complete:
         title, how = f"{name}, {method}", f"{base} after {method}, trained with smollm3-finetune."
     else:
@@ -144,10 +143,20 @@ def _own(plan: ModelPlan) -> AdapterCard:
     return own
 
 
+def _base(plan: ModelPlan) -> tuple[str, str]:
+    """The base as Markdown, and its name in the title: for a merged base, those of the model that was merged into."""
+    earlier = plan.earlier
+    if earlier is None or plan.ref == earlier.model:
+        return linked(shown_ref(plan.ref)), shown_ref(plan.ref).rpartition("/")[2]
+    merged = ", ".join(f"`{stage.run}`" for stage in earlier.earlier() if stage.merged)
+    model = shown_ref(earlier.model)
+    return f"{linked(model)} with the merged adapter of {merged}", f"{model.rpartition('/')[2]} (merged)"
+
+
 def _composition(plan: ModelPlan) -> Iterator[tuple[str, str]]:
     assert plan.adapter is not None
     revision = _loader_options(plan).get("revision")
-    yield "base", linked(shown_ref(plan.ref)) + (f" at `{revision}`" if revision else "")
+    yield "base", _base(plan)[0] + (f" at `{revision}`" if revision else "")
     name = with_options(plan.quantizer.spec.name, plan.quantizer.changed_options())
     if plan.quantizer.spec.name == NO_QUANTIZER:
         yield "quantization", "none"

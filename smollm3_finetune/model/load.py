@@ -46,6 +46,7 @@ from smollm3_finetune.model.arguments import (
 from smollm3_finetune.model.dropout import SwitchedOff, switch_off
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
+from smollm3_finetune.model.start_from import Stage
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.paths import user_path
@@ -72,6 +73,8 @@ class LoadedModel:
     adapted: Adapted | None
     dropout: SwitchedOff | None = None
     """The dropout of the base, if it was switched off."""
+    stage: Stage | None = None
+    """The run that trains the adapter, which is saved with it."""
 
     def __post_init__(self) -> None:
         if self.adapted is not None:
@@ -160,6 +163,12 @@ class LoadedModel:
         """Write the model card of the adapter in `path`, or the `edited` one."""
         write_card(self.plan, path, training, edited, loads_alone=getattr(self.adapted, "loads_alone", True))
 
+    def stages(self) -> tuple[Stage, ...]:
+        """The runs that led to the adapter, earliest first, with that of `stage`; empty without it."""
+        if self.stage is None:
+            return ()
+        return (*(self.plan.earlier.earlier() if self.plan.earlier is not None else ()), self.stage)
+
     def describe(self, path: Path) -> None:
         """Write `smollm3.json` beside a saved adapter."""
         plan = self.plan
@@ -171,6 +180,8 @@ class LoadedModel:
             quant=plan.quantizer.as_config(),
             adapter=plan.adapter.as_config() if plan.adapter else None,
             base_fingerprint=self.base.fingerprint,
+            source_fingerprint=plan.source.fingerprint,
+            stages=self.stages(),
             versions={c.component.distribution: c.component.version for c in choices},
         ).write()
 

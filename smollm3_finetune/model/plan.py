@@ -35,6 +35,7 @@ from smollm3_finetune.errors import (
 )
 from smollm3_finetune.files.json import json_type, read_json
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
+from smollm3_finetune.model.start_from import StartFrom
 from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.paths import user_path
 
@@ -75,6 +76,13 @@ class ModelPlan:
     adapter: SelectedComponent | None
     saved: SavedAdapter | None
     context: BuildContext
+    earlier: StartFrom | None = None
+    """The adapter that the run started from, trained further or merged into the base; None if there is none."""
+
+    @property
+    def start_from(self) -> StartFrom | None:
+        """The existing adapter that the run trains further; None if it began with a new adapter."""
+        return None if self.earlier is None or self.earlier.fresh else self.earlier
 
     @property
     def env(self) -> Env:
@@ -256,10 +264,12 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     )
 
 
-def plan_model(registry: Registry, selected: SelectedModel, context: BuildContext) -> ModelPlan:
+def plan_model(
+    registry: Registry, selected: SelectedModel, context: BuildContext, source: ModelSource | None = None
+) -> ModelPlan:
     """Everything `load_model` needs, or every problem that prevents it: packages, pairing, device, then the source.
 
-    Reads `config.json`; no weights, and nothing is written.
+    Reads `config.json`; no weights, and nothing is written. With `source`, nothing is opened.
     """
     for notice in selected.notices:
         context.progress.say(notice)
@@ -273,10 +283,14 @@ def plan_model(registry: Registry, selected: SelectedModel, context: BuildContex
     if selected.quantizer is not None and adapter is not None:
         problem = pair_problem(registry, selected.quantizer, adapter, env)
         collect.problems += [problem] if problem is not None else []
-    opened = collect.run(lambda: open_source(selected.loader, request.ref, context))
-    collect.finish()
-    assert opened is not None
-    source, config = opened
+    if source is None:
+        opened = collect.run(lambda: open_source(selected.loader, request.ref, context))
+        collect.finish()
+        assert opened is not None
+        source, config = opened
+    else:
+        collect.finish()
+        config = source.config
     quantizer = choose_quantizer(registry, selected, source)
     unread = _unclaimed(registry, config, quantizer, request.ref)
     if unread is not None:
@@ -319,12 +333,12 @@ def _choose_adapter(registry: Registry, request: ModelRequest, saved: SavedAdapt
                 inside = shlex.quote(str(path / "adapter"))
                 raise ModelError(f"{str(path)!r} is a run, not an adapter directory", hint=f"--adapter-path {inside}")
             own = config or ComponentConfig()
-            return with_options(_claimed_adapter(registry, path), own, request.origins)
+            return with_options(claimed_adapter(registry, path), own, request.origins)
         return None
     return choose(registry, ADAPTER, config.name, config, request.origins)
 
 
-def _claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
+def claimed_adapter(registry: Registry, path: Path) -> RegisteredComponent:
     """The adapter method that recognizes the `adapter_config.json` in `path`.
 
     Raises ModelError if none does, ConfigError if several do.

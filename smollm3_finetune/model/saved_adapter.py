@@ -14,6 +14,7 @@ from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage
 from smollm3_finetune.files.limits import check_regular, load_json
+from smollm3_finetune.model.start_from import Stage, stages_json, stages_of
 
 FILE = "smollm3.json"
 EDITABLE = ("README.md",)
@@ -33,8 +34,12 @@ class SavedAdapter:
     loader: ComponentConfig | None = None
     base_fingerprint: str | None = None
     """The fingerprint of the weights it was trained on; None for an adapter that another tool saved."""
+    source_fingerprint: str | None = None
+    """The fingerprint of the opened model, before its quantizer; None for an adapter of an earlier version."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """The versions of the distributions that made it."""
+    stages: tuple[Stage, ...] = ()
+    """The runs that led to it, earliest first, its own last; empty if no run of this version trained it."""
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
@@ -59,7 +64,9 @@ class SavedAdapter:
                 quant=_component(about["quant"], given.get("quant")),
                 loader=_component(about["loader"], given.get("loader")),
                 base_fingerprint=about["base_fingerprint"],
+                source_fingerprint=about.get("source_fingerprint"),
                 versions=versions,
+                stages=stages_of(about.get("stages", [])),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
@@ -80,6 +87,8 @@ class SavedAdapter:
             "quant": _dict(self.quant),
             "adapter": _dict(self.adapter),
             "base_fingerprint": self.base_fingerprint,
+            "source_fingerprint": self.source_fingerprint,
+            "stages": stages_json(self.stages),
             "versions": dict(self.versions),
             "given": {kind: sorted(config.set_options()) for kind, config in parts.items() if config is not None},
         }

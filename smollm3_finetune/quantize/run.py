@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ from smollm3_finetune.config.load import LoadedConfig, plain
 from smollm3_finetune.data.calibration import Calibration, plan_calibration
 from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.data.plan import SelectedRows, select_rows
+from smollm3_finetune.data.rows import Rows
 from smollm3_finetune.errors import Collector, ConfigError, IncompatibleError
+from smollm3_finetune.model.adapter_card import StatedTraining, stated_training
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.model_files.card_mark import marked
 from smollm3_finetune.model_files.model_card import FILE as CARD
@@ -45,10 +48,18 @@ class QuantizePlan:
     model: ModelPlan
     quantizer: CheckpointQuantizer
     output: Path
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this is, if it is a stage."""
+    rows: Rows | None = None
+    """The rows that the calibration data are selected from."""
 
 
 def plan_quantize(
-    registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], output: Path
+    registry: Registry,
+    loaded: LoadedConfig,
+    make_context: Callable[[], BuildContext],
+    output: Path,
+    pipeline: Mapping[str, str] | None = None,
 ) -> QuantizePlan:
     """Check everything before weights are read and before anything is written."""
     config = loaded.config
@@ -81,10 +92,12 @@ def plan_quantize(
             f"{QUANTIZER.flag} {config.quant.name} does not write checkpoints: {made_when_loaded(model.quantizer)}",
             hint=f"quantizers that write checkpoints: {', '.join(writers(registry)) or 'none is installed'}",
         )
+    rows: Rows | None = None
     if about_rows is not None:
         calibration = plan_calibration(registry, about_rows, loaded, model.context.progress)
         model = replace(model, context=replace(model.context, calibration=calibration.ids(model)))
-    return QuantizePlan(model=model, quantizer=made, output=output)
+        rows = calibration.own or calibration.planned.rows
+    return QuantizePlan(model=model, quantizer=made, output=output, pipeline=pipeline, rows=rows)
 
 
 def _refuse_run(ref: str, quantizer: str, output: Path) -> None:
@@ -109,7 +122,7 @@ def quantize(plan: QuantizePlan) -> dict[str, Any]:
         copy_rest(model.source.path, out, model.context.progress.say)
         keep_stops(model.source.path, out, stop_ids(tokenizer))
         report = _report(plan, out)
-        (out / CARD).write_text(_card(report), encoding="utf-8")
+        (out / CARD).write_text(_card(report, stated_training(model.source.path)), encoding="utf-8")
         publish(out, plan.output)
     return {**report, "output": str(plan.output), "seconds": round(time.monotonic() - began, 1)}
 
@@ -120,6 +133,7 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
     used = calibration.used if isinstance(calibration, Calibration) else None
     return {
         "model": shown_ref(model.ref),
+        "weights": model.source.fingerprint,
         "license": license_of(model.source.path),
         "quantizer": model.quantizer.component.spec.name,
         "options": _stated_options(out) or plain(options_dict(model.quantizer.options)),
@@ -127,7 +141,9 @@ def _report(plan: QuantizePlan, out: Path) -> dict[str, Any]:
         "bytes": _weight_bytes(out),
         "calibration_rows": None if used is None else len(used),
         "calibration_tokens": None if used is None else sum(map(len, used)),
+        "calibration_content": None if used is None or plan.rows is None else _content(plan.rows),
         "versions": {c.component.distribution: c.component.version for c in (model.loader, model.quantizer)},
+        **({} if plan.pipeline is None else {"pipeline": dict(plan.pipeline)}),
     }
 
 
@@ -139,21 +155,33 @@ def _stated_options(out: Path) -> dict[str, Any]:
     return {k: v for k, v in about.items() if isinstance(v, int | float | str)}
 
 
+def _content(rows: Rows) -> str:
+    """The SHA-256 of the file of the rows, or that of the sorted SHA-256 of several; or the commit of a Hub dataset."""
+    contents = sorted(content for source in rows.sources for content in source.contents)
+    return contents[0] if len(contents) == 1 else hashlib.sha256("".join(contents).encode()).hexdigest()
+
+
 def _weight_bytes(directory: Path) -> int:
     return sum(f.stat().st_size for f in directory.glob("*.safetensors"))
 
 
-def _card(report: Mapping[str, Any]) -> str:
-    """The text of the checkpoint's `README.md`."""
+def _card(report: Mapping[str, Any], training: StatedTraining) -> str:
+    """The text of the checkpoint's `README.md`; it repeats the `training` that the card of the model states."""
     base = report["model"]
     rows = [
-        ("base", linked(base)),
+        ("base", f"{linked(base)}, fingerprint `{report['weights'][:16]}`"),
         ("quantizer", with_options(report["quantizer"], report["options"])),
         ("weights", f"{report['bytes'] / 1e6:.1f} MB; {report['bytes_before'] / 1e6:.1f} MB before quantization"),
     ]
     if report["calibration_rows"] is not None:
         rows.append(("calibrated on", f"{report['calibration_rows']} rows, {report['calibration_tokens']:,} tokens"))
+        if (content := report["calibration_content"]) is not None:
+            rows.append(("calibration content", f"`{content if content.startswith('hub:') else content[:16]}`"))
+    if (stage := report.get("pipeline")) is not None:
+        rows.append(("pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"))
     title = f"{base.rpartition('/')[2]}, quantized by {report['quantizer']}"
     about = Metadata(base=base, tag=report["quantizer"], relation="quantized", license=report["license"])
     head = beginning(about, title, "Written by `smollm3 quantize`.")
-    return marked("\n".join([*head, *facts(rows), "", *usage(report["quantizer"])]).rstrip("\n") + "\n")
+    lines = [*head, *facts(rows), "", *usage(report["quantizer"])]
+    lines += ["", training.section] if training.section else []
+    return marked("\n".join(lines).rstrip("\n") + "\n")

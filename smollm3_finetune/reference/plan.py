@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.negotiation import check_reference, refined
@@ -42,6 +42,11 @@ class ReferencePlan:
         if self.model is None or not self.own:
             return self.model
         return without_parts(trained, self.model.quantizer)
+
+    def about(self) -> dict[str, Any]:
+        """For the report of a run."""
+        found: dict[str, Any] = {"kind": self.kind, "computed": "once" if self.once else "each-step"}
+        return found if self.model is None else {**found, "model": self.model.ref}
 
     def line(self) -> str:
         """What it is and when it is computed, for `--dry-run`; empty without a reference."""
@@ -119,6 +124,11 @@ def check_values(plan: ReferencePlan, objective: Objective, selected: SelectedCo
             f"{title} has reference_values(), but no reference_options: the names of the options on which the values "
             "depend",
             hint="reference_options = ()",
+        )
+    if train.reference == "once" and getattr(objective, "reference_needs_batch", False):
+        raise ConfigError(
+            f"train.reference=once does not work with {title}, whose reference depends on the rows that share a batch",
+            hint=EACH_STEP,
         )
     if unknown := sorted({*names} - {*vars(selected.options)}):
         raise PluginError(f"reference_options of {title} names {unknown[0]!r}, which is not an option of it")

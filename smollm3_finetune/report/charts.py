@@ -73,8 +73,9 @@ def chart(
     *,
     may_be_log: bool = False,
     from_zero: bool = False,
+    noisy: bool = False,
 ) -> Chart | None:
-    """The chart of these curves; None if none of them has a value."""
+    """The chart of these curves; None if none of them has a value. Noisy curves have letters only at their ends."""
     few = [(c, thinned(c.points)) for c in curves]
     few = [(c, points) for c, points in few if any(value is not None for _, value in points)]
     if not few:
@@ -86,7 +87,7 @@ def chart(
         name=name,
         title=title,
         unit=unit,
-        curves=_with_letters(drawn, [points for _, points in few], steps, axis),
+        curves=_with_letters(drawn, [points for _, points in few], steps, axis, only_ends=noisy),
         step_ticks=[(round(100 * steps.at(value), 2), text) for value, text in steps.ticks],
         value_ticks=[(_pixels(axis, value), text) for value, text in axis.ticks],
         height=HEIGHT,
@@ -139,7 +140,9 @@ def _marks(curve: Curve, points: Points, steps: Axis, axis: Axis) -> list[tuple[
     return [(round(100 * steps.at(step), 2), _pixels(axis, value)) for step, value in finite]
 
 
-def _with_letters(drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis, axis: Axis) -> list[Drawn]:
+def _with_letters(
+    drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis, axis: Axis, *, only_ends: bool
+) -> list[Drawn]:
     """The curves with their letters: one on each curve, at different places, and one behind its end."""
     ends: dict[int, tuple[float, float]] = {}
     on: dict[int, tuple[float, float]] = {}
@@ -153,11 +156,12 @@ def _with_letters(drawn: Sequence[Drawn], points: Sequence[Points], steps: Axis,
     apart = _apart(dict(ends))
     found = []
     for i, one in enumerate(drawn):
-        at = (
-            [(round(on[i][0], 2), round(max(on[i][1] - 4, 6.0), 1)), (round(ends[i][0], 2), apart[i])]
-            if i in ends
-            else []
-        )
+        at = []
+        if i in ends:
+            x, y = on[i]
+            above = y - 4 if y >= LABEL_ROOM else y + LABEL_ROOM  # below it at the upper edge
+            at = [] if only_ends else [(round(x, 2), round(above, 1))]
+            at.append((round(ends[i][0], 2), apart[i]))
         found.append(Drawn(one.curve, one.path, one.marks, at))
     return found
 

@@ -85,10 +85,13 @@ def _source(row: Mapping[str, Any]) -> Source:
         notes.append(f"{counted(numbers['empty'], 'row')} left out: no supervised tokens")
     if numbers["undesirable"]:
         notes.append(f"{counted(numbers['undesirable'], 'row')} left out: false label")
+    for why, times in sorted(mapping(row.get("missing")).items()):
+        notes.append(f"{counted(count(times) or 0, 'row')} left out: {visible(why)}")
     if numbers["chunks"]:
         notes.append(f"long text in {counted(numbers['chunks'], 'chunk')}")
     for name, times in sorted(mapping(row.get("notes")).items()):
-        notes.append(f"{visible(name)}: {counted(count(times) or 0, 'row')}")
+        rows = counted(count(times) or 0, "row")
+        notes.append(f"{rows} cut to the length limit" if name == "cut" else f"{visible(name)}: {rows}")
     unread = [
         f"{visible(name)} ({counted(count(times) or 0, 'row')})" for name, times in mapping(row.get("not_read")).items()
     ]

@@ -30,7 +30,7 @@ def next_steps(view: RunView) -> list[tuple[str, str]]:
     if is_resumable(run, view.summary):
         steps.append(("continue from the newest checkpoint", f"smollm3 train --resume {name}{flags}"))
     else:
-        steps.append(("start it again", f"{run.start_again()}{flags}"))
+        steps.append(("start it again, with the same settings", f"{run.start_again()}{flags}"))
     return steps
 
 

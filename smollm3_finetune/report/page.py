@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.data.shown_tokens import visible
 from smollm3_finetune.report import data_section
+from smollm3_finetune.report.measures import measures_of
 from smollm3_finetune.report.next_steps import next_steps
-from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid
+from smollm3_finetune.report.run_charts import charts_of, drawn_note, gaps_note, overlaid, unit_of
 from smollm3_finetune.report.run_view import RunView, Shortened, shown_value
 from smollm3_finetune.report.scales import shown
-from smollm3_finetune.report.verdict import verdict_of
+from smollm3_finetune.report.verdict import Verdict, verdict_of
 from smollm3_finetune.report.word_diff import word_diff
 from smollm3_finetune.runs.configuration import differences
 from smollm3_finetune.version import __version__
@@ -67,8 +68,10 @@ def page_of_run(view: RunView) -> str:
         "run.html",
         charts=charts,
         view=view,
-        verdict=verdict_of(view.summary.comparison),
-        losses=_losses(view),
+        components=_components(view),
+        verdict=(verdict := verdict_of(view.summary.comparison)),
+        losses=_losses(view, verdict),
+        measures=measures_of(view.report),
         notes=[n for n in (view.metrics.problem, drawn_note([view]), gaps_note([view])) if n],
         table=_table(view),
         answers=answers,
@@ -80,15 +83,18 @@ def page_of_run(view: RunView) -> str:
 def page_of_runs(views: Sequence[RunView]) -> str:
     """The page of several runs."""
     letters = [chr(ord("A") + i) for i in range(len(views))]
+    verdicts = [verdict_of(view.summary.comparison) for view in views]
     return _rendered(
         "runs.html",
         charts=overlaid(views, letters),
         runs=list(zip(letters, views, strict=True)),
-        verdicts=[verdict_of(view.summary.comparison) for view in views],
-        losses=[_losses(view) for view in views],
+        verdicts=verdicts,
+        unit=unit_of(views),
+        losses=[_losses(view, verdict) for view, verdict in zip(views, verdicts, strict=True)],
         notes=[n for n in (drawn_note(views), gaps_note(views)) if n],
         differences=_differences(views),
         answers=_answers(views, letters),
+        unanswered=[letter for letter, view in zip(letters, views, strict=True) if view.after is None],
         warnings=[(letter, w) for letter, view in zip(letters, views, strict=True) for w in view.warnings],
     )
 
@@ -112,10 +118,23 @@ def _rendered(template: str, **values: Any) -> str:
     return html.encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are not text
 
 
-def _losses(view: RunView) -> str:
-    """`4.338 → 0.356`; empty if the run has no held-out loss."""
-    found = [f"{loss:.3f}" for loss in (view.summary.before, view.summary.after) if loss is not None]
-    return " → ".join(found)
+def _components(view: RunView) -> list[str]:
+    """`quantization none`, `adapter lora`, `objective sft`, as far as they are known."""
+    facts = view.summary.facts
+    named = (("quantization", facts.quantizer), ("adapter", facts.adapter), ("objective", facts.objective))
+    return [f"{kind} {visible(name.rpartition(':')[2])}" for kind, name in named if name]
+
+
+def _losses(view: RunView, verdict: Verdict | None) -> str:
+    """`4.338 → 0.356`, or `4.338 before training`; empty if the run has no held-out loss."""
+    if verdict is not None:
+        return verdict.losses
+    before, after = view.summary.before, view.summary.after
+    if before is not None and after is not None:
+        return f"{before:.3f} → {after:.3f}"
+    if before is not None:
+        return f"{before:.3f} before training"
+    return f"{after:.3f} after training" if after is not None else ""
 
 
 def _differences(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:

@@ -10,12 +10,12 @@ from smollm3_finetune.report.metrics import HELD_OUT, Metrics
 from smollm3_finetune.report.run_view import RunView
 from smollm3_finetune.report.thinning import BUCKETS, DENSE, SMOOTHED_FROM, Points, smoothed, window
 
-LOSS = "nats per supervised token"
+LOSS, LOSS_OF_TERMS = "nats per supervised token", "per term"
 CHARTS = (
     ("learning_rate", "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
     ("tokens_per_second", "Speed", "tokens per second", True),
-    ("memory_gb", "Memory", "GB, 10⁹ bytes", True),
+    ("memory_gb", "Memory", "GB: peak GPU memory, or process memory without a GPU", True),
 )
 """Name in metrics.jsonl, title, unit, and whether the axis begins at zero."""
 KNOWN = {"loss", HELD_OUT, "perplexity", *(name for name, *_ in CHARTS)}
@@ -23,11 +23,21 @@ MOST_OWN = 12
 """Charts of values that the objective logged."""
 
 
+def unit_of(views: Sequence[RunView]) -> str:
+    """The unit of the losses: that of tokens, unless a run counts other terms, such as pairs."""
+    tokens = all((view.summary.comparison or {}).get("per_token") is not False for view in views)
+    return LOSS if tokens else LOSS_OF_TERMS
+
+
 def charts_of(view: RunView) -> list[Chart]:
     """The charts of one run."""
     metrics, last = view.metrics, _last_step([view])
     losses = _with_mean("training loss", metrics.of("loss"), SMOOTHED_FROM)
-    found = [chart("loss", "Loss", LOSS, [*losses, Curve("held-out loss", view.held_out, "second", "diamond")], last)]
+    found = [
+        chart(
+            "loss", "Loss", unit_of([view]), [*losses, Curve("held-out loss", view.held_out, "second", "diamond")], last
+        )
+    ]
     for name, title, unit, from_zero in CHARTS:
         curves = _with_mean(title.lower(), metrics.of(name), DENSE)
         log = name == "grad_norm"
@@ -48,7 +58,7 @@ def _with_mean(label: str, points: Points, least: int) -> list[Curve]:
     noise = max(abs(value - one) for value, (_, one) in zip(finite, mean, strict=True) if one is not None)
     if noise <= 0.02 * (max(finite) - min(finite)):
         return [Curve(label, points, "first")]
-    return [Curve(label, points, "raw"), Curve(f"mean of {window(number):,} logged values", mean, "first")]
+    return [Curve(label, points, "raw"), Curve(f"{label}, mean of {window(number):,} logged values", mean, "first")]
 
 
 def overlaid(views: Sequence[RunView], letters: Sequence[str]) -> list[Chart]:
@@ -63,12 +73,13 @@ def overlaid(views: Sequence[RunView], letters: Sequence[str]) -> list[Chart]:
     smooth = [smoothed(loss) if len(loss) >= SMOOTHED_FROM else loss for loss in losses]
     how = ", mean over neighboring steps" if any(len(loss) >= SMOOTHED_FROM for loss in losses) else ""
     found = [
-        chart("held_out", "Held-out loss", LOSS, list(curves([v.held_out for v in views], "dot")), last),
-        chart("loss", "Training loss", f"{LOSS}{how}", list(curves(smooth)), last),
+        chart("held_out", "Held-out loss", unit_of(views), list(curves([v.held_out for v in views], "dot")), last),
+        chart("loss", "Training loss", f"{unit_of(views)}{how}", list(curves(smooth)), last),
     ]
     for name, title, unit, from_zero in CHARTS:
         several = list(curves([v.metrics.of(name) for v in views]))
-        found.append(chart(name, title, unit, several, last, may_be_log=name == "grad_norm", from_zero=from_zero))
+        noisy = name == "grad_norm"
+        found.append(chart(name, title, unit, several, last, may_be_log=noisy, from_zero=from_zero, noisy=noisy))
     return [c for c in found if c is not None]
 
 

@@ -113,6 +113,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         summary = replace(summary, state=over)  # type: ignore[arg-type]
     report, metrics = json_object(run.report), read_metrics(run.metrics)
     before, after = mapping(report.get("before")) or json_object(run.before), mapping(report.get("after"))
+    prompt = items(report.get("prompt")) or items(json_object(run.before).get("prompt"))
     data, best = json_object(run.data), count(mapping(report.get("best")).get("step"))
     values: Mapping[str, Any] = {}
     with contextlib.suppress(SmolLM3Error):
@@ -126,7 +127,7 @@ def view_of(run: RunDir, *, ended: bool = False) -> RunView:
         best=best,
         prompt=[
             (visible(text(mapping(m).get("role")) or "message"), shortened(mapping(m).get("content")))
-            for m in items(report.get("prompt"))[:20]
+            for m in prompt[:20]
         ],
         before=shortened(before["sample"]) if text(before.get("sample")) is not None else None,
         after=shortened(after["sample"]) if text(after.get("sample")) is not None else None,

@@ -11,13 +11,19 @@ LOG_FROM = 100.0
 
 
 def shown(value: float) -> str:
-    """A number with four significant digits: `0.3561`, `2.00e-05`, `2,883`."""
+    """A number with three or four significant digits: `0.3561`, `2.00e−5`, `2,883`."""
     size = abs(value)
     if size >= 1e6 or 0 < size < 1e-3:
-        return f"{value:.2e}".replace("-", "−", 1) if value < 0 else f"{value:.2e}"
+        return _scientific(value, 2)
     if size >= 1000:
         return f"{value:,.0f}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
+
+
+def _scientific(value: float, decimals: int) -> str:
+    """`2.00e−5`, `1e9`"""
+    mantissa, _, power = f"{value:.{decimals}e}".partition("e")
+    return f"{mantissa}e{int(power)}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -52,7 +58,7 @@ def steps_axis(last: int) -> Axis:
 
 
 def value_axis(values: Iterable[float], *, may_be_log: bool = False, from_zero: bool = False) -> Axis:
-    """An axis that holds all values, with three to seven ticks at round numbers."""
+    """An axis that holds all values, with three to seven ticks at round numbers and some room above them."""
     found = list(values)
     low, high = min(found), max(found)
     if may_be_log and low > 0 and high / low >= LOG_FROM:
@@ -64,14 +70,16 @@ def value_axis(values: Iterable[float], *, may_be_log: bool = False, from_zero: 
     width = _nice((high - low) / 4)
     first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
     ticks = [n * width for n in range(first, last + 1)]
-    return Axis(ticks[0], ticks[-1], tuple(zip(ticks, _texts(ticks, width), strict=True)))
+    room = width / 2 if high >= ticks[-1] - 1e-6 * width else 0.0
+    return Axis(ticks[0], ticks[-1] + room, tuple(zip(ticks, _texts(ticks, width), strict=True)))
 
 
 def _log_axis(low: float, high: float) -> Axis:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(-(-(last - first) // 6), 1)
     ticks = [10.0**n for n in range(first, last + 1, every)]
-    return Axis(10.0**first, 10.0**last, tuple((t, f"{t:g}" if 1e-3 <= t < 1e5 else f"{t:.0e}") for t in ticks), True)
+    texts = [f"{t:,g}" if 1e-3 <= t < 1e5 else _scientific(t, 0) for t in ticks]
+    return Axis(10.0**first, 10.0**last, tuple(zip(ticks, texts, strict=True)), True)
 
 
 def _nice(least: float) -> float:
@@ -83,10 +91,10 @@ def _nice(least: float) -> float:
 def _texts(ticks: Sequence[float], width: float) -> list[str]:
     """The texts of linear ticks, all with the same number of decimals."""
     largest = max(map(abs, ticks))
-    if largest >= 1e6 or (0 < largest < 1e-2):
+    if largest >= 1e6 or (0 < largest < 1e-3):
         power = math.floor(math.log10(largest))
         decimals = max(power - math.floor(math.log10(width)), 0) + (not _is_one_digit(width))
-        return ["0" if t == 0 else f"{t / 10.0**power:.{decimals}f}e{power}".replace("-", "−") for t in ticks]
+        return ["0" if t == 0 else _scientific(t, decimals) for t in ticks]
     decimals = max(-math.floor(math.log10(width)), 0) + (not _is_one_digit(width) and width < 10)
     return [f"{t:,.{decimals}f}".replace("-", "−") for t in ticks]
 

@@ -12,8 +12,7 @@ from smollm3_finetune.evaluation.line import LEAST_ROWS
 from smollm3_finetune.report.scales import shown, signed
 from smollm3_finetune.report.values import count, mapping, number, text
 
-SIGNS = {"better": "▼", "worse": "▲", "cannot tell": "≈"}
-"""The sign of each verdict: a lower loss is better."""
+SIGNS = {"better": "✓", "worse": "✗", "cannot tell": "≈"}
 MEANING = {
     "better": "On the held-out rows, the tuned model has a lower loss than the base model.",
     "worse": "On the held-out rows, the tuned model has a higher loss than the base model.",
@@ -35,7 +34,7 @@ class Interval:
     """Low, difference and high, in nats."""
 
     @classmethod
-    def of(cls, low: float, difference: float, high: float) -> Interval:
+    def of(cls, low: float, difference: float, high: float, digits: int) -> Interval:
         left, right = min(low, difference, 0.0), max(high, difference, 0.0)
         room = (right - left) * 0.2 or 1.0
         left, right = left - room, right + room
@@ -43,7 +42,6 @@ class Interval:
         def at(value: float) -> float:
             return round(100 * (value - left) / (right - left), 2)
 
-        digits = decimals(high - low)
         texts = (signed(low, digits), signed(difference, digits), signed(high, digits))
         return cls(at(0.0), at(low), at(high), at(difference), texts)
 
@@ -52,8 +50,10 @@ class Interval:
 class Verdict:
     word: str
     """`better`, `worse` or `cannot tell`."""
-    line: str
-    """`held-out loss 1.885 → 1.851 (−0.034 ± 0.011, better)`"""
+    losses: str
+    """`1.885 → 1.851`"""
+    change: str
+    """`−0.034 ± 0.011`"""
     interval: Interval | None
     facts: Sequence[tuple[str, str]]
     """(name, value)"""
@@ -61,6 +61,13 @@ class Verdict:
     """(title, verdict), if there are several sources."""
     too_few: bool = False
     """Whether the held-out rows are too few for any verdict."""
+    per_token: bool = True
+    """Whether the losses are per supervised token, in nats; otherwise per term, such as a pair."""
+
+    @property
+    def line(self) -> str:
+        """`1.885 → 1.851 (−0.034 ± 0.011)`"""
+        return f"{self.losses} ({self.change})"
 
     @property
     def sign(self) -> str:
@@ -84,31 +91,40 @@ def verdict_of(comparison: Any) -> Verdict | None:
     before, after, difference, low, high = numbers
     if word not in SIGNS or before is None or after is None or difference is None:
         return None
-    interval = None
-    line = f"held-out loss {before:.3f} → {after:.3f} ({signed(difference)}, {word})"
+    interval, digits, half = None, 3, ""
     if low is not None and high is not None and low <= high:
-        interval = Interval.of(low, difference, high)
         digits = max(decimals((high - low) / 2), 3)  # as in the line of the run itself
-        half = f"{(high - low) / 2:.{digits}f}"
-        line = f"held-out loss {before:.{digits}f} → {after:.{digits}f} ({signed(difference, digits)} ± {half}, {word})"
+        interval = Interval.of(low, difference, high, digits)
+        half = f" ± {(high - low) / 2:.{digits}f}"
+    losses, change = f"{before:.{digits}f} → {after:.{digits}f}", f"{signed(difference, digits)}{half}"
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
-    return Verdict(word, line, interval, _facts(about, before, after), _sources(about), too_few)
+    facts, per_token = _facts(about, before, after), about.get("per_token") is not False
+    return Verdict(word, losses, change, interval, facts, _sources(about), too_few, per_token)
 
 
 def _facts(about: Mapping[str, Any], before: float, after: float) -> list[tuple[str, str]]:
     found = []
+    per_token = about.get("per_token") is not False
     rows, terms = count(about.get("rows")), count(about.get("terms"))
     if rows is not None:
-        tokens = f", {terms:,} supervised tokens" if terms is not None else ""
-        found.append(("held-out rows", f"{rows:,}{tokens}"))
-    found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
+        found.append(("held-out rows compared", f"{rows:,}"))
+    if terms is not None and per_token:
+        found.append(("supervised tokens in them", f"{terms:,}"))
+    if per_token:
+        found.append(("perplexity", f"{_perplexity(before)} → {_perplexity(after)}"))
     if (smallest := number(about.get("smallest_difference"))) is not None:
-        found.append(("smallest difference that so many rows can show", shown(smallest)))
-    if (more := count(about.get("rows_for_half"))) is not None:
-        found.append(("rows needed for half of it", f"{more:,}"))
+        name = "smallest loss difference these rows can reliably show (80 % of the time)"
+        unit = " nats" if per_token else ""
+        found.append((name, f"{_two_digits(smallest)}{unit}"))
+        if (more := count(about.get("rows_for_half"))) is not None:
+            found.append((f"rows needed to show half of that, {_two_digits(smallest / 2)}{unit}", f"{more:,}"))
     if excluded := count(about.get("excluded_rows")):
         found.append(("rows left out because they are also in the training data", f"{excluded:,}"))
     return found
+
+
+def _two_digits(value: float) -> str:
+    return shown(float(f"{value:.2g}"))
 
 
 def _perplexity(loss: float) -> str:

@@ -35,6 +35,10 @@ class RunFacts:
     """The titles of the sources of the training rows."""
     steps: int | None = None
     """The steps that the run is to take; None for a run of an earlier version that ends after a number of epochs."""
+    start_from: str | None = None
+    """The run or the adapter that it started from; None if it began with a new adapter."""
+    chain: str | None = None
+    """The objectives of the runs before it and its own, such as `sft → dpo`; None as for `start_from`."""
     started: str | None = None
     """When the run started, in ISO 8601 with the offset of the time zone."""
 
@@ -43,7 +47,7 @@ SECTIONS = {"loader": "loader", "quantizer": "quant", "adapter": "adapter", "obj
 """The section of the configuration of each component."""
 
 
-def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: int) -> None:
+def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: int, chain: str | None = None) -> None:
     """Write the facts of a run that starts or is resumed, once run.yaml is written. The caller holds the directory."""
     saved = read_json(run.versions)
     earlier = saved.get(FACTS)
@@ -56,6 +60,8 @@ def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: i
         **{name: getattr(config, section).name for name, section in SECTIONS.items()},
         "data": list(titles),
         "steps": steps,
+        "start_from": config.start_from,
+        "chain": chain,
         "started": began,
     }
     if found != earlier:
@@ -112,6 +118,8 @@ def _from_yaml(run: RunDir, saved: Mapping[str, Any]) -> RunFacts:
                 **names,
                 "data": saved.get("data") or [_title(p) for p in (path if isinstance(path, list) else [path]) if p],
                 "steps": planned,
+                "start_from": config.get("from"),
+                "chain": saved.get("chain"),
                 "started": saved.get("started"),
             }
         )

@@ -10,8 +10,8 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smollm3_finetune.cache.use import forget_run
@@ -57,19 +57,29 @@ class Kept:
 
 
 def prunable(
-    runs: Iterable[RunSummary], *, keep_checkpoints: int = 0, older_than: float = 0.0
+    runs: Iterable[RunSummary],
+    *,
+    keep_checkpoints: int = 0,
+    older_than: float = 0.0,
+    known: Iterable[RunSummary] = (),
 ) -> tuple[list[Removal], list[Kept]]:
     """What can be deleted of runs, and the runs that are kept although they use space; nothing is deleted.
 
     `keep_checkpoints` of the newest checkpoints of each finished run are kept. Runs that changed in the last
-    `older_than` seconds are skipped.
+    `older_than` seconds are skipped. A checkpoint from which one of the `known` runs started is kept.
     """
     removals, kept = [], []
     now = time.time()
+    starts = {Path(run.facts.start_from).resolve(): run.path for run in known if run.facts.start_from}
     for summary in sorted(runs, key=lambda summary: summary.path):
         if older_than and now - last_change(summary.path) < older_than:
             continue
         found = _removal(summary, keep_checkpoints)
+        if isinstance(found, Removal) and (used := _started_from(found, starts)):
+            kept += [
+                Kept(run=found.run, reason=f"{path.name}: {starts[path.resolve()]} started from it") for path in used
+            ]
+            found = _without(found, used)
         if isinstance(found, Removal):
             removals.append(found)
         elif found is not None:
@@ -100,6 +110,17 @@ def _removal(summary: RunSummary, keep_checkpoints: int) -> Removal | Kept | Non
     elif steps := run.saved.best.steps():
         reason += f", and {run.saved.best.at(max(steps))} is its best adapter"
     return Kept(run=run, reason=reason)
+
+
+def _started_from(removal: Removal, starts: Mapping[Path, Path]) -> list[Path]:
+    """The directories of a removal from which another run started."""
+    return [path for path in removal.paths if path.resolve() in starts]
+
+
+def _without(removal: Removal, kept: Sequence[Path]) -> Removal | None:
+    """A removal without some of its directories; None if nothing is left."""
+    paths = tuple(path for path in removal.paths if path not in kept)
+    return replace(removal, paths=paths, bytes=sum(map(size_of, paths))) if paths else None
 
 
 def _is_empty(run: RunDir) -> bool:

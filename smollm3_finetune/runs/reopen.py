@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.config.load import DEFAULT, GIVEN, LoadedConfig, Setting, assemble, file_settings
+from smollm3_finetune.config.options import key_of
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
 
 
+LATER = {"given", "from", "fresh_adapter"}
+"""Keys that run.yaml of earlier versions does not have."""
 CODE_EXECUTION_OPTIONS = ("trust_remote_code", "pickle")
 """Loader options that are never taken from a run's file, because another person may have written it."""
 
@@ -29,7 +33,7 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
     Raises ModelError if run.yaml is not complete, and ConfigError if such an option is not given again.
     """
     settings = file_settings(run.config)
-    missing = {f.name for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - {"given"}
+    missing = {key_of(f) for f in dataclasses.fields(RunConfig)} - {s.key[0] for s in settings} - LATER
     if missing:
         raise ModelError(f"{run.config} is damaged: it has no {', '.join(sorted(missing))}")
     loaded = assemble([[*before_their_keys(settings), *settings]])
@@ -40,6 +44,14 @@ def saved_configuration(run: RunDir, loader_options: Mapping[str, Any]) -> Loade
                 hint=f"if you trust it: --loader-opt {name}=true",
             )
     return loaded
+
+
+def own_dtype(config: RunConfig, device: str) -> str:
+    """The dtype of a run if it ran on the same kind of device, or in float64; else `auto`."""
+    from smollm3_finetune.model.device import resolve_device
+
+    here = resolve_device(device).partition(":")[0]
+    return config.dtype if config.dtype == "float64" or here == config.device.partition(":")[0] else "auto"
 
 
 def before_their_keys(settings: Iterable[Setting]) -> list[Setting]:
@@ -109,9 +121,10 @@ def run_request(
     for key, value in loader_options.items():
         if key not in CODE_EXECUTION_OPTIONS and config.loader.options.get(key) != value:
             raise decided(f"--loader-opt {key}")
+    ref, loader = own_source(run, config.model, config.loader)
     request = ModelRequest(
-        ref=config.model,
-        loader=config.loader,
+        ref=ref,
+        loader=loader,
         quant=config.quant,
         adapter=config.adapter,
         adapter_path=run.adapter,

@@ -59,16 +59,16 @@ def identity(config: RunConfig) -> str:
     values, defaults = as_dict(replace(config, output=None)), as_dict(RunConfig())
     for section, *rest in MAY_CHANGE - ENDS - {("device",)}:
         del values[section][rest[0]]
-    return fingerprint(_changed(values, defaults))
+    return fingerprint(differing(values, defaults))
 
 
-def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values that differ from the defaults, at each level."""
     changed: dict[str, Any] = {}
     for name, value in values.items():
         default = defaults.get(name)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            if inner := _changed(value, default):
+            if inner := differing(value, default):
                 changed[name] = inner
         elif name not in defaults or value != default:
             changed[name] = value

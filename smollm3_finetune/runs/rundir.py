@@ -12,6 +12,7 @@ reference.json  which weights the stored values of the reference are of, with tr
 start/          the trained weights before the first step, if the loss compares the model with them
 adapter/        the tuned adapter, its tokenizer and smollm3.json
 checkpoints/    checkpoints that `--resume` continues from
+base/           the merged base of a run with --fresh-adapter
 data.json       counts and lengths of the rows, and three rows with their loss masks
 origins.json    where the values of run.yaml come from
 warnings.jsonl  the warnings that the run printed
@@ -53,10 +54,12 @@ LONGEST = 120
 """Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
 OUTPUT = "--output DIR"
+BASE_UNFINISHED = ".base.smollm3-"
+"""Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
-    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json",
+    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base",
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -130,6 +133,11 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def base(self) -> Path:
+        """The base of a run that owns it, an ordinary model; other runs have none."""
+        return self.path / "base"
 
     @property
     def checkpoints(self) -> Path:
@@ -256,11 +264,11 @@ class RunDir:
             )
 
     def measured_before(self) -> dict[str, Any] | None:
-        """The measurements before the first step; None if they are missing."""
+        """The measurements before the first step, without the prompt; None if they are missing."""
         with contextlib.suppress(OSError, ValueError):
             found = load_json(self.before)
             if isinstance(found, dict) and "held_out_loss" in found:
-                return found
+                return {key: value for key, value in found.items() if key != "prompt"}
         return None
 
     def discard_unstarted(self) -> None:
@@ -280,7 +288,7 @@ class RunDir:
         A best adapter is worth nothing, because the repeated run takes it again; unless an error ended the run and
         named that adapter as its result.
         """
-        names = {p.name for p in self.path.iterdir() if not p.name.startswith(PARTIAL)}
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith((PARTIAL, BASE_UNFINISHED))}
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names

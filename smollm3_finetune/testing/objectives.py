@@ -20,11 +20,14 @@ from typing import ClassVar
 import torch
 
 from smollm3_finetune.api import Conversation, CountedObjective, DataError, FlatObjective, RowObjective
+from smollm3_finetune.api.batches import BRANCHES
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.data.needs import Needs
 from smollm3_finetune.data.tokenization import ExampleBuilder
 from smollm3_finetune.model.compare import relative_error
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
+from smollm3_finetune.testing.objective_measures import MeasureTests
 from smollm3_finetune.testing.objective_references import ReferenceTests
 from smollm3_finetune.testing.objective_runs import Example, Lab, Step, lab
 from smollm3_finetune.testing.small import small_source
@@ -78,7 +81,7 @@ class Measured:
 _measured: dict[tuple[type, bool], tuple[Measured | None, Exception | None]] = {}
 
 
-class ObjectiveConformance(ReferenceTests):
+class ObjectiveConformance(MeasureTests, ReferenceTests):
     """Subclass it and name the objective; the tests are inherited."""
 
     kind = OBJECTIVE
@@ -93,6 +96,11 @@ class ObjectiveConformance(ReferenceTests):
     def rows(self) -> Sequence[Conversation]:
         labels = [True, False] if self.spec().uses_labels else [None]
         return self.conversations or [pair(*row, labels[n % len(labels)]) for n, row in enumerate(ROWS)]
+
+    def odd_rows(self) -> Sequence[Conversation]:
+        """Rows of unusual kinds, among those that the objective gets: with every field that its descriptor needs."""
+        needs = Needs(fields=tuple(self.spec().fields))
+        return [row for row in _odd(self.rows()[0]) if not needs.missing(row)]
 
     def renderer(self) -> Renderer:
         return Renderer(small_source().tokenizer(), embeddings=2048)
@@ -118,7 +126,7 @@ class ObjectiveConformance(ReferenceTests):
     def test_examples_have_the_same_names(self) -> None:
         builder = ExampleBuilder(self.choose(), self.renderer(), MAX_LENGTH, chunk=False)
         named: list[str] | None = None
-        odd = [*self.rows(), *_odd(self.rows()[0])]
+        odd = [*self.rows(), *self.odd_rows()]
         for n, row in enumerate(odd):
             before = copy.deepcopy(row)
             made, error = outcome(builder.objective.prepare, row, builder.renderer, MAX_LENGTH)
@@ -148,16 +156,16 @@ class ObjectiveConformance(ReferenceTests):
                 error is None or isinstance(error, ValueError | DataError),
                 f"prepare() raised {_named(error)} for row {n} with max_length={SHORT}: return None to skip the row",
             )
-            for name, values in (made or {}).items():
+            for name, tokens in _lengths(made or {}).items():
                 demand(
-                    not name.endswith("input_ids") or len(values) <= SHORT,
-                    f"prepare() returned {len(values)} tokens in {name!r} with max_length={SHORT}: pass max_length to "
+                    tokens <= SHORT,
+                    f"prepare() returned {tokens} tokens in {name!r} with max_length={SHORT}: pass max_length to "
                     "renderer.encode",
                 )
 
     def test_prepare_raises_only_for_faults_of_the_row(self) -> None:
         objective, renderer = self.choose().create(), self.renderer()
-        for row in _odd(self.rows()[0]):
+        for row in self.odd_rows():
             _, error = outcome(objective.prepare, row, renderer, MAX_LENGTH)
             demand(
                 error is None or isinstance(error, ValueError | DataError),
@@ -435,7 +443,7 @@ def _trained(made: Lab) -> dict[str, torch.Tensor]:
 
 
 def _odd(row: Conversation) -> list[Conversation]:
-    """Rows that a run may have: without an answer, without a rejected one, raw text, and empty ones."""
+    """Rows that a run may have: without an answer or a rejected one, raw text, and empty ones."""
     user = {"role": "user", "content": "Well?"}
     return [
         Conversation(messages=row.messages or (user,), desirable=row.desirable),
@@ -443,7 +451,20 @@ def _odd(row: Conversation) -> list[Conversation]:
         Conversation(messages=(user, {"role": "assistant", "content": ""}), desirable=row.desirable),
         Conversation(text="Some text that is not a conversation."),
         Conversation(messages=(user, {"role": "assistant", "content": "Yes."}), supervised=()),
+        Conversation(
+            messages=(user, {"role": "assistant", "content": "Yes."}),
+            rejected=(user, {"role": "assistant", "content": ""}),
+            desirable=row.desirable,
+        ),
     ]
+
+
+def _lengths(example: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The tokens of each sequence of an example; of branches, those of the prefix with the longest branch."""
+    if BRANCHES in example:
+        prefix, *branches = example[BRANCHES]
+        return {"input_ids": prefix + max(branches)}
+    return {name: len(values) for name, values in example.items() if name.endswith("input_ids")}
 
 
 def _about(row: Conversation) -> str:
@@ -451,6 +472,8 @@ def _about(row: Conversation) -> str:
         return "a row of raw text"
     if row.supervised == ():
         return "a row without supervised messages"
+    if row.rejected is not None:
+        return "a pair whose rejected answer is empty"
     last = row.messages[-1]
     if last["role"] != "assistant":
         return "a row without an answer"

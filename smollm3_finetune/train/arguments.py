@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.config.schema import RunConfig, TrainConfig
 from smollm3_finetune.errors import ConfigError, did_you_mean
+from smollm3_finetune.train.compiling import compiled
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -35,7 +36,7 @@ def arguments(config: RunConfig, device: str, dtype: str, output: Path) -> Train
         max_grad_norm=t.max_grad_norm,
         optim=t.optimizer,
         **(_checkpointing() if t.gradient_checkpointing else {}),
-        **({"torch_compile": True, "tf32": False} if t.compile else {}),  # the Trainer enables TF32 with torch_compile
+        **(compiled() if t.compile else {}),
         logging_steps=t.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if t.save_every else "no",

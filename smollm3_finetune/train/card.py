@@ -11,8 +11,10 @@ from typing import Any
 
 from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
+from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
-from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
+from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
+from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -29,12 +31,12 @@ def training_facts(
     before: Mapping[str, Any],
     after: Mapping[str, Any] | None = None,
     published: int | None = None,
-    comparison: Mapping[str, Any] | None = None,
+    compared: Mapping[str, Any] | None = None,
 ) -> Training:
     """What the card says about a run; without `after`, the held-out loss after training is not known yet.
 
     `published` is the step of the adapter, if it is not that of the last step.
-    `comparison` is that of the report: the difference of the held-out losses, its interval and the verdict.
+    `compared` has `comparison` and `measures` of the report: differences, their intervals and the verdict.
     """
     sources = job.plan.rows.sources
     found = {"loss": (after or {}).get("held_out_loss"), "perplexity": (after or {}).get("perplexity")}
@@ -45,7 +47,7 @@ def training_facts(
             for s, c in zip(sources, job.tokens.counts, strict=True)
         ],
         settings=list(_settings(job, steps, published or steps)),
-        results=list(_results(job, tokens, before, after or {}, comparison)),
+        results=list(_results(job, tokens, before, after or {}, compared or {})),
         losses={name: value for name, value in found.items() if value is not None},
     )
 
@@ -93,6 +95,13 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
+    if (reference := _reference(job)) is not None:
+        yield "reference of the loss", reference
+    if (earlier := job.plan.earlier) is not None:
+        step = f", step {earlier.last.step:,}" if earlier.last.step is not None else ""
+        then = "merged into the base" if earlier.fresh else "trained further"
+        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {then}; weights `{earlier.fingerprint[:16]}`"
+        yield "runs", earlier.followed_by(job.plan.objective.component.spec.name)
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
@@ -101,10 +110,22 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         value = getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
+    if (stage := pipeline_of(job.run)) is not None:
+        yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
+
+
+def _reference(job: Job) -> str | None:
+    """The model that the loss compares the trained one with; None if it compares with none."""
+    plan = job.plan.reference
+    if plan.model is not None:
+        return "the base before it is quantized" if plan.own else f"`{shown_ref(plan.model.ref)}`"
+    if plan.kind == "none":
+        return None
+    return "the model before the first step" if plan.exchanged else "the base"
 
 
 def _results(
-    job: Job, tokens: int, before: Mapping[str, Any], after: Mapping[str, Any], comparison: Mapping[str, Any] | None
+    job: Job, tokens: int, before: Mapping[str, Any], after: Mapping[str, Any], compared: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     yield "tokens trained on", f"{tokens:,}"
     if (loss := _last_loss(job)) is not None:
@@ -113,11 +134,18 @@ def _results(
         if found.get("held_out_loss") is not None:
             perplexity = f" (perplexity {found['perplexity']:.4g})" if found.get("perplexity") is not None else ""
             yield f"held-out loss {when} training", f"{found['held_out_loss']:.4f}{perplexity}"
-    if comparison is not None:
-        yield from compared(comparison)
+    if compared.get("comparison") is not None:
+        yield from comparison_rows(compared["comparison"])
+    yield from measure_rows(compared.get("measures", {}))
 
 
-def compared(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def measure_rows(measures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rows of the card for `measures` of a report."""
+    for name, about in measures.items():
+        yield f"held-out {name.replace('_', ' ')} before → after training", measure_values(about)
+
+
+def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The rows of the card for `comparison` of a report."""
     numbers = [comparison.get(name) for name in ("difference", "low", "high")]
     if all(isinstance(n, int | float) for n in numbers):

@@ -7,10 +7,13 @@ import logging
 import os
 import shutil
 import sys
+from typing import Any
 
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import MissingRequirementError
 
+BACKEND = "inductor"
+"""The compiler, by torch's name: the default of torch.compile."""
 VARIANTS = 64
 """How many times a function may be compiled: with and without gradients, with and without RoPE, for a short last batch.
 
@@ -32,6 +35,11 @@ def check_compiler(train: TrainConfig, device: str) -> None:
         raise MissingRequirementError(
             "train.compile=true needs triton on a GPU, but it is not installed", hint="pip install triton"
         )
+
+
+def compiled() -> dict[str, Any]:
+    """The arguments of the Trainer that compile the model."""
+    return {"torch_compile": True, "torch_compile_backend": BACKEND, "tf32": False}  # with compiling, it enables TF32
 
 
 def configure_compile() -> None:

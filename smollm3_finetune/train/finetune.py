@@ -41,6 +41,8 @@ def finetune(
     device: str | None = None,
     dtype: str | None = None,
     seed: int | None = None,
+    start_from: str | Path | None = None,
+    fresh_adapter: bool | None = None,
     config: str | Path | None = None,
     resume: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
@@ -53,8 +55,10 @@ def finetune(
     options: `quant={"name": "gptq", "bits": 4}`. A section is a mapping: `train={"max_steps": 100}`. `data` is one or
     more sources of rows, or the section: `data={"path": "rows.jsonl", "max_length": 512}`.
 
-    `config` is a YAML file that the other arguments override. `resume` is a run to continue, or `auto`; only the
-    settings that a resumed run may change can be given with it. `plugins` are files or modules, as `-p` takes them.
+    `start_from` is the key `from`: a run or a saved adapter, which is trained further; with `fresh_adapter`, it is
+    merged into its base, and a new adapter is trained. `config` is a YAML file that the other arguments override.
+    `resume` is a run to continue, or `auto`; only the settings that a resumed run may change can be given with it.
+    `plugins` are files or modules, as `-p` takes them.
     With `dry_run`, everything is checked and the plan is returned: its directory, configuration and numbers of rows.
     Progress is printed on standard error, unless `quiet`; warnings are logged by `smollm3_finetune`.
 
@@ -67,6 +71,8 @@ def finetune(
     began = time.monotonic()
     given = {
         "model": text_or_path("model", model) if model is not None else None,
+        "from": text_or_path("start_from", start_from) if start_from is not None else None,
+        "fresh_adapter": fresh_adapter,
         "loader": loader, "quant": quant, "adapter": adapter, "objective": objective, "formatter": formatter,
         "data": data if isinstance(data, Mapping | None) else {"path": data},
         "calibration": calibration, "train": train,

@@ -218,6 +218,7 @@ def logged(report: Mapping[str, Any]) -> dict[str, float]:
     Of a source that was given by an absolute path, the last part: a tracker may publish what it receives.
     """
     values = {"eval_loss": report["held_out_loss"], "eval_perplexity": report.get("perplexity")}
+    values |= {f"eval_{name}": mean for name, mean in report.get("measures", {}).items()}
     for title, loss in report.get("by_source", {}).items():
         shown = last_part(title) if ABSOLUTE.match(title) else title
         source = name = re.sub("[^A-Za-z0-9_.-]+", "-", shown)

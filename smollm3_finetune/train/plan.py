@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
@@ -22,18 +22,27 @@ from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
 from smollm3_finetune.data.turn_survey import SourceTurns, survey_turns
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import repeatable
-from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
+from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
+from smollm3_finetune.model.start_from import StartFrom, continued_tokenizer
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.reference.plan import ReferencePlan, plan_reference
+from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.resume import identity
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.start_from import Started, earlier_of
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.early import check_options
+from smollm3_finetune.train.own_base import OwnBase, plan_own_base
+from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
 from smollm3_finetune.train.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,32 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+    pipeline: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage` that this run is, if it is one."""
+    kept_calibration: Sequence[Sequence[int]] | None = None
+    """The calibration rows of the run that it starts from, if the base was quantized with them."""
+    own_base: OwnBase | None = None
+    """The base that the run makes in its directory before it trains."""
+
+    @property
+    def start_from(self) -> StartFrom | None:
+        """The existing adapter that the run trains further; None if it began with a new adapter."""
+        return self.model.start_from
+
+    @property
+    def earlier(self) -> StartFrom | None:
+        """The adapter that the run started from, trained further or merged into the base; None if there is none."""
+        return self.model.earlier
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, a new object each time; with the chat template of the adapter that the run began with.
+
+        If that adapter has another vocabulary than its base, its own tokenizer.
+        """
+        own = self.model.tokenizer()
+        if self.start_from is None or self.model.saved is None:
+            return own
+        return continued_tokenizer(own, plan_tokenizer(self.model))
 
     def base_dropout(self) -> dict[str, float]:
         """The dropout of the base that is active in training, by name; empty if there is none."""
@@ -62,7 +97,7 @@ class RunPlan:
         """The answers and tool calls of the first rows; empty if they cannot be rendered, which a run reports."""
         quiet_transformers()
         try:
-            return survey_turns(self.rows, Renderer(self.model.tokenizer(), self.render))
+            return survey_turns(self.rows, Renderer(self.tokenizer(), self.render))
         except SmolLM3Error:
             return []
 
@@ -74,23 +109,41 @@ class RunPlan:
 
 
 def plan_run(
-    registry: Registry, loaded: LoadedConfig, make_context: Callable[[], BuildContext], checkpoint: Path | None = None
+    registry: Registry,
+    loaded: LoadedConfig,
+    make_context: Callable[[], BuildContext],
+    checkpoint: Path | None = None,
+    *,
+    start: Started | None = None,
+    run: RunDir | None = None,
 ) -> RunPlan:
     """Check a run in one direction: names and options; packages, pairing, device; the model's config; then the rows.
 
     `make_context` is called after all names are resolved, because it imports torch to inspect the device. Raises the
     independent problems of each step together, and DataError for problems with the rows.
+
+    A new run with `from` has `start`, and `loaded` is its configuration. `run` is the directory of the run, if it is
+    known; a resumed run has its base there, if it has one of its own, and states what it started from.
     """
+    asked = identity(loaded.config if start is None else start.stated.config)
     config = loaded.config
-    adapter = config.adapter if config.adapter.name is not None else replace(config.adapter, name=DEFAULT_ADAPTER)
+    further = start is not None and not start.earlier.fresh
+    ref, loader, adapter = config.model, config.loader, config.adapter
+    if start is not None:
+        ref, loader = start.source()
+        adapter = adapter_to_train(registry, start)
+    elif checkpoint is not None and run is not None:
+        ref, loader = own_source(run, ref, loader)
+    if adapter.name is None and not further:
+        adapter = replace(adapter, name=DEFAULT_ADAPTER)
     request = ModelRequest(
-        ref=config.model,
-        loader=config.loader,
+        ref=ref,
+        loader=loader,
         quant=config.quant,
         adapter=adapter,
-        adapter_path=checkpoint,
+        adapter_path=start.saved.path if start is not None and further else checkpoint,
         purpose=Purpose.TRAIN,
-        compared=True,  # with the versions of the run, by the caller
+        compared=not further,  # those of a resumed run are compared with the versions of the run, by the caller
         origins=loaded.origins,
     )
     collect = Collector()
@@ -99,9 +152,19 @@ def plan_run(
     collect.finish()
     assert about_rows is not None and about_model is not None
     context = make_context()
-    model = plan_model(registry, about_model, context)
+    own_base = kept = None
+    if start is not None:
+        own_base = plan_own_base(registry, start, context)
+        if own_base is not None and run is not None:
+            own_base.check_room(run)
+        model = plan_started(registry, start, about_model, context, own_base)
+        model, kept = with_kept_calibration(start, model)
+    else:
+        model = plan_model(registry, about_model, context)
+        if checkpoint is not None and run is not None and (earlier := earlier_of(run)) is not None:
+            model = replace(model, earlier=earlier)
     assert model.adapter is not None
-    continues = getattr(model, "start_from", None) is not None
+    continues = model.start_from is not None
     reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
@@ -117,8 +180,9 @@ def plan_run(
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
     check_sharding()
+    resolved = _resolved(settled.config, model, objective, rows, calibration)
     return RunPlan(
-        config=_resolved(settled.config, model, objective, rows, calibration),
+        config=resolved if start is None else replace(resolved, start_from=start.reference),
         origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
         model=model,
         objective=objective,
@@ -127,7 +191,9 @@ def plan_run(
         survey=rows.survey(context.progress),
         render=about_rows.render,
         calibration=calibration,
-        asked=identity(config),
+        asked=asked,
+        kept_calibration=kept,
+        own_base=own_base,
     )
 
 

@@ -18,6 +18,7 @@ from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
+from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
@@ -33,15 +34,17 @@ from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.versions import versions
+from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
+from smollm3_finetune.train.make_base import on_own_base
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
@@ -76,16 +79,24 @@ def train(
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
+                if plan.earlier is not None:
+                    about["from"] = plan.earlier.as_json()
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
             stack.enter_context(recorded_failure(job.run))
             with _writing(job, job.run.path):
-                record_facts(job.run, plan.config, [c.title for c in job.tokens.counts], job.steps)
+                titles = [c.title for c in job.tokens.counts]
+                record_facts(job.run, plan.config, titles, job.steps, chain_of(plan))
             record(job)
             display.say(summary(plan, job.tokens, len(job.items), job.steps, job.run))
+        if plan.own_base is not None:
+            with _writing(job, job.run.base):
+                job = on_own_base(job, registry)
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
+        report |= {} if (stage := pipeline_of(job.run)) is None else {PIPELINE: stage}
         if job.main:
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)
@@ -142,7 +153,8 @@ def _execute(job: Job) -> dict[str, Any]:
 
     stopping.check()  # in case a library swallowed the request
     model, calibration = job.plan.model, None
-    if job.checkpoint is None:  # a resumed run uses its saved calibration, from the plan
+    kept = job.plan.kept_calibration
+    if job.checkpoint is None and kept is None:  # a resumed run uses its saved calibration, from the plan
         plan, tokens, renderer = job.plan, job.tokens, job.renderer
         calibration = Calibration(
             lambda: calibration_ids(plan.config, plan.calibration, renderer, lambda: tokens.train)
@@ -152,6 +164,9 @@ def _execute(job: Job) -> dict[str, Any]:
     transformers.set_seed(job.plan.config.seed)
     off = job.plan.config.train.base_dropout == "off"
     loaded = compose(model, made=job.parts, total_steps=job.steps, without_dropout=off)
+    loaded.stage = stage_of(job)
+    if job.plan.start_from is not None:
+        _ = loaded.tokenizer  # read now: the adapter that it was saved with may be deleted later
     alone = left_alone(loaded)
     for part in alone:
         job.display.say(part.line)
@@ -160,6 +175,8 @@ def _execute(job: Job) -> dict[str, Any]:
         if job.main:
             if calibration is not None and calibration.used is not None:
                 write_calibration(calibration.used, job.run.path)
+            elif kept is not None:
+                write_calibration(kept, job.run.path)
             record_uses(job.run.path, model.context.cache)
         with autocast(model.context.device, model.context.dtype):  # measure with the precision of training
             settings, tokenizer = job.plan.config.train, job.renderer.tokenizer
@@ -204,7 +221,7 @@ def _train_and_measure(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
 
-    with _without_adapter(loaded) as alone:
+    with _before_training(loaded) as alone:
         before = run.measured_before() if job.checkpoint is not None else None
         rows_before = None if before is None else RowLosses.from_json(before.pop("rows", None), held_out.titles)
         if before is None:
@@ -214,7 +231,7 @@ def _train_and_measure(
             if not alone:  # otherwise it is generated after training, so that the first step comes sooner
                 before["sample"] = sample()
             if job.main:
-                write_json(run.before, {**before, "rows": rows_before.as_json()})
+                write_json(run.before, {**before, "prompt": list(prompt), "rows": rows_before.as_json()})
     if before["held_out_loss"] is not None:
         job.display.say(f"held-out loss before: {before['held_out_loss']:.4f}")
     loaded.stop_at(renderer.end_of_turn_ids())  # saved with the checkpoints
@@ -233,6 +250,7 @@ def _train_and_measure(
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
     trained = take_steps(job, loaded, collate, measuring, trackers, reference)
+    loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
         if job.main:  # before anything else can fail
@@ -243,9 +261,8 @@ def _train_and_measure(
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
     if job.main:
-        known = training_facts(
-            job, trained.steps, trained.tokens, before, after, published, comparison.get("comparison")
-        )
+        known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
+        loaded.stage = stage_of(job, published)
         with stopping.deferred(), _writing(job, run.adapter):
             if published != trained.steps:
                 loaded.publish(run.adapter, known, run.saved.best.files(published))
@@ -254,15 +271,17 @@ def _train_and_measure(
     if "sample" not in after:
         after["sample"] = sample()
     if alone and "sample" not in before:
-        with _without_adapter(loaded):
+        with _before_training(loaded):
             before["sample"] = sample()
     saves = trained.callback.save_times
     return {
         "run": str(run.path),
         "adapter": str(run.adapter),
+        **_from(job.plan),
         "steps": trained.steps,
         **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
+        **({} if job.plan.reference.kind == "none" else {"reference": job.plan.reference.about()}),
         "batches": {"padded": collate.padded, "logits": collate.logits},
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
@@ -278,11 +297,21 @@ def _train_and_measure(
 
 
 def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:
-    """The verdict for the report; empty if there are no held-out rows, or if `before.json` has no losses of rows."""
+    """The verdict for the report, and the measures if the objective has some.
+
+    Empty if there are no held-out rows, or if `before.json` has no losses of rows.
+    """
     if before is None or not before.has_rows_of(after):
         return {}
-    found = compare(before, after, seed=seed)
-    return {} if found is None else {"comparison": found.as_json()}
+    found, measures = compare(before, after, seed=seed), compare_measures(before, after, seed=seed)
+    about: dict[str, Any] = {} if found is None else {"comparison": found.as_json()}
+    return about | ({"measures": {n: m.as_json() for n, m in measures.items()}} if measures else {})
+
+
+def _from(plan: RunPlan) -> dict[str, Any]:
+    """What the run started from; empty if it began with a new adapter."""
+    about = provenance(plan)
+    return {} if about is None else {"from": about}
 
 
 def _chosen(
@@ -304,11 +333,14 @@ def _chosen(
 
 
 @contextlib.contextmanager
-def _without_adapter(loaded: LoadedModel) -> Iterator[bool]:
-    """Disable the adapter if it supports this, otherwise leave the model unchanged; yields whether it is disabled."""
+def _before_training(loaded: LoadedModel) -> Iterator[bool]:
+    """The model before the run: without its new adapter if that can be disabled, otherwise unchanged.
+
+    Yields whether the adapter is disabled. An existing adapter that is trained further is part of the model.
+    """
     assert loaded.plan.adapter is not None
     with contextlib.ExitStack() as stack:
-        alone = refined(loaded.plan.adapter, loaded.plan.env).disables
+        alone = loaded.plan.start_from is None and refined(loaded.plan.adapter, loaded.plan.env).disables
         if alone:
             try:
                 stack.enter_context(loaded.disabled())

@@ -70,7 +70,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     check_values(plan.reference, objective, plan.objective, plan.config.train)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
     context, embeddings = plan.model.context, embeddings_of(plan.model.source.config)
-    tokenizer = with_usable_padding(plan.model.tokenizer(), embeddings, display.say)
+    tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)
     renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
     length = plan.config.data.max_length
     chunk = plan.config.data.long_text == "chunk"

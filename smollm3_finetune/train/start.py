@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,16 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
-from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
+from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.start_from import started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
+from smollm3_finetune.train.provenance import provenance
+from smollm3_finetune.train.starting import check_components
 
 if TYPE_CHECKING:
     from smollm3_finetune.train.display import Display
@@ -57,14 +61,17 @@ class PlannedRun:
         survey, sources = self.plan.survey, self.plan.rows.sources
         rows: dict[str, Any] = {"train": sum(survey.train), "held_out": sum(survey.held_out)}
         rows["undesirable"] = sum(survey.undesirable)
+        rows["missing"] = dict(sum(survey.missing, Counter[str]()))
         rows["not_read"] = {
             s.source.title: {"rows": survey.total(i), "columns": dict(survey.unread[i])}
             for i, s in enumerate(sources)
             if survey.unread[i]
         }
         rows["turns"] = {turns.title: turns.as_dict() for turns in self.plan.turns()}
+        start = provenance(self.plan)
         return {
             "run": str(self.run.path),
+            **({} if start is None else {"from": start}),
             "config": as_dict(self.plan.config),
             "chosen": reasons(self.plan.components()),
             "rows": rows,
@@ -93,6 +100,8 @@ def plan_training(
     config_file: str | Path | None = None,
     resume: str | Path | None = None,
     plugins: Sequence[str] = (),
+    below: Sequence[Sequence[Setting]] = (),
+    pipeline: Mapping[str, str] | None = None,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Progress,
     warn: Callable[[str], None],
@@ -100,6 +109,7 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
+    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -107,11 +117,16 @@ def plan_training(
     loaded = None
     if resume == AUTO or resume is None:
         file = file_settings(user_path(config_file, "--config")) if config_file is not None else []
-        loaded = assemble([file, settings])
+        loaded = assemble([*below, file, settings])
     elif config_file is not None:
         raise ConfigError(
             "--resume uses the configuration of the run, so --config cannot be used",
             hint=f"omit --config, or start a new run: smollm3 train --config {shlex.quote(str(config_file))}",
+        )
+    elif stated := next((s for s in settings if s.key in (("from",), ("fresh_adapter",))), None):
+        raise ConfigError(
+            f"{stated.origin} starts a new run, so it cannot be used with --resume, which continues one",
+            hint=f"omit {stated.origin}, or start a new run: smollm3 train --from {shlex.quote(str(resume))}",
         )
     resumed, fresh, begins = None, None, ""
     if loaded is not None and resume == AUTO:
@@ -129,8 +144,14 @@ def plan_training(
     if resumed is not None:
         loaded = resumed_configuration(resumed, settings, plugins)
     assert loaded is not None
+    start = started(loaded) if resumed is None else None
+    loaded = loaded if start is None else start.loaded
     named = (*_saved_plugins(loaded, resumed is not None), *plugins)
+    if start is not None and start.run is not None:
+        check_plugin_files(start.run, named)
     registry = find_plugins(named)
+    if start is not None:
+        check_components(registry, start, named)
     if resumed is not None:
         check_missing_plugin_files(resumed, plugins, registry)
         for warning in compare_versions(resumed, registry):
@@ -144,7 +165,8 @@ def plan_training(
         return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
-    plan = plan_run(registry, loaded, make_context, checkpoint.path if checkpoint is not None else None)
+    path = checkpoint.path if checkpoint is not None else None
+    plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 

@@ -6,10 +6,12 @@ from smollm3_finetune.batching.strategy import lengths_of
 from smollm3_finetune.data.chat_template.notes import WARNED
 from smollm3_finetune.data.columns import shown
 from smollm3_finetune.data.counts import counted
+from smollm3_finetune.data.needs import shown as lacking
 from smollm3_finetune.data.tokenization import Tokens
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
+from smollm3_finetune.train.provenance import start_lines
 
 
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
@@ -21,6 +23,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens)" if c.empty else ""
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""
+        left_out += f", {lacking(c.missing)}" if c.missing else ""
         notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
         notes += f" (into {c.chunks} chunks)" if c.chunks else ""
         notes += f"; not read: {shown(c.not_read, c.rows)}" if c.not_read else ""
@@ -40,13 +43,15 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
             else f"dropout  of the base: off (its config states {stated})"
         )
     if plan.config.train.packing:
-        room = plan.config.data.max_length
-        full = int(lengths_of(tokens.train).sum()) / (items * room)
+        lengths = lengths_of(tokens.train)
+        room = max(plan.config.data.max_length, int(lengths.max(initial=0)))  # answers to one prompt stay together
+        full = int(lengths.sum()) / (items * room)
         data.append(f"packing  {len(tokens.train)} rows in {items} sequences of at most {room} tokens, {full:.0%} full")
     return "\n".join(
         (
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
             f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
+            *start_lines(plan, run),
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",

@@ -47,6 +47,14 @@ class Session:
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
+    def interrupt(self) -> None:
+        """Type Ctrl-C at the prompt, when the process waits for a key.
+
+        `input()` prints the prompt first, and a signal between the two is not seen before the next one.
+        """
+        time.sleep(1)
+        self.type("\x03")
+
     def wait_for(self, text: str) -> str:
         """Wait until `text` appears after what was waited for before; returns everything up to it."""
         deadline = time.monotonic() + PATIENCE
@@ -56,9 +64,12 @@ class Session:
                 before, self.seen = plain[self.seen : at], at + len(text)
                 return before
             assert time.monotonic() < deadline, f"{text!r} does not appear: {plain[self.seen :]!r}"
+            ended = self.process.poll() is not None
             if select.select([self.terminal], [], [], 0.2)[0]:
                 with contextlib.suppress(OSError):  # Linux raises EIO when the process has ended
                     self.text += os.read(self.terminal, 65536).decode(errors="replace")
+                    continue
+            assert not ended, f"the process ended before {text!r} appeared: {plain[self.seen :]!r}"
 
 
 @pytest.fixture
@@ -89,12 +100,12 @@ def test_a_chat_in_a_terminal(session: Session) -> None:
     session.wait_for("> ")
     session.type("/sav\t")
     session.wait_for("/save")
-    session.type("\x03")  # clears the line
+    session.interrupt()  # clears the line
     session.wait_for("> ")
-    session.type("\x03")
+    session.interrupt()
     session.wait_for("to leave: Ctrl-C again, Ctrl-D or /exit")
     session.wait_for("> ")
-    session.type("\x03")
+    session.interrupt()
     session.wait_for("left")
     assert session.process.wait(PATIENCE) == 0
     assert "Traceback" not in session.text

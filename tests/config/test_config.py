@@ -217,7 +217,7 @@ def test_unknown_keys_are_errors_with_file_line_and_a_suggestion(write: Write) -
     error = one_problem(write("max_steps: 3\n"))
     assert (error.message, error.hint) == ("run.yaml:1: unknown key 'max_steps'", "did you mean 'train.max_steps'?")
     error = one_problem(write("xyzzy: 3\n"))
-    assert error.hint is not None and error.hint.startswith("known keys: model, loader, quant")
+    assert error.hint is not None and error.hint.startswith("known keys: model, from, fresh_adapter, loader, quant")
 
 
 def test_unknown_keys_of_the_command_line_name_the_flag(write: Write) -> None:

@@ -488,7 +488,6 @@ def test_a_row_whose_only_answer_is_masked_has_no_supervised_token(name: str, ro
         ("prompt-completion", {"prompt": "Hi", "completion": ""}),
         ("alpaca", {"instruction": "Hi", "output": ""}),
         ("text", {"text": " \n"}),
-        ("preference", {"prompt": "Hi", "chosen": "", "rejected": "No."}),
     ],
 )
 def test_a_row_without_an_output_is_named_by_its_line(name: str, row: Row, supervised: Supervise) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
-from smollm3_finetune.api import IGNORE_INDEX, Conversation
+from smollm3_finetune.api import IGNORE_INDEX, Conversation, branch_rows
+from smollm3_finetune.api.batches import BRANCHES
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.selection import SelectedComponent, choose
@@ -29,6 +31,8 @@ from smollm3_finetune.data.shares import Shares
 from smollm3_finetune.data.tokenization import ExampleBuilder
 from smollm3_finetune.errors import DataError
 
+PAIRS = Path(__file__).parents[1] / "out_of_tree" / "pair_objectives.py"
+SMOLLM3 = Path(__file__).parent / "templates" / "smollm3_like.jinja"
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
 MARKERS = (
     "<s>", "</s>", "[INST]", "[/INST]", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|endoftext|>",
@@ -140,6 +144,12 @@ def objective() -> SelectedComponent:
     return choose(discover(PluginSelection.of([], no_plugins=True)), OBJECTIVE, "sft", {})
 
 
+@cache
+def comparing() -> SelectedComponent:
+    found = discover(PluginSelection.of([str(PAIRS)], no_plugins=True))
+    return choose(found, OBJECTIVE, "prefer", {})
+
+
 def renderer(family: str, directory: Path | None = None, template: str | None = None) -> Renderer:
     tokenizer = copy.deepcopy(with_markers())
     tokenizer.eos_token = next((end for end, families in ENDS.items() if family in families), "<|im_end|>")
@@ -168,7 +178,19 @@ def talk(*messages: Any, **more: Any) -> Conversation:
 def check(made: Renderer, conversation: Conversation, *written: str, max_length: int = 10_000) -> Shares:
     """Assert that the examples of a conversation have the tokens and labels of `written`; returns its shares."""
     build = builder(made, max_length)
-    examples = build(placed(conversation))
+    compare(made, build(placed(conversation)), written)
+    return build.shares
+
+
+def check_pair(made: Renderer, conversation: Conversation, chosen: str, rejected: str) -> dict[str, list[int]]:
+    """Assert that both answers of a pair have these tokens and labels; returns the example."""
+    build = ExampleBuilder(comparing(), made, 10_000, chunk=False)
+    (example,) = build(placed(conversation))
+    compare(made, branch_rows([example]), (chosen, rejected))
+    return example
+
+
+def compare(made: Renderer, examples: Sequence[Mapping[str, Sequence[int]]], written: Sequence[str]) -> None:
     show = made.tokenizer.convert_ids_to_tokens
     expected = []
     for one in written:
@@ -182,7 +204,6 @@ def check(made: Renderer, conversation: Conversation, *written: str, max_length:
     assert [made.tokenizer.decode(e["input_ids"]) for e in examples] == [made.tokenizer.decode(i) for i, _ in expected]
     assert [show(e["input_ids"]) for e in examples] == [show(ids) for ids, _ in expected]
     assert [list(e["labels"]) for e in examples] == [labels for _, labels in expected]
-    return build.shares
 
 
 TWO = ("Hi", "One.", "And?", "Two.")
@@ -463,3 +484,83 @@ def test_a_pair_of_answers_is_one_example() -> None:
     assert len(build(placed(pair))) == 1
     assert build.shares == Shares(answers=2, answers_missed=1)
     assert made.counts["turn rewritten by the template"] == 1
+
+
+def pair(chosen: str, rejected: str, before: Sequence[str] = ("Hi",), **more: Any) -> Conversation:
+    made = talk(*before, chosen, supervised=(len(before),), **more)
+    return replace(made, rejected=talk(*before, rejected).messages)
+
+
+SYSTEM = "<|im_start|>system\nDate: 01 January 2026\nMode: {}\n<|im_end|>\n"
+PAIRS_OF = {
+    "chatml": (
+        pair("Yes.", "No."), f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}", "«Yes.<|im_end|>»\n", "«No.<|im_end|>»\n",
+    ),
+    "llama2": (pair("Yes.", "No."), "<s>[INST] Hi [/INST]", "« Yes. </s>»", "« No. </s>»"),
+    "phi": (
+        pair("Yes.", "No."), "<|user|>Hi<|end|><|assistant|>",
+        "«Yes.<|end|><|endoftext|>»", "«No.<|end|><|endoftext|>»",
+    ),
+    "qwen3": (
+        pair("Yes.", "No."), f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}{BLOCK}", "«Yes.<|im_end|>»\n", "«No.<|im_end|>»\n",
+    ),
+    "qwen3, one with reasoning": (
+        pair(f"{TRACE}Yes.", "No."), f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}",
+        f"«{TRACE}Yes.<|im_end|>»\n", f"«{BLOCK}No.<|im_end|>»\n",
+    ),
+    "qwen3, the other with reasoning, later": (
+        pair("Yes.", f"{TRACE}No.", TWO[:3]),
+        f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}One.<|im_end|>\n{IM_USER}And?<|im_end|>\n{IM_ASSISTANT}",
+        f"«{BLOCK}Yes.<|im_end|>»\n", f"«{TRACE}No.<|im_end|>»\n",
+    ),
+    "smollm3": (
+        pair("Yes.", "No."), f"{SYSTEM.format('/no_think')}{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}<think>\n\n</think>\n",
+        "«Yes.<|im_end|>»\n", "«No.<|im_end|>»\n",
+    ),
+    "smollm3, one with reasoning": (
+        pair("Yes.", "<think>\nhm\n</think>\nNo."), f"{SYSTEM.format('/think')}{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}",
+        "«Yes.<|im_end|>»\n", "«<think>\nhm\n</think>\nNo.<|im_end|>»\n",
+    ),
+    "opens, both with reasoning": (
+        pair(f"{TRACE}Yes.", f"{TRACE}No."), f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}<think>\n",
+        "«hm\n</think>\n\nYes.<|im_end|>»\n", "«hm\n</think>\n\nNo.<|im_end|>»\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PAIRS_OF)
+def test_both_answers_of_a_pair_follow_one_prompt_and_are_supervised_with_their_end(case: str) -> None:
+    conversation, prompt, chosen, rejected = PAIRS_OF[case]
+    family = case.partition(",")[0]
+    template = SMOLLM3.read_text(encoding="utf-8") if family == "smollm3" else None
+    made = renderer(family, template=template)
+    example = check_pair(made, conversation, prompt + chosen, prompt + rejected)
+    shared = len(made.tokenizer.encode(prompt, add_special_tokens=False))
+    assert example[BRANCHES][0] == shared - 1  # each branch begins with the last token of the prompt
+    assert not made.counts.total()
+
+
+def test_a_beginning_that_the_template_renders_differently_is_not_shared() -> None:
+    begin = ({"role": "user", "content": "Hi"}, CALL)
+    answers = ({"role": "tool", "content": "1"}, {"role": "assistant", "content": "Yes."})
+    conversation = Conversation(
+        messages=(*begin, *answers), rejected=(begin[0], {"role": "assistant", "content": "No."}), supervised=(1, 3)
+    )
+    made = renderer("qwen3")
+    written = (
+        f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}{CALLED}<|im_end|>\n"
+        f"<|im_start|>tool\n1<|im_end|>\n{IM_ASSISTANT}{BLOCK}«Yes.<|im_end|>»\n",
+        f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}{BLOCK}«No.<|im_end|>»\n",
+    )
+    example = check_pair(made, conversation, *written)
+    header = made.tokenizer.encode(f"{IM_USER}Hi<|im_end|>\n{IM_ASSISTANT}", add_special_tokens=False)
+    assert example[BRANCHES][0] == len(header) - 1
+    assert made.counts == {"turn rewritten by the template": 1}
+
+
+def test_the_answers_of_both_sides_are_counted_and_notes_once_for_each_row() -> None:
+    made = renderer("chatml")
+    build = ExampleBuilder(comparing(), made, 14, chunk=False)
+    long = "No, and no again, whatever you say."
+    assert len(build(placed(pair(long, long.upper())))) == 1
+    assert (build.shares, made.counts["cut"]) == (Shares(answers=2), 1)

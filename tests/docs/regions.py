@@ -36,7 +36,7 @@ import pytest
 from smollm3_finetune import api, errors
 from smollm3_finetune.api import hookspecs
 from smollm3_finetune.config import schema
-from smollm3_finetune.config.options import describe
+from smollm3_finetune.config.options import describe, key_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,7 +177,7 @@ def ops_region(_: str) -> str:
 def options_region(section: str) -> str:
     """`top`: the keys with a single value; otherwise a section."""
     if section == "top":
-        plain = [f.name for f in dataclasses.fields(schema.RunConfig)]
+        plain = [key_of(f) for f in dataclasses.fields(schema.RunConfig)]
         plain = [n for n in plain if n not in (*schema.COMPONENT_SECTIONS, *schema.PLAIN_SECTIONS)]
         infos, prefix = [i for i in describe(schema.RunConfig) if i.name in plain], ""
     else:

@@ -119,7 +119,7 @@ def test_each_source_has_its_own_comparison() -> None:
     assert [one.rows for one in found.by_source.values()] == [38, 39, 40]
     about = found.as_json()
     assert set(about) == {
-        "rows", "terms", "before", "after", "difference", "low", "high", "verdict", "smallest_difference",
+        "rows", "terms", "per_token", "before", "after", "difference", "low", "high", "verdict", "smallest_difference",
         "rows_for_half", "by_source", "excluded_rows",
     }  # fmt: skip
     assert set(about["by_source"]["source 1"]) == set(about) - {"by_source"}

@@ -62,7 +62,7 @@ def attempt(scenario: Scenario, base: Path, whole: Path, expected: str, kind: st
         wrong = wrong_with(ended.code, ended.stderr)
         subprocess.run(["mount", "-o", f"remount,size={16 * needed}", str(disk)], check=True)
         if not scenario.completed(directory):
-            again = wait(start(directory, scenario.again()), directory, HANG)
+            again = wait(start(directory, scenario.again(directory)), directory, HANG)
             if again.code != 0:
                 wrong.append(f"the next command ended with {again.code}: {again.stderr[-600:]}")
         if digest(directory, scenario.results) != expected:

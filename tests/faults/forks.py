@@ -52,20 +52,44 @@ class Scenario:
     """Commands that prepare the directory."""
     gguf: bool = False
     """Whether the directory contains the model `tiny.gguf`."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Names and texts of files in the directory."""
 
     def completed(self, directory: Path) -> bool:
         """Whether the command has completed: a report counts if it is about all steps."""
         done = directory / self.done
+        if done.name == "pipeline.json" and done.exists():
+            stages = json.loads(done.read_text())["stages"]
+            return len(stages) == len(STAGES) and all(s["state"] == "finished" for s in stages.values())
         return done.exists() and (done.name != "report.json" or json.loads(done.read_text())["steps"] == 4)
 
-    def again(self) -> tuple[str, ...]:
+    def again(self, directory: Path) -> tuple[str, ...]:
         """The command that is typed after the disturbance."""
+        if self.command[0] == "pipeline" and (directory / self.done).exists():
+            return ("pipeline", "resume", *self.command[2:])
         starts = self.command[0] == "train" and "--resume" not in self.command
         return (*self.command, "--resume", "auto") if starts else self.command
 
 
 def train(quant: str, adapter: str, *more: str) -> tuple[str, ...]:
     return ("train", "--quant", quant, "--adapter", adapter, *SMALL, *more, "--output", "out")
+
+
+STAGES = ("sft", "more", "merged", "q", "check")
+"""The stages of the pipeline that is ended."""
+PIPELINE = f"""\
+output: pipe
+plugins: ["{ROOT / "tests/out_of_tree/rounding_quantizer.py"}"]
+data: {{limit: 24, max_length: 128}}
+train: {{max_steps: 4, batch_size: 4, sample_tokens: 2, save_every: 1}}
+calibration: {{rows: 8}}
+stages:
+  - {{name: sft, adapter: full}}
+  - {{name: more, from: sft, train: {{learning_rate: 1e-4}}}}
+  - {{name: merged, from: more, merge: true}}
+  - {{name: q, from: merged, quantize: rounding-rows}}
+  - {{name: check, from: more, eval: {{answers: 0, null_adapter: false}}}}
+"""
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -99,6 +123,10 @@ def scenarios() -> Iterator[Scenario]:
         "merge bnb-4bit dora", ("merge", "out", "--output", "merged"), ("merged/*.safetensors",),
         "merged/config.json", before=(train("bnb-4bit", "dora"),),
     )  # fmt: skip
+    results = ("pipe/*/adapter/*.safetensors", "pipe/*/*.safetensors", "pipe/*/config.json")
+    yield Scenario(
+        "pipeline", ("pipeline", "run", "p.yaml"), results, "pipe/pipeline.json", files=(("p.yaml", PIPELINE),)
+    )
 
 
 @dataclass
@@ -201,6 +229,8 @@ def prepare(scenario: Scenario, work: Path) -> tuple[Path, str, int, float]:
         import tiny_gguf
 
         tiny_gguf.write(base / "tiny.gguf")
+    for name, text in scenario.files:
+        (base / name).write_text(text, encoding="utf-8")
     for command in scenario.before:
         ended = wait(start(base, command), base, 4 * HANG)
         if ended.code != 0:
@@ -238,8 +268,9 @@ def import_everything() -> None:
     torch.set_num_threads(1)
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.merge import run as merging
+    from smollm3_finetune.pipeline import run as pipelines
     from smollm3_finetune.train import loop, run
 
-    assert loop and run and merging
+    assert loop and run and merging and pipelines
     discover(PluginSelection.of(()))
     assert transformers.Trainer and transformers.SmolLM3ForCausalLM and transformers.AutoTokenizer

@@ -108,7 +108,7 @@ def attempt(
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
         wrong.append("unexpected error")
     if not scenario.completed(directory):
-        ended = wait(start(directory, scenario.again()), directory, HANG)
+        ended = wait(start(directory, scenario.again(directory)), directory, HANG)
         if ended.code is None:
             counts["hung"] += 1
             wrong.append("hung")

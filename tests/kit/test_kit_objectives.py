@@ -15,6 +15,13 @@ class TestSft(ObjectiveConformance):
     component = "sft"
 
 
+class TestPrefer(ObjectiveConformance):
+    """Two answers that share their prompt, and rows that must have both."""
+
+    component = "prefer"
+    plugins = (Path(__file__).parents[1] / "out_of_tree" / "pair_objectives.py",)
+
+
 class TestPairs(ObjectiveConformance):
     """Two rows for each example, and terms that are not tokens."""
 
@@ -48,6 +55,11 @@ FAULTS = [
     ("pairs-as-tokens", HELD_OUT, ["loss_sum() counts 5 terms", "define the method terms(batch)"]),
     ("other-terms", HELD_OUT, ["terms() counts 10 terms", "but loss_sum() 5"]),
     ("other-held-out", HELD_OUT, ["the loss of training on padded rows is", "same_held_out_loss = False"]),
+    (
+        "measures-of-batches",
+        "test_row_measures_are_those_of_single_rows",
+        ["the measure 'accuracy' of row", "it must not depend on other rows"],
+    ),
     ("other-row-order", ROWS, ["for row 0 of 5 padded rows", "for that row alone"]),
     ("rows-not-examples", ROWS, ["returned the shapes (10,) and (10,) for 5 examples", "both must be (5,)"]),
     ("mean-of-batches", ACCUMULATED, ["in 3 batches", "divide the sum of the loss by num_items_in_batch"]),

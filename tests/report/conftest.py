@@ -14,35 +14,37 @@ import pytest
 from smollm3_finetune.runs.rundir import RunDir
 
 COMPARISON = {
-    "rows": 43, "terms": 520, "before": 1.885, "after": 1.851, "difference": -0.034, "low": -0.045, "high": -0.023,
-    "verdict": "better", "smallest_difference": 0.016, "rows_for_half": 172, "excluded_rows": 2,
+    "rows": 73, "terms": 880, "before": 1.885, "after": 1.851, "difference": -0.034, "low": -0.045, "high": -0.023,
+    "verdict": "better", "smallest_difference": 0.016, "rows_for_half": 292, "excluded_rows": 2,
     "by_source": {
-        "chat": {"rows": 21, "terms": 260, "before": 1.9, "after": 1.8, "difference": -0.1, "low": -0.2, "high": -0.05,
-                 "verdict": "better"},
-        "math": {"rows": 22, "terms": 260, "before": 1.87, "after": 1.9, "difference": 0.03, "low": -0.2, "high": 0.3,
-                 "verdict": "cannot tell"},
+        "chat.jsonl": {"rows": 36, "terms": 440, "before": 1.9, "after": 1.822, "difference": -0.078, "low": -0.092,
+                 "high": -0.064, "verdict": "better"},
+        "math.jsonl": {"rows": 37, "terms": 440, "before": 1.87, "after": 1.88, "difference": 0.01, "low": -0.007,
+                 "high": 0.027, "verdict": "cannot tell"},
     },
 }  # fmt: skip
 ROW = {
-    "source": "rows.jsonl", "where": "rows.jsonl:1", "side": "train", "why": "", "tokens": 20, "supervised": 9,
-    "length": 31, "notes": ["cut"], "more_sequences": 0,
-    "sequences": [{"name": "", "segments": [["user\nWhat?\n", False], ["A leaf is green.", True]], "more": 0}],
+    "source": "chat.jsonl", "where": "chat.jsonl:1", "side": "train", "why": "", "tokens": 109, "supervised": 98,
+    "length": 131, "notes": ["cut"], "more_sequences": 0,
+    "sequences": [{"name": "", "segments": [["user\nWhat?\n", False], ["A leaf is green.", True]], "more": 388}],
 }  # fmt: skip
 
 MakeRun = Callable[..., RunDir]
 
 
 def metric_lines(steps: int, every: int = 10) -> list[dict[str, Any]]:
-    """Metrics of a run with a falling loss, measured on held-out rows every few steps."""
+    """Metrics of a run whose held-out loss falls from 1.885 to 1.851, measured every few steps."""
     found: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
-        loss = 1.5 + 2 * math.exp(-3 * step / steps) + 0.1 * math.sin(step)
+        left = (math.exp(-3 * step / steps) - math.exp(-3)) / (1 - math.exp(-3))
+        loss, held_out = 1.83 + 0.05 * left + 0.02 * math.sin(step), 1.8512 + 0.0338 * left
+        norm = 31_000.0 if step == 25 else 0.5 + abs(math.sin(step))
         found.append(
             {"step": step, "epoch": 0.1, "loss": loss, "learning_rate": 2e-4 * (1 - step / (steps + 1)),
-             "grad_norm": 0.5 + abs(math.sin(step)), "tokens_per_second": 1500.0, "memory_gb": 0.56}
+             "grad_norm": norm, "tokens_per_second": 1500.0, "memory_gb": 0.56}
         )  # fmt: skip
         if step % every == 0:
-            found.append({"step": step, "held_out_loss": loss + 0.1, "perplexity": math.exp(loss)})
+            found.append({"step": step, "held_out_loss": held_out, "perplexity": math.exp(held_out)})
     return found
 
 
@@ -67,22 +69,28 @@ def make_run(tmp_path: Path) -> MakeRun:
                             "plugin_files": {}})  # fmt: skip
         run.metrics.write_text("".join(json.dumps(row) + "\n" for row in metric_lines(steps)), encoding="utf-8")
         before = {"held_out_loss": 1.885, "perplexity": 6.586, "sample": "A leaf is blue."}
-        dump(run.before, before)
+        prompt = [{"role": "user", "content": "Which color has a leaf?"}]
+        dump(run.before, {**before, "prompt": prompt})
         dump(run.trained, {"steps": steps, "tokens": 29_615})
         after = {"held_out_loss": 1.851, "perplexity": 6.366, "sample": "A leaf is green, see?"}
         whole = {"run": str(run.path), "adapter": str(run.adapter), "steps": steps, "tokens": 29_615,
-                 "trained_parameters": 1_837_184, "prompt": [{"role": "user", "content": "Which color has a leaf?"}],
+                 "trained_parameters": 1_837_184, "prompt": prompt,
                  "before": before, "after": after, "seconds": 81.4, "comparison": COMPARISON,
-                 "rows": [{"title": "rows.jsonl", "train": 317, "held_out": 43, "empty": 1, "notes": {}}]}  # fmt: skip
+                 "rows": [{"title": "chat.jsonl", "train": 160, "held_out": 37, "empty": 1, "notes": {}},
+                          {"title": "math.jsonl", "train": 157, "held_out": 38, "empty": 0, "notes": {}}]}  # fmt: skip
         dump(run.report, {k: v for k, v in {**whole, **report}.items() if v is not None})
-        bars = [{"low": 40, "high": 49, "rows": 31}, {"low": 50, "high": 59, "rows": 286}]
+        rows = {40: 31, 50: 170, 60: 45, 70: 25, 80: 18, 90: 16, 100: 12}
+        bars = [{"low": low, "high": low + 9, "rows": many} for low, many in rows.items()]
         lengths = {"train": {"min": 45, "median": 55.0, "p95": 94, "max": 109, "examples": 317, "tokens": 19_722,
                              "histogram": bars}}  # fmt: skip
-        sources = [{"title": "rows.jsonl", "train": 317, "held_out": 43, "empty": 1, "notes": {"cut": 3},
-                    "not_read": {"id": 360}}]  # fmt: skip
+        sources = [{"title": "chat.jsonl", "train": 160, "held_out": 37, "empty": 1, "notes": {"cut": 3},
+                    "not_read": {"id": 198}},
+                   {"title": "math.jsonl", "train": 157, "held_out": 38, "empty": 0, "notes": {"no answer": 2},
+                    "not_read": {}}]  # fmt: skip
         dump(run.data, {"sources": sources, "lengths": lengths, "rows": [ROW]})
         dump(run.origins, {"train.learning_rate": "--learning-rate", "train.max_steps": "run.yaml:7"})
-        run.warnings.write_text(json.dumps({"warning": "the gradient norm of step 5 is 3e4"}) + "\n", encoding="utf-8")
+        warning = "the gradient norm of step 25 is 3.1e+04, 24,723 times the median of the steps before"
+        run.warnings.write_text(json.dumps({"warning": warning}) + "\n", encoding="utf-8")
         samples = [{"step": s, "prompt": "Which color has a leaf?", "answer": f"answer {s}"} for s in (20, 40)]
         (run.path / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples), encoding="utf-8")
         for file in without:

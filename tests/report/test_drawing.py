@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from smollm3_finetune.report.charts import Curve, chart
 from smollm3_finetune.report.scales import Axis, shown, steps_axis, value_axis
 from smollm3_finetune.report.thinning import smoothed, thinned
 from smollm3_finetune.report.word_diff import word_diff
@@ -15,7 +16,7 @@ from smollm3_finetune.report.word_diff import word_diff
     ("values", "ticks"),
     [
         ([0.36, 4.34], ["0", "1", "2", "3", "4", "5"]),
-        ([2e-4, 2e-5], ["0", "0.5e−4", "1.0e−4", "1.5e−4", "2.0e−4"]),
+        ([2e-4, 2e-5], ["0", "5.0e−5", "1.0e−4", "1.5e−4", "2.0e−4"]),
         ([1884, 2883], ["1,750", "2,000", "2,250", "2,500", "2,750", "3,000"]),
         ([0.5669], ["0.50", "0.55", "0.60", "0.65"]),
         ([-0.02, 0.031], ["−0.02", "0.00", "0.02", "0.04"]),
@@ -39,9 +40,25 @@ def test_axes_hold_values_of_any_size(seed: int) -> None:
 
 def test_a_wide_range_of_positive_values_gets_a_logarithmic_axis() -> None:
     axis = value_axis([0.01, 300.0], may_be_log=True)
-    assert axis.log and [text for _, text in axis.ticks] == ["0.01", "0.1", "1", "10", "100", "1000"]
+    assert axis.log and [text for _, text in axis.ticks] == ["0.01", "0.1", "1", "10", "100", "1,000"]
     assert axis.at(3.1622776601683795) == pytest.approx(0.5)
     assert not value_axis([0.0, 300.0], may_be_log=True).log
+
+
+def test_above_the_largest_value_there_is_room() -> None:
+    axis = value_axis([0.0, 1500.0], from_zero=True)
+    assert axis.ticks[-1] == (1500.0, "1,500") and 0.8 < axis.at(1500.0) < 0.95
+
+
+def test_a_letter_at_the_upper_edge_is_below_its_curve() -> None:
+    curves = [Curve("high", [(s, 5.99) for s in range(9)], "run0", letter="A"),
+              Curve("low", [(s, 0.5) for s in range(9)], "run1", letter="B")]  # fmt: skip
+    drawn, noisy = chart("x", "X", "", curves, 8), chart("x", "X", "", curves, 8, noisy=True)
+    assert drawn is not None and noisy is not None
+    lines = [float(one.path.split()[1].split("h")[0]) for one in drawn.curves]
+    on = [one.letters[0][1] for one in drawn.curves]
+    assert lines[0] < 10 < on[0] and on[1] < lines[1]
+    assert [len(one.letters) for one in (*drawn.curves, *noisy.curves)] == [2, 2, 1, 1]
 
 
 def test_steps_are_whole_numbers() -> None:
@@ -80,4 +97,4 @@ def test_words_that_differ() -> None:
 
 def test_numbers_as_text() -> None:
     texts = [shown(v) for v in (0.35613, 2e-5, 2883.4, -0.5, 1e9, 0.0, 120.0)]
-    assert texts == ["0.3561", "2.00e-05", "2,883", "−0.5", "1.00e+09", "0", "120"]
+    assert texts == ["0.3561", "2.00e−5", "2,883", "−0.5", "1.00e9", "0", "120"]

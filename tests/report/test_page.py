@@ -35,20 +35,26 @@ def values_of(page: Any) -> dict[str, Any]:
 def test_the_page_shows_every_part_of_a_finished_run(make_run: MakeRun, parsed: Parsed) -> None:
     page = parsed(write_report([make_run()]))
     verdict = page.section("Is it better?")
-    assert "▼ better held-out loss 1.885 → 1.851 (−0.034 ± 0.011, better)" in verdict
+    assert "✓ better held-out loss 1.885 → 1.851 (−0.034 ± 0.011) On the" in verdict
     assert "95 % interval −0.045 to −0.023" in verdict
-    assert "43, 520 supervised tokens" in verdict and "0.016" in verdict and "172" in verdict
-    assert "chat ▼ better" in verdict and "math ≈ cannot tell" in verdict
+    assert "held-out rows compared 73 supervised tokens in them 880 " in verdict
+    assert "can reliably show (80 % of the time) 0.016 nats rows needed to show half of that, 0.008 nats 292" in verdict
+    assert "chat.jsonl ✓ better 1.900 → 1.822 (−0.078 ± 0.014) math.jsonl ≈ cannot tell 1.870 →" in verdict
+    assert "finished tiny quantization none · adapter full · objective sft" in page.section("")
     assert "60 tokens trained on 29,615" in page.section("Run") and "1 min 21 s" in page.section("Run")
-    assert page.section("Warnings") == "Warnings warning the gradient norm of step 5 is 3e4"
+    assert (
+        page.section("Warnings")
+        == "Warnings warning the gradient norm of step 25 is 3.1e+04, 24,723 times the median of the steps before"
+    )
     for title in ("Loss", "Learning rate", "Gradient norm", "Speed", "Memory"):
         assert title in page.section("Curves")
     assert (page.marked["del"], page.marked["ins"]) == (["before training", "blue."], ["after training", "green, see?"])
     assert "Answers during training (2)" in page.section("Answers") and "answer 40" in page.section("Answers")
     data = page.section("Data")
-    assert "317 training rows, 43 held-out rows" in data and "cut: 3 rows; columns not read: id (360 rows)" in data
-    assert "shortest 45; median 55; 95th percentile 94; longest 109" in data and "50–59 286" in data
-    assert "rows.jsonl:1 20 tokens, 9 supervised; train; cut from 31 tokens" in data
+    assert "160 training rows, 37 held-out rows" in data and "no answer: 2 rows" in data
+    assert "3 rows cut to the length limit; columns not read: id (198 rows)" in data
+    assert "shortest 45; median 55; 95th percentile 94; longest 109" in data and "50–59 170" in data
+    assert "chat.jsonl:1 109 tokens, 98 supervised; train; cut from 131 tokens" in data
     assert page.marked["mark"] == ["supervised text", "A leaf is green."]
     config = page.section("Configuration")
     assert "train.learning_rate 0.0002 --learning-rate" in config and "train.max_steps 60 run.yaml:7" in config
@@ -83,7 +89,11 @@ def test_the_line_of_the_verdict_is_that_of_the_run(make_run: MakeRun, parsed: P
              "verdict": "cannot tell"}  # fmt: skip
     line = change_of(small)
     assert line == "1.88512 → 1.88460 (−0.00052 ± 0.00060, cannot tell)"
-    assert f"held-out loss {line} " in parsed(write_report([make_run(comparison=small)])).section("Is it better?")
+    run = make_run(comparison=small)
+    page = parsed(write_report([run]))
+    assert f"held-out loss {line.replace(', cannot tell', '')} " in page.section("Is it better?")
+    several = parsed(write_report([run, run])).section("Runs")
+    assert "1.88512 → 1.88460 ≈ cannot tell −0.00052 (−0.00112 to +0.00008)" in several
 
 
 def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -> None:
@@ -91,8 +101,19 @@ def test_fewer_than_thirty_rows_are_too_few(make_run: MakeRun, parsed: Parsed) -
            "verdict": "cannot tell", "smallest_difference": None, "rows_for_half": None}  # fmt: skip
     page = parsed(write_report([make_run(comparison=few)]))
     verdict = page.section("Is it better?")
-    assert "≈ cannot tell held-out loss 1.900 → 1.800 (−0.100, cannot tell)" in verdict
+    assert "≈ cannot tell held-out loss 1.900 → 1.800 (−0.100)" in verdict
     assert "too few held-out rows for a verdict: 30 are needed" in verdict and "interval" not in verdict
+
+
+def test_a_loss_of_terms_other_than_tokens_has_no_nats(make_run: MakeRun, parsed: Parsed) -> None:
+    pairs = {"rows": 43, "terms": 43, "per_token": False, "before": 0.693, "after": 0.6, "difference": -0.093,
+             "low": -0.12, "high": -0.066, "verdict": "better", "smallest_difference": 0.04,
+             "rows_for_half": 172}  # fmt: skip
+    run = make_run(comparison=pairs)
+    verdict = parsed(write_report([run])).section("Is it better?")
+    assert "after minus before, per term: −0.093" in verdict and "half of that, 0.02 172" in verdict
+    assert not {"nats", "tokens", "perplexity"} & set(verdict.replace(",", "").split())
+    assert "the held-out loss (per term), and its" in parsed(write_report([run, run])).section("Runs")
 
 
 def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, parsed: Parsed) -> None:
@@ -102,8 +123,8 @@ def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, pa
     assert loss["points"] == [[r["step"], float(f"{r['loss']:.6g}")] for r in rows if "loss" in r]
     first = sum(r["loss"] for r in rows if r["step"] <= 5 and "loss" in r) / 5
     assert mean["points"][2] == [3, pytest.approx(first, rel=1e-5)]
-    measured = [[r["step"], r["held_out_loss"]] for r in rows if "held_out_loss" in r]
-    assert [s for s, _ in held_out["points"]] == [0, *(s for s, _ in measured)]
+    measured = [r["step"] for r in rows if "held_out_loss" in r]
+    assert [s for s, _ in held_out["points"]] == [0, *measured]
     assert held_out["points"][0] == [0, 1.885] and held_out["points"][-1] == [60, 1.851], "of before and after"
 
 
@@ -128,7 +149,7 @@ def test_a_run_without_held_out_rows(make_run: MakeRun, parsed: Parsed) -> None:
 def test_a_run_of_an_earlier_version(make_run: MakeRun, parsed: Parsed) -> None:
     page = parsed(write_report([make_run(comparison=None, without=OPTIONAL)]))
     assert "held-out loss 1.885 → 1.851 This run did not record an interval" in page.section("Is it better?")
-    assert "317 training rows, 43 held-out rows" in page.section("Data"), "from report.json"
+    assert "160 training rows, 37 held-out rows" in page.section("Data"), "from report.json"
     assert "Warnings" not in page.sections and page.marked["mark"] == []
     config = page.section("Configuration").partition("defaults, or were resolved")
     assert "train.max_steps 60" in config[0] and "set by" not in config[0] and "data.held_out 0.1" in config[2]
@@ -142,7 +163,12 @@ def test_an_interrupted_run(make_run: MakeRun, parsed: Parsed, steps: int) -> No
     shown = page.section("The run was interrupted")
     assert ("Step 60 of 60 is the last one that was logged" if steps else "No step was logged") in shown
     assert "Is it better?" not in page.sections and ("Curves" in page.sections) == bool(steps)
-    assert ("Answers" in page.sections) == bool(steps), "the answer before training"
+    if steps:
+        assert "held-out loss 1.885 before training" in page.section("Run")
+        answers = "user Which color has a leaf? before training A leaf is blue. There is no answer after training"
+        assert f"Answers {answers}: the run was interrupted." in page.section("Answers")
+    else:
+        assert "before training" not in page.text and "no answer after training" in page.section("Answers"), "samples"
     assert "smollm3 train --config" in page.section("How to continue"), "there is no checkpoint"
 
 
@@ -151,6 +177,8 @@ def test_a_failed_run_shows_its_error(make_run: MakeRun, parsed: Parsed) -> None
     run.error.write_text(json.dumps({"message": "the loss exploded from 4 to 33", "hint": "a lower learning rate"}))
     page = parsed(write_report([run]))
     assert page.section("The run failed").endswith("the loss exploded from 4 to 33 Hint: a lower learning rate")
+    assert "There is no answer after training: the run failed." in page.section("Answers")
+    assert "start it again, with the same settings smollm3 train --config" in page.section("How to continue")
 
 
 def test_a_running_run_is_shown_as_running_unless_its_own_process_ends_it(make_run: MakeRun, parsed: Parsed) -> None:
@@ -302,8 +330,10 @@ def test_several_runs_are_drawn_over_each_other(make_run: MakeRun, parsed: Parse
     file = write_report(runs)
     assert file == Path("runs-report.html")
     page = parsed(file)
-    assert "A first finished tiny none + full 60 1.885 → 1.851 ▼ better −0.034" in page.section("Runs")
-    assert "C third interrupted tiny none + full" in page.section("Runs")
+    assert "A first finished tiny none + full 60 1.885 → 1.851 ✓ better −0.034" in page.section("Runs")
+    assert "C third interrupted tiny none + full 60 1.885 before training — —" in page.section("Runs")
+    assert "A change below 0 is an improvement" in page.section("Runs")
+    assert page.section("Answers after training").endswith("Runs without an answer after training: C.")
     differing = page.section("Configuration differences")
     assert "train.learning_rate 0.0002 0.001 0.0002" in differing and "seed" not in differing
     curves = values_of(page)["loss"]["curves"]
@@ -313,9 +343,8 @@ def test_several_runs_are_drawn_over_each_other(make_run: MakeRun, parsed: Parse
     assert styles == {"curve run0", "curve run1", "curve run2"}
     dashes = re.findall(r"\.run\d { stroke: [^;]*; stroke-dasharray: ([^;]*);", page.html)
     assert len(set(dashes)) == MOST_RUNS, "lines differ without their colors"
-    assert len(re.findall(r'class="letter run1"[^>]*>B<', page.html)) == 2 * len(values_of(page)), (
-        "on it and at its end"
-    )
+    letters = len(re.findall(r'class="letter run1"[^>]*>B<', page.html))
+    assert letters == 2 * len(values_of(page)) - 1, "on it and at its end; not on the noisy norm"
     with pytest.raises(ConfigError, match=f"at most {MOST_RUNS} runs"):
         write_report([runs[0]] * (MOST_RUNS + 1))
 

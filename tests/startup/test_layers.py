@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("merge",),
     ("report",),
     ("train",),
+    ("pipeline",),
     ("compatibility",),
     ("checks",),
     ("scaffold",),

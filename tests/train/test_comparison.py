@@ -43,14 +43,16 @@ def test_a_run_reports_the_verdict_and_a_resumed_run_the_same(cli: Cli) -> None:
     assert f"{change_of(found['by_source']['b.jsonl'])}: b.jsonl" in result.stdout
     assert ", better)" in change_of(found)
     assert "rows" not in report["before"], "the losses of rows stay in before.json"
+    kept = json.loads(Path("run/before.json").read_text(encoding="utf-8"))
+    assert kept["prompt"] == report["prompt"], "for the page of a run that fails"
 
     resumed = cli("train", "--resume", "run", "--max-steps", "6", "--json").report()
     assert {k: resumed["comparison"][k] for k in ("rows", "terms", "before")} == {
         k: found[k] for k in ("rows", "terms", "before")
     }
     assert resumed["comparison"]["after"] < found["after"]
+    assert set(resumed["before"]) == set(report["before"]), "without the prompt"
 
-    kept = json.loads(Path("run/before.json").read_text(encoding="utf-8"))
     del kept["rows"]
     Path("run/before.json").write_text(json.dumps(kept), encoding="utf-8")
     older = cli("train", "--resume", "run", "--max-steps", "7")

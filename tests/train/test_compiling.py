@@ -12,6 +12,7 @@ import pytest
 
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import MissingRequirementError
+from smollm3_finetune.train import compiling
 from smollm3_finetune.train.compiling import check_compiler
 
 SHORT = ("train", "--adapter", "full", "--max-steps", "3", "--batch-size", "2", "--json", "--set", "data.limit=8",
@@ -23,8 +24,12 @@ def losses(run: str) -> list[float]:
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-def test_a_compiled_run_has_the_same_losses(cli: Any) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_a_compiled_run_has_the_same_losses(cli: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`inductor`, the default, generates code; `aot_eager` runs the graphs of forward and backward as they are."""
     from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
 
     counters.clear()
     assert cli(*SHORT, "--output", "plain").code == 0

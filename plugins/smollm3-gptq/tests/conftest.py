@@ -255,12 +255,12 @@ def rows() -> list[list[int]]:
 
 
 REAL = {
-    "4-bit": GPTQOptions(bits=4, group_size=32),
     "4-bit-act-order": GPTQOptions(bits=4, group_size=32, desc_act=True),
     "3-bit-asymmetric": GPTQOptions(bits=3, group_size=32, sym=False),
-    "8-bit-row": GPTQOptions(bits=8, group_size=-1),
 }
 """Checkpoints that gptqmodel quantizes; each needs a process with its imports."""
+OTHER_REAL = {"4-bit": GPTQOptions(bits=4, group_size=32), "8-bit-row": GPTQOptions(bits=8, group_size=-1)}
+"""The same, for long tests."""
 
 
 @pytest.fixture(scope="session")
@@ -268,16 +268,27 @@ def real(
     dense: Path, rows: list[list[int]], context: Callable[..., BuildContext], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Checkpoints quantized by gptqmodel from `dense`, through the plugin's `write`."""
+    return written(REAL, dense, context(rows=rows), tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def other_real(
+    dense: Path, rows: list[list[int]], context: Callable[..., BuildContext], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """More of them, for long tests."""
+    return written(OTHER_REAL, dense, context(rows=rows), tmp_path_factory.mktemp("other-real"))
+
+
+def written(cases: dict[str, GPTQOptions], dense: Path, context: BuildContext, root: Path) -> dict[str, Path]:
     needs_gptqmodel()
-    root = tmp_path_factory.mktemp("real")
 
     def write(name: str) -> Path:
         (root / name).mkdir()
-        GPTQQuantizer(REAL[name]).write(directory_source(dense, ref="small"), root / name, context(rows=rows))
+        GPTQQuantizer(cases[name]).write(directory_source(dense, ref="small"), root / name, context)
         return root / name
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(REAL, pool.map(write, REAL), strict=True))
+        return dict(zip(cases, pool.map(write, cases), strict=True))
 
 
 OWN = """
@@ -303,8 +314,9 @@ def gradient(model):
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     return x.grad
 
-out["gradient/right"] = gradient(load(jobs["4-bit"]))
-evaluated = load(jobs["4-bit"]).eval()
+first = next(iter(jobs.values()))
+out["gradient/right"] = gradient(load(first))
+evaluated = load(first).eval()
 with torch.no_grad():
     evaluated(input_ids=ids)
 out["gradient/after an evaluation"] = gradient(evaluated)
@@ -323,7 +335,18 @@ save_file(out, sys.argv[3])
 @pytest.fixture(scope="session")
 def own(real: dict[str, Path], autogptq: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Results of gptqmodel on the checkpoints: weights, gradients before and after an evaluation, logits."""
-    file = tmp_path_factory.mktemp("own") / "own.safetensors"
+    return own_results(real, autogptq, tmp_path_factory.mktemp("own") / "own.safetensors")
+
+
+@pytest.fixture(scope="session")
+def other_own(
+    other_real: dict[str, Path], autogptq: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """The same of `other_real`."""
+    return own_results(other_real, autogptq, tmp_path_factory.mktemp("other-own") / "own.safetensors")
+
+
+def own_results(real: dict[str, Path], autogptq: Path, file: Path) -> dict[str, torch.Tensor]:
     job = json.dumps({case: str(directory) for case, directory in real.items()})
     done = subprocess.run(
         [sys.executable, "-c", OWN, job, str(autogptq), str(file)], capture_output=True, text=True, check=False,

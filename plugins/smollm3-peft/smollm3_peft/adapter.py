@@ -20,6 +20,7 @@ from smollm3_finetune.api import (
     ModelError,
     Purpose,
     UnsupportedOp,
+    given,
     open_tensors,
     read_json,
     stack_ops_for,
@@ -139,6 +140,9 @@ class PeftAdapter:
         if total_steps is not None:
             for name, value in self.schedule(total_steps).items():
                 setattr(config, name, value)
+        if ctx.purpose is Purpose.TRAIN:
+            for name in given(self.options) & frozenset(self.spec.training_options):
+                setattr(config, self.options.peft_names.get(name, name), getattr(self.options, name))
         biases = _bias_copies(base.model, config)
         trainable = ctx.purpose is Purpose.TRAIN
         with (

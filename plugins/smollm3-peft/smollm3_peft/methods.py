@@ -7,6 +7,7 @@ by `tests/test_methods.py`. This module imports neither torch nor peft.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -37,6 +38,22 @@ def _claims(method: str, about: Mapping[str, Any]) -> bool:
     return found == peft_type(method)
 
 
+def _read_options(options: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that an `adapter_config.json` states, for the options class at a dotted path in this package."""
+    module, _, name = options.partition(":")
+    cls = getattr(importlib.import_module(f"smollm3_peft.{module}"), name)
+    found = {}
+    for field in dataclasses.fields(cls):
+        key = cls.peft_names.get(field.name, "layers_to_transform" if field.name == "layers" else field.name)
+        value = about.get(key)
+        if value is None or (field.name == "target_modules" and isinstance(value, str)):
+            continue  # a pattern for names is not an option here
+        ours = cls.peft_values.get(field.name, {})
+        same = (mine for mine, theirs in ours.items() if theirs == value and isinstance(value, type(theirs)))
+        found[field.name] = next(same, value)
+    return found
+
+
 def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS, **traits: Any) -> AdapterSpec:
     traits.setdefault("packs", True)
     title, colon, _ = summary.partition(": ")
@@ -51,6 +68,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         requires=Requires(distributions=(PEFT,)),
         card=AdapterCard(title=title, library="peft", usage=USAGE),
         claims=partial(_claims, name),
+        read_options=partial(_read_options, options),
         **traits,
         api=2,
     )
@@ -79,9 +97,27 @@ def _prompt(name: str, summary: str, options: str) -> AdapterSpec:
 
 
 METHODS: tuple[AdapterSpec, ...] = (
-    _spec("lora", "LoRA: a low-rank update beside each linear layer", "options:LoraOptions", refine=refine_lora),
-    _spec("dora", "DoRA: LoRA with a learned magnitude of each output", "options:DoraOptions", READS),
-    _spec("rslora", "LoRA scaled by alpha / √rank, for large ranks", "options:RsLoraOptions", refine=refine_lora),
+    _spec(
+        "lora",
+        "LoRA: a low-rank update beside each linear layer",
+        "options:LoraOptions",
+        refine=refine_lora,
+        training_options=("dropout",),
+    ),
+    _spec(
+        "dora",
+        "DoRA: LoRA with a learned magnitude of each output",
+        "options:DoraOptions",
+        READS,
+        training_options=("dropout",),
+    ),
+    _spec(
+        "rslora",
+        "LoRA scaled by alpha / √rank, for large ranks",
+        "options:RsLoraOptions",
+        refine=refine_lora,
+        training_options=("dropout",),
+    ),
     _spec(
         "adalora",
         "AdaLoRA: gives more rank to the layers that need it",

@@ -37,20 +37,24 @@ def conversation(
     rejected: Sequence[Turn] | None = None,
     columns: Collection[str],
     not_here: Iterable[str] = (),
+    unread: Iterable[str] = (),
+    lacks: Mapping[str, str] | None = None,
 ) -> Conversation:
     """The conversation of a row, with the columns that all chat formats read.
 
-    `columns` are those that the formatter states as read, `not_here` those of them that it did not read in this row.
+    `columns` are those that the formatter states as read, `not_here` those of them that it did not read in this row,
+    `unread` other values that it did not read. `lacks` says why `rejected` is None.
     Raises ValueError if the text of another column would be lost (`refuse_lost_text`).
     """
-    unread = [c for c in not_here if has_value(row.get(c))]
+    not_read = [c for c in not_here if has_value(row.get(c))]
     both = [*turns, *rejected] if rejected is not None else turns
-    refuse_lost_text(row, both, {*columns} - {*unread} if unread else columns)
+    refuse_lost_text(row, both, {*columns} - {*not_read} if not_read else columns)
+    not_read += unread
     label, weight = desirable(row), row_weight(row)
     if label is None and not ANY_LABEL.isdisjoint(row):
-        unread += [c for c in LABELS if has_value(row.get(c))]
+        not_read += [c for c in LABELS if has_value(row.get(c))]
     for turn in both:
-        unread += turn.unread
+        not_read += turn.unread
     return Conversation(
         messages=tuple(t.message for t in turns),
         rejected=None if rejected is None else tuple(t.message for t in rejected),
@@ -58,7 +62,8 @@ def conversation(
         template_kwargs=template_kwargs(row),
         supervised=() if weight == 0 else supervised,
         desirable=label,
-        unread=tuple(dict.fromkeys(unread)),
+        unread=tuple(dict.fromkeys(not_read)),
+        lacks=lacks or {},
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
-    """List, check or clean the cache: converted files, quantized weights and tokenized rows."""
+    """List, check or clean the cache: converted files, quantized weights, tokenized rows, values of references."""
 
 
 def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:

@@ -49,9 +49,12 @@ def validate(**values: Any) -> str:
     from smollm3_finetune.model.device import check_device, guess_device
     from smollm3_finetune.progress import Silent
     from smollm3_finetune.runs.rundir import RunDir
+    from smollm3_finetune.runs.start_from import started
     from smollm3_finetune.train.plan import plan_run
 
     loaded = load_configuration(values)
+    start = started(loaded)
+    loaded = loaded if start is None else start.loaded
     run = loaded.config
     check_device(run.device)
     registry = find_plugins([*run.plugins, *values["plugin"]], values["no_plugins"])
@@ -64,7 +67,7 @@ def validate(**values: Any) -> str:
         cache=Cache.default(),
         progress=Silent(),
     )
-    plan = plan_run(registry, loaded, lambda: context)
+    plan = plan_run(registry, loaded, lambda: context, start=start)
     assert plan.model.adapter is not None
     return (
         f"ok: model {plan.model.ref}, quantizer {plan.model.quantizer.component.spec.name}, "

@@ -123,7 +123,10 @@ def _plan(values: Mapping[str, Any]) -> Preview:
     """The plan that `train` would make for the rows. Raises all independent problems together."""
     from smollm3_finetune.data.preview import plan_preview
     from smollm3_finetune.progress import for_stream
+    from smollm3_finetune.runs.start_from import started
 
     loaded = load_configuration(values)
+    start = started(loaded)
+    loaded = loaded if start is None else start.loaded
     registry = find_plugins([*loaded.config.plugins, *values["plugin"]], values["no_plugins"])
-    return plan_preview(registry, loaded, for_stream())
+    return plan_preview(registry, loaded, for_stream(), start)

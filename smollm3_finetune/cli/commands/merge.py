@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,12 +14,6 @@ from smollm3_finetune.cli.options import Number, plugin_options
 from smollm3_finetune.cli.output.merge import shown_merge
 from smollm3_finetune.cli.parsing import HintingCommand
 from smollm3_finetune.cli.session import find_plugins, prints_report, say_warning
-
-if TYPE_CHECKING:
-    from smollm3_finetune.components.registry import Registry
-    from smollm3_finetune.data.calibration import Calibration
-    from smollm3_finetune.model.plan import ModelPlan
-    from smollm3_finetune.runs.rundir import RunDir
 
 
 @click.command(cls=HintingCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,14 +62,12 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     """
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.session import given, model_request, options_of
-    from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
     from smollm3_finetune.runs.reopen import run_request, saved_configuration
     from smollm3_finetune.runs.rundir import RunDir
-    from smollm3_finetune.runs.versions import compare_versions
 
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
@@ -105,34 +97,14 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     registry = find_plugins(values["plugin"], values["no_plugins"])
     if is_run:
         check_missing_plugin_files(run, values["plugin"], registry)
-    from smollm3_finetune.merge.prediction import held_out_rows
+    from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.merge.report import MergeSettings
-    from smollm3_finetune.merge.run import merge as carry_out
-    from smollm3_finetune.model.load import build_context
-    from smollm3_finetune.model.plan import plan_model, select_model
+    from smollm3_finetune.merge.start import plan_merge
     from smollm3_finetune.model_files.writing import check_dtype
     from smollm3_finetune.progress import for_stream
-    from smollm3_finetune.quantize.requantize import choose_requantizer
 
     for flag in ("dtype", "compute_dtype"):
         check_dtype(f"--{flag.replace('_', '-')}", values[flag])
-    selected, progress = select_model(registry, request), for_stream()
-    context = build_context(
-        Purpose.MERGE, values["device"] or "auto", values["compute_dtype"] or own_dtype, 0, progress=progress
-    )
-    plan = plan_model(registry, selected, context)
-    requantizer = calibration = held_out = None
-    if values["requantize"]:
-        options = options_of(values, "requantize_opt", "quant")
-        requantizer = choose_requantizer(registry, values["requantize"], options, context.device, has_rows=is_run)
-        if is_run:
-            for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
-                progress.say(line)
-            if requantizer.needs_calibration:
-                calibration = _calibration(run, registry, plan, values)
-            held_out = held_out_rows(
-                registry, saved_configuration(run, options_of(values, "loader_opt", "loader")), plan
-            )
     settings = MergeSettings(
         output=output,
         dtype=values["dtype"],
@@ -142,28 +114,24 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
         check_base=not values["any_base"],
         keep_dense=user_path(values["keep_dense"], "--keep-dense") if values["keep_dense"] else None,
     )
-    report = carry_out(plan, settings, requantizer, calibration, held_out)
+    requantize = None
+    if values["requantize"]:
+        requantize = ComponentConfig(name=values["requantize"], options=options_of(values, "requantize_opt", "quant"))
+    planned = plan_merge(
+        *(registry, request, settings),
+        run=run if is_run else None,
+        loaded=saved_configuration(run, options_of(values, "loader_opt", "loader")) if is_run else None,
+        requantize=requantize,
+        device=values["device"] or "auto",
+        compute_dtype=values["compute_dtype"] or own_dtype,
+        progress=for_stream(),
+    )
+    report = planned.merge()
     for warning in report["warnings"]:
         say_warning(warning)
     if report["forced"]:
         say_warning(f"kept because of --force: {report['fault']}")
     return json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"])
-
-
-def _calibration(run: RunDir, registry: Registry, plan: ModelPlan, values: Mapping[str, Any]) -> Calibration:
-    """The calibration rows: those with which the run's base was quantized, else rows selected as in a run."""
-    from smollm3_finetune.cli.session import options_of
-    from smollm3_finetune.data.calibration import Calibration, plan_calibration
-    from smollm3_finetune.data.plan import select_rows
-    from smollm3_finetune.model.saved_adapter import read_calibration
-    from smollm3_finetune.runs.reopen import saved_configuration
-
-    assert plan.saved is not None
-    if (kept := plan.saved.calibration) is not None:
-        return Calibration(lambda: read_calibration(kept))
-    loaded = saved_configuration(run, options_of(values, "loader_opt", "loader"))
-    rows = select_rows(registry, loaded)
-    return plan_calibration(registry, rows, loaded, plan.context.progress).ids(plan)
 
 
 def _output(run: Any, values: Mapping[str, Any]) -> Path:

@@ -35,8 +35,9 @@ def prune(
     """Delete checkpoints of finished runs, and runs that failed or were interrupted before their first checkpoint.
 
     Adapters, reports, metrics and configurations are kept: a finished run without checkpoints can still be used, but
-    not trained further. Runs that can be resumed, runs that are being trained, damaged runs, and files that
-    smollm3 did not write are never deleted. What would be deleted is shown first, with its size.
+    not resumed. Runs that can be resumed, runs that are being trained, damaged runs, checkpoints from which another run
+    started, and files that smollm3 did not write are never deleted. What would be deleted is shown first, with its
+    size.
     """
     from smollm3_finetune import stopping
     from smollm3_finetune.errors import ConfigError
@@ -49,8 +50,9 @@ def prune(
 
     folder = runs_folder(runs)
     age = float(stopping.seconds(older_than, "--older-than")) if older_than is not None else 0.0
-    found = matching((RunSummary.of(run) for run in find_runs(folder)), filters, states)
-    removals, kept = prunable(found, keep_checkpoints=keep_checkpoints, older_than=age)
+    known = [RunSummary.of(run) for run in find_runs(folder)]
+    found = matching(known, filters, states)
+    removals, kept = prunable(found, keep_checkpoints=keep_checkpoints, older_than=age, known=known)
     if not as_json:
         if removals and not yes:
             click.echo("would delete:")

@@ -8,6 +8,7 @@ from typing import Any
 from smollm3_finetune.cli.output.merge import shown_perplexity
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME
+from smollm3_finetune.evaluation.line import measure_lines
 
 WIDTH = 14
 """Columns of the names of the lines."""
@@ -25,7 +26,9 @@ def shown_evaluation(report: Mapping[str, Any]) -> str:
     else:
         loss = report["after"]["held_out_loss"]
         lines.append(("held-out loss", "the rows have no supervised tokens" if loss is None else f"{loss:.4f}"))
-    lines.append(("perplexity", _arrow(report, shown_perplexity, "perplexity")))
+    if report["per_token"]:
+        lines.append(("perplexity", _arrow(report, shown_perplexity, "perplexity")))
+    lines += [("" if n else "measures", text) for n, text in enumerate(measure_lines(report["measures"]))]
     if len(report["after"]["by_source"]) > 1:
         lines += [("", text) for text in _by_source(report)]
     lines += _answers(report)
@@ -104,8 +107,8 @@ def _by_source(report: Mapping[str, Any]) -> list[str]:
         loss = _arrow(about, lambda value: "none" if value is None else f"{value:.4f}", "held_out_loss")
         part = (report["comparison"] or {}).get("by_source", {}).get(title)
         verdict = f", {part['verdict']}" if part is not None else ""
-        perplexity = _arrow(about, shown_perplexity, "perplexity")
-        found.append(f"{title}: {counted(after['rows'], 'row')}, loss {loss}, perplexity {perplexity}{verdict}")
+        perplexity = f", perplexity {_arrow(about, shown_perplexity, 'perplexity')}" if report["per_token"] else ""
+        found.append(f"{title}: {counted(after['rows'], 'row')}, loss {loss}{perplexity}{verdict}")
     return found
 
 

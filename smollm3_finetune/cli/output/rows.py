@@ -108,9 +108,9 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
     )  # fmt: skip
     for sequence in row.sequences[: SHOWN_CHUNKS if row.chunks else None]:
         if sequence.name:
-            page.line((f"{sequence.name}:", TITLE))
+            page.line((f"{sequence.name}:", TITLE), _size(row, sequence))
         page.text(segments(tokenizer, sequence))
-        if len(sequence.ids) == max_length and "cut" in row.notes:
+        if sequence.start + len(sequence.ids) == max_length and "cut" in row.notes:
             page.line((f"│ … the rest is cut at data.max_length={max_length}", WARNING))
         if tokens:
             show_tokens(page, sequence, tokenizer)
@@ -118,9 +118,17 @@ def show_row(page: Page, row: Prepared, tokenizer: PreTrainedTokenizerBase, max_
         page.line((f"│ … and {len(row.sequences) - SHOWN_CHUNKS:,} more chunks", WARNING))
 
 
+def _size(row: Prepared, sequence: TokenSequence) -> str:
+    """The tokens of a prompt or of an answer; empty for other sequences."""
+    if sequence.name not in row.parts:
+        return ""
+    supervised = f", {sum(sequence.supervised):,} supervised" if sequence.start else ""
+    return f"  {counted(len(sequence.ids), 'token')}{supervised}"
+
+
 def show_tokens(page: Page, sequence: TokenSequence, tokenizer: PreTrainedTokenizerBase) -> None:
     page.line(("  index      id  mask        token", TITLE))
-    for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True)):
+    for index, (token, supervised) in enumerate(zip(sequence.ids, sequence.supervised, strict=True), sequence.start):
         mask, style = ("supervised", SUPERVISED) if supervised else ("context", CONTEXT)
         page.line((f"{index:>7} {token:>7}  {mask:<10}  {token_text(tokenizer, token)}", style))
 
@@ -135,7 +143,7 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line(
             ("  sample    ", ""), (f"{stats.rows:,} of {total:,} rows, evenly spaced; the counts are of these", WARNING)
         )
-    left_out = stats.empty + stats.undesirable
+    left_out = stats.empty + stats.undesirable + stats.missing.total()
     kept = f"{stats.train:,} training + {stats.held_out:,} held out + {left_out:,} left out"
     page.line(f"  rows      {stats.rows:,} = {kept}")
     if stats.weight != 1:
@@ -143,6 +151,8 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.undesirable:
         why = f"{_rows(stats.undesirable)} left out: their label is false, which this objective does not use"
         page.line("  labels    ", (why, WARNING))
+    for n, (why, times) in enumerate(stats.missing.most_common()):
+        page.line("  lacking   " if n == 0 else " " * 12, (f"{_rows(times)} left out: {why}", WARNING))
     for n, (where, why) in enumerate(stats.empty_rows):
         page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))
     if stats.empty > len(stats.empty_rows):
@@ -163,6 +173,9 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
         page.line("  turns     ", (f"{'warning: ' if stats.shares.many else ''}{missed}", WARNING))
     share = f" ({stats.tokens_supervised / stats.tokens:.1%})" if stats.tokens else ""
     page.line(f"  tokens    {stats.tokens:,} in the rows kept, {stats.tokens_supervised:,} supervised{share}")
+    if stats.parts:
+        medians = ", ".join(f"{name} {Quantiles(found).median():,.0f}" for name, found in stats.parts.items())
+        page.line(f"  answers   {medians} tokens (medians)")
     if not stats.lengths:
         return
     q = Quantiles(stats.lengths)
@@ -204,13 +217,14 @@ def _rows(count: int) -> str:
 
 
 def totals(stats: Sequence[SourceStats]) -> dict[str, Any]:
-    return {name: sum(getattr(s, name) for s in stats) for name in COUNTED}
+    missing = sum(s.missing.total() for s in stats)
+    return {**{name: sum(getattr(s, name) for s in stats) for name in COUNTED}, "missing": missing}
 
 
 def show_total(page: Page, total: dict[str, Any]) -> None:
     page.line()
     page.line(("all sources", TITLE))
-    left_out = total["empty"] + total["undesirable"]
+    left_out = total["empty"] + total["undesirable"] + total["missing"]
     kept = f"{total['train']:,} training + {total['held_out']:,} held out + {left_out:,} left out"
     page.line(f"  rows      {total['rows']:,} = {kept}")
     page.line(f"  tokens    {total['tokens']:,} in the rows kept, {total['tokens_supervised']:,} supervised")

@@ -15,7 +15,8 @@ from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.config.yaml12 import one_line
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
-from smollm3_finetune.evaluation.line import change_of, power_of
+from smollm3_finetune.data.needs import shown as lacking
+from smollm3_finetune.evaluation.line import change_of, measure_lines, power_of
 from smollm3_finetune.model_files.dropout import described
 from smollm3_finetune.paths import plugin_flags
 from smollm3_finetune.runs.metrics import losses_of
@@ -31,10 +32,12 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         return json.dumps(about, ensure_ascii=False)
     rows, dropout = about["rows"], described(about["base_dropout"])
     left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
+    left_out += f"\n# {lacking(rows['missing'])}" if rows["missing"] else ""
     not_read = [f"# {title}: not read: {unread(n['columns'], n['rows'])}" for title, n in rows["not_read"].items()]
     head = (
         f"# would be written to {one_line(about['run'])}\n"
         f"# {counted(rows['train'], 'training row')}, {counted(rows['held_out'], 'held-out row')}{left_out}\n"
+        + "".join(f"# {one_line(line)}\n" for line in _start(planned))
         + "".join(f"{one_line(line)}\n" for line in not_read)
         + (f"# {one_line(about['reference_line'])}\n" if about["reference_line"] else "")
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
@@ -43,6 +46,13 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
     )
     head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
     return head + with_origins(planned.plan.config, planned.plan.origins)
+
+
+def _start(planned: PlannedRun) -> list[str]:
+    """What the run starts from, and the base that it makes."""
+    from smollm3_finetune.train.provenance import start_lines
+
+    return start_lines(planned.plan, planned.run)
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
@@ -59,9 +69,12 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"held-out loss  {before['held_out_loss']:.4f} before, {after['held_out_loss']:.4f} after")
         for title, loss in after.get("by_source", {}).items():
             lines.append(f"               {before['by_source'][title]:.4f} before, {loss:.4f} after: {title}")
+    lines += [
+        f"{'held-out' if not n else '':<15}{text}" for n, text in enumerate(measure_lines(report.get("measures", {})))
+    ]
     lines += [f"left alone     {part['line']}" for part in report.get("left_alone", ())]
     for n in (c for c in report["rows"] if c["not_read"]):
-        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"]
+        total = n["train"] + n["held_out"] + n["empty"] + n["undesirable"] + sum(n.get("missing", {}).values())
         lines.append(f"not read       {n['title']}: {unread(n['not_read'], total)}")
     begun = report["seconds_to_first_step"]  # None if the steps were done already
     first = "" if begun is None else f" ({begun} s to the end of the first step)"

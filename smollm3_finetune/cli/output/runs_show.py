@@ -66,6 +66,7 @@ def _facts(details: RunDetails) -> Iterator[tuple[str, str]]:
         yield "finished", _time(run.finished) + (f", after {run.seconds:g} s" if run.seconds is not None else "")
     yield "model", f"{facts.model} ({facts.loader})" if facts.loader else facts.model or ""
     yield "method", f"{facts.quantizer} + {facts.adapter}" if facts.adapter else ""
+    yield "from", f"{facts.start_from} ({facts.chain})" if facts.chain else facts.start_from or ""
     yield "objective", facts.objective or ""
     yield "data", "\n".join(_data(details.report) or facts.data)
     yield "steps", _steps(details)
@@ -115,7 +116,7 @@ def _by_source(comparison: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapp
 
 
 def _size(path: Path, total: int, checkpoints: int) -> str:
-    parts = {"checkpoints": checkpoints, "adapter": size_of(path / "adapter")}
+    parts = {"checkpoints": checkpoints, "adapter": size_of(path / "adapter"), "base": size_of(path / "base")}
     shown = ", ".join(f"{name} {shown_size(size)}" for name, size in parts.items() if size)
     return f"{shown_size(total)}{f': {shown}' if shown else ''}"
 

@@ -8,7 +8,8 @@ ends there, which is an example of its own. Generation markers are ignored.
 
 The reasoning mode of a conversation is the first of these that applies: the effect of a flag in its system text on the
 template; its own `enable_thinking`; the run's `enable_thinking`; think if an answer has a trace, else no_think. In
-no_think mode, traces are removed from answers.
+no_think mode, traces are removed from answers. Both conversations of a pair are in one mode, so that their answers
+continue the same prompt.
 """
 
 from __future__ import annotations
@@ -351,7 +352,7 @@ class Renderer:
         flagged = mode_from_flags(messages, kwargs, lambda m, k, hide: self._render(m, k, prompt=True, all_flags=hide))
         mode = mode if flagged is None else flagged
         if mode is None and self.knows_modes and (traced or not for_prompt):
-            mode = bool(traced)
+            mode = bool(traced) or any(has_trace(self._normalized(m, i)) for i, m in _answers(conversation.rejected))
         if mode is not None:
             kwargs["enable_thinking"] = mode
         supervised, notes = sorted(set(conversation.supervised_messages())), []
@@ -421,6 +422,10 @@ class Renderer:
         except Exception as e:  # jinja2.TemplateError, or any exception that the template raises
             raise DataError(f"the chat template refuses a conversation: {e}") from e
         return str(text).replace(MARK, "")
+
+
+def _answers(messages: Sequence[Mapping[str, Any]] | None) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(i, m) for i, m in enumerate(messages or ()) if m["role"] == "assistant"]
 
 
 def _content(message: Mapping[str, Any]) -> Any:

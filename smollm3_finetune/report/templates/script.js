@@ -16,8 +16,9 @@
   const values = JSON.parse(document.getElementById("values").textContent);
   const text = (value) => {
     const size = Math.abs(value);
-    if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(2).replace("e+", "e");
-    return size >= 1000 ? Math.round(value).toLocaleString("en-US") : String(+value.toPrecision(4));
+    const shown = size >= 1e6 || (size > 0 && size < 1e-3) ? value.toExponential(2).replace("e+", "e")
+      : size >= 1000 ? Math.round(value).toLocaleString("en-US") : String(+value.toPrecision(4));
+    return shown.replaceAll("-", "−");
   };
   const nearest = (points, step) => {
     let low = 0, high = points.length - 1;
@@ -67,7 +68,7 @@
     };
     const hide = () => {
       for (const one of [cursor, ...dots]) one.setAttribute("visibility", "hidden");
-      readout.textContent = "steps";
+      readout.textContent = "";
     };
     return { plot, svg, steps, last: about.last, show, hide };
   });

@@ -293,6 +293,12 @@ class ReferenceFollows(Compared):
         return [{"logps": values["logps"] * (1 + 0.1 * getattr(self, "steps", 0))} for values in own]
 
 
+class MeasuresOfBatches(Compared):
+    def row_measures(self, model, batch):
+        losses, terms = self.row_losses(model, batch)
+        return {"loss": losses, "terms": terms, "accuracy": (losses > losses.mean()).float()}
+
+
 VARIANTS = {
     "tokens": Tokens, "pairs": Pairs, "pairs-as-tokens": PairsCountedAsTokens, "other-terms": OtherTerms,
     "other-row-order": OtherRowOrder, "rows-not-examples": RowsNotExamples,
@@ -302,7 +308,7 @@ VARIANTS = {
     "stays-in-training": StaysInTraining, "compared": Compared, "compared-with-start": ComparedWithStart,
     "compared-with-model": ComparedWithModel, "reference-of-rows": ReferenceOfRows,
     "reference-of-batches": ReferenceOfBatches, "held-out-without-reference": HeldOutWithoutReference,
-    "reference-follows": ReferenceFollows,
+    "reference-follows": ReferenceFollows, "measures-of-batches": MeasuresOfBatches,
 }  # fmt: skip
 
 

@@ -1,0 +1,69 @@
+"""The run configuration of a stage: its own keys over the defaults of the file, with references as paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Ref, Stage
+from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
+
+START = "from"
+"""The key of a run configuration for the adapter that a run trains further."""
+UNUSED: Mapping[Kind, tuple[str, ...]] = {
+    "train": (),
+    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
+    "quantize": ("quant", "adapter", "train"),
+    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
+}
+"""Defaults of the file that a stage does not use."""
+Directories = Mapping[str, Path]
+"""The directories of finished stages, by name."""
+
+
+def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[list[Setting]]:
+    """The layers of a stage's configuration. A reference to a stage without a directory in `results` is left out."""
+    unused = UNUSED[stage.kind]
+    defaults = [s for s in pipeline.defaults if s.key[0] not in unused and not _decided(stage, s)]
+    own = list(stage.settings)
+    if stage.kind == "quantize" and stage.quantize is not None:
+        origin = stage.origins.get("quant.name", stage.origin)
+        own.append(Setting(key=("quant", "name"), value=stage.quantize.name, origin=origin))
+        for name, value in stage.quantize.options.items():
+            own.append(Setting(key=("quant", name), value=value, origin=stage.origins.get(f"quant.{name}", origin)))
+    if stage.model is not None and (path := _path(stage.model, results)) is not None:
+        own.append(Setting(key=("model",), value=path, origin=stage.model.origin))
+    if stage.start is not None and stage.kind in ("train", "quantize"):
+        key = START if stage.kind == "train" else "model"
+        if (path := _path(stage.start, results)) is not None:
+            own.append(Setting(key=(key,), value=path, origin=stage.start.origin))
+    return [defaults, own]
+
+
+def _decided(stage: Stage, default: Setting) -> bool:
+    """Whether the adapter that a stage trains further, or its base, decides what a default is about."""
+    if stage.kind != "train" or stage.start is None:
+        return False
+    fresh = any(s.key == ("fresh_adapter",) and s.value is True for s in stage.settings)
+    own = default.key[0] == "loader" and default.key[-1] not in CODE_EXECUTION_OPTIONS
+    return own or default.key[0] in ("model", "quant") or (default.key[0] == "adapter" and not fresh)
+
+
+def _path(ref: Ref, results: Directories) -> str | None:
+    """The path that a reference stands for; None if its stage is not in `results`."""
+    if ref.stage is None:
+        return ref.path
+    return str(results[ref.stage]) if ref.stage in results else None
+
+
+def loaded_configuration(pipeline: PipelineFile, stage: Stage, results: Directories) -> LoadedConfig:
+    """The configuration of a stage. Raises ConfigError or Problems with file and line."""
+    return assemble(layers(pipeline, stage, results))
+
+
+def code_options(pipeline: PipelineFile, stage: Stage) -> dict[str, object]:
+    """The options of the file that execute foreign code: for a run of an earlier stage, they are given again."""
+    stages = [pipeline.stage(name) for name in stage.stages()]
+    settings = [*pipeline.defaults, *(s for one in (*stages, stage) for s in one.settings)]
+    return {s.key[1]: s.value for s in settings if s.key[0] == "loader" and s.key[-1] in CODE_EXECUTION_OPTIONS}

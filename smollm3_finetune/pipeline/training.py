@@ -1,0 +1,62 @@
+"""The work of a train stage: a run in its directory, continued from its newest checkpoint if there is one."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from smollm3_finetune.errors import ModelError
+from smollm3_finetune.pipeline.configuration import layers
+from smollm3_finetune.pipeline.work import Work
+from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
+from smollm3_finetune.runs.resume import MAY_CHANGE
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.summary import RunSummary
+from smollm3_finetune.train import display
+from smollm3_finetune.train.start import PlannedRun, plan_training
+
+
+def train_stage(work: Work, shown: display.Display) -> None:
+    """Train the run of a stage, or the rest of it."""
+    from smollm3_finetune.model_files.imports import import_for_training
+
+    import_for_training()
+    planned_run(work, RunDir(work.directory)).train(shown)
+
+
+def planned_run(work: Work, run: RunDir) -> PlannedRun:
+    """A new run, or the rest of the one that was begun in the directory."""
+    begun = run.config.exists() and not run.holds_nothing()
+    below = layers(work.pipeline, work.stage, work.results)
+    common: dict[str, Any] = {
+        "plugins": work.reading.plugins,
+        "find_plugins": work.reading.find_plugins,
+        "progress": work.progress,
+        "warn": work.warn,
+    }
+    if not begun:
+        output = [_output(work)]
+        return plan_training(output, below=below, pipeline=work.about, **common)
+    loaded = work.loaded()
+    trusted = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
+    kept = [s for s in loaded.settings if s.key in MAY_CHANGE | trusted]
+    common["plugins"] = [p for p in work.plugins() if not p.startswith("no:")]
+    try:
+        return plan_training(kept, resume=run.path, pipeline=work.about, **common)
+    except ModelError as e:
+        if "start" not in (e.hint or ""):
+            raise
+        again = f"smollm3 pipeline run {shlex.quote(str(work.pipeline.path))} --again {work.stage.name}"
+        raise ModelError(e.message, hint=f"to run the stage again, in a new directory: {again}") from e
+
+
+def _output(work: Work) -> Any:
+    from smollm3_finetune.config.load import Setting
+
+    return Setting(key=("output",), value=str(work.directory), origin=work.stage.origin)
+
+
+def training_figures(work: Work) -> dict[str, Any]:
+    """The held-out losses and the verdict of a finished run."""
+    summary = RunSummary.of(RunDir(work.directory))
+    return {"before": summary.before, "after": summary.after, "verdict": summary.verdict, "steps": summary.steps}
