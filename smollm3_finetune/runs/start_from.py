@@ -200,6 +200,7 @@ def _located(reference: str) -> tuple[Path, RunDir | None]:
 
 def _of_run(run: RunDir) -> tuple[Path, RunDir]:
     """The adapter that a run published. Raises ModelError if it has not finished."""
+    run.check_decided()
     if (run.adapter / DESCRIPTION).is_file():  # written last
         return run.adapter, run
     saved = run.saved.all()

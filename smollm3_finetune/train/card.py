@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
 from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
+from smollm3_finetune.runs.metrics import losses_of
 from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
@@ -158,8 +158,5 @@ def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _last_loss(job: Job) -> float | None:
     """The last training loss in `metrics.jsonl`; None if there is none."""
-    try:
-        rows = [json.loads(line) for line in job.run.metrics.read_text(encoding="utf-8").splitlines()]
-        return next((float(row["loss"]) for row in reversed(rows) if "loss" in row), None)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
+    training = losses_of(job.run).training
+    return training[-1][1] if training else None

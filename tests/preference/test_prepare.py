@@ -14,6 +14,8 @@ from smollm3_finetune.api import IGNORE_INDEX, Conversation
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.testing.small import small_source
 
+pytestmark = pytest.mark.plugins
+
 
 def user(text: str) -> Mapping[str, Any]:
     return {"role": "user", "content": text}
