@@ -9,8 +9,9 @@ length, no gradient checkpointing. The pairs are made of alpaca_en_demo.json in 
 preferences: one to three earlier turns and a question, its answer as the chosen one, and the answer of another row as
 the rejected one. Both tools compute the reference in each step.
 
-Processes, rounds, processor time and memory are those of speed.py. `--profile` shows where the time goes. Fails if the tools did not train on the same loss, or if the prompt was not shared, or if a second model was
-in memory. The losses of the first step are log 2 for any model, so the norms of its gradients are compared too.
+Processes, rounds, processor time and memory are those of speed.py. `--profile` shows where the time goes. Fails if the
+tools did not train on the same loss, if the prompt was not shared, or if more parameters than trl has were in memory.
+The losses of the first step are log 2 for any model, so the norms of its gradients are compared too.
 """
 
 from __future__ import annotations
