@@ -39,6 +39,8 @@ EXACT = 1e-5
 """The largest relative error that rounding in float32 explains; the `forward_rtol` of the base is added."""
 MOVED = 10 * EXACT
 """How far an adapter must move the logits, so that a comparison could fail."""
+SAME = 1e-6
+"""The largest relative error of a reference, which the same layers compute for the same batch."""
 CALIBRATION_ROWS = 8
 TOTAL_STEPS = 20
 """Passed to `attach` as `total_steps`, for adapters with a schedule."""
@@ -218,15 +220,14 @@ def measure_prefer(plan: ModelPlan) -> Measured:
         "reference": max(found.reference.values()),
     }
     bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
-    # the reference is computed by the same layers on the same batch, so their rounding is no excuse
-    bounds = {"margin": EXACT, "reference": EXACT, "gradients": bound}
+    bounds = {"margin": SAME, "reference": SAME, "gradients": bound}
     if found.branches is not None:
         figures["branches"] = found.branches
         bounds["branches"] = bound
     for name, most in bounds.items():
         if not figures[name] <= most:
             return Measured(figures=figures, fault=f"{name}: error {figures[name]:.1e} (limit {most:.1e})")
-    if not figures["moved"] > MOVED:
+    if not figures["moved"] > 10 * SAME:
         return Measured(
             figures=figures,
             fault=f"the adapter moves the answers by only {figures['moved']:.1e}, too little for a comparison",

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 BETA = 0.1
 LENGTHS = ((9, 6, 8), (5, 7, 4))
 """Tokens of the prompt, the chosen and the rejected answer of each pair."""
+FIRST = (3, 5, 7)
+"""The first tokens of each prompt, so that adapters which train the embeddings of some tokens have effects."""
 TOTAL_STEPS = 20
 """Passed to `attach` and `restore` as `total_steps`, for adapters with a schedule."""
 
@@ -217,7 +219,7 @@ def _gradients(model: nn.Module, policy: Tensor, reference: Tensor) -> dict[str,
 
 
 def _pairs(vocabulary: int) -> list[dict[str, list[int]]]:
-    """Pairs of random tokens; each answer is supervised."""
+    """Pairs of nearly random tokens; each answer is supervised."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -230,7 +232,7 @@ def _pairs(vocabulary: int) -> list[dict[str, list[int]]]:
 
     examples = []
     for prompt_length, *lengths in LENGTHS:
-        prompt = drawn(prompt_length)
+        prompt = [*FIRST, *drawn(prompt_length - len(FIRST))]
         examples.append(branched_example([row(prompt, drawn(length)) for length in lengths]))
     return examples
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
+from smollm3_finetune.api import AdapterSpec, QuantizerSpec
 from smollm3_finetune.compatibility.collect import OWN_FILE
-from smollm3_finetune.compatibility.results import read
+from smollm3_finetune.compatibility.matrix import State
+from smollm3_finetune.compatibility.results import Use, read
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import RegisteredComponent
@@ -52,6 +53,9 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     assert not scaled["holds"]
     assert scaled["figures"]["gradients"] > 0.1
     assert scaled["note"].startswith("gradients: error ")
+    preferred = results["scale_adapter:scale", "prefer"]
+    assert not preferred["holds"]
+    assert preferred["figures"]["gradients"] > 0.1
     assert not crashed["holds"]
     assert crashed["note"].startswith("the process ended with exit code 3")
     assert set(scaled["versions"]) == {
@@ -61,7 +65,27 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
                     "--measure", str(out))  # fmt: skip
     assert "rows-int8 × scale train: works" in again.stdout
     kept = json.loads(out.read_text())["results"]
-    assert len(kept) == len(results) + 2, "to train and to merge, added to the file"
+    assert len(kept) == len(results) + 3, "to train, to merge and to prefer, added to the file"
+
+
+def test_training_with_preferences_finds_a_reference_that_drifts_and_mixed_branches(
+    run_cli: Any, tmp_path: Path
+) -> None:
+    plugins = [word for name in ("faulty_preferences", "scale_adapter") for word in ("-p", OUT_OF_TREE / f"{name}.py")]
+    purposes = ("--purpose", "train", "--purpose", "prefer")
+    out = tmp_path / "results.json"
+    done = run_cli("compat", "--no-plugins", *map(str, plugins), *purposes, "--measure", str(out))
+    assert done.code == 0, done.stderr
+    found = {(r.adapter.partition(":")[2], r.purpose.value): r for r in read(out)}
+    assert {purpose for _, purpose in found} == {"train", "prefer"}
+    assert {n for (n, purpose), r in found.items() if purpose == "train" and not r.holds} == set()
+    assert {n for (n, purpose), r in found.items() if purpose == "prefer" and r.holds} == {"full", "scale"}
+    drifting, mixing = found["drifting", "prefer"], found["mixing", "prefer"]
+    assert drifting.note is not None and drifting.note.startswith("reference: error ")
+    assert mixing.note is not None and mixing.note.startswith("branches: error ")
+    sound = found["scale", "prefer"].figures
+    assert sound["margin"] == sound["reference"] == 0 and (sound["branches"] or 0) < 1e-5
+    assert "branches" not in found["full", "prefer"].figures or found["full", "prefer"].figures["branches"] < 1e-5
 
 
 WORKER = """
@@ -90,7 +114,7 @@ def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution
         return Pair(
             quantizer=RegisteredComponent(kind=QUANTIZER, spec=quantizer, **about),
             adapter=RegisteredComponent(kind=ADAPTER, spec=spec, **about),
-            purpose=Purpose.TRAIN,
+            purpose=Use.TRAIN,
         )
 
     sweep = Sweep(
@@ -124,7 +148,7 @@ def test_a_pair_with_an_option_that_must_be_set_is_not_measured(fake_distributio
         kind=QUANTIZER, spec=QuantizerSpec(name="q", summary="s", factory="a:B", api=2), **about
     )
     pairs = [
-        Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Purpose.TRAIN)
+        Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Use.TRAIN)
         for s in made.values()
     ]
     skipped: list[tuple[str, str]] = []
@@ -173,8 +197,8 @@ def test_the_page_contains_the_published_results(benchmark: Any) -> None:
     found = text.partition(page.BEGIN)[2].partition(page.END)[0]
     assert found == page.generated(cells), "nox -s compat -- --page"
     assert all(c.evidence for c in cells), "nox -s compat"
-    assert not [c for c in cells if c.reason is None and not c.holds], "a pair that is allowed does not hold"
-    assert not [c for c in cells if c.reason is not None and c.holds], "a refusal is out of date"
+    assert not [c for c in cells if c.state is State.MEASURED and not c.holds], "a pair that is allowed does not hold"
+    assert not [c for c in cells if c.state is State.REFUSED and c.holds], "a refusal is out of date"
 
 
 def test_every_shipped_result_is_readable_and_of_a_bundled_pair(benchmark: Any) -> None:

@@ -90,7 +90,7 @@ def _block(
     head = f"on {device}".ljust(left) + "".join(names[i].ljust(columns[i]) for i in shown)
     lines = [click.style(head.rstrip(), bold=True), (" " * left + "".join(SUBHEAD.ljust(columns[i]) for i in shown))]
     for signs, adapters in rows:
-        wrapped = textwrap.wrap(", ".join(adapters), left - 2, subsequent_indent="  ", break_on_hyphens=False)
+        wrapped = textwrap.wrap(", ".join(adapters), left - 1, subsequent_indent="  ", break_on_hyphens=False)
         marks = "".join(_marks(signs[len(Use) * i :], columns[i]) for i in shown)
         lines += [wrapped[0].ljust(left) + marks.rstrip(), *wrapped[1:]]
     return [line.rstrip() for line in lines]
