@@ -1,4 +1,4 @@
-"""Measures one pair: runs the sequence of a training run, with tokens or with preferences, or a merge. Imports torch."""
+"""Measures one pair: trains it as a run does, with tokens or with preferences, or merges it. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a quantizer and an adapter with pairs of answers, and compares the model with its dense copy and its reference.
+"""Trains a pair with preferences, and compares the model with its dense copy and with its reference.
 
 The loss is -log sigmoid(β · margin). The margin of a pair is how much more than its reference the model prefers the
 chosen answer, in log-probability. A reference that changes during a run, or is not the model at its start, changes

@@ -18,7 +18,9 @@ from smollm3_finetune.api import AdapterSpec, QuantizerSpec
 from smollm3_finetune.compatibility.collect import OWN_FILE
 from smollm3_finetune.compatibility.matrix import State
 from smollm3_finetune.compatibility.results import Use, read
+from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import RegisteredComponent
 
@@ -46,16 +48,14 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     files = [str(OUT_OF_TREE / f"{name}.py") for name in ("one_way_quantizer", "scale_adapter")] + [str(crashing)]
     plugins = [word for file in files for word in ("-p", file)]
     out = tmp_path / "results.json"
-    done = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8-unpinned", "--measure", str(out))
+    done = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8-unpinned",
+                   "--purpose", "train", "--purpose", "merge", "--measure", str(out))  # fmt: skip
     assert done.code == 0, done.stderr
     results = {(r["adapter"], r["purpose"]): r for r in json.loads(out.read_text())["results"]}
     scaled, crashed = results["scale_adapter:scale", "train"], results["crashing:crashing", "train"]
     assert not scaled["holds"]
     assert scaled["figures"]["gradients"] > 0.1
     assert scaled["note"].startswith("gradients: error ")
-    preferred = results["scale_adapter:scale", "prefer"]
-    assert not preferred["holds"]
-    assert preferred["figures"]["gradients"] > 0.1
     assert not crashed["holds"]
     assert crashed["note"].startswith("the process ended with exit code 3")
     assert set(scaled["versions"]) == {
@@ -68,24 +68,26 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     assert len(kept) == len(results) + 3, "to train, to merge and to prefer, added to the file"
 
 
-def test_training_with_preferences_finds_a_reference_that_drifts_and_mixed_branches(
-    run_cli: Any, tmp_path: Path
-) -> None:
-    plugins = [word for name in ("faulty_preferences", "scale_adapter") for word in ("-p", OUT_OF_TREE / f"{name}.py")]
-    purposes = ("--purpose", "train", "--purpose", "prefer")
-    out = tmp_path / "results.json"
-    done = run_cli("compat", "--no-plugins", *map(str, plugins), *purposes, "--measure", str(out))
-    assert done.code == 0, done.stderr
-    found = {(r.adapter.partition(":")[2], r.purpose.value): r for r in read(out)}
-    assert {purpose for _, purpose in found} == {"train", "prefer"}
-    assert {n for (n, purpose), r in found.items() if purpose == "train" and not r.holds} == set()
-    assert {n for (n, purpose), r in found.items() if purpose == "prefer" and r.holds} == {"full", "scale"}
-    drifting, mixing = found["drifting", "prefer"], found["mixing", "prefer"]
-    assert drifting.note is not None and drifting.note.startswith("reference: error ")
-    assert mixing.note is not None and mixing.note.startswith("branches: error ")
-    sound = found["scale", "prefer"].figures
-    assert sound["margin"] == sound["reference"] == 0 and (sound["branches"] or 0) < 1e-5
-    assert "branches" not in found["full", "prefer"].figures or found["full", "prefer"].figures["branches"] < 1e-5
+def test_preferences_find_a_reference_that_drifts_and_mixed_branches_which_training_does_not(tmp_path: Path) -> None:
+    from smollm3_finetune.compatibility.measure import Bench, Measured, measure
+
+    files = tuple(str(OUT_OF_TREE / f"{name}.py") for name in ("faulty_preferences", "scale_adapter"))
+    registry = discover(PluginSelection.of(files, no_plugins=True))
+    bench = Bench(registry=registry, model=write_small_model(tmp_path / "model"), device="cpu", work=tmp_path)
+
+    def measured(adapter: str, use: Use) -> Measured:
+        return measure(bench, "none", adapter, {}, use, force=False)
+
+    for adapter in ("drifting", "mixing"):
+        assert measured(adapter, Use.TRAIN).fault is None
+    drifting, mixing = (measured(adapter, Use.PREFER) for adapter in ("drifting", "mixing"))
+    assert drifting.fault is not None and drifting.fault.startswith("reference: error ")
+    assert mixing.fault is not None and mixing.fault.startswith("branches: error ")
+    assert drifting.figures["branches"] < 1e-5 and mixing.figures["reference"] == 0, "each has one fault"
+    sound = measured("scale", Use.PREFER)
+    assert sound.fault is None
+    assert sound.figures["margin"] == sound.figures["reference"] == 0
+    assert "branches" in sound.figures
 
 
 WORKER = """
