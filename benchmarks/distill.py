@@ -1,15 +1,14 @@
 """What a 4-bit model gains back of its held-out loss when its dense self teaches it, beside `sft` of the same steps.
 
-    python benchmarks/distill.py tiny [--steps 200]
+    python benchmarks/distill.py tiny [--steps 60]
     python benchmarks/distill.py smollm2 [--ref PATH]
 
 Trains LoRA on the bnb-4bit base twice, with `distill` and with `sft`, on the same rows in the same order. Then measures
 dense, 4-bit, `sft` and `distill` on held-out rows of the same source and on rows of another source: cross-entropy, and
-KL(dense || model) over the whole vocabulary. The embedded model trains on new chats of the generator that it was
-pre-trained with (scripts/tiny_corpus.py), the other source is the built-in chat dataset; SmolLM2-135M (see
-real_model.py) trains on `alpaca_en_demo.json`, the other source is `c4_demo.jsonl`, both in $SMOLLM3_TEST_DATA. Each
-training row is used once. A third run with the same rows shows that the teacher's values are read from the cache. Also
-measures the share of the divergence between dense and 4-bit that the k most probable tokens have.
+KL(dense || model) over the whole vocabulary. The embedded model trains on the built-in chat dataset and has no other
+source; SmolLM2-135M (see real_model.py) trains once on rows of `alpaca_en_demo.json`, the other source is
+`c4_demo.jsonl`, both in $SMOLLM3_TEST_DATA. A third run with the same rows shows that the teacher's values are read
+from the cache. Also measures the share of the divergence between dense and 4-bit that the k most probable tokens have.
 
 Writes results/distill-MODEL.json.
 """
@@ -17,7 +16,6 @@ Writes results/distill-MODEL.json.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -32,14 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 from real_model import fetch_model
 from smollm3_distill.divergence import divergence, outcomes
 from smollm3_distill.objective import Distillation
 from smollm3_distill.options import DistillOptions
-from tiny_corpus import Corpus
 from verdict_rows import conversations
 
 from smollm3_finetune.api import Conversation, NoOptions, pad_rows, token_values
@@ -74,16 +68,11 @@ class Source:
 def sources(model: str, train: int, held_out: int, other: int) -> list[Source]:
     """The first source is trained on."""
     if model == "tiny":
-        documents = (d for d in Corpus(seed=1) if isinstance(d, list))  # the embedded model was pre-trained with seed 0
-        own = [_chat({"messages": d}) for d in itertools.islice(documents, train + held_out)]
-        rows = map(json.loads, CHAT.read_text(encoding="utf-8").splitlines()[:other])
-        return [Source("own corpus", own[held_out:], own[:held_out]), Source("built-in chat", [], [*map(_chat, rows)])]
+        rows = map(json.loads, CHAT.read_text(encoding="utf-8").splitlines())
+        pairs: list[Row] = [(Conversation(messages=tuple(row["messages"])), row) for row in rows]
+        return [Source("built-in chat", pairs[held_out:], pairs[:held_out])]
     alpaca, c4 = conversations(Path(os.environ["SMOLLM3_TEST_DATA"]))
     return [Source("alpaca", alpaca[held_out : held_out + train], alpaca[:held_out]), Source("c4", [], c4[:other])]
-
-
-def _chat(row: dict[str, Any]) -> Row:
-    return Conversation(messages=tuple(row["messages"])), row
 
 
 def train(out: Path, objective: str, quant: str, args: argparse.Namespace, model: str, data: Path, steps: int) -> float:
@@ -168,7 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("tiny", "smollm2"))
     parser.add_argument("--ref", help="SmolLM2-135M as a GGUF file or a directory; by default it is downloaded")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each run")
     parser.add_argument("--batch", type=int, default=8, help="rows in each step")
     parser.add_argument("--length", type=int, default=128, help="longest row, in tokens")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of both runs")

@@ -43,16 +43,18 @@ class Conversation:
     def rejected_conversation(self) -> Conversation:
         """The rejected conversation as one that can be encoded; `rejected` must not be None.
 
-        Its assistant messages after the beginning that both conversations share are supervised. Its own `rejected` is
-        the chosen conversation, so both are rendered in the same reasoning mode.
+        Supervised are its assistant messages after the beginning that both conversations share, and in that beginning
+        the messages that are supervised in the chosen one. Its own `rejected` is the chosen conversation, so both are
+        rendered in the same reasoning mode.
         """
         assert self.rejected is not None
         both = zip(self.messages, self.rejected, strict=False)
         most = min(len(self.messages), len(self.rejected)) - 1
         shared = next((i for i, (one, other) in enumerate(both) if i == most or one != other), 0)
-        answers = (i for i, m in enumerate(self.rejected) if i >= shared and m["role"] == "assistant")
+        trained = [i for i in self.supervised_messages() if i < shared]
+        trained += [i for i, m in enumerate(self.rejected) if i >= shared and m["role"] == "assistant"]
         return dataclasses.replace(
-            self, messages=self.rejected, rejected=self.messages, supervised=tuple(answers), lacks={}
+            self, messages=self.rejected, rejected=self.messages, supervised=tuple(trained), lacks={}
         )
 
     def supervised_messages(self) -> list[int]:

@@ -52,7 +52,7 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 def token_values(model: nn.Module, batch: Mapping[str, Any], function: Callable[..., Any], *given: Tensor) -> Any:
     """What `function` computes from the logits of each supervised token: one forward of `model`.
 
-    For losses that need more than the log-probability of the label: those of other tokens, the likeliest tokens, an
+    For losses that need more than the log-probability of the label: those of other tokens, the most probable tokens, an
     entropy. `function(logits, targets, *given)` gets the logits (n, V) that predict n supervised tokens, in float32 or
     wider, their labels (n,), and the same n rows of each tensor of `given`, (N, …), on the device of the logits. It
     returns a tensor (n, …) or a tuple of them, and computes each token from its own row. It must work for n = 0.

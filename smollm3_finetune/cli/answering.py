@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,6 +88,20 @@ class Opened:
         """Prints a line about the model on standard error."""
         return self.plan.context.progress.say
 
+    def on_day(self, earlier: str | None) -> Opened:
+        """With a fixed date if the template uses the current one: that of `earlier` answers, else today's."""
+        from smollm3_finetune.data.chat_template.fixed_date import today, uses_date
+        from smollm3_finetune.data.chat_template.renderer import Renderer
+
+        options = self.renderer.options
+        if options.date is not None or not uses_date(self.renderer.template):
+            return self
+        day = earlier or today()
+        if day != today():
+            self.say(f"the chat template gets the date of the earlier answers, {day}")
+        fixed = Renderer(self.tokenizer, replace(options, date=day), embeddings=self.renderer.embeddings)
+        return replace(self, renderer=fixed)
+
     def compose(self, seed: int) -> LoadedModel:
         """Load the weights, then seed all random numbers."""
         import transformers
@@ -102,7 +116,7 @@ class Opened:
 def opened(target: str, values: Mapping[str, Any], command: str = "generate") -> Opened:
     """Plan the model of a run, or any other model, with the options of `smollm3 COMMAND`."""
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.session import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
     from smollm3_finetune.runs.reopen import run_request
@@ -117,7 +131,7 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
         check_missing_plugin_files(run, values["plugin"], registry)
         request, _ = run_request(run, given(values), options_of(values, "loader_opt", "loader"), command, Purpose.INFER)
     else:
-        request = model_request(target, values, Purpose.INFER)
+        request = target_request(target, values, Purpose.INFER)
     own = run if is_run else None
     options, mode = render_options_of(own, values["date"]), mode_of(own, values["think"])
     from smollm3_finetune.data.chat_template.renderer import Renderer

@@ -139,6 +139,24 @@ def options_of(values: Mapping[str, Any], name: str, section: str) -> dict[str, 
     return {".".join(s.key[1:]): s.value for s in settings}
 
 
+def target_request(
+    target: str, values: Mapping[str, Any], purpose: Purpose, *, as_adapter: bool = False
+) -> ModelRequest:
+    """The request for `MODEL` of a command that is not a run: a model, or the directory of a saved adapter.
+
+    A directory that is also a complete model is taken as such, unless `as_adapter`.
+    """
+    from smollm3_finetune.model.saved_adapter import FILE, SavedAdapter
+    from smollm3_finetune.paths import user_path
+
+    path = user_path(target, "the run or model")
+    if not values["adapter_path"] and (path / FILE).is_file() and (as_adapter or not (path / "config.json").is_file()):
+        model = SavedAdapter.read(path).model
+        if model:
+            return model_request(model, {**values, "adapter_path": target}, purpose)
+    return model_request(target, values, purpose)
+
+
 def model_request(ref: str, values: Mapping[str, Any], purpose: Purpose) -> ModelRequest:
     """The request for a model with the components that the command line names."""
     from smollm3_finetune.config.schema import ComponentConfig

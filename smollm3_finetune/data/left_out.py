@@ -72,11 +72,12 @@ def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_len
             return LeftOut(row.where, why, longest if len(sides) > 1 else first + 1)
     none = next((name for name, first in zip(names, firsts, strict=True) if first is None), None)
     if none is None:  # the rendering has supervised tokens, so the objective decided
-        others = [note for note in notes if note not in REASONS]
-        if len(sides) > 1 and others == [CUT]:
-            why = f"a prompt with its answer has {longest} tokens, more than data.max_length={max_length}"
-            return LeftOut(row.where, why, longest, by_objective=True)
-        why = "; ".join(others or reasons) or "the objective finds nothing to train on in it"
+        others = [note for note in notes if note not in REASONS and note != CUT]
+        nothing = "the objective finds nothing to train on in it"
+        if len(sides) > 1 and CUT in notes:
+            nothing = f"a prompt with its answer has {longest} tokens, more than data.max_length={max_length}"
+            return LeftOut(row.where, "; ".join(others) or nothing, longest, by_objective=True)
+        why = "; ".join(others or reasons) or nothing
         return LeftOut(row.where, why, None, by_objective=True)
     nothing = f"no supervised tokens {none}".strip() if none else "the objective finds nothing to train on in it"
     return LeftOut(row.where, "; ".join(reasons) or nothing, None)

@@ -37,7 +37,7 @@ from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.version import __version__
 
 CONTENT = "content.sha256"
-LAYOUT = 3
+LAYOUT = 4
 """Of a cache entry, and of the examples that a row gives; entries with another one are made again."""
 
 
@@ -78,6 +78,8 @@ class Tokens:
     train: Examples
     held_out: list[Examples]
     """One for each source."""
+    held_out_rows: list[list[int]]
+    """For each source, the number of examples of each held-out row that has some."""
     counts: list[SourceCounts]
     identity: str
     """A fingerprint of the rows and of everything that determines their tokens, except versions of libraries."""
@@ -168,12 +170,19 @@ def _open_entry(directory: Path, titles: Sequence[str], survey: Survey, identity
     known = directory / CONTENT
     content = known.read_text(encoding="utf-8") if known.exists() else _content(directory)  # of an earlier version
     train = Examples(directory / "train.arrow")
-    return Tokens(train=train, held_out=held_out, counts=counts, identity=identity, content=content)
+    rows = [_examples_of_rows(directory, i) or [1] * len(e) for i, e in enumerate(held_out)]
+    return Tokens(train=train, held_out=held_out, held_out_rows=rows, counts=counts, identity=identity, content=content)
 
 
 def _content(directory: Path) -> str:
     """A hash of the Arrow files of an entry."""
     return fingerprint([[f.name, file_sha256(f)] for f in sorted(directory.glob("*.arrow"))])
+
+
+def _examples_of_rows(directory: Path, source: int) -> list[int]:
+    """The number of examples of each held-out row of a source; empty if each row has one."""
+    file = directory / f"held_out-{source}.rows"
+    return array("i", file.read_bytes()).tolist() if file.exists() else []
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
@@ -308,6 +317,8 @@ class _Writer:
         self.out, self.rows, self.survey, self.prepare = out, rows, survey, prepare
         self.train, self.rows_per_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
+        self.examples_of_rows = [array("i") for _ in rows.sources]
+        """The number of examples of each held-out row."""
         self.counts = [_no_rows(overlap) for overlap in survey.overlap]
         self.left_out: dict[bool, LeftOut] = {}
         """For training rows (False) and for held-out rows (True): a row that was left out, with the reason."""
@@ -331,6 +342,7 @@ class _Writer:
             self._explain(row, notes)
         elif self.survey.holds_out(row):
             counts["held_out"] += 1
+            self.examples_of_rows[row.source].append(len(examples))
             for example in examples:
                 self.held_out[row.source].add(example)
         else:
@@ -359,6 +371,9 @@ class _Writer:
     def close(self) -> None:
         for file in (self.train, *self.held_out):
             file.close()
+        for i, numbers in enumerate(self.examples_of_rows):
+            if set(numbers) - {1}:
+                (self.out / f"held_out-{i}.rows").write_bytes(numbers.tobytes())
         saved = [{**c, "shares": asdict(s)} for c, s in zip(self.counts, self.shares, strict=True)]
         (self.out / "counts.json").write_text(json.dumps(saved), encoding="utf-8")
 

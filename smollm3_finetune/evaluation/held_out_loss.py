@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Objective, Progress
 from smollm3_finetune.data.examples import Examples
+from smollm3_finetune.evaluation.row_groups import by_row
 from smollm3_finetune.evaluation.row_losses import Loss, RowLosses, joined, measure_rows
 from smollm3_finetune.inference.precision import autocast
 
@@ -23,6 +24,8 @@ class HeldOut:
 
     examples: Sequence[Examples]
     """One for each source."""
+    rows: Sequence[Sequence[int]]
+    """For each source, the number of examples of each row."""
     titles: Sequence[str]
     model: nn.Module
     objective: Objective
@@ -36,16 +39,15 @@ class HeldOut:
 
     def measure_rows(self, progress: Progress) -> RowLosses:
         """The loss of each row."""
-        count = sum(len(e) for e in self.examples)
+        count = sum(len(rows) for rows in self.rows)
         about = (self.model, self.objective)
         refer: Sequence[Refer | None] = [None] * len(self.examples) if not self.refer else self.refer
         with autocast(self.device, self.dtype), progress.task(f"measuring {count:,} held-out rows") as task:
-            return joined(
-                [
-                    measure_rows(*about, e, self.collate, self.batch_size, title=title, advance=task.advance, refer=add)
-                    for e, title, add in zip(self.examples, self.titles, refer, strict=True)
-                ]
-            )
+            found = [
+                measure_rows(*about, e, self.collate, self.batch_size, title=title, advance=task.advance, refer=add)
+                for e, title, add in zip(self.examples, self.titles, refer, strict=True)
+            ]
+        return joined([by_row(losses, rows) for losses, rows in zip(found, self.rows, strict=True)])
 
     def measure(self, progress: Progress) -> dict[str, Any]:
         """Loss and perplexity over all supervised tokens, and the loss by source if there are several."""

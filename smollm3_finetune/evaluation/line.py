@@ -14,16 +14,42 @@ LEAST_ROWS = 30
 
 def change_of(comparison: Mapping[str, Any]) -> str:
     """For example `1.885 → 1.851 (−0.034 ± 0.011, better)`. Small intervals get more digits, at most 6."""
-    low, high, rows = comparison["low"], comparison["high"], comparison["rows"]
-    half = None if low is None or high is None else (high - low) / 2
-    digits = 3 if not half else min(max(3, 1 - math.floor(math.log10(half))), 6)
-    change = f"{comparison['difference']:+.{digits}f}".replace("-", "−")
-    if half is not None:
-        change += f" ± {half:.{digits}f}"
-    verdict = comparison["verdict"]
-    if rows < LEAST_ROWS:
-        verdict += f" from {counted(rows, 'row')}: at least {LEAST_ROWS} are needed"
-    return f"{comparison['before']:.{digits}f} → {comparison['after']:.{digits}f} ({change}, {verdict})"
+    rows = comparison["rows"]
+    few = rows < LEAST_ROWS
+    return verdict_line(comparison, f" from {counted(rows, 'row')}: at least {LEAST_ROWS} are needed" if few else "")
+
+
+def verdict_line(values: Mapping[str, Any], note: str = "") -> str:
+    """`BEFORE → AFTER (DIFFERENCE ± HALF, VERDICT)`, with a `note` after the verdict.
+
+    `values` have a `verdict`, and what `losses_and_change` needs.
+    """
+    losses, change = losses_and_change(values)
+    return f"{losses} ({change}, {values['verdict']}{note})"
+
+
+def losses_and_change(values: Mapping[str, Any]) -> tuple[str, str]:
+    """`BEFORE → AFTER` and `DIFFERENCE ± HALF`, from `before`, `after`, `difference`, and `low` and `high` or None."""
+    half = half_of(values)
+    digits = digits_of(half)
+    change = signed(values["difference"], digits) + ("" if half is None else f" ± {half:.{digits}f}")
+    return f"{values['before']:.{digits}f} → {values['after']:.{digits}f}", change
+
+
+def half_of(values: Mapping[str, Any]) -> float | None:
+    """Half of the interval from `low` to `high`; None if there is none."""
+    low, high = values["low"], values["high"]
+    return None if low is None or high is None else float(high - low) / 2
+
+
+def digits_of(half: float | None) -> int:
+    """The decimal places with which half of an interval has two significant digits; at least 3, at most 6."""
+    return 3 if not half or not math.isfinite(half) else min(max(3, 1 - math.floor(math.log10(abs(half)))), 6)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`−0.034`, `+0.120`, with the minus sign of typography."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def power_of(comparison: Mapping[str, Any]) -> str | None:
@@ -43,7 +69,7 @@ def measure_values(about: Mapping[str, Any]) -> str:
     """The means of a measure with half of their 95 % intervals: `0.500 → 0.731 ± 0.061 (+0.231 ± 0.061)`."""
     after, before, difference = about["after"], about.get("before"), about.get("difference")
     halves = [half for half in map(_half, (after, difference)) if half]
-    digits = min(max(3, *(1 - math.floor(math.log10(half)) for half in halves)), 6) if halves else 3
+    digits = digits_of(min(halves, default=None))
     if before is None or difference is None:
         return _with_half(after["mean"], after, digits)
     change = f"{difference['mean']:+.{digits}f}"
@@ -54,9 +80,7 @@ def measure_values(about: Mapping[str, Any]) -> str:
 
 def _half(mean: Mapping[str, Any] | None) -> float | None:
     """Half of an interval; None if there is none."""
-    if mean is None or mean["low"] is None or mean["high"] is None:
-        return None
-    return float(mean["high"] - mean["low"]) / 2
+    return None if mean is None else half_of(mean)
 
 
 def _with_half(value: float, mean: Mapping[str, Any], digits: int) -> str:

@@ -22,6 +22,7 @@ from smollm3_finetune.errors import Collector, ConfigError, DataError, Incompati
 from smollm3_finetune.evaluation.overlap import Overlap, OverlapIndex
 from smollm3_finetune.evaluation.reference import WITHOUT, plan_values
 from smollm3_finetune.evaluation.rows import (
+    NO_ROWS,
     Example,
     HeldOutRows,
     all_rows,
@@ -31,7 +32,7 @@ from smollm3_finetune.evaluation.rows import (
     trained_rows,
 )
 from smollm3_finetune.evaluation.sanity import Prompts, prompts_of
-from smollm3_finetune.evaluation.subject import Subject
+from smollm3_finetune.evaluation.subject import Subject, rows_configuration
 from smollm3_finetune.evaluation.tasks import PlannedTasks, open_tasks
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelPlan, SelectedModel, plan_model, plan_tokenizer, select_model
@@ -53,7 +54,9 @@ class EvalSettings:
     """What is measured."""
 
     rows: LoadedConfig | None = None
-    """The configuration of separate rows, all of them held out; None: the held-out rows of the run."""
+    """The configuration of separate rows, all of them held out; None: the held-out rows of the run.
+
+    A model that is not a run has none: it is measured on tasks only."""
     limit: int | None = None
     """The largest number of rows to measure."""
     seed: int = 0
@@ -138,8 +141,13 @@ def plan_evaluation(
     collect = Collector()
     models = [collect.run(lambda s=s: select_model(registry, s.request)) for s in subjects]  # type: ignore[misc]
     separate, warnings = settings.rows, list[str]()
+    only_tasks = separate is None and subject.loaded is None and settings.evaluator is not None
+    if only_tasks:  # the values of a configuration that names no rows
+        separate, settings = rows_configuration([]), replace(settings, null_adapter=False)
     own = [
-        collect.run(lambda s=s: _rows_of_run(registry, s, warnings, needed=s is subject and separate is None))  # type: ignore[misc]
+        None
+        if only_tasks
+        else collect.run(lambda s=s: _rows_of_run(registry, s, warnings, needed=s is subject and separate is None))  # type: ignore[misc]
         for s in subjects
     ]
     selected = own[0] if separate is None else collect.run(lambda: select_rows(registry, separate))
@@ -161,8 +169,10 @@ def plan_evaluation(
                     f"the rows of {one.title}, or their rendering, have changed since it was trained: it may have been "
                     "trained on some of its held-out rows"
                 )
-    found = held_out_of_run(trained[0]) if separate is None else all_rows(selected.rows(registry), progress)
-    if not found.rows:
+    found = NO_ROWS
+    if not only_tasks:
+        found = held_out_of_run(trained[0]) if separate is None else all_rows(selected.rows(registry), progress)
+    if not found.rows and not only_tasks:
         raise _none_held_out(subject, separate is not None)
     sampled = found.sampled(settings.limit, settings.seed)
     data = selected.config.data
@@ -170,7 +180,7 @@ def plan_evaluation(
         examples_of(sampled, selected.objective, r, data.max_length, chunk=data.long_text == "chunk") for r in renderers
     ]
     kept = [i for i, made in enumerate(examples[0]) if made]
-    if not kept:
+    if not kept and not only_tasks:
         raise DataError(
             "no held-out row has supervised tokens", hint="to see why: smollm3 data preview --data FILE.jsonl"
         )
@@ -185,7 +195,7 @@ def plan_evaluation(
             )
         warnings.append(f"{subject.title} and {against.title} have different chat templates, so their prompts differ")
     overlap = _overlap(rows, trained, settings)
-    if len(overlap.rows()) == len(rows.rows):
+    if rows.rows and len(overlap.rows()) == len(rows.rows):
         raise DataError(
             f"all {len(rows.rows):,} held-out rows are also training rows, so they say nothing about new rows",
             hint="use other rows, with --data FILE.jsonl; to measure these anyway: --overlap keep",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smollm3_finetune.components.negotiation import check_reference, refined
 from smollm3_finetune.errors import IncompatibleError
@@ -45,6 +45,6 @@ def plan_values(
         check_reference(registry, objective, plan.quantizer, plan.adapter, plan.env)
     if not gives:
         return ReferencePlan()
-    config: Any = subjects[0].loaded.config if subjects[0].loaded is not None else None
-    continues = getattr(config, "start_from", None) is not None and not getattr(config, "fresh_adapter", False)
+    config = subjects[0].loaded.config if subjects[0].loaded is not None else None
+    continues = config is not None and config.start_from is not None and not config.fresh_adapter
     return plan_reference(registry, objective, plans[0], replace(train, reference="once"), continues=continues)

@@ -43,6 +43,10 @@ class HeldOutRows:
         return replace(self, rows=[self.rows[i] for i in chosen])
 
 
+NO_ROWS = HeldOutRows(rows=(), titles=(), found=0)
+"""Of a model that is measured on tasks only."""
+
+
 def held_out_of_run(planned: PlannedRows) -> HeldOutRows:
     """The held-out rows of a run."""
     return _by_source(planned.rows, lambda row: planned.survey.holds_out(row))

@@ -18,8 +18,8 @@ from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.null_adapter import composed_with_notes, null_model
 from smollm3_finetune.evaluation.plan import PlannedEvaluation, PlannedSubject
 from smollm3_finetune.evaluation.reference_values import with_values
+from smollm3_finetune.evaluation.row_groups import by_row
 from smollm3_finetune.evaluation.row_losses import RowLosses, joined, measure_rows
-from smollm3_finetune.evaluation.row_measures import averaged_measures
 from smollm3_finetune.evaluation.sanity import answers, shares
 from smollm3_finetune.evaluation.tasks import compare_tasks, measure_tasks
 from smollm3_finetune.evaluation.verdict import Comparison, compare
@@ -118,6 +118,9 @@ def _row_losses(
     planned: PlannedEvaluation, subject: PlannedSubject, loaded: LoadedModel, what: str, progress: Progress
 ) -> RowLosses:
     """The loss of each row; that of a row with several examples, such as chunks of a text, is their sum."""
+    if not planned.rows.rows:
+        none = np.empty(0, dtype=np.int64)
+        return RowLosses(sums=np.empty(0), terms=none, sources=none, titles=())
     objective: Objective = planned.make_objective()
     context, batch_size = loaded.plan.context, planned.train.batch_size
     rows, parts, first = planned.rows, [], 0
@@ -129,19 +132,16 @@ def _row_losses(
         task = stack.enter_context(progress.task(text, sum(map(len, subject.examples))))
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
-            owner = np.repeat(np.arange(len(mine)), [len(made) for made in mine])
-            values = None if planned.values is None else planned.values[first : first + len(owner)]
-            first += len(owner)
+            count = sum(map(len, mine))
+            values = None if planned.values is None else planned.values[first : first + count]
+            first += count
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
                 refer=None if values is None else looked_up(values),
             )
-            sums = np.bincount(owner, weights=found.sums, minlength=len(mine)).astype(np.float64)
-            terms = np.bincount(owner, weights=found.terms, minlength=len(mine)).astype(np.int64)
-            about: dict[str, Any] = {"sums": sums, "terms": terms, "sources": np.zeros(len(mine), dtype=np.int64)}
-            parts.append(replace(found, **about, measures=averaged_measures(found.measures, owner, len(mine))))
+            parts.append(by_row(found, [len(made) for made in mine]))
     return joined(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from smollm3_finetune.api import DocumentScore
 from smollm3_finetune.errors import PluginError
-from smollm3_finetune.evaluation.line import LEAST_ROWS
+from smollm3_finetune.evaluation.line import LEAST_ROWS, verdict_line
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.evaluation.verdict import Comparison, Verdict, compare
 
@@ -68,13 +67,8 @@ class TaskResult:
         """For example `arc_easy acc 0.412 → 0.437 (+0.025 ± 0.018, better)`."""
         if self.before is None or self.difference is None:
             return f"{self.task} {self.metric} {self.after:.3f}"
-        half = None if self.low is None or self.high is None else (self.high - self.low) / 2
-        digits = 3 if not half else min(max(3, 1 - math.floor(math.log10(half))), 6)
-        change = f"{self.difference:+.{digits}f}".replace("-", "−")
-        change += "" if half is None else f" ± {half:.{digits}f}"
         few = f": {self.documents} of at least {LEAST_ROWS} documents" if self.documents < LEAST_ROWS else ""
-        values = f"{self.before:.{digits}f} → {self.after:.{digits}f}"
-        return f"{self.task} {self.metric} {values} ({change}, {self.verdict}{few})"
+        return f"{self.task} {self.metric} {verdict_line(vars(self), few)}"
 
 
 Key = tuple[str, str]

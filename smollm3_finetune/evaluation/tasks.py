@@ -9,10 +9,10 @@ The statistics are those of the held-out loss (`verdict.py`); the rows are docum
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,14 @@ from smollm3_finetune.api import (
     EvaluationContext,
     OpenedTasks,
     Progress,
-    seeded,
 )
 from smollm3_finetune.components.kinds import EVALUATOR
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, known_components
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.schema import ComponentConfig
-from smollm3_finetune.errors import ConfigError, PluginError, raise_all
+from smollm3_finetune.errors import ConfigError, PluginError, first_line, raise_all
+from smollm3_finetune.evaluation.random_state import seeded_everywhere
 from smollm3_finetune.evaluation.task_results import TaskResult, paired, unpaired
 
 if TYPE_CHECKING:
@@ -204,12 +204,26 @@ def check_scores(component: RegisteredComponent, scores: Sequence[Any]) -> None:
                 f"{where} is {score.value} with {score.terms!r} terms; expected a finite value and 0 or more terms",
                 hint="leave out metrics that a document does not have",
             )
+        if (fault := _json_fault(score)) is not None:
+            raise PluginError(
+                f"{where} cannot be written as JSON: {fault}",
+                hint="use text, finite numbers of Python, true, false, None, and lists and dictionaries of them",
+            )
         key = (score.task, score.metric, score.document)
         if key in seen:
             raise PluginError(f"{where} was returned twice", hint="give each document of a task a unique identifier")
         seen.add(key)
     if not scores:
         raise PluginError(f"{component.who}: evaluate() returned no scores", hint="return one for each document")
+
+
+def _json_fault(score: DocumentScore) -> str | None:
+    """Why a score or its answer cannot be part of a report; None if it can."""
+    try:
+        json.dumps(vars(score), allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as e:
+        return first_line(e) or type(e).__name__
+    return None
 
 
 def compare_tasks(
@@ -261,21 +275,3 @@ def run_tasks(
         with composed.disabled():
             before = measured(composed)
     return compare_tasks(planned, before, measured(composed))
-
-
-@contextlib.contextmanager
-def seeded_everywhere(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Random numbers of Python, numpy and torch come from `seed` inside the context; all states are restored."""
-    import random
-
-    import numpy as np
-
-    python, of_numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        with seeded(seed, device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)

@@ -80,6 +80,12 @@ def is_held(file: Path) -> bool:
     return False
 
 
+def check_not_held(file: Path, busy: str) -> None:
+    """Raises the ConfigError of `locked` if a process holds the lock `file`; nothing is written."""
+    if is_held(file):
+        raise _held(file, busy, "")
+
+
 def _holder_lives(file: Path) -> bool:
     """Whether the process that filelock recorded in a file, which is the lock, runs here or on another computer."""
     import psutil

@@ -8,50 +8,29 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from smollm3_finetune.files.partial import partial_name, unfinished
 from smollm3_finetune.files.permissions import apply_umask
-
-PARTIAL = ".partial-"
-"""Prefix of the name of what is being written; a leftover of a killed process has it too."""
-
-
-def partial_name(path: Path) -> Path:
-    """The path beside `path` at which it is written before it is renamed."""
-    return path.with_name(f"{PARTIAL}{path.name}")
-
-
-def delete_unfinished(directory: Path) -> None:
-    """Delete what a killed process was writing in a directory, which only this process may write to."""
-    for leftover in directory.glob(f"{PARTIAL}*"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                leftover.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write or replace a file: a reader, or a computer that crashes, finds the old content or the new one."""
-    partial = partial_name(path)
-    try:
+    with unfinished(path) as partial:
         with partial.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     sync_entry(path.parent)
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file, or leave it as it was: a failed write leaves no part of the text."""
+    """Append to a file, or leave it as it was: a failed or interrupted write leaves no part of the text."""
     with path.open("ab", buffering=0) as stream:
         before, data = stream.seek(0, os.SEEK_END), text.encode("utf-8")
         try:
             while data:
                 data = data[stream.write(data) :]
-        except OSError:
+        except BaseException:  # also Ctrl-C
             with contextlib.suppress(OSError):
                 stream.truncate(before)
             raise
@@ -61,23 +40,18 @@ def append_text(path: Path, text: str) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill; at the end it is synced and renamed to `path`, whose former content is deleted.
 
-    If the body raises, it is deleted. A leftover of a killed process at the same path is deleted first.
+    If the body raises, it is deleted. A leftover of a killed process is deleted first.
     """
-    partial = partial_name(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with unfinished(path) as partial:
+        partial.mkdir(parents=True)
         yield partial
         publish_directory(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish_directory(partial: Path, path: Path) -> None:
     """Sync a finished directory and rename it to `path`; a former directory there is deleted after that."""
     sync_tree(partial)
-    former = path.with_name(f"{PARTIAL}former-{path.name}")
-    shutil.rmtree(former, ignore_errors=True)
+    former = partial_name(path)
     if path.exists():
         path.rename(former)
     partial.rename(path)

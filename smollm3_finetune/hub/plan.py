@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.errors import ConfigError, ModelError, WriteError
+from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import read_json
-from smollm3_finetune.files.limits import load_json
-from smollm3_finetune.files.locks import locked
+from smollm3_finetune.files.locks import check_not_held
 from smollm3_finetune.hub.contents import ADAPTER, WEIGHTS, Contents, LeftOut, contents, kind_of, left_of_run
 from smollm3_finetune.hub.scan import check_text
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
@@ -23,6 +22,7 @@ from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_path, last_part
+from smollm3_finetune.runs.failure import failure_of
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
 TEXT = (".json", ".md", ".txt", ".jinja", ".py", ".yaml", ".yml")
@@ -169,17 +169,13 @@ def _directory(path: Path, target: str, repo: str) -> tuple[Path, list[LeftOut]]
 
 def _check_not_running(run: RunDir) -> None:
     """Raises ConfigError if another process trains in a run."""
-    lock = run.path / LOCK
-    if lock.exists():
-        with contextlib.suppress(WriteError), locked(lock, f"the run {run.path} is being trained by another process"):
-            pass
+    check_not_held(run.path / LOCK, f"the run {run.path} is being trained by another process")
 
 
 def _failure(run: RunDir) -> str | None:
     """The message of the error that ended a run, if there is one."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        message = load_json(run.path / "error.json").get("message")
-        return str(message) if message else None
+    with contextlib.suppress(ModelError):
+        return (failure_of(run) or {}).get("message")
     return None
 
 

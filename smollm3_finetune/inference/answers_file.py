@@ -7,6 +7,7 @@ continues after the rows of the file if they are answers to the first prompts wi
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class AnswersFile:
 
     @property
     def settings_file(self) -> Path:
-        return self.path.with_suffix(".settings.json")
+        return _settings_file(self.path)
 
     def check(self) -> int:
         """The number of rows that are written already. Raises ConfigError if the file is not an output to continue."""
@@ -142,6 +143,20 @@ class AnswersFile:
     def _append(self, text: str) -> None:
         with writing(self.path, left="the rows that are written are complete"):
             append_text(self.path, text)
+
+
+def recorded_date(path: Path) -> str | None:
+    """The date that the chat template got for the answers in an output file; None if there are none, or no date."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    date = json_object(_settings_file(path)).get("date")
+    with contextlib.suppress(ValueError):
+        return datetime.date.fromisoformat(date).isoformat() if isinstance(date, str) else None
+    return None
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
 
 
 def _other(path: Path) -> Path:

@@ -31,7 +31,8 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError, ModelError, UnsupportedOp
 from smollm3_finetune.files.checksums import CHECKSUMS, write_checksums
 from smollm3_finetune.files.failures import writing
-from smollm3_finetune.files.writing import PARTIAL, partial_name, publish_files
+from smollm3_finetune.files.partial import unfinished
+from smollm3_finetune.files.writing import publish_files
 from smollm3_finetune.model.adapter_card import Training, edited_card, write_card
 from smollm3_finetune.model.arguments import (
     MAX_SEED,
@@ -126,9 +127,7 @@ class LoadedModel:
 
         With `saved`, the files that `write` has written earlier, they are published instead of the current weights.
         """
-        partial = path / f"{PARTIAL}adapter" if path.is_dir() else partial_name(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with unfinished(path / "adapter" if path.is_dir() else path) as partial:
             for name in EDITABLE:
                 if (path / name).is_file():  # kept as it is
                     partial.mkdir(exist_ok=True)
@@ -142,8 +141,6 @@ class LoadedModel:
                 self.write_card(partial, training, edited_card(partial))
             write_checksums(partial, without=EDITABLE)
             publish_files(partial, path, last=CHECKSUMS)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def write(self, path: Path, training: Training | None = None) -> None:
         """Write the files of `save` without checksums, into a directory whose checksums are written later."""

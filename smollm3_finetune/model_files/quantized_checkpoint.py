@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.files.writing import PARTIAL, publish_files
+from smollm3_finetune.files.partial import PARTIAL
+from smollm3_finetune.files.writing import publish_files
 from smollm3_finetune.model_files.headers import INDEX
 from smollm3_finetune.model_files.writing import copy_rest
 

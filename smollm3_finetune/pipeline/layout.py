@@ -17,7 +17,7 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object
 from smollm3_finetune.files.locks import is_held, locked
-from smollm3_finetune.files.writing import delete_unfinished
+from smollm3_finetune.files.partial import delete_unfinished
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.pipeline.stage import PipelineFile
 from smollm3_finetune.runs.rundir import LOCK, RUNS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.negotiation import check_reference, refined
@@ -42,6 +42,11 @@ class ReferencePlan:
         if self.model is None or not self.own:
             return self.model
         return without_parts(trained, self.model.quantizer)
+
+    def about(self) -> dict[str, Any]:
+        """For the report of a run."""
+        found: dict[str, Any] = {"kind": self.kind, "computed": "once" if self.once else "each-step"}
+        return found if self.model is None else {**found, "model": self.model.ref}
 
     def line(self) -> str:
         """What it is and when it is computed, for `--dry-run`; empty without a reference."""

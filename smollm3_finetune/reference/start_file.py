@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from smollm3_finetune.api import load_parameters, save_parameters
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
-from smollm3_finetune.files.writing import partial_name, sync_entry, sync_tree
+from smollm3_finetune.files.partial import unfinished
+from smollm3_finetune.files.writing import sync_entry, sync_tree
 from smollm3_finetune.reference.start import trained_parameters
 
 if TYPE_CHECKING:
@@ -22,17 +23,13 @@ FILE = "trained.safetensors"
 
 def write_start(directory: Path, values: Mapping[str, Tensor]) -> None:
     """Write the values and their checksums; `directory` appears whole or not at all."""
-    partial = partial_name(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with unfinished(directory) as partial:
         save_parameters(partial / FILE, values)
         write_checksums(partial)
         sync_tree(partial)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
         sync_entry(directory.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_start(directory: Path, model: nn.Module, again: str) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.report.scales import shown, signed
+from smollm3_finetune.evaluation.line import digits_of, signed
+from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.values import count, mapping, number
-from smollm3_finetune.report.verdict import decimals
 
 MOST = 50
 """Measures that are shown."""
@@ -45,7 +45,7 @@ def _measure(name: str, about: Mapping[str, Any]) -> Measure | None:
     first, last, change = (mean for mean in means if mean is not None)
     low, high = number(difference.get("low")), number(difference.get("high"))
     known = low is not None and high is not None and low <= high
-    digits = max(decimals((high - low) / 2), 3) if known and low is not None and high is not None else 3
+    digits = digits_of((high - low) / 2) if known and low is not None and high is not None else 3
     interval = (
         f"{signed(low, digits)} to {signed(high, digits)}" if known and low is not None and high is not None else ""
     )

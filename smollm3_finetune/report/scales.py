@@ -26,11 +26,6 @@ def _scientific(value: float, decimals: int) -> str:
     return f"{mantissa}e{int(power)}".replace("-", "−")
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """`−0.034`, `+0.012`, with the minus sign of typography."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 @dataclass(frozen=True)
 class Axis:
     """Maps values to 0 … 1."""

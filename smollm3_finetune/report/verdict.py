@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.data.shown_tokens import visible
-from smollm3_finetune.evaluation.line import LEAST_ROWS
-from smollm3_finetune.report.scales import shown, signed
+from smollm3_finetune.evaluation.line import LEAST_ROWS, digits_of, half_of, losses_and_change, signed
+from smollm3_finetune.report.scales import shown
 from smollm3_finetune.report.values import count, mapping, number, text
 
 SIGNS = {"better": "✓", "worse": "✗", "cannot tell": "≈"}
@@ -78,11 +78,6 @@ class Verdict:
         return TOO_FEW if self.too_few else MEANING[self.word]
 
 
-def decimals(width: float) -> int:
-    """The decimals with which an interval of this width shows two significant digits; 2 to 6."""
-    return min(max(1 - math.floor(math.log10(width)), 2), 6) if width > 0 else 3
-
-
 def verdict_of(comparison: Any) -> Verdict | None:
     """The verdict of a comparison; None if there is none, or it is damaged."""
     about = mapping(comparison)
@@ -91,12 +86,12 @@ def verdict_of(comparison: Any) -> Verdict | None:
     before, after, difference, low, high = numbers
     if word not in SIGNS or before is None or after is None or difference is None:
         return None
-    interval, digits, half = None, 3, ""
+    interval = None
+    values: dict[str, Any] = {"before": before, "after": after, "difference": difference, "low": None, "high": None}
     if low is not None and high is not None and low <= high:
-        digits = max(decimals((high - low) / 2), 3)  # as in the line of the run itself
-        interval = Interval.of(low, difference, high, digits)
-        half = f" ± {(high - low) / 2:.{digits}f}"
-    losses, change = f"{before:.{digits}f} → {after:.{digits}f}", f"{signed(difference, digits)}{half}"
+        values |= {"low": low, "high": high}
+        interval = Interval.of(low, difference, high, digits_of(half_of(values)))
+    losses, change = losses_and_change(values)
     too_few = word == "cannot tell" and (count(about.get("rows")) or LEAST_ROWS) < LEAST_ROWS
     facts, per_token = _facts(about, before, after), about.get("per_token") is not False
     return Verdict(word, losses, change, interval, facts, _sources(about), too_few, per_token)

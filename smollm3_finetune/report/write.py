@@ -42,14 +42,18 @@ def write_report(runs: Sequence[RunDir], output: Path | None = None, *, ended: b
     return file
 
 
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that this package wrote."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        return f'name="generator" content="{GENERATOR}'.encode() in stream.read(2000)
+    return False
+
+
 def _check(file: Path) -> None:
     """Raises ConfigError if `file` is a directory, or exists and is not a page that may be replaced."""
     if file.is_dir():
         raise ConfigError(f"{str(file)!r} is a directory", hint=f"--output {shlex.quote(str(file / 'report.html'))}")
     check_below_directories("--output", file)
-    if not file.exists():
+    if not file.exists() or is_page(file):
         return
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        if f'name="generator" content="{GENERATOR}'.encode() in stream.read(2000):
-            return
     raise ConfigError(f"{str(file)!r} exists and is not a report", hint="choose another --output")

@@ -1,4 +1,7 @@
-"""The adapters of a run with the lowest held-out loss so far: `best-N` beside its checkpoints."""
+"""Adapters of a run beside its checkpoints: `best-N` has the lowest held-out loss so far, `last-N` is the last one.
+
+`last-N` exists from the last step until the run has decided which of the two it publishes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.files.writing import whole_directory
 from smollm3_finetune.model.saved_adapter import EDITABLE
 
-BEST = "best-"
+BEST, LAST = "best-", "last-"
 MEASURED = "measured.json"
 """In such a directory: the step, the measurement and the sample answer of the adapter."""
 
@@ -31,11 +34,12 @@ class BestAdapters:
 
     def save(self, step: int, write: Callable[[Path], None], measured: Mapping[str, Any]) -> None:
         """Write an adapter with `write` and what was measured; the directory appears whole."""
-        self.path.mkdir(exist_ok=True)
-        with whole_directory(self.at(step)) as partial:
+
+        def write_both(partial: Path) -> None:
             write(partial)
             write_json(partial / MEASURED, {"step": step, **measured})
-            write_checksums(partial, without=EDITABLE)
+
+        _save(self.at(step), write_both)
 
     def damage(self, step: int) -> str | None:
         """What is wrong with the adapter of a step; None if it is whole."""
@@ -70,7 +74,39 @@ class BestAdapters:
         self.keep([s for s in self.steps() if s <= step])
 
     def _all(self) -> Iterator[tuple[int, Path]]:
-        for path in list(self.path.glob(f"{BEST}*")) if self.path.is_dir() else ():
-            number = path.name.removeprefix(BEST)
-            if number.isascii() and number.isdigit() and path.is_dir():
-                yield int(number), path
+        return _numbered(self.path, BEST)
+
+
+@dataclass(frozen=True)
+class LastAdapter:
+    """The directory `checkpoints` of a run, as the place of the adapter after its last step."""
+
+    path: Path
+
+    def at(self, step: int) -> Path:
+        """The adapter after `step` steps, whether or not it exists."""
+        return self.path / f"{LAST}{step}"
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write it with `write`; the directory appears whole."""
+        _save(self.at(step), write)
+
+    def delete(self) -> None:
+        """Delete it: the run has published an adapter, or takes the step again."""
+        for _, path in _numbered(self.path, LAST):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _save(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with whole_directory(path) as partial:
+        write(partial)
+        write_checksums(partial, without=EDITABLE)
+
+
+def _numbered(directory: Path, prefix: str) -> Iterator[tuple[int, Path]]:
+    """The directories `prefix` with a number, and that number."""
+    for path in list(directory.glob(f"{prefix}*")) if directory.is_dir() else ():
+        number = path.name.removeprefix(prefix)
+        if number.isascii() and number.isdigit() and path.is_dir():
+            yield int(number), path

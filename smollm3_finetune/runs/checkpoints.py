@@ -11,8 +11,9 @@ from pathlib import Path
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.limits import load_json
-from smollm3_finetune.files.writing import PARTIAL, publish_directory
-from smollm3_finetune.runs.best import BestAdapters
+from smollm3_finetune.files.partial import PARTIAL
+from smollm3_finetune.files.writing import publish_directory
+from smollm3_finetune.runs.best import BestAdapters, LastAdapter
 from smollm3_finetune.runs.measurements import Measurements
 
 STATE = "trainer_state.json"
@@ -25,7 +26,7 @@ DAMAGED = "damaged-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory that a run can continue from: `checkpoint-N`, or the adapter after the last step."""
+    """A directory that a run can continue from: `checkpoint-N`, or the adapter after the last step (`only_adapter`)."""
 
     path: Path
     step: int
@@ -37,6 +38,11 @@ class Checkpoint:
         number = path.name.removeprefix("checkpoint-")
         whole = path.name != number and number.isascii() and number.isdigit() and len(number) < 16
         return cls(path, int(number)) if whole and path.is_dir() else None
+
+    @property
+    def only_adapter(self) -> bool:
+        """Whether this is the adapter after the last step, from which no more steps can be taken."""
+        return Checkpoint.of(self.path) is None
 
     def damage(self) -> str | None:
         """The first file that is missing, truncated or changed, and what is wrong with it; None for a whole checkpoint.
@@ -133,6 +139,10 @@ class Checkpoints:
     def best(self) -> BestAdapters:
         return BestAdapters(self.path)
 
+    @property
+    def last(self) -> LastAdapter:
+        return LastAdapter(self.path)
+
     def prune_best(self, now: int | None = None) -> None:
         """Delete the best adapters that are neither of step `now` nor the best at the time of a checkpoint."""
         if self.best.steps():
@@ -141,6 +151,7 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints after `step`: they are damaged, and the run repeats their steps."""
         self.best.forget_after(step)
+        self.last.delete()
         for checkpoint in self.all():
             if checkpoint.step > step:
                 aside = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}")

@@ -80,8 +80,9 @@ def is_resumable(run: RunDir, summary: RunSummary) -> bool:
 
     There is a checkpoint, or all steps are done; and the run did not fail after its report, because of what is in it.
     """
-    if not run.saved.all() and not (run.trained.exists() and run.adapter.is_dir()):
-        return False
+    with contextlib.suppress(ModelError):
+        if not run.saved.all() and run.last_adapter() is None:
+            return False
     report, planned = json_object(run.report), summary.facts.steps
     ended = "stopped_early" in report or planned is None or planned == summary.steps
     return not report or not ended

@@ -17,9 +17,10 @@ from pathlib import Path
 from smollm3_finetune.cache.use import forget_run
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.checksums import damage
+from smollm3_finetune.files.partial import PARTIAL, partial_name
 from smollm3_finetune.files.room import size_of
-from smollm3_finetune.files.writing import PARTIAL, partial_name
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
+from smollm3_finetune.runs.best import BEST, LAST
 from smollm3_finetune.runs.checkpoints import DAMAGED
 from smollm3_finetune.runs.details import is_resumable
 from smollm3_finetune.runs.rundir import RunDir
@@ -27,8 +28,8 @@ from smollm3_finetune.runs.summary import RunSummary
 
 OTHERS = re.compile(rf"{re.escape(DAMAGED)}checkpoint-\d+|{re.escape(PARTIAL)}.*")
 """Names in `checkpoints/` that a run writes, besides those of checkpoints."""
-BEST = re.compile(r"best-\d+")
-"""Adapters in `checkpoints/` that only a resumed run needs: the best one is also in `adapter/`."""
+ADAPTERS = re.compile(rf"({re.escape(BEST)}|{re.escape(LAST)})\d+")
+"""Adapters in `checkpoints/` that only a resumed run needs: the published one is also in `adapter/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def deletable(run: RunDir, keep: int) -> list[Path]:
     known = [c.path for c in run.saved.all()]
     found = known[: len(known) - keep] if keep else known
     inside = [p for p in sorted(run.checkpoints.iterdir()) if p.is_dir()]
-    others = [p for p in inside if OTHERS.fullmatch(p.name) or (not keep and BEST.fullmatch(p.name))]
+    others = [p for p in inside if OTHERS.fullmatch(p.name) or (not keep and ADAPTERS.fullmatch(p.name))]
     return [path for path in (*found, *others) if not path.is_symlink()]
 
 

@@ -114,6 +114,7 @@ def run_request(
     for name in FIXED_BY_RUN:
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
+    run.check_decided()
     if not (run.adapter / DESCRIPTION).exists():  # written last
         again = f"smollm3 train --resume {shlex.quote(str(run.path))}" if run.saved.all() else run.start_again()
         raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=again)

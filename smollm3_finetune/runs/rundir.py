@@ -5,13 +5,13 @@ versions.json   the distributions that the run used, and the hashes of plugin fi
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
 samples.jsonl   one object per line: step, prompt and answer, with train.sample_every
 before.json     held-out loss before the first step, for a resumed run
-trained.json    steps and tokens, written after the last step
+trained.json    steps and tokens, written after the last step; with train.keep_best, also which step is published
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
 reference.json  which weights the stored values of the reference are of, with train.reference=once or another model
 start/          the trained weights before the first step, if the loss compares the model with them
 adapter/        the tuned adapter, its tokenizer and smollm3.json
-checkpoints/    checkpoints that `--resume` continues from
+checkpoints/    checkpoints that `--resume` continues from, and the best adapter with train.keep_best
 base/           the merged base of a run with --fresh-adapter
 data.json       counts and lengths of the rows, and three rows with their loss masks
 origins.json    where the values of run.yaml come from
@@ -42,7 +42,8 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object, read_json, write_json
 from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
 from smollm3_finetune.files.locks import locked
-from smollm3_finetune.files.writing import PARTIAL, delete_unfinished, write_text
+from smollm3_finetune.files.partial import PARTIAL, delete_unfinished
+from smollm3_finetune.files.writing import write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.best import BEST
@@ -324,8 +325,8 @@ class RunDir:
             damaged.append(f"{checkpoint.path} is damaged ({damage})")
 
         found = self.saved.newest_whole(skip)
-        if found is None and not damaged and self.adapter.is_dir() and (steps := self.trained_count("steps")):
-            return Checkpoint(self.adapter, steps)
+        if found is None and not damaged and (last := self.last_adapter()) is not None:
+            return last
         if found is None:
             if damaged:
                 raise ModelError("; ".join(damaged), hint=f"start a new run: {self.start_again()}")
@@ -336,6 +337,28 @@ class RunDir:
         for line in damaged:
             say(f"{line}: the run continues from {found.path.name}")
         return found
+
+    def last_adapter(self) -> Checkpoint | None:
+        """The adapter after the last step of a run that has taken all its steps; None if there is none.
+
+        In `adapter/` it may be that of an earlier step, with the lowest held-out loss.
+        """
+        if not (steps := self.trained_count("steps")):
+            return None
+        places = (self.saved.last.at(steps), *(() if self.is_undecided() else (self.adapter,)))
+        return next((Checkpoint(path, steps) for path in places if path.is_dir()), None)
+
+    def is_undecided(self) -> bool:
+        """Whether a run has taken its steps and not decided yet which adapter has the lowest held-out loss."""
+        return json_object(self.trained).get("published", 0) is None
+
+    def check_decided(self) -> None:
+        """Raises ModelError if the run `is_undecided`: `adapter/` does not exist, or is that of a shorter run."""
+        if self.is_undecided():
+            raise ModelError(
+                f"the run {self.path} has not finished: it has not decided which adapter has the lowest held-out loss",
+                hint=f"smollm3 train --resume {shlex.quote(str(self.path))}",
+            )
 
     def trained_count(self, name: str) -> int | None:
         """`steps` or `tokens` of a run whose steps are done, from `trained.json`; None if there is no such file.
@@ -370,7 +393,7 @@ class RunDir:
         without checkpoints has them in `trained.json`.
         """
         found = checkpoint.measurements
-        if checkpoint.path == self.adapter:
+        if checkpoint.only_adapter:
             with contextlib.suppress(ModelError, ValueError):
                 found = Measurements.from_json(read_json(self.trained).get("measurements", []))
         if checkpoint.step not in found:
@@ -380,8 +403,11 @@ class RunDir:
         return found
 
     def forget_after(self, step: int) -> None:
-        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line."""
-        for file in (self.report, self.trained):
+        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line.
+
+        The error that ended an earlier attempt after its report goes with the report.
+        """
+        for file in (self.report, self.trained, self.error):
             file.unlink(missing_ok=True)
         for file in (self.metrics, self.samples):
             if file.exists():

@@ -26,8 +26,8 @@ from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configura
 from smollm3_finetune.runs.rundir import RUNS, RunDir
 
 KEY = "from"
-PEFT_CONFIG = "adapter_config.json"
-ADAPTERS = (DESCRIPTION, PEFT_CONFIG)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTERS = (DESCRIPTION, ADAPTER_CONFIG)
 """Any of these files makes a directory a saved adapter."""
 BEST = "best-"
 
@@ -105,7 +105,8 @@ def started(stated: LoadedConfig) -> Started | None:
                     hint=f"if you trust it: --loader-opt {name}=true",
                 )
     layer = [Setting(key=("model",), value=model, origin=origin)]
-    layer += _component("loader", loader, origin)
+    if config.model == model or "model" not in stated.origins:
+        layer += _component("loader", loader, origin)
     layer += _component("quant", quant, origin)
     if not config.fresh_adapter and saved.adapter is not None:
         layer += _component("adapter", saved.adapter, origin)
@@ -154,8 +155,8 @@ def _base_of_adapter(saved: SavedAdapter, stated: str | None) -> tuple[str, Comp
     if saved.model is not None:
         return saved.model, saved.loader or ComponentConfig(), saved.quant or ComponentConfig()
     named: Any = None
-    if (saved.path / PEFT_CONFIG).is_file():
-        named = read_json(saved.path / PEFT_CONFIG).get("base_model_name_or_path")
+    if (saved.path / ADAPTER_CONFIG).is_file():
+        named = read_json(saved.path / ADAPTER_CONFIG).get("base_model_name_or_path")
     model = stated or (named if isinstance(named, str) and named else None)
     if model is None:
         raise ModelError(f"the adapter {saved.path} does not name its base model", hint="--model MODEL")
@@ -199,6 +200,7 @@ def _located(reference: str) -> tuple[Path, RunDir | None]:
 
 def _of_run(run: RunDir) -> tuple[Path, RunDir]:
     """The adapter that a run published. Raises ModelError if it has not finished."""
+    run.check_decided()
     if (run.adapter / DESCRIPTION).is_file():  # written last
         return run.adapter, run
     saved = run.saved.all()
@@ -225,7 +227,7 @@ def _stages(saved: SavedAdapter, run: RunDir | None) -> tuple[Stage, ...]:
     """The runs that led to the adapter; the last one with its step as far as its directory states it."""
     path = saved.path.absolute()
     name = run.path.resolve().name if run is not None else path.name
-    method = (saved.adapter.name if saved.adapter is not None else None) or _peft_type(path)
+    method = (saved.adapter.name if saved.adapter is not None else None) or "adapter"  # of another tool
     own = Stage(run=name, adapter=method.rpartition(":")[2])
     before: tuple[Stage, ...] = ()
     if saved.stages:
@@ -250,9 +252,3 @@ def _step(adapter: Path, run: RunDir | None) -> int | None:
     if isinstance(best, dict) and isinstance(best.get("step"), int):
         return int(best["step"])
     return steps if isinstance(steps, int) else None
-
-
-def _peft_type(path: Path) -> str:
-    """The method that PEFT's config names, in lower case; `adapter` if there is no config."""
-    found = json_object(path / PEFT_CONFIG).get("peft_type")
-    return found.lower() if isinstance(found, str) else "adapter"

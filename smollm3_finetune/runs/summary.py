@@ -15,6 +15,7 @@ from smollm3_finetune.files.json import read_json
 from smollm3_finetune.files.limits import parse_json
 from smollm3_finetune.files.locks import is_held
 from smollm3_finetune.runs.facts import RunFacts, facts_of
+from smollm3_finetune.runs.failure import failure_of
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
 State = Literal["running", "finished", "interrupted", "failed", "damaged"]
@@ -111,9 +112,8 @@ def _read(run: RunDir) -> dict[str, Any]:
         raise ModelError("versions.json is missing")
     about = facts_of(run)
     values: dict[str, Any] = {"facts": about, "started": _parsed(about.started) or _modified(run.versions)}
-    if run.error.is_file():
-        error = read_json(run.error)
-        values["error"] = {k: str(v) for k, v in error.items() if k in ("message", "hint") and v is not None}
+    if (error := failure_of(run)) is not None:
+        values["error"] = error
     if run.report.is_file():
         values |= _reported(run)
         if not about.data:  # of an earlier version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from smollm3_finetune.data.rows import FormattedSource
 from smollm3_finetune.data.sources import EMBEDDED, EMBEDDED_NAME, Source
 from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
-from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part
+from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
+from smollm3_finetune.runs.metrics import losses_of
 from smollm3_finetune.runs.versions import pipeline_of
 from smollm3_finetune.train.setup import Job
 
@@ -95,11 +95,13 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     rows = train.batch_size * train.gradient_accumulation * world_size()
     what = "packed sequences" if train.packing else "rows"
     yield "objective", f"`{job.plan.objective.component.spec.name}`"
+    if (reference := _reference(job)) is not None:
+        yield "reference of the loss", reference
     if (earlier := job.plan.earlier) is not None:
         step = f", step {earlier.last.step:,}" if earlier.last.step is not None else ""
-        what = "merged into the base" if earlier.fresh else "trained further"
-        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {what}; weights `{earlier.fingerprint[:16]}`"
-        yield "runs", f"{earlier.followed_by(job.plan.objective.component.spec.name)}"
+        then = "merged into the base" if earlier.fresh else "trained further"
+        yield "starts from", f"the adapter of `{earlier.last.run}`{step}, {then}; weights `{earlier.fingerprint[:16]}`"
+        yield "runs", earlier.followed_by(job.plan.objective.component.spec.name)
     best = f"; the adapter is that of step {published:,}, with the lowest held-out loss" if published != steps else ""
     yield "optimizer steps", f"{steps:,}{best}"
     yield f"{what} in each step", f"{rows:,}"
@@ -110,6 +112,16 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     yield "`seed`", str(config.seed)
     if (stage := pipeline_of(job.run)) is not None:
         yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
+
+
+def _reference(job: Job) -> str | None:
+    """The model that the loss compares the trained one with; None if it compares with none."""
+    plan = job.plan.reference
+    if plan.model is not None:
+        return "the base before it is quantized" if plan.own else f"`{shown_ref(plan.model.ref)}`"
+    if plan.kind == "none":
+        return None
+    return "the model before the first step" if plan.exchanged else "the base"
 
 
 def _results(
@@ -146,8 +158,5 @@ def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _last_loss(job: Job) -> float | None:
     """The last training loss in `metrics.jsonl`; None if there is none."""
-    try:
-        rows = [json.loads(line) for line in job.run.metrics.read_text(encoding="utf-8").splitlines()]
-        return next((float(row["loss"]) for row in reversed(rows) if "loss" in row), None)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
+    training = losses_of(job.run).training
+    return training[-1][1] if training else None

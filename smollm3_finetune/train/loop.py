@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
-from smollm3_finetune.files.json import write_json
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.train.callback import RunCallback
+from smollm3_finetune.train.distributed.processes import from_main
 from smollm3_finetune.train.early import why_early
 from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.measuring import Measuring
@@ -102,9 +102,7 @@ def take_steps(
         callback=callback,
         stopped_early=early,
     )
-    if job.main:
-        measured = {"measurements": measuring.measurements.as_json()} if measuring.measurements.losses else {}
-        write_json(run.trained, {"steps": trained.steps, "tokens": trained.tokens, **measured})
+    measuring.record_trained(trained.steps, trained.tokens)
     return trained
 
 
@@ -123,4 +121,6 @@ def _taken_before(job: Job, callback: RunCallback, measuring: Measuring) -> Trai
     tokens = job.run.trained_count("tokens")
     if tokens is None:  # the process ended after the last checkpoint
         tokens = job.checkpoint.tokens
+    if from_main(not job.run.trained.exists()):
+        measuring.record_trained(steps, tokens)
     return Trained(steps=steps, tokens=tokens, seconds_to_first_step=None, callback=callback, stopped_early=early)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import evaluating
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.evaluation.random_state import random_state_kept
 from smollm3_finetune.evaluation.row_losses import RowLosses
+from smollm3_finetune.files.json import write_json
 from smollm3_finetune.files.room import check_room
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.model_files.model_card import last_part
@@ -146,6 +147,20 @@ class Measuring:
         if self.main and not (step == self.resumed_from and self._has_line(self.metrics, step, "held_out_loss")):
             self.metrics.add({"step": step, **report})
 
+    def record_trained(self, step: int, tokens: int, published: int | None = None) -> None:
+        """Write `trained.json`: the run has taken its last `step`.
+
+        With `keep_best` it also has the step of the adapter that is `published`, which is undecided (null) at first.
+        """
+        found: dict[str, Any] = {"steps": step, "tokens": tokens}
+        if self.measurements.losses:
+            found["measurements"] = self.measurements.as_json()
+        if self.config.keep_best:
+            undecided = published is None and self.has_candidate(step)
+            found["published"] = None if undecided else published or step
+        if self.main:
+            write_json(self.run.trained, found)
+
     def finish(self, step: int, progress: Progress) -> tuple[dict[str, Any], RowLosses, int]:
         """Measure the weights of the last `step`, and decide which adapter is published.
 
@@ -170,6 +185,11 @@ class Measuring:
             raise ModelError(f"{self.run.saved.best.at(best) / MEASURED} is damaged: it has no losses by row")
         return {**kept.report(), "sample": found["sample"]}, kept, best
 
+    def has_candidate(self, step: int) -> bool:
+        """Whether an earlier adapter may be published instead of that of the last `step`. `finish` decides."""
+        best = self._lowest_before(step)
+        return best is not None and from_main(self.run.saved.best.at(best).is_dir())
+
     def with_best(self, nothing: str) -> str:
         """`nothing`, which says that weights were not saved, with the place of the best adapter so far."""
         best = self.measurements.best if self.config.keep_best else None
@@ -183,8 +203,8 @@ class Measuring:
 
     def _best_before(self, step: int) -> int | None:
         """The step with a lower held-out loss than the last `step`, if its adapter is to be published."""
-        best = self.measurements.best if self.config.keep_best else None
-        if best is None or best >= step:
+        best = self._lowest_before(step)
+        if best is None:
             return None
         place = self.run.saved.best
         damage = from_main(place.damage(best) if self.main else None)
@@ -195,6 +215,11 @@ class Measuring:
                 f"adapter of step {step} is saved"
             )
         return best if damage is None else None
+
+    def _lowest_before(self, step: int) -> int | None:
+        """The step before `step` with the lowest held-out loss, if its adapter was kept."""
+        best = self.measurements.best if self.config.keep_best else None
+        return best if best is not None and best < step else None
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -228,22 +253,3 @@ def logged(report: Mapping[str, Any]) -> dict[str, float]:
             name = f"{source}-{number}"
         values[f"eval_{name}_loss"] = loss
     return {name: value for name, value in values.items() if value is not None}
-
-
-@contextlib.contextmanager
-def random_state_kept(device: str) -> Iterator[None]:
-    """Restore the state of the random generators of Python, NumPy and torch at the end of the context."""
-    import numpy as np
-    import torch
-
-    on = torch.device(device)
-    others: dict[str, Any] = {"devices": []}
-    if on.type != "cpu":
-        others = {"devices": [on.index or 0], "device_type": on.type}
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(**others):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

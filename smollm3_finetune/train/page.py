@@ -6,6 +6,7 @@ No failure here ends a run: it is reported in one sentence. `train.report=false`
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -65,13 +66,28 @@ def record(job: Job) -> None:
 
 
 def write_page(job: Job) -> None:
-    """Write `report.html`, if the run still has its directory and the page is not switched off."""
-    if not job.plan.config.train.report or not job.run.config.exists():
+    """Write `report.html`, if the run still has its directory. If it is switched off, delete one that is outdated."""
+    run, say = job.run, job.display.say
+    if not run.config.exists():
         return
-    from smollm3_finetune.report.write import write_report
+    from smollm3_finetune.report.write import is_page, write_report
 
-    with _reported("report.html", job.display.say):
-        write_report([job.run], ended=True)
+    with _reported("report.html", say):
+        if job.plan.config.train.report:
+            write_report([run], ended=True)
+        elif is_page(run.page) and _is_outdated(run):
+            run.page.unlink()
+            say(
+                f"{run.page} is deleted, because it was written before the run was resumed; to write it again: "
+                f"smollm3 runs report {shlex.quote(str(run.path))}"
+            )
+
+
+def _is_outdated(run: RunDir) -> bool:
+    """Whether the page was written before the end of the run."""
+    written = run.page.stat().st_mtime_ns
+    ends = [file.stat().st_mtime_ns for file in (run.report, run.error) if file.exists()]
+    return not run.report.exists() or max(ends) > written
 
 
 def _counts(job: Job) -> dict[str, Any]:

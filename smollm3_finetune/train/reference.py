@@ -12,6 +12,7 @@ from smollm3_finetune.batching.numbered import collating_numbered
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.json import json_object, write_json
+from smollm3_finetune.files.room import check_room
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.reference.computed import NAME, EachBatch, Refer
@@ -132,5 +133,8 @@ def _start(job: Job, loaded: LoadedModel) -> Start:
         return Start(model, read_start(job.run.start, model, start_again(job.run.path)))
     start = Start(model)
     if job.main:
-        write_start(job.run.start, start.values())
+        values = start.values()
+        needed = sum(value.numel() * value.element_size() for value in values.values())
+        check_room(job.run.path, needed, "the reference, the trained weights before the first step,")
+        write_start(job.run.start, values)
     return start

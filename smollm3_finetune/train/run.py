@@ -85,7 +85,7 @@ def train(
                 job.run.create(plan.config, about, display.say)
             else:
                 job.run.write_config(plan.config)  # with the settings that were changed to continue
-            stack.enter_context(recorded_failure(job.run))
+            stack.enter_context(recorded_failure(job.run, job.display.say))
             with _writing(job, job.run.path):
                 titles = [c.title for c in job.tokens.counts]
                 record_facts(job.run, plan.config, titles, job.steps, chain_of(plan))
@@ -141,7 +141,7 @@ def _writing(job: Job, path: Path) -> contextlib.AbstractContextManager[None]:
 
 def _saved(job: Job) -> str:
     """What a run has saved, as a clause."""
-    if job.run.trained.exists() and job.run.adapter.is_dir():
+    if job.run.trained.exists() and job.run.adapter.is_dir() and not job.run.is_undecided():
         return f"the trained adapter in {job.run.adapter} is complete"
     saved = job.run.saved.all()
     return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
@@ -202,6 +202,7 @@ def _train_and_measure(
 
     held_out = HeldOut(
         examples=tokens.held_out,
+        rows=tokens.held_out_rows,
         titles=[c.title for c in tokens.counts],
         model=loaded.model,
         objective=job.objective,
@@ -253,21 +254,30 @@ def _train_and_measure(
     loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):
         check_weights(loaded, trained.steps, measuring.with_best(f"no adapter was saved in {run.path}"))
+        undecided = measuring.has_candidate(trained.steps)
         if job.main:  # before anything else can fail
-            known = training_facts(job, trained.steps, trained.tokens, before)
             with stopping.deferred(), _writing(job, run.adapter):
-                loaded.publish(run.adapter, known)
+                if undecided:
+                    _keep_last(run, trained.steps, loaded)
+                else:
+                    loaded.publish(run.adapter, training_facts(job, trained.steps, trained.tokens, before))
     after, rows_after, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
-    if job.main:
-        known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
-        loaded.stage = stage_of(job, published)
-        with stopping.deferred(), _writing(job, run.adapter):
-            if published != trained.steps:
-                loaded.publish(run.adapter, known, run.saved.best.files(published))
-            else:
-                loaded.write_card(run.adapter, known, edited_card(run.adapter))
+    loaded.stage = stage_of(job, published)
+    with gathered_weights(loaded.model) if undecided else contextlib.nullcontext():
+        if job.main:
+            known = training_facts(job, trained.steps, trained.tokens, before, after, published, comparison)
+            with stopping.deferred(), _writing(job, run.adapter):
+                if published != trained.steps:
+                    loaded.publish(run.adapter, known, run.saved.best.files(published))
+                elif undecided:
+                    loaded.publish(run.adapter, known)
+                else:
+                    loaded.write_card(run.adapter, known, edited_card(run.adapter))
+                if config.keep_best:
+                    measuring.record_trained(trained.steps, trained.tokens, published)
+                    run.saved.last.delete()
     if "sample" not in after:
         after["sample"] = sample()
     if alone and "sample" not in before:
@@ -281,6 +291,7 @@ def _train_and_measure(
         "steps": trained.steps,
         **_chosen(job, trained, before, after, published),
         "tokens": trained.tokens,
+        **({} if job.plan.reference.kind == "none" else {"reference": job.plan.reference.about()}),
         "batches": {"padded": collate.padded, "logits": collate.logits},
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
@@ -293,6 +304,12 @@ def _train_and_measure(
         "after": after,
         **comparison,
     }
+
+
+def _keep_last(run: RunDir, step: int, loaded: LoadedModel) -> None:
+    """Save the adapter of the last step, unless a checkpoint has it or it was saved before."""
+    if not run.saved.at(step).is_dir() and run.last_adapter() is None:
+        run.saved.last.save(step, loaded.write)
 
 
 def _comparison(before: RowLosses | None, after: RowLosses, seed: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
         measurements = run.measurements(checkpoint)
-    without = checkpoint is not None and checkpoint.path == run.adapter
+    without = checkpoint is not None and checkpoint.only_adapter
     deleted = without and run.deleted_checkpoints()
     again = f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}"
     early = ends_early(plan.config.train, measurements) and done < steps

@@ -24,8 +24,9 @@ from smollm3_finetune.model.plan import (
     select_model,
 )
 from smollm3_finetune.model.saved_adapter import read_calibration
+from smollm3_finetune.model.start_from import StartFrom
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
-from smollm3_finetune.runs.start_from import PEFT_CONFIG, Started
+from smollm3_finetune.runs.start_from import ADAPTER_CONFIG, Started
 from smollm3_finetune.train.own_base import OwnBase, ToBeMerged
 
 FRESH = "--fresh-adapter"
@@ -64,7 +65,7 @@ def adapter_to_train(registry: Registry, start: Started) -> ComponentConfig:
 
 def _of_another_tool(registry: Registry, start: Started) -> ComponentConfig | None:
     """The method and the options that the `adapter_config.json` of another tool states; None if there is none."""
-    file, stated = start.saved.path / PEFT_CONFIG, start.stated.config.adapter.name
+    file, stated = start.saved.path / ADAPTER_CONFIG, start.stated.config.adapter.name
     if not file.is_file():
         return None  # loading reports what is wrong
     component = claimed_adapter(registry, start.saved.path) if stated is None else registry.find(ADAPTER, stated)
@@ -118,7 +119,8 @@ def plan_started(
 ) -> ModelPlan:
     """The plan of the model of a run with `from`. Raises ModelError if its base is another one than the adapter's."""
     if own_base is not None and own_base.merge is not None:
-        return replace(_on_merged(registry, start, about, context, own_base.merge), earlier=start.earlier)
+        merged = _on_merged(registry, start, about, context, own_base.merge)
+        return replace(merged, earlier=_with_method(start, own_base.merge))
     model = plan_model(registry, about, context)
     saved = start.saved
     if saved.quant is not None and saved.quant.name is not None:
@@ -131,7 +133,16 @@ def plan_started(
                 hint=f"omit {QUANTIZER.flag}; to merge the adapter and train a new one: {FRESH} --quant {name}",
             )
     check_source(start, model)
-    return replace(model, earlier=start.earlier)
+    return replace(model, earlier=_with_method(start, model))
+
+
+def _with_method(start: Started, plan: ModelPlan) -> StartFrom:
+    """What the run starts from, with the method that was found for an adapter of another tool."""
+    assert plan.adapter is not None
+    if start.saved.adapter is not None:
+        return start.earlier
+    *before, last = start.earlier.stages
+    return replace(start.earlier, stages=(*before, replace(last, adapter=plan.adapter.spec.name)))
 
 
 def check_source(start: Started, model: ModelPlan) -> None:

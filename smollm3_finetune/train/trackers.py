@@ -92,21 +92,26 @@ class _Tracker:
         return call
 
     def end(self) -> None:
-        """End the tracker's run; does nothing if it has not begun."""
-        if self._latest is None:
+        """End the tracker's run, also that of a tracker that failed; does nothing if it has not begun."""
+        if self._latest is None or self._callback is None:
             return
         (positional, named), self._latest = self._latest, None
-        self._call(lambda: getattr(self._callback, END)(*positional, **named))
+        self._attempt(lambda: getattr(self._callback, END)(*positional, **named))
         run = getattr(getattr(self._callback, "_wandb", None), "run", None)
         if run is not None:  # transformers leaves it open, and another run of this process would continue it
-            self._call(run.finish)
+            self._attempt(run.finish)
 
     def _call(self, act: Callable[[], Any]) -> Any:
-        if self._disabled:
-            return None
+        """The result of `act`; None if the tracker has failed."""
+        return None if self._disabled else self._attempt(act)
+
+    def _attempt(self, act: Callable[[], Any]) -> Any:
+        """The result of `act`; None if it fails, which is reported once."""
         try:
             return act()
         except Exception as e:
+            if self._disabled:
+                return None
             self._disabled = True
             self._say(
                 f"warning: the tracker {self._name} failed and gets no more metrics of this run: "

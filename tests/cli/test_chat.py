@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from smollm3_finetune import stopping
 from smollm3_finetune.cli.chat.interrupts import Interrupts
 from smollm3_finetune.cli.chat.loop import converse
 from smollm3_finetune.cli.chat.reading import Reader, terminal_line
-from smollm3_finetune.cli.chat.slash import is_command
+from smollm3_finetune.cli.chat.slash import COMMANDS, Command, is_command
 from smollm3_finetune.model.load import load_model
 
 BOTTLENECK = str(Path(__file__).parents[2] / "examples" / "bottleneck_adapter.py")
@@ -73,6 +75,26 @@ def test_a_typed_line_that_is_not_text_does_not_end_the_chat(monkeypatch: pytest
     assert next(typed, None) is None, "read until the end of the input"
 
 
+@pytest.mark.parametrize(
+    ("interactive", "raised"),
+    [(True, None), (False, KeyboardInterrupt("typed")), (True, stopping.Stop("SIGTERM", 143))],
+)
+def test_an_interrupt_ends_a_command_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, interactive: bool, raised: BaseException | None
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise raised or KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "/reset", Command("", interrupted))
+    typed = iter(["/reset", "/think", None])
+    said: list[str] = []
+    chat: Any = SimpleNamespace(set_thinking=lambda on: None)
+    screen: Any = SimpleNamespace(say=said.append)
+    with contextlib.nullcontext() if raised is None else pytest.raises(type(raised)):
+        converse(chat, Reader(lambda prompt: next(typed)), screen, Interrupts(), interactive=interactive)
+    assert said == (["\n/reset was interrupted", "reasoning is on"] if raised is None else [])
+
+
 def test_json_has_a_line_for_each_message(talk: Callable[..., Any]) -> None:
     cut = talk(f"{FRANCE}\n{BIG}", "tiny", "--temperature", "0", "--max-new-tokens", "4", "--json")
     assert cut.code == 0 and cut.stderr == ""
@@ -97,6 +119,26 @@ def test_compared_answers_have_titles_and_equal_ones_are_shown_once(talk: Callab
     fresh.save("fresh")
     same = talk(f"{FRANCE}\n", "tiny", "--adapter-path", "fresh", "-p", BOTTLENECK, *GREEDY, "--compare")
     assert same.stdout == f"with bottleneck:\n{PARIS}\nbase: same answer\n"
+
+
+def test_a_saved_adapter_is_a_model_to_talk_to(talk: Callable[..., Any], cli: Callable[..., Any], adapter: str) -> None:
+    flags = ("-p", BOTTLENECK, *GREEDY)
+    named = talk(f"{FRANCE}\n", adapter, *flags, "--compare")
+    assert named.code == 0, named.stderr
+    assert named.stdout == talk(f"{FRANCE}\n", "tiny", "--adapter-path", adapter, *flags, "--compare").stdout
+    assert named.stdout.startswith("with bottleneck:\n")
+    answered = cli("generate", adapter, "--prompt", FRANCE, *flags)
+    assert answered.stdout == cli("generate", "tiny", "--adapter-path", adapter, "--prompt", FRANCE, *flags).stdout
+    assert answered.code == 0 and PARIS not in answered.stdout
+
+
+def test_an_adapter_that_is_a_complete_model_needs_no_base(cli: Callable[..., Any]) -> None:
+    whole = load_model("tiny", adapter="full", purpose="train", device="cpu")
+    whole.save("whole")
+    description = json.loads(Path("whole/smollm3.json").read_text())
+    Path("whole/checksums.json").unlink()
+    Path("whole/smollm3.json").write_text(json.dumps({**description, "model": "no-such-model"}))
+    assert cli("generate", "whole", "--prompt", FRANCE, *GREEDY).stdout == f"{PARIS}\n"
 
 
 @pytest.mark.parametrize(

@@ -334,8 +334,9 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     (source,) = about["sources"]
     assert list(source) == [
         "title", "formatter", "weight", "validation", "rows", "train", "held_out", "empty", "undesirable",
-        "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "answers", "answers_missed", "tool_calls",
-        "tool_calls_missed", "tokens", "tokens_supervised", "tokens_cut", "length", "longest_row",
+        "missing", "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "answers", "answers_missed",
+        "tool_calls", "tool_calls_missed", "tokens", "tokens_supervised", "tokens_cut", "parts", "length",
+        "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])
@@ -378,6 +379,7 @@ def test_weights_and_totals_of_several_sources(cli: Cli, write: Write) -> None:
     assert (one["weight"], two["weight"]) == (0.5, 2)
     assert 0 < one["rows_per_pass"] < one["train"]
     assert two["rows_per_pass"] == 2 * two["train"]
+    assert about["total"].pop("missing") == 0 and one["missing"] == two["missing"] == {}
     for name, value in about["total"].items():
         assert value == one[name] + two[name]
     out = cli("data", "stats", "--config", "run.yaml").stdout

@@ -414,6 +414,25 @@ def test_tasks_are_measured_with_both_models_and_paired(run: Path, isolated: Pat
     assert task["line"] in shown_evaluation(done.report())
 
 
+def test_a_model_without_rows_is_measured_on_tasks_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sums.jsonl").write_text('{"prompt": "1 + 1 =", "reference": "2"}\n' * 3)
+    model = smollm3("eval", "tiny", *ALONE, *TASKS, "--json").report()
+    (task,) = model["tasks"]
+    assert (task["documents"], task["before"], model["comparison"], model["after"]["held_out_loss"]) == (
+        *(3, None, None, None),
+    )  # fmt: skip
+    text = shown_evaluation(model)
+    assert task["line"] in text and "held-out" not in text and "verdict" not in text and "perplexity" not in text
+    adapter = smollm3("eval", run / "adapter", *ALONE, *PLUGIN, *TASKS, "--json").report()
+    (task,) = adapter["tasks"]
+    assert (task["verdict"], adapter["null_adapter"], adapter["row_losses"]) == ("cannot tell", None, [])
+    monkeypatch.setattr(evaluation, "compose", lambda *a, **k: pytest.fail("weights were read"))
+    judged = smollm3("eval", run / "adapter", *ALONE, *PLUGIN, *TASKS, "--fail-if", "worse")
+    assert (judged.code, "only tasks are measured" in judged.stderr) == (2, True)
+    rows = smollm3("eval", "tiny", *ALONE)
+    assert (rows.code, "hint: --data FILE.jsonl" in rows.stderr) == (2, True)
+
+
 def test_tasks_have_the_reasoning_mode_in_which_the_run_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `generate`: for rows without reasoning, the template's default would be another mode than that of training."""
     shutil.copytree(run, "edited")

@@ -151,6 +151,46 @@ def test_an_interrupted_command_run_again_continues(cli: Callable[..., Any], mon
     assert Path("mine.jsonl").read_text() == "{}\n" and Path("out.jsonl").read_text() == printed.stdout
 
 
+def test_a_command_that_continues_on_another_day_keeps_the_date(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model("tiny")
+    day = "{{ '<|im_start|>system\\nToday is ' + strftime_now('%d %B %Y') + '<|im_end|>\\n' }}"
+    loaded.tokenizer.chat_template = day + str(loaded.tokenizer.chat_template)
+    loaded.base.model.save_pretrained("dated")
+    loaded.tokenizer.save_pretrained("dated")
+    write(ROWS[:2])
+    flags = ("generate", "dated", "--prompts", "p.jsonl", "--max-new-tokens", "2", "--output", "out.jsonl")
+    own, seen = Renderer.prompt_ids, list[str]()
+
+    def watched(self: Renderer, *args: Any, **kwargs: Any) -> list[int]:
+        ids = own(self, *args, **kwargs)
+        seen.append(self.tokenizer.decode(ids))
+        return ids
+
+    monkeypatch.setattr(Renderer, "prompt_ids", watched)
+    today = "smollm3_finetune.data.chat_template.fixed_date.today"
+    monkeypatch.setattr(today, lambda: "2026-03-01")
+    assert cli(*flags).code == 0
+    whole = Path("out.jsonl").read_text()
+    Path("out.jsonl").write_text(whole.partition("\n")[0] + "\n")
+    first, seen[:] = list(seen), []
+    monkeypatch.setattr(today, lambda: "2026-03-02")
+    again = cli(*flags)
+    assert again.code == 0 and "the chat template gets the date of the earlier answers, 2026-03-01" in again.stderr
+    assert all("Today is 01 March 2026" in prompt for prompt in first) and seen == first
+    assert Path("out.jsonl").read_text() == whole
+    other = cli(*flags, "--date", "2026-03-02")
+    assert other.code == 2 and 'date was "2026-03-01", now "2026-03-02"' in other.stderr
+    Path("out.jsonl").unlink()  # to start again
+    seen.clear()
+    assert cli(*flags).code == 0
+    assert all("Today is 02 March 2026" in prompt for prompt in seen)
+    monkeypatch.setattr(today, lambda: "2026-03-03")
+    other_model = cli("generate", "tiny", *flags[2:-1], "tiny.jsonl")
+    assert other_model.code == 0 and json.loads(Path("tiny.settings.json").read_text())["date"] is None
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -188,3 +188,22 @@ def test_a_run_trains_on_all_chunks_and_reports_them(cli: Any) -> None:
     assert rows["chunks"] > 8
     assert f"chunked: 4 (into {rows['chunks']} chunks)" in done.stderr
     assert report["steps"] > 1, "a pass is over chunks"
+
+
+def test_the_chunks_of_a_held_out_text_are_one_row_of_the_verdict(cli: Callable[..., Any], make: Make) -> None:
+    rows = [text(seed, 2) for seed in range(30)] + [text(seed, 40) for seed in range(30, 40)]
+    tokens = make(*rows, max_length=32, held_out=0.5)
+    for _ in range(2):  # built, then from the cache
+        (counts,), (examples,) = tokens.held_out_rows, tokens.held_out
+        assert (len(counts), sum(counts)) == (tokens.counts[0].held_out, len(examples))
+        assert max(counts) > 2 and min(counts) == 1
+        tokens = make(*rows, max_length=32, held_out=0.5)
+    report = cli(
+        *("train", "--data", "rows.jsonl", "--set", "data.max_length=32", "--set", "data.held_out=0.5"),
+        *("--adapter", "full", "--max-steps", "2", "--set", "train.sample_tokens=1", "--output", "run", "--json"),
+    ).report()
+    assert report["comparison"]["rows"] == report["rows"][0]["held_out"] == len(counts)
+    evaluated = cli("eval", "run", "--answers", "0", "--no-null-adapter", "--overlap", "keep", "--json").report()
+    assert evaluated["comparison"]["rows"] == len(counts)
+    for name in ("difference", "low", "high"):
+        assert evaluated["comparison"][name] == pytest.approx(report["comparison"][name], rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,8 @@ def test_only_the_messages_after_the_shared_ones_are_supervised_on_both_sides() 
     assert found.supervised == (3,)
     other = found.rejected_conversation()
     assert (other.messages, other.rejected, other.supervised) == (found.rejected, found.messages, (3, 5))
+    everything = replace(found, supervised=None)  # of another formatter
+    assert everything.rejected_conversation().supervised == (1, 3, 5)
     assert pair({"messages": [*shared, a("good")], "rejected_response": "bad"}).rejected == (*shared, a("bad"))
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -296,3 +297,9 @@ def test_values_become_means_as_the_harness_aggregates_them() -> None:
         ratio = sum(f[1] for f in found if f) / sum(f[2] for f in found if f)
         expected = float(np.log(function(items))) if function is metrics.weighted_perplexity else function(items)
         assert ratio == pytest.approx(expected)
+
+
+def test_an_answer_that_json_cannot_represent_becomes_text() -> None:
+    from smollm3_lm_eval.evaluator import _plain
+
+    assert _plain([(-math.inf, True), {1}]) == [["-inf", True], "{1}"]

@@ -210,10 +210,14 @@ class Odd:
         return {scores}
 """
 SCORE = "DocumentScore(task='t', document='0', metric='acc', value={value})"
+ANSWERED = "[DocumentScore(task='t', document='0', metric='acc', value=1.0, answer={})]"
 WRONG = {
     "is nan with 1 terms": {"scores": f"[{SCORE.format(value='float(chr(110) + chr(97) + chr(110))')}]"},
     "was returned twice": {"scores": f"[{SCORE.format(value=1)}] * 2"},
     "returned an object of type float, not a DocumentScore": {"scores": "[0.5]"},
+    "acc of document 0 of t cannot be written as JSON: Object of type set": {"scores": ANSWERED.format("{1}")},
+    "cannot be written as JSON: Out of range float values": {"scores": ANSWERED.format("[1e999]")},
+    "cannot be written as JSON: 'utf-8' codec can't encode": {"scores": ANSWERED.format("chr(0xD800)")},
     "evaluate() returned no scores": {"scores": "[]"},
     "has no method 'evaluate'": {"opened": "tasks"},
     "failed in evaluate(): ZeroDivisionError": {"scores": "1 / 0"},

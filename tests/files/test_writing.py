@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.files.writing import whole_directory, write_text
+from smollm3_finetune.files.writing import append_text, whole_directory, write_text
 
 
 @pytest.fixture
@@ -35,6 +37,22 @@ def test_a_failed_write_keeps_the_former_content(folder: Path) -> None:
         write_text(file, "x" * 10_000 + "\ud800")  # fails after the file was opened
     assert json.loads(file.read_text()) == {"loss": 1.0}
     assert [p.name for p in folder.iterdir()] == ["report.json"]
+
+
+def test_an_interrupted_line_is_not_appended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "chat.jsonl"
+    append_text(file, "first\n")
+
+    class Interrupted(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:3])
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, *args, **kwargs: Interrupted(path, "a"))
+        with pytest.raises(KeyboardInterrupt):
+            append_text(file, "second\n")
+    assert file.read_bytes() == b"first\n"
 
 
 def test_a_directory_appears_whole(folder: Path) -> None:

@@ -339,6 +339,10 @@ def test_a_run_that_is_being_trained_is_refused(cli: Cli) -> None:
     with RunDir(run).held():
         for target in (run, run / "adapter"):
             refused(cli("push", target, "me/x"), 2, "is being trained by another process", "kill")
+    lock = run / ".smollm3-lock"
+    lock.write_text("of a killed process")
+    assert cli("push", run, "me/x", "--dry-run").code == 0
+    assert lock.read_text() == "of a killed process", "push does not take the lock"
 
 
 def test_links_out_of_the_directory_are_refused(cli: Cli, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.runs.reopen import run_request
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.testing import relative_error
-from smollm3_finetune.train.card import compared
+from smollm3_finetune.train.card import comparison_rows
 
 SCALE = Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py"
 IDS = torch.randint(3, 2000, (2, 24), generator=torch.Generator().manual_seed(7))
@@ -203,9 +203,9 @@ def test_a_card_of_another_type_is_refused_when_the_plugin_is_found() -> None:
 
 def test_a_comparison_of_the_held_out_losses_is_stated_with_its_interval() -> None:
     found = {"difference": -0.0341, "low": -0.045, "high": -0.0231, "verdict": "better", "rows": 1043}
-    assert list(compared(found)) == [
+    assert list(comparison_rows(found)) == [
         ("difference of the held-out losses", "-0.0341, 95 % interval from -0.0450 to -0.0231"),
         ("verdict", "better, on 1,043 held-out rows"),
     ]
-    assert list(compared({"verdict": "cannot tell", "low": None})) == [("verdict", "cannot tell")]
-    assert list(compared({})) == []
+    assert list(comparison_rows({"verdict": "cannot tell", "low": None})) == [("verdict", "cannot tell")]
+    assert list(comparison_rows({})) == []

@@ -41,6 +41,7 @@ def test_the_base_is_compared_with_itself_and_the_adapter_with_the_base(
     assert report["null_adapter"]["comparison"]["rows"] == report["comparison"]["rows"]
 
 
+@pytest.mark.long
 def test_two_runs_have_the_reference_of_the_first(run: Run, toy: ModuleType, cli: Any) -> None:
     run("one", max_steps=2)
     other = run("two", "full", reference="start", max_steps=2, learning_rate=1e-3)
@@ -50,6 +51,7 @@ def test_two_runs_have_the_reference_of_the_first(run: Run, toy: ModuleType, cli
     assert base["before"]["held_out_loss"] == pytest.approx(LN2, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_missing_start_is_refused_in_one_sentence(run: Run, toy: ModuleType, cli: Any) -> None:
     run("run", "full", reference="start", max_steps=1)
     Path("run/start/trained.safetensors").unlink()

@@ -17,11 +17,11 @@ LONG = [pytest.mark.plugins, pytest.mark.long]
     ("quant", "adapter", "reference"),
     [
         pytest.param("none", "full", "start", id="full"),
-        pytest.param("none", "scale", "start", id="scale"),
+        pytest.param("none", "scale", "start", id="scale", marks=LONG),
         pytest.param("none", "lora", "base", id="lora", marks=LONG),
         pytest.param("none", "dora", "base", id="dora", marks=LONG),
         pytest.param("none", {"name": "lora", "init": "pissa"}, "start", id="pissa", marks=LONG),
-        pytest.param("bnb-4bit", "lora", "base", id="4bit-lora", marks=PLUGINS),
+        pytest.param("bnb-4bit", "lora", "base", id="4bit-lora", marks=LONG),
         pytest.param("bnb-4bit", "dora", "base", id="4bit-dora", marks=PLUGINS),
         pytest.param("bnb-4bit", "scale", "base", id="4bit-scale", marks=LONG),
         pytest.param("hqq", "lora", "base", id="hqq-lora", marks=LONG),

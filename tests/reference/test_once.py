@@ -29,11 +29,11 @@ def reset(toy: ModuleType) -> None:
 
 
 CASES = [
-    pytest.param("scale", "base", {}, id="base-flat"),
-    pytest.param("scale", "base", {"padding": "always"}, id="base-padded"),
+    pytest.param("scale", "base", {}, id="base-flat", marks=pytest.mark.long),
+    pytest.param("scale", "base", {"padding": "always"}, id="base-padded", marks=pytest.mark.long),
     pytest.param("scale", "base", {"packing": True}, id="base-packed"),
-    pytest.param("scale", "base", {"group_by_length": True}, id="base-grouped"),
-    pytest.param("full", "start", {"learning_rate": 1e-3}, id="start"),
+    pytest.param("scale", "base", {"group_by_length": True}, id="base-grouped", marks=pytest.mark.long),
+    pytest.param("full", "start", {"learning_rate": 1e-3}, id="start", marks=pytest.mark.long),
 ]
 
 
@@ -70,13 +70,8 @@ def killed_and_resumed(run: Run, toy: ModuleType, adapter: Any, **settings: Any)
     reset(toy)
 
 
-@pytest.mark.parametrize(
-    ("adapter", "reference"),
-    [
-        pytest.param("scale", "base", id="base"),
-        pytest.param("full", "start", id="start", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("adapter", "reference"), [("scale", "base"), ("full", "start")])
 def test_a_run_that_was_killed_and_resumed_is_the_same(
     run: Run, toy: ModuleType, tmp_path: Path, adapter: str, reference: str
 ) -> None:
@@ -86,6 +81,7 @@ def test_a_run_that_was_killed_and_resumed_is_the_same(
     assert_same_run("whole", "killed")
 
 
+@pytest.mark.long
 def test_a_resumed_run_whose_values_were_deleted_computes_the_same(run: Run, toy: ModuleType, tmp_path: Path) -> None:
     killed_and_resumed(run, toy, "full", reference="start", when="once", learning_rate=1e-3)
     (entry,) = entries(tmp_path)
@@ -109,6 +105,7 @@ def test_values_that_a_run_refers_to_are_not_cleaned(run: Run, cli: Any, tmp_pat
     assert entries(tmp_path) == []
 
 
+@pytest.mark.long
 def test_other_options_rows_and_precisions_have_their_own_values(
     run: Run, toy: ModuleType, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -163,6 +160,8 @@ def test_another_model_is_evaluated_and_freed_before_the_trained_one_is_loaded(
     report = run("run", reference="model", objective={"model": str(teacher)})
     assert len(teachers) == 1 and alive == [[]], "the teacher is freed"
     assert sum(toy.forwards) == 12
+    assert report["reference"] == {"kind": "model", "computed": "once", "model": str(teacher)}
+    assert "| reference of the loss | `teacher` |" in Path("run/adapter/README.md").read_text()
     (entry,) = entries(tmp_path)
     assert len(Stored(entry / "train")) + len(Stored(entry / "held_out-0")) == 12
     _, margin, _ = next(s for s in toy.seen if s[0])
@@ -176,6 +175,7 @@ def test_another_model_is_evaluated_and_freed_before_the_trained_one_is_loaded(
     assert_same_run("run", "again")
 
 
+@pytest.mark.long
 def test_the_own_unquantized_model_is_the_default(run: Run, toy: ModuleType) -> None:
     run("run", reference="model")
     _, margin, _ = next(s for s in toy.seen if s[0])
@@ -198,6 +198,7 @@ def test_a_model_with_another_vocabulary_is_refused(run: Run, toy: ModuleType, t
     assert not Path("run").exists()
 
 
+@pytest.mark.long
 def test_a_resumed_run_refuses_a_model_with_other_weights(run: Run, toy: ModuleType, teacher: Path) -> None:
     killed_and_resumed(run, toy, "scale", reference="model", objective={"model": str(teacher)})
     run("killed", resume=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import load_model
+from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import write_checksums
 from smollm3_finetune.runs.checkpoints import Checkpoint
 
@@ -167,6 +168,32 @@ def test_a_run_whose_steps_are_done_is_finished(
     finished = cli("train", "--resume", "out")
     assert finished.code == 2
     assert "error: the run out has finished its 4 steps" in finished.stderr
+
+
+def test_a_finished_run_stays_finished_if_its_resume_takes_no_step(
+    cli: Callable[..., Any], interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (interrupted / "report.json").read_bytes()
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise ModelError("the weights cannot be read", hint="copy them again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("smollm3_finetune.train.run.compose", fails)
+        failed = resumed(cli)
+    assert "error: the weights cannot be read\n  hint: copy them again\n" in failed.stderr
+    assert "the run out has taken no new step: its adapter and its report are unchanged" in failed.stderr
+    assert (interrupted / "report.json").read_bytes() == before
+    listed = cli("runs", "show", "out", "--json").report()
+    assert (listed["state"], listed["error"]) == ("finished", None)
+    assert cli("generate", "out", "--prompt", "Hi", "--max-new-tokens", "1").code == 0
+    (interrupted / "error.json").write_text('{"message": "it failed after its report"}')
+    with monkeypatch.context() as patched:
+        patched.setattr("smollm3_finetune.train.run.compose", fails)
+        assert resumed(cli).code == failed.code
+    assert (interrupted / "error.json").exists(), "the error that ended it is still true"
+    assert resumed(cli).code == 0
+    assert not (interrupted / "error.json").exists()
 
 
 def test_a_run_without_checkpoints_is_finished_from_its_adapter(cli: Callable[..., Any]) -> None:

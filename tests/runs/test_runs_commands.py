@@ -132,7 +132,19 @@ def test_an_encoding_without_arrows_gets_ascii(several: None, run_cli: Callable[
     shown = run_cli("runs", "show", "b", PYTHONIOENCODING="ascii").stdout
     assert "3.000 -> 1.250 (-1.750 +- 0.250, better)" in shown
     assert "* loss   o held-out loss" in shown
-    assert "\\u" not in shown.partition("try it")[0]
+    assert "\\u" not in shown.partition("smollm3 generate")[0]
+
+
+def test_show_names_the_next_commands_by_their_names(cli: Cli, several: None) -> None:
+    lines = cli("runs", "show", "b").stdout.splitlines()
+    for command in ("generate", "chat", "eval", "merge"):
+        assert any(line.split()[:3] == [command, "smollm3", command] for line in lines), command
+
+
+def test_prune_says_that_it_needs_yes_without_a_terminal(cli: Cli, several: None) -> None:
+    assert "Delete without asking; required without a terminal." in cli("runs", "prune", "--help").stdout
+    refused = cli("runs", "prune")
+    assert (refused.code, "hint: pass --yes" in refused.stderr) == (2, True)
 
 
 # ---------------------------------------------------------------------------------------------------- show

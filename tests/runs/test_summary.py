@@ -157,30 +157,30 @@ def test_a_directory_that_cannot_be_read_is_skipped(make_run: Make) -> None:
 
 def test_an_error_is_recorded_and_forgotten_when_the_run_is_resumed(make_run: Make) -> None:
     run = RunDir(make_run("runs/a", after=None))
-    with pytest.raises(SmolLM3Error), recorded_failure(run):
+    with pytest.raises(SmolLM3Error), recorded_failure(run, print):
         raise SmolLM3Error("the loss became nan", hint="--learning-rate 1e-5")
     assert json.loads(run.error.read_text()) == {"message": "the loss became nan", "hint": "--learning-rate 1e-5"}
-    with recorded_failure(run):
+    with recorded_failure(run, print):
         assert not run.error.exists()
-    with pytest.raises(ZeroDivisionError), recorded_failure(run):
+    with pytest.raises(ZeroDivisionError), recorded_failure(run, print):
         raise ZeroDivisionError("division by zero")
     assert json.loads(run.error.read_text()) == {"message": "unexpected ZeroDivisionError: division by zero"}
-    with pytest.raises(MemoryError), recorded_failure(run):
+    with pytest.raises(MemoryError), recorded_failure(run, print):
         raise MemoryError
     assert "out of memory" in json.loads(run.error.read_text())["message"]
 
 
 def test_a_request_to_stop_is_not_a_failure(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(make_run("runs/a", after=None))
-    with pytest.raises(stopping.Stop), recorded_failure(run):
+    with pytest.raises(stopping.Stop), recorded_failure(run, print):
         raise stopping.Stop("SIGTERM", 143)
-    with pytest.raises(KeyboardInterrupt), recorded_failure(run):
+    with pytest.raises(KeyboardInterrupt), recorded_failure(run, print):
         raise KeyboardInterrupt
     monkeypatch.setattr(stopping, "delivered", lambda: stopping.Stop("SIGTERM", 143))
-    with pytest.raises(RuntimeError), recorded_failure(run):
+    with pytest.raises(RuntimeError), recorded_failure(run, print):
         raise RuntimeError("what a library made of the request")
     assert state(run.path) == "interrupted"
-    with pytest.raises(WriteError), recorded_failure(run):
+    with pytest.raises(WriteError), recorded_failure(run, print):
         raise WriteError("the disk is full")
     assert state(run.path) == "failed"
 
@@ -192,7 +192,7 @@ def test_a_failure_that_cannot_be_recorded_hides_nothing(make_run: Make, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("smollm3_finetune.runs.failure.write_json", full)
-    with pytest.raises(WriteError, match="the disk is full"), recorded_failure(run):
+    with pytest.raises(WriteError, match="the disk is full"), recorded_failure(run, print):
         raise WriteError("the disk is full")
 
 

@@ -93,8 +93,9 @@ def test_train_help_stays_in_its_module_budget() -> None:
     modules = modules_after("train", "--help", "--no-plugins")
     assert not modules & {"pydantic", "rich", "ruamel", "huggingface_hub", "asyncio"}
     count = len(modules - modules_of_click())
-    # 109 when this was written, plugins included; signals, streams, checkpoints, objectives, versions, evaluators: 19
-    assert count <= 150
+    # 109 when this was written, plugins included; signals, streams, checkpoints, versions, evaluators: 19; since then
+    # plugins with preference objectives and with distillation
+    assert count <= 152
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from smollm3_finetune import LoadedModel, load_model
 from smollm3_finetune.evaluation.held_out_loss import HeldOut
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
+from smollm3_finetune.runs.details import RunDetails
 from smollm3_finetune.runs.measurements import Measurements
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.testing.commands import smollm3
 from smollm3_finetune.train.measuring import Measuring
 from smollm3_finetune.train.trainer import AdaptedTrainer
@@ -113,7 +115,7 @@ def test_checkpoints_are_deleted_but_never_the_best_adapter_of_one(whole: Path, 
     pytest.param(AdaptedTrainer, "training_step", 7, id="in a step after the best"),
     pytest.param(HeldOut, "measure_rows", 3, id="in the measurement of the best"),
     pytest.param(Measuring, "finish", 1, id="after the last step", marks=pytest.mark.long),
-    pytest.param(LoadedModel, "publish", 2, id="while the best is published", marks=pytest.mark.long),
+    pytest.param(LoadedModel, "publish", 1, id="while the best is published", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_an_interrupted_and_resumed_run_publishes_the_same_adapter(
     cli: Cli, whole: Path, signal_in: Any, owner: type, name: str, call: int
@@ -157,6 +159,57 @@ def test_without_checkpoints_the_best_adapter_is_published_too(cli: Cli, whole: 
     assert again["best"] == report["best"]
     assert weights(Path("run/adapter")) == weights(whole / "adapter")
     assert losses("run") == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("saves", "kept"),
+    [
+        pytest.param("off", ["best-4", "last-10"], id="without checkpoints"),
+        pytest.param("30", ["best-4", "checkpoint-10"], id="with the checkpoint of the last step"),
+    ],
+)
+def test_before_the_decision_the_last_adapter_is_not_used_for_the_best(
+    cli: Cli, whole: Path, signal_in: Any, saves: str, kept: list[str]
+) -> None:
+    signal_in(Measuring, "finish", 1)
+    stopped = cli(*RUN, *STEPS, *BEST, "--set", f"train.save_minutes={saves}", "--output", "run")
+    assert (stopped.code, Path("run/adapter").exists()) == (143, False)
+    assert "hint: to finish the run: smollm3 train --resume run" in stopped.stderr
+    assert names(Path("run")) == kept
+    refused = cli("generate", "run", "--prompt", "Hi")
+    assert refused.code != 0
+    undecided = "the run run has not finished: it has not decided which adapter has the lowest held-out loss"
+    assert f"error: {undecided}\n  hint: smollm3 train --resume run\n" in refused.stderr
+    started = cli("train", "--from", "run", "--dry-run")
+    assert undecided in started.stderr
+    assert RunDetails.of(RunDir(Path("run"))).resumable
+    assert cli("train", "--resume", "run", "--json").report()["best"]["step"] == 4
+    assert weights(Path("run/adapter")) == weights(whole / "adapter")
+    assert "last-10" not in names(Path("run"))
+    assert cli("generate", "run", "--prompt", "Hi", "--max-new-tokens", "1").code == 0
+
+
+def test_before_the_decision_an_earlier_adapter_is_not_used_either(cli: Cli, whole: Path, signal_in: Any) -> None:
+    cli(*RUN, "--max-steps", "2", *BEST, "--output", "run").report()
+    earlier = weights(Path("run/adapter"))
+    signal_in(Measuring, "finish", 1)
+    assert cli("train", "--resume", "run", "--max-steps", "10").code == 143
+    assert weights(Path("run/adapter")) == earlier
+    assert "has not decided which adapter" in cli("generate", "run", "--prompt", "Hi").stderr
+    cli("train", "--resume", "run", "--json").report()
+    assert weights(Path("run/adapter")) == weights(whole / "adapter")
+
+
+def test_the_last_adapter_is_published_if_it_turns_out_to_be_the_best(cli: Cli, signal_in: Any) -> None:
+    expected = cli(*RUN, "--max-steps", "4", "--output", "plain").report()
+    signal_in(Measuring, "finish", 1)
+    four = ("--max-steps", "4", *BEST, "--set", "train.save_minutes=off")
+    assert cli(*RUN, *four, "--output", "run").code == 143
+    assert names(Path("run")) == ["best-2", "last-4"]
+    report = cli("train", "--resume", "run", "--json").report()
+    assert (report["best"]["step"], names(Path("run"))) == (4, ["best-2"])
+    assert report["after"]["held_out_loss"] == expected["after"]["held_out_loss"]
+    assert weights(Path("run/adapter")) == weights(Path("plain/adapter"))
 
 
 def test_a_best_adapter_that_was_deleted_is_a_warning(cli: Cli, run: Path) -> None:
@@ -213,6 +266,18 @@ def test_a_run_that_is_killed_after_it_ended_early_takes_no_more_steps(cli: Cli,
     result = cli("train", "--resume", "run", "--json")
     assert "training ended after 8 of 10 steps (no lower held-out loss in 2 measurements since step 4)" in result.stderr
     assert (result.report()["steps"], "stopped_early" in result.report()) == (8, True)
+    assert json.loads(Path("run/trained.json").read_text())["steps"] == 8
+
+
+def test_a_resumed_run_that_ends_early_in_its_first_measurement_writes_its_steps(cli: Cli, signal_in: Any) -> None:
+    early = (*STEPS, *EVERY, "--set", "train.stop_after=2")
+    signal_in(HeldOut, "measure_rows", 5)  # before training, and after 2, 4, 6 and 8 steps
+    assert cli(*RUN, *early, "--output", "run").code == 143
+    assert (names(Path("run")), Path("run/trained.json").exists()) == (["checkpoint-8"], False)
+    assert cli("train", "--resume", "run", "--json").report()["steps"] == 8
+    about = json.loads(Path("run/trained.json").read_text())
+    assert (about["steps"], len(about["measurements"])) == (8, 4)
+    assert about["tokens"] == Checkpoints(Path("run/checkpoints")).all()[-1].tokens
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from smollm3_finetune.runs.rundir import RunDir
 
 SCALE = str(Path(__file__).parents[1] / "out_of_tree" / "scale_adapter.py")
 Cli = Callable[..., Any]
+Sft = Callable[[str], None]
 FAST = {"max_steps": 2, "sample_tokens": 1, "warmup": 0, "schedule": "constant", "report": False}
 PLUGIN = pytest.mark.plugins
 
@@ -36,6 +37,24 @@ def train(output: str, data: str = "red", train: Mapping[str, Any] | None = None
     about = {"path": f"{data}.jsonl", "validation": "held.jsonl"}
     settings = {**FAST, **(train or {})}
     return finetune(output=output, data=about, train=settings, plugins=[SCALE], quiet=True, **more)
+
+
+BUILT: dict[str, Path] = {}
+
+
+@pytest.fixture
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Sft:
+    """Trains `sft` with an adapter, once for all tests, and copies it into the working directory."""
+
+    def make(adapter: str) -> None:
+        if adapter not in BUILT:
+            train("sft", adapter=adapter)
+            BUILT[adapter] = tmp_path_factory.mktemp("built") / adapter
+            shutil.copytree("sft", BUILT[adapter])
+        else:
+            shutil.copytree(BUILT[adapter], "sft")
+
+    return make
 
 
 def tensors(directory: str | Path) -> dict[str, torch.Tensor]:
@@ -96,8 +115,8 @@ def _conversation(word: str) -> Any:
     return Conversation(messages=row(word)["messages"])
 
 
-def test_every_record_of_a_run_states_where_its_weights_come_from(cli: Cli) -> None:
-    train("sft", adapter="full")
+def test_every_record_of_a_run_states_where_its_weights_come_from(cli: Cli, sft: Sft) -> None:
+    sft("full")
     report = train("dpo", "blue", start_from="sft")
     about = report["from"]
     assert (about["step"], about["objective"], about["chain"]) == (2, "sft", "sft → sft")
@@ -116,17 +135,24 @@ def test_every_record_of_a_run_states_where_its_weights_come_from(cli: Cli) -> N
     assert steps == [("sft", 2), ("dpo", 2), ("third", 2)]
 
 
-def test_the_configuration_of_a_run_repeats_it(cli: Cli) -> None:
-    train("sft", adapter="scale")
+def test_the_configuration_of_a_run_repeats_it(cli: Cli, sft: Sft) -> None:
+    sft("scale")
     first = train("on", "blue", start_from="sft")
     again = cli("train", "--config", "on/run.yaml", "-p", SCALE, "--output", "again", "--json").report()
     assert again["after"] == first["after"]
     assert same("on/adapter", "again/adapter")
 
 
-@pytest.mark.parametrize("adapter", ["scale", "full", pytest.param("lora", marks=[PLUGIN, pytest.mark.long])])
-def test_a_resumed_run_needs_no_earlier_run(adapter: str) -> None:
-    train("sft", adapter=adapter)
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        "scale",
+        pytest.param("full", marks=pytest.mark.long),
+        pytest.param("lora", marks=[PLUGIN, pytest.mark.long]),
+    ],
+)
+def test_a_resumed_run_needs_no_earlier_run(adapter: str, sft: Sft) -> None:
+    sft(adapter)
     whole = train("whole", "blue", {"max_steps": 3}, start_from="sft")
     train("part", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
     shutil.rmtree("sft")
@@ -136,8 +162,8 @@ def test_a_resumed_run_needs_no_earlier_run(adapter: str) -> None:
     assert same("part/adapter", "whole/adapter")
 
 
-def test_a_run_that_was_stopped_is_found_by_its_configuration() -> None:
-    train("sft", adapter="scale")
+def test_a_run_that_was_stopped_is_found_by_its_configuration(sft: Sft) -> None:
+    sft("scale")
     train("runs/part", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
     for name in ("report.json", "trained.json"):
         Path("runs/part", name).unlink()
@@ -149,12 +175,12 @@ def test_a_run_that_was_stopped_is_found_by_its_configuration() -> None:
     assert report["run"] == "runs/part"
 
 
-@pytest.mark.parametrize("adapter", ["full", pytest.param("lora", marks=PLUGIN)])
-def test_changes_of_the_earlier_run_do_no_harm(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("adapter", [pytest.param("full", marks=pytest.mark.long), pytest.param("lora", marks=PLUGIN)])
+def test_changes_of_the_earlier_run_do_no_harm(adapter: str, monkeypatch: pytest.MonkeyPatch, sft: Sft) -> None:
     """Its files are overwritten in place, then deleted, while the second run trains."""
     from smollm3_finetune.train import loop
 
-    train("sft", adapter=adapter)
+    sft(adapter)
     expected = train("undisturbed", "blue", start_from="sft")
     take_steps = loop.take_steps
 
@@ -188,23 +214,24 @@ def test_the_chat_template_of_the_adapter_is_used_unless_another_is_named(cli: C
 
 
 @pytest.mark.parametrize("adapter", ["scale", pytest.param("dora", marks=[PLUGIN, pytest.mark.long])])
-def test_a_fresh_adapter_equals_a_merge_and_then_a_run(cli: Cli, adapter: str) -> None:
-    train("sft", adapter=adapter)
+def test_a_fresh_adapter_equals_a_merge_and_then_a_run(cli: Cli, adapter: str, sft: Sft) -> None:
+    sft(adapter)
     merged = cli("merge", "sft", "--output", "merged", "--dtype", "float32", "-p", SCALE)
     assert merged.code == 0, merged.stderr
     by_hand = train("by-hand", "blue", model="merged", adapter="scale")
     report = train("on", "blue", start_from="sft", fresh_adapter=True, adapter="scale")
     assert same("on/base", "merged"), "it is the merged model"
-    assert report["before"] == by_hand["before"] and report["after"] == by_hand["after"]
+    for when in ("before", "after"):
+        assert report[when]["held_out_loss"] == by_hand[when]["held_out_loss"]
     assert same("on/adapter", "by-hand/adapter")
     assert report["from"]["chain"] == "sft, merged → sft" and "merged base in float32" in report["from"]["own_base"]
     card = Path("on/adapter/README.md").read_text()
     assert "# tiny (merged), scale adapter" in card and "`tiny` with the merged adapter of `sft`" in card
 
 
-def test_a_run_with_a_fresh_adapter_owns_its_base(cli: Cli) -> None:
+def test_a_run_with_a_fresh_adapter_owns_its_base(cli: Cli, sft: Sft) -> None:
     """The first run is deleted and the second one moved; it is resumed, used, and trained further."""
-    train("sft", adapter="scale")
+    sft("scale")
     whole = train("whole", "blue", {"max_steps": 3}, start_from="sft", fresh_adapter=True, adapter="scale")
     train("part", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft", fresh_adapter=True, adapter="scale")
     shutil.rmtree("sft")
@@ -220,8 +247,8 @@ def test_a_run_with_a_fresh_adapter_owns_its_base(cli: Cli) -> None:
     assert finetune(resume="further", train={"max_steps": 3}, plugins=[SCALE], quiet=True)["steps"] == 3
 
 
-def test_a_merge_that_is_refused_leaves_no_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    train("sft", adapter="scale")
+def test_a_merge_that_is_refused_leaves_no_run(cli: Cli, monkeypatch: pytest.MonkeyPatch, sft: Sft) -> None:
+    sft("scale")
     monkeypatch.setattr("smollm3_finetune.merge.report.fault", lambda *args: "the error is too large")
     refused = cli("train", "--from", "sft", "--fresh-adapter", "--adapter", "scale", "-p", SCALE, "--output", "on",
                   "--data", "red.jsonl", "--validation", "held.jsonl", "--max-steps", "1")  # fmt: skip
@@ -231,8 +258,8 @@ def test_a_merge_that_is_refused_leaves_no_run(cli: Cli, monkeypatch: pytest.Mon
     assert not Path("on").exists()
 
 
-def test_the_plan_shows_what_a_run_starts_from(cli: Cli) -> None:
-    train("sft", adapter="scale")
+def test_the_plan_shows_what_a_run_starts_from(cli: Cli, sft: Sft) -> None:
+    sft("scale")
     shown = cli("train", "--from", "sft", "--fresh-adapter", "--adapter", "scale", "-p", SCALE, "--dry-run",
                 "--data", "red.jsonl", "--validation", "held.jsonl", "--output", "on")  # fmt: skip
     assert shown.code == 0, shown.stderr
@@ -261,9 +288,12 @@ def refused(cli: Cli) -> Callable[..., tuple[str, str]]:
     return refuse
 
 
-def test_what_is_not_a_run_or_an_adapter_is_refused(refused: Callable[..., tuple[str, str]]) -> None:
-    train("sft", adapter="scale")
-    assert refused("--from", "stf") == ("--from stf: there is no such run or adapter", "did you mean sft?")
+def test_what_is_not_a_run_or_an_adapter_is_refused(refused: Callable[..., tuple[str, str]], sft: Sft) -> None:
+    sft("scale")
+    assert refused("--from", "stf") == (
+        "--from stf: there is no such run or adapter",
+        "to see the runs: smollm3 runs list",
+    )
     assert refused("--from", "red.jsonl")[0] == "--from red.jsonl is a file, not a run or an adapter"
     Path("empty").mkdir()
     Path("empty/x").touch()
@@ -289,16 +319,16 @@ def test_an_unfinished_run_offers_its_checkpoint(refused: Callable[..., tuple[st
     assert (report["from"]["step"], report["from"]["run"]) == (1, str(Path("part").absolute()))
 
 
-def test_a_damaged_adapter_is_refused(refused: Callable[..., tuple[str, str]]) -> None:
-    train("sft", adapter="scale")
+def test_a_damaged_adapter_is_refused(refused: Callable[..., tuple[str, str]], sft: Sft) -> None:
+    sft("scale")
     file = Path("sft/adapter/adapter.safetensors")
     values = load_file(file)
     save_file({name: value + 1 for name, value in values.items()}, file)
     assert "adapter.safetensors differs from its checksum" in refused("--from", "sft")[0]
 
 
-def test_another_method_and_other_options_are_refused(refused: Callable[..., tuple[str, str]]) -> None:
-    train("sft", adapter="scale")
+def test_another_method_and_other_options_are_refused(refused: Callable[..., tuple[str, str]], sft: Sft) -> None:
+    sft("scale")
     omit = "omit it; to merge the adapter and train a new one: --fresh-adapter"
     assert refused("--from", "sft", "--adapter", "full") == (
         "--adapter: the adapter of sft is 'scale', and cannot be trained further as 'full'", omit,
@@ -308,16 +338,16 @@ def test_another_method_and_other_options_are_refused(refused: Callable[..., tup
     )  # fmt: skip
 
 
-def test_an_adapter_of_another_base_is_refused(refused: Callable[..., tuple[str, str]], cli: Cli) -> None:
-    train("sft", adapter="scale")
+def test_an_adapter_of_another_base_is_refused(refused: Callable[..., tuple[str, str]], cli: Cli, sft: Sft) -> None:
+    sft("scale")
     assert cli("merge", "sft", "--output", "merged", "-p", SCALE).code == 0
     sentence, hint = refused("--from", "sft", "--model", "merged")
     assert sentence.startswith("the adapter of sft was trained on other weights than those of 'merged': expected the")
     assert hint == "omit --model"
 
 
-def test_a_plugin_file_must_be_passed_again(cli: Cli) -> None:
-    train("sft", adapter="scale")
+def test_a_plugin_file_must_be_passed_again(cli: Cli, sft: Sft) -> None:
+    sft("scale")
     refused = cli("train", "--from", "sft", "--data", "red.jsonl")
     assert refused.code == 2 and f"hint: pass it again: -p {SCALE}" in refused.stderr, refused.stderr
 
@@ -344,7 +374,7 @@ def test_an_adapter_of_peft_is_trained_further(refused: Callable[..., tuple[str,
         shutil.copy(f"sft/adapter/{name}", "peft")
     report = train("on", start_from="peft")
     options = json.loads(Path("on/adapter/smollm3.json").read_text())["adapter"]
-    assert (options["rank"], options["target_modules"]) == (4, ["q_proj", "v_proj"])
+    assert (options["rank"], sorted(options["target_modules"])) == (4, ["q_proj", "v_proj"])
     assert (report["from"]["adapter"], report["from"]["base"]) == ("lora", "tiny")
     assert refused("--from", "peft", "--adapter-opt", "rank=8")[0] == (
         "--adapter-opt rank: the adapter of peft has rank=4, which cannot change to 8"
@@ -358,3 +388,37 @@ def test_prune_keeps_the_checkpoint_from_which_another_run_started(cli: Cli) -> 
     assert "kept: runs/sft: checkpoint-1: runs/on started from it" in pruned.stdout
     assert [p.name for p in Path("runs/sft/checkpoints").iterdir()] == ["checkpoint-1"]
     assert RunDir(Path("runs/sft")).saved.all()[0].damage() is None
+
+
+def test_a_run_that_was_killed_while_it_merged_is_started_again(sft: Sft, cli: Cli) -> None:
+    """What a killed process leaves: a run before its first checkpoint, with an unfinished base."""
+    sft("scale")
+    command = ("train", "--from", "sft", "--fresh-adapter", "--adapter", "scale", "-p", SCALE, "--output", "on",
+               "--data", "blue.jsonl", "--validation", "held.jsonl", "--max-steps", "1", "--json")  # fmt: skip
+    first = cli(*command).report()
+    for left in ("adapter", "base", "checkpoints"):
+        shutil.rmtree(Path("on", left))
+    for left in ("report.json", "trained.json", "before.json", "metrics.jsonl", "report.html"):
+        Path("on", left).unlink()
+    Path("on/.smollm3-lock").touch()
+    Path("on/.base.smollm3-lock").touch()
+    Path("on/.base.smollm3-partial-0123abcd").mkdir()
+    Path("on/.base.smollm3-partial-0123abcd/config.json").write_text("{")
+    again = cli(*command)
+    assert again.code == 0, again.stderr
+    assert again.report()["after"] == first["after"]
+    assert not [p.name for p in Path("on").iterdir() if p.name.startswith(".")]
+
+
+@PLUGIN
+def test_a_quantizer_that_the_new_adapter_cannot_use_is_left_out(cli: Cli) -> None:
+    train("sft", adapter="scale", quant="bnb-4bit")
+    command = ("train", "--from", "sft", "--fresh-adapter", "--adapter", "full", "-p", SCALE, "--dry-run", "--json",
+               "--data", "blue.jsonl", "--validation", "held.jsonl")  # fmt: skip
+    planned = cli(*command)
+    assert planned.report()["config"]["quant"]["name"] == "smollm3-finetune:none"
+    assert "the merged model is not quantized: --adapter full needs operations that --quant bnb-4bit" in planned.stderr
+    stated = cli(*command, "--quant", "bnb-4bit")
+    assert stated.code == 3 and "--adapter full needs operations" in stated.stderr
+    refused = cli("train", "--from", "sft", "--quant", "none", "-p", SCALE, "--data", "blue.jsonl")
+    assert "the adapter of sft was trained on a base of quantizer 'bnb-4bit', not of 'none'" in refused.stderr

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,20 @@ def test_a_tracker_that_fails_never_ends_the_run(cli: Cli, recorder: type[Record
     assert "Traceback" not in result.stderr
     assert len(metrics("run")) == 5
     assert Path("run/report.json").exists()
+
+
+@pytest.mark.parametrize("fails_at", ["log", "end"])
+def test_the_run_of_a_tracker_that_failed_is_ended(
+    cli: Cli, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    finished = []
+    run = SimpleNamespace(finish=lambda: finished.append(True))
+    monkeypatch.setattr(Recorder, "_wandb", SimpleNamespace(run=run), raising=False)
+    recorder.fails_at = fails_at
+    result = cli("train", *QUICK, "--set", "train.report_to=recorder", "--max-steps", "2", "--output", "run")
+    assert (result.code, finished, result.stderr.count("recorder failed")) == (0, [True], 1)
+    if fails_at == "log":
+        assert recorder.got[-1] == {"ended": 2}
 
 
 def test_a_tracker_is_ended_if_the_run_is_stopped(

@@ -50,6 +50,30 @@ def test_a_run_records_its_rows_and_origins_and_writes_the_page(cli: Cli, secret
     assert "finished" in page and "--max-steps" in page
 
 
+def test_a_resumed_run_without_the_page_leaves_no_outdated_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = (*QUICK, "--set", "data.limit=20", "--output", "out")
+    assert cli("train", *quick).code == 0
+    page = Path("out/report.html")
+    resume = ("train", "--resume", "out", "--max-steps", "3", "--set", "train.report=false")
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise SmolLM3Error("the weights cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("smollm3_finetune.train.run.compose", fails)
+        assert cli(*resume).code == 1
+    assert page.exists(), "the run has not changed"
+    resumed = cli(*resume)
+    assert (resumed.code, page.exists()) == (0, False)
+    written_again = "to write it again: smollm3 runs report out"
+    assert f"out/report.html is deleted, because it was written before the run was resumed; {written_again}\n" in (
+        resumed.stderr
+    )
+    page.write_text("<html>of the user</html>")
+    assert cli("train", "--resume", "out", "--max-steps", "4").code == 0
+    assert page.read_text() == "<html>of the user</html>"
+
+
 def test_without_the_page_no_text_of_the_rows_is_copied(cli: Cli, secret_rows: Path) -> None:
     prompt = ("--set", "train.report=false", "--set", "train.sample_prompt=Hello", "--learning-rate", "1e-9")
     text = cli("train", *QUICK, *prompt, "--data", secret_rows, "--output", "out")

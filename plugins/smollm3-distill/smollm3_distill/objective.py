@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ class Distillation:
     def prepare(
         self, conversation: Conversation, renderer: Renderer, max_length: int
     ) -> Mapping[str, Sequence[int]] | None:
-        encoded = renderer.encode(conversation, max_length)
+        alone = dataclasses.replace(conversation, rejected=None)  # in the reasoning mode of the chosen answer
+        encoded = renderer.encode(alone, max_length)
         if conversation.rejected is not None:
             renderer.note("rejected answer not compared")
         if all(label == IGNORE_INDEX for label in encoded.labels[1:]):

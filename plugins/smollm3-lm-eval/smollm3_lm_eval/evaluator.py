@@ -125,4 +125,5 @@ def _plain(value: Any) -> Any:
     """A value as JSON represents it."""
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    plain = isinstance(value, str | int | bool | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)

@@ -29,7 +29,7 @@ def pair_example(conversation: Conversation, renderer: Renderer, max_length: int
     """The example of a pair; None, with a note for the user, if it cannot be compared.
 
     Both conversations are supervised after their common messages. They are not compared if one has no supervised
-    tokens, if both have the same, or if the tokens before them differ, as with answers in different reasoning modes.
+    tokens, if both have the same, or if the tokens before them differ.
     """
     if conversation.rejected is None or conversation.text is not None:
         renderer.note("without a rejected answer")
@@ -39,7 +39,7 @@ def pair_example(conversation: Conversation, renderer: Renderer, max_length: int
     other = dataclasses.replace(
         conversation,
         messages=conversation.rejected,
-        rejected=None,
+        rejected=conversation.messages,  # both are rendered in the reasoning mode of the pair
         supervised=tuple(i for i, m in enumerate(conversation.rejected) if i >= shared and m["role"] == "assistant"),
     )
     if not chosen.supervised_messages() or not other.supervised:

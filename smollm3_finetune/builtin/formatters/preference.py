@@ -76,8 +76,8 @@ class PreferenceFormatter:
     def __init__(self, options: PreferenceOptions | NoOptions) -> None:
         self.options = options if isinstance(options, PreferenceOptions) else PreferenceOptions()
         answers = {*ANSWER_COLUMNS, *RANKED_COLUMNS, *SCORE_LISTS, *PAIR_COLUMNS}
-        own = {*answers, *QUESTION_COLUMNS, *TURN_COLUMNS, self.options.input, "input", "context", "history"}
-        self.columns = CHAT_COLUMNS | own
+        self.own = {*answers, *QUESTION_COLUMNS, *TURN_COLUMNS, self.options.input, "input", "context", "history"}
+        self.columns = CHAT_COLUMNS | self.own
 
     def __call__(self, row: Mapping[str, Any]) -> Conversation:
         refuse_media(row)
@@ -104,7 +104,7 @@ class PreferenceFormatter:
             rejected=None if why else worse,
             supervised=trained,
             columns=self.columns,
-            not_here=self.columns - CHAT_COLUMNS - pair.read,
+            not_here=[c for c in row if c in self.own and c not in pair.read],
             unread=pair.unread,
             lacks={"rejected": why} if why else {},
         )

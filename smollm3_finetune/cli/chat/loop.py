@@ -39,7 +39,7 @@ def converse(chat: Chat, reader: Reader, screen: Screen, interrupts: Interrupts,
             continue
         try:
             if is_command(message) and not reader.is_block:
-                run_command(message, chat, screen)
+                carry_out(message, chat, screen, interactive=interactive)
             else:
                 answer(chat, message.removeprefix(" "), screen, interrupts)
         except Leave:
@@ -53,6 +53,18 @@ def converse(chat: Chat, reader: Reader, screen: Screen, interrupts: Interrupts,
             if known is None or not interactive:
                 raise
             screen.error(known)
+
+
+def carry_out(command: str, chat: Chat, screen: Screen, *, interactive: bool) -> None:
+    """Carry out a slash command. Ctrl-C ends the command, and the chat only if it is not `interactive`."""
+    try:
+        run_command(command, chat, screen)
+    except stopping.Stop:
+        raise
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        screen.say(f"\n{command.split()[0]} was interrupted")
 
 
 def answer(chat: Chat, message: str, screen: Screen, interrupts: Interrupts) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cache() -> None:
-    """List, check or clean the cache: converted files, quantized weights and tokenized rows."""
+    """List, check or clean the cache: converted files, quantized weights, tokenized rows, values of references."""
 
 
 def _cache_and_runs(kind: str | None, runs: tuple[str, ...]) -> tuple[Path, list[Path]]:
@@ -163,7 +163,7 @@ def verify(kind: str | None, as_json: bool) -> None:
 @RUNS_OPTION
 @click.option("--force", is_flag=True, help="Also delete entries that runs depend on.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, without deleting it.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--yes", "-y", is_flag=True, help="Delete without asking; required without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
 @debug_option
 def clean(

@@ -126,6 +126,11 @@ def evaluate(target: str, against: str | None, as_json: bool, fail_if: str | Non
             f"--fail-if {fail_if} needs a verdict, but {target!r} has no adapter, so there is no base to compare with",
             hint="--against MODEL, or --adapter-path DIR",
         )
+    if fail_if is not None and not planned.rows.rows:
+        raise ConfigError(
+            f"--fail-if {fail_if} needs a verdict on held-out rows, but without --data only tasks are measured",
+            hint="--data FILE.jsonl",
+        )
     for warning in planned.warnings:
         say_warning(warning)
     report = carry_out(planned, progress)
@@ -157,10 +162,9 @@ def _subject(target: str, values: Mapping[str, Any], registry: Registry) -> Subj
     """A run, a saved adapter, or a model with the components that the options name."""
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.answering import dtype_of
-    from smollm3_finetune.cli.session import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
     from smollm3_finetune.evaluation.subject import Subject
-    from smollm3_finetune.model.saved_adapter import FILE, SavedAdapter
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files
     from smollm3_finetune.runs.reopen import run_request, saved_configuration
@@ -175,10 +179,8 @@ def _subject(target: str, values: Mapping[str, Any], registry: Registry) -> Subj
         loaded = saved_configuration(run, options)
         for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
             say_warning(line)
-    elif not values["adapter_path"] and (run.path / FILE).is_file() and (model := SavedAdapter.read(run.path).model):
-        request = model_request(model, {**values, "adapter_path": target}, Purpose.INFER)
     else:
-        request = model_request(target, values, Purpose.INFER)
+        request = target_request(target, values, Purpose.INFER, as_adapter=True)
     own = None if loaded is None else run
     return Subject(
         title=target, request=request, device=values["device"] or "auto", dtype=dtype_of(own, values), run=own,

@@ -137,23 +137,25 @@ def _answer_one(
 def _answer_file(target: str, values: Mapping[str, Any], sampling: Sampling) -> None:
     """Answer the rows of `--prompts`, and write them to `--output` or print them."""
     from smollm3_finetune.inference.answer_rows import answer_rows, settings_of
-    from smollm3_finetune.inference.answers_file import AnswersFile, InOrder
+    from smollm3_finetune.inference.answers_file import AnswersFile, InOrder, recorded_date
     from smollm3_finetune.inference.prompt_rows import read_prompts, rooms_for
     from smollm3_finetune.paths import user_path
 
     source = user_path(values["prompts"], "--prompts")
     if not source.is_file():
         raise _error(f"--prompts: {str(source)!r} is not a file", "--prompts prompts.jsonl")
-    model = opened(target, values)
+    output = user_path(values["output"], "--output") if values["output"] is not None else None
+    model = opened(target, values).on_day(None if output is None else recorded_date(output))
     rows = read_prompts(source, model.renderer, model.mode, values["system"])
     rooms = rooms_for(model.plan, rows, values["max_new_tokens"], fixed=model.is_run)
     if short := sum(room < values["max_new_tokens"] for room in rooms):
         model.say(f"--max-new-tokens is reduced for {short} of {len(rows)} rows: no more fits into the context")
     file = None
-    if values["output"] is not None:
-        more = {key: values[key] for key in ("system", "date", "max_new_tokens", "num_return", "seed")}
+    if output is not None:
+        more = {key: values[key] for key in ("system", "max_new_tokens", "num_return", "seed")}
+        more["date"] = model.renderer.options.date
         settings = settings_of(model.plan, sampling, model.mode, more, values["batch_size"])
-        file = AnswersFile(user_path(values["output"], "--output"), rows, settings)
+        file = AnswersFile(output, rows, settings)
         written = file.check()
         if written == len(rows):
             model.say(f"{file.path} has the answers to all {len(rows)} rows already")

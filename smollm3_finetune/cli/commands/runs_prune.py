@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @state_option
 @filter_option
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, without deleting it.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--yes", "-y", is_flag=True, help="Delete without asking; required without a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run.")
 @debug_option
 def prune(

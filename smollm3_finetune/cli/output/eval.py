@@ -17,7 +17,20 @@ WIDTH = 14
 def shown_evaluation(report: Mapping[str, Any]) -> str:
     """The report of `evaluation.run.evaluate` as human-readable text."""
     comparison = report["comparison"]
-    lines = [("model", _model(report)), ("rows", _rows(report))]
+    lines = [("model", _model(report))]
+    if report["rows"]["measured"]:
+        lines += _on_rows(report)
+    lines += [("" if n else "tasks", task["line"]) for n, task in enumerate(report["tasks"])]
+    if comparison is not None:
+        lines.append(("verdict", _verdict(report)))
+    lines.append(("took", f"{report['seconds']} s"))
+    return "\n".join(["", *(f"{name:<{WIDTH}} {text}" for name, text in lines)])
+
+
+def _on_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured on held-out rows."""
+    comparison = report["comparison"]
+    lines = [("rows", _rows(report))]
     lines += [("", text) for text in _left_out(report)]
     if report["line"] is not None:
         name, _, rest = report["line"].partition(" loss ")
@@ -34,11 +47,7 @@ def shown_evaluation(report: Mapping[str, Any]) -> str:
     lines += _answers(report)
     if (null := report["null_adapter"]) is not None:
         lines.append(("null adapter", null.get("line") or f"not measured: {null['unavailable']}"))
-    lines += [("" if n else "tasks", task["line"]) for n, task in enumerate(report["tasks"])]
-    if comparison is not None:
-        lines.append(("verdict", _verdict(report)))
-    lines.append(("took", f"{report['seconds']} s"))
-    return "\n".join(["", *(f"{name:<{WIDTH}} {text}" for name, text in lines)])
+    return lines
 
 
 def _verdict(report: Mapping[str, Any]) -> str:

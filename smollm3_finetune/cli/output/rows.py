@@ -151,7 +151,7 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     if stats.undesirable:
         why = f"{_rows(stats.undesirable)} left out: their label is false, which this objective does not use"
         page.line("  labels    ", (why, WARNING))
-    for n, (why, times) in enumerate(sorted(stats.missing.items())):
+    for n, (why, times) in enumerate(stats.missing.most_common()):
         page.line("  lacking   " if n == 0 else " " * 12, (f"{_rows(times)} left out: {why}", WARNING))
     for n, (where, why) in enumerate(stats.empty_rows):
         page.line("  left out  " if n == 0 else " " * 12, (f"{where}: {why}", WARNING))

@@ -14,10 +14,11 @@ import click
 from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.output.characters import shows
 from smollm3_finetune.cli.output.curve import CURVE_WIDTH, Series, shown_curve
-from smollm3_finetune.cli.output.losses import digits_of, signed
+from smollm3_finetune.cli.output.losses import in_characters
 from smollm3_finetune.cli.output.runs_show import shown_value
 from smollm3_finetune.cli.output.runs_table import COLORS, GAP, cell_width, folded, padded, short, shown_steps, wrapped
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
+from smollm3_finetune.evaluation.line import digits_of, half_of, signed
 from smollm3_finetune.runs.comparison import RunComparison
 
 NARROWEST_VALUE = 8
@@ -117,11 +118,15 @@ def _losses(found: RunComparison, names: Sequence[str], width: int) -> str:
     for name, run in zip(names, found.runs, strict=True):
         before, after, digits, change, interval = run.before, run.after, 3, "", ""
         if run.comparison is not None:
-            before, after, digits = run.comparison["before"], run.comparison["after"], digits_of(run.comparison)
+            before, after, digits = (
+                run.comparison["before"],
+                run.comparison["after"],
+                digits_of(half_of(run.comparison)),
+            )
             if run.comparison["low"] is not None:
-                interval = " to ".join(signed(run.comparison[end], digits) for end in ("low", "high"))
+                interval = " to ".join(in_characters(signed(run.comparison[end], digits)) for end in ("low", "high"))
         if before is not None and after is not None:
-            change = signed(after - before, digits)
+            change = in_characters(signed(after - before, digits))
         ends = ["" if loss is None else f"{loss:.{digits}f}" for loss in (before, after)]
         rows.append([name, *ends, change, interval, run.verdict or "", shown_steps(run), run.state])
     used = [at for at in range(len(head)) if any(row[at] for row in rows)]

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.output.curve import shown_losses
 from smollm3_finetune.cli.output.losses import shown_change, shown_power
 from smollm3_finetune.cli.output.runs_table import COLORS, shown_age, wrapped
@@ -163,12 +162,8 @@ def next_commands(details: RunDetails) -> Iterator[tuple[str, str]]:
     path, flags = shlex.quote(str(run.path)), plugin_flags(details.plugin_files)
     resume = f"smollm3 train --resume {path}{flags}"
     if run.state == "finished":
-        yield "try it", f"smollm3 generate {path}{flags} --prompt '…'"
-        yield from (
-            (label, f"smollm3 {command} {path}{flags}")
-            for label, command in (("talk", "chat"), ("judge", "eval"))
-            if command in COMMANDS
-        )
+        yield "generate", f"smollm3 generate {path}{flags} --prompt '…'"
+        yield from ((command, f"smollm3 {command} {path}{flags}") for command in ("chat", "eval"))
         yield "merge", f"smollm3 merge {path}{flags}"
         yield "repeat", f"smollm3 train --config {path}/run.yaml{flags}"
     elif run.state in ("interrupted", "failed"):

@@ -9,13 +9,23 @@ CODES = "aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ"
 FUNCTION = "strftime_now"
 
 
+def uses_date(template: str) -> bool:
+    """Whether what a template renders depends on the current date."""
+    return FUNCTION in template
+
+
+def today() -> str:
+    """The current date, YYYY-MM-DD."""
+    return datetime.date.today().isoformat()
+
+
 def with_fixed_date(template: str, date: str | None) -> str:
     """The template with the current date set to `date` (YYYY-MM-DD, midnight).
 
     Unchanged if `date` is None or the template does not use the date. transformers provides `strftime_now` as a global
     and converts a function that is passed as an argument to text, so a macro of that name in the template overrides it.
     """
-    if date is None or FUNCTION not in template:
+    if date is None or not uses_date(template):
         return template
     day = datetime.datetime.fromisoformat(date)
     values = {f"%{code}": day.strftime(f"%{code}") for code in CODES}

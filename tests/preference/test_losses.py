@@ -23,6 +23,8 @@ from preference_cases import (
     with_reference,
 )
 
+pytestmark = pytest.mark.plugins
+
 EXACT = 1e-9
 LAYOUTS = ("padded", "flat", "packed", "branched")
 

@@ -1,7 +1,7 @@
 """float64: loss and gradients of every objective equal those of TRL 1.16's own trainers, on the same pairs.
 
     pip install --target /tmp/trl --no-deps trl==1.16.0
-    PYTHONPATH=$PYTHONPATH:/tmp/trl pytest -m long plugins/smollm3-preference/tests/test_trl.py
+    PYTHONPATH=$PYTHONPATH:/tmp/trl pytest -m long tests/preference/test_trl.py
 
 TRL's fused output layer computes in float32, so the model gives its log-probabilities in float64; the rest is TRL's.
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from smollm3_finetune.api import IGNORE_INDEX, branched_example
 
 pytestmark = [
+    pytest.mark.plugins,
     pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("trl") is None,

@@ -14,6 +14,8 @@ from smollm3_finetune.api import IGNORE_INDEX, Conversation
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.testing.small import small_source
 
+pytestmark = pytest.mark.plugins
+
 
 def user(text: str) -> Mapping[str, Any]:
     return {"role": "user", "content": text}
@@ -54,6 +56,16 @@ def test_both_answers_are_supervised_and_their_prompt_is_there_once(renderer: Re
     assert not renderer.counts["pair with equal answers"]
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_both_answers_follow_the_same_prompt_if_one_has_reasoning(side: str, renderer: Renderer) -> None:
+    texts = {"chosen": "Yes.", "rejected": "No!"}
+    example = pair_example(pair(**{**texts, side: f"<think>\nSo.\n</think>\n{texts[side]}"}), renderer, 256)
+    assert example is not None and not renderer.counts
+    one, other = supervised(renderer, example)
+    assert ("So." in one, "So." in other) == (side == "chosen", side == "rejected")
+    assert renderer.tokenizer.decode(example["input_ids"]).count("Hi?") == 1
+
+
 def test_earlier_answers_that_both_share_are_not_supervised(renderer: Renderer) -> None:
     shared = (user("Hi?"), answer("Hello."), user("Well?"))
     for given in (None, (1, 3), (3,)):
@@ -87,7 +99,7 @@ def test_answers_of_several_messages_are_supervised_after_the_shared_ones(render
             "pair with equal answers within data.max_length",
         ),
         (
-            pair(chosen="<think>\nSo.\n</think>\n\nYes.", rejected="No!"), 256,
+            Conversation(messages=(user("Hi?"), answer("Yes.")), rejected=(user("Well?"), answer("Yes."))), 256,
             "pair whose answers follow different prompts",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Whole runs: measures in the metrics, the report, the card, the page and `eval`; two processes; continued runs."""
+"""Whole runs: measures in the metrics, the report, the card, the page and `eval`; two processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ ROUNDING = 2e-4
 """Relative, of sums of float32 in another order."""
 
 
+pytestmark = pytest.mark.plugins
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SMOLLM3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("COLUMNS", "200")
+def files(isolated: Path) -> None:
     pairs = [
         {"prompt": f"What is {n} + {n}?", "chosen": f"It is {2 * n}.", "rejected": f"I do not know, ask {n} times."}
         for n in range(60)
@@ -109,7 +108,6 @@ def test_kto_learns_from_labels() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.plugins
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("objective", ["dpo", "apo-zero", "apo-down", "orpo", "simpo", "cpo"])
 def test_every_objective_lowers_its_held_out_loss(objective: str, adapter: str) -> None:
