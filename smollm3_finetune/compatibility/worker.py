@@ -24,8 +24,8 @@ def main() -> None:
     def say(**event: Any) -> None:
         print(json.dumps(event), file=answers, flush=True)
 
-    from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
+    from smollm3_finetune.compatibility.results import Use
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error
     from smollm3_finetune.model_files.loading import quiet_transformers
@@ -42,7 +42,7 @@ def main() -> None:
                 pair["quantizer"],
                 pair["adapter"],
                 pair["options"],
-                Purpose(pair["purpose"]),
+                Use(pair["purpose"]),
                 force=pair["force"],
             )
         except (ConfigError, MissingRequirementError) as e:  # an option that must be set, a package
