@@ -49,8 +49,9 @@ def planned_evaluation(work: Work) -> PlannedEvaluation:
     check_data(work)
     config = work.loaded().config
     start = stage.start or stage.model or Ref(path=config.model)
+    subject = _subject(work, start, config.quant)
     settings = EvalSettings(
-        rows=evaluation_rows(stage),
+        rows=evaluation_rows(stage, subject.loaded),
         limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -61,7 +62,7 @@ def planned_evaluation(work: Work) -> PlannedEvaluation:
         **tasks_of(work, registry),
     )
     other = None if stage.against is None else _subject(work, stage.against, ComponentConfig())
-    return plan_evaluation(registry, _subject(work, start, config.quant), settings, work.progress, other)
+    return plan_evaluation(registry, subject, settings, work.progress, other)
 
 
 def _subject(work: Work, ref: Ref, quant: ComponentConfig) -> Any:
@@ -92,7 +93,7 @@ def check_data(work: Work) -> None:
     assert options is not None
     start = stage.start or stage.model
     kind = None if start is None or start.stage is None else work.pipeline.stage(start.stage).kind
-    if (kind not in (None, "train") or stage.start is None) and evaluation_rows(stage) is None:
+    if (kind not in (None, "train") or stage.start is None) and evaluation_rows(stage, None) is None:
         raise ConfigError(
             f"{stage.origin}: the stage {stage.name!r} evaluates a model, which has no held-out rows",
             hint="data: {path: FILE.jsonl} in this stage",

@@ -25,7 +25,7 @@ from smollm3_finetune.evaluation.subject import rows_configuration
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.pipeline.configuration import START, Directories, loaded_configuration
+from smollm3_finetune.pipeline.configuration import START, Directories, evaluated_run, loaded_configuration
 from smollm3_finetune.pipeline.results import files_of
 from smollm3_finetune.pipeline.stage import PipelineFile, Ref, Stage
 from smollm3_finetune.runs.resume import ENDS, MAY_CHANGE, differing
@@ -75,8 +75,9 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         kept = {k: v for k, v in options.items() if k not in ("fail_if", "against")}
         parts["configuration"] = [kept, own, loaded.config.dtype]
         tasks = [file_sha256(t) for t in stage.evaluate.tasks if Path(t).is_file()]
-        parts["rows"] = [tasks, _rows(registry, select_rows(registry, about), calibration=False)
-                         if (about := evaluation_rows(stage)) is not None else None]  # fmt: skip
+        about = evaluation_rows(stage, evaluated_run(pipeline, stage, results))
+        rows = None if about is None else _rows(registry, select_rows(registry, about), calibration=False)
+        parts["rows"] = [tasks, rows]
     if stage.kind == "quantize" or stage.start is None:
         parts["model"] = _model(registry, stage, loaded, results, reading.progress)
     for name, ref in (("from", stage.start), ("against", stage.against)):
@@ -86,10 +87,13 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
     return {name: fingerprint(plain(value)) for name, value in parts.items()}
 
 
-def evaluation_rows(stage: Stage) -> LoadedConfig | None:
-    """The configuration of the rows of an eval stage; None: the held-out rows of the run are measured."""
+def evaluation_rows(stage: Stage, run: LoadedConfig | None) -> LoadedConfig | None:
+    """The configuration of the rows of an eval stage: that of the `run`, with the keys of the stage.
+
+    None: the held-out rows of the run are measured.
+    """
     settings = [s for s in stage.settings if s.key[0] in ("data", "formatter")]
-    return rows_configuration(settings) if settings else None
+    return rows_configuration(settings, run) if settings else None
 
 
 def _settings(config: RunConfig, without: Sequence[str]) -> dict[str, Any]:
