@@ -12,7 +12,7 @@ from typing import Any, Literal
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
-from smollm3_finetune.pipeline.layout import PipelineDir
+from smollm3_finetune.pipeline.layout import DAMAGED, PipelineDir
 from smollm3_finetune.pipeline.stage import PipelineFile
 
 Progress = Literal["running", "finished", "interrupted", "failed"]
@@ -55,16 +55,19 @@ def read_state(place: PipelineDir) -> State:
     """The state of a pipeline; empty if it was never run. Raises ModelError if its file is damaged."""
     if not place.state.exists():
         return State()
-    about = read_json(place.state)
+    damaged = place.state.with_name(DAMAGED)
+    rename = f"mv {shlex.quote(str(place.state))} {shlex.quote(str(damaged))}"
+    hint = f"to run every stage again, in new directories: {rename}"
+    try:
+        about = read_json(place.state)
+    except ModelError as e:
+        raise ModelError(e.message, hint=e.hint or hint) from e
     try:
         if about["version"] != VERSION:
             raise ValueError(f"version {about['version']!r}")
         return State(records={str(name): _record(values) for name, values in about["stages"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ModelError(
-            f"{place.state} is damaged: {type(e).__name__}: {e}",
-            hint=f"to run every stage again, in new directories: rm {shlex.quote(str(place.state))}",
-        ) from e
+        raise ModelError(f"{place.state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
 
 
 def write_state(place: PipelineDir, pipeline: PipelineFile, state: State) -> None:
