@@ -7,6 +7,7 @@ A path counts by what it holds. The device, and settings that do not change the 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ class Reading:
     plugins: Sequence[str]
     """The values of `-p`."""
     progress: Progress
+    no_plugins: bool = False
+    """Whether `--no-plugins` was given."""
+
+    def command(self, verb: str, file: Path) -> str:
+        """The command `smollm3 pipeline VERB` for a file, with the plugin options of this one."""
+        options = [text for name in self.plugins for text in ("-p", name)] + ["--no-plugins"] * self.no_plugins
+        return shlex.join(["smollm3", "pipeline", verb, str(file), *options])
 
 
 def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, reading: Reading) -> Inputs:
