@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.failures import writing
@@ -83,12 +83,29 @@ def write_state(place: PipelineDir, pipeline: PipelineFile, state: State) -> Non
 
 
 def _record(values: Mapping[str, Any]) -> Record:
+    """Raises KeyError, TypeError, ValueError or AttributeError for a record of another form."""
+    if not isinstance(values["former"], list):
+        raise TypeError("former must be a list")
     record = Record(**{**values, "former": tuple(values["former"])})
     texts = (record.kind, record.directory, record.state, record.began, *record.inputs.values(), *record.former)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("names, hashes and times must be text")
     if Path(record.directory).name != record.directory or record.directory in ("", ".", ".."):
         raise ValueError(f"the directory {record.directory!r} is not a name")
-    if not isinstance(record.seconds, int | float) or not isinstance(record.result, Mapping):
-        raise TypeError("seconds must be a number, and result an object")
+    if record.state not in get_args(Progress):
+        raise ValueError(f"there is no state {record.state!r}")
+    if not _is_number(record.seconds) or not isinstance(record.error, str | None):
+        raise TypeError("seconds must be a number, and error must be text")
+    for name, value in record.figures.items():
+        if value is not None and not (isinstance(value, str) if name == "verdict" else _is_number(value)):
+            raise TypeError(f"the figure {name!r} cannot be {value!r}")
+    for name, about in record.result.items():
+        if not isinstance(about, list) or len(about) != 3:
+            raise TypeError(f"size, time and hash of {name!r} must be a list of three values")
+        if not _is_number(about[0]) or not _is_number(about[1]) or not isinstance(about[2], str):
+            raise TypeError(f"size and time of {name!r} must be numbers, and its hash must be text")
     return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
