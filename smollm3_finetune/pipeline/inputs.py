@@ -25,6 +25,7 @@ from smollm3_finetune.data.rows import Rows
 from smollm3_finetune.evaluation.subject import rows_configuration
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
+from smollm3_finetune.model_files.writing import BELONGS
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.pipeline.configuration import START, Directories, evaluated_run, loaded_configuration
 from smollm3_finetune.pipeline.results import files_of
@@ -37,6 +38,8 @@ NOT_COUNTED = ("model", "device", "plugins", "given", START)
 """Keys that count by what they stand for, or not at all."""
 PATHS = (("data", "path"), ("data", "validation"), ("data", "template"), ("calibration", "path"))
 """Keys whose files count by their content."""
+LEGAL = ("LICENSE", "NOTICE", "COPYING")
+"""Beginnings of the names of files of a model that do not count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,20 @@ def _model(
         if ref is not None and ref.stage is not None:
             return _stage_result(ref.stage, results)
     source, _ = source_of(registry, loaded, progress)
-    return [source.fingerprint]
+    return [source.fingerprint, *_beside_weights(source)]
+
+
+def _beside_weights(source: ModelSource) -> list[Any]:
+    """The tokenizer, the chat template and the other files of a local directory; its fingerprint is of the weights."""
+    directory = getattr(source, "directory", None)
+    if directory is None:
+        return []
+    files = sorted(f for f in Path(directory).iterdir() if f.is_file() and _counts(f.name))
+    return [[f.name, file_sha256(f)] for f in files]
+
+
+def _counts(name: str) -> bool:
+    return BELONGS.fullmatch(name) is not None and not name.startswith(LEGAL)
 
 
 def source_of(registry: Registry, loaded: LoadedConfig, progress: Progress) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -167,11 +183,13 @@ def source_of(registry: Registry, loaded: LoadedConfig, progress: Progress) -> t
 
 
 def _referred(ref: Ref, results: Directories) -> list[Any]:
-    """An earlier stage by its directory, a run or an adapter by its content, another model by its name."""
+    """An earlier stage by its directory, a path by its content, a model of the Hub by its name."""
     if ref.stage is not None:
         return _stage_result(ref.stage, results)
     assert ref.path is not None
     path = user_path(ref.path)
+    if path.is_file():
+        return [file_sha256(path)]
     if not path.is_dir():
         return [ref.path]
     kind = "train" if RunDir(path).config.exists() else "model"
