@@ -8,6 +8,7 @@ import pytest
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.cli.session import find_plugins
+from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.pipeline.run import Pipeline, open_pipeline
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import write_small_model
@@ -71,3 +72,24 @@ def test_a_file_to_compare_with_counts_by_its_content(pipeline: Pipeline) -> Non
     before = inputs(pipeline, "check")
     Path("other.gguf").write_bytes(b"2")
     assert changed(before, inputs(pipeline, "check")) == {"against"}
+
+
+def test_weights_are_read_once_for_all_stages_until_they_change(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str | Path) -> str:
+        read.append(Path(path).name)
+        return file_sha256(path)
+
+    for module in ("model_files.source", "pipeline.contents"):
+        monkeypatch.setattr(f"smollm3_finetune.{module}.file_sha256", counted)
+    first = [inputs(pipeline, name) for name in ("one", "two", "check")]
+    assert first == [inputs(pipeline, name) for name in ("one", "two", "check")]
+    assert first[0]["model"] == first[1]["model"] == first[2]["model"]
+    assert (read.count("model.safetensors"), read.count("other.gguf")) == (1, 1)
+    weights = Path("model/model.safetensors")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert inputs(pipeline, "one")["model"] != first[0]["model"]
+    assert read.count("model.safetensors") == 2
