@@ -49,7 +49,7 @@ class PipelineDir:
                 raise ConfigError(f"the directory {path} is not empty, and holds no pipeline", hint=hint)
             return found
         other = json_object(found.state).get("file")
-        if isinstance(other, str) and Path(other) != pipeline.path.absolute() and Path(other).is_file():
+        if isinstance(other, str) and Path(other).is_file() and not Path(other).samefile(pipeline.path):
             raise ConfigError(f"the directory {path} holds the pipeline of {other}", hint=hint)
         return found
 
