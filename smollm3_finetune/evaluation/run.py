@@ -95,9 +95,11 @@ def _evaluated(planned: PlannedEvaluation, progress: Progress, stack: contextlib
 
 
 def check_verdict(report: dict[str, Any], fail_if: str | None) -> None:
-    """Raises VerdictError if the verdict is `worse`, or with `not-better` anything but `better`."""
-    if fail_if is None or report["comparison"] is None:
+    """Raises VerdictError if the verdict is `worse`, with `not-better` if it is not `better`, or if there is none."""
+    if fail_if is None:
         return
+    if report["comparison"] is None:
+        raise VerdictError(f"--fail-if {fail_if}: there is no verdict, because no rows were compared")
     verdict = report["comparison"]["verdict"]
     if verdict == "worse" or (fail_if == "not-better" and verdict != "better"):
         raise VerdictError(f"--fail-if {fail_if}: the verdict is {verdict!r}, compared with {report['against']}")

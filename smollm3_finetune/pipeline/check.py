@@ -19,7 +19,7 @@ from smollm3_finetune.config.schema import DEFAULT_ADAPTER, ComponentConfig
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.errors import Collector
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
-from smollm3_finetune.pipeline.configuration import START, loaded_configuration
+from smollm3_finetune.pipeline.configuration import START, evaluated_run, loaded_configuration
 from smollm3_finetune.pipeline.decide import Decision
 from smollm3_finetune.pipeline.evaluating import check_data, planned_evaluation, tasks_of
 from smollm3_finetune.pipeline.inputs import evaluation_rows, source_of
@@ -210,7 +210,7 @@ def _check_evaluation(work: Work) -> Plan:
             "objective": planned.objective.component.spec.name,
         }
     tasks_of(work, registry)
-    if (rows := evaluation_rows(stage)) is not None:
+    if (rows := evaluation_rows(stage, evaluated_run(work.pipeline, stage, work.results))) is not None:
         select_rows(registry, rows)
     start, plan = stage.start or stage.model, dict[str, Any]()
     for ref in stage.refs():

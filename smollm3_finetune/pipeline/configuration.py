@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.paths import user_path
 from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Ref, Stage
-from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
+from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
+from smollm3_finetune.runs.rundir import RunDir
 
 START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
@@ -67,3 +69,17 @@ def code_options(pipeline: PipelineFile, stage: Stage) -> dict[str, object]:
     stages = [pipeline.stage(name) for name in stage.stages()]
     settings = [*pipeline.defaults, *(s for one in (*stages, stage) for s in one.settings)]
     return {s.key[1]: s.value for s in settings if s.key[0] == "loader" and s.key[-1] in CODE_EXECUTION_OPTIONS}
+
+
+def evaluated_run(pipeline: PipelineFile, stage: Stage, results: Directories) -> LoadedConfig | None:
+    """The configuration of the run that an eval stage evaluates: a saved one, or that of a stage that is not finished.
+
+    None if the stage evaluates a model.
+    """
+    ref = stage.start or stage.model
+    if ref is not None and ref.stage is not None and ref.stage not in results:
+        earlier = pipeline.stage(ref.stage)
+        return loaded_configuration(pipeline, earlier, results) if earlier.kind == "train" else None
+    path = loaded_configuration(pipeline, stage, results).config.model if ref is None else _path(ref, results)
+    run = RunDir(user_path(path or ""))
+    return saved_configuration(run, code_options(pipeline, stage)) if run.config.exists() else None

@@ -19,7 +19,7 @@ from smollm3_finetune.files.writing import whole_directory
 from smollm3_finetune.model_files.output import check_vacant
 from smollm3_finetune.pipeline.inputs import evaluation_rows
 from smollm3_finetune.pipeline.results import EVALUATION
-from smollm3_finetune.pipeline.stage import Ref
+from smollm3_finetune.pipeline.stage import Ref, Stage
 from smollm3_finetune.pipeline.work import Work, subject_of
 from smollm3_finetune.runs.reopen import own_dtype
 
@@ -49,8 +49,9 @@ def planned_evaluation(work: Work) -> PlannedEvaluation:
     check_data(work)
     config = work.loaded().config
     start = stage.start or stage.model or Ref(path=config.model)
+    subject = _subject(work, start, config.quant)
     settings = EvalSettings(
-        rows=evaluation_rows(stage),
+        rows=evaluation_rows(stage, subject.loaded),
         limit=options.limit,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -61,7 +62,22 @@ def planned_evaluation(work: Work) -> PlannedEvaluation:
         **tasks_of(work, registry),
     )
     other = None if stage.against is None else _subject(work, stage.against, ComponentConfig())
-    return plan_evaluation(registry, _subject(work, start, config.quant), settings, work.progress, other)
+    planned = plan_evaluation(registry, subject, settings, work.progress, other)
+    if options.fail_if is not None and not planned.compares():
+        raise _no_verdict(stage)
+    if options.fail_if is not None and not planned.rows.rows:
+        raise ConfigError(
+            f"{stage.origin}: eval.fail_if needs a verdict on held-out rows, but only tasks are measured",
+            hint="data: {path: FILE.jsonl} in this stage",
+        )
+    return planned
+
+
+def _no_verdict(stage: Stage) -> ConfigError:
+    return ConfigError(
+        f"{stage.origin}: eval.fail_if needs a verdict, but a model without adapter has no base to compare with",
+        hint="against: MODEL in eval",
+    )
 
 
 def _subject(work: Work, ref: Ref, quant: ComponentConfig) -> Any:
@@ -92,16 +108,13 @@ def check_data(work: Work) -> None:
     assert options is not None
     start = stage.start or stage.model
     kind = None if start is None or start.stage is None else work.pipeline.stage(start.stage).kind
-    if (kind not in (None, "train") or stage.start is None) and evaluation_rows(stage) is None:
+    if (kind not in (None, "train") or stage.start is None) and evaluation_rows(stage, None) is None:
         raise ConfigError(
             f"{stage.origin}: the stage {stage.name!r} evaluates a model, which has no held-out rows",
             hint="data: {path: FILE.jsonl} in this stage",
         )
     if (kind not in (None, "train") or stage.start is None) and options.fail_if and stage.against is None:
-        raise ConfigError(
-            f"{stage.origin}: eval.fail_if needs a verdict, but a model without adapter has no base to compare with",
-            hint="against: MODEL in eval",
-        )
+        raise _no_verdict(stage)
 
 
 def tasks_of(work: Work, registry: Registry) -> dict[str, Any]:

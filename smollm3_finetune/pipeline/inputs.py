@@ -7,6 +7,7 @@ A path counts by what it holds. The device, and settings that do not change the 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from smollm3_finetune.data.rows import Rows
 from smollm3_finetune.evaluation.subject import rows_configuration
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
+from smollm3_finetune.model_files.writing import BELONGS
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.pipeline.configuration import START, Directories, loaded_configuration
+from smollm3_finetune.pipeline.configuration import START, Directories, evaluated_run, loaded_configuration
+from smollm3_finetune.pipeline.contents import Contents
 from smollm3_finetune.pipeline.results import files_of
 from smollm3_finetune.pipeline.stage import PipelineFile, Ref, Stage
 from smollm3_finetune.runs.resume import ENDS, MAY_CHANGE, differing
@@ -36,6 +39,8 @@ NOT_COUNTED = ("model", "device", "plugins", "given", START)
 """Keys that count by what they stand for, or not at all."""
 PATHS = (("data", "path"), ("data", "validation"), ("data", "template"), ("calibration", "path"))
 """Keys whose files count by their content."""
+LEGAL = ("LICENSE", "NOTICE", "COPYING")
+"""Beginnings of the names of files of a model that do not count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,14 @@ class Reading:
     plugins: Sequence[str]
     """The values of `-p`."""
     progress: Progress
+    no_plugins: bool = False
+    """Whether `--no-plugins` was given."""
+    contents: Contents = dataclasses.field(default_factory=Contents)
+
+    def command(self, verb: str, file: Path) -> str:
+        """The command `smollm3 pipeline VERB` for a file, with the plugin options of this one."""
+        options = [text for name in self.plugins for text in ("-p", name)] + ["--no-plugins"] * self.no_plugins
+        return shlex.join(["smollm3", "pipeline", verb, str(file), *options])
 
 
 def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, reading: Reading) -> Inputs:
@@ -74,22 +87,26 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         own = [[list(s.key), plain(s.value)] for s in stage.settings if s.key not in (("device",), *PATHS)]
         kept = {k: v for k, v in options.items() if k not in ("fail_if", "against")}
         parts["configuration"] = [kept, own, loaded.config.dtype]
-        tasks = [file_sha256(t) for t in stage.evaluate.tasks if Path(t).is_file()]
-        parts["rows"] = [tasks, _rows(registry, select_rows(registry, about), calibration=False)
-                         if (about := evaluation_rows(stage)) is not None else None]  # fmt: skip
+        tasks = [reading.contents.file(Path(t)) for t in stage.evaluate.tasks if Path(t).is_file()]
+        about = evaluation_rows(stage, evaluated_run(pipeline, stage, results))
+        rows = None if about is None else _rows(registry, select_rows(registry, about), calibration=False)
+        parts["rows"] = [tasks, rows]
     if stage.kind == "quantize" or stage.start is None:
-        parts["model"] = _model(registry, stage, loaded, results, reading.progress)
+        parts["model"] = _model(registry, stage, loaded, results, reading)
     for name, ref in (("from", stage.start), ("against", stage.against)):
         if ref is not None and not (stage.kind == "quantize" and name == "from"):
-            parts[name] = _referred(ref, results)
+            parts[name] = _referred(ref, results, reading.contents)
     parts["plugins"] = [[name for name in names if name.startswith("no:")], _plugin_files(names)]
     return {name: fingerprint(plain(value)) for name, value in parts.items()}
 
 
-def evaluation_rows(stage: Stage) -> LoadedConfig | None:
-    """The configuration of the rows of an eval stage; None: the held-out rows of the run are measured."""
+def evaluation_rows(stage: Stage, run: LoadedConfig | None) -> LoadedConfig | None:
+    """The configuration of the rows of an eval stage: that of the `run`, with the keys of the stage.
+
+    None: the held-out rows of the run are measured.
+    """
     settings = [s for s in stage.settings if s.key[0] in ("data", "formatter")]
-    return rows_configuration(settings) if settings else None
+    return rows_configuration(settings, run) if settings else None
 
 
 def _settings(config: RunConfig, without: Sequence[str]) -> dict[str, Any]:
@@ -133,15 +150,34 @@ def _content(rows: Rows) -> list[Any]:
     ]  # fmt: skip
 
 
-def _model(
-    registry: Registry, stage: Stage, loaded: LoadedConfig, results: Directories, progress: Progress
-) -> list[Any]:
+def _model(registry: Registry, stage: Stage, loaded: LoadedConfig, results: Directories, reading: Reading) -> list[Any]:
     """The model of a stage: the directory of an earlier stage, or the fingerprint of the source."""
     for ref in (stage.model, stage.start if stage.kind == "quantize" else None):
         if ref is not None and ref.stage is not None:
             return _stage_result(ref.stage, results)
-    source, _ = source_of(registry, loaded, progress)
-    return [source.fingerprint]
+
+    def read() -> list[Any]:
+        source, _ = source_of(registry, loaded, reading.progress)
+        return [source.fingerprint, *_beside_weights(source, reading.contents)]
+
+    config = loaded.config
+    chosen = choose_loader(registry, ModelRequest(ref=config.model, loader=config.loader, origins=loaded.origins))
+    about = fingerprint(config.model, chosen.component.full_name, plain(options_dict(chosen.options)))
+    found: list[Any] = reading.contents.once(about, user_path(config.model, "the model"), read)
+    return found
+
+
+def _beside_weights(source: ModelSource, contents: Contents) -> list[Any]:
+    """The tokenizer, the chat template and the other files of a local directory; its fingerprint is of the weights."""
+    directory = getattr(source, "directory", None)
+    if directory is None:
+        return []
+    files = sorted(f for f in Path(directory).iterdir() if f.is_file() and _counts(f.name))
+    return [[f.name, contents.file(f)] for f in files]
+
+
+def _counts(name: str) -> bool:
+    return BELONGS.fullmatch(name) is not None and not name.startswith(LEGAL)
 
 
 def source_of(registry: Registry, loaded: LoadedConfig, progress: Progress) -> tuple[ModelSource, Mapping[str, Any]]:
@@ -154,17 +190,19 @@ def source_of(registry: Registry, loaded: LoadedConfig, progress: Progress) -> t
     return open_source(loader, config.model, context)
 
 
-def _referred(ref: Ref, results: Directories) -> list[Any]:
-    """An earlier stage by its directory, a run or an adapter by its content, another model by its name."""
+def _referred(ref: Ref, results: Directories, contents: Contents) -> list[Any]:
+    """An earlier stage by its directory, a path by its content, a model of the Hub by its name."""
     if ref.stage is not None:
         return _stage_result(ref.stage, results)
     assert ref.path is not None
     path = user_path(ref.path)
+    if path.is_file():
+        return [contents.file(path)]
     if not path.is_dir():
         return [ref.path]
     kind = "train" if RunDir(path).config.exists() else "model"
     files = [*files_of(kind, path), *([RunDir(path).config] if kind == "train" else [])]
-    return [[f.relative_to(path).as_posix(), file_sha256(f)] for f in files]
+    return [[f.relative_to(path).as_posix(), contents.file(f)] for f in files]
 
 
 def _stage_result(stage: str, results: Directories) -> list[Any]:

@@ -17,13 +17,15 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object
 from smollm3_finetune.files.locks import is_held, locked
-from smollm3_finetune.files.partial import delete_unfinished
+from smollm3_finetune.files.partial import PARTIAL, delete_unfinished
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.pipeline.stage import PipelineFile
 from smollm3_finetune.runs.rundir import LOCK, RUNS
 
 FOLDER = RUNS / "pipelines"
 STATE = "pipeline.json"
+DAMAGED = "damaged-pipeline.json"
+"""The name that the user gives to a damaged state: its stages are run again, in new directories."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,22 @@ class PipelineDir:
             raise ConfigError(f"output: {path} is a file", hint=hint)
         found = cls(path)
         if not found.state.exists():
-            if path.is_dir() and {p.name for p in path.iterdir()} - {LOCK}:
+            if path.is_dir() and not found._is_own():
                 raise ConfigError(f"the directory {path} is not empty, and holds no pipeline", hint=hint)
             return found
         other = json_object(found.state).get("file")
-        if isinstance(other, str) and Path(other) != pipeline.path.absolute() and Path(other).is_file():
+        if isinstance(other, str) and Path(other).is_file() and not Path(other).samefile(pipeline.path):
             raise ConfigError(f"the directory {path} holds the pipeline of {other}", hint=hint)
         return found
 
     @property
     def state(self) -> Path:
         return self.path / STATE
+
+    def _is_own(self) -> bool:
+        """Whether a directory without state is that of a pipeline: nothing was written, or the state was damaged."""
+        names = {p.name for p in self.path.iterdir()}
+        return DAMAGED in names or all(name == LOCK or name.startswith(PARTIAL) for name in names)
 
     @property
     def lock(self) -> Path:

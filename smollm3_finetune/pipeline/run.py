@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +58,10 @@ class Pipeline:
         """What happens to each stage; if `tolerant`, the reason may be that its inputs cannot be read."""
         return decide_all(self.file, self.place, state, again, self.inputs, tolerant=tolerant)
 
+    def command(self, verb: str) -> str:
+        """The command that runs, resumes or shows this pipeline with the same plugins."""
+        return self.reading.command(verb, self.file.path)
+
     def inputs(self, stage: Stage, results: Directories) -> Inputs:
         return inputs_of(self.file, stage, results, self.reading)
 
@@ -77,6 +80,7 @@ def open_pipeline(
     file: str | Path,
     *,
     plugins: Sequence[str] = (),
+    no_plugins: bool = False,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Any,
     warn: Callable[[str], None],
@@ -90,7 +94,8 @@ def open_pipeline(
             found[key] = find_plugins(key)
         return found[key]
 
-    return Pipeline.open(file, Reading(find_plugins=registry, plugins=plugins, progress=progress), warn)
+    reading = Reading(find_plugins=registry, plugins=plugins, no_plugins=no_plugins, progress=progress)
+    return Pipeline.open(file, reading, warn)
 
 
 def check(pipeline: Pipeline, decisions: Sequence[Decision]) -> list[Plan]:
@@ -214,7 +219,7 @@ def _recorded(
     pipeline: Pipeline, work: Work, record: Record, began: float, write: Callable[[Record], State]
 ) -> Iterator[None]:
     """Write that a stage was interrupted or failed, and say how the pipeline is continued."""
-    resume = f"smollm3 pipeline resume {shlex.quote(str(pipeline.file.path))}"
+    resume = pipeline.command("resume")
     name = work.stage.name
 
     def ended(**changes: Any) -> None:
@@ -253,5 +258,5 @@ def _check_command(pipeline: Pipeline, again: Collection[str], *, must_exist: bo
     if must_exist and not pipeline.place.state.exists():
         raise ConfigError(
             f"there is nothing to resume: {pipeline.place.path} holds no pipeline",
-            hint=f"smollm3 pipeline run {shlex.quote(str(pipeline.file.path))}",
+            hint=pipeline.command("run"),
         )

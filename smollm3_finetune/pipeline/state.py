@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
-from smollm3_finetune.pipeline.layout import PipelineDir
+from smollm3_finetune.pipeline.layout import DAMAGED, PipelineDir
 from smollm3_finetune.pipeline.stage import PipelineFile
 
 Progress = Literal["running", "finished", "interrupted", "failed"]
@@ -55,16 +55,19 @@ def read_state(place: PipelineDir) -> State:
     """The state of a pipeline; empty if it was never run. Raises ModelError if its file is damaged."""
     if not place.state.exists():
         return State()
-    about = read_json(place.state)
+    damaged = place.state.with_name(DAMAGED)
+    rename = f"mv {shlex.quote(str(place.state))} {shlex.quote(str(damaged))}"
+    hint = f"to run every stage again, in new directories: {rename}"
+    try:
+        about = read_json(place.state)
+    except ModelError as e:
+        raise ModelError(e.message, hint=e.hint or hint) from e
     try:
         if about["version"] != VERSION:
             raise ValueError(f"version {about['version']!r}")
         return State(records={str(name): _record(values) for name, values in about["stages"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ModelError(
-            f"{place.state} is damaged: {type(e).__name__}: {e}",
-            hint=f"to run every stage again, in new directories: rm {shlex.quote(str(place.state))}",
-        ) from e
+        raise ModelError(f"{place.state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
 
 
 def write_state(place: PipelineDir, pipeline: PipelineFile, state: State) -> None:
@@ -80,12 +83,29 @@ def write_state(place: PipelineDir, pipeline: PipelineFile, state: State) -> Non
 
 
 def _record(values: Mapping[str, Any]) -> Record:
+    """Raises KeyError, TypeError, ValueError or AttributeError for a record of another form."""
+    if not isinstance(values["former"], list):
+        raise TypeError("former must be a list")
     record = Record(**{**values, "former": tuple(values["former"])})
     texts = (record.kind, record.directory, record.state, record.began, *record.inputs.values(), *record.former)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("names, hashes and times must be text")
     if Path(record.directory).name != record.directory or record.directory in ("", ".", ".."):
         raise ValueError(f"the directory {record.directory!r} is not a name")
-    if not isinstance(record.seconds, int | float) or not isinstance(record.result, Mapping):
-        raise TypeError("seconds must be a number, and result an object")
+    if record.state not in get_args(Progress):
+        raise ValueError(f"there is no state {record.state!r}")
+    if not _is_number(record.seconds) or not isinstance(record.error, str | None):
+        raise TypeError("seconds must be a number, and error must be text")
+    for name, value in record.figures.items():
+        if value is not None and not (isinstance(value, str) if name == "verdict" else _is_number(value)):
+            raise TypeError(f"the figure {name!r} cannot be {value!r}")
+    for name, about in record.result.items():
+        if not isinstance(about, list) or len(about) != 3:
+            raise TypeError(f"size, time and hash of {name!r} must be a list of three values")
+        if not _is_number(about[0]) or not _is_number(about[1]) or not isinstance(about[2], str):
+            raise TypeError(f"size and time of {name!r} must be numbers, and its hash must be text")
     return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from smollm3_finetune.errors import ModelError
@@ -46,7 +45,7 @@ def planned_run(work: Work, run: RunDir) -> PlannedRun:
     except ModelError as e:
         if "start" not in (e.hint or ""):
             raise
-        again = f"smollm3 pipeline run {shlex.quote(str(work.pipeline.path))} --again {work.stage.name}"
+        again = f"{work.reading.command('run', work.pipeline.path)} --again {work.stage.name}"
         raise ModelError(e.message, hint=f"to run the stage again, in a new directory: {again}") from e
 
 

@@ -158,6 +158,13 @@ def test_which_verdict_fails(verdict: str, fail_if: str | None, fails: bool) -> 
         check_verdict(report, fail_if)
 
 
+def test_a_report_without_a_comparison_fails_only_if_a_verdict_was_asked_for() -> None:
+    report = {"comparison": None, "against": None}
+    check_verdict(report, None)
+    with pytest.raises(VerdictError, match="--fail-if worse: there is no verdict, because no rows were compared"):
+        check_verdict(report, "worse")
+
+
 def test_the_sample_is_the_same_for_the_same_seed() -> None:
     rows = HeldOutRows(rows=list(range(50)), titles=["rows"], found=50)  # type: ignore[arg-type]
     first, again, other = (rows.sampled(10, seed).rows for seed in (1, 1, 2))

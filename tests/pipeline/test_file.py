@@ -191,3 +191,12 @@ def test_a_directory_of_somebody_else_is_refused(write: Write) -> None:
         PipelineDir.of(read_pipeline(path))
     other.unlink()  # the file was renamed
     assert PipelineDir.of(read_pipeline(path)).path == Path("mine")
+
+
+def test_a_file_is_the_same_by_another_spelling(write: Write) -> None:
+    path = write("output: mine\n" + stages(SFT)).absolute()
+    Path("mine").mkdir()
+    Path("linked").symlink_to(path.parent)
+    for spelling in (path.parent / "mine" / ".." / path.name, Path("linked").absolute() / path.name):
+        Path("mine/pipeline.json").write_text(f'{{"file": "{spelling}"}}', encoding="utf-8")
+        assert PipelineDir.of(read_pipeline(path)).path == Path("mine")

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.cli.commands.pipeline_hints import with_keys
+from smollm3_finetune.errors import ModelError
+from smollm3_finetune.pipeline import run as running
+
+ROUNDING = str(Path(__file__).parents[1] / "out_of_tree" / "rounding_quantizer.py")
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,21 @@ def test_a_pipeline_given_to_train_is_named(cli: Callable[..., Any], isolated: P
     assert result.code == 2
     assert "p.yaml is a pipeline, not the configuration of a run" in result.stderr
     assert "smollm3 pipeline run p.yaml" in result.stderr
+
+
+def test_commands_that_continue_a_pipeline_have_the_plugin_options(
+    cli: Callable[..., Any], isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("p.yaml").write_text("device: cpu\nstages: [{name: sft, adapter: full}]\n", encoding="utf-8")
+    given = ("-p", ROUNDING, "-p", "no:nothing", "--no-plugins")
+    options = f"p.yaml -p {ROUNDING} -p no:nothing --no-plugins"
+
+    def fails(*args: Any) -> None:
+        raise ModelError("the weights are bad")
+
+    monkeypatch.setattr(running, "_carry_out", fails)
+    assert f"hint: smollm3 pipeline run {options}\n" in cli("pipeline", "resume", "p.yaml", *given).stderr
+    failed = cli("pipeline", "run", "p.yaml", *given)
+    assert f"after the fault is fixed: smollm3 pipeline resume {options}\n" in failed.stderr
+    shown = cli("pipeline", "status", "p.yaml", *given)
+    assert f"to resume it: smollm3 pipeline resume {options}\n" in shown.stdout

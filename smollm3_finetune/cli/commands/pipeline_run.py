@@ -66,6 +66,7 @@ def opened(file: str, values: dict[str, Any]) -> Pipeline:
     return open_pipeline(
         file,
         plugins=values["plugin"],
+        no_plugins=values["no_plugins"],
         find_plugins=lambda names: find_plugins(names, values["no_plugins"]),
         progress=for_stream(),
         warn=say_warning,
@@ -91,4 +92,4 @@ def _run(
         stages = status_of(pipeline)
     if as_json:
         return json.dumps(as_dict(pipeline, stages), ensure_ascii=False)
-    return shown_status(pipeline, stages, values["plugin"])
+    return shown_status(pipeline, stages)

@@ -33,4 +33,4 @@ def status(file: str, as_json: bool, **values: Any) -> str:
         stages = status_of(pipeline)
     if as_json:
         return json.dumps(as_dict(pipeline, stages), indent=2, ensure_ascii=False)
-    return shown_status(pipeline, stages, values["plugin"])
+    return shown_status(pipeline, stages)

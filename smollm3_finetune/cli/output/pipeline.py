@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smollm3_finetune.cli.output.characters import arrow
 from smollm3_finetune.cli.output.runs_table import COLORS, short
-from smollm3_finetune.paths import plugin_flags
 
 if TYPE_CHECKING:
     from smollm3_finetune.pipeline.decide import Decision
@@ -22,7 +20,7 @@ STATES = {**COLORS, "new": "white", "outdated": "yellow"}
 GAP = "  "
 
 
-def shown_status(pipeline: Pipeline, stages: Sequence[StageStatus], plugins: Iterable[str] = ()) -> str:
+def shown_status(pipeline: Pipeline, stages: Sequence[StageStatus]) -> str:
     """The table of stages, the errors of those that failed, and the command that continues."""
     head = ("stage", "kind", "state", "directory", "time", "steps", "held-out loss", "verdict", "next")
     rows = [head, *(_cells(stage) for stage in stages)]
@@ -37,8 +35,7 @@ def shown_status(pipeline: Pipeline, stages: Sequence[StageStatus], plugins: Ite
     lines += [f"\n{s.decision.stage.name} failed: {s.record.error}" for s in stages if s.record and s.record.error]
     if any(stage.decision.action != "keep" for stage in stages) and not pipeline.place.is_running():
         verb = "resume" if any(stage.record is not None for stage in stages) else "run"
-        path = shlex.quote(str(pipeline.file.path))
-        lines += ["", f"to {verb} it: smollm3 pipeline {verb} {path}{plugin_flags(plugins)}"]
+        lines += ["", f"to {verb} it: {pipeline.command(verb)}"]
     return "\n".join(lines)
 
 
