@@ -15,6 +15,7 @@ nox -s compat       really run every bundled quantizer with every bundled adapte
 nox -s architectures  really run every causal language model of transformers, tiny: docs/architectures.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
+nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen job
 nox -s trl          the examples of docs/python.md, those with trl included
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
@@ -233,6 +234,17 @@ def speed(session: nox.Session) -> None:
     """One frozen job, several trainers in rounds. trl in an environment of its own, over this one. An hour or more."""
     python_trl = with_trl(session)
     command = (sys.executable, "benchmarks/speed.py", "--python-trl", str(python_trl), *session.posargs)
+    session.run(*command, env=dict(os.environ), external=True)
+
+
+@nox.session(venv_backend="venv")
+def preference(session: nox.Session) -> None:
+    """Pairs of answers, smollm3 and trl in rounds. trl in an environment of its own, over this one.
+
+    `-- --rounds 2` takes less than ten minutes; `-- --write` fills docs/preferences.md.
+    """
+    python_trl = with_trl(session)
+    command = (sys.executable, "benchmarks/preference.py", "--python-trl", str(python_trl), *session.posargs)
     session.run(*command, env=dict(os.environ), external=True)
 
 

@@ -3,6 +3,7 @@
     python benchmarks/compatibility.py                      pairs without a result for the installed versions
     python benchmarks/compatibility.py --again              all pairs; takes a quarter of an hour or more
     python benchmarks/compatibility.py --only gptq/dora     one quantizer with one adapter; '*' means all
+    python benchmarks/compatibility.py --purpose prefer     only this purpose: train, merge or prefer
     python benchmarks/compatibility.py --sample 5 --by HASH five published pairs, chosen by a hash; writes nothing
 
 Results are written to the file that core ships, and from there to docs/compatibility.md. Refused pairs are run too,
@@ -24,7 +25,7 @@ from gptq_checkpoint import write_checkpoint
 
 from smollm3_finetune.compatibility.collect import OWN_FILE, collect
 from smollm3_finetune.compatibility.matrix import Cell, State, table
-from smollm3_finetune.compatibility.results import Result, read, write
+from smollm3_finetune.compatibility.results import Result, Use, read, write
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, discover
@@ -134,6 +135,7 @@ def _worse(now: Result, old: Result) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], metavar="QUANT/ADAPTER")
+    parser.add_argument("--purpose", action="append", choices=[*map(str, Use)], help="only this purpose; repeatable")
     parser.add_argument("--again", action="store_true", help="also pairs with a result for these versions")
     parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--by", default="", metavar="HASH")
@@ -147,7 +149,7 @@ def main() -> int:
         if arguments.sample is not None:
             return sample(arguments.sample, arguments.by, arguments.limit, work)
         if not arguments.page:
-            every = cells(arguments.only)
+            every = [c for c in cells(arguments.only) if c.purpose in (arguments.purpose or tuple(Use))]
             fresh = arguments.again or arguments.only
             measure_all([c for c in every if fresh or not c.evidence or c.stale], arguments.limit, work)
     write_page(cells([]))

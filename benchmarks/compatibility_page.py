@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smollm3_finetune.api import Purpose
 from smollm3_finetune.compatibility.matrix import Cell, State
-from smollm3_finetune.compatibility.results import PURPOSES, Result
+from smollm3_finetune.compatibility.results import Result, Use
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 BEGIN, END = "<!-- measured from here: nox -s compat -->\n", "<!-- measured to here -->\n"
-ERRORS = {Purpose.TRAIN: ("gradients", "logits", "weights", "restored"), Purpose.MERGE: ("drift",)}
+ERRORS = {
+    Use.TRAIN: ("gradients", "logits", "weights", "restored"),
+    Use.MERGE: ("drift",),
+    Use.PREFER: ("margin", "gradients", "reference", "branches"),
+}
 """The figures whose maximum the table shows."""
 
 
@@ -41,7 +44,7 @@ def _summary(cells: Sequence[Cell]) -> str:
     dates = sorted({r.date for r in results}) or ["never"]
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
-        f"The descriptors allow {len(allowed)} of {len(cells)} cells (each pair, for training and for merging); "
+        f"The descriptors allow {len(allowed)} of {len(cells)} cells (each pair, for each of {len(Use)} purposes); "
         f"{len(measured)} of them were measured, and {holding} hold. They refuse {len(refused)}; {len(tried)} of these "
         f"were run anyway, and {working} worked.\n\n"
         f"Measured {when}, on a CPU in float32, with {', '.join(versions)}.\n"
@@ -53,8 +56,8 @@ def _table(cells: Sequence[Cell]) -> str:
     rows: dict[str, list[str]] = {}
     for cell in cells:  # for each adapter each quantizer, and for these each purpose
         rows.setdefault(cell.adapter.spec.name, []).append(_shown(cell))
-    head = "".join(f" {q}, {p.value} |" for q in quantizers for p in PURPOSES)
-    lines = [f"| adapter |{head}", "|---|" + "---|" * len(quantizers) * len(PURPOSES)]
+    head = "".join(f" {q}, {p.value} |" for q in quantizers for p in Use)
+    lines = [f"| adapter |{head}", "|---|" + "---|" * len(quantizers) * len(Use)]
     lines += [f"| `{adapter}` | {' | '.join(shown)} |" for adapter, shown in rows.items()]
     return "\n".join(lines) + "\n"
 

@@ -68,7 +68,7 @@ def differences(rounds: Sequence[Round]) -> list[str]:
     return found
 
 
-def conditions(job: Job, args: argparse.Namespace, model: Path) -> dict[str, object]:
+def conditions(job: Job, rows: int, rounds: int, threads: int) -> dict[str, object]:
     versions = {}
     for name in ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes"):
         try:
@@ -77,9 +77,9 @@ def conditions(job: Job, args: argparse.Namespace, model: Path) -> dict[str, obj
             versions[name] = "not in this environment"
     return {
         "job": {k: v for k, v in asdict(job).items() if k not in ("directory", "output", "model")},
-        "rows": args.rows,
-        "rounds": args.rounds,
-        "threads": args.threads,
+        "rows": rows,
+        "rounds": rounds,
+        "threads": threads,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -137,7 +137,8 @@ def main() -> int:
                 print(f"round {number + 1}  {name:<24} {speed}", flush=True)
             rounds.append(results)
             if args.json:
-                about = {**conditions(job, args, Path(model or "")), "targets": [] if args.profile else reached(rounds)}
+                about = conditions(job, args.rows, args.rounds, args.threads)
+                about["targets"] = [] if args.profile else reached(rounds)
                 about["results"] = [[asdict(r) for r in one.values()] for one in rounds]
                 args.json.write_text(json.dumps(about, indent=2) + "\n")
     print("\n" + (profile_table([rounds[0][n] for n in names]) if args.profile else table(rounds, names)))

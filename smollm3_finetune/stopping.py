@@ -145,11 +145,14 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Inside the context, a request is only recorded; it is raised at the end of the context."""
+def deferred() -> Iterator[bool]:
+    """Inside the context, a request is only recorded; it is raised at the end of the context.
+
+    Yields whether the context around it defers requests.
+    """
     before, _state.deferred = _state.deferred, True
     try:
-        yield
+        yield before
     finally:
         _state.deferred = before
     if not before:
@@ -157,8 +160,14 @@ def deferred() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undeferred() -> Iterator[None]:
-    """Inside the context, a request is raised at once, although the context around it defers requests."""
+def undeferred(unless: bool = False) -> Iterator[None]:
+    """Inside the context, a request is raised at once, although the context around it defers requests.
+
+    With `unless`, it does nothing.
+    """
+    if unless:
+        yield
+        return
     before, _state.deferred = _state.deferred, False
     try:
         check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from speed_peers.job import SEED, UNCUT, Job
@@ -58,6 +59,11 @@ def command(name: str, job: Job, output: Path, python_trl: Path) -> list[str]:
 
 
 def _ours(name: str, job: Job, output: Path) -> list[str]:
+    return train_command(job, output, SETTINGS[name], job.packed if name in PACKED else job.batch)
+
+
+def train_command(job: Job, output: Path, settings: Mapping[str, object], batch: int) -> list[str]:
+    """The arguments of `smollm3` for the job, whatever the objective."""
     settings = {
         "dtype": "float32",
         "data.held_out": 0,
@@ -65,13 +71,13 @@ def _ours(name: str, job: Job, output: Path) -> list[str]:
         "train.schedule": "constant",
         "train.warmup": 0,
         "train.max_grad_norm": job.max_grad_norm,
-        **SETTINGS[name],
+        **settings,
     }
     return [
         *("train", "--model", job.model, "--data", f"{job.directory}/smollm3.jsonl", "--output", str(output)),
         *("--quant", job.quant, "--adapter", "lora", "--adapter-opt", f"rank={job.rank}"),
         *("--adapter-opt", f"alpha={2 * job.rank}", "--device", "cpu", "--epochs", "1"),
-        *("--batch-size", str(job.packed if name in PACKED else job.batch), "--seed", str(SEED)),
+        *("--batch-size", str(batch), "--seed", str(SEED)),
         *("--learning-rate", str(job.learning_rate)),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     ]
@@ -82,18 +88,25 @@ def _trl(name: str, job: Job, output: Path) -> list[str]:
     longest = ("--max_length", str(job.max_length))
     nf4 = ("--load_in_4bit", "true", "--bnb_4bit_quant_type", "nf4", "--use_bnb_nested_quant", "true")
     return [
-        *("sft", "--model_name_or_path", job.model, "--dataset_name", f"{job.directory}/rows"),
-        *("--output_dir", str(output), "--chat_template_path", f"{job.directory}/template.jinja"),
-        *("--assistant_only_loss", "true", "--num_train_epochs", "1"),
+        *("sft", *trl_arguments(job, output, job.packed if packing else job.batch)),
+        *("--chat_template_path", f"{job.directory}/template.jinja", "--assistant_only_loss", "true"),
+        *(nf4 if job.quant == "bnb-4bit" else ()),  # trl computes in --dtype
+        *(("--packing", "true", "--packing_strategy", "bfd") if packing else ()),
+        # without padding, trl cuts no row, and warns; no row of the job is cut, as the token counts confirm
+        *(("--padding_free", "true", "--config", f"{job.directory}/{UNCUT}") if name == TRL_FREE else longest),
+    ]
+
+
+def trl_arguments(job: Job, output: Path, batch: int) -> list[str]:
+    """The arguments of each command of trl for the job."""
+    return [
+        *("--model_name_or_path", job.model, "--dataset_name", f"{job.directory}/rows"),
+        *("--output_dir", str(output), "--num_train_epochs", "1"),
         *("--use_peft", "--lora_r", str(job.rank), "--lora_alpha", str(2 * job.rank), "--lora_dropout", "0"),
         *("--lora_target_modules", *job.modules, "--dtype", "float32", "--bf16", "false"),
         *("--gradient_checkpointing", "false", "--use_cpu", "true", "--optim", "adamw_torch"),
         *("--learning_rate", str(job.learning_rate), "--lr_scheduler_type", "constant"),
         *("--max_grad_norm", str(job.max_grad_norm), "--train_sampling_strategy", "sequential"),
-        *("--per_device_train_batch_size", str(job.packed if packing else job.batch)),
+        *("--per_device_train_batch_size", str(batch)),
         *("--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--seed", str(SEED)),
-        *(nf4 if job.quant == "bnb-4bit" else ()),  # trl computes in --dtype
-        *(("--packing", "true", "--packing_strategy", "bfd") if packing else ()),
-        # without padding, trl cuts no row, and warns; no row of the job is cut, as the token counts confirm
-        *(("--padding_free", "true", "--config", f"{job.directory}/{UNCUT}") if name == TRL_FREE else longest),
     ]

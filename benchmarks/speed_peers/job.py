@@ -56,19 +56,13 @@ class Row:
 
 def write(job: Job, alpaca: Path, count: int) -> None:
     """Write the files of the job from the first `count` rows of a file in the alpaca format."""
-    write_rows(job, [_chat(row) for row in json.loads(alpaca.read_text(encoding="utf-8"))[:count]])
+    write_rows(job, [chat(row) for row in json.loads(alpaca.read_text(encoding="utf-8"))[:count]])
 
 
 def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
     """Write the files of the job from chat rows in training order."""
-    import torch
-
     directory = Path(job.directory)
-    (directory / "rows").mkdir(parents=True)
-    (directory / "rows" / "train.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED), dtype=torch.int32).tolist()
-    positioned = [row for _, row in sorted(zip(drawn, rows, strict=True), key=lambda pair: pair[0])]
-    (directory / "smollm3.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in positioned))
+    write_order(directory, rows)
     (directory / UNCUT).write_text("max_length: null\n", encoding="utf-8")
     own = (Path(job.model) / "chat_template.jinja").read_text(encoding="utf-8")
     if (place := "{{" + MESSAGE + "}}") not in own:
@@ -77,7 +71,19 @@ def write_rows(job: Job, rows: list[dict[str, Any]]) -> None:
     (directory / "job.json").write_text(json.dumps(asdict(job)))
 
 
-def _chat(row: dict[str, str]) -> dict[str, Any]:
+def write_order(directory: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows in training order for trl, and so permuted that `smollm3 train` shuffles them into that order."""
+    import torch
+
+    (directory / "rows").mkdir(parents=True)
+    (directory / "rows" / "train.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED), dtype=torch.int32).tolist()
+    positioned = [row for _, row in sorted(zip(drawn, rows, strict=True), key=lambda pair: pair[0])]
+    (directory / "smollm3.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in positioned))
+
+
+def chat(row: dict[str, str]) -> dict[str, Any]:
+    """A row in the alpaca format as a chat row."""
     question = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]}
 

@@ -8,7 +8,10 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +112,53 @@ def environment(name: str, directory: Path, threads: int) -> dict[str, str]:
     }
 
 
-def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path, *, profiled: bool = False) -> Result:
-    """Run one contestant and measure it.
+@dataclass(frozen=True)
+class Observed:
+    """A finished run of a contestant. Its output is deleted when the context of `observed` ends."""
 
-    Profiling takes time, so the speed of a profiled run must not be compared with others. Raises SystemExit, with the
-    end of the contestant's output, if it fails.
+    name: str
+    output: Path
+    marks: list[dict[str, Any]]
+    began: float
+    took: float
+    cpu: float
+    peak: int
+
+    def of(self, what: str) -> list[dict[str, Any]]:
+        """The marks of one kind, in order."""
+        return [m for m in self.marks if m["what"] == what]
+
+    def logs(self) -> list[dict[str, Any]]:
+        return [m["logs"] for m in self.of("log")]
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a result that do not depend on the rows."""
+        steps = self.of("step")
+        first, last = steps[0], steps[-1]
+        return {
+            "name": self.name,
+            "steps": len(steps),
+            "step_positions": sum(s["positions"] for s in steps[1:]),
+            "step_cpu": last["cpu"] - first["cpu"],
+            "step_wall": last["time"] - first["time"],
+            "first_cpu": first["cpu"],
+            "first_wall": first["time"] - self.began,
+            "whole_cpu": self.cpu,
+            "whole_wall": self.took,
+            "floor_gb": self.of("optimizer")[0]["anonymous"] / GB,
+            "peak_gb": self.peak / GB,
+            "profile": _profile(self.of("profile")),
+        }
+
+
+@contextmanager
+def observed(
+    name: str, command: Callable[[Path], list[str]], threads: int, *,
+    profiled: bool = False, more: Mapping[str, str] | None = None,
+) -> Iterator[Observed]:  # fmt: skip
+    """Run the command that writes to a given path, which does not exist. `more`: variables of its environment.
+
+    Raises SystemExit, with the end of the contestant's output, if it fails.
     """
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -121,8 +166,12 @@ def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path,
         with (directory / "printed").open("w+") as printed:
             began = time.time()
             child = subprocess.Popen(
-                command(name, job, output, python_trl),
-                env={**environment(name, directory, threads), **({"SPEED_PROFILE": "1"} if profiled else {})},
+                command(output),
+                env={
+                    **environment(name, directory, threads),
+                    **({"SPEED_PROFILE": "1"} if profiled else {}),
+                    **(more or {}),
+                },
                 cwd=directory, stdout=printed, stderr=subprocess.STDOUT,
             )  # fmt: skip
             sampler = Sampler(child.pid)
@@ -136,40 +185,33 @@ def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path,
                 printed.seek(0)
                 raise SystemExit(f"{name} ended with code {child.returncode}:\n{printed.read()[-4000:]}")
         marks = [json.loads(line) for line in (directory / "marks.jsonl").read_text().splitlines()]
-        return _result(name, job, lengths, marks, output, began, took, used.ru_utime + used.ru_stime, sampler.peak)
+        yield Observed(name, output, marks, began, took, used.ru_utime + used.ru_stime, sampler.peak)
 
 
-def _result(
-    name: str, job: Job, lengths: list[int], marks: list[dict[str, Any]], output: Path,
-    began: float, took: float, cpu: float, peak: int,
-) -> Result:  # fmt: skip
-    steps = [m for m in marks if m["what"] == "step"]
-    made = next(m for m in marks if m["what"] == "optimizer")
-    logs = [m["logs"] for m in marks if m["what"] == "log"]
-    alone = own_name(name)
-    tokens, losses = _own_account(alone, output, logs)
-    first, last = steps[0], steps[-1]
-    profiled = [m for m in marks if m["what"] == "profile"]
-    positions = sum(s["positions"] for s in steps[1:])
+def run(name: str, job: Job, lengths: list[int], threads: int, python_trl: Path, *, profiled: bool = False) -> Result:
+    """Run one contestant and measure it.
+
+    Profiling takes time, so the speed of a profiled run must not be compared with others. Raises SystemExit, with the
+    end of the contestant's output, if it fails.
+    """
+    made = partial(command, name, job, python_trl=python_trl)
+    with observed(name, made, threads, profiled=profiled) as found:
+        return _result(job, lengths, found)
+
+
+def _result(job: Job, lengths: list[int], found: Observed) -> Result:
+    steps, profiled, fields = found.of("step"), found.of("profile"), found.fields()
+    alone = own_name(found.name)
+    tokens, losses = _own_account(alone, found.output, found.logs())
+    positions = fields["step_positions"]
     real = positions if alone in FLAT else sum(lengths[job.batch :])
     if alone in FLAT and alone not in PACKED and positions != sum(lengths[job.batch :]):
-        raise SystemExit(f"{name} computed {positions} positions, but the rows have {sum(lengths[job.batch :])}")
+        raise SystemExit(f"{found.name} computed {positions} positions, but the rows have {sum(lengths[job.batch :])}")
     return Result(
-        name=name,
+        **fields,
         tokens=tokens,
         losses=losses,
-        steps=len(steps),
         step_tokens=real,
-        step_positions=positions,
-        step_cpu=last["cpu"] - first["cpu"],
-        step_wall=last["time"] - first["time"],
-        first_cpu=first["cpu"],
-        first_wall=first["time"] - began,
-        whole_cpu=cpu,
-        whole_wall=took,
-        floor_gb=made["anonymous"] / GB,
-        peak_gb=peak / GB,
-        profile=_profile(profiled),
         profile_tokens=sum(
             steps[m["step"]]["positions"] if alone in FLAT else sum(lengths[m["step"] * job.batch :][: job.batch])
             for m in profiled

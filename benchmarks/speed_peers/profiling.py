@@ -38,11 +38,14 @@ def grouped(profile: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def profile_table(results: Sequence[Result], most: int = 12) -> str:
-    """Milliseconds per real token: of each group, all runs side by side, then of the longest operations of each run."""
+def profile_table(results: Sequence[Result], most: int = 12, unit: str = "real token") -> str:
+    """Milliseconds per `unit`: of each group, all runs side by side, then of the longest operations of each run.
+
+    `profile_tokens` of the results is the number of units.
+    """
     scale = {r.name: 1e3 / r.profile_tokens for r in results}
     groups = {r.name: grouped(r.profile) for r in results}
-    lines = ["| ms per real token | " + " | ".join(scale) + " |", "|---" * (len(results) + 1) + "|"]
+    lines = [f"| ms per {unit} | " + " | ".join(scale) + " |", "|---" * (len(results) + 1) + "|"]
     for group in ORDER:
         if any(group in found for found in groups.values()):
             cells = [f"{scale[name] * found.get(group, 0.0):.2f}" for name, found in groups.items()]

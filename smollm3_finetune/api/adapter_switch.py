@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.errors import UnsupportedOp
 
@@ -22,6 +23,8 @@ NAME = "_smollm3_adapter"
 
 class AdapterSwitch:
     """Disables one adapter. Contexts may be nested: the adapter is enabled again when the outermost one ends.
+
+    A request to stop does not end the exchange of weights half-way: only what runs inside a context is interrupted.
 
     Copies of the model have none, so that a model can be copied and pickled even if its `Adapted` cannot.
     """
@@ -38,13 +41,14 @@ class AdapterSwitch:
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
         """Disable the adapter inside the context. Raises UnsupportedOp if it changes the base."""
-        with contextlib.ExitStack() as stack:
+        with stopping.deferred() as outside, contextlib.ExitStack() as stack:
             if not self.depth:
                 stack.enter_context(self.adapted.disabled())
                 self._off = stack
             self.depth += 1
             try:
-                yield
+                with stopping.undeferred(unless=outside):
+                    yield
             finally:
                 self.depth -= 1
 
@@ -55,13 +59,15 @@ class AdapterSwitch:
         if not depth:
             yield
             return
-        disabled.close()
-        self.depth = 0
-        try:
-            yield
-        finally:
-            disabled.enter_context(self.adapted.disabled())
-            self.depth, self._off = depth, disabled
+        with stopping.deferred() as outside:
+            disabled.close()
+            self.depth = 0
+            try:
+                with stopping.undeferred(unless=outside):
+                    yield
+            finally:
+                disabled.enter_context(self.adapted.disabled())
+                self.depth, self._off = depth, disabled
 
 
 def note_adapter(adapted: Adapted) -> AdapterSwitch:

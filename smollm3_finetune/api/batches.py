@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from smollm3_finetune.api.data import IGNORE_INDEX, Encoded
+from smollm3_finetune.api.data import BRANCHES, IGNORE_INDEX, Encoded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 SEGMENT_PARENTS = "segment_parents"
 """The name in a flat batch, and of an argument of the attention, of the segment that each segment continues."""
-BRANCHES = "branches"
-"""The name in an example of the lengths of its shared prefix and of each branch."""
 
 
 def flatten(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:

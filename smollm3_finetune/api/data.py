@@ -254,3 +254,5 @@ REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message that hold its reasoning in public datasets; templates use the first."""
 IGNORE_INDEX = -100
 """The label of a token that the loss ignores (default of torch.nn.functional.cross_entropy)."""
+BRANCHES = "branches"
+"""The name in an example of the lengths of its shared prefix and of each branch; see `branched_example`."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smollm3_finetune.api import seeded
-from smollm3_finetune.api.batches import BRANCHES, flatten, flatten_branches
+from smollm3_finetune.api.batches import flatten, flatten_branches
+from smollm3_finetune.api.data import BRANCHES
 from smollm3_finetune.api.helpers import evaluating
 from smollm3_finetune.batching.attention import RowsNotApart
 from smollm3_finetune.errors import is_resource_error

@@ -1,4 +1,4 @@
-"""The table: every quantizer with every adapter, for training and for merging, each with its state and evidence.
+"""The table: every quantizer with every adapter, for each use, with its state and evidence.
 
 The descriptors decide whether a pair is allowed; published results show whether it was run. Only the light modules of
 plugins are imported.
@@ -12,14 +12,16 @@ from enum import StrEnum
 
 from smollm3_finetune.api import Env, Purpose
 from smollm3_finetune.compatibility.collect import Collected, Evidence
-from smollm3_finetune.compatibility.results import PURPOSES
+from smollm3_finetune.compatibility.results import Use
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.components.negotiation import environment, needed, pair_problem, provided, refusal
+from smollm3_finetune.components.negotiation import environment, needed, pair_problem, provided, refined, refusal
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.options import build
 from smollm3_finetune.errors import SmolLM3Error
+
+ONLY_START = "only with the model at its start as the reference, because the adapter cannot be disabled"
 
 
 class State(StrEnum):
@@ -35,15 +37,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A pair for one purpose on one kind of device."""
+    """A pair for one use on one kind of device."""
 
     quantizer: RegisteredComponent
     adapter: RegisteredComponent
-    purpose: Purpose
+    purpose: Use
     device: str
     state: State
     reason: str | None
-    """Why the pair is refused or unknown."""
+    """Why the pair is refused or unknown, or what limits an allowed one."""
     evidence: tuple[Evidence, ...]
     """Results on this kind of device, the best first; also those of a refused pair that was run anyway."""
 
@@ -65,15 +67,13 @@ def table(
     quantizers: Sequence[RegisteredComponent] | None = None,
     adapters: Sequence[RegisteredComponent] | None = None,
 ) -> list[Cell]:
-    """All cells, ordered by adapter, then quantizer, then purpose (training before merging)."""
-    env = {purpose: environment(device, purpose) for purpose in PURPOSES}
+    """All cells, ordered by adapter, then quantizer, then use."""
+    env = {use: environment(device, use.purpose) for use in Use}
     sides = {
         kind: [_Side.of(component, device) for component in (registry.of(kind) if chosen is None else chosen)]
         for kind, chosen in ((QUANTIZER, quantizers), (ADAPTER, adapters))
     }
-    return [
-        _cell(q, a, env[purpose], evidence) for a in sides[ADAPTER] for q in sides[QUANTIZER] for purpose in PURPOSES
-    ]
+    return [_cell(q, a, use, env[use], evidence) for a in sides[ADAPTER] for q in sides[QUANTIZER] for use in Use]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,9 @@ class _Side:
         return cls(component=component, chosen=chosen, unknown=unknown, unmet=unmet)
 
 
-def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Cell:
+def _cell(quantizer: _Side, adapter: _Side, use: Use, env: Env, evidence: Collected) -> Cell:
     names = (quantizer.component.full_name, adapter.component.full_name)
-    found = evidence.of(*names, env.purpose.value, env.device)
+    found = evidence.of(*names, use.value, env.device)
     state, reason = State.MEASURED if found else State.DECLARED, None
     unknown, unmet = quantizer.unknown or adapter.unknown, quantizer.unmet or adapter.unmet
     if unknown is not None or quantizer.chosen is None or adapter.chosen is None:
@@ -113,13 +113,16 @@ def _cell(quantizer: _Side, adapter: _Side, env: Env, evidence: Collected) -> Ce
     else:
         try:
             reason = refusal(quantizer.chosen, adapter.chosen, env)
-            state = State.REFUSED if reason is not None else state
+            if reason is not None:
+                state = State.REFUSED
+            elif use is Use.PREFER and not refined(adapter.chosen, env).disables:
+                reason = ONLY_START
         except SmolLM3Error as e:
             state, reason = State.UNKNOWN, e.message
     return Cell(
         quantizer=quantizer.component,
         adapter=adapter.component,
-        purpose=env.purpose,
+        purpose=use,
         device=env.device,
         state=state,
         reason=reason,
@@ -134,7 +137,7 @@ class Terms:
     provides: tuple[str, ...]
     absent: dict[str, str]
     needs: dict[str, tuple[str, ...]]
-    """By purpose."""
+    """By use."""
     nearest: str | None
     """The nearest pair that works, if this one is refused for training."""
 
@@ -149,9 +152,7 @@ def terms(
         return None
     try:
         ops, absent = provided(q, train)
-        needs = {
-            purpose.value: tuple(sorted(map(str, needed(a, environment(device, purpose))))) for purpose in PURPOSES
-        }
+        needs = {use.value: tuple(sorted(map(str, needed(a, environment(device, use.purpose))))) for use in Use}
         problem = pair_problem(registry, q, a, train)
     except SmolLM3Error:
         return None

@@ -1,4 +1,4 @@
-"""Measures one pair: runs the sequence of a training run, or a merge. Imports torch."""
+"""Measures one pair: trains it as a run does, with tokens or with preferences, or merges it. Imports torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from smollm3_finetune.api import (
     Quantizer,
 )
 from smollm3_finetune.cache.store import Cache
+from smollm3_finetune.compatibility.results import Use
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
@@ -38,6 +39,8 @@ EXACT = 1e-5
 """The largest relative error that rounding in float32 explains; the `forward_rtol` of the base is added."""
 MOVED = 10 * EXACT
 """How far an adapter must move the logits, so that a comparison could fail."""
+SAME = 1e-6
+"""The largest relative error of a reference, which the same layers compute for the same batch."""
 CALIBRATION_ROWS = 8
 TOTAL_STEPS = 20
 """Passed to `attach` as `total_steps`, for adapters with a schedule."""
@@ -199,6 +202,39 @@ def measure_train(plan: ModelPlan) -> Measured:
     return Measured(figures=figures, fault=None)
 
 
+def measure_prefer(plan: ModelPlan) -> Measured:
+    """Train the pair with preferences, and compare it with the dense copy and with its reference."""
+    from smollm3_finetune.batching.attention import RowsNotApart
+    from smollm3_finetune.compatibility.prefer import check_preferences
+
+    with _quiet():
+        try:
+            found = check_preferences(plan)
+        except RowsNotApart as e:
+            return Measured(figures={}, fault=f"answers cannot share their prompt: {e}")
+        layers = _quantized(plan)
+    figures = {
+        "moved": found.moved,
+        "margin": found.margin,
+        "gradients": max(found.gradients.values()),
+        "reference": max(found.reference.values()),
+    }
+    bound = EXACT + max((ops.forward_rtol for ops in layers), default=0.0)
+    bounds = {"margin": SAME, "reference": SAME, "gradients": bound}
+    if found.branches is not None:
+        figures["branches"] = found.branches
+        bounds["branches"] = bound
+    for name, most in bounds.items():
+        if not figures[name] <= most:
+            return Measured(figures=figures, fault=f"{name}: error {figures[name]:.1e} (limit {most:.1e})")
+    if not figures["moved"] > 10 * SAME:
+        return Measured(
+            figures=figures,
+            fault=f"the adapter moves the answers by only {figures['moved']:.1e}, too little for a comparison",
+        )
+    return Measured(figures=figures, fault=None)
+
+
 def _quantized(plan: ModelPlan) -> list[LinearOps]:
     """The views of the quantized layers of the base."""
     base = load_base(plan.quantizer, plan.quantizer.create(), plan.source, plan.context)
@@ -247,15 +283,17 @@ def _quiet() -> Iterator[None]:
 
 
 def measure(
-    bench: Bench, quantizer: str, adapter: str, options: Mapping[str, Any], purpose: Purpose, *, force: bool
+    bench: Bench, quantizer: str, adapter: str, options: Mapping[str, Any], use: Use, *, force: bool
 ) -> Measured:
-    """Measure one pair for training or for merging; with `force`, even if it is refused.
+    """Measure one pair for one use; with `force`, even if it is refused.
 
     Exceptions of the pair are not caught.
     """
     train = comparable(bench.plan(quantizer, adapter, options, Purpose.TRAIN), force=force)
-    if purpose is Purpose.TRAIN:
+    if use is Use.TRAIN:
         return measure_train(train)
+    if use is Use.PREFER:
+        return measure_prefer(train)
 
     def merging(saved: Path) -> ModelPlan:
         return comparable(bench.plan(quantizer, adapter, options, Purpose.MERGE, saved=saved), force=force)

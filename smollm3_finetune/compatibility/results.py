@@ -5,7 +5,7 @@ A file of results is JSON:
     {
       "format": 1,
       "results": [
-        {"quantizer": "DISTRIBUTION:NAME", "adapter": "DISTRIBUTION:NAME", "purpose": "train" or "merge",
+        {"quantizer": "DISTRIBUTION:NAME", "adapter": "DISTRIBUTION:NAME", "purpose": "train", "merge" or "prefer",
          "device": "cpu", "date": "2026-11-22", "command": "how to measure it again",
          "versions": {"torch": "2.13.0", …}, "holds": true or false, "note": "why it does not hold, or null",
          "figures": {"gradients": 1e-7, …}, "options": {"rank": 4}}
@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
 FORMAT = 1
-PURPOSES = (Purpose.TRAIN, Purpose.MERGE)
-"""The purposes for which pairs are measured."""
+
+
+class Use(StrEnum):
+    """What a pair is measured for; components know only its `purpose`."""
+
+    TRAIN = "train"
+    MERGE = "merge"
+    PREFER = "prefer"
+    """To train with pairs of answers, whose loss compares the model with a reference."""
+
+    @property
+    def purpose(self) -> Purpose:
+        return Purpose.MERGE if self is Use.MERGE else Purpose.TRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,7 @@ class Result:
     quantizer: str
     """`distribution:name`"""
     adapter: str
-    purpose: Purpose
+    purpose: Use
     device: str
     date: str
     command: str
@@ -54,7 +66,7 @@ class Result:
     """Options of the adapter that differ from its defaults."""
 
     @property
-    def key(self) -> tuple[str, str, Purpose, str]:
+    def key(self) -> tuple[str, str, Use, str]:
         return self.quantizer, self.adapter, self.purpose, self.device
 
     def changed(self, now: Mapping[str, str | None]) -> dict[str, tuple[str, str | None]]:
@@ -95,8 +107,8 @@ def parse(about: Any) -> Result:
             raise ValueError(f"{name!r} must be 'distribution:name', not {about[name]!r}")
     if not isinstance(about["holds"], bool):
         raise TypeError(f"'holds' must be true or false, not {about['holds']!r}")
-    if about["purpose"] not in [p.value for p in PURPOSES]:
-        raise ValueError(f"'purpose' must be 'train' or 'merge', not {about['purpose']!r}")
+    if about["purpose"] not in [use.value for use in Use]:
+        raise ValueError(f"'purpose' must be 'train', 'merge' or 'prefer', not {about['purpose']!r}")
     if not isinstance(about.get("note"), str | None):
         raise TypeError(f"'note' must be text, not {about['note']!r}")
     kinds = {"versions": str, "figures": int | float | None, "options": object}
@@ -104,7 +116,7 @@ def parse(about: Any) -> Result:
         values = about.get(name, {})
         if not isinstance(values, Mapping) or not all(isinstance(v, kind) for v in values.values()):
             raise TypeError(f"{name!r} must map names to values, not {values!r}")
-    return Result(**{**about, "purpose": Purpose(about["purpose"])})
+    return Result(**{**about, "purpose": Use(about["purpose"])})
 
 
 def read(file: Path) -> list[Result]:

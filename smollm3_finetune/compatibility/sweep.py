@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import Purpose
-from smollm3_finetune.compatibility.results import Result
+from smollm3_finetune.compatibility.results import Result, Use
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.registry import RegisteredComponent
@@ -37,7 +36,7 @@ class Pair:
 
     quantizer: RegisteredComponent
     adapter: RegisteredComponent
-    purpose: Purpose
+    purpose: Use
     force: bool = False
     """The pair is refused, but is run anyway."""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ def main() -> None:
     def say(**event: Any) -> None:
         print(json.dumps(event), file=answers, flush=True)
 
-    from smollm3_finetune.api import Purpose
     from smollm3_finetune.compatibility.measure import Bench, measure
+    from smollm3_finetune.compatibility.results import Use
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.errors import ConfigError, MissingRequirementError, SmolLM3Error
     from smollm3_finetune.model_files.loading import quiet_transformers
@@ -42,16 +44,22 @@ def main() -> None:
                 pair["quantizer"],
                 pair["adapter"],
                 pair["options"],
-                Purpose(pair["purpose"]),
+                Use(pair["purpose"]),
                 force=pair["force"],
             )
         except (ConfigError, MissingRequirementError) as e:  # an option that must be set, a package
-            say(ended=index, figures={}, skipped=True, fault=" ".join(e.message.split())[:MESSAGE_LENGTH])
+            say(ended=index, figures={}, skipped=True, fault=_note(e.message))
         except Exception as e:
             text = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}"
-            say(ended=index, figures={}, fault=" ".join(text.split())[:MESSAGE_LENGTH])
+            say(ended=index, figures={}, fault=_note(text))
         else:
             say(ended=index, figures=found.figures, fault=found.fault)
+
+
+def _note(text: str) -> str:
+    """One line, without the names of temporary directories, which differ each time."""
+    line = re.sub(re.escape(tempfile.gettempdir() + os.sep) + r"\w+" + re.escape(os.sep), "", " ".join(text.split()))
+    return line[:MESSAGE_LENGTH]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from smollm3_finetune.api.batches import BRANCHES
-from smollm3_finetune.api.data import IGNORE_INDEX, Encoded
+from smollm3_finetune.api.data import BRANCHES, IGNORE_INDEX, Encoded
 from smollm3_finetune.data.prepared_row import TokenSequence
 
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"

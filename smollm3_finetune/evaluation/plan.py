@@ -40,8 +40,8 @@ from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.context_length import context_of
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.reference.computed import Values
 from smollm3_finetune.reference.plan import ReferencePlan
+from smollm3_finetune.reference.stored import Stored
 from smollm3_finetune.runs.reopen import trained_mode
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import saved_versions
@@ -118,7 +118,7 @@ class PlannedEvaluation:
     """The reference of the evaluated run."""
     run: RunDir | None = None
     """The evaluated run, if it is one."""
-    values: Values | None = None
+    values: Stored | None = None
     """The values of the reference for each example, when they are computed."""
 
     def compares(self) -> bool:

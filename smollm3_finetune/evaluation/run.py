@@ -50,15 +50,21 @@ def evaluate(planned: PlannedEvaluation, progress: Progress) -> dict[str, Any]:
     Losses and differences are in nats per term of the loss (for most objectives: per supervised token); "before" is the
     base or the other model, "after" the evaluated one. Raises ModelError if a loss is not finite.
     """
+    with contextlib.ExitStack() as stack:
+        return _evaluated(planned, progress, stack)
+
+
+def _evaluated(planned: PlannedEvaluation, progress: Progress, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The report; `stack` ends when nothing is measured any more."""
     began = time.monotonic()
     subject, against = planned.subject, planned.against
-    planned = with_values(planned, None, progress)
+    planned = with_values(planned, None, progress, stack)
     tuned: dict[str, Any] | None = None
     if planned.settings.null_adapter and against is None and subject.has_base():
         loaded, tuned = composed_with_notes(subject.plan, check_base=subject.check_base)
     else:
         loaded = compose(subject.plan, check_base=subject.check_base)
-    planned = with_values(planned, loaded, progress)
+    planned = with_values(planned, loaded, progress, stack)
     after, before = _observed(planned, subject, loaded, subject.title, progress), None
     if against is None and subject.has_base():
         with _disabled(subject, loaded) as alone:
@@ -134,14 +140,13 @@ def _row_losses(
         task = stack.enter_context(progress.task(text, sum(map(len, subject.examples))))
         for source in sorted({row.source for row in rows.rows}):
             mine = [e for row, e in zip(rows.rows, subject.examples, strict=True) if row.source == source]
-            count = sum(map(len, mine))
-            values = None if planned.values is None else planned.values[first : first + count]
-            first += count
+            refer = None if planned.values is None else looked_up(planned.values, first)
+            first += sum(map(len, mine))
             found = measure_rows(
                 *(loaded.model, objective, [e for made in mine for e in made], collate, batch_size),
                 title=rows.titles[source],
                 advance=task.advance,
-                refer=None if values is None else looked_up(values),
+                refer=refer,
             )
             parts.append(by_row(found, [len(made) for made in mine]))
     return joined(parts)

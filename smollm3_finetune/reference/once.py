@@ -13,7 +13,7 @@ from smollm3_finetune.api import options_dict
 from smollm3_finetune.api.data import IGNORE_INDEX
 from smollm3_finetune.batching.filler import FILL_TOKENS
 from smollm3_finetune.config.load import plain
-from smollm3_finetune.reference.stored import Stored, write
+from smollm3_finetune.reference.stored import Stored, with_room, write
 from smollm3_finetune.reference.whole import Evaluated
 
 if TYPE_CHECKING:
@@ -82,9 +82,12 @@ def values_once(
 
     def build(out: Path) -> None:
         sets = {"train": _WithFiller(train), **{f"held_out-{i}": e for i, e in enumerate(held_out)}}
-        with reference() as evaluated, progress.task("computing the reference", sum(map(len, sets.values()))) as task:
+        left = sum(map(len, sets.values()))
+        with reference() as evaluated, progress.task("computing the reference", left) as task:
             for name, examples in sets.items():
-                write(out / name, evaluated.blocks(examples, task.advance))
+                blocks = evaluated.blocks(examples, task.advance)
+                write(out / name, with_room(blocks, cache.root, left, "SMOLLM3_CACHE=DIR"))
+                left -= len(examples)
 
     entry = cache.get_or_build(KIND, key, build)
     stored = [Stored(entry / f"held_out-{i}") for i in range(len(held_out))]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.components.kinds import OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.selection import SelectedComponent, choose
-from smollm3_finetune.errors import IncompatibleError
+from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
 from smollm3_finetune.model.plan import (
     OWN_NO_QUANTIZER,
     ModelPlan,
@@ -23,10 +24,14 @@ from smollm3_finetune.model.plan import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from smollm3_finetune.api import ReferenceObjective
+    from smollm3_finetune.api import Env, ReferenceObjective
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.config.schema import TrainConfig
     from smollm3_finetune.reference.whole import Evaluated
+
+
+NAMED = "MODEL"
+"""The place of a model in a hint."""
 
 
 def plan_other_model(registry: Registry, objective: SelectedComponent, ref: str, model: ModelPlan) -> ModelPlan:
@@ -44,7 +49,7 @@ def plan_other_model(registry: Registry, objective: SelectedComponent, ref: str,
         raise IncompatibleError(
             f"the reference model {found.ref!r} has another vocabulary than {model.ref!r}: {differing:,} entries "
             "differ",
-            hint=f"{_option(objective, ref)}=MODEL, a model with the tokenizer of {model.ref!r}",
+            hint=f"{_asked(objective, model.env)}, a model with the tokenizer of {model.ref!r}",
         )
     return found
 
@@ -58,7 +63,7 @@ def own_model(registry: Registry, objective: SelectedComponent, model: ModelPlan
         raise IncompatibleError(
             f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its unquantized self, but {model.ref!r} "
             "is a quantized checkpoint",
-            hint=f"{_option(objective, None)}=MODEL",
+            hint=_asked(objective, model.env),
         )
     return without_parts(model, choose(registry, QUANTIZER, OWN_NO_QUANTIZER, {}))
 
@@ -69,11 +74,19 @@ def without_parts(model: ModelPlan, none: SelectedComponent) -> ModelPlan:
     return replace(model, quantizer=none, adapter=None, saved=None, context=context)
 
 
-def _option(objective: SelectedComponent, value: str | None) -> str:
-    """The option of the objective that names the reference model, as it is typed; a guess if it has no value."""
-    options = vars(objective.options)
-    names = [n for n, given in options.items() if given == value and (given or n in ("model", "teacher"))]
-    return f"--objective-opt {names[0] if names else 'OPTION'}"
+def _asked(objective: SelectedComponent, env: Env) -> str:
+    """What names another reference model: the option with which the objective's `refine` declares it.
+
+    If there is none, the reference follows from the trained model.
+    """
+    for option in fields(objective.options):
+        if not isinstance(getattr(objective.options, option.name), str | None):
+            continue
+        with contextlib.suppress(SmolLM3Error, TypeError, ValueError):  # not an option that holds any text
+            named = replace(objective, options=replace(objective.options, **{option.name: NAMED}))
+            if refined(named, env).reference_model == NAMED:
+                return f"--objective-opt {option.name}={NAMED}"
+    return f"--model {NAMED}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api.adapter_switch import as_reference, switch_of
 from smollm3_finetune.errors import UnsupportedOp
 
@@ -51,18 +52,22 @@ class Start:
 
     @contextlib.contextmanager
     def _exchanged(self) -> Iterator[None]:
-        """Exchange the trained parameters with their initial values inside the outermost context."""
+        """Exchange the trained parameters with their initial values inside the outermost context.
+
+        A request to stop is raised when the parameters have their values again: a run saves them after it.
+        """
         exchanged: list[tuple[Tensor, Tensor]] = []
-        self._depth += 1
-        try:
-            for pair in self._pairs if self._depth == 1 else ():
-                _exchange(*pair)
-                exchanged.append(pair)
-            yield
-        finally:
-            self._depth -= 1
-            for pair in exchanged:
-                _exchange(*pair)
+        with stopping.deferred():
+            self._depth += 1
+            try:
+                for pair in self._pairs if self._depth == 1 else ():
+                    _exchange(*pair)
+                    exchanged.append(pair)
+                yield
+            finally:
+                self._depth -= 1
+                for pair in exchanged:
+                    _exchange(*pair)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, Tensor]:

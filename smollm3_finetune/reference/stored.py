@@ -6,12 +6,13 @@ stored: a tensor for each would make a header of many megabytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import PluginError
+from smollm3_finetune.files.room import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,24 @@ def write(directory: Path, blocks: Iterable[Sequence[Mapping[str, Tensor]]]) -> 
         save_file(tensors, str(file_of(directory, number)))
         count += len(block)
     (directory / COUNT).write_text(str(count), encoding="utf-8")
+
+
+def with_room(
+    blocks: Iterable[Sequence[Mapping[str, Tensor]]], directory: Path, total: int, elsewhere: str
+) -> Iterator[Sequence[Mapping[str, Tensor]]]:
+    """The blocks of `total` examples that are written into `directory`.
+
+    Before each block, the space for it and for the following ones is estimated from the examples so far. Raises
+    WriteError if the disk has less; `elsewhere` is what chooses another disk.
+    """
+    count, size = 0, 0
+    for block in blocks:
+        size += sum(v.numel() * v.element_size() for values in block for v in values.values())
+        each, left = size / (count + len(block)), total - count
+        hint = f"choose another disk: {elsewhere}"
+        check_room(directory, each * left, f"the reference of {left:,} examples", hint=hint)
+        yield block
+        count += len(block)
 
 
 def file_of(directory: Path, block: int) -> Path:

@@ -57,12 +57,12 @@ class Evaluated:
         return [{name: value.to("cpu", copy=True) for name, value in one.items()} for one in values]
 
 
-def looked_up(values: Stored | Values) -> Refer:
-    """What adds the stored values of examples to a batch."""
+def looked_up(values: Stored, first: int = 0) -> Refer:
+    """What adds the stored values of examples to a batch; they are counted from the stored example `first`."""
 
     def refer(model: nn.Module, batch: Any, examples: Sequence[int]) -> Any:
         device = next(model.parameters()).device
-        found = [{n: v.to(device) for n, v in values[i].items()} for i in examples]
+        found = [{n: v.to(device) for n, v in values[first + i].items()} for i in examples]
         return {**batch, NAME: found}
 
     return refer

@@ -134,9 +134,19 @@ def started(stated: LoadedConfig) -> Started | None:
     )
 
 
-def earlier_of(run: RunDir) -> StartFrom | None:
-    """What a run recorded about the adapter that it started from; None if it began with a new one."""
-    return StartFrom.of(json_object(run.versions).get(KEY))
+def earlier_of(run: RunDir, stated: str | None) -> StartFrom | None:
+    """What a run recorded about the adapter that it started from; None if it began with a new one.
+
+    `stated` is `from` of its configuration. Raises ModelError if there is one, but no usable record: the run would
+    be continued as one that began with a new adapter.
+    """
+    found = StartFrom.of(json_object(run.versions).get(KEY))
+    if stated is not None and found is None:
+        raise ModelError(
+            f"the run {run.path} started from {stated}, but {run.versions} has no usable entry {KEY!r} about it",
+            hint=f"restore {run.versions.name}, or start a new run: {run.start_again()}",
+        )
+    return found
 
 
 def _component(section: str, config: ComponentConfig, origin: str) -> Iterator[Setting]:

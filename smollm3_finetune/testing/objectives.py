@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from smollm3_finetune.api import Conversation, CountedObjective, DataError, FlatObjective, RowObjective
-from smollm3_finetune.api.batches import BRANCHES
+from smollm3_finetune.api.data import BRANCHES
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.needs import Needs

@@ -8,7 +8,7 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 from smollm3_finetune.runs.base import own_source
-from smollm3_finetune.train.distributed.processes import from_main
+from smollm3_finetune.train.distributed.processes import done_by_main
 from smollm3_finetune.train.setup import Job
 
 
@@ -19,9 +19,8 @@ def on_own_base(job: Job, registry: Registry) -> Job:
     """
     plan = job.plan
     assert plan.own_base is not None and plan.model.adapter is not None
-    if job.main:
-        plan.own_base.make(job.run)
-    from_main(None)  # the others wait
+    own_base = plan.own_base
+    done_by_main(lambda: own_base.make(job.run), "the base of the run")
     base, loader = own_source(job.run, plan.model.ref, plan.model.loader.as_config())
     request = ModelRequest(
         ref=base,

@@ -160,9 +160,8 @@ def plan_run(
         model = plan_started(registry, start, about_model, context, own_base)
         model, kept = with_kept_calibration(start, model)
     else:
-        model = plan_model(registry, about_model, context)
-        if checkpoint is not None and run is not None and (earlier := earlier_of(run)) is not None:
-            model = replace(model, earlier=earlier)
+        earlier = None if checkpoint is None or run is None else earlier_of(run, config.start_from)
+        model = replace(plan_model(registry, about_model, context), earlier=earlier)
     assert model.adapter is not None
     continues = model.start_from is not None
     reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)

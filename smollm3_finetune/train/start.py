@@ -25,7 +25,7 @@ from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.start_from import started
+from smollm3_finetune.runs.start_from import Started, started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
@@ -158,6 +158,8 @@ def plan_training(
             warn(warning)
     asked = loaded.config
     run = resumed or fresh or RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
+    if start is not None:
+        _check_apart(start, run)
     if begins:
         progress.say(begins)
 
@@ -168,6 +170,15 @@ def plan_training(
     path = checkpoint.path if checkpoint is not None else None
     plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
+
+
+def _check_apart(start: Started, run: RunDir) -> None:
+    """Raises ConfigError if the adapter that a new run starts from is among the files that the run replaces."""
+    if start.earlier.path.resolve().is_relative_to(run.path.resolve()):
+        raise ConfigError(
+            f"--from {start.title} is inside the directory of the new run, {run.path}, whose files are replaced",
+            hint=f"--output {shlex.quote(f'{run.path}-2')}",
+        )
 
 
 def _title(loaded: LoadedConfig) -> str:

@@ -19,7 +19,7 @@ from smollm3_finetune.api import (
     pad_rows,
     row_logps,
 )
-from smollm3_finetune.api.batches import BRANCHES
+from smollm3_finetune.api.data import BRANCHES
 from smollm3_finetune.batching.attention import RowsNotApart, attention_within_rows
 from smollm3_finetune.batching.head import supervised_logits
 from smollm3_finetune.batching.probe import RowProbe

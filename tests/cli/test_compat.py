@@ -86,7 +86,7 @@ def test_every_pair_has_a_cell_for_each_purpose(cli: Any, acme: Any) -> None:
     quantizers, adapters = {q for q, _, _ in cells}, {a for _, a, _ in cells}
     assert {"acme:packed", "acme:muddled", "smollm3-finetune:none"} <= quantizers
     assert {"acme:shift", "acme:reader", "smollm3-finetune:full"} <= adapters
-    assert len(cells) == len(quantizers) * len(adapters) * 2
+    assert len(cells) == len(quantizers) * len(adapters) * 3
 
 
 def test_the_four_states(cli: Any, acme: Any) -> None:
@@ -111,6 +111,21 @@ def test_a_merge_needs_read_weight_even_if_training_does_not(cli: Any, acme: Any
     assert cells_of(cli)["acme:packed", "acme:shift", "merge"]["reason"].startswith("no read-weight")
 
 
+def test_preferences_need_what_training_needs_and_name_the_only_reference(cli: Any, acme: Any) -> None:
+    acme(result(purpose="prefer"))
+    cells = cells_of(cli)
+    assert cells["acme:packed", "acme:shift", "prefer"]["state"] == "measured"
+    assert cells["acme:packed", "acme:shift", "train"]["state"] == "declared"
+    refused = cells["acme:packed", "acme:reader", "prefer"]
+    assert refused["reason"] == cells["acme:packed", "acme:reader", "train"]["reason"]
+    full = cells["smollm3-finetune:none", "smollm3-finetune:full", "prefer"]
+    assert full["state"] != "refused" and "start as the reference" in full["reason"]
+    assert cells["smollm3-finetune:none", "smollm3-finetune:full", "train"]["reason"] is None
+    assert cells["smollm3-finetune:none", "acme:shift", "prefer"]["reason"] is None, "it can be disabled"
+    text = " ".join(cli("compat", "--quant", "none", "--adapter", "full").stdout.split())
+    assert "only with the model at its start as the reference, because the adapter cannot be disabled" in text
+
+
 def test_components_that_cannot_run_on_the_device_are_refused(cli: Any, acme: Any) -> None:
     acme()
     assert "npu only" in cells_of(cli)["smollm3-finetune:none", "acme:chip", "train"]["reason"]
@@ -130,12 +145,12 @@ def test_adapters_with_equal_cells_share_a_row_and_the_used_symbols_are_explaine
     acme(result())
     lines = cli("compat", "--quant", "packed").stdout.splitlines()
     assert lines[0].split() == ["on", "cpu", "packed"]
-    assert lines[1].split() == ["train", "merge"]
-    rows = {line.split("  ")[0]: line.split()[-2:] for line in lines[2:] if line.endswith(("–", "●", "○", "?"))}
-    assert rows["shift"] == ["●", "–"]
-    assert rows["optionless"] == ["?", "?"]
+    assert lines[1].split() == ["train", "merge", "prefer"]
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines[2:] if line.endswith(("–", "●", "○", "?"))}
+    assert rows["shift"] == ["●", "–", "○"]
+    assert rows["optionless"] == ["?"] * 3
     shared = next(names for names in rows if "reader" in names)
-    assert "full" in shared and rows[shared] == ["–", "–"]
+    assert "full" in shared and rows[shared] == ["–"] * 3
     assert "● measured: works" in lines
     assert not any(line.startswith("✗") for line in lines), "a sign that is not used"
     assert any(line.startswith("– ") and "the weight is packed for good" in line for line in lines)
@@ -231,6 +246,7 @@ def test_results_of_another_machine_are_marked(cli: Any, acme: Any) -> None:
         (("--device", "cdua"), "did you mean 'cuda'? Without such a device: --device cpu"),
         (("--device", "auto"), "--device cuda"),
         (("--adapter-opt", "rank=4"), "--adapter NAME --measure FILE"),
+        (("--purpose", "prefer"), "--measure FILE"),
     ],
 )
 def test_a_wrong_name_is_one_error_with_a_suggestion(cli: Any, acme: Any, args: tuple[str, ...], hint: str) -> None:

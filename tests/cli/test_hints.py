@@ -99,7 +99,6 @@ PROVOKED = (
 """Commands with a mistake, in a directory with `rows.jsonl`, `more.jsonl`, a file, directories and runs."""
 WITH_A_LORA = (
     "quantize 'lora/adapter' --quant none --output q",
-    "generate 'lora/adapter' --prompt a --max-new-tokens 1",
     "merge 'lora/adapter' --adapter-path 'lora/adapter' --output merged",
 )
 """The same, in a directory with a run that trained LoRA."""

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.api import AdapterSpec, Purpose, QuantizerSpec
+from smollm3_finetune.api import AdapterSpec, QuantizerSpec
 from smollm3_finetune.compatibility.collect import OWN_FILE
-from smollm3_finetune.compatibility.results import read
+from smollm3_finetune.compatibility.matrix import State
+from smollm3_finetune.compatibility.results import Use, read
+from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.compatibility.sweep import Pair, Sweep
+from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
 from smollm3_finetune.components.registry import RegisteredComponent
 
@@ -45,7 +48,8 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
     files = [str(OUT_OF_TREE / f"{name}.py") for name in ("one_way_quantizer", "scale_adapter")] + [str(crashing)]
     plugins = [word for file in files for word in ("-p", file)]
     out = tmp_path / "results.json"
-    done = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8-unpinned", "--measure", str(out))
+    done = run_cli("compat", "--no-plugins", *plugins, "--quant", "rows-int8-unpinned",
+                   "--purpose", "train", "--purpose", "merge", "--measure", str(out))  # fmt: skip
     assert done.code == 0, done.stderr
     results = {(r["adapter"], r["purpose"]): r for r in json.loads(out.read_text())["results"]}
     scaled, crashed = results["scale_adapter:scale", "train"], results["crashing:crashing", "train"]
@@ -61,7 +65,29 @@ def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plu
                     "--measure", str(out))  # fmt: skip
     assert "rows-int8 × scale train: works" in again.stdout
     kept = json.loads(out.read_text())["results"]
-    assert len(kept) == len(results) + 2, "to train and to merge, added to the file"
+    assert len(kept) == len(results) + 3, "to train, to merge and to prefer, added to the file"
+
+
+def test_preferences_find_a_reference_that_drifts_and_mixed_branches_which_training_does_not(tmp_path: Path) -> None:
+    from smollm3_finetune.compatibility.measure import Bench, Measured, measure
+
+    files = tuple(str(OUT_OF_TREE / f"{name}.py") for name in ("faulty_preferences", "scale_adapter"))
+    registry = discover(PluginSelection.of(files, no_plugins=True))
+    bench = Bench(registry=registry, model=write_small_model(tmp_path / "model"), device="cpu", work=tmp_path)
+
+    def measured(adapter: str, use: Use) -> Measured:
+        return measure(bench, "none", adapter, {}, use, force=False)
+
+    for adapter in ("drifting", "mixing"):
+        assert measured(adapter, Use.TRAIN).fault is None
+    drifting, mixing = (measured(adapter, Use.PREFER) for adapter in ("drifting", "mixing"))
+    assert drifting.fault is not None and drifting.fault.startswith("reference: error ")
+    assert mixing.fault is not None and mixing.fault.startswith("branches: error ")
+    assert drifting.figures["branches"] < 1e-5 and mixing.figures["reference"] == 0, "each has one fault"
+    sound = measured("scale", Use.PREFER)
+    assert sound.fault is None
+    assert sound.figures["margin"] == sound.figures["reference"] == 0
+    assert "branches" in sound.figures
 
 
 WORKER = """
@@ -90,7 +116,7 @@ def test_a_pair_that_hangs_or_crashes_does_not_stop_the_others(fake_distribution
         return Pair(
             quantizer=RegisteredComponent(kind=QUANTIZER, spec=quantizer, **about),
             adapter=RegisteredComponent(kind=ADAPTER, spec=spec, **about),
-            purpose=Purpose.TRAIN,
+            purpose=Use.TRAIN,
         )
 
     sweep = Sweep(
@@ -124,7 +150,7 @@ def test_a_pair_with_an_option_that_must_be_set_is_not_measured(fake_distributio
         kind=QUANTIZER, spec=QuantizerSpec(name="q", summary="s", factory="a:B", api=2), **about
     )
     pairs = [
-        Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Purpose.TRAIN)
+        Pair(quantizer=quantizer, adapter=RegisteredComponent(kind=ADAPTER, spec=s, **about), purpose=Use.TRAIN)
         for s in made.values()
     ]
     skipped: list[tuple[str, str]] = []
@@ -173,8 +199,8 @@ def test_the_page_contains_the_published_results(benchmark: Any) -> None:
     found = text.partition(page.BEGIN)[2].partition(page.END)[0]
     assert found == page.generated(cells), "nox -s compat -- --page"
     assert all(c.evidence for c in cells), "nox -s compat"
-    assert not [c for c in cells if c.reason is None and not c.holds], "a pair that is allowed does not hold"
-    assert not [c for c in cells if c.reason is not None and c.holds], "a refusal is out of date"
+    assert not [c for c in cells if c.state is State.MEASURED and not c.holds], "a pair that is allowed does not hold"
+    assert not [c for c in cells if c.state is State.REFUSED and c.holds], "a refusal is out of date"
 
 
 def test_every_shipped_result_is_readable_and_of_a_bundled_pair(benchmark: Any) -> None:

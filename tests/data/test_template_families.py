@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import smollm3_finetune
 from smollm3_finetune.api import IGNORE_INDEX, Conversation, branch_rows
-from smollm3_finetune.api.batches import BRANCHES
+from smollm3_finetune.api.data import BRANCHES
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.selection import SelectedComponent, choose

@@ -88,6 +88,27 @@ def test_loss_and_gradients_are_those_of_the_paper(
     assert means["margin"] == pytest.approx(means["chosen_reward"] - means["rejected_reward"], abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("gains", "others", "expected"),
+    [([2.0, 4.0], [3.0, 9.0, 3.0], 4.2), ([2.0], [3.0, 9.0], 6.0), ([2.0], [], 0.0), ([-2.0, -4.0], [], 0.0)],
+    ids=["rows in both", "a lone row", "only lone rows", "negative"],
+)
+def test_a_lone_row_of_a_process_has_no_part_in_the_kl_term(
+    gains: list[float], others: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt would be followed by its own answer. `others` are the rows that count in another process."""
+    from smollm3_preference import kto
+
+    class TwoProcesses:
+        @staticmethod
+        def reduce(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor + torch.tensor([sum(others), float(len(others))])
+
+    monkeypatch.setattr(kto, "row_logps", lambda model, batch: torch.tensor(gains))
+    batch = {"reference": [{"other": torch.zeros(())} for _ in gains]}
+    assert float(kto_case()._kl(None, batch, TwoProcesses())) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("kind", ["padded", "flat", "packed"])
 def test_kto_is_that_of_the_paper_with_the_kl_term_of_each_batch(kind: str, accumulation: int, both: Any) -> None:

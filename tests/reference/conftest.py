@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ def toy(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The plugin files and `pairs.jsonl` in the working directory; returns the module of the objective."""
     for file in FILES:
         (isolated / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
     write_pairs(isolated / "pairs.jsonl")
     monkeypatch.syspath_prepend(str(isolated))
     import toy_pairs

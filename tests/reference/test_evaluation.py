@@ -31,14 +31,28 @@ def evaluated(cli: Any, *args: str) -> dict[str, Any]:
     ],
 )
 def test_the_base_is_compared_with_itself_and_the_adapter_with_the_base(
-    run: Run, toy: ModuleType, cli: Any, adapter: str, reference: str
+    run: Run, toy: ModuleType, cli: Any, adapter: str, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The values of the reference are on disk, until the evaluation ends."""
+    from smollm3_finetune.evaluation import run as module
+
+    directories: list[Path] = []
+    look_up = module.looked_up
+
+    def noted(values: Any, first: int = 0) -> Any:
+        assert values.directory.is_dir()
+        directories.append(values.directory)
+        return look_up(values, first)
+
+    monkeypatch.setattr(module, "looked_up", noted)
     trained = run("run", adapter, reference=reference, learning_rate=1e-3 if adapter == "full" else 0.01)
     report = evaluated(cli, "run")
     assert report["before"]["held_out_loss"] == pytest.approx(LN2, abs=1e-5)
     assert report["after"]["held_out_loss"] == pytest.approx(trained["after"]["held_out_loss"], rel=1e-4)
     assert report["comparison"]["verdict"] is not None
     assert report["null_adapter"]["comparison"]["rows"] == report["comparison"]["rows"]
+    assert len(directories) == 3, "of the adapter, of the base and of a null adapter"
+    assert len(set(directories)) == 1 and not directories[0].exists()
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from toy_runs import Run, assert_same_run, losses
 
 from smollm3_finetune import finetune
-from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
+from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError, WriteError
 from smollm3_finetune.reference.stored import Stored, write
 
 
@@ -217,6 +217,24 @@ def test_once_needs_an_objective_with_values(run: Run, toy: ModuleType, isolated
     with pytest.raises(ConfigError, match="needs an objective with a reference") as refused:
         run("run", reference="none", when="once")
     assert refused.value.hint == "--set train.reference=each-step"
+
+
+def test_values_that_do_not_fit_on_the_disk_are_refused_after_the_first_examples(
+    run: Run, toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two float32 values for each of the 12 pairs: 96 bytes."""
+    from smollm3_finetune.files import room
+
+    def free(needed: int) -> None:
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+        monkeypatch.setattr("smollm3_finetune.reference.whole.BLOCK", 3)
+
+    free(95)
+    with pytest.raises(WriteError, match=r"the reference of 12 examples needs 96 B, but .* has 95 B free") as refused:
+        run("run", when="once", max_steps=1)
+    assert refused.value.hint == "choose another disk: SMOLLM3_CACHE=DIR"
+    assert sum(toy.forwards) == 3, "the others are not computed"
+    assert not entries(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the files

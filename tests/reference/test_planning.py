@@ -19,6 +19,7 @@ from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import IncompatibleError, PluginError
+from smollm3_finetune.reference.other_model import own_model
 from smollm3_finetune.reference.plan import plan_reference
 
 FILES = ("toy_pairs.py", "scale_adapter.py")
@@ -102,6 +103,30 @@ def test_sharded_weights_are_not_exchanged(registry: Registry, monkeypatch: pyte
     with pytest.raises(IncompatibleError, match="cannot be exchanged in each step if the processes share") as refused:
         plan_reference(*about, TrainConfig(), continues=True)
     assert refused.value.hint == "--set train.reference=once"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "hint"),
+    [
+        ("model", "options.model", "--objective-opt model=MODEL"),
+        ("taught_by", "None if options.taught_by == 'base' else options.taught_by", "--objective-opt taught_by=MODEL"),
+        ("other", "None", "--model MODEL"),
+    ],
+)
+def test_the_option_that_names_another_model_is_part_of_the_hint(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, change: str, hint: str
+) -> None:
+    """Whatever its name and its default are; without such an option, the trained model must be another one."""
+    text = Path("toy_pairs.py").read_text()
+    text = text.replace("model: str | None = option(None,", f"{name}: str | None = option('base',")
+    Path("toy_pairs.py").write_text(text.replace("reference_model=options.model", f"reference_model={change}"))
+    sys.modules.pop("toy_pairs")
+    registry = discover(PluginSelection.of(FILES))
+    objective = choose(registry, OBJECTIVE, "toy-pairs", {"reference": "model"})
+    monkeypatch.setattr("smollm3_finetune.reference.other_model.claiming_quantizers", lambda *a: ["gptq"])
+    with pytest.raises(IncompatibleError, match="'tiny' is a quantized checkpoint") as refused:
+        own_model(registry, objective, model_of(registry))
+    assert refused.value.hint == hint
 
 
 def chosen(registry: Registry) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from smollm3_finetune import stopping
 from smollm3_finetune.api import Base, without_adapter
 from smollm3_finetune.api.adapter_switch import note_adapter, switch_of
 from smollm3_finetune.errors import UnsupportedOp
@@ -149,6 +153,102 @@ def test_an_exchange_that_fails_half_way_is_undone(
         pass
     assert len(calls) == 7  # three were exchanged, and exchanged back
     assert torch.equal(logits(adapted.model), ours)
+
+
+@pytest.fixture
+def sends_a_signal() -> Iterator[Callable[[], None]]:
+    """Sends SIGTERM to this process; in the context of `main`, in which a measurement of a run can be stopped."""
+
+    def send() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)  # the handler runs
+
+    with stopping.handled(), stopping.deferred():
+        yield send
+        stopping._forget()
+
+
+def measured(context: contextlib.AbstractContextManager[Any]) -> bool:
+    """Whether a measurement in the context, that a request to stop may end as in `train.measuring`, was completed."""
+    done = False
+    with contextlib.suppress(stopping.Stop), stopping.undeferred():
+        with context:
+            pass
+        done = True
+    return done
+
+
+@pytest.mark.parametrize("call", [2, 30, 60], ids=["first exchange", "late", "exchange back"])
+def test_a_request_to_stop_leaves_no_weights_exchanged(
+    adapted: Biased, start: Start, monkeypatch: pytest.MonkeyPatch, call: int, sends_a_signal: Callable[[], None]
+) -> None:
+    """A run saves a checkpoint of the model after it."""
+    from smollm3_finetune.reference import start as module
+
+    ours = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
+    begun = {name: value.clone() for name, value in start.values().items()}
+    calls: list[Tensor] = []
+
+    def disturbed(parameter: Tensor, value: Tensor) -> None:
+        calls.append(parameter)
+        with torch.no_grad():
+            kept = parameter.data.clone()
+            parameter.data.copy_(value)
+            if len(calls) == min(call, 2 * len(begun)):
+                sends_a_signal()  # between the two copies
+            value.copy_(kept)
+
+    monkeypatch.setattr(module, "_exchange", disturbed)
+    assert not measured(start.at_start(adapted.model))
+    assert stopping.requested() is not None
+    assert all(torch.equal(p, ours[name]) for name, p in adapted.model.named_parameters())
+    assert all(torch.equal(value, begun[name]) for name, value in start.values().items())
+
+
+@pytest.mark.parametrize("when", ["begins", "ends"])
+def test_a_request_to_stop_leaves_no_adapter_disabled_half_way(
+    adapted: Biased, monkeypatch: pytest.MonkeyPatch, when: str, sends_a_signal: Callable[[], None]
+) -> None:
+    whole = adapted.disabled
+
+    @contextlib.contextmanager
+    def disturbed() -> Iterator[None]:
+        """Not protected itself: as a method that restores weights one by one."""
+        with whole():
+            if when == "begins":
+                adapted.model.get_input_embeddings().weight.data.mul_(2)
+                sends_a_signal()
+                adapted.model.get_input_embeddings().weight.data.mul_(0.5)
+            try:
+                yield
+            finally:
+                adapted.model.get_input_embeddings().weight.data.mul_(2)
+                if when == "ends":
+                    sends_a_signal()
+                adapted.model.get_input_embeddings().weight.data.mul_(0.5)
+
+    monkeypatch.setattr(adapted, "disabled", disturbed)
+    ours = logits(adapted.model)
+    assert not measured(without_adapter(adapted.model))
+    assert torch.equal(logits(adapted.model), ours) and adapted.active
+    switch = switch_of(adapted.model)
+    assert switch is not None and switch.depth == 0
+
+
+def test_what_runs_without_the_adapter_is_interrupted_at_once(
+    adapted: Biased, sends_a_signal: Callable[[], None]
+) -> None:
+    """An evaluation without the adapter may take hours."""
+    reached = []
+
+    def evaluate() -> None:
+        with without_adapter(adapted.model):
+            sends_a_signal()
+            reached.append("the end")
+
+    with pytest.raises(stopping.Stop), stopping.undeferred():
+        evaluate()
+    assert reached == [] and adapted.active
 
 
 def test_casts_of_autocast_and_gradients_are_right(adapted: Biased, start: Start) -> None:

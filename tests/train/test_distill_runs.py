@@ -101,7 +101,10 @@ def test_a_teacher_with_other_tokens_is_refused_before_rows_are_read(cli: Callab
 
 def test_a_dry_run_names_the_teacher(cli: Callable[..., Any]) -> None:
     shown = cli("train", "--objective", "distill", "--quant", "bnb-4bit", "--device", "cpu", "--dry-run")
-    assert "# the loss compares the model with the model 'tiny'; computed once, before the first step\n" in shown.stdout
+    assert (
+        "# the loss compares the model with its own source 'tiny'; computed once, before the first step\n"
+        in shown.stdout
+    )
 
 
 @pytest.mark.long

@@ -162,6 +162,24 @@ def test_a_resumed_run_needs_no_earlier_run(adapter: str, sft: Sft) -> None:
     assert same("part/adapter", "whole/adapter")
 
 
+def test_a_resumed_run_needs_its_record_of_what_it_started_from(sft: Sft, cli: Cli) -> None:
+    """Without it, the reference of its objective would be the base instead of its start."""
+    sft("scale")
+    train("on", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
+    file = Path("on/versions.json")
+    whole = json.loads(file.read_text())
+    damaged = [{**whole, "from": {**whole["from"], "stages": []}}, {k: v for k, v in whole.items() if k != "from"}]
+    for about in damaged:
+        file.write_text(json.dumps(about))
+        refused = cli("train", "--resume", "on", "--max-steps", "3", "-p", SCALE)
+        assert refused.code != 0
+        assert refused.stderr.splitlines() == [
+            f"error: the run on started from {Path('sft').absolute()}, but on/versions.json has no usable entry 'from' "
+            "about it",
+            "  hint: restore versions.json, or start a new run: smollm3 train --config on/run.yaml",
+        ]
+
+
 def test_a_run_that_was_stopped_is_found_by_its_configuration(sft: Sft) -> None:
     sft("scale")
     train("runs/part", "blue", {"max_steps": 1, "save_every": 1}, start_from="sft")
@@ -317,6 +335,27 @@ def test_an_unfinished_run_offers_its_checkpoint(refused: Callable[..., tuple[st
     )
     report = train("on", start_from="part/checkpoints/checkpoint-1")
     assert (report["from"]["step"], report["from"]["run"]) == (1, str(Path("part").absolute()))
+
+
+@pytest.mark.parametrize("output", ["part", "./link"])
+def test_a_run_does_not_replace_the_adapter_that_it_starts_from(
+    refused: Callable[..., tuple[str, str]], sft: Sft, output: str
+) -> None:
+    """A run that was killed before its first checkpoint is replaced by the next one in its directory."""
+    sft("scale")
+    best = Path("part/checkpoints/best-1")
+    best.parent.mkdir(parents=True)
+    shutil.copytree("sft/adapter", best)
+    for name in ("run.yaml", "versions.json"):
+        shutil.copy(Path("sft", name), "part")
+    assert RunDir(Path("part")).holds_nothing()
+    Path("link").symlink_to("part")
+    sentence, hint = refused("--from", str(best), "--output", output)
+    assert sentence == (
+        f"--from {best} is inside the directory of the new run, {Path(output)}, whose files are replaced"
+    )
+    assert hint == f"--output {Path(output)}-2"
+    assert (best / "adapter.safetensors").is_file()
 
 
 def test_a_damaged_adapter_is_refused(refused: Callable[..., tuple[str, str]], sft: Sft) -> None:

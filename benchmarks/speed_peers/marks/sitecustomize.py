@@ -14,6 +14,10 @@ With $SPEED_PROFILE, the steps between the first and the last are profiled, from
 {"what": "profile", "step": …, "took": …, "ops": {…}}   the step, from 0; its processor time in seconds; the wall-clock
                                                         seconds of each torch operation, without nested operations
 
+With $SPEED_PARAMETERS, the parameters in memory are counted before the end of the first step:
+
+{"what": "parameters", "count": …}   elements of all parameters of torch, those that share memory once
+
 With $SPEED_TRAINED=float32, trained parameters are cast to float32 when the first optimizer receives them.
 """
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib.abc
 import json
 import os
@@ -57,6 +62,14 @@ def mark(what: str, **more: Any) -> None:
         stream.write(line + "\n")
 
 
+def parameters() -> int:
+    """The elements of all parameters in memory, of every model."""
+    from torch.nn import Parameter
+
+    found = (one for one in gc.get_objects() if issubclass(type(one), Parameter))
+    return sum({one.data_ptr(): one.numel() for one in found}.values())
+
+
 def watch_optimizer(module: Any) -> None:
     init = module.Optimizer.__init__
 
@@ -73,6 +86,8 @@ def watch_optimizer(module: Any) -> None:
         init(self, *args, **kwargs)
 
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if "SPEED_PARAMETERS" in os.environ and not state["steps"]:
+            mark("parameters", count=parameters())
         mark("step", positions=state["positions"])
         state["positions"] = 0
         state["steps"] += 1

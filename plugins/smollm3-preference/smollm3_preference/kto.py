@@ -128,13 +128,18 @@ class KTO(PreferenceObjective):
         return Outcome(found, _measures(reward.detach(), desirable, kl))
 
     def _kl(self, model: nn.Module, batch: Mapping[str, Any], accelerator: Any) -> Tensor:
-        """The KL term of a batch, over the rows of all processes; 0 if there is only one row."""
+        """The KL term of a batch, over the rows of all processes.
+
+        A row that is alone in its process does not count: the row before it is the row itself. 0 if no row counts.
+        """
         with torch.no_grad():
             others = row_logps(model, _others(batch))
         gains = others - torch.stack([example["other"] for example in batch["reference"]]).to(others)
+        if len(gains) == 1:
+            gains = gains[:0]
         total = torch.stack([gains.sum(), gains.new_tensor(float(len(gains)))])
         total, count = accelerator.reduce(total).unbind()
-        return (total / count).clamp(min=0) if count > 1 else gains.new_zeros(())
+        return (total / count).clamp(min=0) if count > 0 else gains.new_zeros(())
 
 
 def _batch(examples: list[dict[str, Any]], collate: Collate) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from smollm3_finetune.cli.options import plugin_options
 from smollm3_finetune.cli.session import find_plugins, say_warning
+from smollm3_finetune.compatibility.results import Use
 
 if TYPE_CHECKING:
     from smollm3_finetune.compatibility.matrix import Cell, Terms
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Device of the run: cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--measure", metavar="FILE", help="Run the pairs and write the results to FILE; takes minutes.")
+@click.option(
+    "--purpose", multiple=True, type=click.Choice([*map(str, Use)]), help="With --measure: only this purpose."
+)
 @click.option("--adapter-opt", multiple=True, metavar="K=V", help="With --measure: option of the adapter.")
 @plugin_options
 def compat(
@@ -29,6 +33,7 @@ def compat(
     device: str,
     as_json: bool,
     measure: str | None,
+    purpose: tuple[str, ...],
     adapter_opt: tuple[str, ...],
     plugin: tuple[str, ...],
     no_plugins: bool,
@@ -36,7 +41,8 @@ def compat(
     """Show which quantizers work with which adapters, and the evidence for it.
 
     A pair is refused if the adapter needs an operation that the quantizer does not provide. Any other pair is declared
-    to work, or was measured: it was trained and merged, and compared with the same adapter on unquantized weights.
+    to work, or was measured: it was trained and merged, and compared with the same adapter on unquantized weights. The
+    purpose prefer is to train with pairs of answers, whose loss compares the model with a reference.
 
     \b
     Examples:
@@ -58,11 +64,14 @@ def compat(
     check_device(device)
     if adapter_opt and not (measure and adapter):
         raise ConfigError("--adapter-opt requires --measure and --adapter", hint="--adapter NAME --measure FILE")
+    if purpose and not measure:
+        raise ConfigError("--purpose requires --measure", hint="--measure FILE")
     registry = find_plugins(plugin, no_plugins)
     quantizers = [registry.find(QUANTIZER, quant)] if quant else registry.of(QUANTIZER)
     adapters = [registry.find(ADAPTER, adapter)] if adapter else registry.of(ADAPTER)
     if measure:
         found = table(registry, collect(registry), device, quantizers, adapters)
+        found = [c for c in found if not purpose or c.purpose in purpose]
         _measure(found, Path(measure), adapter_opt, device, plugin, no_plugins)
         return
     collected = collect(registry)

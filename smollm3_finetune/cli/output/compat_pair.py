@@ -10,6 +10,7 @@ import click
 
 from smollm3_finetune.compatibility.collect import Collected, Evidence
 from smollm3_finetune.compatibility.matrix import Cell, State, Terms
+from smollm3_finetune.compatibility.results import Use
 from smollm3_finetune.components.registry import RegisteredComponent
 
 LABEL = 12
@@ -27,8 +28,8 @@ def shown_pair(cells: Sequence[Cell], about: Terms | None, collected: Collected)
         rows += [("", f"not {op}: {reason}") for op, reason in about.absent.items()]
     rows.append(("adapter", _who(adapter)))
     if about is not None:
-        needs = [", ".join(ops) for ops in about.needs.values()]
-        rows.append(("needs", needs[0] + ("" if needs[0] == needs[1] else f"; to merge {needs[1]}")))
+        train, merge = (", ".join(about.needs[use.value]) for use in (Use.TRAIN, Use.MERGE))
+        rows.append(("needs", train + ("" if train == merge else f"; to merge {merge}")))
     for cell in cells:
         rows += _purpose(cell, collected)
     if about is not None and about.nearest:
@@ -42,6 +43,8 @@ def _who(component: RegisteredComponent) -> str:
 
 def _purpose(cell: Cell, collected: Collected) -> list[tuple[str, str]]:
     rows = [(cell.purpose.value, click.style(cell.state.value, fg=COLORS[cell.state]) + _how(cell))]
+    if cell.reason is not None and cell.state in (State.MEASURED, State.DECLARED):
+        rows.append(("", cell.reason))
     for evidence in cell.evidence:
         rows += _evidence(cell, evidence)
     elsewhere = collected.of(cell.quantizer.full_name, cell.adapter.full_name, cell.purpose.value)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from smollm3_finetune.compatibility.matrix import Cell, State
-from smollm3_finetune.compatibility.results import PURPOSES
+from smollm3_finetune.compatibility.results import Use
 from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import RegisteredComponent
 
@@ -21,7 +21,7 @@ LEGEND = {
     "?": ("unknown", "yellow"),
     "✗": ("measured: fails", "red"),
 }
-SUBHEAD = "train merge"
+SUBHEAD = " ".join(Use)
 MIN_ADAPTER_WIDTH = 20
 """Minimum width of the column of adapters, in characters."""
 MAX_NAMES = 6
@@ -52,7 +52,7 @@ def shown_table(cells: Sequence[Cell]) -> str:
     by_pair = {(c.quantizer.full_name, c.adapter.full_name, c.purpose): c for c in cells}
     groups: dict[tuple[str, ...], list[str]] = {}
     for adapter in adapters:
-        signs = tuple(symbol(by_pair[q, adapter, p]) for q in quantizers for p in PURPOSES)
+        signs = tuple(symbol(by_pair[q, adapter, p]) for q in quantizers for p in Use)
         groups.setdefault(signs, []).append(adapters[adapter])
     rows = sorted(groups.items(), key=lambda row: -len(row[1]))
     columns = [max(len(name), len(SUBHEAD)) + 2 for name in quantizers.values()]
@@ -90,12 +90,16 @@ def _block(
     head = f"on {device}".ljust(left) + "".join(names[i].ljust(columns[i]) for i in shown)
     lines = [click.style(head.rstrip(), bold=True), (" " * left + "".join(SUBHEAD.ljust(columns[i]) for i in shown))]
     for signs, adapters in rows:
-        wrapped = textwrap.wrap(", ".join(adapters), left - 2, subsequent_indent="  ", break_on_hyphens=False)
-        marks = "".join(
-            "  " + _colored(signs[2 * i]) + "     " + _colored(signs[2 * i + 1]) + " " * (columns[i] - 9) for i in shown
-        )
+        wrapped = textwrap.wrap(", ".join(adapters), left - 1, subsequent_indent="  ", break_on_hyphens=False)
+        marks = "".join(_marks(signs[len(Use) * i :], columns[i]) for i in shown)
         lines += [wrapped[0].ljust(left) + marks.rstrip(), *wrapped[1:]]
     return [line.rstrip() for line in lines]
+
+
+def _marks(signs: Sequence[str], width: int) -> str:
+    """The first signs, each below the middle of its use, in a column of `width` characters."""
+    cells = [" " * ((len(u) - 1) // 2) + _colored(s) + " " * (len(u) // 2) for u, s in zip(Use, signs, strict=False)]
+    return " ".join(cells) + " " * (width - len(SUBHEAD))
 
 
 def _colored(sign: str) -> str:
@@ -126,7 +130,7 @@ def _notes(cells: Sequence[Cell], quantizers: dict[str, str], adapters: dict[str
             merged.setdefault((sign, whom, why), []).append(purpose)
     lines = []
     for (sign, whom, why), purposes in merged.items():
-        only = "" if len(purposes) == len(PURPOSES) else f" ({purposes[0]} only)"
+        only = "" if len(purposes) == len(Use) else f" ({' and '.join(purposes)} only)"
         lines += textwrap.wrap(f"{sign} {whom}{only}: {why}", width, subsequent_indent="    ", break_on_hyphens=False)
     return lines
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from smollm3_finetune.errors import ConfigError, SmolLM3Error, first_line
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for work that only the main one does."""
 
 
 def world_size() -> int:
@@ -100,6 +103,30 @@ def from_main(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def done_by_main(act: Callable[[], None], what: str) -> None:
+    """Let the main process `act`, which may take hours; every process must call this, and the others wait for its end.
+
+    They do not wait in the training group, whose timeout may be minutes. If `act` raises in the main process, they
+    raise a SmolLM3Error that says `what` failed: otherwise they would wait for steps that never come.
+    """
+    import torch.distributed as dist
+
+    if world_size() == 1 or not dist.is_available() or not dist.is_initialized():
+        act()
+        return
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    done = [False]
+    try:
+        if is_main_process():
+            act()
+            done = [True]
+    finally:
+        dist.broadcast_object_list(done, group=group)
+        dist.destroy_process_group(group)
+    if not done[0]:
+        raise SmolLM3Error(f"{what} failed in the main process", hint="read the error of process 0")
 
 
 def shut_down_processes() -> None:
