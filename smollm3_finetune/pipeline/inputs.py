@@ -33,6 +33,7 @@ from smollm3_finetune.pipeline.results import files_of
 from smollm3_finetune.pipeline.stage import PipelineFile, Ref, Stage
 from smollm3_finetune.runs.resume import ENDS, MAY_CHANGE, differing
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.start_from import started
 
 Inputs = Mapping[str, str]
 NOT_COUNTED = ("model", "device", "plugins", "given", START)
@@ -122,7 +123,13 @@ def _settings(config: RunConfig, without: Sequence[str]) -> dict[str, Any]:
 
 
 def _calibrates(registry: Registry, loaded: LoadedConfig) -> bool:
-    """Whether the quantizer that the configuration names reads calibration rows."""
+    """Whether the quantizer of the configuration reads calibration rows.
+
+    A new adapter after a merge has the quantizer of the merged one; an adapter that is trained further has its own
+    calibration.
+    """
+    if loaded.config.fresh_adapter and loaded.config.quant.name is None and (start := started(loaded)) is not None:
+        loaded = start.loaded
     quant = loaded.config.quant
     if quant.name is None:
         return False

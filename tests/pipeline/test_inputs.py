@@ -8,11 +8,14 @@ import pytest
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.cli.session import find_plugins
+from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.files.json import file_sha256
+from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.pipeline.run import Pipeline, open_pipeline
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing import write_small_model
 
+ROUNDING = Path(__file__).parents[1] / "out_of_tree" / "rounding_quantizer.py"
 TWO = """\
 model: model
 device: cpu
@@ -93,3 +96,34 @@ def test_weights_are_read_once_for_all_stages_until_they_change(
     weights.write_bytes(weights.read_bytes() + b" ")
     assert inputs(pipeline, "one")["model"] != first[0]["model"]
     assert read.count("model.safetensors") == 2
+
+
+FRESH = """\
+plugins: ["{plugin}"]
+device: cpu
+stages:
+  - name: one
+    from: start
+    fresh_adapter: true
+    calibration: {{rows: {rows}, path: rows.jsonl}}
+"""
+
+
+@pytest.mark.parametrize(("method", "counts"), [("rounding-rows", True), ("rounding", False)])
+def test_calibration_counts_if_the_quantizer_of_the_merged_adapter_reads_it(
+    pipeline: Pipeline, method: str, counts: bool
+) -> None:
+    Path("start").mkdir()
+    quant = ComponentConfig(name=method)
+    parts = {"loader": ComponentConfig(name="hf"), "quant": quant, "adapter": ComponentConfig(name="full")}
+    SavedAdapter(path=Path("start"), model="model", **parts).write()
+
+    def with_rows(rows: int) -> dict[str, str]:
+        Path("p.yaml").write_text(FRESH.format(plugin=ROUNDING, rows=rows), encoding="utf-8")
+        return inputs(opened(), "one")
+
+    before = with_rows(8)
+    assert changed(before, with_rows(9)) == ({"configuration"} if counts else set())
+    with Path("rows.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"prompt": "3 + 3", "completion": "6"}\n')
+    assert changed(before, with_rows(8)) == ({"rows"} if counts else set())
