@@ -20,6 +20,7 @@ import argparse
 import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -175,8 +176,9 @@ def page(about: dict[str, Any]) -> str:
         f"linear layers except the head, {about['rows']} chat pairs, {job['batch']} per step, at most "
         f"{job['max_length']} tokens per answer with its prompt, no gradient checkpointing, {about['threads']} thread "
         f"on {about['machine']} with {about['cores']} cores, torch {versions['torch']}, trl {versions['trl']} "
-        f"({about['date']}). The rows are real chat rows, but have no preferences: the rejected answer is that of "
-        f"another row. The first step is not counted. Medians of {rounds} interleaved rounds, ratios with an interval "
+        f"({about['date']}). The rows are real chat rows, but have no preferences: a prompt is one to three earlier "
+        "rows as turns, and a question; the rejected answer is that of another row. The first step is not counted. "
+        f"Medians of {rounds} interleaved rounds, ratios with an interval "
         f"of 95 %:\n\n{table(about['figures'])}\n"
     )
     for name, profile in about.get("profile", {}).items():
@@ -242,6 +244,12 @@ def main() -> int:
     return measure(args, data, model)
 
 
+def version_of(distribution: str, python: Path) -> str:
+    """The version of a distribution in the environment of another interpreter."""
+    code = f"from importlib.metadata import version; print(version({distribution!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def measure(args: argparse.Namespace, data: Path, model: Path) -> int:
     python_trl = args.python_trl or Path(sys.executable)
     with tempfile.TemporaryDirectory() as temporary:
@@ -260,6 +268,7 @@ def measure(args: argparse.Namespace, data: Path, model: Path) -> int:
             return 0
         about: dict[str, Any] = conditions(job, len(lengths), args.rounds, args.threads)
         about |= {"model": title(model), "date": f"{date.today()}", "lengths": [asdict(one) for one in lengths]}
+        about["versions"]["trl"] = version_of("trl", python_trl)
         rounds: list[Round] = []
         for number in range(args.rounds):
             found: Round = {}
