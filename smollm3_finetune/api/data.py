@@ -221,8 +221,8 @@ class ReferenceObjective(Objective, Protocol):
 
         `model` is the reference, in evaluation mode; gradients are disabled. The values of an example must not depend
         on the other examples of the batch, unless the objective has an attribute `reference_needs_batch` that is True:
-        `train.reference=once` is then refused. All mappings have the same names. If an example has several rows, as a
-        pair has two, its mapping has the values of all of them:
+        `train.reference=once`, and a `train.batch_size` of 1 without packing, are then refused. All mappings have the
+        same names. If an example has several rows, as a pair has two, its mapping has the values of all of them:
 
             return [{"logps": logps} for logps in row_logps(model, batch).view(-1, 2)]  # (2,) for each pair
         """

@@ -78,7 +78,8 @@ def decide(
 ) -> Decision:
     """What happens to a stage after those decided `earlier`."""
     record = state.records.get(stage.name)
-    pending = [d for d in earlier if d.stage.name in stage.stages() and d.action != "keep"]
+    unfinished = {d.stage.name for d in earlier if d.action != "keep"}
+    pending = [name for name in stage.stages() if name in unfinished]
     others = {s.name for s in pipeline.stages} - {stage.name}
     fresh = place.path / place.vacant(stage.name, others)
 
@@ -86,7 +87,7 @@ def decide(
         return Decision(stage=stage, action="run", reason=reason, directory=fresh, inputs=found, record=record)
 
     if pending:
-        return runs(f"after {pending[0].stage.name}")
+        return runs(f"after {', '.join(pending)}")
     found = inputs(stage, {d.stage.name: d.directory for d in earlier})
     if record is None:
         return runs("new", found)

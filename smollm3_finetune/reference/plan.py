@@ -10,6 +10,7 @@ from smollm3_finetune.components.kinds import OBJECTIVE
 from smollm3_finetune.components.negotiation import check_reference, refined
 from smollm3_finetune.errors import ConfigError, IncompatibleError, PluginError
 from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.reference.other_model import own_model, plan_other_model, without_parts
 
 if TYPE_CHECKING:
@@ -101,13 +102,16 @@ def _shards() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
 
 
-def check_values(plan: ReferencePlan, objective: Objective, selected: SelectedComponent, train: TrainConfig) -> None:
-    """Raises PluginError if the created objective does not give the values that its descriptor promises.
+def check_values(plan: ReferencePlan, selected: SelectedComponent, train: TrainConfig) -> None:
+    """Raises PluginError if the objective does not give the values that its descriptor promises.
 
-    Raises ConfigError if it computes its reference itself, in each step, and `train.reference` is `once`.
+    Raises ConfigError if it computes its reference itself, in each step, and `train.reference` is `once`, and if its
+    reference depends on the rows that share a batch, and the values are computed once or batches have one row.
     """
     if plan.kind == "none":
         return
+    import_trainer()  # before the objective does, which is slower
+    objective: Objective = selected.create()
     title = selected.component.title
     if not hasattr(objective, "reference_values"):
         if plan.kind != "base":
@@ -125,10 +129,11 @@ def check_values(plan: ReferencePlan, objective: Objective, selected: SelectedCo
             "depend",
             hint="reference_options = ()",
         )
-    if train.reference == "once" and getattr(objective, "reference_needs_batch", False):
-        raise ConfigError(
-            f"train.reference=once does not work with {title}, whose reference depends on the rows that share a batch",
-            hint=EACH_STEP,
-        )
+    if getattr(objective, "reference_needs_batch", False):
+        why = f"{title}, whose reference depends on the rows that share a batch"
+        if train.reference == "once":
+            raise ConfigError(f"train.reference=once does not work with {why}", hint=EACH_STEP)
+        if train.batch_size == 1 and not train.packing:
+            raise ConfigError(f"train.batch_size=1 does not work with {why}", hint="--batch-size 2")
     if unknown := sorted({*names} - {*vars(selected.options)}):
         raise PluginError(f"reference_options of {title} names {unknown[0]!r}, which is not an option of it")

@@ -28,7 +28,7 @@ from smollm3_finetune.model_files.context_length import context_of, yarn_problem
 from smollm3_finetune.model_files.dropout import stated_dropout
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.reference.plan import ReferencePlan, plan_reference
+from smollm3_finetune.reference.plan import ReferencePlan, check_values, plan_reference
 from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.resume import identity
 from smollm3_finetune.runs.rundir import RunDir
@@ -179,6 +179,7 @@ def plan_run(
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
     check_sharding()
+    check_values(reference, objective, settled.config.train)
     resolved = _resolved(settled.config, model, objective, rows, calibration)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),

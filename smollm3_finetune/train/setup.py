@@ -19,7 +19,6 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.reference.plan import check_values
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
@@ -67,7 +66,6 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     import_trainer()
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
-    check_values(plan.reference, objective, plan.objective, plan.config.train)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
     context, embeddings = plan.model.context, embeddings_of(plan.model.source.config)
     tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)

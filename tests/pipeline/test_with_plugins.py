@@ -82,3 +82,4 @@ def test_the_example_is_a_valid_pipeline(cli: Callable[..., Any], monkeypatch: p
         ("sft", "train"), ("apo", "train"), ("merged", "merge"), ("gptq", "quantize"), ("check", "eval"),
     ]  # fmt: skip
     assert plan["stages"][1]["objective"] == "apo-zero"
+    assert [s["reason"] for s in plan["stages"]] == ["new", "after sft", "after apo", "after merged", "after apo, sft"]

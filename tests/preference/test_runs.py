@@ -89,13 +89,20 @@ def test_label_smoothing_without_effect_is_refused_before_rows_are_read() -> Non
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--batch-size", "1"), "train.batch_size is 1"),
+        (("--batch-size", "1"), "train.batch_size=1 does not work with"),
         (("--set", "train.reference=once"), "train.reference=once does not work with"),
     ],
 )
 def test_kto_says_what_its_kl_term_needs(more: tuple[str, ...], message: str) -> None:
-    result = smollm3(*arguments("--objective", "kto", "--adapter", "full", *more, data="labeled.jsonl"))
+    asked = arguments("--objective", "kto", "--adapter", "full", *more, "--dry-run", data="labeled.jsonl")
+    result = smollm3(*asked)
     assert result.code == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_kto_takes_batches_of_one_packed_sequence() -> None:
+    one = ("--batch-size", "1", "--set", "train.packing=true", "--dry-run")
+    result = smollm3(*arguments("--objective", "kto", "--adapter", "full", *one, data="labeled.jsonl"))
+    assert result.code == 0, result.stderr
 
 
 def test_kto_learns_from_labels() -> None:

@@ -14,7 +14,6 @@ import torch
 
 from smollm3_finetune.api import (
     IGNORE_INDEX,
-    ConfigError,
     Conversation,
     Renderer,
     flatten_rows,
@@ -55,7 +54,7 @@ class KTO(PreferenceObjective):
     reference_options: ClassVar[Collection[str]] = ()
     """The values are log-probabilities, which depend on no option."""
     reference_needs_batch: ClassVar[bool] = True
-    """The values for the KL term depend on the row before each one in its batch."""
+    """The values for the KL term depend on the row before each one in its batch. Core refuses batches of one row."""
 
     def __init__(self, options: KTOOptions) -> None:
         self.options = options
@@ -86,19 +85,7 @@ class KTO(PreferenceObjective):
         return lambda examples: _batch(examples, flatten_rows)
 
     def trainer_class(self) -> type[Trainer]:
-        made = preference_trainer(self)
-
-        class KTOTrainer(made):  # type: ignore[misc, valid-type]
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **kwargs)
-                if self.args.train_batch_size < 2 and "rows" not in self.train_dataset[0]:  # not packed
-                    raise ConfigError(
-                        "objective kto pairs each prompt with the answer of another row of its batch, but "
-                        "train.batch_size is 1",
-                        hint="--batch-size 2",
-                    )
-
-        return KTOTrainer
+        return preference_trainer(self)
 
     def terms(self, batch: Mapping[str, Any]) -> int:
         return len(row_lengths(batch))

@@ -10,7 +10,7 @@ LOG_HALF = -0.6931471805599453
 
 
 def smoothed(logits: Tensor, label_smoothing: float) -> Tensor:
-    """The negative log-probability that a pair is right, if it is the wrong way round with this probability."""
+    """The negative log-probability that a pair is right, if its answers are swapped with this probability."""
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 
 

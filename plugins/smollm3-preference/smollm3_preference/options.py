@@ -10,11 +10,11 @@ from smollm3_finetune.api import option
 BETA = "Strength of the comparison: a larger value keeps the model closer to the reference."
 SCALE = "Factor of the log-probabilities that the loss compares."
 REFERENCE = (
-    "What the model is compared with. start: the weights when the run began; base: the model without its adapter. "
-    "They differ only if the run continues an adapter."
+    "What the model is compared with. start: the weights when the run began; base: the model without its adapter, also "
+    "if the run continues one. full, and LoRA with init=pissa or init=olora, change the base and cannot use base."
 )
 SFT = "Weight of an added term: the cross-entropy of the {} answer, per token (TRL: {})."
-SMOOTHING = "Assumed probability that a pair is the wrong way round."
+SMOOTHING = "Assumed probability that a pair has its answers swapped."
 
 
 @dataclass(frozen=True, kw_only=True)
