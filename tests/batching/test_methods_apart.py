@@ -14,9 +14,19 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from smollm3_finetune.api import Base, BuildContext, Env, NoOptions, Purpose
-from smollm3_finetune.api.batches import has_supervised_logits
+from smollm3_finetune.api import (
+    Base,
+    BuildContext,
+    Env,
+    NoOptions,
+    Purpose,
+    branched_example,
+    flatten_branches,
+    has_supervised_logits,
+    row_logps,
+)
 from smollm3_finetune.api.data import IGNORE_INDEX
+from smollm3_finetune.batching.attention import attention_within_rows
 from smollm3_finetune.batching.strategy import batching
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.components.discovery import PluginSelection, discover
@@ -149,6 +159,37 @@ def test_replacing_a_row_does_not_change_the_other(method: str, tmp_path: Path) 
     for mine, its in ((one.gradient, other.gradient), (one.evaluated_gradient, other.evaluated_gradient)):
         assert max(float(g.abs().max()) for g in mine.values()) > 0
         assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+
+@pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if spec.packs])
+def test_replacing_an_answer_does_not_change_the_other_answer_to_the_prompt(method: str) -> None:
+    """Logits and gradients of one answer, bit for bit, in training and in evaluation mode."""
+    loaded, prompt = composed(method), [5, 4, 3, 6]
+
+    def of_pair(chosen: list[int], rejected: list[int], *, look_at: int) -> list[torch.Tensor]:
+        rows = [
+            SimpleNamespace(input_ids=[*prompt, *answer], labels=[*[IGNORE_INDEX] * len(prompt), *answer])
+            for answer in (chosen, rejected)
+        ]
+        batch = flatten_branches([branched_example(rows)])
+        end = len(prompt) + len(chosen)
+        seen = slice(0, end) if look_at == 0 else slice(end, None)
+        found = []
+        for training in (True, False):
+            torch.manual_seed(7)
+            loaded.model.train(training).zero_grad()
+            logits = loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0]
+            found.append(logits[seen].detach())
+        row_logps(loaded.model, batch)[look_at].backward()
+        return [*found, *(p.grad.clone() for p in loaded.model.parameters() if p.grad is not None)]
+
+    first, other = FIRSTS
+    with attention_within_rows(loaded.base.model, branches=True):
+        had = of_pair(SECOND, first, look_at=0), of_pair(first, SECOND, look_at=1)
+        now = of_pair(SECOND, other, look_at=0), of_pair(other, SECOND, look_at=1)
+    for before, after in zip(had, now, strict=True):
+        assert len(before) == len(after) > 2
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("method", [name for name, spec in ADAPTERS.items() if not spec.packs])
