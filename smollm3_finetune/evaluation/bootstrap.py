@@ -28,6 +28,9 @@ DRAWS_AT_ONCE = 2**15
 LEAST_IN_STRATUM = 10
 """Sources with fewer rows are resampled together with others: few rows say little about the spread of their source."""
 
+FEWEST = 5
+"""Fewer rows have no interval: of three rows, one resample of nine is one row thrice, whose spread is zero."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -58,6 +61,8 @@ def interval(changes: Floats, terms: Ints, sources: Ints, *, seed: int) -> Inter
     error = float(np.sqrt(sum(_spread(rest[rows]) for rows in strata))) / total
     if error <= np.finfo(np.float64).eps * float(np.abs(changes).sum()) / total:  # equal changes, up to rounding
         return Interval(estimate, 0.0, 0.0)
+    if len(rest) < FEWEST:
+        return Interval(estimate, error, None)
     multiple = _multiple(rest, weights, strata, np.random.default_rng(seed))
     multiple = max(multiple, _student(len(rest) - len(strata)))
     return Interval(estimate, error, multiple * error if np.isfinite(multiple) else None)

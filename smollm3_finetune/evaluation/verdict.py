@@ -37,7 +37,7 @@ class Comparison:
     difference: float
     """`after - before`."""
     low: float | None
-    """The 95 % interval of the difference; None if it cannot be estimated, as from one row."""
+    """The 95 % interval of the difference; None if it cannot be estimated, as from fewer than five rows."""
     high: float | None
     verdict: Verdict
     smallest_difference: float | None
