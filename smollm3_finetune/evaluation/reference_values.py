@@ -25,7 +25,7 @@ def with_values(
 ) -> PlannedEvaluation:
     """The evaluation with the values of its reference, which are deleted when `stack` ends.
 
-    Another model is loaded, and freed again, before the evaluated one: then there is no `loaded` model yet.
+    A reference that is another model is loaded and freed before the evaluated model, so `loaded` is None then.
     """
     if planned.reference.kind == "none" or (planned.reference.model is not None) == (loaded is not None):
         return planned
