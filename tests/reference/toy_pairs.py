@@ -51,27 +51,26 @@ seen = []
 """Whether the model was trained, the margins without `beta`, and the reference, of each batch."""
 
 
-class Pairs:
+class PairExamples:
+    def prepare(self, conversation, renderer, max_length):
+        both = (conversation, conversation.rejected_conversation())
+        return branched_example([renderer.encode(one, max_length) for one in both])
+
+    def collator(self, tokenizer):
+        return lambda pairs: pad_rows(branch_rows(pairs), tokenizer)
+
+    def flat_collator(self, tokenizer):
+        return lambda pairs: flatten_rows(branch_rows(pairs))
+
+    def branched_collator(self, tokenizer):
+        return flatten_branches
+
+
+class Pairs(PairExamples):
     reference_options = ()
 
     def __init__(self, options):
         self.options = options
-
-    def prepare(self, conversation, renderer, max_length):
-        if conversation.rejected is None:
-            return None
-        other = dataclasses.replace(conversation, messages=conversation.rejected, rejected=None, supervised=None)
-        rows = [renderer.encode(c, max_length) for c in (conversation, other)]
-        return branched_example(rows)
-
-    def collator(self, tokenizer):
-        return lambda examples: pad_rows(branch_rows(examples), tokenizer)
-
-    def flat_collator(self, tokenizer):
-        return lambda examples: flatten_rows(branch_rows(examples))
-
-    def branched_collator(self, tokenizer):
-        return flatten_branches
 
     def reference_values(self, model, batch):
         values = row_logps(model, batch).view(-1, 2)
