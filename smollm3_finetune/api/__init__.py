@@ -11,7 +11,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
-protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`).
+protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`, `Exporter`).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from smollm3_finetune.api.descriptors import (
     AdapterSpec,
     ComponentSpec,
     EvaluatorSpec,
+    ExporterSpec,
     FormatterSpec,
     LoaderSpec,
     NoOptions,
@@ -76,6 +77,7 @@ from smollm3_finetune.api.evaluation import (
     Evaluator,
     OpenedTasks,
 )
+from smollm3_finetune.api.exporting import Check, Exported, Exporter
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     branch_rows,
@@ -136,6 +138,7 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
+from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
     ConfigError,
@@ -165,6 +168,7 @@ __all__ = [
     "Base",
     "BranchedObjective",
     "BuildContext",
+    "Check",
     "CheckpointQuantizer",
     "ComponentSpec",
     "ConfigError",
@@ -179,6 +183,9 @@ __all__ = [
     "EvaluationContext",
     "Evaluator",
     "EvaluatorSpec",
+    "Exported",
+    "Exporter",
+    "ExporterSpec",
     "FlatObjective",
     "Formatter",
     "FormatterSpec",
@@ -191,6 +198,8 @@ __all__ = [
     "Loader",
     "LoaderSpec",
     "MeasuringObjective",
+    "MergedLayer",
+    "MergingAdapted",
     "MissingRequirementError",
     "ModelError",
     "ModelSource",
@@ -206,6 +215,8 @@ __all__ = [
     "ReferenceObjective",
     "Renderer",
     "Requires",
+    "RoundTrip",
+    "RoundTripMaker",
     "RowObjective",
     "SmolLM3Error",
     "StackOps",

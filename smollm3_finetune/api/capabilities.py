@@ -23,10 +23,13 @@ class Op(StrEnum):
     """The weight itself can be trained."""
     DENSE = "dense"
     """`.weight` is an ordinary floating-point Parameter that may be replaced (PiSSA and OLoRA change the base)."""
+    ROUND_TRIP = "round-trip"
+    """Of the quantizer, not of a layer: it quantizes and dequantizes a dense weight as its checkpoints do; see
+    `RoundTripMaker`."""
 
 
-ALL_OPS: frozenset[Op] = frozenset(Op)
-"""Every operation: what ordinary layers support."""
+ALL_OPS: frozenset[Op] = frozenset(Op) - {Op.ROUND_TRIP}
+"""Every operation of a layer: what ordinary layers support."""
 
 
 class Purpose(StrEnum):
@@ -36,6 +39,7 @@ class Purpose(StrEnum):
     INFER = "infer"
     MERGE = "merge"
     QUANTIZE = "quantize"
+    EXPORT = "export"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,6 +173,10 @@ class AdapterSpec(ComponentSpec):
     """`Adapter.merge` exists: the adapter can be folded into dense weights."""
     disables: bool = True
     """`Adapted.disabled()` gives the base alone."""
+    ships: bool = False
+    """Its `Adapted` has `merged_layers`, so that `train.ship_as` can train what is shipped; see `MergingAdapted`."""
+    trains_new_tokens: bool = False
+    """It trains, saves and merges the rows of `BuildContext.new_tokens`, beside what it trains otherwise."""
     card: AdapterCard = AdapterCard()
     """Its part of the model card."""
 
@@ -259,6 +263,33 @@ class EvaluatorSpec(ComponentSpec):
     """Whether a task reference is for this evaluator, from its text alone or a look at the file system; light."""
     rank: int = 0
     """Where several claim a task, the highest rank takes it; a tie must be decided with `--evaluator`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterSpec(ComponentSpec):
+    """Offers an `Exporter`: a way to write a model or an adapter for other software."""
+
+    takes: Literal["model", "adapter"] = "model"
+    """`model`: a full-precision model; an adapter is merged first. `adapter`: a saved adapter alone."""
+    round_trips: bool = False
+    """Its factory makes a `RoundTripMaker`, so that `train.ship_as` can name it."""
+    refine: Callable[[ExporterSpec, Any, Env], ExporterSpec] | None = None
+    """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
+    `round_trips`."""
+    check: Callable[[Any, ModelSource], None] | None = None
+    """`check(options, source)` raises a SmolLM3Error where this model cannot be exported with these options.
+
+    Asked before the merge, from `source.config` and `source.has_file`; reads no weights.
+    """
+
+    def __post_init__(self) -> None:
+        if self.takes not in EXPORTS:
+            expected = " or ".join(map(repr, EXPORTS))
+            raise TypeError(f"ExporterSpec {self.name!r}: takes must be {expected}, got {self.takes!r}")
+
+
+EXPORTS = ("model", "adapter")
+"""The values of `ExporterSpec.takes`."""
 
 
 def option(

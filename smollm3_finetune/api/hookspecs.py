@@ -15,6 +15,7 @@ import pluggy
 from smollm3_finetune.api import (
     AdapterSpec,
     EvaluatorSpec,
+    ExporterSpec,
     FormatterSpec,
     LoaderSpec,
     ObjectiveSpec,
@@ -114,4 +115,18 @@ def smollm3_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[empty-body]
         def smollm3_evaluators():
             return [EvaluatorSpec(name="exact-match", summary="answers compared with references",
                                   factory="exact_match:ExactMatch", claims=lambda task: task.endswith(".jsonl"), api=2)]
+    """
+
+
+@hookspec
+def smollm3_exporters() -> Iterable[ExporterSpec]:  # type: ignore[empty-body]
+    """Return the exporters of this plugin: each writes a model or an adapter for other software, and verifies it.
+
+    Called once per command, before a model is opened. Returns an iterable of `ExporterSpec`, empty if there are none.
+    `smollm3 export --to NAME` names one. A run is merged, and the merge checked, before an exporter of models writes.
+
+    Example:
+        @hookimpl
+        def smollm3_exporters():
+            return [ExporterSpec(name="npz", summary="weights as one NumPy archive", factory="npz:NpzExporter", api=2)]
     """

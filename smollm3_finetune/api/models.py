@@ -51,7 +51,7 @@ class BuildContext:
     """The facts about the run, passed to every component."""
 
     purpose: Purpose
-    """`TRAIN`, `INFER` or `MERGE` for `Quantizer.load` and adapters, `QUANTIZE` for `write`."""
+    """`TRAIN`, `INFER` or `MERGE` for `Quantizer.load` and adapters, `QUANTIZE` for `write`, `EXPORT` for exporters."""
     device: str
     """A torch device: `cpu`, `cuda:0`, …"""
     dtype: str
@@ -63,6 +63,12 @@ class BuildContext:
     progress: Progress
     calibration: Callable[[], Sequence[Sequence[int]]] = _no_calibration
     """Returns the token ids of the calibration rows, one sequence per row; they are computed at the first call."""
+    grids: Mapping[str, Mapping[str, Tensor]] | None = None
+    """Name of a layer to its fixed grid, for `write` after a run with `train.ship_as`: weights are rounded to it, and
+    nothing is searched or calibrated. Layers with an empty grid are not in it. None: there was no such run."""
+    new_tokens: tuple[int, ...] = ()
+    """Ids of added tokens, for adapters that train their rows of the embeddings and of the head; see
+    `AdapterSpec.trains_new_tokens`."""
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -124,7 +124,8 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
 FUNCTIONS = {"claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source")}
 """The functions of descriptors and their arguments."""
 TUPLES = ("aliases", "marker_files", "replaces", "fields")
-FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels")
+FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels", "ships",
+         "trains_new_tokens", "round_trips")  # fmt: skip
 
 
 def check_descriptor(spec: ComponentSpec) -> None:
@@ -227,7 +228,9 @@ FIELD = re.compile(r"(\w+Spec)\.__init__\(\) got an unexpected keyword argument 
 MISSING = re.compile(r"(\w+Spec)\.__init__\(\) missing \d+ required keyword-only arguments?: (.+)$")
 POSITIONAL = re.compile(r"Spec\.__(?:new|init)__\(\) takes 1 positional argument but")
 NO_API = re.compile(r"^(\w+Spec .+ does not state the plugin API that it was written for): (add api=\d+)$")
-VALUE = re.compile(r"^(\w+Spec .+: (provides|needs|absent|card|reference|reference_model|fields) must be .+, got .+)$")
+VALUE = re.compile(
+    r"^(\w+Spec .+: (provides|needs|absent|card|reference|reference_model|fields|takes) must be .+, got .+)$"
+)
 EXAMPLES = {
     "provides": "provides={Op.FORWARD, Op.GRAD_INPUT}",
     "needs": "needs={Op.FORWARD, Op.GRAD_INPUT}",
@@ -236,6 +239,7 @@ EXAMPLES = {
     "reference": 'reference="base"',
     "reference_model": 'reference="model", reference_model="org/name"',
     "fields": 'fields=("rejected",)',
+    "takes": 'takes="model"',
 }
 OPERATION = re.compile(r"^'(.*)' is not a valid Op$")
 

@@ -8,6 +8,7 @@ from smollm3_finetune.api import (
     AdapterSpec,
     ComponentSpec,
     EvaluatorSpec,
+    ExporterSpec,
     FormatterSpec,
     LoaderSpec,
     ObjectiveSpec,
@@ -67,4 +68,13 @@ EVALUATOR = Kind(
     methods=("open",),
 )
 
-KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR)
+EXPORTER = Kind(
+    name="exporter",
+    spec=ExporterSpec,
+    hook="smollm3_exporters",
+    flag="--to",
+    section="exporter",
+    methods=("write", "verify", "reload"),
+)
+
+KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER)

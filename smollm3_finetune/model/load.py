@@ -350,7 +350,7 @@ def build_context(
     from smollm3_finetune.progress import Silent
 
     resolved, progress = resolve_device(device), progress or Silent()
-    more = {} if calibration is None else {"calibration": calibration}
+    more: dict[str, Any] = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
         device=resolved,

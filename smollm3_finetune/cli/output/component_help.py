@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.session import find_plugins
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    KINDS,
+    LOADER,
+    OBJECTIVE,
+    QUANTIZER,
+    Kind,
+)
 from smollm3_finetune.config.options import describe
 from smollm3_finetune.errors import SmolLM3Error
 
@@ -20,10 +30,10 @@ if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
 NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
-         "evaluator": EVALUATOR}  # fmt: skip
+         "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
 
 
-OF_A_RUN = tuple(kind for kind in KINDS if kind is not EVALUATOR)
+OF_A_RUN = tuple(kind for kind in KINDS if kind not in (EVALUATOR, EXPORTER))
 """The kinds that a training run has."""
 
 
