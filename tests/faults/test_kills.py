@@ -13,7 +13,11 @@ from faults import needs_shim
 @needs_shim
 @pytest.mark.parametrize(
     ("command", "trials"),
-    [("train none full", 3), pytest.param("pipeline", 20, marks=pytest.mark.long)],
+    [
+        ("train none full", 3),
+        pytest.param("pipeline", 20, marks=pytest.mark.long),
+        pytest.param("sft, apo, merge, gptq", 20, marks=[pytest.mark.long, pytest.mark.plugins]),
+    ],
 )
 def test_a_command_that_is_ended_at_random_ends_with_the_same_files(command: str, trials: int, tmp_path: Path) -> None:
     done = subprocess.run(
