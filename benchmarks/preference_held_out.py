@@ -208,10 +208,11 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} and {PAGE.name}")
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name} from {RESULTS.name}")
     args = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if args.page:
-        write_page(known)
+        write_page(stored())
         return 0
+    if args.tokens is not None and args.write and not RESULTS.exists():
+        parser.error("--tokens --write adds to the results of a run with --write, but there are none")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         model, data = args.model or dense_model(), args.data or made_pairs(Path(folder), args.pairs)
@@ -222,13 +223,28 @@ def main() -> int:
             counts = [tokens(model, data, length) for length in args.tokens or (512, 1024, 4096)]
             print(tokens_table(counts))
             if args.write:
-                save({**known, "tokens": counts})
+                save({**stored(), "tokens": counts})
             return 0
-        return measure(args, model, data, Path(folder), known)
+        return measure(args, model, data, Path(folder))
 
 
-def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path, known: dict[str, Any]) -> int:
-    """Train and measure each cell; cells of an earlier command with the same settings are kept."""
+def stored() -> dict[str, Any]:
+    """The results of earlier commands."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    return found
+
+
+def kept(model: str, job: Mapping[str, Any], data: Path, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells, with those of earlier commands with the same settings, and the counts of tokens."""
+    known = stored()
+    same = (known.get("job"), known.get("file"), known.get("model")) == (job, data.name, model)
+    found = {**(known["cells"] if same else {}), **cells}
+    order = [f"{o}/{q}" for o in OBJECTIVES for q in QUANTIZERS]
+    return {"cells": {name: found[name] for name in order if name in found}, "tokens": known.get("tokens")}
+
+
+def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path) -> int:
+    """Train and measure each cell; `--write` keeps the cells of other commands with the same settings."""
     names = ("steps", "batch", "accumulation", "max_length", "held_out", "rate", "beta")
     job = {name: getattr(args, name) for name in names}
     about: dict[str, Any] = {
@@ -239,10 +255,8 @@ def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path, kno
         "machine": platform.machine(),
         "threads": args.threads,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "gptqmodel")},
-        "tokens": known.get("tokens"),
     }
-    same = known.get("job") == job and known.get("file") == data.name
-    cells = dict(known["cells"]) if same else {}
+    cells: dict[str, Any] = {}
     for quant in args.quants:
         for objective in args.objectives:
             began = time.monotonic()
@@ -253,8 +267,7 @@ def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path, kno
                   f"{accuracy['after']['mean']:.3f} ({_change(accuracy['difference'])}, {one['verdict']}) on "
                   f"{accuracy['rows']} held-out pairs, {one['seconds']} s", flush=True)  # fmt: skip
             if args.write:
-                order = [f"{o}/{q}" for o in OBJECTIVES for q in QUANTIZERS]
-                save({**about, "cells": {name: cells[name] for name in order if name in cells}})
+                save({**about, **kept(about["model"], job, data, cells)})
     print(f"\n{table(cells)}")
     return 0
 
