@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).with_name("exact_runs.py")
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ROWS = 24
 """Three steps of 8. If the rows were not a multiple of the 4 that two processes take at a time, accelerate would repeat
-pairs at the end of a pass: there are no filler examples with other keys than `input_ids` and `labels`."""
+rows at the end of a pass: objectives with `terms` get no filler examples."""
 CASES: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo",),
     "dpo-conservative": ("dpo", "label_smoothing=0.1"),
