@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.errors import ConfigError, did_you_mean
 from smollm3_finetune.files.limits import CONFIG_SIZE, DEPTH, YAML_VALUES, BeyondLimit, read_text, too_deep
 
 TAGS = {"!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
 """The tags that are taken; any other may stand for an object that is not plain data."""
+SHOWN = 5
+"""Names of files that a hint lists."""
 
 
 def _plain(value: Any) -> Any:
@@ -95,6 +97,17 @@ def _check_size(text: str) -> None:
             raise BeyondLimit(f"it has more than {limit} values, aliases included", YAML_VALUES)
 
 
+def _instead_of(path: Path) -> str:
+    """The hint for a file that does not exist: the YAML files in its directory, the most similar one if there is."""
+    here = path.parent
+    names = sorted(f.name for f in here.glob("*.y*ml") if f.is_file()) if here.is_dir() else []
+    if (near := did_you_mean(path.stem, [Path(name).stem for name in names])) is not None:
+        return f"did you mean {str(here / next(n for n in names if Path(n).stem == near))!r}?"
+    place = "the current directory" if here == Path() else str(here)
+    shown = ", ".join(names[:SHOWN]) + (f", … ({len(names)} in total)" if len(names) > SHOWN else "")
+    return f"YAML files in {place}: {shown}" if names else f"ls {shlex.quote(str(here))}"
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """The mapping in a YAML file and the line of each key. Raises ConfigError with file and line."""
     from ruamel.yaml import YAML
@@ -103,7 +116,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     try:
         text = read_text(path, CONFIG_SIZE)
     except FileNotFoundError as e:
-        raise ConfigError(f"the configuration file {path} does not exist") from e
+        raise ConfigError(f"the configuration file {path} does not exist", hint=_instead_of(path)) from e
     except (OSError, ValueError) as e:
         hint = e.limit.hint if isinstance(e, BeyondLimit) else None
         raise ConfigError(f"the configuration file {path} cannot be read: {e}", hint=hint) from e

@@ -82,6 +82,20 @@ def test_a_file_that_is_missing_or_no_text_is_an_error(isolated: Path) -> None:
             read_yaml(path)
 
 
+def test_the_hint_for_a_missing_file_names_those_that_exist(isolated: Path) -> None:
+    def hint(name: str) -> str | None:
+        with pytest.raises(ConfigError) as error:
+            read_yaml(Path(name))
+        return error.value.hint
+
+    assert hint("gone.yaml") == "ls ."
+    Path("sft.yaml").write_text("seed: 1\n")
+    Path("rows.json").write_text("[]")
+    assert hint("gone.yaml") == "YAML files in the current directory: sft.yaml"
+    assert hint("stf.yaml") == "did you mean 'sft.yaml'?"
+    assert hint("nowhere/gone.yaml") == "ls nowhere"
+
+
 def test_values_from_merge_keys_and_anchors_have_an_origin(write: Write) -> None:
     values, lines = read_yaml(write("base: &base\n  max_steps: 3\ntrain:\n  <<: *base\n  epochs: 2\n"))
     assert values["train"] == {"max_steps": 3, "epochs": 2}
