@@ -6,8 +6,8 @@
 Trains LoRA of rank 16 with each objective on the dense base, on bnb-4bit and on gptq, in float32 on a CPU, one pass or
 less over the pairs that are not held out. The preference set is https://github.com/hiyouga/LLaMA-Factory,
 data/dpo_en_demo.json (300 pairs, Apache-2.0), which is not downloaded; without `--data`, the pairs are made of
-alpaca_en_demo.json in $SMOLLM3_TEST_DATA: an answer, and that of another row. The model is that of real_model.py, or
-the directory `--model`.
+alpaca_en_demo.json in $SMOLLM3_TEST_DATA: an answer, and its first half. The model is that of real_model.py, or the
+directory `--model`.
 
 `--tokens` instead counts the tokens of each pair with the prompt computed once and computed with each answer.
 """
@@ -31,9 +31,9 @@ from typing import Any
 from preference import title
 from real_model import rows
 from speed import dense_model
-from speed_peers.pairs import pairs
+from speed_peers.job import chat
 
-RESULTS = Path(__file__).parent / "results" / "preference-held-out.json"
+RESULTS = Path(__file__).parent / "results" / "held-out-preferences.json"
 PAGE = Path(__file__).parents[1] / "docs" / "preferences.md"
 BEGIN, END = "<!-- measured from here: nox -s preference_held_out -->\n", "<!-- measured to here -->\n"
 OBJECTIVES = ("dpo", "apo-zero")
@@ -42,7 +42,7 @@ MEASURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 SOURCES = {
     "dpo_en_demo.json": "[`dpo_en_demo.json`](https://github.com/hiyouga/LLaMA-Factory/blob/main/data/dpo_en_demo.json)"
     " of LLaMA-Factory",
-    "pairs.jsonl": "pairs made of `alpaca_en_demo.json`, in which the rejected answer is that of another row",
+    "pairs.jsonl": "made of `alpaca_en_demo.json`: an answer of 20 to 60 words, and as the rejected one its first half",
 }
 
 
@@ -144,25 +144,33 @@ def tokens_table(counts: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(about: Mapping[str, Any]) -> str:
+def page(stored: Mapping[str, Any]) -> str:
     """The section of docs/preferences.md."""
-    job, source = about["job"], SOURCES[about["file"]]
-    accuracies = [one["measures"]["accuracy"] for one in about["cells"].values()]
-    text = (
-        f"`nox -s preference_held_out`: {about['model']} in float32 on a CPU, LoRA of rank 16, beta {job['beta']:g}, "
-        f"learning rate {job['rate']:g}, {job['steps']} steps of {job['batch'] * job['accumulation']} pairs, at most "
-        f"{job['max_length']} tokens per answer with its prompt. The rows are {source}; "
-        f"`data.held_out` is {job['held_out']:g}. Before training, every margin is 0, so the accuracy is 0.5 "
-        f"({about['date']}, torch {about['versions']['torch']}).\n\n{table(about['cells'])}\n\n"
-    )
+    parts = [section(one) for one in stored["sets"].values()]
+    if stored.get("tokens"):
+        source, model = SOURCES[stored["tokens"]["file"]], stored["tokens"]["model"]
+        counted = tokens_table(stored["tokens"]["lengths"])
+        parts.append(f"Mean tokens of a pair of {source}, with the tokenizer of {model} (`--tokens`):\n\n{counted}\n")
+    return "\n".join(parts)
+
+
+def section(about: Mapping[str, Any]) -> str:
+    """The runs on one set of pairs."""
+    job = about["job"]
     better = sum(one["verdict"] == "better" for one in about["cells"].values())
-    text += f"The interval of the difference is above 0 in {better} of {len(accuracies)} runs.\n"
-    if about.get("tokens"):
-        text += (
-            f"\nTokens of a pair of {source}, with the tokenizer of {about['model']} (means; "
-            f"`--tokens`):\n\n{tokens_table(about['tokens'])}\n"
-        )
-    return text
+    return (
+        f"`nox -s preference_held_out`: {about['model']} in float32 on a CPU, LoRA of rank 16, beta {job['beta']:g}, "
+        f"learning rate {job['rate']:g}, {job['steps']} steps of {job['batch'] * job['accumulation']} pairs. The rows "
+        f"are {SOURCES[about['file']]}; `data.held_out` is {job['held_out']:g}. At most {job['max_length']} tokens of "
+        "an answer with its prompt are used; pairs with a longer prompt are left out. Before training, every margin is "
+        f"0, so the accuracy is 0.5 ({about['date']}, torch {about['versions']['torch']}).\n\n"
+        f"{table(about['cells'])}\n\nThe interval of the difference is above 0 in {better} of "
+        f"{counted_runs(len(about['cells']))}.\n"
+    )
+
+
+def counted_runs(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 def write_page(about: Mapping[str, Any]) -> None:
@@ -180,19 +188,26 @@ def save(about: Mapping[str, Any]) -> None:
 
 
 def made_pairs(directory: Path, count: int) -> Path | None:
-    """A file of pairs made of the alpaca rows, in which no answer is longer than the other by much."""
+    """A file of pairs made of the alpaca rows: an answer, and its first half."""
     alpaca = rows()
     if alpaca is None:
         return None
+    found: list[dict[str, Any]] = []
+    for row in json.loads(alpaca.read_text(encoding="utf-8")):
+        question, answer = chat(row)["messages"]
+        words = answer["content"].split(" ")
+        if 20 <= len(words) <= 60 and len(found) < count:
+            half = {**answer, "content": " ".join(words[: len(words) // 2])}
+            found.append({"prompt": [question], "chosen": [answer], "rejected": [half]})
     file = directory / "pairs.jsonl"
-    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(alpaca)[:count]), encoding="utf-8")
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in found), encoding="utf-8")
     return file
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a file with pairs; default: pairs made of alpaca_en_demo.json")
-    parser.add_argument("--pairs", type=int, default=300, help="how many are made without --data")
+    parser.add_argument("--pairs", type=int, default=200, help="how many are made without --data")
     parser.add_argument("--model", type=Path, help="a directory with weights and tokenizer; default: SmolLM2-135M")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--quants", nargs="+", choices=QUANTIZERS, default=QUANTIZERS)
@@ -201,7 +216,7 @@ def main() -> int:
     parser.add_argument("--accumulation", type=int, default=2, help="forward passes per step")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of an answer with its prompt")
     parser.add_argument("--held-out", type=float, default=0.5, help="fraction of the rows")
-    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS of the runs")
     parser.add_argument("--tokens", type=int, nargs="*", metavar="LENGTH", help="only count tokens, with these lengths")
@@ -211,8 +226,6 @@ def main() -> int:
     if args.page:
         write_page(stored())
         return 0
-    if args.tokens is not None and args.write and not RESULTS.exists():
-        parser.error("--tokens --write adds to the results of a run with --write, but there are none")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         model, data = args.model or dense_model(), args.data or made_pairs(Path(folder), args.pairs)
@@ -223,24 +236,26 @@ def main() -> int:
             counts = [tokens(model, data, length) for length in args.tokens or (512, 1024, 4096)]
             print(tokens_table(counts))
             if args.write:
-                save({**stored(), "tokens": counts})
+                save({**stored(), "tokens": {"file": data.name, "model": title(model), "lengths": counts}})
             return 0
         return measure(args, model, data, Path(folder))
 
 
 def stored() -> dict[str, Any]:
-    """The results of earlier commands."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    """The results of earlier commands: `sets`, by the name of their file, and `tokens`."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"sets": {}}
     return found
 
 
-def kept(model: str, job: Mapping[str, Any], data: Path, cells: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells, with those of earlier commands with the same settings, and the counts of tokens."""
-    known = stored()
-    same = (known.get("job"), known.get("file"), known.get("model")) == (job, data.name, model)
-    found = {**(known["cells"] if same else {}), **cells}
+def add(about: Mapping[str, Any], cells: Mapping[str, Any]) -> None:
+    """Store cells beside those of earlier commands with the same rows and settings, and write the page."""
+    found = stored()
+    known = found["sets"].get(about["file"], {})
+    same = (known.get("job"), known.get("model")) == (about["job"], about["model"])
+    all_cells = {**(known["cells"] if same else {}), **cells}
     order = [f"{o}/{q}" for o in OBJECTIVES for q in QUANTIZERS]
-    return {"cells": {name: found[name] for name in order if name in found}, "tokens": known.get("tokens")}
+    found["sets"][about["file"]] = {**about, "cells": {n: all_cells[n] for n in order if n in all_cells}}
+    save(found)
 
 
 def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path) -> int:
@@ -267,7 +282,7 @@ def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path) -> 
                   f"{accuracy['after']['mean']:.3f} ({_change(accuracy['difference'])}, {one['verdict']}) on "
                   f"{accuracy['rows']} held-out pairs, {one['seconds']} s", flush=True)  # fmt: skip
             if args.write:
-                save({**about, **kept(about["model"], job, data, cells)})
+                add(about, cells)
     print(f"\n{table(cells)}")
     return 0
 
