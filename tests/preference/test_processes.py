@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import exact_runs
 import pytest
 from safetensors.torch import load_file
 
@@ -19,8 +20,6 @@ pytestmark = pytest.mark.plugins
 EXACT = 1e-9
 """Relative, and absolute for values below 1. The same float64 terms are summed in another order: at most 1.5e-15 was
 seen in losses, gradient norms and measures, and 3.2e-15 in weights after three steps."""
-PROGRAM = Path(__file__).with_name("exact_runs.py")
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ROWS = 24
 """Three steps of 8. If the rows were not a multiple of the 4 that two processes take at a time, accelerate would repeat
 rows at the end of a pass: objectives with `terms` get no filler examples."""
@@ -73,13 +72,13 @@ def arguments(case: str, adapter: str, side: str, batch: int) -> list[str]:
     ]  # fmt: skip
 
 
-def run(side: str, cases: list[tuple[str, str]]) -> None:
+def in_two_processes(runs: list[list[str]]) -> None:
     """All runs in one launch, as the start of two processes takes longer than a run."""
-    batch, launcher = (4, ()) if side == "one" else (2, LAUNCHER)
-    Path(f"{side}.json").write_text(json.dumps([arguments(*case, side, batch) for case in cases]), encoding="utf-8")
+    Path("runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
-        [sys.executable, *launcher, str(PROGRAM), f"{side}.json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+        [*launcher, exact_runs.__file__, "runs.json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -119,7 +118,7 @@ def compare(name: str) -> None:
 )  # fmt: skip
 def test_two_processes_are_one_to_1e_9(cases: list[tuple[str, str]], isolated: Path) -> None:
     write_files()
-    for side in ("one", "two"):
-        run(side, cases)
+    exact_runs.run([arguments(*case, "one", 4) for case in cases])
+    in_two_processes([arguments(*case, "two", 2) for case in cases])
     for case, adapter in cases:
         compare(f"{case}-{adapter}")
