@@ -16,6 +16,7 @@ nox -s architectures  really run every causal language model of transformers, ti
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen job
+nox -s preference_held_out  held-out accuracy of dpo and apo-zero on SmolLM2-135M: docs/preferences.md
 nox -s trl          the examples of docs/python.md, those with trl included
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
@@ -246,6 +247,15 @@ def preference(session: nox.Session) -> None:
     python_trl = with_trl(session)
     command = (sys.executable, "benchmarks/preference.py", "--python-trl", str(python_trl), *session.posargs)
     session.run(*command, env=dict(os.environ), external=True)
+
+
+@nox.session
+def preference_held_out(session: nox.Session) -> None:
+    """dpo and apo-zero on three bases of SmolLM2-135M, and their held-out accuracy. Half an hour or more.
+
+    `-- --data dpo_en_demo.json` names the pairs; `-- --write` fills docs/preferences.md.
+    """
+    session.run(sys.executable, "benchmarks/preference_held_out.py", *session.posargs, env=dict(os.environ))
 
 
 @nox.session

@@ -84,7 +84,8 @@ def attempt(
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(base, directory)
     kind = rng.choice(("kill at a write", "kill at a write", "kill at a time", "signal"))
-    counts, deadline = table.counts[scenario.name], 2 * HANG
+    counts, patience = table.counts[scenario.name], max(HANG, 5 * seconds)
+    deadline = 2 * patience
     at, number, call = None, 0, 0
     if kind == "kill at a write":
         call = rng.randint(1, writes)
@@ -108,7 +109,7 @@ def attempt(
     if "unexpected" in ended.stderr or "Traceback" in ended.stderr:
         wrong.append("unexpected error")
     if not scenario.completed(directory):
-        ended = wait(start(directory, scenario.again(directory)), directory, HANG)
+        ended = wait(start(directory, scenario.again(directory)), directory, patience)
         if ended.code is None:
             counts["hung"] += 1
             wrong.append("hung")
