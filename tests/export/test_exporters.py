@@ -39,7 +39,7 @@ class TestSafetensors(ExporterConformance):
 
 class TestSafetensorsInBfloat16(ExporterConformance):
     component = "safetensors"
-    options: ClassVar = {"dtype": "bfloat16", "max_shard_size": "60KB"}
+    options: ClassVar = {"dtype": "bfloat16", "max_shard_size": "120KB"}
     precision = 4e-3
 
 
@@ -77,7 +77,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda state: state.pop(name) and None
+    return lambda state: state.__delitem__(name)
 
 
 def shift_ids(out: Path) -> None:
@@ -126,7 +126,7 @@ def test_every_value_is_rounded_once_and_the_logits_are_those_of_the_rounded_wei
     case = TestSafetensorsInBfloat16()
     subject = case.subject(tmp_path)
     out = case.written(tmp_path, subject)
-    assert len(list(out.glob("*.safetensors"))) > 3 and (out / "model.safetensors.index.json").is_file()
+    assert len(list(out.glob("*.safetensors"))) >= 3 and (out / "model.safetensors.index.json").is_file()
     source = load_file(str(subject.model.path / "model.safetensors"))
     found = {k: v for f in out.glob("*.safetensors") for k, v in load_file(str(f)).items()}
     assert all(torch.equal(found[name], source[name].to(torch.bfloat16)) for name in source)
