@@ -57,6 +57,12 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
             f"Perplexity on {found['tokens']:,} tokens of {found['row_count']} rows ({found['rows']}): {before} for "
             f"the merged model, {after} for the quantized checkpoint; {found['meaning']}.",
         ]
+    if (shipped := about.get("shipped")) is not None:
+        lines += [
+            "",
+            f"The adapter was trained with `train.ship_as: {shipped['format']}`. The weights of {shipped['layers']} layers "
+            f"({shipped['compared']}) equal those that training computed with, bit for bit.",
+        ]
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]

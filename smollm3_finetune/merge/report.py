@@ -74,6 +74,9 @@ class Merged:
     predicted: PredictedRows
     loss: Loss
     """The loss of the reloaded model on `predicted`; without terms if no checkpoint is compared with it."""
+    shipped: Mapping[str, Any] | None = None
+    """What was compared with the weights of training, if the run was trained with `train.ship_as`."""
+    ship_warning: str | None = None
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path, adapter: Path) -> None:
@@ -100,6 +103,8 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         warnings.append("the base does not tie its head to its embeddings: --untie changes nothing")
     if merged.untied is False:
         warnings.append("the adapter keeps embeddings and head equal: the same model is smaller without --untie")
+    if merged.ship_warning is not None:
+        warnings.append(merged.ship_warning)
     chosen = [plan.loader, plan.quantizer, plan.adapter]
     versions = {c.component.distribution: c.component.version for c in chosen}
     versions |= {name: installed_version(name) or "" for name in LIBRARIES}
@@ -124,6 +129,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "forced": wrong is not None and settings.force,
         "warnings": warnings,
         "requantized": None,
+        "shipped": merged.shipped,
         "versions": versions,
         **({} if settings.pipeline is None else {"pipeline": dict(settings.pipeline)}),
     }

@@ -27,6 +27,7 @@ from smollm3_finetune.merge.report import (
     merge_report,
     publish_merge,
 )
+from smollm3_finetune.merge.shipped import ShippedMerge
 from smollm3_finetune.merge.tensors import (
     check_finite,
     check_reloaded,
@@ -95,6 +96,10 @@ def merge(
     for flag, directory in directories.items():
         check_vacant(flag, directory)
     dtype = saved_dtype(settings.dtype, plan.source.config)
+    if (shipped := ShippedMerge.of(plan)) is not None:
+        _check_ship_dtype(shipped, requantizer, dtype)
+        # dequantized weights may depend on the dtype that the base computes in
+        plan = replace(plan, context=replace(plan.context, dtype=shipped.record.computed_in))
     quantizer, adapter = parts(plan)
     assert adapter is not None
     known = count_parameters(plan.source.config)
@@ -159,7 +164,10 @@ def _merge_and_reload(
     assert plan.saved is not None
     assert plan.adapter is not None
     context, task = plan.context, plan.context.progress.task
+    shipped = ShippedMerge.of(plan)
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
+    if shipped is not None:
+        exact = shipped.record.merged_in
     computed = finest(context.dtype, dtype)
     with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
         base = load_base(plan.quantizer, quantizer, plan.source, context)
@@ -187,6 +195,10 @@ def _merge_and_reload(
     with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
         reference = logits_of_rows(adapted.model, rows)
+        if own_base is False:
+            shipped = None  # the grids are those of another base
+        if shipped is not None:
+            shipped.check_restored(base, adapted)
         del adapted, base
         free_memory()
     with task("merging and saving"):
@@ -214,8 +226,12 @@ def _merge_and_reload(
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
         loss = predicted.loss(reloaded) if predict else Loss()
+        compared = None if shipped is None else shipped.check_merged(reloaded, dtype)
         del reloaded
         free_memory()
+        if compared is not None and shipped is not None:
+            compared = shipped.check_loaded(plan.source.at(out)) or compared
+            free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
         moved=drift(reference, alone),
@@ -237,7 +253,19 @@ def _merge_and_reload(
         logits=found,
         predicted=predicted,
         loss=loss,
+        shipped=compared,
+        ship_warning=None if shipped is None or predict else shipped.warning(dtype),
     )
+
+
+def _check_ship_dtype(shipped: ShippedMerge, requantizer: Requantizer | None, dtype: str) -> None:
+    """Raises ConfigError if the format would be written from weights in another dtype than in training."""
+    if requantizer is not None and requantizer.ship is not None and dtype != shipped.record.ship_dtype:
+        raise ConfigError(
+            f"--dtype {dtype}: the run was trained for a checkpoint that is written from weights in "
+            f"{shipped.record.ship_dtype}",
+            hint="omit --dtype",
+        )
 
 
 def _reload(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTrainedModel:
@@ -275,7 +303,10 @@ def _requantize(
     out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
+        if merged.own_base is False:
+            requantizer = replace(requantizer, ship=None)
         requantizer.write(plan.source.at(path), out, context, calibration)
+    compared = merged.shipped
     with context.progress.task("reloading the checkpoint and comparing"):
         checkpoint = plan.source.at(out)
         model = requantizer.load(checkpoint, replace(context, dtype=merged.computed))
@@ -283,6 +314,9 @@ def _requantize(
         predicted = predictions(merged.predicted, merged.loss, merged.predicted.loss(model))
         del model
         free_memory()
+        if requantizer.ship is not None and (gate := ShippedMerge.of(plan)) is not None:
+            compared = gate.checkpoint(requantizer.load_base(checkpoint, replace(context, dtype="float32")))
+            free_memory()
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
@@ -292,7 +326,7 @@ def _requantize(
     }
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
     warnings = [*about["warnings"], *filter(None, [predicted["warning"]])]
-    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings}
+    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings, "shipped": compared}
     publish_merge(about, out, settings.output, plan.saved.path)
     return about
 
