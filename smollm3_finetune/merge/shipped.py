@@ -24,6 +24,7 @@ class ShippedMerge:
     """Compares the weights of a merge with those that training computed."""
 
     plan: ModelPlan
+    """The plan of the merge, in the dtype that the run computed in."""
     ship: ShipPlan
     record: Record
 
@@ -32,7 +33,10 @@ class ShippedMerge:
         """None if the adapter was not trained for a format."""
         if plan.ship is None or plan.ship.record is None:
             return None
-        return cls(plan=plan, ship=plan.ship, record=plan.ship.record)
+        record = plan.ship.record
+        # dequantized weights of the base may depend on the dtype that it computes in
+        context = replace(plan.context, dtype=record.computed_in)
+        return cls(plan=replace(plan, context=context), ship=plan.ship, record=record)
 
     def check_restored(self, base: Base, adapted: Adapted) -> None:
         """Raises ModelError if the restored adapter computes other weights here than in training.

@@ -217,7 +217,8 @@ def load_model(
     `adapter_path` holds a saved adapter: it is restored on its base, or on any base with `check_base=False`.
     `calibration` returns token ids, for quantizers that need them; `total_steps` is the number of optimizer steps of
     the whole run, for adapters with a schedule. `ship_as` names the format that the model is trained for, as the key
-    `train.ship_as`; an adapter that was trained for one names it itself. `plugins` are files or modules, as `-p` takes them.
+    `train.ship_as`; an adapter that was trained for one names it itself. `plugins` are files or modules, as `-p` takes
+    them.
 
     Raises a `SmolLM3Error` before any weights are read if an argument, a name, an option, a pair, a package or the
     device is wrong.

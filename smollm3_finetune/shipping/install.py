@@ -17,7 +17,6 @@ from smollm3_finetune.shipping.record import Grids, Record, digest
 from smollm3_finetune.shipping.target import FLAG, ShipPlan
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 

@@ -155,7 +155,7 @@ class ShippedLinear:
 
 
 class ShippedWeight:
-    """Replaces the forward of another layer with a frozen weight, such as embeddings: its own, on the shipped weight."""
+    """Replaces the forward of another layer with a frozen weight, such as embeddings: its own, on that weight."""
 
     def __init__(self, layer: ShippedLayer, original: Callable[..., Any], module: nn.Module) -> None:
         self.layer, self.original, self.module = layer, original, module

@@ -252,6 +252,6 @@ def recorded_format(registry: Registry, record: Record, path: Path) -> SelectedC
         return select_format(registry, record.config, {}, kind)
     except UnknownComponentError as e:
         raise ConfigError(
-            f"the adapter {path} was trained with {KEY}: {record.config.name}, and no active plugin has this {kind.name}",
+            f"the adapter {path} was trained with {KEY}={record.config.name}, and no active plugin offers it",
             hint=e.hint,
         ) from e

@@ -1,57 +1,59 @@
-"""A plugin file for tests: quantizers that round weights to a grid of four bits, with and without a checkpoint."""
+"""A plugin file for tests: formats that round weights to a grid, with and without a checkpoint, with frozen scales."""
 
 import json
-
-import torch
-
-from smollm3_finetune.api import (
-    ALL_OPS,
-    Base,
-    Op,
-    QuantizerSpec,
-    fingerprint,
-    hookimpl,
-    linear_layers,
-    option,
-)
 from dataclasses import dataclass
+
+from smollm3_finetune.api import ALL_OPS, Base, Op, QuantizerSpec, fingerprint, hookimpl, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridOptions:
-    """Options of the test quantizers."""
+    """Options of the formats."""
 
     bits: int = option(4, "Bits of a weight.", ge=2, le=8)
+    embeddings: bool = option(False, "Round the embeddings too.")
 
 
 @hookimpl
 def smollm3_quantizers():
-    provided = ALL_OPS | {Op.ROUND_TRIP}
-    common = {"options": "grid_quantizers:GridOptions", "api": 2}
+    def spec(name, factory, provides=ALL_OPS | {Op.ROUND_TRIP}, **more):
+        return QuantizerSpec(
+            name=name,
+            summary="weights rounded to a grid",
+            factory=f"grid_quantizers:{factory}",
+            options="grid_quantizers:GridOptions",
+            provides=provides,
+            claims=lambda config: method_of(config) == name,
+            api=2,
+            **more,
+        )
+
     return [
-        QuantizerSpec(name="grid", summary="rounded while loading", factory="grid_quantizers:Grid", provides=provided,
-                      **common),
-        QuantizerSpec(name="grid-file", summary="rounded in a checkpoint", factory="grid_quantizers:GridFile",
-                      provides=provided, claims=lambda c: _method(c) == "grid-file", **common),
-        QuantizerSpec(name="grid-rows", summary="rounded to frozen scales", factory="grid_quantizers:GridRows",
-                      provides=provided, claims=lambda c: _method(c) == "grid-rows", needs_calibration=True, **common),
-        QuantizerSpec(name="no-trip", summary="cannot be trained for", factory="grid_quantizers:Grid",
-                      provides=ALL_OPS, absent={Op.ROUND_TRIP: "its codes depend on the device"}, **common),
-    ]  # fmt: skip
+        spec("grid", "Grid"),
+        spec("grid-file", "GridFile"),
+        spec("grid-rows", "GridRows", needs_calibration=True),
+        spec("no-trip", "Grid", ALL_OPS, absent={Op.ROUND_TRIP: "its codes depend on the device"}),
+    ]
 
 
-def _method(config):
+def method_of(config):
     return (config.get("quantization_config") or {}).get("quant_method")
 
 
 class Rounding:
-    """The scale of a row is its largest value, found again from each weight."""
+    """The scale of a row is its largest value: found again from each weight, or frozen."""
 
-    def __init__(self, bits, frozen=False):
-        self.steps, self.frozen = 2 ** (bits - 1) - 1, frozen
+    def __init__(self, options, frozen=False):
+        self.options, self.frozen = options, frozen
+        self.steps = 2 ** (options.bits - 1) - 1
 
     def layers(self, model):
-        return list(linear_layers(model)[0])
+        from torch import nn
+
+        head = model.get_output_embeddings()
+        found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+        embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]
+        return [*found, *(embeddings if self.options.embeddings else [])]
 
     def scale(self, weight):
         return weight.abs().amax(1, keepdim=True).clamp_min(1e-8) / self.steps
@@ -65,7 +67,7 @@ class Rounding:
 
 
 class Grid:
-    """Rounds the weights while they are loaded, and keeps them as ordinary layers."""
+    """Rounds the weights while they are loaded, and keeps them in ordinary layers."""
 
     frozen = False
 
@@ -73,48 +75,55 @@ class Grid:
         self.options = options
 
     def round_trip(self, source, ctx):
-        return Rounding(self.options.bits, self.frozen)
+        return Rounding(self.options, self.frozen)
 
     def load(self, source, ctx):
+        import torch
+
         model = source.load(dtype=torch.float32)
-        rounding = Rounding(self.options.bits)
+        self.round(model, None)
+        model.to(ctx.torch_dtype).to(ctx.device).requires_grad_(False)
+        return Base(model=model.eval(), fingerprint=fingerprint(source.fingerprint, "grid", self.options.bits))
+
+    def round(self, model, grids):
+        import torch
+
+        rounding = Rounding(self.options, self.frozen)
         with torch.no_grad():
             for name in rounding.layers(model):
                 weight = model.get_submodule(name).weight
-                weight.copy_(rounding.apply(name, weight, {}))
-        model.to(ctx.torch_dtype).to(ctx.device).requires_grad_(False)
-        return Base(model=model.eval(), fingerprint=fingerprint(source.fingerprint, "grid", self.options.bits))
+                grid = rounding.grid(name, weight) if grids is None else grids.get(name, {})
+                weight.copy_(rounding.apply(name, weight, grid))
 
 
 class GridFile(Grid):
     """Writes the rounded weights as a checkpoint."""
 
     method = "grid-file"
-    spoiled: str | None = None
-    """A layer whose weight `write` changes in one value, for tests of the gate."""
+    spoiled = None
+    """A layer in which `write` changes one value, for tests."""
 
     def load(self, source, ctx):
-        if _method(source.config) is None:
+        if method_of(source.config) is None:
             return super().load(source, ctx)
-        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
         from transformers import AutoConfig
 
+        config = {k: v for k, v in source.config.items() if k != "quantization_config"}
         model = source.load(dtype=ctx.torch_dtype, config=AutoConfig.for_model(**config))
         model.to(ctx.device).requires_grad_(False)
         return Base(model=model.eval(), fingerprint=fingerprint(source.fingerprint, self.method))
 
     def write(self, source, out, ctx):
+        import torch
+
         model = source.load(dtype=torch.float32)
-        rounding = Rounding(self.options.bits, self.frozen)
         if self.frozen and ctx.grids is None:
-            ctx.calibration()
-        with torch.no_grad():
-            for name in rounding.layers(model):
-                weight = model.get_submodule(name).weight
-                grid = rounding.grid(name, weight) if ctx.grids is None else ctx.grids.get(name, {})
-                weight.copy_(rounding.apply(name, weight, grid))
-                if name == self.spoiled:
-                    weight[0, 0] += weight.abs().max()
+            assert len(ctx.calibration()) > 0
+        self.round(model, ctx.grids)
+        if self.spoiled is not None:
+            with torch.no_grad():
+                weight = model.get_submodule(self.spoiled).weight
+                weight[0, 0] += weight[0].abs().max()
         model.save_pretrained(str(out))
         config = json.loads((out / "config.json").read_text())
         config["quantization_config"] = {"quant_method": self.method, "bits": self.options.bits}
@@ -122,7 +131,7 @@ class GridFile(Grid):
 
 
 class GridRows(GridFile):
-    """Rounds to scales that are found once, with calibration rows."""
+    """Rounds to scales that are found once; finding them takes calibration rows."""
 
     method, frozen = "grid-rows", True
 

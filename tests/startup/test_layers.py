@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("quantize",),
     ("merge",),
+    ("export",),
     ("report",),
     ("train",),
     ("pipeline",),
