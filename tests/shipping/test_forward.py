@@ -54,11 +54,11 @@ def difference(layer: Any, weight: Tensor, x: Tensor, push: Tensor, parameter: T
 
     def value(step: float) -> float:
         with torch.no_grad():
-            parameter += step * direction
+            parameter.add_(step * direction)
             merged = weight + layer.get_delta_weight("default")
             if layer.lora_magnitude_vector:
                 merged = (layer.lora_magnitude_vector["default"].weight / norm).unsqueeze(1) * merged
-            parameter -= step * direction
+            parameter.sub_(step * direction)
             return float((x @ merged.T * push).sum())
 
     return (value(1e-4) - value(-1e-4)) / 2e-4
