@@ -1,9 +1,9 @@
 """A plugin file for tests: formats that round weights to a grid, with and without a checkpoint, with frozen scales."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from smollm3_finetune.api import ALL_OPS, Base, Op, QuantizerSpec, fingerprint, hookimpl, option
+from smollm3_finetune.api import ALL_OPS, Base, Check, ExporterSpec, Op, QuantizerSpec, fingerprint, hookimpl, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,21 @@ def smollm3_quantizers():
         spec("grid-file", "GridFile"),
         spec("grid-rows", "GridRows", needs_calibration=True),
         spec("no-trip", "Grid", ALL_OPS, absent={Op.ROUND_TRIP: "its codes depend on the device"}),
+    ]
+
+
+@hookimpl
+def smollm3_exporters():
+    return [
+        ExporterSpec(
+            name="grid-export",
+            summary="weights rounded to a grid, for other software",
+            factory="grid_quantizers:GridExport",
+            options="grid_quantizers:GridOptions",
+            round_trips=True,
+            refine=lambda spec, options, env: replace(spec, round_trips=options.bits < 8),
+            api=2,
+        )
     ]
 
 
@@ -139,3 +154,29 @@ class GridRows(GridFile):
         if ctx.grids is None:
             assert len(ctx.calibration()) > 0
         return super().round_trip(source, ctx)
+
+
+class GridExport(Grid):
+    """Writes the rounded weights in float32."""
+
+    frozen = True
+    spoiled = None
+
+    def write(self, subject, out, ctx):
+        import torch
+
+        model = subject.model.load(dtype=torch.float32)
+        self.round(model, ctx.grids)
+        if self.spoiled is not None:
+            with torch.no_grad():
+                model.get_submodule(self.spoiled).weight[0, 0] += 1
+        model.save_pretrained(str(out))
+
+    def verify(self, subject, out, ctx):
+        found = (out / "model.safetensors").is_file()
+        return [Check(name="files", passed=found, says="the weights are written")]
+
+    def reload(self, subject, out, ctx):
+        import torch
+
+        return subject.model.at(out).load(dtype=torch.float32)
