@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grid_quantizers
 import pytest
@@ -27,7 +27,7 @@ class Grid(QuantizerConformance):
 
 class GridFile(Grid):
     component = "grid-file"
-    options = {"bits": 3, "embeddings": True}
+    options: ClassVar = {"bits": 3, "embeddings": True}
 
 
 class GridRows(Grid):
