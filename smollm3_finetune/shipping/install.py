@@ -198,6 +198,7 @@ def _install_layer(base: Base, name: str, merged: MergedLayer | None, shipping: 
         merged=None if merged is None else merged.merged,
         update=None if merged is None else merged.update,
         parameters=trained,
+        is_dense=merged is None and ops is None,
     )
     _replace_forward(base, layer, module, own if merged is not None or ops is not None else None)
     return layer
