@@ -172,10 +172,10 @@ def merge_and_reload(
     """
     import torch
 
-    assert plan.saved is not None
-    assert plan.adapter is not None
     shipped = ShippedMerge.of(plan)
     plan = plan if shipped is None else shipped.plan
+    assert plan.saved is not None
+    assert plan.adapter is not None
     context, task = plan.context, plan.context.progress.task
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
     exact = exact if shipped is None else shipped.record.merged_in

@@ -104,7 +104,7 @@ class ShippedLayer:
         return weight
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):  # type: ignore[misc]
     """x @ Qᵀ, with the gradient of x @ Mᵀ in the parameters."""
 
     @staticmethod
@@ -175,7 +175,7 @@ class ShippedLinear:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(x, *args, **kwargs)
-        y: Tensor = _Linear.apply(self.layer, x, precision_of(x), *self.layer.parameters)  # type: ignore[no-untyped-call]
+        y: Tensor = _Linear.apply(self.layer, x, precision_of(x), *self.layer.parameters)
         bias = self.bias()
         return y if bias is None else y + bias.to(y.dtype)
 

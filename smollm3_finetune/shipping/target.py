@@ -207,6 +207,19 @@ def adapter_problem(
     )
 
 
+def base_problem(chosen: SelectedComponent, quantizer: SelectedComponent, env: Env) -> IncompatibleError | None:
+    """Why this base cannot be trained as another format: its weights cannot be read. None if they can."""
+    ops, absent = provided(quantizer, env)
+    if Op.READ_WEIGHT in ops:
+        return None
+    reason = absent.get(Op.READ_WEIGHT, "the quantizer does not declare it")
+    return IncompatibleError(
+        f"{FLAG} {chosen.spec.name} needs {Op.READ_WEIGHT} of the base, which {QUANTIZER.flag} {quantizer.spec.name} "
+        f"does not provide on {env.device}: {reason}",
+        hint=f"{QUANTIZER.flag} none {FLAG} {chosen.spec.name}",
+    )
+
+
 def _shipping_adapters(registry: Registry, env: Env) -> list[str]:
     found = []
     for component in registry.of(ADAPTER):
