@@ -69,6 +69,11 @@ class MergedLayer:
 
     Bit for bit what `Adapter.merge` writes for a dense model in float32.
     """
+    update: Callable[[Tensor], Tensor] | None = None
+    """Returns x @ ΔWᵀ (…, out) for x (…, in) without a dense ΔW, if ΔW does not depend on W; None: through `merged`.
+
+    Used for the gradient of the parameters only, which costs a product of the size of W otherwise.
+    """
 
 
 class MergingAdapted(Adapted, Protocol):
@@ -80,3 +85,15 @@ class MergingAdapted(Adapted, Protocol):
         Everything that the adapter changes is among them: it adds nothing elsewhere.
         """
         ...
+
+
+SHIPPED = "_smollm3_shipped"
+"""The attribute of a module whose forward core has replaced for `train.ship_as`."""
+
+
+def computes_shipped(module: nn.Module) -> bool:
+    """Whether `module` now computes with the shipped weight, which includes what the adapter adds to it.
+
+    An adapter that changes outputs by hooks asks it, so that its update is not added twice.
+    """
+    return bool(getattr(vars(module).get(SHIPPED), "active", False))

@@ -14,6 +14,7 @@ from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.errors import ConfigError, raise_all
+from smollm3_finetune.export.shipped import with_trained_options
 from smollm3_finetune.export.subject import RowsOfRun
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, SelectedModel, plan_model, select_model
@@ -69,6 +70,7 @@ def plan_export(
 ) -> PlannedExport:
     """Check an export. `run` is the run of the adapter and `loaded` its configuration, if the adapter is of a run."""
     selected = select_model(registry, request)
+    choice = with_trained_options(choice, selected.ship)
     merges = selected.adapter is not None and choice.spec.takes == "model"
     context = build_context(Purpose.MERGE if merges else Purpose.EXPORT, device, compute_dtype, 0, progress=progress)
     spec: ExporterSpec = refined(choice, environment(context.device, Purpose.EXPORT))

@@ -19,6 +19,7 @@ from smollm3_finetune.export.dense import REFUSED, exact_dtype, full_precision
 from smollm3_finetune.export.names import check_is_directory
 from smollm3_finetune.export.plan import PlannedExport
 from smollm3_finetune.export.report import export_report, publish_export
+from smollm3_finetune.export.shipped import check_exported, export_context, trained_for
 from smollm3_finetune.export.subject import exported
 from smollm3_finetune.merge.report import Merged
 from smollm3_finetune.merge.run import retained_by
@@ -58,8 +59,12 @@ def export(planned: PlannedExport) -> dict[str, Any]:
         adapter = plan.saved.path if planned.spec.takes == "adapter" and plan.saved is not None else None
         subject = exported(source, adapter, plan, planned.rows)
         out = held.enter_context(partial(settings.output))
-        context = replace(plan.context, purpose=Purpose.EXPORT, dtype=dtype)
+        ship = trained_for(planned.choice, plan.ship, merged)
+        context = export_context(ship, replace(plan.context, purpose=Purpose.EXPORT, dtype=dtype))
         checks = _written(planned, subject, out, context)
+        if ship is not None:
+            checks = [*checks, check_exported(ship, reloaded(planned, subject, out, context))]
+            free_memory()
         kept = _retained(planned, subject, out, context, merged)
         about, remedy = export_report(planned, subject, out, checks, about_merge, kept)
         publish_export(about, out, planned)

@@ -59,6 +59,12 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
             f"the merged model, {after} for the quantized checkpoint; {found['meaning']}.",
             *retained_sentence(again.get("retained")),
         ]
+    if (shipped := about.get("shipped")) is not None:
+        lines += [
+            "",
+            f"The adapter was trained with `train.ship_as: {shipped['format']}`. The weights of "
+            f"{shipped['layers']} layers ({shipped['compared']}) equal those that training computed with, bit for bit.",
+        ]
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]

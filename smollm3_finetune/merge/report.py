@@ -76,6 +76,8 @@ class Merged:
     """Of the reloaded model on `predicted`; None if nothing is compared with it."""
     base_losses: RowLosses | None = None
     """Of the base, if the rows show what training gained; None if nothing is compared."""
+    shipped: Mapping[str, Any] | None = None
+    """What was compared with the weights of training, if the run was trained with `train.ship_as`."""
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path, adapter: Path) -> None:
@@ -126,6 +128,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "forced": wrong is not None and settings.force,
         "warnings": warnings,
         "requantized": None,
+        "shipped": merged.shipped,
         "versions": versions,
         **({} if settings.pipeline is None else {"pipeline": dict(settings.pipeline)}),
     }

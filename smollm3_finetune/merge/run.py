@@ -29,6 +29,7 @@ from smollm3_finetune.merge.report import (
     merge_report,
     publish_merge,
 )
+from smollm3_finetune.merge.shipped import ShippedMerge
 from smollm3_finetune.merge.tensors import (
     check_finite,
     check_reloaded,
@@ -97,6 +98,8 @@ def merge(
     for flag, directory in directories.items():
         check_vacant(flag, directory)
     dtype = saved_dtype(settings.dtype, plan.source.config)
+    if (shipped := ShippedMerge.of(plan)) is not None:
+        _check_ship_dtype(shipped, requantizer, dtype)
     quantizer, adapter = parts(plan)
     assert adapter is not None
     known = count_parameters(plan.source.config)
@@ -117,6 +120,8 @@ def merge(
             predict=requantizer is not None,
         )
         about = merge_report(plan, dtype, merged, settings)
+        if shipped is not None and requantizer is None and (line := shipped.warning(dtype)) is not None:
+            about["warnings"].append(line)
         if not settings.force:
             check_merge(
                 about,
@@ -167,10 +172,13 @@ def merge_and_reload(
     """
     import torch
 
+    shipped = ShippedMerge.of(plan)
+    plan = plan if shipped is None else shipped.plan
     assert plan.saved is not None
     assert plan.adapter is not None
     context, task = plan.context, plan.context.progress.task
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
+    exact = exact if shipped is None else shipped.record.merged_in
     computed = finest(context.dtype, dtype)
     with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
         base = load_base(plan.quantizer, quantizer, plan.source, context)
@@ -200,6 +208,10 @@ def merge_and_reload(
     with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
         reference = logits_of_rows(adapted.model, rows)
+        if own_base is False:
+            shipped = None  # the grids are those of another base
+        if shipped is not None:
+            shipped.check_restored(base, adapted)
         del adapted, base
         free_memory()
     with task("merging and saving"):
@@ -227,8 +239,12 @@ def merge_and_reload(
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
         losses = predicted.losses(reloaded) if predict else None
+        compared = None if shipped is None else shipped.check_merged(reloaded, dtype)
         del reloaded
         free_memory()
+        if compared is not None and shipped is not None:
+            compared = shipped.check_loaded(plan.source.at(out)) or compared
+            free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
         moved=drift(reference, alone),
@@ -251,7 +267,18 @@ def merge_and_reload(
         predicted=predicted,
         losses=losses,
         base_losses=base_losses,
+        shipped=compared,
     )
+
+
+def _check_ship_dtype(shipped: ShippedMerge, requantizer: Requantizer | None, dtype: str) -> None:
+    """Raises ConfigError if the format would be written from weights in another dtype than in training."""
+    if requantizer is not None and requantizer.ship is not None and dtype != shipped.record.ship_dtype:
+        raise ConfigError(
+            f"--dtype {dtype}: the run was trained for a checkpoint that is written from weights in "
+            f"{shipped.record.ship_dtype}",
+            hint="omit --dtype",
+        )
 
 
 def retained_by(merged: Merged, shipped: RowLosses) -> Retained:
@@ -296,7 +323,10 @@ def _requantize(
     out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
+        if merged.own_base is False:
+            requantizer = replace(requantizer, ship=None)
         requantizer.write(plan.source.at(path), out, context, calibration)
+    compared = merged.shipped
     with context.progress.task("reloading the checkpoint and comparing"):
         checkpoint = plan.source.at(out)
         model = requantizer.load(checkpoint, replace(context, dtype=merged.computed))
@@ -307,6 +337,9 @@ def _requantize(
         kept = retained_by(merged, losses)
         del model
         free_memory()
+        if requantizer.ship is not None and (gate := ShippedMerge.of(plan)) is not None:
+            compared = gate.checkpoint(requantizer.load_base(checkpoint, replace(context, dtype="float32")))
+            free_memory()
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
@@ -317,7 +350,7 @@ def _requantize(
     }
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
     warnings = [*about["warnings"], *filter(None, [predicted["warning"], retained_warning(kept)])]
-    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings}
+    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings, "shipped": compared}
     publish_merge(about, out, settings.output, plan.saved.path)
     ships = Op.ROUND_TRIP in provided(choice, environment(context.device, Purpose.TRAIN))[0]
     again = ship_as_line(plan.saved.path, choice.component.spec.name, choice.changed_options())

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,12 +24,15 @@ import torch
 
 from smollm3_finetune.api import BuildContext, Check, Exported, ModelSource, Purpose, directory_source
 from smollm3_finetune.components.kinds import EXPORTER
+from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.merge.gate import TEXTS, fixed_rows
 from smollm3_finetune.model.compare import apart
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, plugin_path, skip
+from smollm3_finetune.shipping.gate import of_model
+from smollm3_finetune.testing.conformance import demand, fail, outcome, plugin_path, skip
+from smollm3_finetune.testing.round_trips import RoundTripTests, Written
 from smollm3_finetune.testing.small import write_small_model
 
 LIGHT = """
@@ -48,7 +52,7 @@ STOP = 4
 """The token that ends a turn of the small model."""
 
 
-class ExporterConformance(Conformance):
+class ExporterConformance(RoundTripTests):
     """Subclass it and name the exporter; the tests are inherited. An exporter of adapters also needs `adapter`."""
 
     kind = EXPORTER
@@ -114,6 +118,22 @@ class ExporterConformance(Conformance):
             fail(f"verify() failed on the exporter's own files: {type(error).__name__}: {error}")
         assert found is not None
         return found
+
+    def has_round_trip(self) -> bool:
+        return bool(refined(self.choose(), environment(self.device, Purpose.TRAIN)).round_trips)
+
+    def trained_source(self, tmp_path: Path) -> ModelSource:
+        return self.model(tmp_path / "trained")
+
+    def written_weights(self, source: ModelSource, tmp_path: Path, context: BuildContext) -> Written:
+        subject, out = replace(self.subject(tmp_path), model=source), tmp_path / "written"
+        out.mkdir()
+        context = replace(context, purpose=Purpose.EXPORT)
+        made = self.exporter()
+        made.write(subject, out, context)
+        model = made.reload(subject, out, context)
+        demand(model is not None, "round_trips is declared, but reload() returns None")
+        return of_model(model)
 
     # --------------------------------------------------------------------------------------- tests
 

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("builtin",),
     ("components",),
+    ("shipping",),
     ("model",),
     ("runs",),
     ("hub",),

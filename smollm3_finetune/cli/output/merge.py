@@ -43,6 +43,9 @@ def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         ]
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
+    if (shipped := report.get("shipped")) is not None:
+        compared = f"{shipped['layers']} layers ({shipped['compared']})"
+        lines.append(f"shipped        {compared} equal the weights of training bit for bit")
     flags = plugin_flags(plugins) if requantized is not None else ""
     shape = f"{report['parameters']:,} parameters, {requantized['quantizer'] if requantized else report['dtype']}"
     lines += [
