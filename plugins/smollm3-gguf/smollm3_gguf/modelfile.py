@@ -92,7 +92,9 @@ def _found(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
     user_end = _render(tokenizer, messages, prompt=False).partition(V)[2]
     assistant_end = _render(tokenizer, messages[:3], prompt=False).partition(A)[2]
     alone = _render(tokenizer, messages[1:2], prompt=False).partition(U)[0]
-    if not (last.startswith(user_end) and after_user.startswith(user_end) and after_assistant.startswith(assistant_end)):
+    if not (
+        last.startswith(user_end) and after_user.startswith(user_end) and after_assistant.startswith(assistant_end)
+    ):
         return None
     user_start = after_assistant[len(assistant_end) :]
     if not (after_system.endswith(user_start) and alone.endswith(user_start)):
