@@ -25,7 +25,8 @@ CHAT_END = "<|im_end|>"
 def convert(ref: str, file: Path, header: Header, out: Path, dtype: str, progress: Progress) -> None:
     """Dequantize `file` with this `header` into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError if the file cannot be read, or not all of it; out-of-memory and disk-full errors are raised unchanged.
+    Needs memory for the whole model in `dtype`. Raises ModelError if the file cannot be read, or not all of it;
+    out-of-memory and disk-full errors are raised unchanged.
     """
     with progress.task(f"dequantizing {file.name}", total=len(header.tensors) + 2) as task, _reporting(task):
         try:

@@ -44,7 +44,7 @@ class FileTensors(Mapping[str, "np.ndarray[Any, Any]"]):
 
         info = self.header.tensors[name]
         elements, width = GGML_QUANT_SIZES[self.kind(name)]
-        return prod(info.shape) // elements * width
+        return int(prod(info.shape) // elements * width)
 
     def kind(self, name: str) -> Any:
         """gguf's type of a tensor."""
@@ -131,4 +131,4 @@ def read_model(
             None, config=built, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     check_loaded(ref, model, info)
-    return model  # type: ignore[no-any-return]
+    return model

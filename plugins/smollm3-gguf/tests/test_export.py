@@ -197,7 +197,7 @@ def test_rope_that_llama_cpp_computes_differently_is_refused(exported, tmp_path,
     directory = exported.write_model(tmp_path / "model")
     rope |= {"rope_theta": 10000.0, "original_max_position_embeddings": 128}
     exported.edit_json(directory / "config.json", rope_parameters=rope)
-    with pytest.raises(IncompatibleError, match="RoPE scaling of type dynamic|truncate = false"):
+    with pytest.raises(IncompatibleError, match=r"RoPE scaling of type dynamic|truncate = false"):
         check_export(GgufExportOptions(), exported.subject_of(directory).model)
 
 
@@ -207,7 +207,7 @@ def test_a_k_quant_without_llama_cpp_names_what_to_install(exported, context, sm
     monkeypatch.setitem(sys.modules, "smollm3_gguf.llama", None)
     from smollm3_gguf import check_export
 
-    with pytest.raises(MissingRequirementError, match="type q4_k_m needs llama.cpp") as caught:
+    with pytest.raises(MissingRequirementError, match=r"type q4_k_m needs llama.cpp") as caught:
         check_export(GgufExportOptions(type="q4_k_m"), exported.subject_of(smollm3).model)
     assert caught.value.hint == "pip install llama-cpp-python"
 

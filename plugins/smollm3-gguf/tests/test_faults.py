@@ -73,10 +73,19 @@ def test_a_head_although_the_source_ties_it(models, exported, failed, context, t
 
 def test_a_stale_template(models, exported, edit_gguf, failed, context, tmp_path):
     file = exported.export(models["smollm3"], tmp_path / "out", context(), type="f32")
-    edit_gguf.edit_text(file, "'<|im_start|>assistant\\n'", "'<|im_start|>Assistant\\n'")
+    edit_gguf.edit_text(file, "message.role == 'assistant'", "message.role == 'Assistant'")
     says = failed(models["smollm3"], file)
     assert list(says) == ["chat template"]
-    assert "Assistant" in says["chat template"]
+    assert says["chat template"].startswith("conversation 3 is rendered as an error with the file's, but as ")
+
+
+def test_a_template_that_differs_where_no_conversation_shows_it(models, exported, edit_gguf, failed, context, tmp_path):
+    file = exported.export(models["smollm3"], tmp_path / "out", context(), type="f32")
+    edit_gguf.edit_text(file, "unknown role", "unknown Role")
+    says = failed(models["smollm3"], file)
+    assert says == {
+        "chat template": "the file's differs from the model's, though it renders the fixed conversations alike"
+    }
 
 
 def test_two_tokens_that_changed_places(models, exported, edit_gguf, failed, context, tmp_path):
