@@ -1,11 +1,11 @@
-"""Loader `gguf`: fine-tune the model in a `.gguf` file, on disk or in a Hub repository.
+"""Loader `gguf` and exporter `gguf-lora`: `.gguf` files, which llama.cpp and others run.
 
-This module contains only the descriptor; transformers and gguf are imported when a run opens such a file.
+This module contains only the descriptors; transformers and gguf are imported when a command uses such a file.
 """
 
 from __future__ import annotations
 
-from smollm3_finetune.api import LoaderSpec, Requires, hookimpl
+from smollm3_finetune.api import ExporterSpec, LoaderSpec, Requires, hookimpl
 
 
 def claims(ref: str) -> bool:
@@ -26,6 +26,20 @@ def smollm3_loaders() -> list[LoaderSpec]:
             claims=claims,
             # Higher than loaders that claim any path, or anything that looks like a Hub reference.
             rank=10,
+            api=2,
+        )
+    ]
+
+
+@hookimpl
+def smollm3_exporters() -> list[ExporterSpec]:
+    return [
+        ExporterSpec(
+            name="gguf-lora",
+            summary="a LoRA adapter for llama.cpp, used beside a GGUF file of its base",
+            factory="smollm3_gguf.lora:GgufLoraExporter",
+            takes="adapter",
+            requires=Requires(distributions=("gguf>=0.17", "peft>=0.17")),
             api=2,
         )
     ]
