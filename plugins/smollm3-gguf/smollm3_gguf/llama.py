@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Check, Exported, MissingRequirementError, ModelError
 from smollm3_gguf.fixed_texts import TEXTS
-from smollm3_gguf.llama_limits import EXACT, Precision, precision
+from smollm3_gguf.llama_limits import Precision, file_type, precision
 from smollm3_gguf.llama_process import INSTALL, Llama, LlamaRefusedError, LlamaUnusableError, llama
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def checks_with_llama_cpp(
         with llama() as engine:
             _check(engine, subject, gguf_in(out), ctx, reload, checks)
     except LlamaUnusableError as e:
-        checks.append(Check(name="llama.cpp", passed=None, says=str(e)))
+        checks.append(Check(name="llama.cpp", passed=None, says=f"{e}: {INSTALL}"))
     except LlamaRefusedError as e:
         checks.append(Check(name="llama.cpp", passed=False, says=f"llama.cpp refuses the file: {e}"))
     return checks
@@ -82,7 +82,9 @@ def _check(
         values = reload() if kind.quantized and reload is not None else None
         if values is not None:
             values = values.eval()
-            checks.insert(1, check_logits(theirs, [row_logits(values, p) for p in prompts], kind, "the values of the file"))
+            checks.insert(
+                1, check_logits(theirs, [row_logits(values, p) for p in prompts], kind, "the values of the file")
+            )
 
 
 def check_tokens(engine: Llama, subject: Exported) -> Check:
@@ -210,15 +212,10 @@ def quantize_with_llama_cpp(source_file: Path, out_file: Path, type: str, ctx: B
     `type` is a name such as `q4_k_m`. Raises MissingRequirementError without llama-cpp-python, and ModelError if
     llama.cpp refuses the file.
     """
-    from smollm3_gguf.llama_limits import file_type
-
     try:
         with llama() as engine, ctx.progress.task(f"quantizing to {type} with llama.cpp"):
             engine.quantize(source_file, out_file, file_type(type))
     except LlamaUnusableError as e:
-        raise MissingRequirementError(f"type {type} needs llama.cpp: {e}", hint=INSTALL) from e
+        raise MissingRequirementError(f"type {type} needs llama.cpp, and {e}", hint=INSTALL) from e
     except LlamaRefusedError as e:
         raise ModelError(f"llama.cpp did not quantize to {type}: {e}", hint="choose another type: --type q8_0") from e
-
-
-__all__ = ["EXACT", "checks_with_llama_cpp", "quantize_with_llama_cpp"]

@@ -70,5 +70,7 @@ K_TYPES = {
 def file_type(name: str) -> int:
     """llama.cpp's number of a type. Raises ConfigError for a name that is not in `K_TYPES`."""
     if name not in K_TYPES:
-        raise ConfigError(f"{name} is not a type that llama.cpp quantizes to here", hint=f"one of: {', '.join(K_TYPES)}")
+        raise ConfigError(
+            f"{name} is not a type that llama.cpp quantizes to here", hint=f"one of: {', '.join(K_TYPES)}"
+        )
     return K_TYPES[name]

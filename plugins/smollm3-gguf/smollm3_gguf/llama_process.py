@@ -28,7 +28,7 @@ class LlamaUnusableError(Exception):
 
 
 class LlamaRefusedError(Exception):
-    """llama.cpp refused the file, or its process ended; the text is what it said."""
+    """llama.cpp refused the file, or ended; the text completes "llama.cpp refuses the file: …"."""
 
 
 class Llama:
@@ -58,11 +58,13 @@ class Llama:
         code = self._process.wait()
         self._said.seek(0)
         lines = [line.strip() for line in self._said.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        said = next((line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line), lines[-1] if lines else "")
+        said = next(
+            (line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line), lines[-1] if lines else ""
+        )
         if code == -signal.SIGKILL:  # not llama.cpp's own decision
             return LlamaUnusableError("the process of llama.cpp was killed, perhaps because memory ran out")
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return LlamaRefusedError(f"llama.cpp ended with {how}" + (f": {said}" if said else ""))
+        return LlamaRefusedError(f"it ended with {how}" + (f": {said}" if said else ""))
 
     def _ask(self, do: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
         assert self._process.stdin is not None
@@ -123,13 +125,11 @@ def threads() -> int:
 def llama() -> Iterator[Llama]:
     """Inside the context, llama.cpp runs in a process of its own. Raises LlamaUnusableError if it cannot be used."""
     if not installed():
-        raise LlamaUnusableError(f"{PACKAGE} is not installed: {INSTALL}")
+        raise LlamaUnusableError(f"{PACKAGE} is not installed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"}
     command = [sys.executable, "-P", "-m", "smollm3_gguf.llama_worker"]
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment)
         try:
             yield Llama(process, said)
         finally:

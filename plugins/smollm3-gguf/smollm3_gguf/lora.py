@@ -13,7 +13,7 @@ from torch import Tensor
 from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
 from smollm3_gguf.llama import ROW, gguf_in, logits_of, row_logits
 from smollm3_gguf.llama_limits import EXACT
-from smollm3_gguf.llama_process import LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
 from smollm3_gguf.lora_adapter import LoraAdapter, read_adapter
 from smollm3_gguf.lora_file import float32, read_file, write_adapter
 from smollm3_gguf.predictions import difference
@@ -97,9 +97,7 @@ def _peft_logits(subject: Exported, prompts: Sequence[list[int]], ctx: BuildCont
     return [row_logits(model, p) for p in prompts]
 
 
-def _check_logits(
-    name: str, what: str, found: Sequence[Tensor], expected: Sequence[Tensor], limit: float
-) -> Check:
+def _check_logits(name: str, what: str, found: Sequence[Tensor], expected: Sequence[Tensor], limit: float) -> Check:
     largest = max(difference(e, f) for e, f in zip(expected, found, strict=True))
     says = f"{what} differs by {largest:.1e} from transformers' base with PEFT's adapter (limit {limit:.0e})"
     return Check(name=name, passed=largest <= limit, says=says, figures={"difference": largest, "limit": limit})
@@ -116,13 +114,11 @@ def _check_with_llama_cpp(
     try:
         with llama() as engine, tempfile.TemporaryDirectory(dir=file.parent, prefix=".base-") as directory:
             base = Path(directory)
-            GgufExporter(GgufExportOptions(type="f32")).write(
-                Exported(model=subject.model, name="base"), base, ctx
-            )
+            GgufExporter(GgufExportOptions(type="f32")).write(Exported(model=subject.model, name="base"), base, ctx)
             engine.open(gguf_in(base), ROW, adapter=file)
             found = [logits_of(engine, p) for p in prompts]
     except LlamaUnusableError as e:
-        return Check(name=name, passed=None, says=str(e))
+        return Check(name=name, passed=None, says=f"{e}: {INSTALL}")
     except LlamaRefusedError as e:
         return Check(name=name, passed=False, says=f"llama.cpp refuses the adapter: {e}")
     return _check_logits(name, "llama.cpp with base and adapter", found, expected, EXACT)
