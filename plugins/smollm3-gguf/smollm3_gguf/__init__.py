@@ -5,7 +5,9 @@ This module contains only the descriptors; transformers and gguf are imported wh
 
 from __future__ import annotations
 
-from smollm3_finetune.api import ExporterSpec, LoaderSpec, Requires, hookimpl
+from typing import Any
+
+from smollm3_finetune.api import ExporterSpec, LoaderSpec, ModelSource, Requires, hookimpl
 
 
 def claims(ref: str) -> bool:
@@ -31,6 +33,13 @@ def smollm3_loaders() -> list[LoaderSpec]:
     ]
 
 
+def check_adapter(options: Any, source: ModelSource) -> None:
+    """Refuse an adapter whose base llama.cpp does not compute."""
+    from smollm3_gguf.families import check_config
+
+    check_config(source.config)
+
+
 @hookimpl
 def smollm3_exporters() -> list[ExporterSpec]:
     return [
@@ -40,6 +49,7 @@ def smollm3_exporters() -> list[ExporterSpec]:
             factory="smollm3_gguf.lora:GgufLoraExporter",
             takes="adapter",
             requires=Requires(distributions=("gguf>=0.17", "peft>=0.17")),
+            check=check_adapter,
             api=2,
         )
     ]

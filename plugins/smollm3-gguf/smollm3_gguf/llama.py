@@ -6,12 +6,13 @@ Optional: needs llama-cpp-python. llama.cpp runs in another process, see `llama_
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Check, Exported, MissingRequirementError, ModelError
+from smollm3_gguf.checks import stops_of
+from smollm3_gguf.exporter import file_in
 from smollm3_gguf.fixed_texts import TEXTS
 from smollm3_gguf.llama_limits import Precision, file_type, precision
 from smollm3_gguf.llama_process import INSTALL, Llama, LlamaRefusedError, LlamaUnusableError, llama
@@ -43,20 +44,12 @@ def checks_with_llama_cpp(
     checks: list[Check] = []
     try:
         with llama() as engine:
-            _check(engine, subject, gguf_in(out), ctx, reload, checks)
+            _check(engine, subject, file_in(out), ctx, reload, checks)
     except LlamaUnusableError as e:
         checks.append(Check(name="llama.cpp", passed=None, says=f"{e}: {INSTALL}"))
     except LlamaRefusedError as e:
         checks.append(Check(name="llama.cpp", passed=False, says=f"llama.cpp refuses the file: {e}"))
     return checks
-
-
-def gguf_in(directory: Path) -> Path:
-    """The GGUF file in a directory of an export. Raises ModelError unless there is exactly one."""
-    files = sorted(directory.glob("*.gguf"))
-    if len(files) != 1:
-        raise ModelError(f"{directory} has {len(files)} GGUF files instead of one", hint="export again")
-    return files[0]
 
 
 def _check(
@@ -92,15 +85,16 @@ def check_tokens(engine: Llama, subject: Exported) -> Check:
     tokenizer: Any = subject.model.tokenizer()
     texts, ends = engine.tokens()
     name = "llama.cpp tokens"
+    if (size := subject.model.config.get("vocab_size")) != len(texts):
+        return Check(name=name, passed=False, says=f"the file has {len(texts)} tokens, and the model {size}")
     for i, expected in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
-        found = texts[i] if i < len(texts) else None
-        if found != expected:
-            return Check(name=name, passed=False, says=f"token {i} is {expected!r}, in the file {found!r}")
+        if texts[i] != expected:
+            return Check(name=name, passed=False, says=f"token {i} is {expected!r}, in the file {texts[i]!r}")
     compared = [*TEXTS, *itertools.islice(subject.texts(), TRAINING_TEXTS)]
     for special in (False, True):
         if (says := _other_ids(engine, tokenizer, compared, special)) is not None:
             return Check(name=name, passed=False, says=says)
-    stops = stop_ids(subject)
+    stops = stops_of(subject)
     if missing := [i for i in stops if i not in ends]:
         token = tokenizer.convert_ids_to_tokens(missing[0])
         return Check(name=name, passed=False, says=f"llama.cpp does not end an answer at token {missing[0]}, {token!r}")
@@ -123,16 +117,6 @@ def _other_ids(engine: Llama, tokenizer: Any, texts: Sequence[str], special: boo
 
 def _shown(ids: Sequence[int]) -> str:
     return "no token" if not ids else "token " + " and ".join(map(str, ids))
-
-
-def stop_ids(subject: Exported) -> list[int]:
-    """The tokens at which the source ends an answer: of its generation config, else of its config."""
-    stated: Any = None
-    if subject.model.has_file("generation_config.json"):
-        stated = json.loads((subject.model.path / "generation_config.json").read_text()).get("eos_token_id")
-    if stated is None:
-        stated = subject.model.config.get("eos_token_id")
-    return [] if stated is None else sorted({stated} if isinstance(stated, int) else set(stated))
 
 
 def check_logits(found: Sequence[Tensor], expected: Sequence[Tensor], kind: Precision, of: str) -> Check:

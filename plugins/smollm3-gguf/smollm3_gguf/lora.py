@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
-from smollm3_gguf.llama import ROW, gguf_in, logits_of, row_logits
+from smollm3_gguf.exporter import file_in
+from smollm3_gguf.families import check_config
+from smollm3_gguf.llama import ROW, logits_of, row_logits
 from smollm3_gguf.llama_limits import EXACT
 from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
 from smollm3_gguf.lora_adapter import LoraAdapter, read_adapter
@@ -36,12 +38,13 @@ class GgufLoraExporter:
 
         Raises IncompatibleError for an adapter that is not plain LoRA on linear layers that the base's file has.
         """
+        check_config(subject.model.config)
         adapter = read_adapter(_saved(subject))
         write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}-lora.gguf")
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         """Compare the factors in the file bit for bit, and what the base computes with them with PEFT's logits."""
-        factors = check_factors(read_adapter(_saved(subject)), read_file(gguf_in(out), subject.model.config))
+        factors = check_factors(read_adapter(_saved(subject)), read_file(file_in(out), subject.model.config))
         if not factors.passed:
             return [factors]
         prompts = [list(p)[:ROW] for p in subject.prompts()]
@@ -52,13 +55,13 @@ class GgufLoraExporter:
         return [
             factors,
             _check_logits("logits", "the base with the file's factors", found, expected, ROUNDING),
-            _check_with_llama_cpp(subject, gguf_in(out), prompts, expected, ctx),
+            _check_with_llama_cpp(subject, file_in(out), prompts, expected, ctx),
         ]
 
     def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> PreTrainedModel:
         """The base with the factors of the file added to its weights, in float32."""
         model = subject.model.load(dtype=torch.float32).to(ctx.device).eval()
-        adapter = read_file(gguf_in(out), subject.model.config)
+        adapter = read_file(file_in(out), subject.model.config)
         with torch.no_grad():
             for layer, (a, b) in adapter.factors.items():
                 weight = model.get_submodule(layer).weight
@@ -115,7 +118,7 @@ def _check_with_llama_cpp(
         with llama() as engine, tempfile.TemporaryDirectory(dir=file.parent, prefix=".base-") as directory:
             base = Path(directory)
             GgufExporter(GgufExportOptions(type="f32")).write(Exported(model=subject.model, name="base"), base, ctx)
-            engine.open(gguf_in(base), ROW, adapter=file)
+            engine.open(file_in(base), ROW, adapter=file)
             found = [logits_of(engine, p) for p in prompts]
     except LlamaUnusableError as e:
         return Check(name=name, passed=None, says=f"{e}: {INSTALL}")

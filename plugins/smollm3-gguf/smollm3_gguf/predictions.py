@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-IGNORED = -100
-"""The label of a token that is not predicted."""
+from smollm3_finetune.api import IGNORE_INDEX
+
 CHUNK = 32
 """Positions that are compared at once, in float64."""
 
@@ -58,7 +58,7 @@ class Agreement:
 def predicted(row: Mapping[str, Sequence[int]], length: int) -> tuple[list[int], list[int], list[int]]:
     """The first `length` ids of a row, the indices at which the next token is predicted, and these tokens."""
     ids, labels = list(row["input_ids"])[:length], list(row["labels"])[:length]
-    indices = [i - 1 for i in range(1, len(ids)) if labels[i] != IGNORED]
+    indices = [i - 1 for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX]
     return ids, indices, [ids[i + 1] for i in indices]
 
 
