@@ -1,4 +1,4 @@
-"""Loader `gguf` and exporter `gguf-lora`: `.gguf` files, which llama.cpp and others run.
+"""Loader `gguf`, exporters `gguf` and `gguf-lora`: `.gguf` files, which llama.cpp and others run.
 
 This module contains only the descriptors; transformers and gguf are imported when a command uses such a file.
 """
@@ -33,6 +33,13 @@ def smollm3_loaders() -> list[LoaderSpec]:
     ]
 
 
+def check_export(options: Any, source: ModelSource) -> None:
+    """Refuse a model that cannot be exported."""
+    from smollm3_gguf.exporter import check_source
+
+    check_source(options, source)
+
+
 def check_adapter(options: Any, source: ModelSource) -> None:
     """Refuse an adapter whose base llama.cpp does not compute."""
     from smollm3_gguf.families import check_config
@@ -44,6 +51,15 @@ def check_adapter(options: Any, source: ModelSource) -> None:
 def smollm3_exporters() -> list[ExporterSpec]:
     return [
         ExporterSpec(
+            name="gguf",
+            summary="one GGUF file for llama.cpp, Ollama and others: weights, tokenizer and chat template",
+            factory="smollm3_gguf.exporter:GgufExporter",
+            options="smollm3_gguf.options:GgufExportOptions",
+            requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
+            check=check_export,
+            api=2,
+        ),
+        ExporterSpec(
             name="gguf-lora",
             summary="a LoRA adapter for llama.cpp, used beside a GGUF file of its base",
             factory="smollm3_gguf.lora:GgufLoraExporter",
@@ -51,5 +67,5 @@ def smollm3_exporters() -> list[ExporterSpec]:
             requires=Requires(distributions=("gguf>=0.17", "peft>=0.17")),
             check=check_adapter,
             api=2,
-        )
+        ),
     ]
