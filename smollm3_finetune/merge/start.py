@@ -71,7 +71,7 @@ def plan_merge(
         settings=settings,
         requantizer=requantizer,
         calibration=_calibration(registry, loaded, plan) if requantizer.needs_calibration else None,
-        held_out=held_out_rows(registry, loaded, plan),
+        held_out=held_out_rows(registry, loaded, plan, run),
     )
 
 

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("quantize",),
     ("merge",),
+    ("export",),
     ("report",),
     ("train",),
     ("pipeline",),
