@@ -38,7 +38,9 @@ def check_template(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -
         for number, conversation in enumerate(CONVERSATIONS, 1):
             expected, found = (_rendered(tokenizer, t, conversation) for t in (template, theirs[key]))
             if expected != found:
-                says = f"conversation {number} is rendered as {_shown(found)} with the file's, but as {_shown(expected)}"
+                says = (
+                    f"conversation {number} is rendered as {_shown(found)} with the file's, but as {_shown(expected)}"
+                )
                 return Check(name=name, passed=False, says=f"{says} with the model's")
             rendered += expected is not None
         if template != theirs[key]:

@@ -108,7 +108,6 @@ def _fresh_bytes(rows: Tensor, type: str) -> np.ndarray[Any, Any]:
 
     Quantized values are quantized again: equal blocks have equal bytes, and so dequantize alike.
     """
-    import numpy as np
     import torch
     from gguf import quantize
 

@@ -13,7 +13,24 @@ SCRIPTS = (
     (0x10000, 0x103FF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0xE0000, 0xE007F), (0x00, 0xD7FF),
 )  # fmt: skip
 """Ranges of code points; ranges that are named more often are drawn more often."""
-SPACES = ("", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\r", " \n", "\n ", "\u00a0", "\u2003", "\u3000", "\x85", "\x0b")
+SPACES = (
+    "",
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\r",
+    " \n",
+    "\n ",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\x85",
+    "\x0b",
+)
 PIECES = (
     "'s", "'S", "'LL", "'ll", "'Ve", "'t", "n't", "’s", "it's", "I'M", "1234567890", "3.14", "1,000,000", "0x1F", "²³",
     "①②", "Ⅷ", "½", "٣٤", "१२३", "def f(x):", "    return", "#include <a>", "{{", "}}", "<|", "|>", "<", ">", "...",

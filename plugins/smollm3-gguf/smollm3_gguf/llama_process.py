@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smollm3_finetune.api import MissingRequirementError
+
 PACKAGE = "llama-cpp-python"
 OLDEST = "0.3.36"
 """The oldest version that the calls were tested with."""
@@ -112,6 +114,14 @@ class Llama:
 def installed() -> bool:
     """Whether llama-cpp-python can be found; it is not imported in this process."""
     return importlib.util.find_spec("llama_cpp") is not None
+
+
+def check_installed(type: str) -> None:
+    """Raise MissingRequirementError without llama-cpp-python, which a type needs."""
+    if not installed():
+        raise MissingRequirementError(
+            f"type {type} is quantized by llama.cpp, and {PACKAGE} is not installed", hint=INSTALL
+        )
 
 
 def threads() -> int:
