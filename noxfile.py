@@ -226,7 +226,7 @@ def trl(session: nox.Session) -> None:
 def gguf(session: nox.Session) -> None:
     """What llama.cpp computes with exported files, with llama-cpp-python in an environment of its own, over this one.
 
-    Runs the tests that skip without it, and `benchmarks/gguf.py` on SmolLM2-135M; `-- --write` fills
+    Runs the tests that skip without it, and `benchmarks/gguf_export.py` on SmolLM2-135M; `-- --write` fills
     docs/exporting-gguf.md. The library has no wheels on the package index and compiles for a quarter of an hour: set
     `SMOLLM3_LLAMA_WHEEL` to a folder with a wheel of it. CI does not run this session.
     """
@@ -238,7 +238,7 @@ def gguf(session: nox.Session) -> None:
     python = over_this_one(session, *source)
     env = {"OMP_NUM_THREADS": "1", "SMOLLM3_LLAMA_REQUIRED": "1"}
     session.run(str(python), "-m", "pytest", "-rs", "plugins/smollm3-gguf/tests/llama", env=env, external=True)
-    session.run(str(python), "benchmarks/gguf.py", *session.posargs, env=dict(os.environ), external=True)
+    session.run(str(python), "benchmarks/gguf_export.py", *session.posargs, env=dict(os.environ), external=True)
 
 
 @nox.session(venv_backend="venv")

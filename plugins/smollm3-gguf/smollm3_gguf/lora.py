@@ -18,6 +18,7 @@ from smollm3_gguf.llama_limits import EXACT
 from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
 from smollm3_gguf.lora_adapter import LoraAdapter, read_adapter
 from smollm3_gguf.lora_file import float32, read_file, write_adapter
+from smollm3_gguf.lora_reference import peft_logits
 from smollm3_gguf.predictions import difference
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class GgufLoraExporter:
         if not factors.passed:
             return [factors]
         prompts = [list(p)[:ROW] for p in subject.prompts()]
-        expected = _peft_logits(subject, prompts, ctx)
+        expected = peft_logits(subject.model, _saved(subject), prompts, ctx)
         merged = self.reload(subject, out, ctx)
         found = [row_logits(merged, p) for p in prompts]
         del merged
@@ -89,15 +90,6 @@ def check_factors(expected: LoraAdapter, found: LoraAdapter) -> Check:
                 return Check(name=name, passed=False, says=f"{letter} of {layer} differs from the adapter's")
     says = f"{2 * len(expected.factors)} factors and alpha equal the adapter's bit for bit"
     return Check(name=name, passed=True, says=says, figures={"layers": len(expected.factors), "alpha": found.alpha})
-
-
-def _peft_logits(subject: Exported, prompts: Sequence[list[int]], ctx: BuildContext) -> list[Tensor]:
-    """Logits of the base with the adapter that PEFT restores."""
-    from peft import PeftModel
-
-    base = subject.model.load(dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(_saved(subject)), torch_device="cpu").to(ctx.device).eval()
-    return [row_logits(model, p) for p in prompts]
 
 
 def _check_logits(name: str, what: str, found: Sequence[Tensor], expected: Sequence[Tensor], limit: float) -> Check:

