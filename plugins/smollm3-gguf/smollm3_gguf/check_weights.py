@@ -114,8 +114,9 @@ def _fresh_bytes(rows: Tensor, type: str) -> np.ndarray[Any, Any]:
     rounded = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
     if type in rounded:
         exact = rows.to(torch.float32).to(rounded[type]).contiguous()
-        return exact.view(torch.uint8).numpy().reshape(len(rows), -1)
-    values: np.ndarray[Any, Any] = quantize(rows.to(torch.float32).contiguous().numpy(), kind(type))
+        values: np.ndarray[Any, Any] = exact.view(torch.uint8).numpy()
+    else:
+        values = quantize(rows.to(torch.float32).contiguous().numpy(), kind(type))
     return values.reshape(len(rows), -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,19 @@ def check_config_of(file: Path, subject: Exported) -> Check:
             ours, theirs = _plain(ours), _plain(theirs)
         if key == "no_rope_layers" and ours is not None:
             ours = list(ours)[: expected["num_hidden_layers"]]
-        if key in expected and ours != theirs:
+        if key in expected and not _same(ours, theirs):
             says = f"{key} is {theirs!r:.120} according to the file, but {ours!r:.120} in the model"
             return Check(name="config", passed=False, says=says)
     return Check(name="config", passed=True, says="sizes, norms and RoPE that the file states are the model's")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are equal; numbers up to the float32 of the file."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return bool(a == b)
 
 
 def _plain(rope: Any) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from smollm3_finetune.api import ModelError, Progress, Task, is_resource_error
 from smollm3_gguf.architectures import OWN, implied_config
 from smollm3_gguf.header import Header
-from smollm3_gguf.reading import open_gguf, read_model
+from smollm3_gguf.reading import open_gguf, quiet, read_model
 from smollm3_gguf.rebuilt import can_rebuild, for_transformers
 from smollm3_gguf.tensors import check_loaded, placing, read_tensor
 from smollm3_gguf.vocabulary import stops_in, vocabulary_in
@@ -26,7 +25,8 @@ CHAT_END = "<|im_end|>"
 def convert(ref: str, file: Path, header: Header, out: Path, dtype: str, progress: Progress) -> None:
     """Dequantize `file` with this `header` into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError if the file cannot be read, or not all of it; out-of-memory and disk-full errors are raised unchanged.
+    Needs memory for the whole model in `dtype`. Raises ModelError if the file cannot be read, or not all of it;
+    out-of-memory and disk-full errors are raised unchanged.
     """
     with progress.task(f"dequantizing {file.name}", total=len(header.tensors) + 2) as task, _reporting(task):
         try:
@@ -126,15 +126,10 @@ def _reporting(task: Task) -> Iterator[None]:
             yield item
             task.advance()
 
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     bar = reader.tqdm  # imported from tqdm, so `disable_progress_bar` has no effect on it
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     reader.tqdm = counted
     try:
-        yield
+        with quiet():
+            yield
     finally:
         reader.tqdm = bar
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -95,7 +95,7 @@ class GgufExporter:
             header = read_header(stream)
         config = implied_config(header, "float32", file.name, lambda name: read_tensor(file, header, name))
         model = read_model(file.name, file, header, config, torch.float32)
-        return model.to(ctx.device).eval()  # type: ignore[arg-type]
+        return model.to(ctx.device).eval()
 
 
 def file_in(directory: Path) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smollm3_gguf.families import settled
 from smollm3_gguf.header import Header, read_header
 from smollm3_gguf.names import hf_name
 from smollm3_gguf.rows import heads_of, restored
@@ -42,7 +44,7 @@ class FileTensors(Mapping[str, "np.ndarray[Any, Any]"]):
 
         info = self.header.tensors[name]
         elements, width = GGML_QUANT_SIZES[self.kind(name)]
-        return prod(info.shape) // elements * width
+        return int(prod(info.shape) // elements * width)
 
     def kind(self, name: str) -> Any:
         """gguf's type of a tensor."""
@@ -62,6 +64,22 @@ class FileTensors(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def __len__(self) -> int:
         return len(self.header.tensors)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the context, transformers shows no progress bar of its own and logs only errors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def open_gguf(file: Path) -> Header:
@@ -105,11 +123,12 @@ def read_model(
 
     values = {name: value for name, value in config.items() if name not in ("model_type", "dtype")}
     built = AutoConfig.for_model(config["model_type"], **values)
-    state = read_state(file, header, built.to_dict() | {"head_dim": built.head_dim}, dtype, task)
+    state = read_state(file, header, settled(config), dtype, task)
     for name in FACTOR_TENSORS:
         state.pop(name, None)
-    model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(built)].from_pretrained(
-        None, config=built, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with quiet():
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(built)].from_pretrained(
+            None, config=built, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     check_loaded(ref, model, info)
-    return model  # type: ignore[no-any-return]
+    return model

@@ -30,10 +30,10 @@ def rebuilt(vocabulary: Vocabulary) -> Tokenizer:
         for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if not (kind == UNUSED and FILLER.fullmatch(token))
     }
-    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=looks_up_words(vocabulary.pre)))
-    tokenizer.pre_tokenizer = built(vocabulary.pre)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = built(vocabulary.pre)
+    tokenizer.decoder = decoders.ByteLevel()
     found = [
         AddedToken(token, special=kind == CONTROL, normalized=False)
         for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
@@ -46,7 +46,7 @@ def rebuilt(vocabulary: Vocabulary) -> Tokenizer:
     if around := [vocabulary.special[key] for key in (*before, *after)]:
         named = [vocabulary.tokens[i] for i in around]
         first, last = named[: len(before)], named[len(before) :]
-        tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        tokenizer.post_processor = processors.TemplateProcessing(
             single=[*first, "$A", *last],
             pair=[*first, "$A", *last, *first, "$B:1", *last],
             special_tokens=list(dict(zip(named, around, strict=True)).items()),
@@ -66,7 +66,7 @@ def for_transformers(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     named = vocabulary.templates
     if named:
         one = named.get("")
-        tokenizer.chat_template = (  # type: ignore[assignment]
+        tokenizer.chat_template = (
             one if set(named) == {""} else {name or "default": text for name, text in named.items()}
         )
     return tokenizer

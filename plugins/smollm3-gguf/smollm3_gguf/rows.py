@@ -41,4 +41,5 @@ def restored(rows: int, heads: int) -> np.ndarray[Any, Any]:
     half = width // 2
     row = np.arange(rows)
     head, within = row // width, row % width
-    return head * width + 2 * (within % half) + within // half
+    order: np.ndarray[Any, Any] = head * width + 2 * (within % half) + within // half
+    return order

@@ -55,7 +55,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Sequence
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise _not_bpe("it is not one of the tokenizers library")
-    defined = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    defined = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = _pre_tokenizer(defined)
     tokens, types = _tokens(defined, rows)
     merges = [m if isinstance(m, str) else " ".join(m) for m in defined["model"]["merges"]]
@@ -78,7 +78,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise IncompatibleError if llama.cpp cannot tokenize in the same way."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise _not_bpe("it is not one of the tokenizers library")
-    _pre_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()))  # type: ignore[attr-defined]
+    _pre_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()))
 
 
 def templates_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

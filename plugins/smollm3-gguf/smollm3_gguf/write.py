@@ -45,13 +45,13 @@ def planned_tensors(source: StoredTensors, source_config: Mapping[str, Any], opt
 
     Raises IncompatibleError for a tensor without a place, and ModelError if the head is missing.
     """
-    config = settled(source_config)
+    config, architecture = settled(source_config), family_of(source_config).architecture
     plan = []
     for name in written_names(source, config):
         place = gguf_name(name)
         if place is None:
             raise IncompatibleError(
-                f"the tensor {name} has no place in a GGUF file of architecture {family_of(source_config).architecture}",
+                f"the tensor {name} has no place in a GGUF file of architecture {architecture}",
                 hint="smollm3 export RUN --to safetensors",
             )
         shape = tuple(source.headers[name].shape)
@@ -137,7 +137,7 @@ def size(shape: tuple[int, ...], type: str) -> int:
     from gguf.constants import GGML_QUANT_SIZES
 
     elements, width = GGML_QUANT_SIZES[kind(type)]
-    return prod(shape) // elements * width
+    return int(prod(shape) // elements * width)
 
 
 def converted(name: str, tensor: Tensor, type: str, heads: int) -> Iterator[np.ndarray[Any, Any]]:
