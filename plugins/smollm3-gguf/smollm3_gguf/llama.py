@@ -148,15 +148,16 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
         used += len(ids)
         theirs = logits_of(engine, ids, indices)
         agreement.add(row_logits(source, ids)[indices], theirs, torch.tensor(targets))
-    kl, limit = agreement.kl, kind.divergence
+    kl, limit = agreement.kl, kind.divergence * agreement.scale
     says = (
-        f"KL divergence {kl:.2g} nats from the source (limit {limit:g}), top-1 agreement {100 * agreement.top1:.1f} %, "
+        f"KL divergence {kl:.2g} nats from the source (limit {limit:.2g}), top-1 agreement {100 * agreement.top1:.1f} %, "
         f"perplexity {agreement.perplexity:.4g} (source {agreement.source_perplexity:.4g}), "
         f"{agreement.positions} positions"
     )
     figures: dict[str, float | int | str | None] = {
         "kl": kl,
         "limit": limit,
+        "unrelated": agreement.scale,
         "top1": agreement.top1,
         "perplexity": agreement.perplexity,
         "source_perplexity": agreement.source_perplexity,

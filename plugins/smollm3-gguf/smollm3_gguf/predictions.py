@@ -20,16 +20,20 @@ class Agreement:
 
     positions: int = 0
     divergence: float = 0.0
+    unrelated: float = 0.0
+    """KL divergence between the source's predictions at positions of a row that are far apart."""
     same: int = 0
     loss: float = 0.0
     source_loss: float = 0.0
 
     def add(self, source: Tensor, other: Tensor, targets: Tensor) -> None:
-        """Add positions: logits (positions, tokens) of both models, and the tokens that follow."""
+        """Add positions of one row: logits (positions, tokens) of both models, and the tokens that follow."""
+        far = source.roll(len(targets) // 2, 0)
         for part in range(0, len(targets), CHUNK):
             rows = slice(part, part + CHUNK)
-            p, q = (logits[rows].double().log_softmax(-1) for logits in (source, other))
+            p, q, r = (logits[rows].double().log_softmax(-1) for logits in (source, other, far))
             self.divergence += float((p.exp() * (p - q)).sum())
+            self.unrelated += float((p.exp() * (p - r)).sum())
             self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
             following = targets[rows, None]
             self.source_loss -= float(p.gather(-1, following).sum())
@@ -40,6 +44,11 @@ class Agreement:
     def kl(self) -> float:
         """Mean KL divergence of the other model from the source, in nats."""
         return self.divergence / self.positions
+
+    @property
+    def scale(self) -> float:
+        """Mean KL divergence between predictions that have nothing to do with each other, in nats."""
+        return self.unrelated / self.positions
 
     @property
     def top1(self) -> float:
