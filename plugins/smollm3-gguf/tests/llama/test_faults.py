@@ -72,11 +72,11 @@ def shifted_token(file: Path) -> None:
 
 
 def other_pre_tokenizer(file: Path) -> None:
-    replace(file, entry(b"smaug-bpe"), entry(b"llama-bpe"))
+    replace(file, entry(b"smollm"), entry(b"falcon"))
 
 
 def unknown_pre_tokenizer(file: Path) -> None:
-    replace(file, entry(b"smaug-bpe"), entry(b"smaug-xxx"))
+    replace(file, entry(b"smollm"), entry(b"smol-x"))
 
 
 def other_base(file: Path) -> None:
@@ -113,7 +113,7 @@ def truncated(file: Path) -> None:
         ("nope", other_base, "llama.cpp logits", "llama.cpp differs by"),
         ("nope", shifted_token, "llama.cpp tokens", "in the file"),
         ("nope", other_pre_tokenizer, "llama.cpp tokens", "under llama.cpp"),
-        ("nope", unknown_pre_tokenizer, "llama.cpp", "unknown pre-tokenizer type: 'smaug-xxx'"),
+        ("nope", unknown_pre_tokenizer, "llama.cpp", "unknown pre-tokenizer type: 'smol-x'"),
         ("nope", other_rotated_width, "llama.cpp", "it ended with SIGABRT"),
         ("nope", not_a_number, "llama.cpp", "blk.1.ffn_up.weight"),
         ("nope", truncated, "llama.cpp", "not within the file bounds"),
