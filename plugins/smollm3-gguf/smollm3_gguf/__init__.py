@@ -1,4 +1,4 @@
-"""Loader and exporter `gguf`: `.gguf` files, which llama.cpp and others run.
+"""Loader `gguf`, exporters `gguf` and `gguf-lora`: `.gguf` files, which llama.cpp and others run.
 
 This module contains only the descriptors; transformers and gguf are imported when a command uses such a file.
 """
@@ -40,6 +40,13 @@ def check_export(options: Any, source: ModelSource) -> None:
     check_source(options, source)
 
 
+def check_adapter(options: Any, source: ModelSource) -> None:
+    """Refuse an adapter whose base llama.cpp does not compute."""
+    from smollm3_gguf.families import check_config
+
+    check_config(source.config)
+
+
 @hookimpl
 def smollm3_exporters() -> list[ExporterSpec]:
     return [
@@ -50,6 +57,15 @@ def smollm3_exporters() -> list[ExporterSpec]:
             options="smollm3_gguf.options:GgufExportOptions",
             requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
             check=check_export,
+            api=2,
+        ),
+        ExporterSpec(
+            name="gguf-lora",
+            summary="a LoRA adapter for llama.cpp, used beside a GGUF file of its base",
+            factory="smollm3_gguf.lora:GgufLoraExporter",
+            takes="adapter",
+            requires=Requires(distributions=("gguf>=0.17", "peft>=0.17")),
+            check=check_adapter,
             api=2,
         ),
     ]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smollm3_finetune.api import (
     BuildContext,
     Check,
     Exported,
-    MissingRequirementError,
     ModelError,
     ModelSource,
     open_checkpoint,
 )
 from smollm3_gguf.families import check_config
+from smollm3_gguf.llama_process import check_installed
 from smollm3_gguf.options import GgufExportOptions
 from smollm3_gguf.types import K_QUANTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-INSTALL = "pip install llama-cpp-python"
 
 
 def check_source(options: GgufExportOptions, source: ModelSource) -> None:
@@ -33,7 +30,7 @@ def check_source(options: GgufExportOptions, source: ModelSource) -> None:
     check_config(source.config)
     check_tokenizer(source.tokenizer())
     if options.type in K_QUANTS:
-        _llama("quantize_with_llama_cpp", options.type)
+        check_installed(options.type)
 
 
 class GgufExporter:
@@ -66,7 +63,9 @@ class GgufExporter:
             progress=ctx.progress,
         )
         if option in K_QUANTS:
-            _llama("quantize_with_llama_cpp", option)(dense, file, option, ctx)
+            from smollm3_gguf.llama import quantize_with_llama_cpp
+
+            quantize_with_llama_cpp(dense, file, option, ctx)
             dense.unlink()
         if self.options.modelfile:
             from smollm3_gguf.modelfile import write_modelfile
@@ -78,12 +77,9 @@ class GgufExporter:
 
         checks = check_file(subject, file_in(out), self.options.type, self.fuzzed, ctx)
         if all(check.passed for check in checks):
-            try:
-                llama_checks = importlib.import_module("smollm3_gguf.llama").checks_with_llama_cpp
-            except ImportError:
-                checks.append(Check(name="llama.cpp", passed=None, says=f"llama.cpp is not installed: {INSTALL}"))
-            else:
-                checks += llama_checks(subject, out, ctx, lambda: self.reload(subject, out, ctx))
+            from smollm3_gguf.llama import checks_with_llama_cpp
+
+            checks += checks_with_llama_cpp(subject, out, ctx, lambda: self.reload(subject, out, ctx))
         return checks
 
     def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> PreTrainedModel:
@@ -108,11 +104,3 @@ def file_in(directory: Path) -> Path:
     if len(files) != 1:
         raise ModelError(f"{directory} has {len(files)} GGUF files instead of one", hint="export again")
     return files[0]
-
-
-def _llama(function: str, type: str) -> Any:
-    """A function of the module that runs llama.cpp. Raises MissingRequirementError if it is not there."""
-    try:
-        return getattr(importlib.import_module("smollm3_gguf.llama"), function)
-    except ImportError as e:
-        raise MissingRequirementError(f"type {type} needs llama.cpp, which is not installed", hint=INSTALL) from e
