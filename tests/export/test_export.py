@@ -42,7 +42,8 @@ def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = smollm3(
         "train", "--model", small, "--adapter", "full", "--data", place / "rows.jsonl", "--max-steps", "8",
-        "--learning-rate", "5e-3", "--max-length", "128", "--output", place / "run", "--seed", "1", "--set", "data.held_out=0.3",
+        "--learning-rate", "5e-3", "--max-length", "128",
+        "--output", place / "run", "--seed", "1", "--set", "data.held_out=0.3",
     )  # fmt: skip
     assert done.code == 0, done.stderr
     return place / "run"
@@ -89,7 +90,7 @@ def test_a_run_is_merged_in_float32_exported_and_verified(cli: Cli, run: Path) -
     assert str(run) not in (out / "export.json").read_text(), "no local path is distributed"
     card = (out / "README.md").read_text()
     assert is_generated(card) and metadata_fault(card) is None and str(run) not in card
-    assert "| weights | passed |" in card and "## Training" in card and "Kept of what was learned: 1.00" in card
+    assert "| weights | passed |" in card and "## Training" in card and "Retained share: 1.00" in card
     assert sorted(p.name for p in run.iterdir() if "exported" in p.name) == ["exported-safetensors"]
 
 
@@ -173,7 +174,7 @@ def test_what_rounding_costs_is_measured_and_warned_of(cli: Cli, run: Path) -> N
     assert "the shipped model keeps only" in merged.stderr
     about = read_json(run / "merged-rounding" / "merge.json")["requantized"]["retained"]
     assert about["share"] < 0.8 and about["low"] < about["share"] < about["high"]
-    assert "Kept of what was learned: " in (run / "merged-rounding" / "README.md").read_text()
+    assert "Retained share: " in (run / "merged-rounding" / "README.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ refusals
