@@ -18,6 +18,7 @@ nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and t
 nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen job
 nox -s preference_held_out  held-out accuracy of dpo and apo-zero on SmolLM2-135M: docs/preferences.md
 nox -s trl          the examples of docs/python.md, those with trl included
+nox -s gguf         llama.cpp beside transformers: tests, SmolLM2-135M in every type: docs/exporting-gguf.md
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
 nox -s data_memory  memory and time of the data path, up to a million rows
@@ -220,6 +221,25 @@ def trl(session: nox.Session) -> None:
     python_trl = with_trl(session)
     command = (str(python_trl), "-m", "pytest", "tests/docs/test_python_examples.py", *session.posargs)
     session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def gguf(session: nox.Session) -> None:
+    """What llama.cpp computes with exported files, with llama-cpp-python in an environment of its own, over this one.
+
+    Runs the tests that skip without it, and `benchmarks/gguf_export.py` on SmolLM2-135M; `-- --write` fills
+    docs/exporting-gguf.md. The library has no wheels on the package index and compiles for a quarter of an hour: set
+    `SMOLLM3_LLAMA_WHEEL` to a folder with a wheel of it. CI does not run this session.
+    """
+    folder = os.environ.get("SMOLLM3_LLAMA_WHEEL")
+    wheels = sorted(Path(folder).glob("llama_cpp_python-*.whl")) if folder else []
+    if folder and not wheels:
+        session.error(f"SMOLLM3_LLAMA_WHEEL: no llama_cpp_python-*.whl in {folder}")
+    source = [str(wheels[-1])] if wheels else ["llama-cpp-python>=0.3.36"]
+    python = over_this_one(session, *source)
+    env = {"OMP_NUM_THREADS": "1", "SMOLLM3_LLAMA_REQUIRED": "1"}
+    session.run(str(python), "-m", "pytest", "-rs", "plugins/smollm3-gguf/tests/llama", env=env, external=True)
+    session.run(str(python), "benchmarks/gguf_export.py", *session.posargs, env=dict(os.environ), external=True)
 
 
 @nox.session(venv_backend="venv")
