@@ -53,7 +53,7 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
         arguments = usual | config if kind == "LoraConfig" else config
         with _only_plain_layers():
             adapted = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **arguments))
-        adapted.save_pretrained(path)
+        adapted.save_pretrained(path, save_embedding_layers=False)
         return path
 
     return save
