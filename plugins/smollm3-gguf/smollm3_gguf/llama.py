@@ -138,11 +138,8 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
     from smollm3_gguf.predictions import Agreement, predicted
 
     agreement, used = Agreement(), 0
-    everything = [*subject.rows(), *({"input_ids": p, "labels": p} for p in subject.prompts())]
-    for row in everything:
-        ids, indices, targets = predicted(row, ROW)
-        if not indices:
-            continue
+    found = [row for row in (predicted(r, ROW) for r in subject.rows()) if row[1]]
+    for ids, indices, targets in found or [predicted({"input_ids": p, "labels": p}, ROW) for p in subject.prompts()]:
         if used and used + len(ids) > BUDGET:
             break
         used += len(ids)

@@ -104,7 +104,7 @@ def test_an_adapter_is_exported_and_verified(
 ) -> None:
     checks = checks_of(written(adapter(**config)), context())
     assert [c.passed for c in checks.values()] == [True, True, None]
-    assert checks["logits"].figures["difference"] < 1e-6
+    assert checks["logits"].figures["difference"] < 3e-6
     assert "pip install" in checks["llama.cpp logits"].says
 
 
