@@ -255,7 +255,7 @@ def merge_and_reload(
 
 
 def retained_by(merged: Merged, shipped: RowLosses) -> Retained:
-    """The share of what was learned that a model keeps which was written from the merged one."""
+    """The share of the gain of training that a model keeps which was written from the merged one."""
     if merged.base_losses is None or merged.losses is None:
         return unknown(merged.predicted.not_learned or "the losses were not measured")
     return retained(merged.base_losses, merged.losses, shipped)

@@ -12,6 +12,8 @@ from smollm3_gguf.check_template import check_stops, check_template
 from smollm3_gguf.check_tokens import check_tokens
 from smollm3_gguf.check_weights import check_weights
 from smollm3_gguf.families import settled
+from smollm3_gguf.files import check_file as check_whole
+from smollm3_gguf.files import find_file
 from smollm3_gguf.reading import open_gguf
 from smollm3_gguf.vocabulary import vocabulary_in
 
@@ -24,7 +26,11 @@ COMPUTING = (
 
 
 def check_file(subject: Exported, file: Path, option: str, fuzzed: int, ctx: BuildContext) -> list[Check]:
-    """Compare a written file with its source: weights, config, tokens, chat template, stop tokens."""
+    """Compare a written file with its source: weights, config, tokens, chat template, stop tokens.
+
+    Raises ModelError if the file is not a whole GGUF file.
+    """
+    check_whole(find_file(str(file), None))
     header = open_gguf(file)
     source, config = open_checkpoint(subject.model), subject.model.config
     vocabulary, tokenizer = vocabulary_in(header), subject.model.tokenizer()

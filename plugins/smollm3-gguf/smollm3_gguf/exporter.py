@@ -13,8 +13,9 @@ from smollm3_finetune.api import (
     ModelError,
     ModelSource,
     open_checkpoint,
+    read_json,
 )
-from smollm3_gguf.families import check_config
+from smollm3_gguf.families import check_config, settled, stated
 from smollm3_gguf.llama_process import check_installed
 from smollm3_gguf.options import GgufExportOptions
 from smollm3_gguf.types import K_QUANTS
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def check_source(options: GgufExportOptions, source: ModelSource) -> None:
-    """Refuse a model that cannot be exported, from its config and its tokenizer."""
+    """Refuse a model that cannot be exported, from its config, and from its tokenizer if that is on this machine.
+
+    Light. `write` checks both again, with everything that transformers knows.
+    """
     from smollm3_gguf.vocabulary import check_tokenizer
 
-    check_config(source.config)
-    check_tokenizer(source.tokenizer())
+    check_config(stated(source.config))
+    directory = getattr(source, "directory", None)
+    if directory is not None and (file := Path(directory) / "tokenizer.json").is_file():
+        check_tokenizer(read_json(file))
     if options.type in K_QUANTS:
         check_installed(options.type)
 
@@ -48,7 +54,7 @@ class GgufExporter:
         from smollm3_gguf.write import write_gguf
 
         config, option = subject.model.config, self.options.type
-        check_config(config)
+        check_config(settled(config))
         file = out / f"{subject.name}-{option.upper()}.gguf"
         dense = out / f"{subject.name}-F32.partial" if option in K_QUANTS else file
         vocabulary = vocabulary_of(subject.model.tokenizer(), int(config["vocab_size"]), stops_of(subject))

@@ -40,9 +40,13 @@ def every_fourth(layers: int) -> list[int]:
 
 
 def settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with every value that transformers' config class adds, without its quantization."""
+    """A `config.json` with every value that transformers' config class adds, without its quantization.
+
+    Raises IncompatibleError if models of this type are not exported.
+    """
     from transformers import AutoConfig
 
+    family_of(config)
     given = {k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
     full: dict[str, Any] = AutoConfig.for_model(config["model_type"], **given).to_dict()
     if not full.get("head_dim"):
@@ -50,6 +54,22 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
     if full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
     return full
+
+
+def stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json` that `check_config` reads, without transformers: what is missing is its default."""
+    found = {"hidden_act": "silu", **config}
+    heads = found.get("num_attention_heads") or 1
+    found.setdefault("hidden_size", heads)
+    found["head_dim"] = found.get("head_dim") or found["hidden_size"] // heads
+    layers = found.setdefault("num_hidden_layers", 0)
+    if found.get("no_rope_layers") is None and config.get("model_type") == "smollm3":
+        step = found.get("no_rope_layer_interval") or NOPE_STEP
+        found["no_rope_layers"] = [int((i + 1) % step != 0) for i in range(layers)]
+    if not found.get("rope_parameters"):
+        old = dict(found.get("rope_scaling") or {})
+        found["rope_parameters"] = {"rope_type": old.pop("type", "default"), **old}
+    return found
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -64,9 +84,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise IncompatibleError if llama.cpp would compute something else than transformers with this `config.json`."""
-    family = family_of(config)
-    full = settled(config)
+    """Raise IncompatibleError if llama.cpp would compute something else than transformers with this config.
+
+    `config` is what `stated` or `settled` returns. Light.
+    """
+    family, full = family_of(config), config
     problems = [*_shape(full), *_rope(full, family), *_windows(full)]
     if not family.biases:
         problems += [f"{key} = true" for key in ("attention_bias", "mlp_bias") if full.get(key)]
@@ -83,7 +105,7 @@ def _shape(config: Mapping[str, Any]) -> Sequence[str]:
         found.append(f"hidden_act = {config.get('hidden_act')}")
     if config["head_dim"] % 2:
         found.append(f"head_dim = {config['head_dim']}, an odd number")
-    if "no_rope_layers" in config:
+    if config.get("no_rope_layers") is not None:
         layers = config["num_hidden_layers"]
         if list(config["no_rope_layers"])[:layers] != every_fourth(layers):
             pattern = "".join(str(i) for i in config["no_rope_layers"][:layers])
@@ -104,16 +126,16 @@ def _rope(config: Mapping[str, Any], family: Family) -> Sequence[str]:
         if rope.get("truncate") is False:
             found.append("yarn's truncate = false")
     if kind == "llama3":
-        found += [f"llama3's {k} = {rope[k]}" for k, usual in LLAMA3_LIMITS.items() if rope[k] != usual]
-        context = rope["original_max_position_embeddings"]
-        if context not in (8192, config["max_position_embeddings"]):
+        found += [f"llama3's {k} = {rope.get(k)}" for k, usual in LLAMA3_LIMITS.items() if rope.get(k) != usual]
+        context = rope.get("original_max_position_embeddings")
+        if context not in (8192, config.get("max_position_embeddings")):
             found.append(f"llama3's original_max_position_embeddings = {context}")
     return found
 
 
 def _windows(config: Mapping[str, Any]) -> Sequence[str]:
     """Attention windows, if a text can be longer than one."""
-    window, context = config.get("sliding_window"), config["max_position_embeddings"]
+    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
     kinds = config.get("layer_types") or []
-    windowed = "sliding_attention" in kinds or (config["model_type"] == "mistral" and window is not None)
-    return [f"sliding_window = {window}"] if windowed and (window or 0) < context else []
+    windowed = "sliding_attention" in kinds or (config.get("model_type") == "mistral" and window is not None)
+    return [f"sliding_window = {window}"] if windowed and context and (window or 0) < context else []

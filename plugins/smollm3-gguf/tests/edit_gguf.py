@@ -40,8 +40,11 @@ def edit_text(file: Path, old: str, new: str) -> None:
 
 def swap_texts(file: Path, first: str, second: str) -> None:
     """Exchange two texts of the metadata that have the same length, such as two tokens."""
-    content = file.read_bytes()
+    content = bytearray(file.read_bytes())
     a, b = (len(text.encode()).to_bytes(8, "little") + text.encode() for text in (first, second))
     assert len(a) == len(b)
     assert content.count(a) == content.count(b) == 1
-    file.write_bytes(content.replace(a, b"\0" * len(a)).replace(b, a).replace(b"\0" * len(a), b))
+    places = content.index(a), content.index(b)
+    for place, text in zip(places, (b, a), strict=True):
+        content[place : place + len(text)] = text
+    file.write_bytes(content)

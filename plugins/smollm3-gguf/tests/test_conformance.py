@@ -1,4 +1,4 @@
-"""The loader passes the conformance kit."""
+"""The loader and the exporter pass the conformance kit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from smollm3_finetune.testing import LoaderConformance
+from smollm3_finetune.api import ModelSource, directory_source
+from smollm3_finetune.testing import ExporterConformance, LoaderConformance
 
 
 class TestGguf(LoaderConformance):
@@ -27,3 +28,17 @@ class TestGguf(LoaderConformance):
         finally:
             self.tiny_gguf.weights = own
         return str(file)
+
+
+class TestGgufExport(ExporterConformance):
+    component = "gguf"
+    precision = 1e-3  # float16
+
+    @pytest.fixture(autouse=True)
+    def small(self, exported: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.exported = exported
+        monkeypatch.setattr("smollm3_gguf.exporter.GgufExporter.fuzzed", 50)
+
+    def model(self, directory: Path) -> ModelSource:
+        """Four layers, the last without RoPE: llama.cpp has no other pattern."""
+        return directory_source(self.exported.write_model(directory), ref="small")

@@ -201,15 +201,12 @@ def test_rope_that_llama_cpp_computes_differently_is_refused(exported, tmp_path,
         check_export(GgufExportOptions(), exported.subject_of(directory).model)
 
 
-def test_a_k_quant_without_llama_cpp_names_what_to_install(exported, context, smollm3, tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "smollm3_gguf.llama", None)
+def test_a_k_quant_without_llama_cpp_is_refused_before_the_merge(exported, smollm3, monkeypatch):
     from smollm3_gguf import check_export
 
-    with pytest.raises(MissingRequirementError, match=r"type q4_k_m needs llama.cpp") as caught:
+    monkeypatch.setattr("smollm3_gguf.llama_process.installed", lambda: False)
+    with pytest.raises(MissingRequirementError, match=r"type q4_k_m is quantized by llama\.cpp"):
         check_export(GgufExportOptions(type="q4_k_m"), exported.subject_of(smollm3).model)
-    assert caught.value.hint == "pip install llama-cpp-python"
 
 
 def test_types_of_tensors():

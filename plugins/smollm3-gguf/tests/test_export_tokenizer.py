@@ -96,9 +96,11 @@ def test_every_name_is_recognized_from_its_own_definition():
         (lambda d: d["model"].update(byte_fallback=True), "only byte-level BPE.*it has byte_fallback"),
     ],
 )
-def test_what_llama_cpp_has_no_equal_of_is_refused(changed, change, says):
+def test_what_llama_cpp_has_no_equal_of_is_refused(changed, directory, change, says):
     with pytest.raises(IncompatibleError, match=says):
-        check_tokenizer(changed(change))
+        vocabulary_of(changed(change), 2048, [4])
+    with pytest.raises(IncompatibleError, match=says):
+        check_tokenizer(json.loads((directory / "tokenizer.json").read_text()))
 
 
 def test_types_of_tokens_and_rows_without_a_token(changed):
