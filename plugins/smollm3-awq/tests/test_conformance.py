@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from numpy_awq import rounded_checkpoint
 
 from smollm3_finetune.api import ModelSource, directory_source
 from smollm3_finetune.testing import QuantizerConformance, small_source
@@ -19,10 +19,14 @@ class TestAWQ(QuantizerConformance):
     group_size = 32
     adapters = ("lora", "dora")
 
+    @pytest.fixture(autouse=True)
+    def codes(self, numpy_awq: ModuleType) -> None:
+        self.numpy_awq = numpy_awq
+
     def source(self, tmp_path: Path, seed: int = 0) -> ModelSource:
         out = tmp_path / f"codes-{seed}"
         if not out.exists():
-            rounded_checkpoint(out, small_source(seed=seed).path)
+            self.numpy_awq.rounded_checkpoint(out, small_source(seed=seed).path)
         return directory_source(out, ref="codes")
 
     def other_source(self, tmp_path: Path) -> ModelSource:

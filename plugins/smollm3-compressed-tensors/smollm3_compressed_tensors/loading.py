@@ -68,7 +68,7 @@ def _make(
         index = _index(tensors["weight_g_idx"], inputs, scale.shape[1])
     elif blocks is not None and scale.shape == (-(-out // blocks[0]), -(-inputs // blocks[1])):
         scale = scale.repeat_interleave(blocks[0], 0)[:out]
-        if inputs % scale.shape[1]:
+        if inputs != blocks[1] * scale.shape[1]:
             index = (torch.arange(inputs) // blocks[1]).int()
     if index is None and inputs % scale.shape[1]:
         raise ModelError(f"{inputs} input features cannot be divided into {scale.shape[1]} groups")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy_format import weights
 from safetensors.torch import load_file, save_file
 from smollm3_compressed_tensors.options import CompressedTensorsOptions
 from smollm3_compressed_tensors.quantizer import CompressedTensorsQuantizer
@@ -107,10 +106,10 @@ def load(path: Path, tmp_path: Path, dtype: str = "float32") -> Any:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_are_those_of_an_unpacking_in_numpy(tmp_path: Path, case: str) -> None:
+def test_weights_are_those_of_an_unpacking_in_numpy(tmp_path: Path, numpy_format: Any, case: str) -> None:
     path = make(tmp_path / case, case)
     base, bits = load(path, tmp_path), CASES[case][1]["num_bits"]
-    found = weights(path, bits, CASES[case][1].get("block_structure"))
+    found = numpy_format.weights(path, bits, CASES[case][1].get("block_structure"))
     assert len(found) == 14
     for name, right in found.items():
         weight = base.ops_for(base.model.get_submodule(name)).read_weight().numpy()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 pytestmark = pytest.mark.plugins
 NAME = "compressed-tensors"
 
