@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from smollm3_finetune.api import ALL_OPS, Base, LinearOps, ModelSource, Op, Purpose
+from smollm3_finetune.api import Base, LinearOps, ModelSource, Op, Purpose
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.negotiation import environment, provided
 from smollm3_finetune.model.compare import input_gradient, logits
@@ -87,8 +87,12 @@ class QuantizerCase(Conformance):
         return _dense_models[key]
 
     def declared(self) -> frozenset[Op]:
-        """The operations of a layer that the descriptor declares, with these options on this device."""
-        return provided(self.choose(), environment(self.device, Purpose.TRAIN))[0] & ALL_OPS
+        """The operations of layers that the descriptor declares, with these options on this device."""
+        return self.provided() - {Op.ROUND_TRIP}
+
+    def provided(self) -> frozenset[Op]:
+        """Everything that the descriptor declares, with these options on this device."""
+        return provided(self.choose(), environment(self.device, Purpose.TRAIN))[0]
 
     def layers(self, base: Base, dense: PreTrainedModel) -> list[Layer]:
         """All linear layers of the dense model except the output head."""
