@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smollm3_compressed_tensors.options import CompressedTensorsOptions
-from smollm3_finetune.api import ConfigError, IncompatibleError, ModelSource, check_group_size, given, refuse_quantized
+from smollm3_finetune.api import (
+    ConfigError,
+    IncompatibleError,
+    ModelSource,
+    check_group_size,
+    given,
+    layer_shapes,
+    refuse_quantized,
+)
 
 NAME = "compressed-tensors"
 READ = {
@@ -91,6 +99,14 @@ def check(options: CompressedTensorsOptions, source: ModelSource) -> None:
     if FORMATS[options.scheme] is None and size not in (None, -1):
         raise ConfigError(f"{NAME}: {options.scheme} has a scale per row, and no groups", hint="leave group_size out")
     check_group_size(NAME, source, None if size == -1 else size, skip_modules=options.skip_modules)
+    names = [f".{name}." for name in layer_shapes(source) or ()]
+    wrong = [key for key in options.skip_modules if not any(f".{key}." in name for name in names)]
+    if wrong and names and not any(".experts." in name for name in names):  # experts have other names in a model
+        known = ", ".join(sorted({name.split(".")[-2] for name in names}))
+        raise ConfigError(
+            f"{NAME}: skip_modules names {wrong[0]!r}, and {source.ref!r} has no linear layer there",
+            hint=f"its linear layers are {known}",
+        )
 
 
 def quantization(scheme: str, group_size: int | None, ignore: Iterable[str]) -> dict[str, Any]:
