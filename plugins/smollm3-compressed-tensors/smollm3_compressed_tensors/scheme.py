@@ -43,7 +43,7 @@ def described(source: ModelSource) -> Mapping[str, Any] | None:
 
     Raises IncompatibleError for another method, and for what this plugin does not read.
     """
-    stored = source.config.get("quantization_config")
+    stored: Mapping[str, Any] | None = source.config.get("quantization_config")
     if stored is None:
         return None
     if stored.get("quant_method") != NAME:

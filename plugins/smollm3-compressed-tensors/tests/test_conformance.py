@@ -21,6 +21,7 @@ class TestFourBits(QuantizerConformance):
     adapters = ("lora", "dora")
 
 
+@pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same
 class TestFourBitsInBfloat16(QuantizerConformance):
     component = "compressed-tensors"
     dtype = "bfloat16"
@@ -36,6 +37,7 @@ class TestFourBitsWithZeroPoints(QuantizerConformance):
     experts = True
 
 
+@pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same
 class TestEightBits(QuantizerConformance):
     component = "compressed-tensors"
     options: ClassVar = {"scheme": "W8A16", "group_size": -1}
@@ -51,6 +53,7 @@ class TestFloats(QuantizerConformance):
     experts = True
 
 
+@pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same
 class TestFloatsWithActivations(QuantizerConformance):
     component = "compressed-tensors"
     options: ClassVar = {"scheme": "FP8_DYNAMIC"}
