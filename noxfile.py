@@ -17,6 +17,7 @@ nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize be
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen job
 nox -s trl          the examples of docs/python.md, those with trl included
+nox -s compressed_tensors  what is written in this format, loaded by the library and plain transformers
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
 nox -s data_memory  memory and time of the data path, up to a million rows
@@ -219,6 +220,14 @@ def trl(session: nox.Session) -> None:
     python_trl = with_trl(session)
     command = (str(python_trl), "-m", "pytest", "tests/docs/test_python_examples.py", *session.posargs)
     session.run(*command, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def compressed_tensors(session: nox.Session) -> None:
+    """The tests with the library compressed-tensors, in an environment of its own, over this one. About a minute."""
+    python = over_this_one(session, "--no-deps", "compressed-tensors", "loguru")
+    tests = "plugins/smollm3-compressed-tensors/tests/test_library.py"
+    session.run(str(python), "-m", "pytest", tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session(venv_backend="venv")
