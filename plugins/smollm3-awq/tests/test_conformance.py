@@ -17,7 +17,7 @@ class TestAWQ(QuantizerConformance):
     component = "awq"
     bits = 4
     group_size = 32
-    adapters = ("lora", "dora")
+    adapters = ("dora",)
     test_a_run_is_trained_asked_and_merged_by_commands = None  # it trains the built-in model, which is not quantized
 
     @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ class TestFourBits(QuantizerConformance):
     experts = True
     altering = ({"group_size": 32}, {"scheme": "W8A16"}, {"group_size": -1}, {"skip_modules": ("q_proj",)})
     skips = ("k_proj", "layers.0")
-    adapters = ("lora", "dora")
+    adapters = ("dora",)
 
 
 @pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same
@@ -29,12 +29,14 @@ class TestFourBitsInBfloat16(QuantizerConformance):
     group_size = 64
 
 
+@pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same
 class TestFourBitsWithZeroPoints(QuantizerConformance):
     component = "compressed-tensors"
     options: ClassVar = {"scheme": "W4A16_ASYM", "group_size": 32}
     bits = 4
     group_size = 32
     experts = True
+    adapters = ("lora", "dora")
 
 
 @pytest.mark.long  # the other classes and test_round_trip.py are shorter tests of the same

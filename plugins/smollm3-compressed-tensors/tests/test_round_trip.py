@@ -36,8 +36,10 @@ def saved_in(dtype: str, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [*((scheme, "bfloat16") for scheme in SCHEMES), ("W4A16", "float32"), ("W4A16_ASYM", "float16")],
+)
 def test_it_is_what_the_written_checkpoint_dequantizes_to(
     tmp_path: Path, numpy_format: Any, scheme: str, dtype: str
 ) -> None:
