@@ -54,7 +54,12 @@ class CompressedTensorsQuantizer:
             name=NAME,
             replace=rounding.layer,
             ops=ops_for_layers(CompressedLinear, CompressedLinear.dense, ctx.torch_dtype),
-            identity=(options, rounding.group_size, rounding_dtype(source, ctx, seen_in="float32")),
+            identity=(
+                options,
+                rounding.group_size,
+                str(rounding.scale_dtype),
+                rounding_dtype(source, ctx, seen_in="float32"),
+            ),
             skip_modules=self.options.skip_modules,
             group_size=rounding.group_size,
         )

@@ -54,6 +54,7 @@ def test_it_is_what_the_written_checkpoint_dequantizes_to(
     dense = source.load(dtype=torch.float32)
     trip = quantizer.round_trip(source, ctx)
     names = trip.layers(dense)
+    assert quantizer.round_trip(directory_source(out, ref="written"), ctx).layers(dense) == names  # of a quantized base
     unpacked = numpy_format.weights(out, 8 if scheme == "W8A16" else 4)
     assert len(names) == 14
     assert set(names) == set(unpacked)
