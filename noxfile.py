@@ -19,6 +19,7 @@ nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen 
 nox -s preference_held_out  held-out accuracy of dpo and apo-zero on SmolLM2-135M: docs/preferences.md
 nox -s trl          the examples of docs/python.md, those with trl included
 nox -s gguf         llama.cpp beside transformers: tests, SmolLM2-135M in every type: docs/exporting-gguf.md
+nox -s compressed_tensors  what is written in this format, loaded by the library and plain transformers
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
 nox -s data_memory  memory and time of the data path, up to a million rows
@@ -240,6 +241,14 @@ def gguf(session: nox.Session) -> None:
     env = {"OMP_NUM_THREADS": "1", "SMOLLM3_LLAMA_REQUIRED": "1"}
     session.run(str(python), "-m", "pytest", "-rs", "plugins/smollm3-gguf/tests/llama", env=env, external=True)
     session.run(str(python), "benchmarks/gguf_export.py", *session.posargs, env=dict(os.environ), external=True)
+
+
+@nox.session(venv_backend="venv")
+def compressed_tensors(session: nox.Session) -> None:
+    """The tests with the library compressed-tensors, in an environment of its own, over this one. About a minute."""
+    python = over_this_one(session, "--no-deps", "compressed-tensors", "loguru")
+    tests = "plugins/smollm3-compressed-tensors/tests/test_library.py"
+    session.run(str(python), "-m", "pytest", tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session(venv_backend="venv")

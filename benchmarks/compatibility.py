@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import awq_checkpoint
+import gptq_checkpoint
 from compatibility_page import write_page
-from gptq_checkpoint import write_checkpoint
 
 from smollm3_finetune.compatibility.collect import OWN_FILE, collect
 from smollm3_finetune.compatibility.matrix import Cell, State, table
@@ -36,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = {CORE_DISTRIBUTION, *(p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml"))}
 OPTIONS: dict[str, dict[str, Any]] = {"trainable-tokens": {"token_ids": [3, 5, 7]}}
 """Options of adapters whose defaults do not fit the small model."""
-PREQUANTIZED = ("gptq",)
-"""Quantizers that are measured on an already quantized checkpoint."""
+PREQUANTIZED = {"awq": awq_checkpoint.write_checkpoint, "gptq": gptq_checkpoint.write_checkpoint}
+"""Quantizers that are measured on an already quantized checkpoint, and what writes it."""
 SLACK, FLOOR = 10.0, 1e-5
 """A sampled figure may be at most `SLACK` times the published one; any figure up to `FLOOR` is accepted."""
 SIZES = ("moved", "trained", "quantized")
@@ -64,19 +65,21 @@ def _names(cell: Cell, quantizer: str, adapter: str) -> bool:
 
 
 def pair_of(cell: Cell, work: Path) -> Pair:
-    quantized = cell.quantizer.spec.name in PREQUANTIZED
+    name = cell.quantizer.spec.name
     return Pair(
         quantizer=cell.quantizer,
         adapter=cell.adapter,
         purpose=cell.purpose,
         force=cell.state is State.REFUSED,
         options=OPTIONS.get(cell.adapter.spec.name, {}),
-        model=work / "quantized" if quantized else None,
+        model=work / name if name in PREQUANTIZED else None,
     )
 
 
 def prepare(work: Path) -> None:
-    write_checkpoint(write_small_model(work / "model"), work / "quantized")
+    dense = write_small_model(work / "model")
+    for name, quantize in PREQUANTIZED.items():
+        quantize(dense, work / name)
 
 
 def measure_all(chosen: list[Cell], limit: float, work: Path) -> None:

@@ -1,0 +1,24 @@
+"""The format in NumPy, without any code of the plugin, as a fixture: test modules cannot import each other."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]
+
+
+@pytest.fixture(scope="session")
+def numpy_format() -> ModuleType:
+    """The module `numpy_format` beside this file."""
+    spec = importlib.util.spec_from_file_location("numpy_format", Path(__file__).parent / "numpy_format.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
