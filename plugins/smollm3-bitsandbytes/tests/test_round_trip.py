@@ -114,10 +114,10 @@ def test_eight_bits_are_those_of_bitsandbytes(shape):
 @pytest.mark.parametrize("quantizer", [QUANTIZERS[0], QUANTIZERS[4]])
 def test_experts_are_refused(context, tmp_path, quantizer):
     mixture = mixture_source()
-    with pytest.raises(IncompatibleError, match="transformers reads 'model.layers.0.mlp.experts.*' unquantized"):
+    with pytest.raises(IncompatibleError, match=r"transformers reads 'model\.layers\.0\.mlp\.experts.*' unquantized"):
         quantizer.write(mixture, tmp_path, context(purpose=Purpose.QUANTIZE))
     trip = quantizer.round_trip(mixture, context())
-    with pytest.raises(IncompatibleError, match="a model with experts cannot be trained as bnb-.bit writes it"):
+    with pytest.raises(IncompatibleError, match=r"a model with experts cannot be trained as bnb-.bit writes it"):
         trip.layers(mixture.load(dtype=torch.float32))
     assert not list(tmp_path.iterdir())
 
