@@ -66,7 +66,7 @@ def test_plain_transformers_loads_what_is_written(source, context, ids, tmp_path
     model.train()  # in eval mode, bitsandbytes rounds the activations of an 8-bit layer
     with torch.no_grad():
         found, expected = model(ids).logits, base.model.train()(ids).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - expected).norm() <= (1e-5 if dtype == "float32" else 2e-2) * expected.norm()
 
 
 def test_the_codes_do_not_depend_on_the_dtype_of_the_other_weights(source, context, tmp_path):

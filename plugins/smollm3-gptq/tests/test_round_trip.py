@@ -57,7 +57,7 @@ def same(a, b):
 def dense_model(checkpoint, weights, out, *, change=0.0):
     """Write a dense model with the unquantized tensors of a checkpoint and `weights`, changed as by an adapter."""
     generator = torch.Generator().manual_seed(5)
-    kept = {n: t for n, t in load_file(checkpoint / "model.safetensors").items() if n.endswith(("weight", "bias"))}
+    kept = {n: t for n, t in load_file(checkpoint / "model.safetensors").items() if n.endswith((".weight", ".bias"))}
     changed = {n: w + change * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
     out.mkdir()
     tensors = {**kept, **{f"{n}.weight": w for n, w in changed.items()}}
