@@ -139,7 +139,7 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
-from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker
+from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
     ConfigError,
@@ -233,6 +233,7 @@ __all__ = [
     "check_group_size",
     "check_layerwise",
     "check_patterns",
+    "computes_shipped",
     "converted_source",
     "directory_source",
     "evaluating",

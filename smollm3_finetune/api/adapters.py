@@ -19,13 +19,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from smollm3_finetune.api.capabilities import Purpose
 from smollm3_finetune.api.models import Base, BuildContext, LinearOps
 from smollm3_finetune.api.parameters import restore_parameters, save_parameters
-from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.api.shipping import MergedLayer, computes_shipped
+from smollm3_finetune.errors import ConfigError, IncompatibleError, UnsupportedOp
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -140,15 +142,26 @@ class AdaptedLayers:
         self.enabled = True
         """Whether the parts change outputs: False inside `disabled`."""
         self._places: dict[str, tuple[nn.Module, str]] = {}
+        self._merged: dict[str, list[tuple[str, Callable[[Any, Tensor], Tensor] | None]]] = {}
 
     def add(
-        self, layer: str, name: str, part: nn.Module | nn.Parameter, output: Callable[[Any, Tensor, Tensor], Tensor]
+        self,
+        layer: str,
+        name: str,
+        part: nn.Module | nn.Parameter,
+        output: Callable[[Any, Tensor, Tensor], Tensor],
+        *,
+        merged: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         """Register `part` as the attribute `name` of the layer `layer`, which then returns `output(part, x, y)`.
 
         `x` (…, in) is the layer's input and `y` (…, out) its output, in the dtype of the run; `part` may have another:
         cast `x`, and return a tensor with the shape and dtype of `y`. Parts of one layer are applied in the order in
         which they were added. Raises ValueError if the layer already has an attribute `name`.
+
+        `merged(part, weight)` returns the layer's weight (out, in) with the part merged into it, in the dtype of
+        `weight`, differentiable in the part: bit for bit what `Adapter.merge` writes. An adapter that passes it for
+        each part may declare `ships`, see `merged_layers`.
         """
         from torch import nn
 
@@ -160,10 +173,11 @@ class AdaptedLayers:
         else:
             module.register_parameter(name, part)
         self._places[f"{layer}.{name}"] = (module, name)
+        self._merged.setdefault(layer, []).append((name, merged))
 
         def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
             # the part is looked up in each call: sharding replaces parameters
-            return output(getattr(module, name), args[0], y) if self.enabled else y
+            return output(getattr(module, name), args[0], y) if self.enabled and not computes_shipped(module) else y
 
         module.register_forward_hook(hook)
 
@@ -171,6 +185,31 @@ class AdaptedLayers:
     def parts(self) -> dict[str, Any]:
         """`LAYER.NAME` to part, in the order in which they were added."""
         return {key: getattr(module, name) for key, (module, name) in self._places.items()}
+
+    def merged_layers(self) -> dict[str, MergedLayer]:
+        """The layers with parts, for `train.ship_as`; see `MergingAdapted`.
+
+        Raises UnsupportedOp if a part was added without `merged`.
+        """
+        found: dict[str, MergedLayer] = {}
+        for layer, parts in self._merged.items():
+            module = self.model.get_submodule(layer)
+            for name, merged in parts:
+                if merged is None:
+                    raise UnsupportedOp(
+                        f"the part {name!r} of {layer} was added without `merged`, so its merged weight is not known"
+                    )
+            found[layer] = MergedLayer(module=module, base=module, merged=partial(self._merge, module, parts))
+        return found
+
+    @staticmethod
+    def _merge(
+        module: nn.Module, parts: Sequence[tuple[str, Callable[[Any, Tensor], Tensor] | None]], weight: Tensor
+    ) -> Tensor:
+        for name, merged in parts:
+            assert merged is not None
+            weight = merged(getattr(module, name), weight)
+        return weight
 
     def tensors(self) -> dict[str, Tensor]:
         """What `save` writes and `restored` reads, by name: parameters and persistent buffers of the parts.

@@ -80,3 +80,15 @@ class MergingAdapted(Adapted, Protocol):
         Everything that the adapter changes is among them: it adds nothing elsewhere.
         """
         ...
+
+
+SHIPPED = "_smollm3_shipped"
+"""The attribute of a module whose forward core has replaced for `train.ship_as`."""
+
+
+def computes_shipped(module: nn.Module) -> bool:
+    """Whether `module` now computes with the shipped weight, which includes what the adapter adds to it.
+
+    An adapter that changes outputs by hooks asks it, so that its update is not added twice.
+    """
+    return bool(getattr(vars(module).get(SHIPPED), "active", False))

@@ -7,6 +7,7 @@ from smollm3_finetune.api import (
     AdapterCard,
     AdapterSpec,
     ConfigError,
+    ExporterSpec,
     FormatterSpec,
     LoaderSpec,
     ObjectiveSpec,
@@ -169,4 +170,26 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
             factory="smollm3_finetune.builtin.sft:SupervisedFineTuning",
             api=2,
         )
+    ]
+
+
+@hookimpl
+def smollm3_exporters() -> list[ExporterSpec]:
+    return [
+        ExporterSpec(
+            name="safetensors",
+            same_since="0.1",
+            summary="a dense model that transformers loads, in any dtype and in files of any size",
+            factory="smollm3_finetune.builtin.exporters.safetensors:SafetensorsExporter",
+            options="smollm3_finetune.builtin.options:SafetensorsOptions",
+            api=2,
+        ),
+        ExporterSpec(
+            name="peft",
+            same_since="0.1",
+            summary="the adapter alone, as PEFT loads it",
+            factory="smollm3_finetune.builtin.exporters.peft:PeftExporter",
+            takes="adapter",
+            api=2,
+        ),
     ]

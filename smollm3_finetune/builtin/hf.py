@@ -19,7 +19,11 @@ from smollm3_finetune.paths import user_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DIRECTORY_FLAGS = {Purpose.INFER: "smollm3 generate DIRECTORY", Purpose.MERGE: "smollm3 merge DIRECTORY"}
+DIRECTORY_FLAGS = {
+    Purpose.INFER: "smollm3 generate DIRECTORY",
+    Purpose.MERGE: "smollm3 merge DIRECTORY",
+    Purpose.EXPORT: "smollm3 export DIRECTORY --to NAME",
+}
 """How the commands without `--model` name a directory."""
 ADAPTER_FILES = {"smollm3.json": "model", "adapter_config.json": "base_model_name_or_path"}
 """The files that describe a saved adapter, and their key that names its base."""
@@ -92,6 +96,8 @@ def _with_adapter(directory: Path, ref: str, purpose: Purpose) -> str:
     adapter = f"{shlex.quote(base)} --adapter-path {shlex.quote(ref)}"
     if purpose is Purpose.INFER:
         return f"smollm3 generate {adapter} --prompt TEXT"
+    if purpose is Purpose.EXPORT:
+        return f"smollm3 export {adapter} --to NAME --output DIR"
     command = f"smollm3 merge {adapter} --output DIR"
     return command if purpose is Purpose.MERGE else f"to create a model from it: {command}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from smollm3_finetune.api import option
 
@@ -67,3 +68,13 @@ class TextOptions:
     """Formatter `text`."""
 
     column: str = option("text", "The column that holds the text.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsOptions:
+    """Exporter `safetensors`."""
+
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = option(
+        None, "Dtype of the weights; none: that of the model, float32 for a merged one."
+    )
+    max_shard_size: str = option("5GB", "Largest file, such as 5GB or 500MB; more weights are written to several.")

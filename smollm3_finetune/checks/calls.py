@@ -22,7 +22,7 @@ from smollm3_finetune.api import (
     directory_source,
 )
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LOADER, QUANTIZER
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
@@ -62,7 +62,7 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
 
     if unmet_distributions(component.spec.requires):
         return
-    if component.kind is QUANTIZER and getattr(component.spec, "check", None) is not None:
+    if component.kind in (QUANTIZER, EXPORTER) and getattr(component.spec, "check", None) is not None:
         yield ("check accepts a small model, or refuses it with a hint", _check(component, options),
                "raise IncompatibleError or ConfigError with a hint; return nothing")  # fmt: skip
     if component.kind is LOADER:

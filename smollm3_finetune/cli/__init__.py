@@ -20,6 +20,10 @@ COMMANDS = {
     "chat": ("smollm3_finetune.cli.commands.chat:chat", "Chat with the model of a run, or any other model."),
     "merge": ("smollm3_finetune.cli.commands.merge:merge", "Merge a run's adapter into its base model."),
     "quantize": ("smollm3_finetune.cli.commands.quantize:quantize", "Write a quantized checkpoint of a model."),
+    "export": (
+        "smollm3_finetune.cli.commands.export:export",
+        "Write a run or a model for other software, and verify it.",
+    ),
     "pipeline": (
         "smollm3_finetune.cli.commands.pipeline:pipeline",
         "Train, merge, quantize and evaluate in stages, from one file.",

@@ -27,6 +27,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "epochs": ("train", "epochs"),
     "batch_size": ("train", "batch_size"),
     "learning_rate": ("train", "learning_rate"),
+    "ship_as": ("train", "ship_as"),
     "max_length": ("data", "max_length"),
     "device": ("device",),
     "dtype": ("dtype",),
@@ -126,6 +127,8 @@ def run_options(f: F) -> F:
     f = config_flag("max_steps", "N")(f)
     f = config_flag("output", "DIR")(f)
     f = config_flag("formatter", "NAME")(f)
+    f = click.option("--ship-as-opt", multiple=True, metavar="K=V", help="Set an option of the format of --ship-as.")(f)
+    f = config_flag("ship_as", "NAME")(f)
     for section in ("objective", "adapter", "quant", "loader"):
         word = {"quant": "quantizer"}.get(section, section)
         f = click.option(f"--{section}-opt", multiple=True, metavar="K=V", help=f"Set an option of the {word}.")(f)

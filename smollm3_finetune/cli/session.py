@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
 
 
-OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective"}
+OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective",
+                "ship_as_opt": "train.ship_as"}  # fmt: skip
 
 
 def flag_settings(values: Mapping[str, Any]) -> list[Setting]:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, Env, ObjectiveSpec, Op, Purpose, QuantizerSpec
+from smollm3_finetune.api import AdapterSpec, Env, ExporterSpec, ObjectiveSpec, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, OBJECTIVE, QUANTIZER, Kind
 from smollm3_finetune.components.registry import Registry, attributed_to, known_components
@@ -31,17 +31,17 @@ def environment(device: str, purpose: Purpose) -> Env:
 
 
 def refined(component: SelectedComponent, env: Env) -> Any:
-    """The descriptor of a quantizer, an adapter or an objective for its options on this machine.
+    """The descriptor of a quantizer, an adapter, an objective or an exporter for its options on this machine.
 
     Raises PluginError if `refine` raises or returns something other than a descriptor of the same kind.
     """
-    spec: QuantizerSpec | AdapterSpec | ObjectiveSpec = component.spec
+    spec: QuantizerSpec | AdapterSpec | ObjectiveSpec | ExporterSpec = component.spec
     if spec.refine is None:
         return spec
     if env in component.refined:
         return component.refined[env]
     refine: Any = spec.refine
-    kind = next(k for k in (QuantizerSpec, AdapterSpec, ObjectiveSpec) if isinstance(spec, k))
+    kind = next(k for k in (QuantizerSpec, AdapterSpec, ObjectiveSpec, ExporterSpec) if isinstance(spec, k))
     with attributed_to(component.component, "refine()"):
         answer = component.component.waited(lambda: refine(spec, component.options, env), "refine")
         if not isinstance(answer, kind):

@@ -23,6 +23,8 @@ GIVEN = ("given",)
 """The key that lists the options of components that were set, in a file that has other options too."""
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
+SHIP_AS = ("train", "ship_as")
+"""A component inside a section: a name, or a mapping with a name and options."""
 PATHS = (("data", "path"), ("data", "validation"), ("calibration", "path"))
 """Keys for which text, alone or in a list, means a mapping with only a `path`."""
 
@@ -90,7 +92,7 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
         example = shlex.quote(whole) if path else ("NAME" if section else "train.max_steps")
         raise ConfigError(f"{flag} takes KEY=VALUE, got {text!r}", hint=f"{flag} {example}=VALUE")
     if section is not None:
-        path = (section, *path)
+        path = (*section.split("."), *path)
     if len(path) == 1 and path[0] in COMPONENT_SECTIONS:
         path = (path[0], "name")
     return Setting(key=path, value=parse_value(value), origin=f"{flag} {key.strip()}")
@@ -110,13 +112,16 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
                 before = values.get(setting.key)
                 if before is not None and not same_component(before.value, setting.value):
                     values = {k: v for k, v in values.items() if k[0] != section}
+            if setting.key[:2] == SHIP_AS:
+                values = _without_former_format(values, setting)
         given = {s.key for s in layer}
         if EPOCHS in given and MAX_STEPS not in given:  # max_steps of an earlier layer must not override these epochs
             values.pop(MAX_STEPS, None)
         for setting in layer:
             values[setting.key] = setting
     if GIVEN in values and _are_names(values[GIVEN].value):
-        names = sorted(f"{section}.{name}" for section, found in _given(values).items() for name in found)
+        names = [f"{section}.{name}" for section, found in _given(values).items() for name in found]
+        names = sorted([*names, *(".".join(k) for k, s in values.items() if _is_ship_option(k) and s.given)])
         values[GIVEN] = replace(values[GIVEN], value=names)
     problems: list[SmolLM3Error] = []
     for setting in list(values.values()):
@@ -141,6 +146,8 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
         else:
             top[section] = setting.value
     origins = {".".join(k): s.origin for k, s in values.items()}
+    if (ship := sections[SHIP_AS[0]].get(SHIP_AS[1])) is not None:
+        problems += _settle_format(sections[SHIP_AS[0]], ship, origins)
     config = _checked(top, sections, _given(values), origins, problems)
     raise_all(problems)
     assert config is not None
@@ -149,11 +156,55 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
 
 def _marked(layer: Iterable[Setting]) -> list[Setting]:
     """The settings of a layer. Options of components that its key `given` does not name were not set."""
-    settings = list(layer)
+    settings = [one for setting in layer for one in _expanded(setting)]
     names: Any = next((s.value for s in reversed(settings) if s.key == GIVEN), None)
     if not _are_names(names):
         return settings
-    return [replace(s, given=".".join(s.key[:2]) in names) if _is_option(s.key) else s for s in settings]
+
+    def marked(setting: Setting) -> Setting:
+        name = setting.key[: 3 if _is_ship_option(setting.key) else 2]
+        return replace(setting, given=".".join(name) in names)
+
+    return [marked(s) if _is_option(s.key) or _is_ship_option(s.key) else s for s in settings]
+
+
+def _expanded(setting: Setting) -> list[Setting]:
+    """`train.ship_as` as settings of its name and of its options; every other setting as it is."""
+    if setting.key != SHIP_AS or not isinstance(setting.value, str | Mapping):
+        return [setting]
+    values = {"name": setting.value} if isinstance(setting.value, str) else setting.value
+    return [replace(setting, key=(*SHIP_AS, str(name)), value=value) for name, value in values.items()]
+
+
+def _is_ship_option(key: tuple[str, ...]) -> bool:
+    return len(key) > 2 and key[:2] == SHIP_AS and key[2] != "name"
+
+
+def _without_former_format(values: dict[tuple[str, ...], Setting], setting: Setting) -> dict[tuple[str, ...], Setting]:
+    """The values of earlier settings, without those of another format than the one that `setting` names."""
+    if setting.key == SHIP_AS:  # none
+        return {k: v for k, v in values.items() if k[:2] != SHIP_AS}
+    values = {k: v for k, v in values.items() if k != SHIP_AS}
+    before = values.get((*SHIP_AS, "name"))
+    if setting.key[2:] != ("name",) or before is None or same_component(before.value, setting.value):
+        return values
+    return {k: v for k, v in values.items() if k[:2] != SHIP_AS}
+
+
+def _settle_format(section: dict[str, Any], ship: Any, origins: dict[str, str]) -> list[SmolLM3Error]:
+    """Make `train.ship_as` a name, or a mapping that begins with the name; returns what is wrong with it."""
+    key = ".".join(SHIP_AS)
+    if not isinstance(ship, Mapping):
+        return []
+    first = next((v for k, v in origins.items() if k.startswith(f"{key}.")), key)
+    origins.setdefault(key, origins.get(f"{key}.name", first))
+    name = ship.get("name")
+    if not isinstance(name, str) or not name:
+        del section[SHIP_AS[1]]
+        wrong = "options are given without a name" if name is None else f"the name must be text, got {name!r}"
+        return [ConfigError(f"{without_key(f'{first}: ')}{key}: {wrong}", hint="--ship-as NAME")]
+    section[SHIP_AS[1]] = name if len(ship) == 1 else {"name": name, **{k: v for k, v in ship.items() if k != "name"}}
+    return []
 
 
 def _are_names(value: Any) -> bool:
@@ -169,6 +220,21 @@ def _given(values: Mapping[tuple[str, ...], Setting]) -> dict[str, frozenset[str
 
 def _is_option(key: tuple[str, ...]) -> bool:
     return key[0] in COMPONENT_SECTIONS and len(key) > 1 and key[1] != "name"
+
+
+def ship_config(config: RunConfig) -> ComponentConfig | None:
+    """The format of `train.ship_as` and its options; None if it is not set."""
+    ship = config.train.ship_as
+    if ship is None:
+        return None
+    if isinstance(ship, str):
+        return ComponentConfig(name=ship)
+    prefix = f"{'.'.join(SHIP_AS)}."
+    given = None
+    if config.given is not None:
+        given = frozenset(n.removeprefix(prefix) for n in config.given if n.startswith(prefix))
+    options = {name: value for name, value in ship.items() if name != "name"}
+    return ComponentConfig(name=ship["name"], options=options, given=given)
 
 
 def same_component(one: Any, other: Any) -> bool:
@@ -306,6 +372,8 @@ def _plain_fields() -> Any:
 def set_options(config: RunConfig) -> tuple[str, ...]:
     """The options of components that a user set, such as `quant.bits`, as the key `given` lists them."""
     sections = {name: getattr(config, name).set_options() for name in COMPONENT_SECTIONS}
+    if (ship := ship_config(config)) is not None:
+        sections[".".join(SHIP_AS)] = ship.set_options()
     return tuple(sorted(f"{name}.{option}" for name, options in sections.items() for option in options))
 
 

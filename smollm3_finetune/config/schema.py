@@ -144,6 +144,11 @@ class TrainConfig:
         "For objectives that compare the model with another one, the reference: compute its values in each step, or "
         "once before the first step and store them in the cache, from which other runs take them.",
     )
+    ship_as: str | dict[str, Any] | None = option(
+        None,
+        "Format that the trained model is shipped in: a quantizer or an exporter, by its name, or in YAML a mapping "
+        "with its name and options. Training then computes with the weights that this format will have.",
+    )
     gradient_accumulation: int = option(1, "Forward passes per optimizer step, in each process.", ge=1, le=1_000_000)
     learning_rate: float = option(
         2e-4, "Peak learning rate; the adapter or the built-in model may suggest a different default.", gt=0, le=1000

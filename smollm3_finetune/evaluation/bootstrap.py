@@ -49,8 +49,11 @@ class Interval:
         return None if self.half is None else self.estimate + self.half
 
 
-def interval(changes: Floats, terms: Ints, sources: Ints, *, seed: int) -> Interval:
-    """The interval of `sum(changes) / sum(terms)`. changes, terms and sources (R,), for R rows."""
+def interval(changes: Floats, terms: Ints | Floats, sources: Ints, *, seed: int) -> Interval:
+    """The interval of `sum(changes) / sum(terms)`. changes, terms and sources (R,), for R rows.
+
+    The sum of `terms` must be positive; single ones may be negative, if they are gains and not numbers of terms.
+    """
     total = float(terms.sum())
     estimate = float(changes.sum()) / total
     weights = terms.astype(np.float64)

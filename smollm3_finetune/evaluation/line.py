@@ -86,3 +86,14 @@ def _half(mean: Mapping[str, Any] | None) -> float | None:
 def _with_half(value: float, mean: Mapping[str, Any], digits: int) -> str:
     half = _half(mean)
     return f"{value:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def retained_line(found: Mapping[str, Any]) -> str:
+    """The `as_json` of a retained share: `0.93 of the gain (95 % interval 0.88 to 0.98; …)`, or `not known: …`."""
+    if found["share"] is None:
+        return f"not known: {found['reason']}"
+    around = "no interval" if found["low"] is None else f"95 % interval {found['low']:.2f} to {found['high']:.2f}"
+    return (
+        f"{found['share']:.2f} of the gain ({around}; held-out loss {found['base']:.3f} base, {found['adapter']:.3f} "
+        f"adapter, {found['shipped']:.3f} shipped; {found['rows']} rows)"
+    )

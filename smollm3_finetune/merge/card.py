@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_finetune.evaluation.line import retained_line
 from smollm3_finetune.model.adapter_card import StatedTraining
 from smollm3_finetune.model_files.card_mark import marked
 from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, usage, with_options
@@ -56,6 +57,13 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
             "",
             f"Perplexity on {found['tokens']:,} tokens of {found['row_count']} rows ({found['rows']}): {before} for "
             f"the merged model, {after} for the quantized checkpoint; {found['meaning']}.",
+            *retained_sentence(again.get("retained")),
+        ]
+    if (shipped := about.get("shipped")) is not None:
+        lines += [
+            "",
+            f"The adapter was trained with `train.ship_as: {shipped['format']}`. The weights of "
+            f"{shipped['layers']} layers ({shipped['compared']}) equal those that training computed with, bit for bit.",
         ]
     if about["forced"]:
         lines += ["", f"**Kept with `--force` although the merge check failed:** {about['fault']}."]
@@ -63,6 +71,11 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
     if training is not None and training.section:
         lines += ["", training.section]
     return marked("\n".join(lines) + "\n")
+
+
+def retained_sentence(found: Mapping[str, Any] | None) -> list[str]:
+    """The paragraph of a card about the share of what was learned that a model keeps; empty without figures."""
+    return [] if found is None else ["", f"Kept of what was learned: {retained_line(found)}."]
 
 
 def _perplexity(value: float | None) -> str:

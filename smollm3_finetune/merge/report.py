@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.evaluation.row_losses import Loss
+from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.files.json import write_json
 from smollm3_finetune.merge.card import card
 from smollm3_finetune.merge.gate import Figures, Limits, fault
@@ -72,8 +72,12 @@ class Merged:
     logits: Sequence[Tensor]
     """The logits of the reloaded model, (T, V) for each row of T ids."""
     predicted: PredictedRows
-    loss: Loss
-    """The loss of the reloaded model on `predicted`; without terms if no checkpoint is compared with it."""
+    losses: RowLosses | None = None
+    """Of the reloaded model on `predicted`; None if nothing is compared with it."""
+    base_losses: RowLosses | None = None
+    """Of the base, if the rows show what training gained; None if nothing is compared."""
+    shipped: Mapping[str, Any] | None = None
+    """What was compared with the weights of training, if the run was trained with `train.ship_as`."""
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path, adapter: Path) -> None:
@@ -124,6 +128,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "forced": wrong is not None and settings.force,
         "warnings": warnings,
         "requantized": None,
+        "shipped": merged.shipped,
         "versions": versions,
         **({} if settings.pipeline is None else {"pipeline": dict(settings.pipeline)}),
     }

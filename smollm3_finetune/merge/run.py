@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, ModelSource, Quantizer, UnsupportedOp
+from smollm3_finetune.api import Adapter, ModelSource, Op, Purpose, Quantizer, UnsupportedOp
+from smollm3_finetune.components.negotiation import environment, provided
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
-from smollm3_finetune.evaluation.row_losses import Loss
+from smollm3_finetune.evaluation.retained import Retained, retained, retained_warning, ship_as_line, unknown
+from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
 from smollm3_finetune.merge.prediction import PredictedRows, fixed_texts, predictions
 from smollm3_finetune.merge.report import (
@@ -27,6 +29,7 @@ from smollm3_finetune.merge.report import (
     merge_report,
     publish_merge,
 )
+from smollm3_finetune.merge.shipped import ShippedMerge
 from smollm3_finetune.merge.tensors import (
     check_finite,
     check_reloaded,
@@ -95,6 +98,8 @@ def merge(
     for flag, directory in directories.items():
         check_vacant(flag, directory)
     dtype = saved_dtype(settings.dtype, plan.source.config)
+    if (shipped := ShippedMerge.of(plan)) is not None:
+        _check_ship_dtype(shipped, requantizer, dtype)
     quantizer, adapter = parts(plan)
     assert adapter is not None
     known = count_parameters(plan.source.config)
@@ -104,7 +109,7 @@ def merge(
         for directory in directories.values():
             held.enter_context(claimed(directory))
         dense_directory = settings.keep_dense or settings.output
-        merged = _merge_and_reload(
+        merged = merge_and_reload(
             plan,
             settings,
             dtype,
@@ -115,15 +120,12 @@ def merge(
             predict=requantizer is not None,
         )
         about = merge_report(plan, dtype, merged, settings)
-        if about["fault"] is not None and not settings.force:
-            if merged.tie_changed:
-                raise ModelError(
-                    f"the merge was refused and nothing was kept: {about['fault']}; the adapter changes the "
-                    "embeddings, which the base ties to its head",
-                    hint="to write embeddings and head as two matrices: --untie",
-                )
-            raise ModelError(
-                f"the merge was refused and nothing was kept: {about['fault']}",
+        if shipped is not None and requantizer is None and (line := shipped.warning(dtype)) is not None:
+            about["warnings"].append(line)
+        if not settings.force:
+            check_merge(
+                about,
+                merged,
                 hint="to round less: --dtype float32; to raise the limit: --max-drift X; to keep it anyway: --force",
             )
         if requantizer is None:
@@ -134,12 +136,26 @@ def merge(
         "output": str(settings.output),
         "dense": str(settings.keep_dense) if settings.keep_dense else None,
         "device": plan.context.device,
+        "remedy": None,
         **about,
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def _merge_and_reload(
+def check_merge(about: dict[str, Any], merged: Merged, *, hint: str) -> None:
+    """Raises ModelError, with `hint`, if the `merge_report` of a merge states a fault."""
+    if about["fault"] is None:
+        return
+    if merged.tie_changed:
+        raise ModelError(
+            f"the merge was refused and nothing was kept: {about['fault']}; the adapter changes the embeddings, which "
+            "the base ties to its head",
+            hint="to write embeddings and head as two matrices: --untie",
+        )
+    raise ModelError(f"the merge was refused and nothing was kept: {about['fault']}", hint=hint)
+
+
+def merge_and_reload(
     plan: ModelPlan,
     settings: MergeSettings,
     dtype: str,
@@ -152,14 +168,17 @@ def _merge_and_reload(
 ) -> Merged:
     """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time.
 
-    The loss on the `predicted` rows, by default fixed texts, is measured only if `predict`.
+    The losses on the `predicted` rows, by default fixed texts, are measured only if `predict`.
     """
     import torch
 
     assert plan.saved is not None
     assert plan.adapter is not None
+    shipped = ShippedMerge.of(plan)
+    plan = plan if shipped is None else shipped.plan
     context, task = plan.context, plan.context.progress.task
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
+    exact = exact if shipped is None else shipped.record.merged_in
     computed = finest(context.dtype, dtype)
     with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
         base = load_base(plan.quantizer, quantizer, plan.source, context)
@@ -176,6 +195,8 @@ def _merge_and_reload(
         rows = fixed_rows(tokenizer, _vocabulary(base.model))
         predicted = predicted or fixed_texts(tokenizer, _vocabulary(base.model))
         alone = logits_of_rows(base.model, rows)
+        learned = predict and predicted.not_learned is None
+        base_losses = predicted.base_losses(base.model) if learned else None
         rounded_drift = None
         if coarsest(exact, dtype) != exact:
             rounded: Any = dense_copy(base, getattr(torch, dtype)).to(getattr(torch, computed))
@@ -187,6 +208,10 @@ def _merge_and_reload(
     with task(f"measuring {plan.adapter.component.title} on the base"):
         adapted = restored(plan, adapter, base)
         reference = logits_of_rows(adapted.model, rows)
+        if own_base is False:
+            shipped = None  # the grids are those of another base
+        if shipped is not None:
+            shipped.check_restored(base, adapted)
         del adapted, base
         free_memory()
     with task("merging and saving"):
@@ -210,12 +235,16 @@ def _merge_and_reload(
         del model, dense
         free_memory()
     with task("reloading and comparing"):
-        reloaded = _reload(plan, plan.source.at(out), computed)
+        reloaded = reload_merged(plan, plan.source.at(out), computed)
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
-        loss = predicted.loss(reloaded) if predict else Loss()
+        losses = predicted.losses(reloaded) if predict else None
+        compared = None if shipped is None else shipped.check_merged(reloaded, dtype)
         del reloaded
         free_memory()
+        if compared is not None and shipped is not None:
+            compared = shipped.check_loaded(plan.source.at(out)) or compared
+            free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
         moved=drift(reference, alone),
@@ -236,11 +265,30 @@ def _merge_and_reload(
         rows=rows,
         logits=found,
         predicted=predicted,
-        loss=loss,
+        losses=losses,
+        base_losses=base_losses,
+        shipped=compared,
     )
 
 
-def _reload(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTrainedModel:
+def _check_ship_dtype(shipped: ShippedMerge, requantizer: Requantizer | None, dtype: str) -> None:
+    """Raises ConfigError if the format would be written from weights in another dtype than in training."""
+    if requantizer is not None and requantizer.ship is not None and dtype != shipped.record.ship_dtype:
+        raise ConfigError(
+            f"--dtype {dtype}: the run was trained for a checkpoint that is written from weights in "
+            f"{shipped.record.ship_dtype}",
+            hint="omit --dtype",
+        )
+
+
+def retained_by(merged: Merged, shipped: RowLosses) -> Retained:
+    """The share of what was learned that a model keeps which was written from the merged one."""
+    if merged.base_losses is None or merged.losses is None:
+        return unknown(merged.predicted.not_learned or "the losses were not measured")
+    return retained(merged.base_losses, merged.losses, shipped)
+
+
+def reload_merged(plan: ModelPlan, source: ModelSource, dtype: str) -> PreTrainedModel:
     """The saved model, loaded with the plan's loader; its tokenizer is loaded as a check."""
     import torch
 
@@ -275,26 +323,38 @@ def _requantize(
     out = held.enter_context(partial(settings.output, left))
     title = requantizer.choice.component.title
     with context.progress.task(f"quantizing the merged model with {title}"):
+        if merged.own_base is False:
+            requantizer = replace(requantizer, ship=None)
         requantizer.write(plan.source.at(path), out, context, calibration)
+    compared = merged.shipped
     with context.progress.task("reloading the checkpoint and comparing"):
         checkpoint = plan.source.at(out)
         model = requantizer.load(checkpoint, replace(context, dtype=merged.computed))
         measured = drift(logits_of_rows(model, merged.rows), merged.logits)
-        predicted = predictions(merged.predicted, merged.loss, merged.predicted.loss(model))
+        losses = merged.predicted.losses(model)
+        assert merged.losses is not None
+        predicted = predictions(merged.predicted, merged.losses.loss, losses.loss)
+        kept = retained_by(merged, losses)
         del model
         free_memory()
+        if requantizer.ship is not None and (gate := ShippedMerge.of(plan)) is not None:
+            compared = gate.checkpoint(requantizer.load_base(checkpoint, replace(context, dtype="float32")))
+            free_memory()
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,
         "options": choice.changed_options(),
         "drift": finite_or_none(measured),
         "predictions": predicted,
+        "retained": kept.as_json(),
     }
     versions = {**about["versions"], choice.component.distribution: choice.component.version}
-    warnings = [*about["warnings"], *filter(None, [predicted["warning"]])]
-    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings}
+    warnings = [*about["warnings"], *filter(None, [predicted["warning"], retained_warning(kept)])]
+    about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings, "shipped": compared}
     publish_merge(about, out, settings.output, plan.saved.path)
-    return about
+    ships = Op.ROUND_TRIP in provided(choice, environment(context.device, Purpose.TRAIN))[0]
+    again = ship_as_line(plan.saved.path, choice.component.spec.name, choice.changed_options())
+    return {**about, "remedy": again if ships and not kept.enough else None}
 
 
 def _vocabulary(model: Any) -> int:

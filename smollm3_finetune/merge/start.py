@@ -61,7 +61,14 @@ def plan_merge(
     if requantize is None or requantize.name is None:
         return PlannedMerge(plan=plan, settings=settings)
     options: Mapping[str, Any] = requantize.options
-    requantizer = choose_requantizer(registry, requantize.name, options, context.device, has_rows=run is not None)
+    requantizer = choose_requantizer(
+        registry, requantize.name, options, context.device, has_rows=run is not None, ship=plan.ship
+    )
+    if plan.ship is not None and requantizer.ship is None:
+        progress.say(
+            f"the run was trained to be shipped as {plan.ship.title()}, not as this checkpoint: "
+            f"{plan.ship.writes_with()}"
+        )
     if run is None or loaded is None:
         return PlannedMerge(plan=plan, settings=settings, requantizer=requantizer)
     for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
@@ -71,7 +78,7 @@ def plan_merge(
         settings=settings,
         requantizer=requantizer,
         calibration=_calibration(registry, loaded, plan) if requantizer.needs_calibration else None,
-        held_out=held_out_rows(registry, loaded, plan),
+        held_out=held_out_rows(registry, loaded, plan, run),
     )
 
 

@@ -51,6 +51,7 @@ from smollm3_finetune.model.start_from import Stage
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.shipping.install import install
 
 if TYPE_CHECKING:
     import torch
@@ -199,6 +200,7 @@ def load_model(
     seed: int = 0,
     calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
     total_steps: int | None = None,
+    ship_as: str | Mapping[str, Any] | None = None,
     check_base: bool = True,
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -214,7 +216,9 @@ def load_model(
     the quantizer that recognizes the checkpoint is used, else none. Without `adapter`, nothing is attached, unless
     `adapter_path` holds a saved adapter: it is restored on its base, or on any base with `check_base=False`.
     `calibration` returns token ids, for quantizers that need them; `total_steps` is the number of optimizer steps of
-    the whole run, for adapters with a schedule. `plugins` are files or modules, as `-p` takes them.
+    the whole run, for adapters with a schedule. `ship_as` names the format that the model is trained for, as the key
+    `train.ship_as`; an adapter that was trained for one names it itself. `plugins` are files or modules, as `-p` takes
+    them.
 
     Raises a `SmolLM3Error` before any weights are read if an argument, a name, an option, a pair, a package or the
     device is wrong.
@@ -244,6 +248,7 @@ def load_model(
         adapter=component("adapter", adapter, adapter_options) if adapter is not None else None,
         adapter_path=path,
         purpose=reason,
+        ship_as=component("ship_as", ship_as, None) if ship_as is not None else None,
     )
     if (request.adapter is None or request.adapter.name is None) and (adapter is not None or adapter_options):
         raise ConfigError("adapter: options are given without a name", hint='adapter={"name": "NAME"}')
@@ -286,10 +291,30 @@ def compose(
         with attributed_to(plan.adapter.component), seeded(plan.context.seed, plan.context.device):
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.component.check_methods(adapted, ADAPTED, "attach()")
-            return LoadedModel(plan=plan, base=base, adapted=adapted, dropout=dropout)
+        return LoadedModel(plan=plan, base=base, adapted=as_shipped(plan, base, adapted), dropout=dropout)
     if check_base:
         check_fingerprint(plan, base)
-    return LoadedModel(plan=plan, base=base, adapted=restored(plan, adapter, base, total_steps), dropout=dropout)
+    adapted = restored(plan, adapter, base, total_steps)
+    return LoadedModel(plan=plan, base=base, adapted=as_shipped(plan, base, adapted), dropout=dropout)
+
+
+def as_shipped(plan: ModelPlan, base: Base, adapted: Adapted) -> Adapted:
+    """The adapted model, computing with the weights of the format that it is trained for; unchanged without one.
+
+    On another base than its own, an adapter computes as usual: the grids of the format are those of its own base.
+    """
+    if plan.ship is None:
+        return adapted
+    assert plan.adapter is not None
+    known = plan.saved.base_fingerprint if plan.saved is not None else None
+    if plan.ship.record is not None and known is not None and known != base.fingerprint:
+        plan.context.progress.say(
+            f"the adapter was trained to be shipped as {plan.ship.title()}, but on another base: its weights are not "
+            "rounded"
+        )
+        return adapted
+    plan.adapter.component.check_methods(adapted, ("merged_layers",), "its adapted model")
+    return install(base, adapted, plan.ship, plan.source, plan.context)
 
 
 def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSource, context: BuildContext) -> Base:

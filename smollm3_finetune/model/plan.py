@@ -38,6 +38,17 @@ from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model.start_from import StartFrom
 from smollm3_finetune.model_files.loading import load_tokenizer
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.shipping.record import Record
+from smollm3_finetune.shipping.target import (
+    KEY,
+    ShipPlan,
+    adapter_problem,
+    check_source,
+    format_problems,
+    recorded_format,
+    same_format,
+    select_format,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +70,8 @@ class ModelRequest:
     adapter_path: Path | None = None
     """A saved adapter to restore."""
     purpose: Purpose = Purpose.INFER
+    ship_as: ComponentConfig | None = None
+    """The format to train for. A saved adapter that is not trained further names its own."""
     compared: bool = False
     """Whether the versions that made the saved adapter were compared already, as for a resumed run."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +89,8 @@ class ModelPlan:
     adapter: SelectedComponent | None
     saved: SavedAdapter | None
     context: BuildContext
+    ship: ShipPlan | None = None
+    """The format that the model is trained for, or was trained for; None: the model computes as usual."""
     earlier: StartFrom | None = None
     """The adapter that the run started from, trained further or merged into the base; None if there is none."""
 
@@ -236,6 +251,7 @@ class SelectedModel:
     quantizer: SelectedComponent | None
     """None: the request names none, and the checkpoint decides."""
     adapter: SelectedComponent | None
+    ship: ShipPlan | None = None
     notices: Sequence[str] = ()
     """Lines about versions that differ from those of the saved adapter."""
 
@@ -256,12 +272,40 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     if request.quant.name is not None:
         name = request.quant.name
         quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
+    ship = collect.run(lambda: _select_ship(registry, request, saved))
     collect.finish()
     assert loader is not None
     notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
     return SelectedModel(
-        request=request, saved=saved, loader=loader, quantizer=quantizer, adapter=adapter, notices=notices
+        request=request,
+        saved=saved,
+        loader=loader,
+        quantizer=quantizer,
+        adapter=adapter,
+        ship=ship,
+        notices=notices,
     )
+
+
+def _select_ship(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> ShipPlan | None:
+    """The format that a model is trained for, with the grids of the saved adapter if it was trained for the same.
+
+    An adapter that is used, not trained, names its own format.
+    """
+    record = Record.read(saved.path) if saved is not None else None
+    if request.purpose is Purpose.TRAIN or request.ship_as is not None:
+        if request.ship_as is None:
+            return None
+        chosen = select_format(registry, request.ship_as, request.origins)
+        if record is not None and saved is not None and same_format(chosen, record):
+            return ShipPlan(chosen=chosen, saved=saved.path, record=record)
+        return ShipPlan(chosen=chosen)
+    if record is None or saved is None:
+        return None
+    chosen = recorded_format(registry, record, saved.path)
+    if not request.compared:
+        compare_recorded(record.versions, [chosen.component], f"the adapter {saved.path}")
+    return ShipPlan(chosen=chosen, saved=saved.path, record=record)
 
 
 def plan_model(
@@ -283,6 +327,12 @@ def plan_model(
     if selected.quantizer is not None and adapter is not None:
         problem = pair_problem(registry, selected.quantizer, adapter, env)
         collect.problems += [problem] if problem is not None else []
+    if (ship := selected.ship) is not None:
+        if adapter is None:
+            raise ConfigError(f"{KEY} needs an adapter", hint="--adapter lora")
+        collect.problems += format_problems(registry, ship.chosen, context.device)
+        unsuited = adapter_problem(registry, ship.chosen, adapter, env)
+        collect.problems += [unsuited] if unsuited is not None else []
     if source is None:
         opened = collect.run(lambda: open_source(selected.loader, request.ref, context))
         collect.finish()
@@ -307,6 +357,8 @@ def plan_model(
     if (check := getattr(quantizer.spec, "check", None)) is not None:
         with attributed_to(quantizer.component, "check()"):
             quantizer.component.waited(lambda: check(quantizer.options, source), "check")
+    if ship is not None and ship.record is None:  # otherwise it was asked when the run was planned
+        check_source(ship.chosen, source)
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):
         bare = (named or "").rpartition(":")[2]
         if choice is not None and bare in choice.component.spec.aliases:
@@ -321,6 +373,7 @@ def plan_model(
         adapter=adapter,
         saved=saved,
         context=context,
+        ship=ship,
     )
 
 

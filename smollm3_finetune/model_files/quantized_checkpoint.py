@@ -51,6 +51,14 @@ def write_quantized(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_shards(directory: Path, tensors: Iterator[tuple[str, Tensor]], size: int) -> None:
+    """Write tensors into safetensors files of at most `size` bytes, named as transformers names them.
+
+    The tensors are taken one by one, in their order; memory holds at most one file.
+    """
+    _Shards(directory, size).write(tensors)
+
+
 def _ordered(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a mapping by name; those of an iterable in its order."""
     if isinstance(tensors, Mapping):

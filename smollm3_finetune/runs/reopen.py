@@ -82,7 +82,12 @@ def trained_mode(run: RunDir, default: bool | None, hint: str) -> bool | None:
     return trained if isinstance(trained, bool) else default
 
 
-REQUIRED = {"eval": "--data FILE.jsonl", "generate": "--prompt TEXT", "merge": "--output DIR"}
+REQUIRED = {
+    "eval": "--data FILE.jsonl",
+    "export": "--to NAME --output DIR",
+    "generate": "--prompt TEXT",
+    "merge": "--output DIR",
+}
 """The option that each command requires for a model that is not a run."""
 FIXED_BY_RUN = ("loader", "quant", "adapter", "adapter_path", "quant_opt")
 """Command-line options that a run has already decided."""

@@ -29,6 +29,7 @@ from smollm3_finetune.testing.small import small_source, write_small_model
 if TYPE_CHECKING:
     from smollm3_finetune.testing.adapters import AdapterConformance
     from smollm3_finetune.testing.evaluators import EvaluatorConformance
+    from smollm3_finetune.testing.exporters import ExporterConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
     from smollm3_finetune.testing.quantizers import QuantizerConformance
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 HEAVY = {
     "AdapterConformance": "adapters",
     "EvaluatorConformance": "evaluators",
+    "ExporterConformance": "exporters",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
     "QuantizerConformance": "quantizers",
@@ -57,6 +59,7 @@ __all__ = [
     "Cache",
     "Comparison",
     "EvaluatorConformance",
+    "ExporterConformance",
     "FormatterConformance",
     "LoaderConformance",
     "ObjectiveConformance",

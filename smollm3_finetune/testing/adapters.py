@@ -22,8 +22,9 @@ from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.model.compare import apart, cross_entropy, descend, gradients, logits, push, relative_error
 from smollm3_finetune.testing.caching import check_generation, check_one_by_one
-from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, skip
+from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
+from smollm3_finetune.testing.merged_layers import MergedLayerTests
 from smollm3_finetune.testing.small import token_ids
 from smollm3_finetune.testing.stub import stub_base, stub_dense
 
@@ -41,7 +42,7 @@ MOVED = 1e-4
 """How far noise in the trained parameters must move the logits, so that the comparisons can fail."""
 
 
-class AdapterConformance(Conformance):
+class AdapterConformance(MergedLayerTests):
     """Subclass it and name the adapter; the tests that apply to its declared traits are inherited."""
 
     kind = ADAPTER

@@ -87,7 +87,11 @@ class QuantizerCase(Conformance):
         return _dense_models[key]
 
     def declared(self) -> frozenset[Op]:
-        """The operations that the descriptor declares, with these options on this device."""
+        """The operations of layers that the descriptor declares, with these options on this device."""
+        return self.provided() - {Op.ROUND_TRIP}
+
+    def provided(self) -> frozenset[Op]:
+        """Everything that the descriptor declares, with these options on this device."""
         return provided(self.choose(), environment(self.device, Purpose.TRAIN))[0]
 
     def layers(self, base: Base, dense: PreTrainedModel) -> list[Layer]:

@@ -11,13 +11,15 @@ class TestMine(QuantizerConformance):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smollm3_finetune.api import CheckpointQuantizer, Op, Purpose, directory_source
+from smollm3_finetune.api import BuildContext, CheckpointQuantizer, ModelSource, Op, Purpose, directory_source
 from smollm3_finetune.model.compare import apart, logits, rounded
+from smollm3_finetune.shipping.gate import of_base
 from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.experts import ExpertTests
@@ -27,6 +29,7 @@ from smollm3_finetune.testing.parts import context
 from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
 from smollm3_finetune.testing.quantizer_training import TrainingTests
 from smollm3_finetune.testing.refusals import RefusalTests
+from smollm3_finetune.testing.round_trips import RoundTripTests, Written
 
 NONSENSE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -37,8 +40,23 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests):
+class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
+
+    def has_round_trip(self) -> bool:
+        return Op.ROUND_TRIP in self.provided()
+
+    def trained_source(self, tmp_path: Path) -> ModelSource:
+        return self.dense_source(tmp_path)
+
+    def written_weights(self, source: ModelSource, tmp_path: Path, context: BuildContext) -> Written:
+        made, written = self.choose().create(), source
+        if isinstance(made, CheckpointQuantizer):
+            out = tmp_path / "written"
+            out.mkdir()
+            made.write(source, out, replace(context, purpose=Purpose.QUANTIZE))
+            written = source.at(out)
+        return of_base(made.load(written, replace(context, purpose=Purpose.INFER, grids=None)))
 
     def test_all_parameters_are_frozen_and_on_the_device(self, tmp_path: Path) -> None:
         base = self.load(tmp_path)

@@ -14,7 +14,7 @@ from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECT
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import LoadedConfig, set_options
+from smollm3_finetune.config.load import SHIP_AS, LoadedConfig, plain, set_options, ship_config
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.plan import select_rows
@@ -38,6 +38,7 @@ from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.early import check_options
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
+from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
 from smollm3_finetune.train.trackers import check_trackers
 
@@ -143,6 +144,7 @@ def plan_run(
         adapter=adapter,
         adapter_path=start.saved.path if start is not None and further else checkpoint,
         purpose=Purpose.TRAIN,
+        ship_as=ship_config(config),
         compared=not further,  # those of a resumed run are compared with the versions of the run, by the caller
         origins=loaded.origins,
     )
@@ -179,6 +181,7 @@ def plan_run(
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
     check_sharding()
+    check_shipping(model, settled.config.train, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
     resolved = _resolved(settled.config, model, objective, rows, calibration)
     return RunPlan(
@@ -239,6 +242,10 @@ def _resolved(
         "device": repeatable(model.context.device),
         "dtype": model.context.dtype,
     }
+    if model.ship is not None:
+        ship = model.ship.config()
+        changes["train"] = replace(config.train, ship_as={"name": ship.name, **plain(ship.options)})
+        changes["given"] = tuple(f"{'.'.join(SHIP_AS)}.{name}" for name in ship.set_options())
     resolved = replace(config, **changes)
     return replace(resolved, given=set_options(resolved))
 

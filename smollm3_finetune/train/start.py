@@ -77,6 +77,7 @@ class PlannedRun:
             "rows": rows,
             "reference": self.plan.reference.kind,
             "reference_line": self.plan.reference.line(),
+            "ship_as": None if self.plan.model.ship is None else self.plan.model.ship.about(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
         }

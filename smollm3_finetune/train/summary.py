@@ -14,6 +14,16 @@ from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import start_lines
 
 
+def ship_lines(plan: RunPlan) -> list[str]:
+    """What the run trains for; empty if that is not a format."""
+    ship = plan.model.ship
+    if ship is None:
+        return []
+    grids = "" if ship.record is None else ", with the grids of the adapter that it starts from"
+    kind = ship.chosen.component.kind.name
+    return [f"ship as  {kind} {ship.title()}: training computes with its weights{grids}"]
+
+
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
     """The model, the rows and the steps of a run, in a few lines."""
     model = plan.model
@@ -51,6 +61,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         (
             f"model    {model.ref} ({model.loader.component.title}), {model.context.device}, {model.context.dtype}",
             f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
+            *ship_lines(plan),
             *start_lines(plan, run),
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",

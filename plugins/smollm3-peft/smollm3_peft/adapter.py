@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from smollm3_finetune.api import (
     AdapterSpec,
     Base,
     BuildContext,
+    MergedLayer,
     ModelError,
     Purpose,
     UnsupportedOp,
@@ -25,7 +26,7 @@ from smollm3_finetune.api import (
     read_json,
     stack_ops_for,
 )
-from smollm3_peft import peft_config, peft_patches, ties
+from smollm3_peft import merged, peft_config, peft_patches, ties
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
 from smollm3_peft.options import MethodOptions
@@ -78,6 +79,14 @@ class PeftAdapted:
             yield
         finally:
             _copy_all((parameter, value) for (parameter, _), value in zip(self._biases, trained, strict=True))
+
+    def merged_layers(self) -> Mapping[str, MergedLayer]:
+        """The adapted layers, each with the weight that `merge` gives it.
+
+        Raises:
+            IncompatibleError: if the adapter changes something other than the weights of linear layers.
+        """
+        return merged.layers(self.model, self._spec.name)
 
     def on_step(self, step: int) -> None:
         """Do nothing: most methods have no schedule."""

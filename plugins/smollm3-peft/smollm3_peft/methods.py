@@ -76,6 +76,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
 
 def refine_lora(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
     """PiSSA and OLoRA move part of the base into the adapter; MiCA reads it; a random B changes the output."""
+    spec = dataclasses.replace(spec, ships=_ships(options))
     if options.init in ("pissa", "olora"):
         return dataclasses.replace(spec, needs=WRITES, disables=False)
     if options.init == "mica":
@@ -83,6 +84,21 @@ def refine_lora(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
     if options.init == "random":
         return dataclasses.replace(spec, identity_at_start=False)
     return spec
+
+
+def refine_dora(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
+    """Whether the merged weights are all that the adapter changes."""
+    return dataclasses.replace(spec, ships=_ships(options))
+
+
+def _ships(options: Any) -> bool:
+    """Whether an adapter of the LoRA family changes only weights of linear layers, by PEFT's plain arithmetic.
+
+    An input that is dropped has no counterpart in a merged weight.
+    """
+    more = (options.modules_to_save, getattr(options, "target_parameters", ()))
+    plain = options.init in ("default", "gaussian", "orthogonal", "random")
+    return plain and not options.dropout and options.bias == "none" and not any(more)
 
 
 def refine_zeros(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
@@ -103,13 +119,16 @@ METHODS: tuple[AdapterSpec, ...] = (
         "options:LoraOptions",
         refine=refine_lora,
         training_options=("dropout",),
+        ships=True,
     ),
     _spec(
         "dora",
         "DoRA: LoRA with a learned magnitude of each output",
         "options:DoraOptions",
         READS,
+        refine=refine_dora,
         training_options=("dropout",),
+        ships=True,
     ),
     _spec(
         "rslora",
@@ -117,6 +136,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         "options:RsLoraOptions",
         refine=refine_lora,
         training_options=("dropout",),
+        ships=True,
     ),
     _spec(
         "adalora",

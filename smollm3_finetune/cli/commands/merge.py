@@ -129,6 +129,8 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     report = planned.merge()
     for warning in report["warnings"]:
         say_warning(warning)
+    if report["remedy"]:
+        click.echo(f"  hint: {report['remedy']}", err=True)
     if report["forced"]:
         say_warning(f"kept because of --force: {report['fault']}")
     return json.dumps(report, ensure_ascii=False) if as_json else shown_merge(report, values["plugin"])

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from smollm3_finetune.evaluation.line import retained_line
 from smollm3_finetune.paths import plugin_flags
 
 
@@ -38,9 +39,13 @@ def shown_merge(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
             f"perplexity     {before} merged, {after} quantized, on {found['tokens']:,} tokens of {found['row_count']} "
             f"rows ({found['rows']})",
             f"               {found['meaning']}",
+            f"retained       {retained_line(requantized['retained'])}",
         ]
         if report["dense"]:
             lines.append(f"dense          {report['dense']} ({report['parameters']:,} parameters, {report['dtype']})")
+    if (shipped := report.get("shipped")) is not None:
+        compared = f"{shipped['layers']} layers ({shipped['compared']})"
+        lines.append(f"shipped        {compared} equal the weights of training bit for bit")
     flags = plugin_flags(plugins) if requantized is not None else ""
     shape = f"{report['parameters']:,} parameters, {requantized['quantizer'] if requantized else report['dtype']}"
     lines += [

@@ -51,8 +51,9 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
 def _start(planned: PlannedRun) -> list[str]:
     """What the run starts from, and the base that it makes."""
     from smollm3_finetune.train.provenance import start_lines
+    from smollm3_finetune.train.summary import ship_lines
 
-    return start_lines(planned.plan, planned.run)
+    return [*ship_lines(planned.plan), *start_lines(planned.plan, planned.run)]
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:

@@ -1,0 +1,103 @@
+"""Exporter `peft`: the adapter alone, in the files that PEFT reads. The base is not needed, and nothing is merged."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smollm3_finetune.api import (
+    BuildContext,
+    Check,
+    Exported,
+    IncompatibleError,
+    ModelError,
+    NoOptions,
+    open_tensors,
+    read_json,
+)
+from smollm3_finetune.builtin.exporters.safetensors import equal, named
+from smollm3_finetune.model_files.writing import copy_rest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+class PeftExporter:
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def write(self, subject: Exported, out: Path, ctx: BuildContext) -> None:
+        adapter = _adapter(subject)
+        if not (adapter / WEIGHTS).is_file() or not _peft_type(adapter):
+            raise IncompatibleError(
+                f"the adapter in {adapter} is not saved in PEFT's format: it needs {CONFIG} with a peft_type, and "
+                f"{WEIGHTS}",
+                hint="export the merged model instead: --to safetensors",
+            )
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(adapter / name, out / name)
+        copy_rest(adapter, out, ctx.progress.say)
+
+    def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
+        return [_weights(subject, out), _config(subject, out), _loads(out)]
+
+    def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> PreTrainedModel | None:
+        return None  # an adapter alone is not a model
+
+
+def _adapter(subject: Exported) -> Path:
+    assert subject.adapter is not None, "an exporter that takes an adapter gets one"
+    return subject.adapter
+
+
+def _peft_type(adapter: Path) -> str | None:
+    """The method that the config of a saved adapter states."""
+    if not (adapter / CONFIG).is_file():
+        return None
+    stated = read_json(adapter / CONFIG).get("peft_type")
+    return stated if isinstance(stated, str) else None
+
+
+def _weights(subject: Exported, out: Path) -> Check:
+    """Every tensor of the adapter is there, bit for bit."""
+    try:
+        with open_tensors(_adapter(subject) / WEIGHTS) as wanted, open_tensors(out / WEIGHTS) as found:
+            names, written = sorted(wanted.keys()), sorted(found.keys())
+            if odd := sorted({*names} ^ {*written}):
+                return Check(name="weights", passed=False, says=f"{named(odd)} is only in one of the two adapters")
+            changed = [name for name in names if not equal(wanted.get_tensor(name), found.get_tensor(name))]
+    except ModelError as e:
+        return Check(name="weights", passed=False, says=e.message)
+    if changed:
+        return Check(name="weights", passed=False, says=f"the values of {named(changed)} differ from the adapter's")
+    says = f"{len(names)} tensors equal the adapter's, bit for bit"
+    return Check(name="weights", passed=True, says=says, figures={"tensors": len(names)})
+
+
+def _config(subject: Exported, out: Path) -> Check:
+    """The config is the adapter's."""
+    try:
+        same = read_json(out / CONFIG) == read_json(_adapter(subject) / CONFIG)
+    except ModelError as e:
+        return Check(name="config", passed=False, says=e.message)
+    return Check(name="config", passed=same, says=f"{CONFIG} {'is' if same else 'is not'} the adapter's")
+
+
+def _loads(out: Path) -> Check:
+    """PEFT reads the config, if it is installed."""
+    if importlib.util.find_spec("peft") is None:
+        says = "peft is not installed, so it was not asked to read the config: pip install peft"
+        return Check(name="loads in PEFT", passed=None, says=says)
+    from peft import PeftConfig
+
+    try:
+        method = str(PeftConfig.from_pretrained(str(out)).peft_type.value)
+    except Exception as e:  # whatever PEFT raises for a config of another version
+        return Check(name="loads in PEFT", passed=False, says=f"PEFT does not read {CONFIG}: {type(e).__name__}: {e}")
+    return Check(name="loads in PEFT", passed=True, says=f"PEFT reads {CONFIG} as {method}")

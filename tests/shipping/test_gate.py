@@ -1,0 +1,201 @@
+"""What is written equals what training computed, bit for bit; anything else is refused, naming the layer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grid_quantizers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shipped_models import PLUGIN, restored, trained
+
+from smollm3_finetune.api import Purpose
+from smollm3_finetune.components.discovery import PluginSelection, discover
+from smollm3_finetune.components.kinds import EXPORTER
+from smollm3_finetune.components.selection import choose
+from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error
+from smollm3_finetune.export.plan import ExportSettings, plan_export
+from smollm3_finetune.export.run import export
+from smollm3_finetune.files.checksums import write_checksums
+from smollm3_finetune.merge.report import MergeSettings
+from smollm3_finetune.merge.start import plan_merge
+from smollm3_finetune.model.plan import ModelRequest
+from smollm3_finetune.progress import Silent
+from smollm3_finetune.shipping.record import FILE, GRIDS, Record, digest
+from smollm3_finetune.testing.small import small_model_directory
+
+pytest.importorskip("peft")
+
+LAYER = "model.layers.1.self_attn.o_proj"
+
+
+def saved(ship_as: Any, path: Path, adapter: str = "lora", **more: Any) -> Path:
+    trained(ship_as, adapter, **more).save(path / "adapter")
+    return path / "adapter"
+
+
+def merged(adapter: Path, requantize: str | None = None, **more: Any) -> dict[str, Any]:
+    options = more.pop("options", {})
+    planned = plan_merge(
+        discover(PluginSelection(files=(PLUGIN,))),
+        ModelRequest(ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.MERGE),
+        MergeSettings(output=adapter.parent / "merged", **more),
+        run=None,
+        loaded=None,
+        requantize=None if requantize is None else ComponentConfig(name=requantize, options=options),
+        device="cpu",
+        compute_dtype="float32",
+        progress=Silent(),
+    )
+    return planned.merge()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_a_checkpoint_has_the_weights_of_training(adapter: str, tmp_path: Path) -> None:
+    ship_as = {"name": "grid-rows", "bits": 3, "embeddings": True}
+    report = merged(saved(ship_as, tmp_path, adapter), "grid-rows")  # without calibration rows: its grids are known
+    assert report["shipped"]["layers"] == 15
+    assert report["shipped"]["compared"] == "quantized checkpoint"
+    about = json.loads((tmp_path / "adapter" / FILE).read_text())
+    weights = load_file(str(tmp_path / "merged" / "model.safetensors"))
+    assert digest(weights[f"{LAYER}.weight"]) == about["layers"][LAYER]
+    assert weights[f"{LAYER}.weight"].unique(dim=1).shape[1] > 1
+    assert len(weights[f"{LAYER}.weight"][0].unique()) <= 7
+
+
+def test_a_quantized_base_too(tmp_path: Path) -> None:
+    assert merged(saved("grid-file", tmp_path, quant="grid"), "grid-file")["shipped"]["layers"] == 14
+
+
+def test_a_merged_model_is_loaded_with_a_quantizer_that_writes_no_checkpoint(tmp_path: Path) -> None:
+    report = merged(saved("grid", tmp_path))
+    assert report["shipped"]["compared"] == "merged model, loaded with the quantizer"
+    assert not any("--requantize" in warning for warning in report["warnings"])
+
+
+def test_a_dense_merge_names_the_command_of_the_format(tmp_path: Path) -> None:
+    report = merged(saved("grid-file", tmp_path))
+    assert report["shipped"]["compared"] == "merged model, rounded to the format"
+    assert any("smollm3 merge RUN --requantize grid-file" in warning for warning in report["warnings"])
+
+
+def test_a_changed_value_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_quantizers.GridFile, "spoiled", LAYER)
+    with pytest.raises(ModelError, match=f"the weight of {LAYER} in the quantized checkpoint") as refused:
+        merged(saved("grid-file", tmp_path), "grid-file")
+    assert "nothing was kept" in refused.value.message
+    assert not (tmp_path / "merged").exists()
+
+
+def test_another_adapter_arithmetic_is_refused(tmp_path: Path) -> None:
+    adapter = saved("grid-file", tmp_path)
+    about = json.loads((adapter / FILE).read_text())
+    about["layers"][LAYER] = "0" * 64
+    about["device"] = "cuda"
+    (adapter / FILE).write_text(json.dumps(about))
+    write_checksums(adapter)
+    with pytest.raises(ModelError, match=f"computes another weight of {LAYER} than the run did on cuda") as refused:
+        merged(adapter)
+    assert refused.value.hint == "use a device as in training: --device cuda"
+
+
+def test_other_options_are_not_what_was_trained(tmp_path: Path) -> None:
+    adapter = saved({"name": "grid-file", "bits": 3}, tmp_path)
+    report = merged(adapter, "grid-file", options={"bits": 5})
+    assert report["shipped"]["compared"] == "merged model, rounded to the format"
+
+
+def test_another_dtype_cannot_be_written(tmp_path: Path) -> None:
+    adapter = saved("grid-file", tmp_path)
+    with pytest.raises(ConfigError, match="weights in float32"):
+        merged(adapter, "grid-file", dtype="bfloat16")
+    report = merged(adapter, dtype="bfloat16")
+    assert report["shipped"] is None
+    assert any("are not compared" in warning for warning in report["warnings"])
+
+
+def exported(adapter: Path, **options: Any) -> dict[str, Any]:
+    registry = discover(PluginSelection(files=(PLUGIN,)))
+    planned = plan_export(
+        registry,
+        ModelRequest(ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.MERGE),
+        ExportSettings(output=adapter.parent / "exported"),
+        choose(registry, EXPORTER, "grid-export", options),
+        run=None,
+        loaded=None,
+        device="cpu",
+        compute_dtype="float32",
+        progress=Silent(),
+    )
+    return export(planned)
+
+
+def test_an_export_has_the_weights_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = saved({"name": "grid-export", "bits": 3}, tmp_path)
+    report = exported(adapter)
+    check = next(c for c in report["checks"] if c["name"] == "trained weights")
+    assert check["passed"] and check["figures"]["layers"] == 14
+    shutil.rmtree(tmp_path / "exported")
+    monkeypatch.setattr(grid_quantizers.GridExport, "spoiled", LAYER)
+    with pytest.raises(ModelError, match=f"the weight of {LAYER} in the export as grid-export"):
+        exported(adapter)
+    assert not (tmp_path / "exported").exists()
+
+
+def damaged(adapter: Path, change: Any) -> SmolLM3Error:
+    about = json.loads((adapter / FILE).read_text())
+    change(about)
+    (adapter / FILE).write_text(json.dumps(about))
+    write_checksums(adapter)
+    with pytest.raises(SmolLM3Error) as error:
+        restored(adapter)
+    return error.value
+
+
+def test_damaged_and_later_records_are_named(tmp_path: Path) -> None:
+    original = saved("grid-rows", tmp_path / "original")
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(original, tmp_path / name))
+
+    assert "has version 9" in damaged(copied("later"), lambda about: about.update(version=9)).message
+    assert "is damaged" in damaged(copied("layers"), lambda about: about["layers"].update({LAYER: "x"})).message
+    unknown = damaged(copied("unknown"), lambda about: about["format"].update(name="acme:crystal"))
+    assert "acme:crystal" in unknown.message and unknown.hint is not None
+    lost = copied("lost")
+    (lost / GRIDS).unlink()
+    write_checksums(lost)
+    with pytest.raises(ModelError, match=f"lacks {GRIDS}"):
+        restored(lost)
+    other = copied("other")
+    tensors = {k: v for k, v in load_file(str(other / GRIDS)).items() if not k.startswith(LAYER)}
+    save_file(tensors, str(other / GRIDS))
+    write_checksums(other)
+    with pytest.raises(ModelError, match="differ in the grid"):
+        restored(other)
+    changed = copied("changed")
+    (changed / GRIDS).write_bytes((changed / GRIDS).read_bytes()[:-1] + b"\0\1")
+    with pytest.raises(ModelError, match="is damaged"):
+        restored(changed)
+
+
+def test_on_another_base_nothing_is_rounded(tmp_path: Path) -> None:
+    adapter = saved("grid-rows", tmp_path)
+    other = restored(adapter, quant="grid", check_base=False)
+    assert not hasattr(other.adapted, "digests")
+
+
+def test_the_record_round_trips(tmp_path: Path) -> None:
+    adapter = saved({"name": "grid-rows", "bits": 5}, tmp_path)
+    record = Record.read(adapter)
+    assert record is not None and record.ship_dtype == "float32" and record.device == "cpu"
+    grids = record.read_grids(adapter)
+    record.write(tmp_path, grids)
+    assert replace(record, digests={}) == replace(Record.read(tmp_path) or record, digests={})
+    assert torch.equal(record.read_grids(tmp_path)[LAYER]["scale"], grids[LAYER]["scale"])
