@@ -1,11 +1,13 @@
-"""Loader `gguf`: fine-tune the model in a `.gguf` file, on disk or in a Hub repository.
+"""Loader and exporter `gguf`: `.gguf` files, which llama.cpp and others run.
 
-This module contains only the descriptor; transformers and gguf are imported when a run opens such a file.
+This module contains only the descriptors; transformers and gguf are imported when a command uses such a file.
 """
 
 from __future__ import annotations
 
-from smollm3_finetune.api import LoaderSpec, Requires, hookimpl
+from typing import Any
+
+from smollm3_finetune.api import ExporterSpec, LoaderSpec, ModelSource, Requires, hookimpl
 
 
 def claims(ref: str) -> bool:
@@ -28,4 +30,26 @@ def smollm3_loaders() -> list[LoaderSpec]:
             rank=10,
             api=2,
         )
+    ]
+
+
+def check_export(options: Any, source: ModelSource) -> None:
+    """Refuse a model that cannot be exported."""
+    from smollm3_gguf.exporter import check_source
+
+    check_source(options, source)
+
+
+@hookimpl
+def smollm3_exporters() -> list[ExporterSpec]:
+    return [
+        ExporterSpec(
+            name="gguf",
+            summary="one GGUF file for llama.cpp, Ollama and others: weights, tokenizer and chat template",
+            factory="smollm3_gguf.exporter:GgufExporter",
+            options="smollm3_gguf.options:GgufExportOptions",
+            requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
+            check=check_export,
+            api=2,
+        ),
     ]

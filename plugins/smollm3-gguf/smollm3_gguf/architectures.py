@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smollm3_gguf.families import every_fourth
 from smollm3_gguf.header import Header
 from smollm3_gguf.rope import Read
 from smollm3_gguf.settings import Settings, check_settings, read_settings, stated_by_transformers
@@ -13,6 +14,8 @@ NOT_CAUSAL = frozenset({"t5", "t5encoder", "umt5"})
 INCOMPLETE = frozenset({"deci", "gemma4", "gpt_oss"})
 """Architectures of transformers' table that it cannot load: it lacks the model, does not read the settings that differ
 between layers, and looks for names of tensors that no file has."""
+OWN = {"smollm3": "smollm3"}
+"""Architectures that this plugin reads itself, because transformers does not: llama.cpp's name to the model type."""
 TEXT = {"gemma3": "gemma3_text"}
 """Model types of files that contain only the language model of a larger one."""
 
@@ -32,7 +35,7 @@ def _translated() -> frozenset[str]:
 
 
 def readable() -> dict[str, str]:
-    """Causal architectures that the installed transformers can read: normalized name to transformers' model type."""
+    """Causal architectures that can be read: normalized name to transformers' model type."""
     from gguf import MODEL_ARCH_NAMES
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
@@ -40,7 +43,7 @@ def readable() -> dict[str, str]:
     named = set(GGUF_CONFIG_MAPPING) - NOT_CAUSAL - INCOMPLETE
     known = {n: TEXT.get(n, n) for n in named if _plain(n) in written}
     known |= {n: n for n in _translated()}
-    return {_plain(n): kind for n, kind in sorted(known.items())}
+    return {_plain(n): kind for n, kind in sorted((known | OWN).items())}
 
 
 def is_incomplete(architecture: str) -> bool:
@@ -49,7 +52,7 @@ def is_incomplete(architecture: str) -> bool:
 
 
 def model_type(architecture: str) -> str | None:
-    """transformers' model type for llama.cpp's architecture name; None if transformers cannot read it."""
+    """transformers' model type for llama.cpp's architecture name; None if it cannot be read."""
     return readable().get(_plain(architecture))
 
 
@@ -67,6 +70,10 @@ def implied_config(header: Header, dtype: str, ref: str, read: Read | None = Non
     for key, name in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
         if f"tokenizer.ggml.{key}_token_id" in header.metadata:
             config[name] = header.metadata[f"tokenizer.ggml.{key}_token_id"]
+        elif kind in OWN.values():
+            config[name] = None  # the class has defaults that belong to a vocabulary of 128,256 tokens
+    if kind == "smollm3":
+        config["no_rope_layers"] = every_fourth(config["num_hidden_layers"])
     if isinstance(tokens := header.metadata.get("tokenizer.ggml.tokens"), int):
         config.setdefault("vocab_size", tokens)
     return config

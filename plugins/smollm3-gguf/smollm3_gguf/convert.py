@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from smollm3_finetune.api import ModelError, Progress, Task, is_resource_error
-from smollm3_gguf.architectures import implied_config
+from smollm3_gguf.architectures import OWN, implied_config
 from smollm3_gguf.header import Header
+from smollm3_gguf.reading import open_gguf, quiet, read_model
+from smollm3_gguf.rebuilt import can_rebuild, for_transformers
 from smollm3_gguf.tensors import check_loaded, placing, read_tensor
+from smollm3_gguf.vocabulary import stops_in, vocabulary_in
 
 CHAT_END = "<|im_end|>"
 """The token that ends a turn in the ChatML template."""
@@ -23,16 +25,20 @@ CHAT_END = "<|im_end|>"
 def convert(ref: str, file: Path, header: Header, out: Path, dtype: str, progress: Progress) -> None:
     """Dequantize `file` with this `header` into the empty directory `out`.
 
-    Needs memory for the whole model in `dtype`. Raises ModelError if transformers cannot read the file, or not all of
-    it; out-of-memory and disk-full errors are raised unchanged.
+    Needs memory for the whole model in `dtype`. Raises ModelError if the file cannot be read, or not all of it;
+    out-of-memory and disk-full errors are raised unchanged.
     """
     with progress.task(f"dequantizing {file.name}", total=len(header.tensors) + 2) as task, _reporting(task):
         try:
             config = implied_config(header, dtype, ref, lambda name: read_tensor(file, header, name))
-            with placing(ref, header):
-                model = _load_model(ref, file, config, getattr(torch, dtype))
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+            if config["model_type"] in OWN.values():
+                model = read_model(ref, file, header, config, getattr(torch, dtype), task)
+            else:
+                with placing(ref, header):
+                    model = _load_model(ref, file, config, getattr(torch, dtype))
+            tokenizer, stops = _load_tokenizer(file)
             task.advance()
+            model.generation_config.eos_token_id = as_config(stops)
             end_turns(model, tokenizer)
             tokenizer.save_pretrained(str(out))
             model.save_pretrained(str(out))
@@ -44,9 +50,28 @@ def convert(ref: str, file: Path, header: Header, out: Path, dtype: str, progres
                 raise
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(
-                f"transformers could not dequantize {ref}: {reason}",
+                f"{ref} could not be dequantized: {reason}",
                 hint="download the file again, it may be damaged; --debug shows the full error",
             ) from e
+
+
+def _load_tokenizer(file: Path) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """The tokenizer of a file, and the tokens at which it states that an answer ends.
+
+    transformers' own reader divides texts as GPT-2 does for names of pre-tokenizers that it does not know.
+    """
+    header = open_gguf(file)
+    if not isinstance(header.metadata.get("tokenizer.ggml.merges"), list):
+        return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name), stops_in(header)
+    vocabulary = vocabulary_in(header)
+    if can_rebuild(vocabulary, header.metadata.get("tokenizer.ggml.model")):
+        return for_transformers(vocabulary), stops_in(header)
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name), stops_in(header)
+
+
+def as_config(stops: list[int]) -> int | list[int] | None:
+    """Stop tokens as a generation config has them."""
+    return stops if len(stops) > 1 else stops[0] if stops else None
 
 
 def _load_model(ref: str, file: Path, config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
@@ -101,15 +126,10 @@ def _reporting(task: Task) -> Iterator[None]:
             yield item
             task.advance()
 
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     bar = reader.tqdm  # imported from tqdm, so `disable_progress_bar` has no effect on it
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     reader.tqdm = counted
     try:
-        yield
+        with quiet():
+            yield
     finally:
         reader.tqdm = bar
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -220,12 +220,6 @@ def _not_reached(ref: str, error: Exception) -> ModelError:
 
 
 def _unsupported(ref: str, architecture: str) -> ModelError:
-    if architecture == "smollm3":
-        return ModelError(
-            f"{ref} has the architecture smollm3, which transformers cannot read from GGUF (the format has no key for "
-            "SmolLM3's layers without RoPE)",
-            hint="train the original model: smollm3 train --model HuggingFaceTB/SmolLM3-3B",
-        )
     read = "read completely" if is_incomplete(architecture) else "read"
     return ModelError(
         f"{ref} has the architecture {architecture}, which transformers cannot {read} from GGUF",

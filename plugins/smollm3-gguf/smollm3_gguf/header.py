@@ -40,7 +40,7 @@ class Header:
     """The part of a GGUF file before the weights."""
 
     metadata: Mapping[str, Any]
-    """Scalars and strings unchanged, arrays of numbers as lists, arrays of strings as their length."""
+    """Scalars and strings unchanged, arrays of numbers as lists, arrays of strings as their length or as lists."""
     tensors: Mapping[str, TensorInfo]
     data_start: int
     """Offset of the data section in the file, in bytes."""
@@ -52,8 +52,9 @@ class Header:
 
 
 class _Stream:
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, strings: bool) -> None:
         self.stream = stream
+        self.strings = strings
 
     def take(self, n: int) -> bytes:
         data = self.stream.read(n) if n <= LIMIT else b""
@@ -81,7 +82,9 @@ class _Stream:
         if kind != ARRAY:
             raise BadHeader(f"has a metadata value of the unknown type {kind}")
         kind, length = self.number("<I"), self.count()
-        if kind == STRING:  # a vocabulary: skipped
+        if kind == STRING:  # a vocabulary
+            if self.strings:
+                return [self.text() for _ in range(length)]
             for _ in range(length):
                 self.take(self.count())
             return length
@@ -91,9 +94,12 @@ class _Stream:
         return list(struct.unpack(f"<{length}{SCALARS[kind][1]}", data))
 
 
-def read_header(stream: BinaryIO) -> Header:
-    """Read the header of an open GGUF file. Raises BadHeader if it is not valid."""
-    s = _Stream(stream)
+def read_header(stream: BinaryIO, *, strings: bool = False) -> Header:
+    """Read the header of an open GGUF file; `strings` reads arrays of strings too, such as the tokens.
+
+    Raises BadHeader if it is not valid.
+    """
+    s = _Stream(stream, strings)
     magic = stream.read(4)
     if magic != MAGIC:
         raise BadHeader(f"is not a GGUF file: it starts with {magic!r} instead of {MAGIC!r}")

@@ -16,7 +16,7 @@ from smollm3_gguf.options import GgufOptions
 
 KIND = "gguf"
 """The kind of the cache entries."""
-CONVERSION = 2
+CONVERSION = 3
 """Increase this when the output of the conversion changes; files are then converted again."""
 
 
@@ -27,9 +27,9 @@ class GgufLoader:
         self.options = options
 
     def open(self, ref: str, ctx: BuildContext) -> ModelSource:
-        """The source for a file that exists and, according to its header, can be read by transformers.
+        """The source for a file that exists and, according to its header, can be read.
 
-        Raises ModelError if the file is missing, damaged or split, if transformers cannot read its architecture, or if
+        Raises ModelError if the file is missing, damaged or split, if its architecture cannot be read, or if
         its metadata state a computation that transformers' model cannot do.
         No weights are read, and only the header is downloaded.
         """

@@ -40,15 +40,32 @@ class Recorder:
         self.said.append(message)
 
 
-@pytest.fixture(scope="session")
-def tiny_gguf() -> ModuleType:
-    """The module `tiny_gguf.py` in this folder."""
-    spec = importlib.util.spec_from_file_location("smollm3_gguf_tiny", Path(__file__).with_name("tiny_gguf.py"))
+def beside(name: str) -> ModuleType:
+    """The module `name.py` in this folder."""
+    spec = importlib.util.spec_from_file_location(f"smollm3_gguf_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> ModuleType:
+    """The module `tiny_gguf.py` in this folder."""
+    return beside("tiny_gguf")
+
+
+@pytest.fixture(scope="session")
+def exported() -> ModuleType:
+    """The module `exported.py` in this folder."""
+    return beside("exported")
+
+
+@pytest.fixture(scope="session")
+def edit_gguf() -> ModuleType:
+    """The module `edit_gguf.py` in this folder."""
+    return beside("edit_gguf")
 
 
 @pytest.fixture

@@ -87,13 +87,6 @@ def test_truncated_weights_are_refused_with_both_sizes(tiny_gguf, context, tmp_p
     assert f"but it has {len(data) - 5000:,}" in text
 
 
-def test_smollm3_is_refused_with_a_command_that_works(tiny_gguf, context, tmp_path):
-    tiny_gguf.write(tmp_path / "x.gguf", architecture="smollm3")
-    text = refusal(tmp_path / "x.gguf", context)
-    assert "architecture smollm3" in text
-    assert "smollm3 train --model HuggingFaceTB/SmolLM3-3B" in text
-
-
 @pytest.mark.parametrize("architecture", ["clip", "t5", "rwkv7"])
 def test_an_unsupported_architecture_is_named(tiny_gguf, context, tmp_path, architecture):
     tiny_gguf.write(tmp_path / "x.gguf", architecture=architecture)

@@ -1,0 +1,118 @@
+"""The exporter `gguf`: one file with weights, tokenizer and chat template, for llama.cpp and what is built on it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smollm3_finetune.api import (
+    BuildContext,
+    Check,
+    Exported,
+    MissingRequirementError,
+    ModelError,
+    ModelSource,
+    open_checkpoint,
+)
+from smollm3_gguf.families import check_config
+from smollm3_gguf.options import GgufExportOptions
+from smollm3_gguf.types import K_QUANTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+INSTALL = "pip install llama-cpp-python"
+
+
+def check_source(options: GgufExportOptions, source: ModelSource) -> None:
+    """Refuse a model that cannot be exported, from its config and its tokenizer."""
+    from smollm3_gguf.vocabulary import check_tokenizer
+
+    check_config(source.config)
+    check_tokenizer(source.tokenizer())
+    if options.type in K_QUANTS:
+        _llama("quantize_with_llama_cpp", options.type)
+
+
+class GgufExporter:
+    """Writes `NAME-TYPE.gguf`, and a Modelfile on request."""
+
+    fuzzed = 100_000
+    """Random texts whose token ids are compared."""
+
+    def __init__(self, options: GgufExportOptions) -> None:
+        self.options = options
+
+    def write(self, subject: Exported, out: Path, ctx: BuildContext) -> None:
+        from smollm3_gguf.checks import generation_of, stops_of
+        from smollm3_gguf.vocabulary import vocabulary_of
+        from smollm3_gguf.write import write_gguf
+
+        config, option = subject.model.config, self.options.type
+        check_config(config)
+        file = out / f"{subject.name}-{option.upper()}.gguf"
+        dense = out / f"{subject.name}-F32.partial" if option in K_QUANTS else file
+        vocabulary = vocabulary_of(subject.model.tokenizer(), int(config["vocab_size"]), stops_of(subject))
+        write_gguf(
+            dense,
+            open_checkpoint(subject.model),
+            config=config,
+            vocabulary=vocabulary,
+            generation=generation_of(subject),
+            option=option,
+            name=subject.name,
+            progress=ctx.progress,
+        )
+        if option in K_QUANTS:
+            _llama("quantize_with_llama_cpp", option)(dense, file, option, ctx)
+            dense.unlink()
+        if self.options.modelfile:
+            from smollm3_gguf.modelfile import write_modelfile
+
+            write_modelfile(out / "Modelfile", file.name, subject, ctx)
+
+    def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
+        from smollm3_gguf.checks import check_file
+
+        checks = check_file(subject, file_in(out), self.options.type, self.fuzzed, ctx)
+        if all(check.passed for check in checks):
+            try:
+                llama_checks = importlib.import_module("smollm3_gguf.llama").checks_with_llama_cpp
+            except ImportError:
+                checks.append(Check(name="llama.cpp", passed=None, says=f"llama.cpp is not installed: {INSTALL}"))
+            else:
+                checks += llama_checks(subject, out, ctx, lambda: self.reload(subject, out, ctx))
+        return checks
+
+    def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> PreTrainedModel:
+        import torch
+
+        from smollm3_gguf.architectures import implied_config
+        from smollm3_gguf.header import read_header
+        from smollm3_gguf.reading import read_model
+        from smollm3_gguf.tensors import read_tensor
+
+        file = file_in(out)
+        with file.open("rb") as stream:
+            header = read_header(stream)
+        config = implied_config(header, "float32", file.name, lambda name: read_tensor(file, header, name))
+        model = read_model(file.name, file, header, config, torch.float32)
+        return model.to(ctx.device).eval()
+
+
+def file_in(directory: Path) -> Path:
+    """The GGUF file in the directory of an export. Raises ModelError unless there is exactly one."""
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) != 1:
+        raise ModelError(f"{directory} has {len(files)} GGUF files instead of one", hint="export again")
+    return files[0]
+
+
+def _llama(function: str, type: str) -> Any:
+    """A function of the module that runs llama.cpp. Raises MissingRequirementError if it is not there."""
+    try:
+        return getattr(importlib.import_module("smollm3_gguf.llama"), function)
+    except ImportError as e:
+        raise MissingRequirementError(f"type {type} needs llama.cpp, which is not installed", hint=INSTALL) from e
