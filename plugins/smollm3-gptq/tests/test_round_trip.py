@@ -130,17 +130,17 @@ def test_codes_are_packed_as_numpy_packs_them(numpy_gptq, bits, count):
         np.testing.assert_array_equal(words.numpy(), numpy_gptq.pack(codes.numpy().astype(np.int64), bits))
 
 
-def test_a_dense_base_has_the_grid_of_its_calibrated_checkpoint(dense, rows, context, fake, finished):
+def test_a_dense_base_has_the_grid_of_its_calibrated_checkpoint(dense, rows, context, fake):
     quantizer, source = GPTQQuantizer(GPTQOptions(group_size=32)), opened(dense)
     ctx = context(rows=rows)
     trip = quantizer.round_trip(source, ctx)
-    weights = loaded(opened(finished), context())
-    assert set(trip.layers(architecture_of(source))) == set(weights)
+    names = set(trip.layers(architecture_of(source)))
+    base = quantizer.load(source, ctx)
+    weights = {n: base.ops_for(m).read_weight() for n, m in base.model.named_modules() if base.ops_for(m)}
+    assert len(fake.events("rows")) == 1, "the base of the run is the same cache entry"
+    assert set(weights) == names
     for name, weight in weights.items():
         assert same(trip.apply(name, weight, trip.grid(name, weight)), weight)
-    assert len(fake.events("rows")) == 1, "calibrated once"
-    quantizer.load(source, ctx)
-    assert len(fake.events("rows")) == 1, "the base of the run is the same cache entry"
 
 
 def test_with_grids_nothing_is_calibrated(numpy_gptq, context, monkeypatch):

@@ -1,0 +1,102 @@
+"""The round trip of training is bit for bit what a written checkpoint dequantizes to, whoever unpacks it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy_format import weights
+from safetensors.torch import load_file, save_file
+from smollm3_compressed_tensors.options import CompressedTensorsOptions
+from smollm3_compressed_tensors.quantizer import CompressedTensorsQuantizer
+
+from smollm3_finetune.api import IncompatibleError, Purpose, RoundTripMaker, directory_source
+from smollm3_finetune.testing import context, small_source
+from smollm3_finetune.testing.small import mixture_source
+
+pytestmark = pytest.mark.plugins
+SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "FP8A16")
+
+
+def saved_in(dtype: str, out: Path) -> Path:
+    """The small model in `dtype`, with values that are exactly between two codes, and a group of zeros."""
+    shutil.copytree(small_source().path, out)
+    tensors = load_file(out / "model.safetensors")
+    up = tensors["model.layers.0.mlp.up_proj.weight"]
+    up[0] = torch.arange(-32, 32) * 0.5
+    up[1] = 0.0
+    up[2] = -up[0].abs() / 64
+    save_file({n: t.to(getattr(torch, dtype)) for n, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_is_what_the_written_checkpoint_dequantizes_to(tmp_path: Path, scheme: str, dtype: str) -> None:
+    source = directory_source(saved_in(dtype, tmp_path / "dense"), ref="dense")
+    quantizer = CompressedTensorsQuantizer(CompressedTensorsOptions(scheme=scheme))
+    assert isinstance(quantizer, RoundTripMaker)
+    ctx = context(tmp_path / "cache", dtype="float32", purpose=Purpose.QUANTIZE)
+    out = tmp_path / "written"
+    out.mkdir()
+    quantizer.write(source, out, ctx)
+    base = quantizer.load(directory_source(out, ref="written"), ctx)
+    dense = source.load(dtype=torch.float32)
+    trip = quantizer.round_trip(source, ctx)
+    names = trip.layers(dense)
+    unpacked = weights(out, 8 if scheme == "W8A16" else 4)
+    assert len(names) == 14
+    assert set(names) == set(unpacked)
+    for name in names:
+        weight = dense.get_submodule(name).weight
+        before = weight.detach().clone()
+        assert trip.grid(name, weight) == {}
+        found = trip.apply(name, weight, {})
+        assert torch.equal(weight, before)
+        assert found.dtype == torch.float32
+        read = base.ops_for(base.model.get_submodule(name)).read_weight()
+        assert found.numpy().tobytes() == read.numpy().tobytes()  # the signs of zeros, too
+        np.testing.assert_array_equal(found.numpy(), unpacked[name])
+        again = trip.apply(name, found, {})
+        assert (again - found).norm() <= 5e-3 * found.norm()  # the scales are found again
+
+
+def test_a_layer_rounded_while_loading_is_what_is_written(tmp_path: Path) -> None:
+    quantizer = CompressedTensorsQuantizer(CompressedTensorsOptions(scheme="W4A16_ASYM", group_size=16))
+    ctx = context(tmp_path / "cache", dtype="float32", purpose=Purpose.QUANTIZE)
+    out = tmp_path / "written"
+    out.mkdir()
+    for source in (small_source(), mixture_source()):
+        shutil.rmtree(out)
+        out.mkdir()
+        quantizer.write(source, out, ctx)
+        loaded, read = quantizer.load(source, ctx), quantizer.load(directory_source(out, ref="written"), ctx)
+        ids = torch.arange(5, 17)[None]
+        with torch.no_grad():
+            assert torch.equal(loaded.model(ids).logits, read.model(ids).logits)
+
+
+def test_layers_to_skip_are_written_as_they_are(tmp_path: Path) -> None:
+    quantizer = CompressedTensorsQuantizer(CompressedTensorsOptions(skip_modules=("down_proj", "layers.1")))
+    ctx = context(tmp_path / "cache", dtype="float32", purpose=Purpose.QUANTIZE)
+    out = tmp_path / "written"
+    out.mkdir()
+    quantizer.write(small_source(), out, ctx)
+    about = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert {"lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj"} <= set(about["ignore"])
+    assert "model.layers.0.mlp.up_proj" not in about["ignore"]
+    assert about["config_groups"]["group_0"]["weights"]["group_size"] == 64
+    assert len([n for n in load_file(out / "model.safetensors") if n.endswith("weight_packed")]) == 6
+
+
+def test_a_round_trip_of_stacked_experts_is_refused(tmp_path: Path) -> None:
+    quantizer = CompressedTensorsQuantizer(CompressedTensorsOptions())
+    with pytest.raises(IncompatibleError, match="which training cannot round") as caught:
+        quantizer.round_trip(mixture_source(), context(tmp_path / "cache", dtype="float32"))
+    assert caught.value.hint == "leave --ship-as out"
