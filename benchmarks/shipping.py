@@ -6,9 +6,9 @@
 Trains SmolLM2-135M (see real_model.py) on rows of `alpaca_en_demo.json` in $SMOLLM3_TEST_DATA: once plainly for each
 adapter, and once for each adapter and format with `--ship-as`. Both are shipped in the format: by `merge --requantize`,
 `export`, or, for quantizers that write no checkpoint, by loading the merged model. The retained share is
-(base − shipped) / (base − adapter) of the loss of held-out rows, where the adapter is that of the plain run, with a 95 %
-bootstrap interval over rows. A run with `--ship-as` is also compared bit for bit: `merge` and `export` refuse a result
-whose weights are not those that training computed with, and state the number of layers that they compared.
+(base − shipped) / (base − adapter) of the loss of held-out rows, where the adapter is that of the plain run, with a
+95 % bootstrap interval over rows. A run with `--ship-as` is also compared bit for bit: `merge` and `export` refuse a
+result whose weights are not those that training computed with, and state the number of layers that they compared.
 
 Each cell is a file in results/shipping/. A cell that has one is not measured again. `--times` measures the time of a
 step beside a plain one instead, and `--write` renews the figures in docs/shipping.md.
@@ -81,10 +81,9 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
                 continue
             ratio = times.get(adapter, {}).get(title)
             layers = (found["bit_for_bit"] or {}).get("layers", "–")
-            lines.append(
-                f"| {title} | {adapter} | {_share(found['without'])} | {_share(found['with'])} | {layers} | "
-                f"{'–' if ratio is None else f'{ratio["ratio_cpu"]:.2f} ×'} |"
-            )
+            time = "–" if ratio is None else f"{ratio['ratio_cpu']:.2f} ×"
+            shares = f"{_share(found['without'])} | {_share(found['with'])}"
+            lines.append(f"| {title} | {adapter} | {shares} | {layers} | {time} |")
     settings = sorted({(c["steps"], c["batch"], c["length"]) for c in cells.values()})
     shown = "; ".join(f"{s} steps of {b} rows of up to {n} tokens" for s, b, n in settings)
     rows = sorted({c["with"]["rows"] for c in cells.values()})
