@@ -69,6 +69,11 @@ class MergedLayer:
 
     Bit for bit what `Adapter.merge` writes for a dense model in float32.
     """
+    update: Callable[[Tensor], Tensor] | None = None
+    """Returns x @ ΔWᵀ (…, out) for x (…, in) without a dense ΔW, if ΔW does not depend on W; None: through `merged`.
+
+    Used for the gradient of the parameters only, which costs a product of the size of W otherwise.
+    """
 
 
 class MergingAdapted(Adapted, Protocol):

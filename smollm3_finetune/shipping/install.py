@@ -196,6 +196,7 @@ def _install_layer(base: Base, name: str, merged: MergedLayer | None, shipping: 
         shipping=shipping,
         read=read,
         merged=None if merged is None else merged.merged,
+        update=None if merged is None else merged.update,
         parameters=trained,
     )
     _replace_forward(base, layer, module, own if merged is not None or ops is not None else None)

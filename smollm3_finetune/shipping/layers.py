@@ -2,12 +2,12 @@
 
 The forward multiplies by Q = round_trip((W + ΔW) in the shipped dtype). Rounding has no useful gradient, so it counts
 as the identity: with M = W + ΔW, the gradient of M is that of Q. Between forward and backward, no dense weight is part
-of the autograd graph: the backward computes M again, and Q too, unless it is kept.
+of the autograd graph: the backward computes M again where it needs it, and Q too, unless it is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class ShippedLayer:
     """Returns the dense weight W (out, in) of the base, in any dtype; it is not modified."""
     merged: Callable[[Tensor], Tensor] | None
     """W + ΔW; None for a layer without adapter."""
+    update: Callable[[Tensor], Tensor] | None = None
+    """x @ ΔWᵀ without a dense ΔW; see `MergedLayer.update`."""
     parameters: tuple[nn.Parameter, ...] = ()
     """The parameters that `merged` may depend on."""
     grid: Mapping[str, Tensor] = field(default_factory=dict)
@@ -111,21 +113,38 @@ class _Linear(torch.autograd.Function):
         layer: ShippedLayer = ctx.layer
         parameters = layer.parameters  # the saved ones are copies under activation checkpointing
         trained = [p for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True) if needed]
-        merged = None
-        if trained:
+        merged, slopes = None, {}
+        if trained and layer.update is not None:
+            slopes = _through_update(layer.update, x, gradient, trained)
+        elif trained:
             with torch.enable_grad():
                 merged = layer.merge()
+            slopes = _through_weight(merged, x.to(ctx.dtype), gradient, trained)
         if weight is None:
             weight = (layer.shipped() if merged is None else layer.rounded(merged)).to(ctx.dtype)
         of_x = (gradient @ weight).to(x.dtype) if ctx.needs_input_grad[1] else None
-        found: dict[int, Tensor | None] = {}
-        if merged is not None and merged.requires_grad:
-            rows = x.to(ctx.dtype).reshape(-1, x.shape[-1])
-            of_weight = (gradient.reshape(-1, gradient.shape[-1]).T @ rows).to(merged.dtype)
-            with torch.autocast(merged.device.type, enabled=False):
-                grads = torch.autograd.grad(merged, trained, of_weight, allow_unused=True)
-            found = {id(p): g for p, g in zip(trained, grads, strict=True)}
-        return None, of_x, None, *(found.get(id(p)) for p in parameters)
+        return None, of_x, None, *(slopes.get(id(p)) for p in parameters)
+
+
+def _through_update(
+    update: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor, trained: Sequence[Tensor]
+) -> dict[int, Tensor | None]:
+    """The gradients of parameters, by id, where ΔW alone depends on them."""
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        added = update(x.detach())
+        found = torch.autograd.grad(added, trained, gradient.to(added.dtype), allow_unused=True)
+    return {id(p): g for p, g in zip(trained, found, strict=True)}
+
+
+def _through_weight(merged: Tensor, x: Tensor, gradient: Tensor, trained: Sequence[Tensor]) -> dict[int, Tensor | None]:
+    """The gradients of parameters, by id, through the merged weight (out, in)."""
+    if not merged.requires_grad:
+        return {}
+    rows, pulls = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    of_weight = (pulls.T @ rows).to(merged.dtype)
+    with torch.autocast(merged.device.type, enabled=False):
+        found = torch.autograd.grad(merged, trained, of_weight, allow_unused=True)
+    return {id(p): g for p, g in zip(trained, found, strict=True)}
 
 
 def precision_of(x: Tensor) -> torch.dtype:

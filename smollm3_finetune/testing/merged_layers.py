@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +93,16 @@ class MergedLayerTests(Conformance):
             merged = layer.merged(weight)
             demand(merged.requires_grad, f"merged() of {name} is not differentiable in the parameters of its module")
             through = torch.autograd.grad((x @ merged.T * pull).sum(), trained, allow_unused=True)
-            for one, other in zip(own, through, strict=True):
+            shorter: Sequence[Any] = own
+            if layer.update is not None:
+                shorter = torch.autograd.grad((layer.update(x) * pull).sum(), trained, allow_unused=True)
+            for one, other, short in zip(own, through, shorter, strict=True):
                 demand(other is not None, f"merged() of {name} does not depend on a parameter of its module")
                 assert other is not None
-                error = float((one - other).norm() / one.norm().clamp_min(1e-12))
-                demand(
-                    error <= max(self.rounding, 1e-5),
-                    f"the gradient through merged() of {name} differs from the adapter's own by {error:.2g}",
-                )
+                demand(short is not None, f"update() of {name} does not depend on a parameter of its module")
+                for what, found in (("merged", other), ("update", short)):
+                    error = float((one - found).norm() / one.norm().clamp_min(1e-12))
+                    demand(
+                        error <= max(self.rounding, 1e-5),
+                        f"the gradient through {what}() of {name} differs from the adapter's own by {error:.2g}",
+                    )

@@ -41,7 +41,12 @@ def layers(model: PeftModel, method: str) -> dict[str, MergedLayer]:
             )
         base: Any = layer.get_base_layer()
         own: nn.Module = base.quantized_layer if isinstance(base, LinearView) else base
-        found[name] = MergedLayer(module=layer, base=own, merged=partial(arithmetic, layer, model.active_adapter))
+        found[name] = MergedLayer(
+            module=layer,
+            base=own,
+            merged=partial(arithmetic, layer, model.active_adapter),
+            update=partial(_update, layer, model.active_adapter) if arithmetic is _lora else None,
+        )
     return found
 
 
@@ -60,6 +65,12 @@ def _arithmetic(layer: Any, adapter: str) -> Callable[[Any, str, Tensor], Tensor
 def _lora(layer: Any, adapter: str, weight: Tensor) -> Tensor:
     delta: Tensor = layer.get_delta_weight(adapter)
     return (weight + delta).to(weight.dtype)
+
+
+def _update(layer: Any, adapter: str, x: Tensor) -> Tensor:
+    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+    added: Tensor = up(down(x.to(down.weight.dtype))) * layer.scaling[adapter]
+    return added
 
 
 def _dora(layer: Any, adapter: str, weight: Tensor) -> Tensor:
