@@ -167,6 +167,12 @@ def verdicts(session: nox.Session) -> None:
 
 
 @nox.session
+def shipping(session: nox.Session) -> None:
+    """What SmolLM2-135M keeps of training in few bits, with and without ship_as, LoRA and DoRA. Several hours."""
+    session.run(sys.executable, "benchmarks/shipping.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
 def start_up(session: nox.Session) -> None:
     """The time of each help, as a ratio to `import click` measured in the same run."""
     session.run(sys.executable, "benchmarks/start_up.py", *session.posargs)

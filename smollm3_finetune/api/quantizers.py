@@ -12,7 +12,7 @@ Import everything from `smollm3_finetune.api`. torch and transformers are import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -280,6 +280,23 @@ def _to_quantize(
     if not found and not experts:
         raise IncompatibleError(f"{quantizer} finds no linear layer to quantize in {source.ref!r}", hint="--quant none")
     return found, experts
+
+
+def round_trip_layers(model: PreTrainedModel, quantizer: str, layers: Collection[str]) -> Collection[str]:
+    """The `layers` of `RoundTrip` for a quantizer that also quantizes stacked weights of experts: returns `layers`.
+
+    Raises IncompatibleError for a model with experts: their weights are in no layer, so training could not compute
+    with the weights that are written. Errors name `quantizer`.
+
+        def layers(self, model):
+            return round_trip_layers(model, "int4", layers_to_quantize(model, "int4", self.source))
+    """
+    if stacks := sorted(stacked_weights(model)):
+        raise IncompatibleError(
+            f"a model with experts cannot be trained as {quantizer} writes it: {stacks[0]!r} is not a layer",
+            hint="leave --ship-as out",
+        )
+    return layers
 
 
 def linear_layers(model: nn.Module) -> tuple[dict[str, nn.Linear], list[str]]:

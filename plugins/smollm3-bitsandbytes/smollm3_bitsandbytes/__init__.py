@@ -12,6 +12,8 @@ from smollm3_finetune.api import DEQUANTIZABLE, Env, Op, QuantizerSpec, Requires
 
 REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
 
+PROVIDED = DEQUANTIZABLE | {Op.ROUND_TRIP}
+
 DEVICES = {4: ("cpu", "cuda", "xpu", "hpu", "mps"), 8: ("cpu", "cuda", "xpu", "hpu")}
 """Number of bits to the device types for which bitsandbytes 0.50 has kernels."""
 
@@ -49,7 +51,7 @@ def _no_kernels(bits: int, env: Env) -> dict[Op, str]:
     if env.device in DEVICES[bits]:
         return {}
     reason = f"bitsandbytes has no {bits}-bit kernels for {env.device}, only for {', '.join(DEVICES[bits])}"
-    return dict.fromkeys(DEQUANTIZABLE, reason)
+    return dict.fromkeys(PROVIDED, reason)
 
 
 @hookimpl
@@ -63,7 +65,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_bitsandbytes.four_bit:Bnb4bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb4bitOptions",
             requires=REQUIRES,
-            provides=DEQUANTIZABLE,
+            provides=PROVIDED,
             absent=packed_reasons("weights are stored as 4-bit codes with scales"),
             refine=refine_4bit,
             claims=claims_4bit,
@@ -76,7 +78,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_bitsandbytes.eight_bit:Bnb8bitQuantizer",
             options="smollm3_bitsandbytes.options:Bnb8bitOptions",
             requires=REQUIRES,
-            provides=DEQUANTIZABLE,
+            provides=PROVIDED,
             absent=packed_reasons("weights are stored as 8-bit codes with scales"),
             refine=refine_8bit,
             claims=claims_8bit,

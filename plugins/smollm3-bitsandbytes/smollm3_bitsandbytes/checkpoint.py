@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import (
+    Base,
     BuildContext,
     ConfigError,
     IncompatibleError,
@@ -15,11 +17,15 @@ from smollm3_finetune.api import (
     fingerprint,
     given,
     linear_layers,
+    refuse_quantized,
+    round_trip_layers,
     rounding_dtype,
     say_unreplaced,
+    stacked_weights,
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 ALWAYS_SKIPPED = ("lm_head",)
@@ -126,6 +132,43 @@ def replace_others(
     unread = [n for n in read if should_convert_module(n, skipped)]
     say_unreplaced(name, unread, ctx)
     return bool(ours or unread)
+
+
+def quantized_layers(name: str, model: PreTrainedModel, skip_modules: Iterable[str]) -> list[str]:
+    """Names of the linear layers of a dense `model` that a quantizer replaces. Raises IncompatibleError for experts."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = [*skip_modules, *get_keys_to_not_convert(model)]
+    return list(
+        round_trip_layers(model, name, [n for n in linear_layers(model)[0] if should_convert_module(n, skipped)])
+    )
+
+
+def refuse_unwritable(name: str, source: ModelSource) -> None:
+    """Raises an error if transformers would not read all layers of a checkpoint of `source` as this quantizer does."""
+    refuse_quantized(name, source)
+    skeleton = architecture_of(source)
+    if skeleton is None:
+        return
+    others = sorted(n for n, m in linear_layers(skeleton)[0].items() if _is_subclass(m))
+    if unread := [*stacked_weights(skeleton), *others]:
+        raise IncompatibleError(
+            f"{name} cannot write a checkpoint of {source.ref!r}: transformers reads {unread[0]!r} unquantized",
+            hint=f"load the full-precision checkpoint with --quant {name}",
+        )
+
+
+def write_model(base: Base, out: Path, dtype: torch.dtype) -> None:
+    """Write the quantized model of `base` into `out` as transformers does; unquantized weights are cast to `dtype`."""
+    model = base.model
+    for module in model.modules():
+        if base.ops_for(module) is None:
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(str(out))
 
 
 def _is_subclass(layer: Any) -> bool:

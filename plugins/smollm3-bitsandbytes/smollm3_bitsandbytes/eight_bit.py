@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -18,13 +19,17 @@ from transformers import BitsAndBytesConfig
 from smollm3_bitsandbytes.checkpoint import (
     all_skipped,
     base_fingerprint,
+    quantized_layers,
     refuse_contradictions,
+    refuse_unwritable,
     replace_others,
     stored_quantization,
+    write_model,
 )
 from smollm3_bitsandbytes.options import Bnb8bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op, quantize_experts
+from smollm3_bitsandbytes.round_trip import BnbRoundTrip, eight_bits
+from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op, quantize_experts, rounding_dtype
 
 NAME = "bnb-8bit"
 OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
@@ -149,15 +154,31 @@ class Bnb8bitQuantizer:
         if stored is None:
             skip = self.options.skip_modules
 
-            def replace(linear: nn.Linear) -> nn.Module:
+            def made(linear: nn.Linear) -> nn.Module:
                 return quantized(linear, threshold, ctx.device)
 
-            if replace_others(NAME, model, ctx, skip, replace):
+            if replace_others(NAME, model, ctx, skip, made):
                 plan["others"] = True
-            if quantize_experts(model, ctx, name=NAME, replace=replace, ops=ops_for, skip_modules=skip):
+            if quantize_experts(model, ctx, name=NAME, replace=made, ops=ops_for, skip_modules=skip):
                 plan["experts"] = True
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
+
+    def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
+        """Write the checkpoint that transformers writes, into the empty directory `out`.
+
+        The codes are those that `load` finds in float32. Raises IncompatibleError if the source is already quantized,
+        or has quantized layers that transformers would read unquantized.
+        """
+        refuse_unwritable(NAME, source)
+        exact = rounding_dtype(source, ctx) is None and ctx.dtype != "float64"
+        base = self.load(source, ctx if exact else replace(ctx, dtype="float32"))
+        write_model(base, out, ctx.torch_dtype)
+
+    def round_trip(self, source: ModelSource, ctx: BuildContext) -> BnbRoundTrip:
+        """See `smollm3_finetune.api.RoundTripMaker`."""
+        options = self.options
+        return BnbRoundTrip(lambda model: quantized_layers(NAME, model, options.skip_modules), eight_bits)
 
     def _plan(self, source: ModelSource, stored: Mapping[str, Any] | None) -> dict[str, Any]:
         """The options that determine the weights; the threshold affects only activations."""

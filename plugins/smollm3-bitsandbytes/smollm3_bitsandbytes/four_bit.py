@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -18,13 +20,25 @@ from transformers import BitsAndBytesConfig
 from smollm3_bitsandbytes.checkpoint import (
     all_skipped,
     base_fingerprint,
+    quantized_layers,
     refuse_contradictions,
+    refuse_unwritable,
     replace_others,
     stored_quantization,
+    write_model,
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
-from smollm3_finetune.api import Base, BuildContext, DequantizingOps, LinearOps, ModelSource, quantize_experts
+from smollm3_bitsandbytes.round_trip import BnbRoundTrip, four_bits
+from smollm3_finetune.api import (
+    Base,
+    BuildContext,
+    DequantizingOps,
+    LinearOps,
+    ModelSource,
+    quantize_experts,
+    rounding_dtype,
+)
 
 NAME = "bnb-4bit"
 
@@ -99,17 +113,36 @@ class Bnb4bitQuantizer:
         if stored is None:
             skip = self.options.skip_modules
 
-            def replace(linear: nn.Linear) -> nn.Module:
+            def made(linear: nn.Linear) -> nn.Module:
                 return quantized(linear, compute, plan, ctx.device)
 
-            if replace_others(NAME, model, ctx, skip, replace):
+            if replace_others(NAME, model, ctx, skip, made):
                 plan["others"] = True
-            if quantize_experts(model, ctx, name=NAME, replace=replace, ops=ops_for, skip_modules=skip):
+            if quantize_experts(model, ctx, name=NAME, replace=made, ops=ops_for, skip_modules=skip):
                 plan["experts"] = True
         if ctx.torch_dtype == torch.float64:
             _widen(model)
         model.requires_grad_(False)
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
+
+    def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
+        """Write the checkpoint that transformers writes, into the empty directory `out`.
+
+        The codes are those that `load` finds in float32. Raises IncompatibleError if the source is already quantized,
+        or has quantized layers that transformers would read unquantized.
+        """
+        refuse_unwritable(NAME, source)
+        exact = rounding_dtype(source, ctx) is None and ctx.dtype != "float64"
+        base = self.load(source, ctx if exact else replace(ctx, dtype="float32"))
+        write_model(base, out, ctx.torch_dtype)
+
+    def round_trip(self, source: ModelSource, ctx: BuildContext) -> BnbRoundTrip:
+        """See `smollm3_finetune.api.RoundTripMaker`."""
+        options = self.options
+        return BnbRoundTrip(
+            lambda model: quantized_layers(NAME, model, options.skip_modules),
+            lambda weight: four_bits(weight, options.quant_type, options.double_quant),
+        )
 
     def _plan(self, source: ModelSource, stored: Mapping[str, Any] | None) -> dict[str, Any]:
         """The options that determine the weights."""

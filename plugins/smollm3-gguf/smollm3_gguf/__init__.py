@@ -5,9 +5,10 @@ This module contains only the descriptors; transformers and gguf are imported wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from smollm3_finetune.api import ExporterSpec, LoaderSpec, ModelSource, Requires, hookimpl
+from smollm3_finetune.api import Env, ExporterSpec, LoaderSpec, ModelSource, Requires, hookimpl
 
 
 def claims(ref: str) -> bool:
@@ -47,6 +48,13 @@ def check_adapter(options: Any, source: ModelSource) -> None:
     check_config(source.config)
 
 
+def refine_export(spec: ExporterSpec, options: Any, env: Env) -> ExporterSpec:
+    """Types that llama.cpp quantizes have no round trip here, and f32 rounds nothing."""
+    from smollm3_gguf.types import K_QUANTS
+
+    return replace(spec, round_trips=options.type not in (*K_QUANTS, "f32"))
+
+
 @hookimpl
 def smollm3_exporters() -> list[ExporterSpec]:
     return [
@@ -56,6 +64,8 @@ def smollm3_exporters() -> list[ExporterSpec]:
             factory="smollm3_gguf.exporter:GgufExporter",
             options="smollm3_gguf.options:GgufExportOptions",
             requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
+            round_trips=True,
+            refine=refine_export,
             check=check_export,
             api=2,
         ),

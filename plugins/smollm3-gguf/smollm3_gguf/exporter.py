@@ -23,6 +23,8 @@ from smollm3_gguf.types import K_QUANTS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from smollm3_gguf.round_trip import GgufRoundTrip
+
 
 def check_source(options: GgufExportOptions, source: ModelSource) -> None:
     """Refuse a model that cannot be exported, from its config, and from its tokenizer if that is on this machine.
@@ -77,6 +79,20 @@ class GgufExporter:
             from smollm3_gguf.modelfile import write_modelfile
 
             write_modelfile(out / "Modelfile", file.name, subject, ctx)
+
+    def round_trip(self, source: ModelSource, ctx: BuildContext) -> GgufRoundTrip:
+        """See `smollm3_finetune.api.RoundTripMaker`."""
+        from smollm3_gguf.names import gguf_name
+        from smollm3_gguf.round_trip import GgufRoundTrip
+        from smollm3_gguf.types import type_of
+
+        option = self.options.type
+
+        def kind(module: str, shape: tuple[int, int]) -> str:
+            name = gguf_name(f"{module}.weight")
+            return "f32" if name is None else type_of(name, option, shape[1])
+
+        return GgufRoundTrip(kind)
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         from smollm3_gguf.checks import check_file

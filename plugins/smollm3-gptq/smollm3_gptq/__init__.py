@@ -25,7 +25,7 @@ def refine(spec: QuantizerSpec, options: Any, env: Env) -> QuantizerSpec:
     """gptqmodel's own kernels support only the forward; on a CPU, those for 2, 3 and 8 bits must be compiled first."""
     if options.kernel != "gptqmodel":
         return spec
-    absent = {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY}
+    absent = {Op.GRAD_INPUT: ONE_WAY, Op.READ_WEIGHT: ONE_WAY, Op.ROUND_TRIP: ONE_WAY}
     if env.device == "cpu" and options.bits in (2, 3, 8) and "c++" not in env.tools:
         absent[Op.FORWARD] = f"gptqmodel's kernel for {options.bits} bits needs a C++ compiler on a CPU"
     return spec.without(absent)
@@ -50,7 +50,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="GPTQ: 2 to 8-bit weights fitted to calibration rows; loads GPTQ checkpoints, or quantizes first",
             factory="smollm3_gptq.quantizer:GPTQQuantizer",
             options="smollm3_gptq.options:GPTQOptions",
-            provides=DEQUANTIZABLE,
+            provides=DEQUANTIZABLE | {Op.ROUND_TRIP},
             absent=packed_reasons("weights are stored as low-bit codes with scales"),
             refine=refine,
             claims=claims,

@@ -47,3 +47,18 @@ def unpack_bytes(packed: Tensor, bits: int, columns: int) -> Tensor:
     mask = (1 << bits) - 1
     pieces = [(packed >> shift) & mask for shift in range(0, 8, bits)]
     return torch.stack(pieces, dim=-1).flatten(1)[:, :columns]
+
+
+def pack_words(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes (n, m) along the first axis into int32 words (⌈n · bits / 32⌉, m): the inverse of `unpack_words`."""
+    count, columns = codes.shape
+    whole = torch.zeros(-(-count // 32) * 32, columns, dtype=torch.int64, device=codes.device)
+    whole[:count] = codes
+    pieces = whole.view(-1, 32, columns)  # 32 codes fill `bits` words
+    words = torch.zeros(len(pieces), bits, columns, dtype=torch.int64, device=codes.device)
+    for i in range(32):
+        word, shift = divmod(i * bits, 32)
+        words[:, word] |= pieces[:, i] << shift
+        if shift + bits > 32:
+            words[:, word + 1] |= pieces[:, i] >> (32 - shift)
+    return words.to(torch.int32).flatten(0, 1)[: -(-count * bits // 32)].contiguous()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from smollm3_gptq.quantize_worker import TOO_SHORT
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from smollm3_gptq.round_trip import GPTQRoundTrip
+
 KIND = "gptq"
 """The kind of the cache entries."""
 WORK = 1
@@ -58,6 +61,18 @@ class GPTQQuantizer:
 
         Raises ModelError if a checkpoint is incomplete. `check` has already refused options that contradict it.
         """
+        checkpoint, identity = self._checkpoint(source, ctx)
+        base = fingerprint(KIND, identity, _rope_scaling(source.config))
+        if self.options.kernel == "gptqmodel":
+            from smollm3_gptq.gptqmodel_kernels import ops_for
+
+            return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base, ops_for=ops_for)
+        from smollm3_gptq.loading import load_checkpoint
+
+        return replace(load_checkpoint(source, checkpoint, ctx), fingerprint=base)
+
+    def _checkpoint(self, source: ModelSource, ctx: BuildContext) -> tuple[Checkpoint, str]:
+        """The checkpoint of a source, which is made if the source is full-precision; and the digest of its weights."""
         stored = described(source)
         if stored is not None:
             checkpoint = open_checkpoint(source.path, stored)
@@ -68,25 +83,39 @@ class GPTQQuantizer:
             identity = (directory / DIGEST).read_text(encoding="utf-8")
         from smollm3_gptq.zero_points import with_format_of_zeros
 
-        checkpoint = with_format_of_zeros(checkpoint, Path(source.ref).name, ctx.progress.say)
-        base = fingerprint(KIND, identity, _rope_scaling(source.config))
-        if self.options.kernel == "gptqmodel":
-            from smollm3_gptq.gptqmodel_kernels import ops_for
+        return with_format_of_zeros(checkpoint, Path(source.ref).name, ctx.progress.say), identity
 
-            return Base(model=_with_gptqmodel(source, checkpoint, ctx), fingerprint=base, ops_for=ops_for)
-        from smollm3_gptq.loading import load_checkpoint
+    def round_trip(self, source: ModelSource, ctx: BuildContext) -> GPTQRoundTrip:
+        """Rounds to the grid of the checkpoint of `source`, which is calibrated and cached if it is full-precision.
 
-        return replace(load_checkpoint(source, checkpoint, ctx), fingerprint=base)
+        With `ctx.grids`, those of a run, nothing is calibrated. See `smollm3_finetune.api.RoundTripMaker`.
+        """
+        from smollm3_gptq.round_trip import GPTQRoundTrip
+
+        @cache
+        def checkpoint() -> Checkpoint:
+            return self._checkpoint(source, ctx)[0]
+
+        def names() -> Collection[str]:
+            return list(checkpoint().layers() if ctx.grids is None else ctx.grids)
+
+        return GPTQRoundTrip(names, checkpoint)
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
         """Write the quantized checkpoint of a full-precision source into the empty directory `out`.
 
-        Raises ConfigError if the source is already quantized, DataError if no calibration row is long enough.
+        With `ctx.grids`, weights are rounded to them, without calibration and without gptqmodel. Raises ConfigError if
+        the source is already quantized, DataError if no calibration row is long enough.
         """
         if described(source) is not None:
             raise ConfigError(
                 f"{source.ref!r} is already quantized", hint="use the full-precision checkpoint it was made from"
             )
+        if ctx.grids is not None:
+            from smollm3_gptq.writing import write_on_grids
+
+            write_on_grids(source, out, ctx, ctx.grids)
+            return
         self._write(source, out, ctx, _calibration(ctx, source))
 
     def _quantized(self, source: ModelSource, ctx: BuildContext) -> Path:

@@ -5,7 +5,24 @@ This module holds only the descriptor; torch, transformers and hqq are imported 
 
 from __future__ import annotations
 
-from smollm3_finetune.api import DEQUANTIZABLE, QuantizerSpec, Requires, check_layerwise, hookimpl, packed_reasons
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import DEQUANTIZABLE, ModelSource, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a checkpoint which this quantizer has written."""
+    from smollm3_hqq.checkpoint import described
+
+    return described(config) is not None
+
+
+def check(options: Any, source: ModelSource) -> None:
+    """Raises an error if the source cannot be loaded with these options; reads no weights."""
+    from smollm3_hqq.checkpoint import check
+
+    check(options, source)
 
 
 @hookimpl
@@ -18,13 +35,10 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_hqq.quantizer:HQQQuantizer",
             options="smollm3_hqq.options:HQQOptions",
             requires=Requires(distributions=("hqq>=0.2.8,<0.3",)),
-            provides=DEQUANTIZABLE,
+            provides=DEQUANTIZABLE | {Op.ROUND_TRIP},
             absent=packed_reasons("weights are stored as codes of few bits with scales"),
-            check=check_layerwise(
-                "hqq",
-                "use the full-precision checkpoint; checkpoints saved by hqq cannot be loaded",
-                along=lambda options: "in_features" if options.axis == 1 else "out_features",
-            ),
+            claims=claims,
+            check=check,
             api=2,
         )
     ]

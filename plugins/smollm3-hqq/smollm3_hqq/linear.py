@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
 from torch import Tensor, nn
 
 from smollm3_finetune.api import frozen_linear
 from smollm3_hqq.options import HQQOptions
+
+PER_NUMBER = {8: 1, 4: 2, 3: 10, 2: 4}
+"""Bits of a code to the codes that hqq packs into one number."""
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
@@ -54,6 +57,56 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
         bias = linear.bias
         layer.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
         return layer
+
+    @classmethod
+    def packed(
+        cls, linear: nn.Linear, codes: Tensor, scale: Tensor, zero: Tensor, options: HQQOptions, device: str
+    ) -> Linear:
+        """The layer of the shape of `linear` with these codes, as `pack` returns them. Has no bias.
+
+        Raises ValueError if the tensors do not have the shapes and the types of such a layer.
+        """
+        shape = (linear.out_features, linear.in_features)
+        size, bits, axis = options.group_size, options.bits, options.axis
+        rows, columns = shape if size is None else ((shape[0] * shape[1] // size, size)[:: 1 if axis == 1 else -1])
+        numbers = -(-rows // PER_NUMBER[bits])
+        expected = {
+            "W_q": (codes, (numbers, columns), Quantizer.unpack_view_dtype[Quantizer.bit_to_packing[bits]]),
+            "scale": (scale, (rows, 1) if axis == 1 else (1, columns), torch.float32),
+            "zero": (zero, (rows, 1) if axis == 1 else (1, columns), torch.float32),
+        }
+        for name, (tensor, wanted, dtype) in expected.items():
+            if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
+                raise ValueError(f"has a tensor {name} of another shape or type than {wanted} {dtype}")
+        layer = cls.__new__(cls)
+        super(cls, layer).__init__(
+            None, quant_config=_config(options), compute_dtype=torch.float32, device=device, initialize=False
+        )
+        packing = Quantizer.bit_to_packing[bits]
+        layer.W_q = nn.Parameter(codes.to(device), requires_grad=False)
+        layer.meta = {
+            "nbits": bits,
+            "group_size": size,
+            "shape": torch.Size(shape),
+            "scale": scale.to(device),
+            "zero": zero.to(device),
+            "axis": axis,
+            "packing": packing,
+            "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
+            "view_as_float": False,
+            "quant_scale": False,
+            "quant_zero": False,
+            "compute_dtype": torch.float32,
+        }
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.bias, layer.ready = None, True
+        return layer
+
+    @staticmethod
+    def pack(codes: Tensor, options: HQQOptions) -> Tensor:
+        """Pack the matrix of groups of codes as hqq does."""
+        packed: Tensor = Quantizer.pack[Quantizer.bit_to_packing[options.bits]](codes)
+        return packed
 
     @classmethod
     def set_backend(cls, backend: Any) -> None:

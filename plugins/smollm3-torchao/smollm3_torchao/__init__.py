@@ -21,7 +21,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_torchao.quantizer:TorchaoInt8Quantizer",
             options="smollm3_torchao.options:TorchaoInt8Options",
             requires=Requires(distributions=("torchao>=0.18,<0.19",)),
-            provides=DEQUANTIZABLE,
+            provides=DEQUANTIZABLE | {Op.ROUND_TRIP},
             absent={
                 Op.DENSE: f"{HIDDEN}, which cannot be replaced by other values",
                 Op.GRAD_WEIGHT: f"{HIDDEN}, which cannot take a gradient step",
