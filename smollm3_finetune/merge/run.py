@@ -41,7 +41,7 @@ from smollm3_finetune.merge.tensors import (
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.device import free_memory
-from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model.load import LoadedModel, load_planned_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model.quantized_layers import forward_rtol
 from smollm3_finetune.model.trained_context import check_trained_context
@@ -162,9 +162,7 @@ def _merge_and_reload(
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
     computed = finest(context.dtype, dtype)
     with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
-        base = load_base(plan.quantizer, quantizer, plan.source, context)
-    if settings.check_base:
-        check_fingerprint(plan, base)
+        base = load_planned_base(plan, quantizer, check_base=settings.check_base)
     trained_on = plan.saved.base_fingerprint
     own_base = None if trained_on is None else trained_on == base.fingerprint
     tied = ties(base.model)

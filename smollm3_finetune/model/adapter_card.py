@@ -21,6 +21,7 @@ from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.errors import first_line, is_resource_error
 from smollm3_finetune.files.writing import write_text
+from smollm3_finetune.model.new_tokens import shown_tokens
 from smollm3_finetune.model.plan import NO_QUANTIZER, ModelPlan
 from smollm3_finetune.model_files.card_mark import is_generated, marked
 from smollm3_finetune.model_files.model_card import (
@@ -167,6 +168,8 @@ def _composition(plan: ModelPlan) -> Iterator[tuple[str, str]]:
         yield "quantization", f"the base was quantized by {name}{calibrated} when it was loaded"
     options = {k: v for k, v in plain(options_dict(plan.adapter.options)).items() if v not in (None, [], "")}
     yield "adapter", with_options(plan.adapter.spec.name, options)
+    if plan.new_tokens:
+        yield "new tokens", shown_tokens(plan.new_tokens)
     yield "computed in", plan.context.dtype
     yield "versions", ", ".join(f"{name} {version}" for name, version in _versions(plan).items())
 
@@ -244,6 +247,8 @@ def _alone(plan: ModelPlan, ref: str) -> Iterator[str]:
         options = "".join(f", {k}={v!r}" for k, v in _loader_options(plan).items())
         dtype = f'dtype="{plan.context.dtype}"'
         yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(ref)}, {dtype}{options})"
+        if plan.adds_rows:
+            yield f"base.resize_token_embeddings({plan.embeddings}, mean_resizing=False)"
     yield from card.usage.strip().splitlines()
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
 

@@ -79,6 +79,7 @@ class PlannedRun:
             "reference_line": self.plan.reference.line(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
+            **({"new_tokens": [t.as_json() for t in added]} if (added := self.plan.model.new_tokens) else {}),
         }
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from smollm3_finetune.data.columns import shown
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.needs import shown as lacking
 from smollm3_finetune.data.tokenization import Tokens
+from smollm3_finetune.model.new_tokens import named
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
@@ -20,6 +21,9 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     assert model.adapter is not None
     rate = plan.config.train.learning_rate
     data = []
+    if model.new_tokens:
+        count = counted(len(model.new_tokens), "new token")
+        data.append(f"tokens   {count}: {named([token.text for token in model.new_tokens])}")
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens)" if c.empty else ""
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""

@@ -103,6 +103,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         "options:LoraOptions",
         refine=refine_lora,
         training_options=("dropout",),
+        trains_new_tokens=True,
     ),
     _spec(
         "dora",
@@ -110,6 +111,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         "options:DoraOptions",
         READS,
         training_options=("dropout",),
+        trains_new_tokens=True,
     ),
     _spec(
         "rslora",
@@ -117,6 +119,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         "options:RsLoraOptions",
         refine=refine_lora,
         training_options=("dropout",),
+        trains_new_tokens=True,
     ),
     _spec(
         "adalora",
