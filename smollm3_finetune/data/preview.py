@@ -7,7 +7,7 @@ weights are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -143,6 +143,8 @@ class Preview:
     inspector: Inspector
     survey: Survey
     progress: Progress
+    declared: Sequence[str] = ()
+    """The tokens of `data.add_tokens`."""
 
     def sources(self, wanted: int | None) -> list[int]:
         """The indices of the sources to show. Raises ConfigError if `wanted` does not exist."""
@@ -175,6 +177,7 @@ class Preview:
             weight=about.source.config.weight,
             validation=about.source.validation,
             not_read=self.survey.unread[source],
+            declared=self.declared,
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:
@@ -246,6 +249,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
         ),
         survey=survey,
         progress=progress,
+        declared=declared,
     )
 
 
