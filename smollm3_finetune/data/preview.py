@@ -224,8 +224,9 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
         tokenizer = source.tokenizer()
     if start is not None and (start.saved.path / "tokenizer_config.json").exists():
         tokenizer = continued_tokenizer(tokenizer, load_tokenizer(config.model, start.saved.path, {}))
-    tokens = added_tokens(tokenizer, split_known(tokenizer, declared)[1])
     earlier = () if start is None else start.saved.new_tokens
+    embeddings = rows_of(embeddings_of(source.config), earlier)
+    tokens = added_tokens(tokenizer, split_known(tokenizer, declared, embeddings)[1], embeddings)
     survey = rows.survey(progress, must_train=False)
     return Preview(
         about=About(
@@ -241,9 +242,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
             rows,
             survey,
             about_rows.objective,
-            Renderer(
-                tokenizer, about_rows.render, embeddings=rows_of(embeddings_of(source.config), (*earlier, *tokens))
-            ),
+            Renderer(tokenizer, about_rows.render, embeddings=rows_of(embeddings, tokens)),
             max_length,
             chunk=config.data.long_text == "chunk",
         ),

@@ -85,12 +85,15 @@ def declared_tokens(texts: Sequence[str], file: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text, _ in found))
 
 
-def split_known(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The texts that `tokenizer` has as one token, and those that it lacks."""
+def split_known(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], embeddings: int | None
+) -> tuple[list[str], list[str]]:
+    """The texts that `tokenizer` has as one token with an embedding, and the others."""
     known: list[str] = []
     lacking: list[str] = []
     for text in texts:
-        (known if is_one_token(tokenizer, text) else lacking).append(text)
+        beyond = embeddings is not None and max(_ids(tokenizer, text), default=0) >= embeddings
+        (known if is_one_token(tokenizer, text) and not beyond else lacking).append(text)
     return known, lacking
 
 
@@ -102,22 +105,46 @@ def is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     )
 
 
-def added_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[NewToken, ...]:
-    """Add `texts`, which it lacks, to `tokenizer`. Raises ConfigError if one contains a control token."""
-    control = [token for token in tokenizer.get_added_vocab() if token.strip()]
+def added_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], embeddings: int | None
+) -> tuple[NewToken, ...]:
+    """Add `texts`, which `split_known` found to be lacking, to `tokenizer`.
+
+    Raises ConfigError if one contains a token that was added before, and IncompatibleError if the tokenizer has other
+    tokens without an embedding.
+    """
+    before = tokenizer.get_added_vocab()
     for text in texts:
-        if (inside := next((token for token in control if token in text), None)) is not None:
+        if (
+            inside := next((token for token in before if token.strip() and token in text and token != text), None)
+        ) is not None:
             raise ConfigError(
                 f"{KEY}: {text!r} contains {inside!r}, which is a token of the model already",
                 hint=f"choose a text without {inside!r}",
             )
-    pieces = {text: tuple(_ids(tokenizer, text)) for text in texts}
+    pieces = {text: tuple(_pieces(tokenizer, text)) for text in texts}
     if empty := next((text for text, ids in pieces.items() if not ids), None):
         raise ConfigError(f"{KEY}: the tokenizer gives no tokens for {empty!r}", hint="choose another text")
-    _add(tokenizer, texts)
-    return tuple(
+    _add(tokenizer, [text for text in texts if text not in before])
+    found = tuple(
         NewToken(text=text, id=int(tokenizer.convert_tokens_to_ids(text)), pieces=pieces[text]) for text in texts
     )
+    if found and embeddings is not None:
+        last = max(token.id for token in found)
+        others = sorted(text for text, i in before.items() if embeddings <= i < last and text not in pieces)
+        if others:
+            raise IncompatibleError(
+                f"{KEY}: the tokenizer has tokens beyond the {embeddings:,} embeddings of the model, which would get "
+                f"rows without a meaning: {named(others)}",
+                hint=f"add them to {KEY} too",
+            )
+    return found
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text; those of its parts if it is one token, which has no embedding."""
+    ids = _ids(tokenizer, text)
+    return ids if len(ids) > 1 or len(text) < 2 else [*_ids(tokenizer, text[:1]), *_ids(tokenizer, text[1:])]
 
 
 def add_to(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[NewToken]) -> None:
@@ -229,12 +256,18 @@ def with_new_rows(base: Base, tokens: Sequence[NewToken], quantizer: str) -> Bas
             f"the pieces of the new tokens go up to the id {beyond}, but the model has {rows:,} embeddings",
             hint="use the base that the adapter was trained on",
         )
+    needed = max(token.id for token in tokens) + 1
+    if needed > rows and len({token.id for token in tokens if token.id >= rows}) != needed - rows:
+        raise ModelError(
+            f"the new tokens go up to the id {needed - 1}, but they do not follow the {rows:,} embeddings of the model",
+            hint="use the base that the adapter was trained on",
+        )
     tied = head is None or head.weight is embeddings.weight
     weights = [embeddings.weight] if tied else [embeddings.weight, head.weight]
     started = [_means(weight, tokens) for weight in weights]
-    needed = max(token.id for token in tokens) + 1
     if needed > rows:
-        with torch.random.fork_rng(devices=[]):
+        device = embeddings.weight.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             model.resize_token_embeddings(needed, mean_resizing=False)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and tied != (head.weight is embeddings.weight):

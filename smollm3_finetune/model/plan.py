@@ -345,7 +345,10 @@ def plan_model(
         with attributed_to(selected.loader.component):
             return source.tokenizer()
 
-    tokens = planned_tokens(registry, request.add_tokens, saved, adapter, env, tokenizer, context.progress.say)
+    tokens = planned_tokens(
+        *(registry, request.add_tokens, saved, adapter, env, embeddings_of(config)),
+        *(tokenizer, context.progress.say),
+    )
     if tokens:
         context = replace(context, new_tokens=tuple(token.id for token in tokens))
     return ModelPlan(

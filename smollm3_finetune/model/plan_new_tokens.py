@@ -34,17 +34,19 @@ def planned_tokens(
     saved: SavedAdapter | None,
     adapter: SelectedComponent | None,
     env: Env,
+    embeddings: int | None,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     say: Callable[[str], None],
 ) -> tuple[NewToken, ...]:
-    """The tokens that the model gets: those of a saved adapter, else the `declared` ones that its tokenizer lacks.
+    """The tokens that the model gets: those of a saved adapter, else the `declared` ones that it lacks.
 
+    `embeddings` is the number that the model has; a token of the tokenizer beyond them counts as lacking.
     Reads the tokenizer only if tokens are declared. Raises IncompatibleError if the adapter does not train them.
     """
     if not declared:
         return saved.new_tokens if saved is not None else ()
     own = tokenizer()
-    known, lacking = split_known(own, declared)
+    known, lacking = split_known(own, declared, embeddings)
     if saved is not None:
         check_continued(declared, saved.new_tokens, known, str(saved.path))
     if known:
@@ -57,7 +59,7 @@ def planned_tokens(
             "tokens",
             hint=_hint(registry, adapter),
         )
-    return added_tokens(own, lacking)
+    return added_tokens(own, lacking, embeddings)
 
 
 def _hint(registry: Registry, adapter: SelectedComponent) -> str:

@@ -38,7 +38,13 @@ def rows(isolated: Path) -> None:
 
 
 def train(output: str, tokens: Any = TOKENS, **more: Any) -> dict[str, Any]:
-    data = {"path": "rows.jsonl", "validation": "held.jsonl", "add_tokens": tokens, **more.pop("data", {})}
+    data = {
+        "path": "rows.jsonl",
+        "validation": "held.jsonl",
+        "add_tokens": tokens,
+        "max_length": 256,
+        **more.pop("data", {}),
+    }
     settings = {**FAST, **more.pop("train", {})}
     return finetune("model", output=output, data=data, train=settings, quiet=True, **more)
 
@@ -74,10 +80,10 @@ def test_a_run_is_continued_merged_and_evaluated(cli: Cli) -> None:
     assert json.loads(Path("fresh/adapter/smollm3.json").read_text())["new_tokens"][0]["id"] == 2050
     finetune(resume="fresh", train={"max_steps": 3}, quiet=True)
     report = json.loads(cli("eval", "first", "--answers", "1", "--max-new-tokens", "2", "--json").stdout)
-    assert report["model"]["held_out_loss"] == pytest.approx(first["after"]["held_out_loss"], rel=1e-5)
-    assert cli("generate", "first", "--prompt", "<tool>", "--max-new-tokens", "2").returncode == 0
-    assert cli("push", "first", "--to", "someone/model", "--dry-run").returncode == 0
-    assert cli("merge", "fresh", "--output", "merged").returncode == 0
+    assert report["after"]["held_out_loss"] == pytest.approx(first["after"]["held_out_loss"], rel=1e-5)
+    assert cli("generate", "first", "--prompt", "<tool>", "--max-new-tokens", "2").code == 0
+    assert cli("push", "first", "--to", "someone/model", "--dry-run").code == 0
+    assert cli("merge", "fresh", "--output", "merged").code == 0
     tokenizer = AutoTokenizer.from_pretrained("merged")
     ids = [tokenizer(t, add_special_tokens=False).input_ids for t in (*TOKENS, "<other>")]
     assert ids == [[2048], [2049], [2050]]
@@ -92,7 +98,7 @@ def test_a_quantized_base_is_that_of_a_run_without_tokens(quant: str, adapter: s
     more: dict[str, Any] = {"calibration": {"rows": 8}} if quant == "gptq" else {}
     report = train("run", adapter=adapter, quant=chosen, **more)
     merged = cli("merge", "run", "--output", "merged")
-    assert merged.returncode == 0, merged.stderr
+    assert merged.code == 0, merged.stderr
     figures = json.loads(Path("merged/merge.json").read_text())["figures"]
     assert figures["merged_excess"] <= 1e-4 and figures["drift"] <= 1e-2
     again = load_model("model", adapter_path="run/adapter", dtype="float32")
@@ -105,12 +111,34 @@ def test_a_quantized_base_is_that_of_a_run_without_tokens(quant: str, adapter: s
 
 
 def test_marks_that_were_not_declared_are_counted(cli: Cli) -> None:
-    shown = cli("data", "stats", "--model", "model", "--data", "rows.jsonl", "--set", "data.add_tokens=[<tool>]")
-    assert shown.returncode == 0, shown.stderr
+    shown = cli(
+        "data",
+        "stats",
+        "--model",
+        "model",
+        "--max-length",
+        "256",
+        "--data",
+        "rows.jsonl",
+        "--set",
+        "data.add_tokens=[<tool>]",
+    )
+    assert shown.code == 0, shown.stderr
     line = "'<|mark|>' (8 rows) is several tokens; to make it one: --set 'data.add_tokens=[<tool>, <|mark|>]'"
     assert line in shown.stdout
-    declared = cli("data", "stats", "--model", "model", "--data", "rows.jsonl", "--set", "data.add_tokens=[<|mark|>]")
+    declared = cli(
+        "data",
+        "stats",
+        "--model",
+        "model",
+        "--max-length",
+        "256",
+        "--data",
+        "rows.jsonl",
+        "--set",
+        "data.add_tokens=[<|mark|>]",
+    )
     assert "several tokens" not in declared.stdout
-    plan = cli("train", "--model", "model", "--data", "rows.jsonl", "--set", "data.add_tokens=[<tool>]", "--dry-run",
-               "--json")  # fmt: skip
+    settings = ("--max-length", "256", "--set", "data.add_tokens=[<tool>]")
+    plan = cli("train", "--model", "model", "--data", "rows.jsonl", *settings, "--dry-run", "--json")
     assert [t["token"] for t in json.loads(plan.stdout)["new_tokens"]] == ["<tool>"]
