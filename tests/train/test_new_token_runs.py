@@ -82,7 +82,7 @@ def test_a_run_is_continued_merged_and_evaluated(cli: Cli) -> None:
     report = json.loads(cli("eval", "first", "--answers", "1", "--max-new-tokens", "2", "--json").stdout)
     assert report["after"]["held_out_loss"] == pytest.approx(first["after"]["held_out_loss"], rel=1e-5)
     assert cli("generate", "first", "--prompt", "<tool>", "--max-new-tokens", "2").code == 0
-    assert cli("push", "first", "--to", "someone/model", "--dry-run").code == 0
+    assert cli("push", "first", "someone/model", "--dry-run").code == 0
     assert cli("merge", "fresh", "--output", "merged").code == 0
     tokenizer = AutoTokenizer.from_pretrained("merged")
     ids = [tokenizer(t, add_special_tokens=False).input_ids for t in (*TOKENS, "<other>")]
