@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.model_files.vocabulary import embeddings_of as embeddings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
