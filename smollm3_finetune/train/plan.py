@@ -181,7 +181,7 @@ def plan_run(
     check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
-    check_sharding()
+    check_sharding(new_tokens=bool(model.new_tokens))
     check_values(reference, objective, settled.config.train)
     resolved = _resolved(settled.config, model, objective, rows, calibration, request.add_tokens)
     return RunPlan(
