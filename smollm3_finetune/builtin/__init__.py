@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from smollm3_finetune.api import (
     ALL_OPS,
     AdapterCard,
     AdapterSpec,
     ConfigError,
+    Env,
     ExporterSpec,
     FormatterSpec,
     LoaderSpec,
@@ -72,6 +76,11 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     ]
 
 
+def _refine_full(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
+    """Parameters that are chosen by name may leave out the rows of new tokens."""
+    return dataclasses.replace(spec, trains_new_tokens=not options.parameters)
+
+
 @hookimpl
 def smollm3_adapters() -> list[AdapterSpec]:
     return [
@@ -85,6 +94,8 @@ def smollm3_adapters() -> list[AdapterSpec]:
             packs=True,
             disables=False,
             training_options=("parameters", "master_weights"),
+            trains_new_tokens=True,
+            refine=_refine_full,
             suggests={"train.learning_rate": 2e-5},
             card=AdapterCard(
                 title="full fine-tuning",

@@ -135,7 +135,6 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
     own = run if is_run else None
     options, mode = render_options_of(own, values["date"]), mode_of(own, values["think"])
     from smollm3_finetune.data.chat_template.renderer import Renderer
-    from smollm3_finetune.data.vocabulary import embeddings_of
     from smollm3_finetune.model.load import build_context
     from smollm3_finetune.model.plan import plan_model, plan_tokenizer, select_model
     from smollm3_finetune.model.trained_context import check_trained_context
@@ -151,7 +150,7 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
     if not values["any_base"]:
         check_trained_context(plan)
     tokenizer = plan_tokenizer(plan)
-    renderer = Renderer(tokenizer, options, embeddings=embeddings_of(plan.source.config))
+    renderer = Renderer(tokenizer, options, embeddings=plan.embeddings)
     return Opened(plan, tokenizer, renderer, mode, is_run, values["any_base"])
 
 

@@ -85,6 +85,12 @@ class DataConfig:
         (), "Columns to remove from the rows before they are read, such as a column that a formatter refuses."
     )
     template: str | None = option(None, "File with a chat template that replaces the tokenizer's own.")
+    add_tokens: tuple[str, ...] = option(
+        (),
+        "Texts that become tokens of their own, such as <tool>: those that the tokenizer lacks are added to it, and "
+        "the adapter trains their embeddings.",
+    )
+    add_tokens_file: str | None = option(None, "File with more texts for data.add_tokens, one on each line.")
     enable_thinking: bool | None = option(
         None,
         "Reasoning mode for rows that do not specify one; default: on for rows with a reasoning trace, off for others.",

@@ -21,7 +21,6 @@ from smollm3_finetune.data.examples import Examples
 from smollm3_finetune.data.plan import SelectedRows
 from smollm3_finetune.data.rows import Rows, Survey
 from smollm3_finetune.data.tokenization import Tokens, tokenize
-from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.model.plan import ModelPlan
 
 Ids = list[list[int]]
@@ -78,7 +77,7 @@ class PlannedRows:
         return with_suggestions(self.loaded, chosen).config
 
     def renderer(self, model: ModelPlan) -> Renderer:
-        return Renderer(model.tokenizer(), self.render, embeddings=embeddings_of(model.source.config))
+        return Renderer(model.tokenizer(), self.render, embeddings=model.embeddings)
 
     def tokens(self, model: ModelPlan) -> Tokens:
         """The rows as tokens, from the cache if it has them. Raises DataError if a row is invalid."""

@@ -7,7 +7,7 @@ weights are read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,11 +30,12 @@ from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.sequences import numbered_sequences, sequences_of
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
-from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
+from smollm3_finetune.model.new_tokens import added_tokens, declared_tokens, rows_of, split_known
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model.start_from import continued_tokenizer
 from smollm3_finetune.model_files.loading import load_tokenizer, quiet_transformers
+from smollm3_finetune.model_files.vocabulary import embeddings_of
 from smollm3_finetune.runs.start_from import Started
 
 
@@ -142,6 +143,8 @@ class Preview:
     inspector: Inspector
     survey: Survey
     progress: Progress
+    declared: Sequence[str] = ()
+    """The tokens of `data.add_tokens`."""
 
     def sources(self, wanted: int | None) -> list[int]:
         """The indices of the sources to show. Raises ConfigError if `wanted` does not exist."""
@@ -174,6 +177,7 @@ class Preview:
             weight=about.source.config.weight,
             validation=about.source.validation,
             not_read=self.survey.unread[source],
+            declared=self.declared,
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:
@@ -198,8 +202,9 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     loader = collect.run(lambda: choose_loader(registry, request))
     suggesting = collect.run(lambda: _choose_suggesting(registry, loaded))
+    declared = collect.run(lambda: declared_tokens(config.data.add_tokens, config.data.add_tokens_file))
     collect.finish()
-    assert about_rows is not None and loader is not None and suggesting is not None
+    assert about_rows is not None and loader is not None and suggesting is not None and declared is not None
     raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
     context = BuildContext(
         purpose=Purpose.TRAIN,
@@ -219,6 +224,9 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
         tokenizer = source.tokenizer()
     if start is not None and (start.saved.path / "tokenizer_config.json").exists():
         tokenizer = continued_tokenizer(tokenizer, load_tokenizer(config.model, start.saved.path, {}))
+    earlier = () if start is None else start.saved.new_tokens
+    embeddings = rows_of(embeddings_of(source.config), earlier)
+    tokens = added_tokens(tokenizer, split_known(tokenizer, declared, embeddings)[1], embeddings)
     survey = rows.survey(progress, must_train=False)
     return Preview(
         about=About(
@@ -234,12 +242,13 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
             rows,
             survey,
             about_rows.objective,
-            Renderer(tokenizer, about_rows.render, embeddings=embeddings_of(source.config)),
+            Renderer(tokenizer, about_rows.render, embeddings=rows_of(embeddings, tokens)),
             max_length,
             chunk=config.data.long_text == "chunk",
         ),
         survey=survey,
         progress=progress,
+        declared=declared,
     )
 
 

@@ -61,6 +61,8 @@ class SourceStats:
     """For training rows (False) and for held-out rows (True): the first row left out, if possible for its length."""
     not_read: Mapping[str, int] = field(default_factory=dict)
     """Columns that the formatter does not read, and the number of rows that have a value in each, over all rows."""
+    declared: Sequence[str] = ()
+    """The tokens of `data.add_tokens`."""
 
     def add(self, row: Prepared) -> None:
         self.rows += 1

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.model_files.vocabulary import embeddings_of as embeddings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def embeddings_of(config: Mapping[str, Any]) -> int | None:
-    """The number of embeddings of a model with this `config.json`; None if it does not state it."""
-    text = config.get("text_config")
-    for about in (text if isinstance(text, Mapping) else {}, config):
-        size = about.get("vocab_size")
-        if isinstance(size, int) and size > 0:
-            return size
-    return None
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], embeddings: int | None, where: str) -> None:

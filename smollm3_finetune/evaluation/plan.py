@@ -17,7 +17,7 @@ from smollm3_finetune.data.calibration import PlannedRows, plan_rows
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.plan import SelectedRows, render_options, select_rows
 from smollm3_finetune.data.tokenization import rows_fingerprint
-from smollm3_finetune.data.vocabulary import embeddings_of, with_usable_padding
+from smollm3_finetune.data.vocabulary import with_usable_padding
 from smollm3_finetune.errors import Collector, ConfigError, DataError, IncompatibleError
 from smollm3_finetune.evaluation.overlap import Overlap, OverlapIndex
 from smollm3_finetune.evaluation.reference import WITHOUT, plan_values
@@ -320,7 +320,7 @@ def _renderer(subject: Subject, plan: ModelPlan, selected: SelectedRows) -> Rend
         tokenizer, options = plan.tokenizer(), replace(own, template=template)
     else:
         tokenizer, options = plan_tokenizer(plan), own
-    embeddings = embeddings_of(plan.source.config)
+    embeddings = plan.embeddings
     usable = with_usable_padding(tokenizer, embeddings, plan.context.progress.say)
     return Renderer(usable, options, embeddings=embeddings)
 
@@ -329,7 +329,7 @@ def _changed(subject: Subject, loaded: LoadedConfig, planned: PlannedRows, plan:
     """Whether a run was trained on other rows than its configuration names now, or rendered them differently."""
     assert subject.run is not None
     data, known = loaded.config.data, saved_versions(subject.run).get("rows")
-    embeddings = embeddings_of(plan.source.config)
+    embeddings = plan.embeddings
     tokenizer = with_usable_padding(plan.tokenizer(), embeddings, lambda line: None)
     renderer = Renderer(tokenizer, planned.render, embeddings=embeddings)
     now = rows_fingerprint(

@@ -157,13 +157,12 @@ def evaluated_model(
     """A composed model in the form that evaluators get."""
     from smollm3_finetune.data.chat_template.renderer import Renderer as RendererClass
     from smollm3_finetune.data.chat_template.renderer import RenderOptions
-    from smollm3_finetune.data.vocabulary import embeddings_of
     from smollm3_finetune.inference.generate import answer
     from smollm3_finetune.model_files.context_length import context_of
     from smollm3_finetune.model_files.stops import as_ids, joined
 
     config, context = loaded.plan.source.config, loaded.plan.context
-    renders = renderer or RendererClass(loaded.tokenizer, RenderOptions(date=None), embeddings=embeddings_of(config))
+    renders = renderer or RendererClass(loaded.tokenizer, RenderOptions(date=None), embeddings=loaded.plan.embeddings)
     kwargs = {key: value for key, value in template_kwargs.items() if value is not None}
     own = as_ids(getattr(loaded.base.model.generation_config, "eos_token_id", None))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from smollm3_finetune.evaluation.line import retained_line
 from smollm3_finetune.model.adapter_card import StatedTraining
+from smollm3_finetune.model.new_tokens import NewToken, shown_tokens
 from smollm3_finetune.model_files.card_mark import marked
 from smollm3_finetune.model_files.model_card import Metadata, beginning, facts, linked, usage, with_options
 
@@ -22,6 +23,8 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
         ("adapter", f"{with_options(about['adapter'], about['adapter_options'])}, {relation} the base ({state})"),
         ("weights", f"{about['parameters']:,} parameters in {about['dtype']}{separate}"),
     ]
+    if tokens := about.get("new_tokens"):
+        rows.append(("new tokens", shown_tokens([NewToken.of(token) for token in tokens])))
     if (stage := about.get("pipeline")) is not None:
         rows.append(("pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"))
     if again is not None:

@@ -121,6 +121,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         "dtype": dtype,
         "computed_in": merged.computed,
         "parameters": merged.parameters,
+        **({"new_tokens": [token.as_json() for token in plan.new_tokens]} if plan.new_tokens else {}),
         "figures": {name: finite_or_none(value) for name, value in numbers.items()},
         "limits": dataclasses.asdict(limits),
         "fault": wrong,

@@ -44,7 +44,7 @@ from smollm3_finetune.merge.tensors import (
 from smollm3_finetune.model.compare import drift, logits_of_rows
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.model.device import free_memory
-from smollm3_finetune.model.load import LoadedModel, check_fingerprint, load_base, parts, restored
+from smollm3_finetune.model.load import LoadedModel, load_planned_base, parts, restored
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.model.quantized_layers import forward_rtol
 from smollm3_finetune.model.trained_context import check_trained_context
@@ -181,9 +181,7 @@ def merge_and_reload(
     exact = exact if shipped is None else shipped.record.merged_in
     computed = finest(context.dtype, dtype)
     with task(f"loading {plan.ref} with {plan.quantizer.component.title}"):
-        base = load_base(plan.quantizer, quantizer, plan.source, context)
-    if settings.check_base:
-        check_fingerprint(plan, base)
+        base = load_planned_base(plan, quantizer, check_base=settings.check_base)
     trained_on = plan.saved.base_fingerprint
     own_base = None if trained_on is None else trained_on == base.fingerprint
     tied = ties(base.model)

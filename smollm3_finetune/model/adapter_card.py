@@ -21,6 +21,7 @@ from smollm3_finetune.components.requirements import installed_version
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.errors import first_line, is_resource_error
 from smollm3_finetune.files.writing import write_text
+from smollm3_finetune.model.new_tokens import shown_tokens
 from smollm3_finetune.model.plan import NO_QUANTIZER, ModelPlan
 from smollm3_finetune.model_files.card_mark import is_generated, marked
 from smollm3_finetune.model_files.model_card import (
@@ -170,6 +171,8 @@ def _composition(plan: ModelPlan) -> Iterator[tuple[str, str]]:
     if plan.ship is not None:
         name = with_options(plan.ship.name, plan.ship.chosen.changed_options())
         yield "trained for", f"{name}: without `smollm3`, the adapter computes with weights that are not rounded"
+    if plan.new_tokens:
+        yield "new tokens", shown_tokens(plan.new_tokens)
     yield "computed in", plan.context.dtype
     yield "versions", ", ".join(f"{name} {version}" for name, version in _versions(plan).items())
 
@@ -247,6 +250,8 @@ def _alone(plan: ModelPlan, ref: str) -> Iterator[str]:
         options = "".join(f", {k}={v!r}" for k, v in _loader_options(plan).items())
         dtype = f'dtype="{plan.context.dtype}"'
         yield f"base = AutoModelForCausalLM.from_pretrained({json.dumps(ref)}, {dtype}{options})"
+        if plan.adds_rows:
+            yield f"base.resize_token_embeddings({plan.embeddings}, mean_resizing=False)"
     yield from card.usage.strip().splitlines()
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
 

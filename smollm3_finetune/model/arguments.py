@@ -60,6 +60,13 @@ def plugin_names(value: Any) -> tuple[str, ...]:
     return tuple(text_or_path("plugins", v) for v in value)
 
 
+def texts(argument: str, value: Any) -> tuple[str, ...]:
+    """A list of texts."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        raise ConfigError(f"{argument}: expected a list of texts, got {value!r}", hint=f'{argument}=["TEXT"]')
+    return tuple(value)
+
+
 def instance(argument: str, value: T | None, cls: type[T]) -> T | None:
     if value is not None and not isinstance(value, cls):
         raise ConfigError(f"{argument}: expected an object of {cls.__module__}.{cls.__qualname__}, got {value!r}")

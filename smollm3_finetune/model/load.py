@@ -41,10 +41,12 @@ from smollm3_finetune.model.arguments import (
     plugin_names,
     purpose_of,
     text_or_path,
+    texts,
     torch_name,
     whole_number,
 )
 from smollm3_finetune.model.dropout import SwitchedOff, switch_off
+from smollm3_finetune.model.new_tokens import declared_tokens, with_new_rows
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.saved_adapter import EDITABLE, SavedAdapter
 from smollm3_finetune.model.start_from import Stage
@@ -180,6 +182,7 @@ class LoadedModel:
             base_fingerprint=self.base.fingerprint,
             source_fingerprint=plan.source.fingerprint,
             stages=self.stages(),
+            new_tokens=plan.new_tokens,
             versions={c.component.distribution: c.component.version for c in choices},
         ).write()
 
@@ -201,6 +204,7 @@ def load_model(
     calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
     total_steps: int | None = None,
     ship_as: str | Mapping[str, Any] | None = None,
+    add_tokens: Sequence[str] = (),
     check_base: bool = True,
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -217,8 +221,9 @@ def load_model(
     `adapter_path` holds a saved adapter: it is restored on its base, or on any base with `check_base=False`.
     `calibration` returns token ids, for quantizers that need them; `total_steps` is the number of optimizer steps of
     the whole run, for adapters with a schedule. `ship_as` names the format that the model is trained for, as the key
-    `train.ship_as`; an adapter that was trained for one names it itself. `plugins` are files or modules, as `-p` takes
-    them.
+    `train.ship_as`; an adapter that was trained for one names it itself. `add_tokens` are texts that become tokens of
+    their own: a new adapter trains the rows of those that the tokenizer lacks. `plugins` are files or modules, as `-p`
+    takes them.
 
     Raises a `SmolLM3Error` before any weights are read if an argument, a name, an option, a pair, a package or the
     device is wrong.
@@ -249,6 +254,7 @@ def load_model(
         adapter_path=path,
         purpose=reason,
         ship_as=component("ship_as", ship_as, None) if ship_as is not None else None,
+        add_tokens=declared_tokens(texts("add_tokens", add_tokens), None),
     )
     if (request.adapter is None or request.adapter.name is None) and (adapter is not None or adapter_options):
         raise ConfigError("adapter: options are given without a name", hint='adapter={"name": "NAME"}')
@@ -283,7 +289,7 @@ def compose(
     if check_base:
         check_trained_context(plan)
     quantizer, adapter = made or parts(plan)
-    base = load_base(plan.quantizer, quantizer, plan.source, plan.context)
+    base = load_planned_base(plan, quantizer, check_base=check_base)
     dropout = switch_off(base.model) if without_dropout else None
     if adapter is None or plan.adapter is None:
         return LoadedModel(plan=plan, base=base, adapted=None, dropout=dropout)
@@ -292,8 +298,6 @@ def compose(
             adapted = adapter.attach(base, plan.context, total_steps)
             plan.adapter.component.check_methods(adapted, ADAPTED, "attach()")
         return LoadedModel(plan=plan, base=base, adapted=as_shipped(plan, base, adapted), dropout=dropout)
-    if check_base:
-        check_fingerprint(plan, base)
     adapted = restored(plan, adapter, base, total_steps)
     return LoadedModel(plan=plan, base=base, adapted=as_shipped(plan, base, adapted), dropout=dropout)
 
@@ -327,6 +331,17 @@ def load_base(choice: SelectedComponent, quantizer: Quantizer, source: ModelSour
         if not isinstance(base, Base):
             raise TypeError(f"load() returned {type(base).__name__}, not a Base")
     return base
+
+
+def load_planned_base(plan: ModelPlan, quantizer: Quantizer, *, check_base: bool) -> Base:
+    """The base of a plan, with rows for its new tokens, which are added after its weights were quantized.
+
+    With `check_base`, raises ModelError if the plan's saved adapter was trained on other weights.
+    """
+    base = load_base(plan.quantizer, quantizer, plan.source, plan.base_context)
+    if check_base and plan.saved is not None and plan.adapter is not None:
+        check_fingerprint(plan, base)
+    return with_new_rows(base, plan.new_tokens, plan.quantizer.component.title)
 
 
 def check_fingerprint(plan: ModelPlan, base: Base) -> None:

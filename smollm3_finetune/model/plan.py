@@ -34,9 +34,12 @@ from smollm3_finetune.errors import (
     did_you_mean,
 )
 from smollm3_finetune.files.json import json_type, read_json
+from smollm3_finetune.model.new_tokens import NewToken, add_to, rows_of, without_new
+from smollm3_finetune.model.plan_new_tokens import planned_tokens
 from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
 from smollm3_finetune.model.start_from import StartFrom
 from smollm3_finetune.model_files.loading import load_tokenizer
+from smollm3_finetune.model_files.vocabulary import embeddings_of
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.shipping.record import Record
 from smollm3_finetune.shipping.target import (
@@ -73,6 +76,8 @@ class ModelRequest:
     purpose: Purpose = Purpose.INFER
     ship_as: ComponentConfig | None = None
     """The format to train for. A saved adapter that is not trained further names its own."""
+    add_tokens: Sequence[str] = ()
+    """Texts that become tokens of their own, if the tokenizer lacks them."""
     compared: bool = False
     """Whether the versions that made the saved adapter were compared already, as for a resumed run."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +99,8 @@ class ModelPlan:
     """The format that the model is trained for, or was trained for; None: the model computes as usual."""
     earlier: StartFrom | None = None
     """The adapter that the run started from, trained further or merged into the base; None if there is none."""
+    new_tokens: tuple[NewToken, ...] = ()
+    """Tokens that the tokenizer of the source lacks, and that are added to it and to the base."""
 
     @property
     def start_from(self) -> StartFrom | None:
@@ -111,10 +118,30 @@ class ModelPlan:
         config = self.loader.as_config()
         return replace(config, options={**config.options, **pins})
 
+    @property
+    def embeddings(self) -> int | None:
+        """The number of embeddings of the model, with those of new tokens; None if its config does not state it."""
+        return rows_of(embeddings_of(self.source.config), self.new_tokens)
+
+    @property
+    def adds_rows(self) -> bool:
+        """Whether new tokens need more embeddings than the source has; some models have rows beyond their tokens."""
+        return self.embeddings != embeddings_of(self.source.config)
+
+    @property
+    def base_context(self) -> BuildContext:
+        """The context with which the quantizer loads the base, which has no rows for new tokens yet."""
+        if not self.new_tokens:
+            return self.context
+        return replace(self.context, calibration=without_new(self.context.calibration, self.new_tokens))
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, a new object each time. Raises PluginError if the loader fails."""
+        """The model's tokenizer with its new tokens, a new object each time. Raises PluginError if the loader fails."""
         with attributed_to(self.loader.component):
-            return self.source.tokenizer()
+            own = self.source.tokenizer()
+        if self.new_tokens:
+            add_to(own, self.new_tokens)
+        return own
 
 
 def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponent:
@@ -368,6 +395,22 @@ def plan_model(
             context.progress.say(f"{choice.component.kind.flag} {bare} is an alias of {choice.component.spec.name!r}")
     if saved is not None and (calibrated := saved.calibration) is not None:
         context = replace(context, calibration=lambda: read_calibration(calibrated))
+
+    def tokenizer() -> PreTrainedTokenizerBase:
+        with attributed_to(selected.loader.component):
+            return source.tokenizer()
+
+    tokens = planned_tokens(
+        *(registry, request.add_tokens, saved, adapter, env, embeddings_of(config)),
+        *(tokenizer, context.progress.say),
+    )
+    if tokens and ship is not None:
+        raise IncompatibleError(
+            f"{KEY} does not train the embeddings of new tokens ({tokens[0].text!r})",
+            hint="omit data.add_tokens or --ship-as; or train the tokens first, merge, and train the result with --ship-as",
+        )
+    if tokens:
+        context = replace(context, new_tokens=tuple(token.id for token in tokens))
     return ModelPlan(
         ref=request.ref,
         source=source,
@@ -377,6 +420,7 @@ def plan_model(
         saved=saved,
         context=context,
         ship=ship,
+        new_tokens=tokens,
     )
 
 
@@ -444,5 +488,7 @@ def plan_tokenizer(plan: ModelPlan) -> PreTrainedTokenizerBase:
     """The tokenizer of a plan's model: the one saved with its adapter, else the model's."""
     saved = plan.saved
     if saved is not None and (saved.path / "tokenizer_config.json").exists():
-        return load_tokenizer(plan.ref, saved.path, {})
+        own = load_tokenizer(plan.ref, saved.path, {})
+        add_to(own, plan.new_tokens)
+        return own
     return plan.tokenizer()

@@ -14,6 +14,7 @@ from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS, damage
 from smollm3_finetune.files.limits import check_regular, load_json
+from smollm3_finetune.model.new_tokens import NewToken
 from smollm3_finetune.model.start_from import Stage, stages_json, stages_of
 
 FILE = "smollm3.json"
@@ -40,6 +41,8 @@ class SavedAdapter:
     """The versions of the distributions that made it."""
     stages: tuple[Stage, ...] = ()
     """The runs that led to it, earliest first, its own last; empty if no run of this version trained it."""
+    new_tokens: tuple[NewToken, ...] = ()
+    """Tokens that were added to the tokenizer of its base, whose rows it contains."""
 
     @classmethod
     def read(cls, path: Path) -> SavedAdapter:
@@ -67,6 +70,7 @@ class SavedAdapter:
                 source_fingerprint=about.get("source_fingerprint"),
                 versions=versions,
                 stages=stages_of(about.get("stages", [])),
+                new_tokens=tuple(NewToken.of(token) for token in about.get("new_tokens", [])),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{file} is damaged: {type(e).__name__}: {e}") from e
@@ -92,6 +96,8 @@ class SavedAdapter:
             "versions": dict(self.versions),
             "given": {kind: sorted(config.set_options()) for kind, config in parts.items() if config is not None},
         }
+        if self.new_tokens:  # other adapters keep the file of earlier versions
+            about["new_tokens"] = [token.as_json() for token in self.new_tokens]
         (self.path / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

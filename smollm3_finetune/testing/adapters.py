@@ -25,6 +25,7 @@ from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
 from smollm3_finetune.testing.merged_layers import MergedLayerTests
+from smollm3_finetune.testing.new_token_rows import check_new_tokens
 from smollm3_finetune.testing.small import token_ids
 from smollm3_finetune.testing.stub import stub_base, stub_dense
 
@@ -404,6 +405,11 @@ class AdapterConformance(MergedLayerTests):
                 f"packs is declared, but replacing the first of two packed rows moves the logits of the second by "
                 f"{error:.2g} ({mode}), and they must stay bitwise equal: the adapter mixes tokens of different rows",
             )
+
+    def test_new_tokens_are_trained_where_declared(self, tmp_path: Path) -> None:
+        if not self.declared().trains_new_tokens:
+            skip("trains_new_tokens is not declared")
+        check_new_tokens(self, tmp_path, TOTAL_STEPS)
 
     def test_generates_with_a_cache_as_without(self, tmp_path: Path) -> None:
         check_generation(self.attach(tmp_path, pushed=True).model, self.tokens(), self.rounding)

@@ -32,5 +32,5 @@ def on_own_base(job: Job, registry: Registry) -> Job:
         compared=True,
     )
     model = plan_model(registry, select_model(registry, request), plan.model.context)
-    kept = replace(model, earlier=plan.earlier, context=plan.model.context)
+    kept = replace(model, earlier=plan.earlier, context=plan.model.context, new_tokens=plan.model.new_tokens)
     return replace(job, plan=replace(plan, model=kept))

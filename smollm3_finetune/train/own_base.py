@@ -21,6 +21,7 @@ from smollm3_finetune.model.device import resolve_dtype
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model_files.output import SIZES, SPARE, claimed, partial, publish
 from smollm3_finetune.model_files.skeleton import count_parameters
+from smollm3_finetune.model_files.vocabulary import with_embeddings
 from smollm3_finetune.model_files.writing import published_dtype
 from smollm3_finetune.runs.base import base_of
 from smollm3_finetune.runs.rundir import RunDir
@@ -139,7 +140,7 @@ class ToBeMerged:
     def __init__(self, merge: ModelPlan) -> None:
         self._merge = merge
         self.ref = merge.ref
-        self.config: Mapping[str, Any] = _without_quantization(merge.source.config)
+        self.config: Mapping[str, Any] = with_embeddings(_without_quantization(merge.source.config), merge.embeddings)
 
     @property
     def pins(self) -> Mapping[str, Any]:

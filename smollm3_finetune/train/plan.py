@@ -22,6 +22,7 @@ from smollm3_finetune.data.rows import FormattedSource, Rows, Survey
 from smollm3_finetune.data.turn_survey import SourceTurns, survey_turns
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import repeatable
+from smollm3_finetune.model.new_tokens import declared_tokens
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, plan_tokenizer, select_model
 from smollm3_finetune.model.start_from import StartFrom, continued_tokenizer
 from smollm3_finetune.model_files.context_length import context_of, yarn_problem
@@ -149,6 +150,8 @@ def plan_run(
         origins=loaded.origins,
     )
     collect = Collector()
+    declared = collect.run(lambda: declared_tokens(config.data.add_tokens, config.data.add_tokens_file))
+    request = replace(request, add_tokens=declared or ())
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     about_model = collect.run(lambda: select_model(registry, request))
     collect.finish()
@@ -180,10 +183,10 @@ def plan_run(
     check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
-    check_sharding()
+    check_sharding(new_tokens=bool(model.new_tokens))
     check_shipping(model, settled.config.train, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
-    resolved = _resolved(settled.config, model, objective, rows, calibration)
+    resolved = _resolved(settled.config, model, objective, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
         origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
@@ -214,7 +217,12 @@ def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
 
 
 def _resolved(
-    config: RunConfig, model: ModelPlan, objective: SelectedComponent, rows: Rows, calibration_from: Rows | None
+    config: RunConfig,
+    model: ModelPlan,
+    objective: SelectedComponent,
+    rows: Rows,
+    calibration_from: Rows | None,
+    declared: Sequence[str],
 ) -> RunConfig:
     """The configuration with full names and all options in every component section, so that the run can be repeated."""
 
@@ -229,6 +237,8 @@ def _resolved(
         validation=_resolved_path(config.data.validation, [s for s in rows.sources if s.source.validation]),
         held_out=rows.fraction,
         template=str(user_path(template).resolve()) if template is not None else None,
+        add_tokens=tuple(declared),
+        add_tokens_file=None,
     )
     calibration = config.calibration
     if calibration_from is not None:

@@ -14,7 +14,7 @@ from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.rows import first_question
 from smollm3_finetune.data.tokenization import Tokens, tokenize
-from smollm3_finetune.data.vocabulary import embeddings_of, with_usable_padding
+from smollm3_finetune.data.vocabulary import with_usable_padding
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
@@ -67,7 +67,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
-    context, embeddings = plan.model.context, embeddings_of(plan.model.source.config)
+    context, embeddings = plan.model.context, plan.model.embeddings
     tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)
     renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
     length = plan.config.data.max_length

@@ -80,6 +80,7 @@ class PlannedRun:
             "ship_as": None if self.plan.model.ship is None else self.plan.model.ship.about(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
+            **({"new_tokens": [t.as_json() for t in added]} if (added := self.plan.model.new_tokens) else {}),
         }
 
     def train(self, display: Display, began: float | None = None) -> dict[str, Any]:

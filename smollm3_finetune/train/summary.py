@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from smollm3_finetune.batching.strategy import lengths_of
 from smollm3_finetune.data.chat_template.notes import WARNED
+from smollm3_finetune.data.chat_template.undeclared import SEVERAL, undeclared_line
 from smollm3_finetune.data.columns import shown
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.needs import shown as lacking
 from smollm3_finetune.data.tokenization import Tokens
+from smollm3_finetune.model.new_tokens import named
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
@@ -30,11 +32,14 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     assert model.adapter is not None
     rate = plan.config.train.learning_rate
     data = []
+    if model.new_tokens:
+        count = counted(len(model.new_tokens), "new token")
+        data.append(f"tokens   {count}: {named([token.text for token in model.new_tokens])}")
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens)" if c.empty else ""
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""
         left_out += f", {lacking(c.missing)}" if c.missing else ""
-        notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()))
+        notes = "".join(f", {n}: {times}" for n, times in sorted(c.notes.items()) if not n.startswith(SEVERAL))
         notes += f" (into {c.chunks} chunks)" if c.chunks else ""
         notes += f"; not read: {shown(c.not_read, c.rows)}" if c.not_read else ""
         missed = c.shares.sentence()
@@ -43,6 +48,8 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
         data.append(f"data     {c.title}: {rows}{left_out}{notes}")
         data += [f"warning  {c.title}: {note}" for note in sorted(c.notes) if note.startswith(WARNED)]
         data += [f"warning  {c.title}: {missed}"] if c.shares.many else []
+        several = undeclared_line(c.notes, plan.config.data.add_tokens)
+        data += [f"hint     {c.title}: {several}"] if several is not None else []
     if (warning := plan.survey.overlap_warning()) is not None:
         data.append(f"warning  {warning}")
     if dropout := stated_dropout(model.source.config):

@@ -21,8 +21,8 @@ from transformers import (
 import smollm3_finetune
 from smollm3_finetune.api import IGNORE_INDEX, Conversation
 from smollm3_finetune.data.chat_template.renderer import Renderer
-from smollm3_finetune.data.vocabulary import embeddings_of
 from smollm3_finetune.errors import ModelError
+from smollm3_finetune.model_files.vocabulary import embeddings_of
 
 Cli = Callable[..., Any]
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"

@@ -117,7 +117,12 @@ class PeftAdapter:
         self.check_operations(base)
         observed = observe(base.model)
         config = peft_config.build(
-            self.options, base, observed, lambda line: ctx.progress.say(line), **self.schedule(total_steps)
+            self.options,
+            base,
+            observed,
+            lambda line: ctx.progress.say(line),
+            ctx.new_tokens if self.spec.trains_new_tokens else (),
+            **self.schedule(total_steps),
         )
         config.base_model_name_or_path = base.model.name_or_path
         if peft_patches.moves_targets(config, base.model):

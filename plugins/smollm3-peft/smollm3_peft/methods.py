@@ -120,6 +120,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         refine=refine_lora,
         training_options=("dropout",),
         ships=True,
+        trains_new_tokens=True,
     ),
     _spec(
         "dora",
@@ -129,6 +130,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         refine=refine_dora,
         training_options=("dropout",),
         ships=True,
+        trains_new_tokens=True,
     ),
     _spec(
         "rslora",
@@ -137,6 +139,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         refine=refine_lora,
         training_options=("dropout",),
         ships=True,
+        trains_new_tokens=True,
     ),
     _spec(
         "adalora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from peft import PeftConfig, PeftType, TaskType
@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import dispatch_default
 from torch import nn
 
 from smollm3_finetune.api import Base, ConfigError, expert_stacks
-from smollm3_peft import stacked, targets
+from smollm3_peft import new_tokens, stacked, targets
 from smollm3_peft.methods import peft_type
 from smollm3_peft.options import MethodOptions
 from smollm3_peft.unsuited import Observed
@@ -21,9 +21,16 @@ _RESOLVED = ("target_modules", "target_parameters", "modules_to_save", "layers",
 
 
 def build(
-    options: MethodOptions, base: Base, observed: Observed, say: Callable[[str], None], **more: Any
+    options: MethodOptions,
+    base: Base,
+    observed: Observed,
+    say: Callable[[str], None],
+    rows: Sequence[int] = (),
+    **more: Any,
 ) -> PeftConfig:
     """PEFT's config for these options on this model; reports each kind of layer that is left out.
+
+    The adapter also trains the `rows` of new tokens.
 
     Raises:
         ConfigError: if module names, layers or sizes do not fit the model.
@@ -36,6 +43,9 @@ def build(
             arguments[options.peft_names.get(field.name, field.name)] = values.get(value, value)
     if hasattr(options, "token_ids"):
         targets.check_tokens(base.model, options.token_ids)
+    if rows:
+        named = (*arguments.get("target_modules", ()), *arguments.get("modules_to_save", ()))
+        arguments |= new_tokens.arguments(base.model, rows, named)
     for name, value in arguments.items():
         if isinstance(value, tuple):
             arguments[name] = list(value)

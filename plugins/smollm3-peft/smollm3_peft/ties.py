@@ -63,7 +63,9 @@ def check_other_layers(model: PreTrainedModel) -> None:
     pair = (model.get_input_embeddings(), model.get_output_embeddings())
     names: dict[int, str] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or any(layer is one for one in pair):
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
+            continue
+        if any(layer is one for one in pair):
             continue
         weight = getattr(layer.get_base_layer(), "weight", None)
         if weight is None or weight.numel() == 0:

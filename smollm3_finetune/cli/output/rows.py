@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smollm3_finetune.data.chat_template.undeclared import SEVERAL, undeclared_line
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
@@ -165,8 +166,11 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
             f"{_rows(stats.notes[CHUNKED])} of long text into {stats.chunks:,} chunks of at most {max_length:,} tokens"
         )
         page.line(f"  chunked   {split}")
-    for n, (note, times) in enumerate(sorted((n, t) for n, t in stats.notes.items() if n != CHUNKED)):
+    notes = {n: t for n, t in stats.notes.items() if n != CHUNKED and not n.startswith(SEVERAL)}
+    for n, (note, times) in enumerate(sorted(notes.items())):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
+    if (several := undeclared_line(stats.notes, stats.declared)) is not None:
+        page.line("  undeclared ", (several, WARNING))
     if stats.not_read:
         page.line("  not read  ", (unread(stats.not_read, total), WARNING))
     if missed := stats.shares.sentence():

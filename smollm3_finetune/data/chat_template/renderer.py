@@ -44,6 +44,7 @@ from smollm3_finetune.data.chat_template.sandbox import MARK as LIMITED
 from smollm3_finetune.data.chat_template.sandbox import NULL, limited
 from smollm3_finetune.data.chat_template.tool_forms import check_json, forms
 from smollm3_finetune.data.chat_template.turns import Prepared, Rendered, Turns
+from smollm3_finetune.data.chat_template.undeclared import Undeclared
 from smollm3_finetune.data.vocabulary import check_ids
 from smollm3_finetune.errors import DataError, ModelError
 from smollm3_finetune.files.limits import BeyondLimit
@@ -109,6 +110,7 @@ class Renderer:
         self.turns: list[Turns] = []
         """The turns of each conversation that was encoded, until the list is cleared."""
         self.endings = Endings(tokenizer, self._render)
+        self._undeclared = Undeclared(tokenizer)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **template_kwargs: Any) -> str:
         """The prompt that a model gets to answer the last message.
@@ -149,7 +151,8 @@ class Renderer:
         """The conversation as text, with its supervised parts. Raises DataError as `spans` does."""
         if conversation.text is not None:
             whole = [(0, len(conversation.text))]
-            return Rendered(text=conversation.text, spans=whole, turns=[], rewritten=[], notes=[])
+            notes = self._undeclared.notes(conversation.text)
+            return Rendered(text=conversation.text, spans=whole, turns=[], rewritten=[], notes=notes)
         text, prepared, notes = self._complete(self._prepared(conversation))
         notes = prepared.notes + notes
         spans, turns, rewritten = [], [], []
@@ -170,6 +173,7 @@ class Renderer:
                 )
             spans.append(span)
             turns.append(i)
+        notes += self._undeclared.notes(text)
         return Rendered(text=text, spans=spans, turns=turns, rewritten=rewritten, notes=notes)
 
     def ending_at(self, conversation: Conversation, turn: int, turns: Sequence[int]) -> Conversation:
@@ -209,9 +213,12 @@ class Renderer:
         """
         if conversation.text is None:
             return []
-        ids, labels = self._tokens(conversation, self.rendered(conversation))
+        rendered = self.rendered(conversation)
+        ids, labels = self._tokens(conversation, rendered)
         if len(ids) <= max_length:
             return []
+        for note in rendered.notes:
+            self.note(note)
         made = []
         for start in range(0, len(ids) - 1, max_length - 1):
             own = labels[start : start + max_length]

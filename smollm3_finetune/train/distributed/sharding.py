@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
-def check_sharding() -> None:
-    """Raises IncompatibleError or ConfigError if a setting of the launcher is not supported."""
+def check_sharding(*, new_tokens: bool = False) -> None:
+    """Raises IncompatibleError or ConfigError if a setting of the launcher is not supported.
+
+    `new_tokens`: whether single rows of the embeddings are trained.
+    """
 
     def is_set(variable: str) -> bool:
         return os.environ.get(variable, "false").lower() in ("true", "1")
@@ -37,6 +40,11 @@ def check_sharding() -> None:
         raise IncompatibleError(
             "FSDP 1 is not supported: it wraps the model, and an adapter cannot be saved from the wrapper",
             hint="accelerate launch --use_fsdp --fsdp_version 2",
+        )
+    if new_tokens:
+        raise IncompatibleError(
+            "data.add_tokens was not tested with FSDP, which shards the rows that new tokens add to the embeddings",
+            hint="start the processes with torchrun, without FSDP, or leave data.add_tokens out",
         )
     if is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
         raise ConfigError(
