@@ -167,7 +167,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     ours, theirs = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
-    return torch.equal(ours, theirs)
+    return bool(torch.equal(ours, theirs))
 
 
 def named(names: Sequence[str]) -> str:
