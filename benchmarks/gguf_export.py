@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="directory of SmolLM2-135M")
     parser.add_argument("--types", nargs="+", default=TYPES, choices=TYPES)
     parser.add_argument("--subjects", nargs="+", default=("tiny", "nope", "real"), choices=("tiny", "nope", "real"))
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--json", type=Path, help="file to write results to; if it exists, measure what it lacks")
     parser.add_argument("--write", action="store_true", help="fill docs/exporting-gguf.md")
     parser.add_argument("--page", type=Path, help="only fill docs/exporting-gguf.md from a file of --json")
     options = parser.parse_args()
@@ -201,6 +201,8 @@ def main() -> None:
         write_page(json.loads(options.page.read_text(encoding="utf-8")))
         return
     results: dict[str, Any] = {"rows": ROWS, "length": LENGTH, "models": {}, "answers": []}
+    if options.json and options.json.exists():
+        results = json.loads(options.json.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as directory:
         places: dict[str, Callable[[], Path]] = {
             "tiny": embedded,
@@ -210,13 +212,15 @@ def main() -> None:
         for name in options.subjects:
             print(name, flush=True)
             subject = subject_of(name, places[name]())
-            if name == "real":
+            if name == "real" and not results["answers"]:
                 results["answers"] = answers(subject)
                 keep(results, options.json)
-            files = results["models"][name] = []
+            files = results["models"].setdefault(name, [])
             for kind in options.types:
-                files.append(measured(subject, kind, FUZZED // 100 if files else FUZZED))
-                keep(results, options.json)
+                if kind not in {file["type"] for file in files}:
+                    files.append(measured(subject, kind, FUZZED // 100 if files else FUZZED))
+                    keep(results, options.json)
+            files.sort(key=lambda file: TYPES.index(file["type"]))
     print(page(results))
     if options.write:
         write_page(results)

@@ -138,11 +138,8 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
     from smollm3_gguf.predictions import Agreement, predicted
 
     agreement, used = Agreement(), 0
-    everything = [*subject.rows(), *({"input_ids": p, "labels": p} for p in subject.prompts())]
-    for row in everything:
-        ids, indices, targets = predicted(row, ROW)
-        if not indices:
-            continue
+    found = [row for row in (predicted(r, ROW) for r in subject.rows()) if row[1]]
+    for ids, indices, targets in found or [predicted({"input_ids": p, "labels": p}, ROW) for p in subject.prompts()]:
         if used and used + len(ids) > BUDGET:
             break
         used += len(ids)
@@ -150,8 +147,8 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
         agreement.add(row_logits(source, ids)[indices], theirs, torch.tensor(targets))
     kl, limit = agreement.kl, kind.divergence * agreement.scale
     says = (
-        f"KL divergence {kl:.2g} nats from the source (limit {limit:.2g}), top-1 agreement {100 * agreement.top1:.1f} %, "
-        f"perplexity {agreement.perplexity:.4g} (source {agreement.source_perplexity:.4g}), "
+        f"KL divergence {kl:.2g} nats from the source (limit {limit:.2g}), "
+        f"top-1 agreement {100 * agreement.top1:.1f} %, perplexity {agreement.perplexity:.4g} (source {agreement.source_perplexity:.4g}), "
         f"{agreement.positions} positions"
     )
     figures: dict[str, float | int | str | None] = {

@@ -29,7 +29,7 @@ ROUNDING = 1e-5
 
 
 class GgufLoraExporter:
-    """Writes `NAME-lora.gguf`, which llama.cpp applies to a GGUF file of the base: `--lora NAME-lora.gguf`."""
+    """Writes `NAME.gguf`, which llama.cpp applies to a GGUF file of the base: `--lora NAME.gguf`."""
 
     def __init__(self, options: NoOptions) -> None:
         self.options = options
@@ -41,7 +41,7 @@ class GgufLoraExporter:
         """
         check_config(subject.model.config)
         adapter = read_adapter(_saved(subject))
-        write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}-lora.gguf")
+        write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}.gguf")
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         """Compare the factors in the file bit for bit, and what the base computes with them with PEFT's logits."""

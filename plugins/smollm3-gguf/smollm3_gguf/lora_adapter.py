@@ -86,7 +86,7 @@ def _check_config(about: Mapping[str, Any]) -> None:
 
 def _scaled(about: Mapping[str, Any], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> LoraAdapter:
     """Express the scale of every layer by one alpha; where they differ, B takes the rest."""
-    from peft.utils import get_pattern_key
+    from peft.utils.other import get_pattern_key
 
     alphas: Mapping[str, float] = about.get("alpha_pattern") or {}
     own = {}

@@ -53,7 +53,7 @@ def adapter(tmp_path: Path) -> Callable[..., Path]:
         arguments = usual | config if kind == "LoraConfig" else config
         with _only_plain_layers():
             adapted = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **arguments))
-        adapted.save_pretrained(path)
+        adapted.save_pretrained(path, save_embedding_layers=False)
         return path
 
     return save
@@ -104,7 +104,7 @@ def test_an_adapter_is_exported_and_verified(
 ) -> None:
     checks = checks_of(written(adapter(**config)), context())
     assert [c.passed for c in checks.values()] == [True, True, None]
-    assert checks["logits"].figures["difference"] < 1e-6
+    assert checks["logits"].figures["difference"] < 3e-6
     assert "pip install" in checks["llama.cpp logits"].says
 
 
