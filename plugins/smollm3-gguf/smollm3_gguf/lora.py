@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
 from smollm3_gguf.exporter import file_in
-from smollm3_gguf.families import check_config
+from smollm3_gguf.families import check_config, stated
 from smollm3_gguf.llama import ROW, logits_of, row_logits
 from smollm3_gguf.llama_limits import EXACT
 from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
@@ -39,7 +39,7 @@ class GgufLoraExporter:
 
         Raises IncompatibleError for an adapter that is not plain LoRA on linear layers that the base's file has.
         """
-        check_config(subject.model.config)
+        check_config(stated(subject.model.config))
         adapter = read_adapter(_saved(subject))
         write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}.gguf")
 
