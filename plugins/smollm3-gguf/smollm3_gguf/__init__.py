@@ -43,9 +43,9 @@ def check_export(options: Any, source: ModelSource) -> None:
 
 def check_adapter(options: Any, source: ModelSource) -> None:
     """Refuse an adapter whose base llama.cpp does not compute."""
-    from smollm3_gguf.families import check_config
+    from smollm3_gguf.families import check_config, stated
 
-    check_config(source.config)
+    check_config(stated(source.config))
 
 
 def refine_export(spec: ExporterSpec, options: Any, env: Env) -> ExporterSpec:

@@ -148,7 +148,8 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
     kl, limit = agreement.kl, kind.divergence * agreement.scale
     says = (
         f"KL divergence {kl:.2g} nats from the source (limit {limit:.2g}), "
-        f"top-1 agreement {100 * agreement.top1:.1f} %, perplexity {agreement.perplexity:.4g} (source {agreement.source_perplexity:.4g}), "
+        f"top-1 agreement {100 * agreement.top1:.1f} %, "
+        f"perplexity {agreement.perplexity:.4g} (source {agreement.source_perplexity:.4g}), "
         f"{agreement.positions} positions"
     )
     figures: dict[str, float | int | str | None] = {

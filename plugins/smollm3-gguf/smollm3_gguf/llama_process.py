@@ -128,7 +128,8 @@ def threads() -> int:
     """As many threads as torch uses."""
     import torch
 
-    return torch.get_num_threads()
+    count: int = torch.get_num_threads()
+    return count
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
 from smollm3_gguf.exporter import file_in
-from smollm3_gguf.families import check_config
+from smollm3_gguf.families import check_config, stated
 from smollm3_gguf.llama import ROW, logits_of, row_logits
 from smollm3_gguf.llama_limits import EXACT
 from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
@@ -29,7 +29,7 @@ ROUNDING = 1e-5
 
 
 class GgufLoraExporter:
-    """Writes `NAME-lora.gguf`, which llama.cpp applies to a GGUF file of the base: `--lora NAME-lora.gguf`."""
+    """Writes `NAME.gguf`, which llama.cpp applies to a GGUF file of the base: `--lora NAME.gguf`."""
 
     def __init__(self, options: NoOptions) -> None:
         self.options = options
@@ -39,9 +39,9 @@ class GgufLoraExporter:
 
         Raises IncompatibleError for an adapter that is not plain LoRA on linear layers that the base's file has.
         """
-        check_config(subject.model.config)
+        check_config(stated(subject.model.config))
         adapter = read_adapter(_saved(subject))
-        write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}-lora.gguf")
+        write_adapter(adapter, subject.model.config, subject.name, out / f"{subject.name}.gguf")
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         """Compare the factors in the file bit for bit, and what the base computes with them with PEFT's logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,15 +28,19 @@ def peft_logits(base: ModelSource, adapter: Path, prompts: Sequence[list[int]], 
 @contextlib.contextmanager
 def _only_plain_layers() -> Iterator[None]:
     """Inside the context, PEFT imports no library of quantized layers, and its warnings are not shown."""
-    from peft.utils import quantization_utils as backends
-
-    checks = {n: f for n, f in vars(backends).items() if n.startswith("is_") and n.endswith("_available")}
+    parts = [module for name, module in sys.modules.items() if name.startswith("peft.")]
+    checks = [
+        (part, name, check)
+        for part in parts
+        for name, check in vars(part).items()
+        if name.startswith("is_") and name.endswith("_available")
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for name in checks:
-                setattr(backends, name, lambda: False)
+            for part, name, _ in checks:
+                setattr(part, name, lambda: False)
             yield
         finally:
-            for name, check in checks.items():
-                setattr(backends, name, check)
+            for part, name, check in checks:
+                setattr(part, name, check)

@@ -86,7 +86,7 @@ def test_quantizing_without_the_library_names_it(
     missing: None, tmp_path: Path, context: Callable[..., BuildContext]
 ) -> None:
     with pytest.raises(
-        MissingRequirementError, match=r"q4_k_m needs llama\.cpp, and llama-cpp-python is not installed$"
+        MissingRequirementError, match=r"q4_k_m needs llama\.cpp, and llama-cpp-python is not installed\n"
     ) as raised:
         quantize_with_llama_cpp(tmp_path / "a.gguf", tmp_path / "b.gguf", "q4_k_m", context())
     assert raised.value.hint is not None

@@ -41,7 +41,7 @@ def checks(
         exporter = GgufLoraExporter(NoOptions())
         exporter.write(exported, out, context())
         found = {check.name: check for check in exporter.verify(exported, out, context())}
-        assert [f.name for f in out.iterdir()] == ["lora-lora.gguf"]
+        assert [f.name for f in out.iterdir()] == ["lora.gguf"]
         return found
 
     return run
