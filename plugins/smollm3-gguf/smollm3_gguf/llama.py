@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import BuildContext, Check, Exported, MissingRequirementError, ModelError
+from smollm3_gguf import fuzz
 from smollm3_gguf.checks import stops_of
 from smollm3_gguf.exporter import file_in
 from smollm3_gguf.fixed_texts import TEXTS
@@ -27,6 +28,10 @@ BUDGET = 8192
 """Tokens, over all rows, that predictions are compared on."""
 TRAINING_TEXTS = 1000
 """Training rows that llama.cpp tokenizes."""
+FUZZED = 20_000
+"""Random texts that llama.cpp tokenizes."""
+BATCH = 2000
+"""Texts that are tokenized at once."""
 
 
 def checks_with_llama_cpp(
@@ -90,16 +95,21 @@ def check_tokens(engine: Llama, subject: Exported) -> Check:
     for i, expected in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
         if texts[i] != expected:
             return Check(name=name, passed=False, says=f"token {i} is {expected!r}, in the file {texts[i]!r}")
-    compared = [*TEXTS, *itertools.islice(subject.texts(), TRAINING_TEXTS)]
-    for special in (False, True):
-        if (says := _other_ids(engine, tokenizer, compared, special)) is not None:
-            return Check(name=name, passed=False, says=says)
+    fixed = [*TEXTS, *itertools.islice(subject.texts(), TRAINING_TEXTS)]
+    fuzzed = list(fuzz.texts(FUZZED, list(tokenizer.all_special_tokens)))
+    for batch, special in ((fixed, False), (fixed, True), (fuzzed, False)):
+        for part in range(0, len(batch), BATCH):
+            if (says := _other_ids(engine, tokenizer, batch[part : part + BATCH], special)) is not None:
+                return Check(name=name, passed=False, says=says)
     stops = stops_of(subject)
     if missing := [i for i in stops if i not in ends]:
         token = tokenizer.convert_ids_to_tokens(missing[0])
         return Check(name=name, passed=False, says=f"llama.cpp does not end an answer at token {missing[0]}, {token!r}")
-    says = f"llama.cpp gives the same ids for {len(compared)} texts, and ends at {_shown(stops)}"
-    return Check(name=name, passed=True, says=says, figures={"texts": len(compared), "tokens": len(tokenizer)})
+    count = len(fixed) + len(fuzzed)
+    says = (
+        f"llama.cpp gives the same ids for {count:,} texts, {len(fuzzed):,} of them random, and ends at {_shown(stops)}"
+    )
+    return Check(name=name, passed=True, says=says, figures={"texts": count, "random texts": len(fuzzed)})
 
 
 def _other_ids(engine: Llama, tokenizer: Any, texts: Sequence[str], special: bool) -> str | None:

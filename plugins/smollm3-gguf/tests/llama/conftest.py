@@ -37,6 +37,12 @@ def library() -> None:
     pytest.skip(says)
 
 
+@pytest.fixture(autouse=True)
+def few_random_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of random texts is for exports; one test uses it."""
+    monkeypatch.setattr("smollm3_gguf.llama.FUZZED", 500)
+
+
 def random_smollm3(directory: Path, *, tied: bool) -> Path:
     """A random SmolLM3 of 8 layers, NoPE in layers 3 and 7, with the embedded model's tokenizer."""
     from transformers import SmolLM3Config, SmolLM3ForCausalLM

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from smollm3_gguf.checks import stops_of
-from smollm3_gguf.exporter import file_in
-from smollm3_gguf.llama import checks_with_llama_cpp
+from smollm3_gguf.exporter import GgufExporter, file_in
+from smollm3_gguf.llama import check_tokens, checks_with_llama_cpp
 from smollm3_gguf.llama_limits import K_TYPES, precision
 from smollm3_gguf.llama_process import llama
+from smollm3_gguf.options import GgufExportOptions
+from smollm3_gguf.pretokenizers import SPLIT, WORDS
 from smollm3_gguf.types import K_QUANTS
 
-from smollm3_finetune.api import BuildContext, Exported
+from smollm3_finetune.api import BuildContext, Exported, directory_source
 
 CHECKS = ("llama.cpp tokens", "llama.cpp logits", "llama.cpp predictions")
 
@@ -36,6 +41,45 @@ def test_float32_is_exact(exported: Any, subject: Any, context: Callable[..., Bu
     assert predictions.figures["kl"] < 1e-8
     assert predictions.figures["top1"] == 1
     assert predictions.figures["perplexity"] == pytest.approx(predictions.figures["source_perplexity"], rel=1e-5)
+
+
+SMOLLM = [{"type": "Digits", "individual_digits": True}, WORDS]
+
+
+@pytest.mark.parametrize(
+    ("steps", "ignore_merges", "pre"),
+    [(SMOLLM, False, "smollm"), ([WORDS], False, "gpt-2"), (SPLIT, False, "smaug-bpe"), (SPLIT, True, "llama-bpe")],
+)
+def test_every_pre_tokenizer_is_llama_cpps(
+    steps: list[dict[str, Any]],
+    ignore_merges: bool,
+    pre: str,
+    subject: Any,
+    tmp_path: Path,
+    context: Callable[..., BuildContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """5000 random texts have the ids of the tokenizer, for each name that the exporter writes."""
+    monkeypatch.setattr("smollm3_gguf.llama.FUZZED", 5000)
+    directory, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(subject("tiny").model.path, directory)
+    file = directory / "tokenizer.json"
+    definition = json.loads(file.read_text(encoding="utf-8"))
+    definition["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in steps],
+    }
+    definition["model"]["ignore_merges"] = ignore_merges
+    file.write_text(json.dumps(definition), encoding="utf-8")
+    made = Exported(model=directory_source(directory, ref=pre), name=pre, prompts=subject("tiny").prompts)
+    out.mkdir()
+    GgufExporter(GgufExportOptions(type="q8_0")).write(made, out, context())
+    with llama() as engine:
+        engine.open(file_in(out), 64)
+        check = check_tokens(engine, made)
+    assert check.passed, check.says
+    assert check.figures["random texts"] == 5000
+    assert pre.encode() in file_in(out).read_bytes()
 
 
 def test_coarser_types_cost_more(exported: Any, subject: Any, context: Callable[..., BuildContext]) -> None:
