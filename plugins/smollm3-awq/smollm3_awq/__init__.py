@@ -53,6 +53,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             same_since="0.1",
             summary="AWQ checkpoints (4 bits, version gemm), as AutoAWQ and gptqmodel write them; only read",
             factory="smollm3_awq.quantizer:AWQQuantizer",
+            options="smollm3_awq.options:AWQOptions",
             provides=DEQUANTIZABLE,
             absent={
                 **packed_reasons("weights are stored as 4-bit codes with scales"),

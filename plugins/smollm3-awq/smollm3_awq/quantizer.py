@@ -7,20 +7,20 @@ from torch import nn
 
 from smollm3_awq import check
 from smollm3_awq.linear import AWQLinear
+from smollm3_awq.options import AWQOptions
 from smollm3_finetune.api import (
     Base,
     BuildContext,
     LayerTensors,
     ModelError,
     ModelSource,
-    NoOptions,
     load_into,
     ops_for_layers,
 )
 
 
 class AWQQuantizer:
-    def __init__(self, options: NoOptions) -> None:
+    def __init__(self, options: AWQOptions) -> None:
         self.options = options
 
     def load(self, source: ModelSource, ctx: BuildContext) -> Base:

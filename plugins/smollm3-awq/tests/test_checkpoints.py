@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from smollm3_awq import check, claims
+from smollm3_awq.options import AWQOptions
 from smollm3_awq.quantizer import AWQQuantizer
 
-from smollm3_finetune.api import IncompatibleError, ModelError, NoOptions, directory_source
+from smollm3_finetune.api import IncompatibleError, ModelError, directory_source
 from smollm3_finetune.testing import context, small_source
 
 pytestmark = pytest.mark.plugins
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.plugins
 
 def load(path: Path, tmp_path: Path, dtype: str = "float32") -> Any:
     source = directory_source(path, ref="stored")
-    return AWQQuantizer(NoOptions()).load(source, context(tmp_path / "cache", dtype=dtype))
+    return AWQQuantizer(AWQOptions()).load(source, context(tmp_path / "cache", dtype=dtype))
 
 
 def test_the_packer_of_the_tests_has_the_published_order(numpy_awq: Any) -> None:
@@ -55,7 +56,7 @@ def test_scales_are_not_rounded_to_the_dtype_of_the_run(tmp_path: Path, numpy_aw
 def test_other_versions_are_refused(tmp_path: Path, numpy_awq: Any, about: dict[str, Any]) -> None:
     path = numpy_awq.rounded_checkpoint(tmp_path / "stored", small_source().path, **about)
     with pytest.raises(IncompatibleError, match="but only the version gemm with 4 bits is supported") as caught:
-        check(NoOptions(), directory_source(path, ref="stored"))
+        check(AWQOptions(), directory_source(path, ref="stored"))
     assert caught.value.hint
 
 

@@ -14,12 +14,24 @@ from safetensors.torch import load_file, save_file
 from smollm3_compressed_tensors.options import CompressedTensorsOptions
 from smollm3_compressed_tensors.quantizer import CompressedTensorsQuantizer
 
-from smollm3_finetune.api import IncompatibleError, Purpose, RoundTripMaker, directory_source
+from smollm3_finetune.api import IncompatibleError, ModelSource, Purpose, RoundTripMaker, directory_source
 from smollm3_finetune.testing import context, small_source
-from smollm3_finetune.testing.small import mixture_source
 
 pytestmark = pytest.mark.plugins
 SCHEMES = ("W4A16", "W4A16_ASYM", "W8A16", "FP8A16")
+
+
+def mixture(out: Path) -> ModelSource:
+    """A random Mixtral of two layers with four experts in each."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, num_local_experts=4, num_experts_per_tok=2, bos_token_id=0, eos_token_id=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(out)
+    return directory_source(out, ref="mixture")
 
 
 def saved_in(dtype: str, out: Path) -> Path:
@@ -75,7 +87,7 @@ def test_a_layer_rounded_while_loading_is_what_is_written(tmp_path: Path) -> Non
     ctx = context(tmp_path / "cache", dtype="float32", purpose=Purpose.QUANTIZE)
     out = tmp_path / "written"
     out.mkdir()
-    for source in (small_source(), mixture_source()):
+    for source in (small_source(), mixture(tmp_path / "mixture")):
         shutil.rmtree(out)
         out.mkdir()
         quantizer.write(source, out, ctx)
@@ -101,5 +113,5 @@ def test_layers_to_skip_are_written_as_they_are(tmp_path: Path) -> None:
 def test_a_round_trip_of_stacked_experts_is_refused(tmp_path: Path) -> None:
     quantizer = CompressedTensorsQuantizer(CompressedTensorsOptions())
     with pytest.raises(IncompatibleError, match="which training cannot round") as caught:
-        quantizer.round_trip(mixture_source(), context(tmp_path / "cache", dtype="float32"))
+        quantizer.round_trip(mixture(tmp_path / "mixture"), context(tmp_path / "cache", dtype="float32"))
     assert caught.value.hint == "leave --ship-as out"
