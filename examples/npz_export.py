@@ -49,7 +49,7 @@ class NpzExporter:
         import numpy as np
 
         try:
-            with np.load(out / f"{subject.name}.npz") as archive:
+            with open(out / f"{subject.name}.npz", "rb") as file, np.load(file) as archive:
                 return dict(archive)
         except (OSError, ValueError, zipfile.BadZipFile) as e:
             raise ModelError(f"the archive cannot be read: {e}") from e

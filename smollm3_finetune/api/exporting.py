@@ -45,6 +45,7 @@ class Check:
     says: str
     """What was found, with its figure and limit, as a clause. Of a check that failed, the reason of the refusal."""
     figures: Mapping[str, float | int | str | None] = dataclasses.field(default_factory=dict)
+    """Measured values and their limits by name, such as `{"difference": 2e-6, "limit": 1e-5}`."""
 
 
 class Exporter(Protocol):

@@ -1,4 +1,4 @@
-"""How much of what was learned a rounded model keeps: (base - shipped) / (base - adapter) of the held-out loss.
+"""How much of the gain of training a rounded model keeps: (base - shipped) / (base - adapter) of the held-out loss.
 
 The share is a ratio of sums over rows, so its interval is that of `bootstrap`, with the gain of each row in the place
 of its number of terms.
@@ -92,7 +92,7 @@ def retained_warning(found: Retained) -> str | None:
     if found.enough or found.share is None:
         return None
     around = "" if found.low is None else f" (95 % interval {found.low:.2f} to {found.high:.2f})"
-    return f"the shipped model keeps only {found.share:.2f} of what was learned{around}"
+    return f"the shipped model keeps only {found.share:.2f} of the gain of training{around}"
 
 
 def ship_as_line(adapter: Path, name: str, options: Mapping[str, Any]) -> str:

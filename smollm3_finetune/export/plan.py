@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smollm3_finetune.api import Exporter, ExporterSpec, Progress, Purpose
+from smollm3_finetune.api import Exporter, ExporterSpec, ModelSource, Progress, Purpose
 from smollm3_finetune.components.kinds import FORMATTER, OBJECTIVE
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry, attributed_to
@@ -77,9 +77,7 @@ def plan_export(
     _check_adapter(choice, spec, selected)
     raise_all(requirement_problems(choice.component.title, spec.requires, context.device))
     plan = plan_model(registry, selected, context)
-    if (check := spec.check) is not None:
-        with attributed_to(choice.component, "check()"):
-            choice.component.waited(lambda: check(choice.options, plan.source), "check")
+    check_source(choice, spec, plan.source)
     exporter = choice.create()
     if run is not None and spec.takes == "model":
         for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
@@ -92,6 +90,13 @@ def plan_export(
         exporter=exporter,
         rows=RowsOfRun(registry, plan, run, loaded),
     )
+
+
+def check_source(choice: SelectedComponent, spec: ExporterSpec, source: ModelSource) -> None:
+    """Raises what `check` of the descriptor raises for a model that cannot be exported."""
+    if (check := spec.check) is not None:
+        with attributed_to(choice.component, "check()"):
+            choice.component.waited(lambda: check(choice.options, source), "check")
 
 
 def _check_adapter(choice: SelectedComponent, spec: ExporterSpec, selected: SelectedModel) -> None:

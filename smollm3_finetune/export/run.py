@@ -111,7 +111,7 @@ def _check_files(planned: PlannedExport, out: Path) -> None:
 def _retained(
     planned: PlannedExport, subject: Exported, out: Path, context: BuildContext, merged: Merged | None
 ) -> Retained | None:
-    """The share of what was learned that the written model keeps; None if no adapter was merged."""
+    """The share of the gain of training that the written model keeps; None if no adapter was merged."""
     if merged is None:
         return None
     if merged.base_losses is None or planned.rows.held_out is None:

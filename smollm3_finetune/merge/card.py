@@ -74,8 +74,8 @@ def card(about: Mapping[str, Any], training: StatedTraining | None = None) -> st
 
 
 def retained_sentence(found: Mapping[str, Any] | None) -> list[str]:
-    """The paragraph of a card about the share of what was learned that a model keeps; empty without figures."""
-    return [] if found is None else ["", f"Kept of what was learned: {retained_line(found)}."]
+    """The paragraph of a card about the share of the gain of training that a model keeps; empty without figures."""
+    return [] if found is None else ["", f"Retained share: {retained_line(found)}."]
 
 
 def _perplexity(value: float | None) -> str:

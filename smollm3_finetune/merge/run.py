@@ -172,10 +172,10 @@ def merge_and_reload(
     """
     import torch
 
-    assert plan.saved is not None
-    assert plan.adapter is not None
     shipped = ShippedMerge.of(plan)
     plan = plan if shipped is None else shipped.plan
+    assert plan.saved is not None
+    assert plan.adapter is not None
     context, task = plan.context, plan.context.progress.task
     exact = "float64" if "float64" in (context.dtype, dtype) else "float32"
     exact = exact if shipped is None else shipped.record.merged_in
@@ -282,7 +282,7 @@ def _check_ship_dtype(shipped: ShippedMerge, requantizer: Requantizer | None, dt
 
 
 def retained_by(merged: Merged, shipped: RowLosses) -> Retained:
-    """The share of what was learned that a model keeps which was written from the merged one."""
+    """The share of the gain of training that a model keeps which was written from the merged one."""
     if merged.base_losses is None or merged.losses is None:
         return unknown(merged.predicted.not_learned or "the losses were not measured")
     return retained(merged.base_losses, merged.losses, shipped)

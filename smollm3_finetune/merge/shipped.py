@@ -91,8 +91,6 @@ class ShippedMerge:
                 f"the run was trained with {KEY}={self.ship.name} for weights in {self.record.ship_dtype}: weights in "
                 f"{dtype} are not compared with it"
             )
-        if self.ship.is_quantizer and not isinstance(self.ship.chosen.create(), CheckpointQuantizer):
+        if (command := self.ship.command()) == "smollm3 merge RUN":
             return None
-        return (
-            f"the weights are dense; the format that the run was trained for is written by: {self.ship.writes_with()}"
-        )
+        return f"the weights are dense; the format that the run was trained for is written by: {command}"

@@ -66,8 +66,7 @@ def plan_merge(
     )
     if plan.ship is not None and requantizer.ship is None:
         progress.say(
-            f"the run was trained to be shipped as {plan.ship.title()}, not as this checkpoint: "
-            f"{plan.ship.writes_with()}"
+            f"the run was trained to be shipped as {plan.ship.title()}, not as this checkpoint: {plan.ship.command()}"
         )
     if run is None or loaded is None:
         return PlannedMerge(plan=plan, settings=settings, requantizer=requantizer)

@@ -167,6 +167,9 @@ def _composition(plan: ModelPlan) -> Iterator[tuple[str, str]]:
         yield "quantization", f"the base was quantized by {name}{calibrated} when it was loaded"
     options = {k: v for k, v in plain(options_dict(plan.adapter.options)).items() if v not in (None, [], "")}
     yield "adapter", with_options(plan.adapter.spec.name, options)
+    if plan.ship is not None:
+        name = with_options(plan.ship.name, plan.ship.chosen.changed_options())
+        yield "trained for", f"{name}: without `smollm3`, the adapter computes with weights that are not rounded"
     yield "computed in", plan.context.dtype
     yield "versions", ", ".join(f"{name} {version}" for name, version in _versions(plan).items())
 

@@ -43,6 +43,7 @@ from smollm3_finetune.shipping.target import (
     KEY,
     ShipPlan,
     adapter_problem,
+    base_problem,
     check_source,
     format_problems,
     recorded_format,
@@ -357,6 +358,8 @@ def plan_model(
     if (check := getattr(quantizer.spec, "check", None)) is not None:
         with attributed_to(quantizer.component, "check()"):
             quantizer.component.waited(lambda: check(quantizer.options, source), "check")
+    if ship is not None and (unread_weights := base_problem(ship.chosen, quantizer, env)) is not None:
+        raise unread_weights
     if ship is not None and ship.record is None:  # otherwise it was asked when the run was planned
         check_source(ship.chosen, source)
     for named, choice in ((request.quant.name, quantizer), (request.adapter and request.adapter.name, adapter)):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 NOT_WEIGHTS = (CHECKSUMS, "README.md", "smollm3.json")
 """Files of a saved adapter that say nothing about what it computes."""
+SHIPPED = "shipped.json"
+"""States the format that an adapter was trained for, which is part of what it computes."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -136,7 +138,7 @@ def adapter_fingerprint(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         sums = {}
     names = sorted(_names(directory))
-    chosen = [name for name in names if name.endswith(WEIGHTS)] or names
+    chosen = [name for name in names if name.endswith(WEIGHTS) or name == SHIPPED] or names
     digests = {name: sums.get(name) or file_sha256(directory / name) for name in chosen}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 

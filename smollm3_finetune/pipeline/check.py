@@ -18,10 +18,12 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, ComponentConfig
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.errors import Collector
+from smollm3_finetune.export.plan import check_source
 from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, select_model
 from smollm3_finetune.pipeline.configuration import START, evaluated_run, loaded_configuration
 from smollm3_finetune.pipeline.decide import Decision
 from smollm3_finetune.pipeline.evaluating import check_data, planned_evaluation, tasks_of
+from smollm3_finetune.pipeline.exporting import chosen_exporter, planned_export
 from smollm3_finetune.pipeline.inputs import evaluation_rows, source_of
 from smollm3_finetune.pipeline.merging import check_options, planned_merge
 from smollm3_finetune.pipeline.quantizing import planned_quantization
@@ -46,6 +48,8 @@ def check_stage(work: Work, decision: Decision) -> Plan:
         return _check_training(work)
     if kind == "merge":
         return _check_merge(work)
+    if kind == "export":
+        return _check_export(work)
     return _check_quantization(work) if kind == "quantize" else _check_evaluation(work)
 
 
@@ -174,6 +178,21 @@ def _check_merge(work: Work) -> Plan:
     if found is None:
         return {}
     return _about_model(_planned(work, found, Purpose.MERGE), stage.start)
+
+
+def _check_export(work: Work) -> Plan:
+    stage = work.stage
+    assert stage.start is not None
+    if not pending(work, stage.start):
+        return _about_model(planned_export(work).plan)
+    choice = chosen_exporter(work)
+    found = stand_in(work, stage.start.stage or "")
+    if found is None:
+        return {}
+    merges = found.adapter is not None and choice.spec.takes == "model"
+    plan = _planned(work, found, Purpose.MERGE if merges else Purpose.EXPORT)
+    check_source(choice, choice.spec, plan.source)
+    return _about_model(plan, stage.start)
 
 
 def _planned(work: Work, found: StandIn, purpose: Purpose) -> ModelPlan:

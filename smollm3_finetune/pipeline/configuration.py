@@ -17,6 +17,7 @@ UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),
     "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
     "quantize": ("quant", "adapter", "train"),
+    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
     "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
 }
 """Defaults of the file that a stage does not use."""

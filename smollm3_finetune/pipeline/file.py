@@ -33,12 +33,13 @@ from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Stage, similar_h
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 OWN_KEYS = ("name", "output", "stages")
 """Keys of the file that are not defaults of its stages."""
-STAGE_KEYS = ("name", "from", "merge", "quantize", "eval")
+STAGE_KEYS = ("name", "from", "merge", "quantize", "export", "eval")
 """Keys of a stage that are not keys of a run configuration."""
 NOT_IN_STAGES = ("output", "given")
 KEYS_OF: Mapping[Kind, tuple[str, ...]] = {
     "merge": ("loader", "device"),
     "quantize": ("model", "loader", "objective", "formatter", "data", "calibration", "device", "dtype", "seed"),
+    "export": ("loader", "device"),
     "eval": ("model", "loader", "quant", "formatter", "data", "device", "dtype"),
 }
 """The keys of a run configuration that a stage of each kind may have; a train stage may have all of them."""
@@ -133,11 +134,14 @@ def _stage(
         if start is None:
             raise _needs_from(where, name, earlier)
         merge = build(MergeOptions, *_section(entry["merge"], "merge", lines, at))
+    if kind == "export" and start is None:
+        raise _needs_from(where, name, earlier)
     if kind == "eval":
         evaluate = build(EvalOptions, *_section(entry["eval"], "eval", lines, at))
         if start is None and "model" not in entry:
             raise _needs_from(where, name, earlier)
-    quantize, origins = _quantize(entry, lines, at)
+    quantize, origins = _component(entry, "quantize", "quant", lines, at)
+    export, of_exporter = _component(entry, "export", "exporter", lines, at)
     return Stage(
         name=name,
         kind=kind,
@@ -148,14 +152,25 @@ def _stage(
         against=refers.against(evaluate.against) if evaluate is not None and evaluate.against is not None else None,
         merge=merge,
         quantize=quantize,
+        export=export,
         evaluate=evaluate,
-        origins=origins,
+        origins={**origins, **of_exporter},
     )
 
 
 def _kind(entry: Mapping[str, Any], lines: Lines, at: tuple[str, ...]) -> Kind:
     """What a stage does. Raises ConfigError if that is not one thing."""
-    given = {key: entry.get(key) not in (None, False) for key in ("merge", "quantize", "eval")}
+    given = {key: entry.get(key) not in (None, False) for key in ("merge", "quantize", "export", "eval")}
+    if given["export"] and (given["merge"] or given["quantize"]):
+        other = "merge" if given["merge"] else "quantize"
+        raise ConfigError(
+            f"{lines[(*at, 'export')]}: a stage cannot {other} and export",
+            hint="export in a stage of its own; it merges a run by itself",
+        )
+    if given["export"]:
+        if given["eval"]:
+            raise ConfigError(f"{lines[(*at, 'eval')]}: a stage cannot export and eval", hint="two stages")
+        return "export"
     if given["eval"] and (given["merge"] or given["quantize"]):
         other = "merge" if given["merge"] else "quantize"
         raise ConfigError(f"{lines[(*at, 'eval')]}: a stage cannot {other} and eval", hint="eval in a stage of its own")
@@ -194,24 +209,29 @@ def _section(value: Any, key: str, lines: Lines, at: tuple[str, ...]) -> tuple[d
     return value, key, {k: lines[(*at, key, k)] for k in value}
 
 
-def _quantize(
-    entry: Mapping[str, Any], lines: Lines, at: tuple[str, ...]
+NAME_KEYS = {"quantize": "name", "export": "to"}
+"""The key that names the component of a stage."""
+
+
+def _component(
+    entry: Mapping[str, Any], key: str, section: str, lines: Lines, at: tuple[str, ...]
 ) -> tuple[ComponentConfig | None, dict[str, str]]:
-    """The quantizer of a stage, and where its options are written."""
-    value = entry.get("quantize")
+    """The quantizer or the exporter of a stage, and where its options are written."""
+    value, named = entry.get(key), NAME_KEYS[key]
     if value in (None, False):
         return None, {}
-    where = lines[(*at, "quantize")]
+    where = lines[(*at, key)]
     if isinstance(value, str):
-        return ComponentConfig(name=value), {"quant.name": where}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return ComponentConfig(name=value), {f"{section}.name": where}
+    if not isinstance(value, dict) or not isinstance(value.get(named), str):
+        what = "a quantizer" if key == "quantize" else "an exporter"
         raise ConfigError(
-            f"{where}: quantize must be a quantizer, or a mapping with its name and options, got {value!r:.80}",
-            hint="quantize: NAME; to see the names: smollm3 plugins list",
+            f"{where}: {key} must be {what}, or a mapping with {named} and options, got {value!r:.80}",
+            hint=f"{key}: NAME; to see the names: smollm3 plugins list",
         )
-    options = {k: v for k, v in value.items() if k != "name"}
-    origins = {f"quant.{key}": lines[(*at, "quantize", key)] for key in value}
-    return ComponentConfig(name=value["name"], options=options), origins
+    options = {k: v for k, v in value.items() if k != named}
+    origins = {f"{section}.{'name' if k == named else k}": lines[(*at, key, k)] for k in value}
+    return ComponentConfig(name=value[named], options=options), origins
 
 
 def _needs_from(where: str, name: str, earlier: Sequence[Stage]) -> ConfigError:

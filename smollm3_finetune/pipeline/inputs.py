@@ -82,6 +82,9 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         assert stage.merge is not None
         quantize = None if stage.quantize is None else [stage.quantize.name, plain(stage.quantize.options)]
         parts["configuration"] = [plain(dataclasses.asdict(stage.merge)), quantize]
+    elif stage.kind == "export":
+        assert stage.export is not None
+        parts["configuration"] = [stage.export.name, plain(stage.export.options)]
     else:
         assert stage.evaluate is not None
         options = plain(dataclasses.asdict(stage.evaluate))

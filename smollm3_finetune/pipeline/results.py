@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.export.report import FIGURES as EXPORTED
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.saved_adapter import EDITABLE
 from smollm3_finetune.model_files.writing import FIGURES
@@ -15,7 +16,9 @@ EVALUATION = "eval.json"
 """The report of an eval stage, in its directory."""
 
 
-DONE = {"train": "report.json", "merge": FIGURES, "quantize": "config.json", "eval": EVALUATION}
+DONE = {
+    "train": "report.json", "merge": FIGURES, "quantize": "config.json", "export": EXPORTED, "eval": EVALUATION,
+}  # fmt: skip
 """The file of each kind of stage that is only there when its work is complete."""
 
 

@@ -18,6 +18,7 @@ from smollm3_finetune.pipeline.check import Plan, check_stage
 from smollm3_finetune.pipeline.configuration import Directories
 from smollm3_finetune.pipeline.decide import Decision, decide, decide_all
 from smollm3_finetune.pipeline.evaluating import accept_verdict, eval_stage, evaluation_figures
+from smollm3_finetune.pipeline.exporting import export_stage, exporting_figures
 from smollm3_finetune.pipeline.file import read_pipeline
 from smollm3_finetune.pipeline.inputs import Inputs, Reading, inputs_of
 from smollm3_finetune.pipeline.layout import PipelineDir
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.train.display import Display
 
 FIGURES: Mapping[str, Callable[[Work], dict[str, Any]]] = {
-    "train": training_figures, "merge": merging_figures, "quantize": quantizing_figures, "eval": evaluation_figures,
+    "train": training_figures, "merge": merging_figures, "quantize": quantizing_figures,
+    "export": exporting_figures, "eval": evaluation_figures,
 }  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def _carry_out(work: Work, shown: Display) -> None:
         if kind == "train":
             train_stage(work, shown)
         else:
-            {"merge": merge_stage, "quantize": quantize_stage, "eval": eval_stage}[kind](work)
+            {"merge": merge_stage, "quantize": quantize_stage, "export": export_stage, "eval": eval_stage}[kind](work)
     stopping.check()
 
 

@@ -12,9 +12,9 @@ from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, did_you_mean
 from smollm3_finetune.pipeline.options import EvalOptions, MergeOptions
 
-Kind = Literal["train", "merge", "quantize", "eval"]
+Kind = Literal["train", "merge", "quantize", "export", "eval"]
 MODELS: tuple[Kind, ...] = ("merge", "quantize")
-"""Stages whose result is a model; that of a train stage is an adapter."""
+"""Stages whose result is a model that later stages can take; that of a train stage is an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class Stage:
     against: Ref | None = None
     merge: MergeOptions | None = None
     quantize: ComponentConfig | None = None
+    export: ComponentConfig | None = None
+    """The exporter and its options."""
     evaluate: EvalOptions | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
     """Where its keys are written, such as `quant.bits`: `pipeline.yaml:7`."""

@@ -17,7 +17,17 @@ from string import Template
 
 from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.components.contract import NAME
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, FORMATTER, KINDS, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    KINDS,
+    LOADER,
+    OBJECTIVE,
+    QUANTIZER,
+    Kind,
+)
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.paths import check_below_directories, user_path
@@ -68,6 +78,11 @@ SAMPLES: Mapping[Kind, _Sample] = {
         summary="answers to the prompts of a JSONL file, compared with references",
         dependencies=(HOST,),
         use="eval RUN --evaluator {name} --tasks TASK.jsonl",
+    ),
+    EXPORTER: _Sample(
+        summary="the weights of a model as one NumPy archive",
+        dependencies=("numpy>=1.26", HOST, TORCH),
+        use="export RUN --to {name} --to-opt bits=16",
     ),
 }
 KIND_NAMES = tuple(k.name for k in KINDS)

@@ -189,7 +189,7 @@ def _install_layer(base: Base, name: str, merged: MergedLayer | None, shipping: 
     module = base.model.get_submodule(name) if merged is None else merged.module
     own = module if merged is None else merged.base
     ops = base.ops_for(own)
-    read: Callable[[], Tensor] = ops.read_weight if ops is not None else lambda: own.weight  # type: ignore[return-value]
+    read: Callable[[], Tensor] = ops.read_weight if ops is not None else lambda: own.weight
     trained = () if merged is None else tuple(p for p in module.parameters() if _is_trainable(p, own))
     layer = ShippedLayer(
         name=name,
@@ -198,6 +198,7 @@ def _install_layer(base: Base, name: str, merged: MergedLayer | None, shipping: 
         merged=None if merged is None else merged.merged,
         update=None if merged is None else merged.update,
         parameters=trained,
+        is_dense=merged is None and ops is None,
     )
     _replace_forward(base, layer, module, own if merged is not None or ops is not None else None)
     return layer
@@ -217,7 +218,7 @@ def _replace_forward(base: Base, layer: ShippedLayer, module: nn.Module, linear:
     own: Any = module if linear is None and is_plain_linear(module) else linear
     if own is not None:
         made: Any = ShippedLinear(layer, forward, lambda: getattr(own, "bias", None))
-    elif isinstance(module._parameters.get("weight"), _parameter()):
+    elif module._parameters.get("weight") is not None:
         made = ShippedWeight(layer, forward, module)
     else:
         raise IncompatibleError(
@@ -225,12 +226,6 @@ def _replace_forward(base: Base, layer: ShippedLayer, module: nn.Module, linear:
         )
     vars(module)["forward"] = made
     vars(module)[SHIPPED] = made
-
-
-def _parameter() -> type:
-    from torch import nn
-
-    return nn.Parameter
 
 
 def _tied(model: Any) -> tuple[str, str] | None:

@@ -50,8 +50,14 @@ class ShippedLayer:
     parameters: tuple[nn.Parameter, ...] = ()
     """The parameters that `merged` may depend on."""
     grid: Mapping[str, Tensor] = field(default_factory=dict)
+    is_dense: bool = False
+    """Whether it is an ordinary layer without adapter: its shipped weight never changes and is always kept."""
     _kept: tuple[Any, torch.dtype, Tensor] | None = None
     """The parameters' state, the dtype, and the shipped weight in that dtype."""
+
+    @property
+    def keeps(self) -> bool:
+        return self.shipping.keep or self.is_dense
 
     def dense(self) -> Tensor:
         """W in the dtype in which ΔW is added to it."""
@@ -81,7 +87,7 @@ class ShippedLayer:
 
     def computed(self, dtype: torch.dtype) -> Tensor:
         """The shipped weight in the dtype of a computation; kept, if weights are, until a parameter changes."""
-        if not self.shipping.keep:
+        if not self.keeps:
             return self.shipped().to(dtype)
         state = tuple((p.data_ptr(), p._version) for p in self.parameters)
         if self._kept is not None:
@@ -91,20 +97,21 @@ class ShippedLayer:
             if same and all(map(torch.equal, values, self.parameters)):
                 return weight
         self._kept = None  # freed before the next one is made
-        weight = self.shipped().to(dtype)
+        with torch.inference_mode(False), torch.no_grad():  # a later training step may use it
+            weight = self.shipped().to(dtype)
         values = [p.detach().clone() for p in self.parameters]
         self._kept = ((state, values), dtype, weight)
         return weight
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):  # type: ignore[misc]
     """x @ Qᵀ, with the gradient of x @ Mᵀ in the parameters."""
 
     @staticmethod
     def forward(ctx: Any, layer: ShippedLayer, x: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
         weight = layer.computed(dtype)
         ctx.layer, ctx.dtype = layer, dtype
-        ctx.save_for_backward(x, weight if layer.shipping.keep else None, *parameters)
+        ctx.save_for_backward(x, weight if layer.keeps else None, *parameters)
         return F.linear(x.to(dtype), weight)
 
     @staticmethod
@@ -168,7 +175,7 @@ class ShippedLinear:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(x, *args, **kwargs)
-        y: Tensor = _Linear.apply(self.layer, x, precision_of(x), *self.layer.parameters)  # type: ignore[no-untyped-call]
+        y: Tensor = _Linear.apply(self.layer, x, precision_of(x), *self.layer.parameters)
         bias = self.bias()
         return y if bias is None else y + bias.to(y.dtype)
 

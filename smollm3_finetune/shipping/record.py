@@ -157,8 +157,8 @@ class Record:
 
 
 def digest(weight: Tensor) -> str:
-    """SHA-256 of the values of a weight as float32, row by row, little-endian."""
+    """SHA-256 of the values of a weight as float32, row by row, little-endian; zero has no sign."""
     import torch
 
-    values = weight.detach().to("cpu", torch.float32).contiguous()
-    return hashlib.sha256(values.numpy().astype("<f4", copy=False)).hexdigest()  # type: ignore[arg-type]
+    values = weight.detach().to("cpu", torch.float32).contiguous() + 0.0
+    return hashlib.sha256(values.numpy().astype("<f4", copy=False)).hexdigest()

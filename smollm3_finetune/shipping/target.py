@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, Env, ModelSource, Op, Purpose
+from smollm3_finetune.api import AdapterSpec, CheckpointQuantizer, Env, ModelSource, Op, Purpose
 from smollm3_finetune.components.kinds import ADAPTER, EXPORTER, QUANTIZER, Kind
 from smollm3_finetune.components.negotiation import environment, provided, refined
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
@@ -71,10 +71,12 @@ class ShipPlan:
         """The dtype in which the merged weights are written before the format rounds them."""
         return saved_dtype(None, config) if self.is_quantizer else "float32"
 
-    def writes_with(self) -> str:
-        """The command that writes the format, with its options."""
-        command = "merge RUN --requantize" if self.is_quantizer else "export RUN --to"
-        return f"smollm3 {command} {self.name}"
+    def command(self) -> str:
+        """The command that writes the format of a run, `RUN`; its options are those of the run."""
+        if not self.is_quantizer:
+            return f"smollm3 export RUN --to {self.name}"
+        writes = isinstance(self.chosen.create(), CheckpointQuantizer)
+        return f"smollm3 merge RUN --requantize {self.name}" if writes else "smollm3 merge RUN"
 
 
 def select_format(
@@ -202,6 +204,19 @@ def adapter_problem(
         f"{flag} needs an adapter whose merged weight can be differentiated, which {ADAPTER.flag} {name} does not "
         "declare",
         hint=" or ".join(f"{ADAPTER.flag} {n}" for n in names[:NAMED]) or f"omit {FLAG}",
+    )
+
+
+def base_problem(chosen: SelectedComponent, quantizer: SelectedComponent, env: Env) -> IncompatibleError | None:
+    """Why this base cannot be trained as another format: its weights cannot be read. None if they can."""
+    ops, absent = provided(quantizer, env)
+    if Op.READ_WEIGHT in ops:
+        return None
+    reason = absent.get(Op.READ_WEIGHT, "the quantizer does not declare it")
+    return IncompatibleError(
+        f"{FLAG} {chosen.spec.name} needs {Op.READ_WEIGHT} of the base, which {QUANTIZER.flag} {quantizer.spec.name} "
+        f"does not provide on {env.device}: {reason}",
+        hint=f"{QUANTIZER.flag} none {FLAG} {chosen.spec.name}",
     )
 
 

@@ -47,7 +47,18 @@ def unknown_options(arguments: Sequence[str], hint: str) -> Iterator[str]:
             command, words = command_of(words[words.index("smollm3") + 1 :])
         known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
         known |= set(command.context_settings.get("help_option_names", ("--help",)))
+        known |= set(exporter_flags()) if command.ignore_unknown_options else set()
         yield from (o for o in OPTION.findall(" ".join(words)) if o not in known)
+
+
+def exporter_flags() -> Iterator[str]:
+    """The options of the installed exporters, which may be written as flags."""
+    from smollm3_finetune.cli.session import discovered
+    from smollm3_finetune.components.kinds import EXPORTER
+    from smollm3_finetune.config.options import describe
+
+    for component in discovered(()).of(EXPORTER):
+        yield from (f"--{info.name.replace('_', '-')}" for info in describe(component.options_class()))
 
 
 def check_hints(arguments: Sequence[str], stderr: str) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from smollm3_finetune.batching.strategy import Batches
     from smollm3_finetune.model.load import LoadedModel
-    from smollm3_finetune.train.setup import Job
+    from smollm3_finetune.shipping.install import ShippedAdapted
+from smollm3_finetune.train.setup import Job
 
 
 def _unchanged(batches: Batches) -> Batches:
@@ -84,6 +85,9 @@ def reference_of(job: Job, loaded: LoadedModel, batches: Batches, before: Once |
     weights: dict[str, Any] = {"base": loaded.base.fingerprint}
     if start is not None:
         weights |= {"start": digest_of(start.values()), "adapter": identity_of(job.plan.model.adapter)}
+        if isinstance(loaded.adapted, ShippedAdapted):  # the start computes as shipped too
+            grids = {f"{layer}/{name}": t for layer, grid in loaded.adapted.grids().items() for name, t in grid.items()}
+            weights |= {"ship_as": loaded.adapted.plan.about(), "grids": digest_of(grids)}
     about = loaded.plan.context
 
     @contextlib.contextmanager

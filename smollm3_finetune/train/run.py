@@ -293,7 +293,7 @@ def _train_and_measure(
         "tokens": trained.tokens,
         **({} if job.plan.reference.kind == "none" else {"reference": job.plan.reference.about()}),
         "batches": {"padded": collate.padded, "logits": collate.logits},
-        **({} if (ship := job.plan.model.ship) is None else {"ship_as": ship.about()}),
+        **({} if (ship := job.plan.model.ship) is None else {"ship_as": {**ship.about(), "command": ship.command()}}),
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
         "checkpoints": {"saved": saves.count, "seconds": round(saves.spent, 3)},

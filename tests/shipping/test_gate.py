@@ -191,6 +191,12 @@ def test_on_another_base_nothing_is_rounded(tmp_path: Path) -> None:
     assert not hasattr(other.adapted, "digests")
 
 
+def test_a_digest_is_of_values() -> None:
+    zeros = torch.tensor([[0.0, 1.0]])
+    assert digest(zeros) == digest(-zeros * torch.tensor([[1.0, -1.0]])) == digest(zeros.double())
+    assert digest(zeros) != digest(zeros.nextafter(torch.tensor(2.0)))
+
+
 def test_the_record_round_trips(tmp_path: Path) -> None:
     adapter = saved({"name": "grid-rows", "bits": 5}, tmp_path)
     record = Record.read(adapter)

@@ -37,7 +37,7 @@ def layers(model: PeftModel, method: str) -> dict[str, MergedLayer]:
         if arithmetic is None:
             raise IncompatibleError(
                 f"adapter {method!r} changes {name} in a way whose merged weight cannot be trained",
-                hint="--adapter-opt target_modules=all-linear",
+                hint=None if isinstance(layer, LoraLinear) else "--adapter-opt target_modules=all-linear",
             )
         base: Any = layer.get_base_layer()
         own: nn.Module = base.quantized_layer if isinstance(base, LinearView) else base

@@ -15,11 +15,12 @@ from smollm3_finetune.api import (
     IncompatibleError,
     ModelError,
     NoOptions,
+    file_digest,
     open_tensors,
     read_json,
 )
 from smollm3_finetune.builtin.exporters.safetensors import equal, named
-from smollm3_finetune.model_files.writing import copy_rest
+from smollm3_finetune.model_files.writing import BELONGS, copy_rest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +46,7 @@ class PeftExporter:
         copy_rest(adapter, out, ctx.progress.say)
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
-        return [_weights(subject, out), _config(subject, out), _loads(out)]
+        return [_weights(subject, out), _config(subject, out), _others(subject, out), _loads(out)]
 
     def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> PreTrainedModel | None:
         return None  # an adapter alone is not a model
@@ -87,6 +88,20 @@ def _config(subject: Exported, out: Path) -> Check:
     except ModelError as e:
         return Check(name="config", passed=False, says=e.message)
     return Check(name="config", passed=same, says=f"{CONFIG} {'is' if same else 'is not'} the adapter's")
+
+
+def _others(subject: Exported, out: Path) -> Check:
+    """The tokenizer, the template and the other files beside the weights are the adapter's."""
+    names = [f.name for f in sorted(_adapter(subject).iterdir()) if f.is_file() and BELONGS.fullmatch(f.name)]
+    odd = [
+        name for name in names if not (out / name).is_file() or _digest(out, name) != _digest(_adapter(subject), name)
+    ]
+    says = f"{named(odd)} differs from the adapter's" if odd else f"{len(names)} other files are the adapter's"
+    return Check(name="tokenizer", passed=not odd, says=says)
+
+
+def _digest(directory: Path, name: str) -> str:
+    return file_digest(directory / name)
 
 
 def _loads(out: Path) -> Check:

@@ -66,7 +66,7 @@ class SafetensorsExporter:
         if not bool(torch.isfinite(found).all()) and bool(torch.isfinite(tensor).all()):
             raise IncompatibleError(
                 f"{name} has values up to {float(tensor.abs().max()):.3g}, which {self.options.dtype} cannot represent",
-                hint="--dtype bfloat16",
+                hint="--to-opt dtype=bfloat16",
             )
         return found
 
@@ -129,7 +129,9 @@ def bytes_of(text: str) -> int:
     found = SIZE.fullmatch(text.strip())
     size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** FACTORS[found[2].upper()])
     if size < 1:
-        raise ConfigError(f"max_shard_size: expected a size such as 5GB, got {text!r}", hint="--max-shard-size 5GB")
+        raise ConfigError(
+            f"max_shard_size: expected a size such as 5GB, got {text!r}", hint="--to-opt max_shard_size=5GB"
+        )
     return size
 
 

@@ -76,7 +76,7 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
       smollm3 export HuggingFaceTB/SmolLM3-3B --to safetensors --max-shard-size 2GB --output model
     """
     from smollm3_finetune.api import Purpose
-    from smollm3_finetune.cli.session import given, model_request, options_of
+    from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.export.names import check_is_directory, choose_exporter
     from smollm3_finetune.model_files.output import check_vacant
@@ -111,7 +111,7 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
         )
         check_missing_plugin_files(run, values["plugin"], registry)
     else:
-        request, own_dtype = model_request(target, values, Purpose.EXPORT), "auto"
+        request, own_dtype = target_request(target, values, Purpose.EXPORT), "auto"
     from smollm3_finetune.export.plan import ExportSettings, plan_export
     from smollm3_finetune.export.run import export as carry_out
     from smollm3_finetune.model_files.writing import check_dtype

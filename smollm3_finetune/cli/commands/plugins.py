@@ -180,6 +180,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     from smollm3_finetune.api import (
         AdapterSpec,
         EvaluatorSpec,
+        ExporterSpec,
         FormatterSpec,
         LoaderSpec,
         ObjectiveSpec,
@@ -215,7 +216,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         defaults: Any = build(component.options_class(), {}, component.kind.section)
     except ConfigError:  # a required option: show the descriptor's values, without `refine`
         defaults = None
-        if isinstance(spec, QuantizerSpec | AdapterSpec | ObjectiveSpec):
+        if isinstance(spec, QuantizerSpec | AdapterSpec | ObjectiveSpec | ExporterSpec):
             spec = replace(spec, refine=None)
     chosen = SelectedComponent(component=replace(component, spec=spec), options=defaults)
     env = environment(device, Purpose.TRAIN)
@@ -232,6 +233,9 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         about["needs_calibration"] = spec.needs_calibration
         about["claims"] = spec.claims is not None
         about["marker_files"] = list(spec.marker_files)
+    if isinstance(spec, ExporterSpec):
+        holds = refined(chosen, environment(device, Purpose.EXPORT))
+        about["takes"], about["round_trips"] = holds.takes, holds.round_trips
     if isinstance(spec, AdapterSpec):
         holds = refined(chosen, env)
         about["needs"] = sorted(holds.needs)
@@ -278,6 +282,11 @@ def _shown(about: dict[str, Any]) -> str:
             "disables": ("can be disabled", "cannot be disabled"),
         }
         rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
+    if "takes" in about:
+        takes = {"model": "a model, into which an adapter is merged first", "adapter": "an adapter alone"}
+        rows.append(("exports", takes[about["takes"]]))
+    if about.get("round_trips"):
+        rows.append(("ships", "what train.ship_as trained for it, bit for bit"))
     if about.get("fields"):
         rows.append(("rows", f"must have: {', '.join(about['fields'])}"))
     if (what := _COMPARED.get(about.get("reference", "none"))) is not None:

@@ -29,7 +29,8 @@ Examples:
 def new(kind: str, name: str, output: str | None, single: bool) -> None:
     """Create a working plugin that passes its tests, as a starting point for your own.
 
-    KIND is loader, quantizer, adapter, formatter, objective, evaluator or exporter; NAME is the name that users will type.
+    KIND is loader, quantizer, adapter, formatter, objective, evaluator or exporter; NAME is the name that users will
+    type.
     """
     from smollm3_finetune.components.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.errors import ConfigError

@@ -81,6 +81,8 @@ def _facts(decision: Decision, plan: Mapping[str, Any]) -> list[tuple[str, str]]
     facts += [(name, plan[name]) for name in ("model", "quantizer", "adapter", "objective") if plan.get(name)]
     if stage.quantize is not None:
         facts.append(("quantize", short(stage.quantize.name)))
+    if stage.export is not None:
+        facts.append(("export", short(stage.export.name)))
     if rows := plan.get("rows"):
         words = {"train": "training", "held_out": "held-out"}
         facts.append(("rows", ", ".join(f"{count:,} {words[name]}" for name, count in rows.items())))

@@ -88,9 +88,18 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"{counted(report['tokens'], 'token')}",
         *([f"page           {page}"] if (page := RunDir(Path(report["run"])).page).exists() else ()),
         "",
+        *_ship_lines(report, plugins),
         f"try it         smollm3 generate {shlex.quote(report['run'])}{plugin_flags(plugins)} --prompt '…'",
     ]
     return "\n".join(lines)
+
+
+def _ship_lines(report: Mapping[str, Any], plugins: Iterable[str]) -> list[str]:
+    """The command that writes the format that the run was trained for."""
+    if (ship := report.get("ship_as")) is None:
+        return []
+    command: str = ship["command"].replace(" RUN", f" {shlex.quote(report['run'])}{plugin_flags(plugins)}", 1)
+    return [f"ship it        {command}"]
 
 
 def _curve(report: Mapping[str, Any]) -> list[str]:
