@@ -24,7 +24,7 @@ from smollm3_finetune.components.registry import Claim, RegisteredComponent, Reg
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.load import same_component
-from smollm3_finetune.config.schema import DEFAULT_MODEL, ComponentConfig
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, DEFAULT_MODEL, ComponentConfig
 from smollm3_finetune.errors import (
     Collector,
     ConfigError,
@@ -330,7 +330,7 @@ def plan_model(
         collect.problems += [problem] if problem is not None else []
     if (ship := selected.ship) is not None:
         if adapter is None:
-            raise ConfigError(f"{KEY} needs an adapter", hint="--adapter lora")
+            raise ConfigError(f"{KEY} needs an adapter", hint=f"{ADAPTER.flag} {DEFAULT_ADAPTER}")
         collect.problems += format_problems(registry, ship.chosen, context.device)
         unsuited = adapter_problem(registry, ship.chosen, adapter, env)
         collect.problems += [unsuited] if unsuited is not None else []

@@ -265,5 +265,5 @@ def _check_ties(
         raise IncompatibleError(
             f"{FLAG} {plan.name}: the format quantizes the embeddings, which the model ties to its head, and the "
             "adapter changes them",
-            hint="--adapter-opt target_modules=all-linear",
+            hint=f"let the adapter change other layers, or omit {FLAG}",
         )
