@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from smollm3_finetune.api import ALL_OPS, Base, LinearOps, ModelSource, Op, Purpose
+from smollm3_finetune.api import Base, LinearOps, ModelSource, Op, Purpose
 from smollm3_finetune.components.kinds import QUANTIZER
 from smollm3_finetune.components.negotiation import environment, provided
 from smollm3_finetune.model.compare import input_gradient, logits
