@@ -407,7 +407,7 @@ def plan_model(
     if tokens and ship is not None:
         raise IncompatibleError(
             f"{KEY} does not train the embeddings of new tokens ({tokens[0].text!r})",
-            hint="omit data.add_tokens or --ship-as; or train the tokens first, and then the merged model with --ship-as",
+            hint="omit data.add_tokens or --ship-as; or train the tokens first, then the merged model with --ship-as",
         )
     if tokens:
         context = replace(context, new_tokens=tuple(token.id for token in tokens))

@@ -188,7 +188,11 @@ def test_the_printed_commands_are_valid(cli: Cli, isolated: Path) -> None:
             for command in commands:
                 if command.startswith("smollm3 "):
                     parse(command)
-            assert any(f"acme-{kind}" in c for c in commands if c.startswith(("smollm3 train ", "smollm3 eval ", "smollm3 export ")))
+            assert any(
+                f"acme-{kind}" in c
+                for c in commands
+                if c.startswith(("smollm3 train ", "smollm3 eval ", "smollm3 export "))
+            )
             for line in printed.partition("\n\n")[0].splitlines():
                 assert (isolated / line.removeprefix("wrote ")).is_file()
     assert shlex.split(commands[0])[:3] == ["smollm3", "plugins", "check"]
