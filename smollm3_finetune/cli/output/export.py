@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.evaluation.line import retained_line
 from smollm3_finetune.paths import plugin_flags
 
@@ -30,7 +31,7 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"retained       {retained_line(report['retained'])}")
     size = sum(report["files"].values())
     lines += [
-        f"written        {report['output']} ({report['exporter']}, {len(report['files'])} files, {size / 1e6:.1f} MB)",
+        f"written        {report['output']} ({report['exporter']}, {counted(len(report['files']), 'file')}, {size / 1e6:.1f} MB)",
         f"took           {report['seconds']} s",
     ]
     if "config.json" in report["files"]:
