@@ -29,9 +29,9 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"verified       {MARKS[check['passed']]} {check['name']:<{width}}  {check['says']}")
     if report["retained"] is not None:
         lines.append(f"retained       {retained_line(report['retained'])}")
-    size = sum(report["files"].values())
+    files = f"{counted(len(report['files']), 'file')}, {sum(report['files'].values()) / 1e6:.1f} MB"
     lines += [
-        f"written        {report['output']} ({report['exporter']}, {counted(len(report['files']), 'file')}, {size / 1e6:.1f} MB)",
+        f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
     if "config.json" in report["files"]:
