@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from smollm3_finetune.data.counts import counted
 from smollm3_finetune.evaluation.line import retained_line
 from smollm3_finetune.paths import plugin_flags
 
@@ -28,9 +29,9 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         lines.append(f"verified       {MARKS[check['passed']]} {check['name']:<{width}}  {check['says']}")
     if report["retained"] is not None:
         lines.append(f"retained       {retained_line(report['retained'])}")
-    size = sum(report["files"].values())
+    files = f"{counted(len(report['files']), 'file')}, {sum(report['files'].values()) / 1e6:.1f} MB"
     lines += [
-        f"written        {report['output']} ({report['exporter']}, {len(report['files'])} files, {size / 1e6:.1f} MB)",
+        f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
     if "config.json" in report["files"]:
