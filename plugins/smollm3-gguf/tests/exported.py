@@ -20,7 +20,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 4, "pad_token_id": 2,
 }  # fmt: skip
-FUZZED = 300
+FUZZED = 200
 
 
 def write_model(directory: Path, model_type: str = "smollm3", **changes: Any) -> Path:

@@ -112,7 +112,7 @@ def test_an_exported_file_is_a_base_with_the_same_loss_and_tokenizer(exported, c
 
 
 def test_numbers_are_divided_as_the_file_states(tiny_gguf, context, tmp_path):
-    """transformers' reader ignores the name `smollm`, and takes 12 for one word."""
+    """transformers' reader ignores the name `smollm`, and divides as GPT-2 does: 12 is one word."""
     tiny_gguf.write(tmp_path / "x.gguf")
     tokenizer = DEFAULT.open(str(tmp_path / "x.gguf"), context()).tokenizer()
     words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a12 b")
