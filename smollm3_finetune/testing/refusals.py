@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from smollm3_finetune.api import CheckpointQuantizer, ModelSource, Op
+from smollm3_finetune.api import ALL_OPS, CheckpointQuantizer, ModelSource
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.quantizer_case import QuantizerCase
@@ -48,7 +48,7 @@ class RefusalTests(QuantizerCase):
 
     def test_absent_operations_have_a_reason(self) -> None:
         spec = self.spec()
-        silent = sorted(set(Op) - spec.provides - {op for op, reason in spec.absent.items() if reason})
+        silent = sorted(set(ALL_OPS) - spec.provides - {op for op, reason in spec.absent.items() if reason})
         demand(
             not silent,
             f"the descriptor neither provides {', '.join(silent)} nor gives a reason in `absent`, which users see if "
