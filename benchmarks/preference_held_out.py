@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -64,11 +65,42 @@ def train(
     return report
 
 
+def binomial(successes: int, count: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
+
+    def at_most(successes: int, share: float) -> float:
+        return math.fsum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(successes + 1))
+
+    def share_at(successes: int, probability: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):  # `at_most` falls with the share
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(successes, middle) > probability else (low, middle)
+        return low
+
+    tail = 0.025
+    return (
+        0.0 if successes == 0 else share_at(successes - 1, 1 - tail),
+        1.0 if successes == count else share_at(successes, tail),
+    )
+
+
+def exact(accuracy: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The exact interval of the accuracy after training; None if a margin is 0, which counts half."""
+    successes = accuracy["after"]["mean"] * accuracy["rows"]
+    return binomial(round(successes), accuracy["rows"]) if abs(successes - round(successes)) < 1e-6 else None
+
+
 def verdict(accuracy: Mapping[str, Any]) -> str:
-    """Of a difference of the accuracy: a higher one is better."""
+    """Of a difference of the accuracy: a higher one is better.
+
+    If nearly all pairs are alike, resampling gives no interval. The accuracy before is 0.5, so the exact interval of
+    the share after is compared with it.
+    """
     low, high = accuracy["difference"]["low"], accuracy["difference"]["high"]
     if low is None:
-        return "no interval"
+        share = exact(accuracy) or (0.0, 1.0)
+        low, high = (limit - accuracy["before"]["mean"] for limit in share)
     return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
 
 
@@ -76,7 +108,6 @@ def cell(report: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """What is kept of a report."""
     found = {name: report["measures"][name] for name in MEASURES}
     return {
-        "verdict": verdict(found["accuracy"]),
         "measures": found,
         "loss": {k: report["comparison"][k] for k in ("before", "after", "difference", "low", "high", "verdict")},
         "steps": report["steps"],
@@ -86,7 +117,8 @@ def cell(report: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 def table(cells: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        "| objective | base | held-out pairs | accuracy before | after | difference | margin after | verdict |",
+        "| objective | base | held-out pairs | accuracy before | after (exact interval) | difference | margin after "
+        "| verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in cells.items():
@@ -94,10 +126,15 @@ def table(cells: Mapping[str, Mapping[str, Any]]) -> str:
         accuracy, margin = one["measures"]["accuracy"], one["measures"]["margin"]
         lines.append(
             f"| `{objective}` | `{quant}` | {accuracy['rows']} | {accuracy['before']['mean']:.3f} "
-            f"| {accuracy['after']['mean']:.3f} | {_change(accuracy['difference'])} "
-            f"| {margin['after']['mean']:+.3f} ± {_half(margin['after']):.3f} | {one['verdict']} |"
+            f"| {accuracy['after']['mean']:.3f}{_exact(accuracy)} | {_change(accuracy['difference'])} "
+            f"| {margin['after']['mean']:+.3f} ± {_half(margin['after']):.3f} | {verdict(accuracy)} |"
         )
     return "\n".join(lines)
+
+
+def _exact(accuracy: Mapping[str, Any]) -> str:
+    share = exact(accuracy)
+    return "" if share is None else f" ({share[0]:.3f} to {share[1]:.3f})"
 
 
 def _half(of: Mapping[str, float]) -> float:
@@ -157,15 +194,15 @@ def page(stored: Mapping[str, Any]) -> str:
 def section(about: Mapping[str, Any]) -> str:
     """The runs on one set of pairs."""
     job = about["job"]
-    better = sum(one["verdict"] == "better" for one in about["cells"].values())
+    better = sum(verdict(one["measures"]["accuracy"]) == "better" for one in about["cells"].values())
     return (
         f"`nox -s preference_held_out`: {about['model']} in float32 on a CPU, LoRA of rank 16, beta {job['beta']:g}, "
         f"learning rate {job['rate']:g}, {job['steps']} steps of {job['batch'] * job['accumulation']} pairs. The rows "
         f"are {SOURCES[about['file']]}; `data.held_out` is {job['held_out']:g}. At most {job['max_length']} tokens of "
         "an answer with its prompt are used; pairs with a longer prompt are left out. Before training, every margin is "
         f"0, so the accuracy is 0.5 ({about['date']}, torch {about['versions']['torch']}).\n\n"
-        f"{table(about['cells'])}\n\nThe interval of the difference is above 0 in {better} of "
-        f"{counted_runs(len(about['cells']))}.\n"
+        f"{table(about['cells'])}\n\nThe accuracy rose, with an interval that excludes 0.5, in "
+        f"{better} of {counted_runs(len(about['cells']))}.{about.get('note', '')}\n"
     )
 
 
@@ -254,7 +291,8 @@ def add(about: Mapping[str, Any], cells: Mapping[str, Any]) -> None:
     same = (known.get("job"), known.get("model")) == (about["job"], about["model"])
     all_cells = {**(known["cells"] if same else {}), **cells}
     order = [f"{o}/{q}" for o in OBJECTIVES for q in QUANTIZERS]
-    found["sets"][about["file"]] = {**about, "cells": {n: all_cells[n] for n in order if n in all_cells}}
+    note = {"note": known["note"]} if same and "note" in known else {}
+    found["sets"][about["file"]] = {**about, **note, "cells": {n: all_cells[n] for n in order if n in all_cells}}
     save(found)
 
 
@@ -279,7 +317,7 @@ def measure(args: argparse.Namespace, model: Path, data: Path, folder: Path) -> 
             cells[f"{objective}/{quant}"] = one = cell(report, time.monotonic() - began)
             accuracy = one["measures"]["accuracy"]
             print(f"{objective:<10} {quant:<10} accuracy {accuracy['before']['mean']:.3f} → "
-                  f"{accuracy['after']['mean']:.3f} ({_change(accuracy['difference'])}, {one['verdict']}) on "
+                  f"{accuracy['after']['mean']:.3f} ({_change(accuracy['difference'])}, {verdict(accuracy)}) on "
                   f"{accuracy['rows']} held-out pairs, {one['seconds']} s", flush=True)  # fmt: skip
             if args.write:
                 add(about, cells)
