@@ -3,12 +3,13 @@
     python benchmarks/shipping.py [--targets bnb-4bit hqq-3] [--adapters lora] [--steps 60] [--work DIR] [--write]
     python benchmarks/shipping.py --times [--rounds 8]
 
-Trains SmolLM2-135M (see real_model.py) on rows of `alpaca_en_demo.json` in $SMOLLM3_TEST_DATA: once plainly for each
-adapter, and once for each adapter and format with `--ship-as`. Both are shipped in the format: by `merge --requantize`,
+Trains SmolLM2-135M (see real_model.py) on rows of `alpaca_en_demo.json` in $SMOLLM3_TEST_DATA, for each adapter and
+format twice: plainly, and with `--ship-as`. The base is in the format already, so that the share says what is lost of
+the training, and not what the format costs the base. Both runs are shipped in the format: by `merge --requantize`,
 `export`, or, for quantizers that write no checkpoint, by loading the merged model. The retained share is
-(base − shipped) / (base − adapter) of the loss of held-out rows, where the adapter is that of the plain run, with a
-95 % bootstrap interval over rows. A run with `--ship-as` is also compared bit for bit: `merge` and `export` refuse a
-result whose weights are not those that training computed with, and state the number of layers that they compared.
+(base − shipped) / (base − adapter) of the loss of held-out rows, where the base and the adapter are those of the plain
+run, with a 95 % bootstrap interval over rows. A run with `--ship-as` is also compared bit for bit: `merge` and `export`
+refuse a result whose weights are not those that training computed with, and state the number of layers compared.
 
 Each cell is a file in results/shipping/. A cell that has one is not measured again. `--times` measures the time of a
 step beside a plain one instead, and `--write` renews the figures in docs/shipping.md.
@@ -39,18 +40,16 @@ ENOUGH, SLOWEST = 0.95, 1.5
 
 def cell(setting: Setting, target: Target, title: str, adapter: str) -> dict[str, Any]:
     """The retained share of a format and an adapter, without and with `ship_as`, and the layers that were compared."""
-    base = setting.losses("base", setting.model)
-    plain = setting.train(f"plain-{adapter}", adapter)
-    learned = setting.losses(f"plain-{adapter}", setting.model, adapter_path=plain / "adapter")
-    run = setting.train(f"ship-{title}-{adapter}", adapter, target)
+    name = f"plain-{title}-{adapter}"
+    plain = setting.train(name, adapter, target, ship=False)
+    base, learned = setting.run_losses(name, target, plain)
+    run = setting.train(f"ship-{title}-{adapter}", adapter, target, ship=True)
     without, _ = setting.shipped_losses(f"plain-{title}-{adapter}", plain, target)
     with_it, report = setting.shipped_losses(f"ship-{title}-{adapter}", run, target)
     return {
         "target": title,
         "adapter": adapter,
-        "steps": setting.steps,
-        "batch": setting.batch,
-        "length": setting.length,
+        **setting.job(),
         "without": retained(base, learned, without).as_json(),
         "with": retained(base, learned, with_it).as_json(),
         "bit_for_bit": compared(report),
@@ -94,7 +93,8 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
     settings = sorted({(c["steps"], c["batch"], c["length"]) for c in cells.values()})
     shown = "; ".join(f"{s} steps of {b} rows of up to {n} tokens" for s, b, n in settings)
     rows = sorted({c["with"]["rows"] for c in cells.values()})
-    about = f"SmolLM2-135M, float32, CPU: {shown}; {', '.join(map(str, rows))} held-out rows; 95 % intervals."
+    held_out = f"{', '.join(map(str, rows))} held-out rows; 95 % intervals"
+    about = f"SmolLM2-135M, its base in the same format, float32, CPU: {shown}; {held_out}."
     return "\n".join([*lines, "", about]) + "\n"
 
 
@@ -180,6 +180,8 @@ def _cells(setting: Setting, args: argparse.Namespace) -> int:
                 found = cell(setting, TARGETS[title], title, adapter)
                 file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             found = json.loads(file.read_text())
+            if any(found.get(key) != value for key, value in setting.job().items()):
+                sys.exit(f"{file} was measured with other settings: delete it, and the runs of --work")
             shares = f"{_share(found['without'])} without, {_share(found['with'])} with ship_as"
             print(f"{title:<26} {adapter:<5} {shares}; {found['bit_for_bit']}", flush=True)
             if (found["with"]["share"] or 0) < ENOUGH:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from smollm3_finetune.api import Conversation, NoOptions, pad_rows
 from smollm3_finetune.builtin.sft import SupervisedFineTuning
 from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.evaluation.row_losses import RowLosses, measure_rows
-from smollm3_finetune.model.load import load_model
+from smollm3_finetune.model.load import LoadedModel, load_model
 
 COMMAND = (sys.executable, "-m", "smollm3_finetune.main")
 ADAPTERS = ("lora", "dora")
@@ -37,8 +38,14 @@ class Target:
     calibration: bool = False
 
     def ship_as(self) -> list[str]:
-        """The options of `smollm3 train`."""
+        """The options of `smollm3 train` that train for the format."""
         return ["--ship-as", self.name, *(a for k, v in self.options.items() for a in ("--ship-as-opt", f"{k}={v}"))]
+
+    def quant(self) -> list[str]:
+        """The options of `smollm3 train` that load the base in the format; none for a file, which is dequantized."""
+        if self.exporter:
+            return []
+        return ["--quant", self.name, *(a for k, v in self.options.items() for a in ("--quant-opt", f"{k}={v}"))]
 
 
 TARGETS = {
@@ -64,19 +71,45 @@ class Setting:
     rate: float
     held_out: int
 
-    def train(self, name: str, adapter: str, target: Target | None = None) -> Path:
-        """A run in a child process, with the format it is trained for; made only once."""
+    def job(self) -> dict[str, Any]:
+        """What a cell's figures depend on, beside the model."""
+        return {name: getattr(self, name) for name in ("steps", "batch", "length", "rate", "held_out")}
+
+    def base(self, target: Target) -> str:
+        """The model that is trained: for an exporter, the file that it writes of the model."""
+        if not target.exporter:
+            return self.model
+        out = self.work / f"base-{target.name}"
+        if not out.exists():
+            flags = [a for k, v in target.options.items() for a in ("--to-opt", f"{k}={v}")]
+            command("export", self.model, "--to", target.name, *flags, "--output", out)
+        return str(next(out.glob("*.gguf")))
+
+    def train(self, name: str, adapter: str, target: Target, *, ship: bool) -> Path:
+        """A run in a child process, on a base in the format, trained for the format or not; made only once."""
         run = self.work / name
         if (run / "report.json").exists():
             return run
         calls = ("--set", "calibration.rows=8", "--set", f"calibration.length={self.length}")
         command(
-            *("train", "--model", self.model, "--data", self.rows(), "--adapter", adapter, "--output", run, "--json"),
+            *(
+                "train",
+                "--model",
+                self.base(target),
+                "--data",
+                self.rows(),
+                "--adapter",
+                adapter,
+                "--output",
+                run,
+                "--json",
+            ),
             *("--adapter-opt", f"rank={RANK}", "--max-steps", self.steps, "--batch-size", self.batch),
             *("--max-length", self.length, "--learning-rate", self.rate, "--device", "cpu", "--dtype", "float32"),
             *("--set", "data.held_out=0", "--set", "train.sample_tokens=1", "--set", "train.report=false"),
-            *(calls if target is not None and target.calibration else ()),
-            *(target.ship_as() if target is not None else ()),
+            *(calls if target.calibration else ()),
+            *target.quant(),
+            *(target.ship_as() if ship else ()),
         )
         return run
 
@@ -94,16 +127,34 @@ class Setting:
         found = (prepare(row, renderer, self.length) for row, _ in _alpaca()[: self.held_out])
         return [dict(example) for example in found if example is not None]
 
+    def run_losses(self, name: str, target: Target, run: Path) -> tuple[RowLosses, RowLosses]:
+        """The losses of the base of a run, and of its adapter on it."""
+
+        @functools.cache
+        def loaded() -> LoadedModel:
+            return load_model(self.base(target), adapter_path=run / "adapter", device="cpu", dtype="float32")
+
+        def base() -> RowLosses:
+            with loaded().disabled():
+                return self._measured(loaded())
+
+        return self._once(f"base-{name}", base), self._once(name, lambda: self._measured(loaded()))
+
     def losses(self, name: str, ref: str | Path, **how: Any) -> RowLosses:
         """The loss of each held-out row, of a model that `load_model` loads; measured only once."""
+        return self._once(name, lambda: self._measured(load_model(ref, device="cpu", dtype="float32", **how)))
+
+    def _once(self, name: str, measure: Callable[[], RowLosses]) -> RowLosses:
         file = self.work / f"losses-{name}.json"
-        if file.exists():
-            found = RowLosses.from_json(json.loads(file.read_text()), ("alpaca",))
-            assert found is not None
-            return found
-        loaded = load_model(ref, device="cpu", dtype="float32", **how)
+        if not file.exists():
+            file.write_text(json.dumps(measure().as_json()))
+        found = RowLosses.from_json(json.loads(file.read_text()), ("alpaca",))
+        assert found is not None
+        return found
+
+    def _measured(self, loaded: LoadedModel) -> RowLosses:
         tokenizer = loaded.tokenizer
-        found = measure_rows(
+        return measure_rows(
             loaded.model,
             SupervisedFineTuning(NoOptions()),
             self.examples(tokenizer),
@@ -111,8 +162,6 @@ class Setting:
             8,
             title="alpaca",
         )
-        file.write_text(json.dumps(found.as_json()))
-        return found
 
     def ship(self, run: Path, target: Target, out: Path) -> tuple[Path, dict[str, Any]]:
         """Write the format of a run; returns what is loaded again, and the report of the command."""
