@@ -62,7 +62,7 @@ def precision(file: Path) -> Precision:
 
 
 K_TYPES = {
-    "q2_k": 10, "q2_k_s": 21, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
+    "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
     "q5_k_m": 17, "q6_k": 18,
 }  # fmt: skip
 """Types that only llama.cpp writes, and their values of its `llama_ftype`."""
