@@ -32,7 +32,8 @@ def write_page(results: Mapping[str, Any]) -> None:
 def page(results: Mapping[str, Any]) -> str:
     """The generated part as Markdown."""
     parts = []
-    for name, files in results["models"].items():
+    for name in (n for n in TITLES if n in results["models"]):
+        files = sorted(results["models"][name], key=lambda file: file["bytes"], reverse=True)
         source = _figures(files[0], "llama.cpp predictions")["source_perplexity"]
         positions = _figures(files[0], "llama.cpp predictions")["positions"]
         rows = "\n".join(map(_row, files))
