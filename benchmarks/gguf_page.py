@@ -11,7 +11,7 @@ BEGIN, END = "<!-- measured from here: nox -s gguf -->\n", "<!-- measured to her
 TITLES = {
     "tiny": "The embedded model, a SmolLM3 of 8 layers that knows only short chats",
     "nope": "A random SmolLM3 of 8 layers, width 256",
-    "real": "SmolLM2-135M",
+    "real": "SmolLM2-135M, whose weights were in Q4_1 before",
 }
 HEADER = (
     "| type | matrices | size, MB | checks passed | logits: difference | KL divergence, nats | top-1 agreement "
