@@ -33,8 +33,8 @@ class Precision:
 
 LOGITS = {"F32": EXACT, "F16": 1e-2, "BF16": 5e-2}
 """Limit of `Precision.logits`: llama.cpp rounds activations to the type of the weights that they meet."""
-LOGITS_QUANTIZED = 0.2
-"""The same for quantized weights: activations are rounded to 8 bits, in blocks."""
+LOGITS_QUANTIZED = 0.3
+"""The same for quantized weights: activations are rounded to 8 bits, in blocks. The largest measured is 0.14."""
 DIVERGENCE = ((32.0, 1e-6), (16.0, 0.005), (8.0, 0.03), (6.5, 0.1), (5.5, 0.2), (4.0, 0.45), (3.0, 0.75), (0.0, 0.95))
 """Limit of `Precision.divergence` for weights of at least so many bits: about twice what a random model needs, whose
 predictions change most. Unrelated predictions have 1, whatever the model; smaller faults are found in the weights."""
