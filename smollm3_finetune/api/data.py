@@ -144,6 +144,11 @@ class Objective(Protocol):
         the supervised tokens (`labels` other than -100, without the first of each row), or what the objective's method
         `terms` counts (`CountedObjective`). With several processes it is their mean, because gradients are averaged: do
         not multiply the loss by the number of processes.
+
+        If the rows of a pass do not divide evenly among several processes, the last batch of a process is smaller. A
+        process without rows left gets one row of the pass again, because all must exchange gradients: core counts no
+        terms of it and multiplies its loss by 0. Only a Trainer that collects measures of its own must leave that row
+        out: the attribute `idle` of the Trainer, which core sets before `compute_loss`, is then True.
         """
         ...
 

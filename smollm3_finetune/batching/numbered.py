@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from smollm3_finetune.batching.filler import NUMBER
 from smollm3_finetune.batching.strategy import Batches
 from smollm3_finetune.data.examples import Examples
 
-FILLER = -1
-"""The number of a filler example."""
+NUMBER = "example_number"
+"""The key of an example's number."""
 
 
 class Numbered:
@@ -39,7 +38,7 @@ def collating_numbered(batches: Batches, add: Callable[[Any, Sequence[int]], Any
     """The same batches of numbered examples; `add(batch, numbers)` returns the batch with what is known of them."""
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        numbers = [example.get(NUMBER, FILLER) for example in examples]
+        numbers = [example[NUMBER] for example in examples]
         own = [{name: values for name, values in example.items() if name != NUMBER} for example in examples]
         found: dict[str, Any] = add(batches.collate(own), numbers)
         return found

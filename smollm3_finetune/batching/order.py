@@ -26,7 +26,7 @@ class Shuffled(Sampler[int]):  # type: ignore[misc]
     def __init__(self, size: int, seed: int, fills: int = 0) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
         self.fills = fills
-        """The number of filler indices at the end of each pass, in ascending order."""
+        """The number of fillers, whose indices are at the end of each pass, in ascending order."""
 
     def __len__(self) -> int:
         return self.size + self.fills

@@ -88,9 +88,11 @@ class Batches:
     """`supervised` or `all`: the positions at which the output layer is computed."""
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        from smollm3_finetune.batching.filler import without_fills
+        from smollm3_finetune.batching.filler import IDLE, without_fills
 
-        return self.collate(without_fills(items))
+        examples, idle = without_fills(items)
+        batch = self.collate(examples)
+        return {**batch, IDLE: True} if idle else batch
 
 
 @contextmanager

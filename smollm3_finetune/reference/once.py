@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import options_dict
-from smollm3_finetune.api.data import IGNORE_INDEX
-from smollm3_finetune.batching.filler import FILL_TOKENS
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.reference.stored import Stored, with_room, write
 from smollm3_finetune.reference.whole import Evaluated
@@ -81,7 +79,7 @@ def values_once(
     """The stored values of the datasets; `reference` is entered, and its model run, only if they are not stored yet."""
 
     def build(out: Path) -> None:
-        sets = {"train": _WithFiller(train), **{f"held_out-{i}": e for i, e in enumerate(held_out)}}
+        sets = {"train": train, **{f"held_out-{i}": e for i, e in enumerate(held_out)}}
         left = sum(map(len, sets.values()))
         with reference() as evaluated, progress.task("computing the reference", left) as task:
             for name, examples in sets.items():
@@ -92,21 +90,3 @@ def values_once(
     entry = cache.get_or_build(KIND, key, build)
     stored = [Stored(entry / f"held_out-{i}") for i in range(len(held_out))]
     return Once(train=Stored(entry / "train"), held_out=stored, entry=entry)
-
-
-class _WithFiller(Sequence[Any]):
-    """The training examples, and last the filler example that several processes may need (see `batching.filler`)."""
-
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-        first = dict(examples[0]) if len(examples) else {}
-        self.filler = None
-        if set(first) == {"input_ids", "labels"}:
-            ids = first["input_ids"][:FILL_TOKENS]
-            self.filler = {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
-
-    def __len__(self) -> int:
-        return len(self.examples) + (self.filler is not None)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.filler if index == len(self.examples) and self.filler is not None else self.examples[index]

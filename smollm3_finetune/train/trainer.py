@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, TrainingArguments
 
 from smollm3_finetune.api import CountedObjective, Objective
-from smollm3_finetune.api.data import IGNORE_INDEX
-from smollm3_finetune.batching.filler import FILL_TOKENS, Filled, filled
+from smollm3_finetune.batching.filler import IDLE, Filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
 from smollm3_finetune.files.failures import writing
@@ -50,6 +49,8 @@ class AdaptedTrainer:
     """The objective's `terms`, if it has this method."""
     refer: Callable[[Any, Any], Any] | None = None
     """Adds the values of the reference to a batch, if the loss has one that is computed in each step."""
+    idle: bool = False
+    """Whether this process has no rows for the current batch, so that its loss counts nothing (`batching.filler`)."""
     save_times: SaveTimes
     keep: int
     """The number of checkpoints that are kept."""
@@ -73,13 +74,16 @@ class AdaptedTrainer:
         """The terms of the loss in a step, as the objective counts them; with several processes, their mean.
 
         Gradients are averaged over the processes, so a loss divided by this mean has the gradient of all their rows.
+        The batch of a process without rows has no terms.
         """
         import torch
 
+        own = [batch for batch in batch_samples if IDLE not in batch]
         if self.count_terms is None:
-            count = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+            count = super()._get_num_items_in_batch(own or batch_samples, device)  # type: ignore[misc]
+            count = count if own or count is None else count * 0
         else:
-            count = torch.tensor(sum(int(self.count_terms(batch)) for batch in batch_samples), device=device)
+            count = torch.tensor(sum(int(self.count_terms(batch)) for batch in own), device=device)
         processes: int = self.args.world_size  # type: ignore[attr-defined]
         if count is None or processes == 1:
             return count
@@ -87,19 +91,22 @@ class AdaptedTrainer:
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = inputs if self.refer is None else self.refer(model, inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return loss * 0 if self.idle else loss
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
+        self.idle = IDLE in inputs
+        if self.idle:
+            inputs = {name: value for name, value in inputs.items() if name != IDLE}
+        else:
+            self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
         """The tokens of a batch without padding; a tensor if converting it to a number would wait for the GPU."""
-        mask, ids, labels = inputs.get("attention_mask"), inputs.get("input_ids"), inputs.get("labels")
+        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         if ids is None:  # the objective uses other names
             return 0 if mask is None else mask.sum()
-        if ids.numel() == FILL_TOKENS and labels is not None and not bool((labels != IGNORE_INDEX).any()):
-            return 0  # a filler example
         return ids.numel() if mask is None else mask.sum()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
@@ -297,7 +304,8 @@ def make_trainer(
     cls = type(f"Adapted{own.__name__}", (AdaptedTrainer, own), about)
     if args.torch_compile:
         configure_compile()
-    examples = _shared(examples, args, counted="count_terms" in about)
+    if args.world_size > 1:
+        examples = Filled(examples, args.train_batch_size * args.world_size)
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
             model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]
@@ -308,13 +316,6 @@ def make_trainer(
     if handler is not None and trainer.accelerator.distributed_type.value.startswith("MULTI_"):
         handler.find_unused_parameters = _find_unused(trainer, loaded, collate([examples[0]]))
     return trainer
-
-
-def _shared(examples: Any, args: TrainingArguments, *, counted: bool) -> Any:
-    """The examples for all processes: with fillers, unless the objective has `terms`, which could count a filler."""
-    if args.world_size == 1 or counted:
-        return examples
-    return filled(examples, args.train_batch_size * args.world_size)
 
 
 def _find_unused(trainer: Trainer, loaded: LoadedModel, batch: Any) -> bool:

@@ -117,7 +117,8 @@ class KTO(PreferenceObjective):
     def _kl(self, model: nn.Module, batch: Mapping[str, Any], accelerator: Any) -> Tensor:
         """The KL term of a batch, over the rows of all processes.
 
-        A row that is alone in its process does not count: the row before it is the row itself. 0 if no row counts.
+        A row that is alone in its process does not count: the row before it is the row itself. So that of an
+        idle process does not count either. 0 if no row counts.
         """
         with torch.no_grad():
             others = row_logps(model, _others(batch))

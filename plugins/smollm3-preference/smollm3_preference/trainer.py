@@ -47,6 +47,9 @@ def preference_trainer(objective: PreferenceObjective) -> type[Trainer]:
     """The Trainer class of an objective."""
 
     class PreferenceTrainer(Trainer):  # type: ignore[misc]
+        idle = False
+        """Set by core."""
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.step_means = StepMeans()
             super().__init__(*args, **kwargs)
@@ -57,7 +60,7 @@ def preference_trainer(objective: PreferenceObjective) -> type[Trainer]:
             found = objective.training_outcome(model, inputs, self)
             if num_items_in_batch is None:  # not a step
                 return found.losses.mean()
-            self.step_means.add(found.measures)
+            self.step_means.add({n: v[:0] if self.idle else v for n, v in found.measures.items()})
             return found.losses.sum() / num_items_in_batch
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
