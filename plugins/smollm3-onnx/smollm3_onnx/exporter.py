@@ -29,7 +29,7 @@ class OnnxExporter:
     def write(self, subject: Exported, out: Path, ctx: BuildContext) -> None:
         import torch
 
-        ctx.progress.say("tracing the model for ONNX, which takes a minute or more")
+        ctx.progress.say("tracing the model for ONNX, which may take minutes")
         save(traced(subject.model.load(dtype=torch.float32).eval()), out)
         for file in beside(subject):
             shutil.copyfile(file, out / file.name)
