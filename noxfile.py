@@ -260,7 +260,9 @@ def exporters(session: nox.Session) -> None:
     onnx = ("onnx>=1.21", "onnxscript>=0.7", "onnx-ir", "onnxruntime>=1.20", "ml_dtypes", "flatbuffers")
     python = over_this_one(session, "--no-deps", *mlx, *onnx)
     tests = ("plugins/smollm3-mlx/tests", "plugins/smollm3-onnx/tests")
-    session.run(str(python), "-m", "pytest", "-rs", *tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True)
+    session.run(
+        str(python), "-m", "pytest", "-rs", *tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True
+    )
 
 
 @nox.session(venv_backend="venv")
