@@ -24,7 +24,7 @@ from smollm3_finetune.model.compare import relative_error
 from smollm3_finetune.model.dense_copy import dense_copy
 from smollm3_finetune.testing.formatters import FormatterConformance
 from smollm3_finetune.testing.parts import context, plan
-from smollm3_finetune.testing.small import small_source, write_small_model
+from smollm3_finetune.testing.small import mixture_source, small_model, small_source, write_small_model
 
 if TYPE_CHECKING:
     from smollm3_finetune.testing.adapters import AdapterConformance
@@ -67,8 +67,10 @@ __all__ = [
     "check_composition",
     "context",
     "dense_copy",
+    "mixture_source",
     "plan",
     "relative_error",
+    "small_model",
     "small_source",
     "stub_base",
     "stub_dense",

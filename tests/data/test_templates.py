@@ -589,7 +589,8 @@ def test_with_a_tokenizer_that_joins_line_breaks_those_of_the_answer_are_supervi
     assert joining.tokenize("a\n\nb") == ["a", "ĊĊ", "b"]
     made = Renderer(joining, RenderOptions(template=source(PLAIN)))
     written = HEADS[PLAIN] + USER + HEADER + "«\nYes.<|im_end|>»\n"
-    assert check(made, talk(user(), assistant("\nYes.")), written) == {}
+    counts = check(made, talk(user(), assistant("\nYes.")), written)
+    assert counts == {"several tokens: <|im_start|>": 1}  # this tokenizer does not have it
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -246,7 +246,12 @@ def test_no_other_tests_fail(all_outcomes: Outcomes, plugin: str) -> None:
 
 def test_every_test_of_the_kit_can_fail_or_is_passed_by_a_dense_quantizer(outcomes: Outcomes) -> None:
     able_to_fail = {test for failing in EXPECTED.values() for test in failing}
-    elsewhere = {"test_dense_weights_can_be_replaced", "test_weights_take_gradients", "test_tokenizer_loads"}
+    elsewhere = {
+        *("test_dense_weights_can_be_replaced", "test_weights_take_gradients", "test_tokenizer_loads"),
+        *("test_a_round_trip_names_layers_with_a_weight", "test_a_round_trip_is_pure_and_deterministic"),
+        *("test_a_round_trip_is_what_the_written_model_computes_with", "test_a_merged_weight_is_what_a_merge_writes"),
+        *("test_a_merged_weight_has_the_gradient_of_the_adapter", "test_new_tokens_are_trained_where_declared"),
+    }
     assert {test for tests in outcomes.values() for test in tests} == able_to_fail | elsewhere
 
 

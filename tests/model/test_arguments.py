@@ -18,7 +18,7 @@ WRONG_FOR_LOADING: tuple[tuple[dict[str, Any], str], ...] = (
     ({"ref": ""}, "there is no model ''"),
     ({"ref": "a\0b"}, "NUL"),
     ({"ref": "gone"}, "there is no model 'gone'"),
-    ({"purpose": "tune"}, "purpose: expected train|infer|merge|quantize, got 'tune'"),
+    ({"purpose": "tune"}, "purpose: expected train|infer|merge|quantize|export, got 'tune'"),
     ({"purpose": None}, "purpose: expected"),
     ({"purpose": ["train"]}, "purpose: expected"),
     ({"quant": 4}, "quant: expected a name, got 4"),

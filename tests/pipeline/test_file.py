@@ -151,7 +151,7 @@ SFT, MERGED = "{name: sft}", "{name: merged, from: sft, merge: true}"
         ),
         (
             stages(SFT, MERGED, "{name: q, from: merged, quantize: {bits: 4}}"),
-            "p.yaml:4: quantize must be a quantizer, or a mapping with its name and options, got {'bits': 4}",
+            "p.yaml:4: quantize must be a quantizer, or a mapping with name and options, got {'bits': 4}",
             "quantize: NAME; to see the names: smollm3 plugins list",
         ),
         (

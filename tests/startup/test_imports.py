@@ -277,7 +277,7 @@ def module_level(tree: ast.Module) -> Iterator[str]:
 def test_the_hooks_and_options_of_a_plugin_import_nothing_heavy(project: Path) -> None:
     package = next(p for p in project.iterdir() if (p / "__init__.py").exists() and p.name.startswith("smollm3_"))
     light = [f for f in package.glob("*.py") if f.name == "__init__.py" or f.name.endswith("options.py")]
-    assert len(light) >= 2
+    assert light
     for file in light:
         top = {m.split(".")[0] for m in module_level(ast.parse(file.read_text(encoding="utf-8")))}
         assert not top & HEAVY, file.name

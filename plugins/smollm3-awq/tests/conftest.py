@@ -10,7 +10,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
 
 @pytest.fixture(scope="session")

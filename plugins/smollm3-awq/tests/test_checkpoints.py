@@ -16,6 +16,8 @@ from smollm3_awq.quantizer import AWQQuantizer
 from smollm3_finetune.api import IncompatibleError, ModelError, directory_source
 from smollm3_finetune.testing import context, small_source
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
+
 pytestmark = pytest.mark.plugins
 
 

@@ -13,7 +13,7 @@ from smollm3_bitsandbytes.round_trip import eight_bits, four_bits
 from transformers import AutoModelForCausalLM
 
 from smollm3_finetune.api import CheckpointQuantizer, IncompatibleError, Purpose, RoundTripMaker, directory_source
-from smollm3_finetune.testing.small import mixture_source
+from smollm3_finetune.testing import mixture_source
 
 QUANTIZERS = [
     Bnb4bitQuantizer(Bnb4bitOptions()),

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
+
 pytestmark = pytest.mark.plugins
 NAME = "compressed-tensors"
 

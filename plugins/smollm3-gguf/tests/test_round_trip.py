@@ -8,7 +8,7 @@ import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 from smollm3_gguf.round_trip import BLOCKS, FLOATS, GgufRoundTrip, rounded
 
-from smollm3_finetune.testing.small import small_model
+from smollm3_finetune.testing import small_model
 
 KINDS = (*BLOCKS, *FLOATS, "f32")
 SHAPE = (96, 128)

@@ -23,8 +23,7 @@ from smollm3_finetune.api import (
     directory_source,
     options_with,
 )
-from smollm3_finetune.testing import context, small_source
-from smollm3_finetune.testing.small import mixture_source, small_model
+from smollm3_finetune.testing import context, mixture_source, small_model, small_source
 
 CASES = [
     HQQOptions(),

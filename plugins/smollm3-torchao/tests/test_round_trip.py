@@ -11,8 +11,7 @@ from smollm3_torchao.round_trip import rounded
 from torch import nn
 
 from smollm3_finetune.api import IncompatibleError, RoundTripMaker
-from smollm3_finetune.testing import context, small_source
-from smollm3_finetune.testing.small import mixture_source, small_model
+from smollm3_finetune.testing import context, mixture_source, small_model, small_source
 
 
 def same(a, b):
