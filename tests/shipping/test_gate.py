@@ -120,13 +120,13 @@ def test_another_dtype_cannot_be_written(tmp_path: Path) -> None:
     assert any("are not compared" in warning for warning in report["warnings"])
 
 
-def exported(adapter: Path, **options: Any) -> dict[str, Any]:
+def exported(adapter: Path, to: str = "grid-export", **options: Any) -> dict[str, Any]:
     registry = discover(PluginSelection(files=(PLUGIN,)))
     planned = plan_export(
         registry,
         ModelRequest(ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.MERGE),
         ExportSettings(output=adapter.parent / "exported"),
-        choose(registry, EXPORTER, "grid-export", options),
+        choose(registry, EXPORTER, to, options),
         run=None,
         loaded=None,
         device="cpu",
@@ -146,6 +146,26 @@ def test_an_export_has_the_weights_of_training(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ModelError, match=f"the weight of {LAYER} in the export as grid-export"):
         exported(adapter)
     assert not (tmp_path / "exported").exists()
+
+
+def trained_weights(report: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in report["checks"] if c["name"] == "trained weights")
+    return found
+
+
+def test_an_option_that_changes_no_weight_keeps_the_gate(tmp_path: Path) -> None:
+    report = exported(saved({"name": "grid-export", "bits": 3}, tmp_path), note=True)
+    assert trained_weights(report)["passed"] is True
+    assert report["warnings"] == []
+
+
+@pytest.mark.parametrize(("to", "options"), [("grid-export", {"bits": 5}), ("peft", {}), ("safetensors", {})])
+def test_another_export_says_that_it_is_not_what_was_trained(to: str, options: dict[str, Any], tmp_path: Path) -> None:
+    report = exported(saved({"name": "grid-export", "bits": 3}, tmp_path), to, **options)
+    assert trained_weights(report)["passed"] is None
+    says = "trained to be shipped as grid-export (bits=3), not as"
+    assert any(says in w and "smollm3 export RUN --to grid-export" in w for w in report["warnings"])
+    assert says in (tmp_path / "exported" / "README.md").read_text()
 
 
 def damaged(adapter: Path, change: Any) -> SmolLM3Error:
