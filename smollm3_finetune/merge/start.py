@@ -64,10 +64,6 @@ def plan_merge(
     requantizer = choose_requantizer(
         registry, requantize.name, options, context.device, has_rows=run is not None, ship=plan.ship
     )
-    if plan.ship is not None and requantizer.ship is None:
-        progress.say(
-            f"the run was trained to be shipped as {plan.ship.title()}, not as this checkpoint: {plan.ship.command()}"
-        )
     if run is None or loaded is None:
         return PlannedMerge(plan=plan, settings=settings, requantizer=requantizer)
     for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
