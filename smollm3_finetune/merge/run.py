@@ -358,6 +358,11 @@ def _requantize(
     with context.progress.task(f"quantizing the merged model with {title}"):
         if merged.own_base is False:
             requantizer = replace(requantizer, ship=None)
+            if requantizer.needs_calibration and calibration is None and plan.saved.calibration is None:
+                raise ConfigError(
+                    f"{title} needs calibration rows on a base that the adapter was not trained on, and there are none",
+                    hint="merge a run, which provides rows",
+                )
         requantizer.write(plan.source.at(path), out, context, calibration)
     compared = merged.shipped
     with context.progress.task("reloading the checkpoint and comparing"):

@@ -334,9 +334,7 @@ def _select_ship(
         return None, []
     trains = request.purpose is Purpose.TRAIN
     if trains and KEY in request.origins:  # it is null
-        return None, [
-            f"{KEY} is null: the adapter {saved.path} was trained as {record.config.name}, and is not further"
-        ]
+        return None, [f"{KEY} is null: the adapter {saved.path}, trained as {record.config.name}, no longer is"]
     chosen = recorded_format(registry, record, saved.path)
     plan = ShipPlan(chosen=chosen, saved=saved.path, record=record)
     lines = []

@@ -29,6 +29,7 @@ from smollm3_finetune.merge.start import plan_merge
 from smollm3_finetune.model.plan import ModelRequest, select_model
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.shipping.record import FILE, GRIDS, Record, digest
+from smollm3_finetune.testing.parts import calibration_rows
 from smollm3_finetune.testing.small import small_model_directory, token_ids
 
 pytest.importorskip("peft")
@@ -42,19 +43,22 @@ def saved(ship_as: Any, path: Path, adapter: str = "lora", **more: Any) -> Path:
 
 
 def merged(adapter: Path, requantize: str | None = None, **more: Any) -> dict[str, Any]:
-    options, held_out = more.pop("options", {}), more.pop("held_out", None)
+    options, held_out, run = more.pop("options", {}), more.pop("held_out", None), more.pop("run", None)
+    request: dict[str, Any] = {"quant": more.pop("quant")} if "quant" in more else {}
     planned = plan_merge(
         discover(PluginSelection(files=(PLUGIN,))),
-        ModelRequest(ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.MERGE),
+        ModelRequest(
+            ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.MERGE, **request
+        ),
         MergeSettings(**{"output": adapter.parent / "merged", **more}),
-        run=None,
-        loaded=None,
+        run=run,
+        loaded=run,
         requantize=None if requantize is None else ComponentConfig(name=requantize, options=options),
         device="cpu",
         compute_dtype="float32",
         progress=Silent(),
     )
-    return replace(planned, held_out=held_out).merge()
+    return (planned if held_out is None else replace(planned, held_out=held_out)).merge()
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
@@ -266,19 +270,34 @@ def test_the_record_round_trips(tmp_path: Path) -> None:
     assert torch.equal(record.read_grids(tmp_path)[LAYER]["scale"], grids[LAYER]["scale"])
 
 
-def test_an_adapter_that_is_trained_further_keeps_its_format(tmp_path: Path) -> None:
+def test_an_adapter_that_is_trained_further_keeps_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = saved({"name": "grid-rows", "bits": 5}, tmp_path)
-    about = json.loads((adapter / FILE).read_text())
-    (name,) = about["versions"]
-    about["versions"] = {name: "0.0.1"}
-    (adapter / FILE).write_text(json.dumps(about))
-    write_checksums(adapter)
     registry = discover(PluginSelection(files=(PLUGIN,)))
     request = ModelRequest(ref=str(small_model_directory(biases=False)), adapter_path=adapter, purpose=Purpose.TRAIN)
-    same = select_model(registry, replace(request, compared=True))
+    same = select_model(registry, request)
     assert same.ship is not None and same.ship.saved == adapter and same.ship.title() == "grid-rows (bits=5)"
     assert any("train.ship_as is grid-rows (bits=5)" in line for line in same.notices)
     other = select_model(registry, replace(request, ship_as=ComponentConfig(name="grid")))
     assert other.ship is not None and other.ship.name == "grid" and other.ship.record is None
     none = select_model(registry, replace(request, origins={"train.ship_as": "run.yaml:3"}))
     assert none.ship is None and any("is null" in line for line in none.notices)
+    monkeypatch.setattr("smollm3_finetune.model.plan.compare_recorded", lambda *_: ["another version"])
+    assert list(select_model(registry, replace(request, purpose=Purpose.INFER)).notices).count("another version") == 2
+
+
+def test_rows_are_kept_for_a_base_whose_grids_are_not_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    start = "smollm3_finetune.merge.start"
+    monkeypatch.setattr(f"{start}._calibration", lambda *about: asked.append(about) or calibration_rows)
+    monkeypatch.setattr(f"{start}.compare_versions", lambda *_: [])
+    monkeypatch.setattr(f"{start}.held_out_rows", lambda *_: None)
+    run: Any = object()
+    adapter = saved("grid-rows", tmp_path)
+    assert merged(adapter, "grid-rows", run=run)["shipped"]["layers"] == 14 and not asked
+    other: dict[str, Any] = {"output": tmp_path / "other", "check_base": False, "quant": ComponentConfig(name="grid")}
+    report = merged(adapter, "grid-rows", run=run, **other)
+    assert asked and report["own_base"] is False and report["shipped"] is None
+    with pytest.raises(ConfigError, match="needs calibration rows"):
+        merged(adapter, "grid-rows", **{**other, "output": tmp_path / "without"})
