@@ -273,6 +273,9 @@ class ExporterSpec(ComponentSpec):
     """`model`: a full-precision model; an adapter is merged first. `adapter`: a saved adapter alone."""
     round_trips: bool = False
     """Its factory makes a `RoundTripMaker`, so that `train.ship_as` can name it."""
+    weightless_options: Collection[str] = ()
+    """Names of options that change no weight, such as an additional file: a run that was trained with `train.ship_as`
+    for this format may be exported with other values of them, and is compared bit for bit."""
     refine: Callable[[ExporterSpec, Any, Env], ExporterSpec] | None = None
     """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
     `round_trips`."""

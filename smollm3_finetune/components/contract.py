@@ -123,7 +123,7 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
 
 FUNCTIONS = {"claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source")}
 """The functions of descriptors and their arguments."""
-TUPLES = ("aliases", "marker_files", "replaces", "fields")
+TUPLES = ("aliases", "marker_files", "replaces", "fields", "weightless_options")
 FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels", "ships",
          "trains_new_tokens", "round_trips")  # fmt: skip
 

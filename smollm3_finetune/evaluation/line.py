@@ -93,7 +93,8 @@ def retained_line(found: Mapping[str, Any]) -> str:
     if found["share"] is None:
         return f"not known: {found['reason']}"
     around = "no interval" if found["low"] is None else f"95 % interval {found['low']:.2f} to {found['high']:.2f}"
+    adapter = "adapter, computing as shipped" if found.get("as_shipped") else "adapter"
     return (
         f"{found['share']:.2f} of the gain ({around}; held-out loss {found['base']:.3f} base, {found['adapter']:.3f} "
-        f"adapter, {found['shipped']:.3f} shipped; {found['rows']} rows)"
+        f"{adapter}, {found['shipped']:.3f} shipped; {found['rows']} rows)"
     )

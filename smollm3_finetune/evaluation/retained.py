@@ -38,6 +38,8 @@ class Retained:
     """The held-out loss of the base, of the adapter on it, and of the shipped model, per term."""
     adapter: float | None = None
     shipped: float | None = None
+    as_shipped: bool = False
+    """Whether the adapter was measured with the weights of the format that it was trained for."""
 
     @property
     def enough(self) -> bool:
@@ -53,11 +55,14 @@ def unknown(reason: str) -> Retained:
     return Retained(reason=reason)
 
 
-def retained(base: RowLosses, adapter: RowLosses, shipped: RowLosses, *, seed: int = 0) -> Retained:
+def retained(
+    base: RowLosses, adapter: RowLosses, shipped: RowLosses, *, as_shipped: bool = False, seed: int = 0
+) -> Retained:
     """The share for three models that were measured on the same rows."""
     losses = [one.loss.mean for one in (base, adapter, shipped)]
     about: dict[str, Any] = {
         "rows": len(base),
+        "as_shipped": as_shipped,
         **{name: finite(loss) for name, loss in zip(("base", "adapter", "shipped"), losses, strict=True)},
     }
 

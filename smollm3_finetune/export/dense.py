@@ -25,6 +25,7 @@ from smollm3_finetune.model.quantized_layers import forward_rtol
 from smollm3_finetune.model_files.output import partial
 from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.model_files.writing import copy_rest, published_dtype, write_model
+from smollm3_finetune.shipping.target import same_format
 
 REFUSED = "the export was refused and nothing was kept"
 
@@ -73,7 +74,15 @@ def _merged(planned: PlannedExport, out: Path) -> tuple[Merged, dict[str, Any]]:
     assert adapter is not None
     dtype, held_out = exact_dtype(plan), planned.rows.held_out
     merged = merge_and_reload(
-        plan, about_merge, dtype, quantizer, adapter, out, predicted=held_out, predict=held_out is not None
+        plan,
+        about_merge,
+        dtype,
+        quantizer,
+        adapter,
+        out,
+        predicted=held_out,
+        predict=held_out is not None,
+        ships=plan.ship is not None and plan.ship.record is not None and same_format(planned.choice, plan.ship.record),
     )
     about = merge_report(plan, dtype, merged, about_merge)
     check_merge(about, merged, hint="to raise the limit: --max-drift X")

@@ -29,6 +29,7 @@ def export_report(
     checks: Sequence[Check],
     merge: Mapping[str, Any] | None,
     kept: Retained | None,
+    warning: str | None = None,
 ) -> tuple[dict[str, Any], str | None]:
     """The content of `export.json`, and the command that retains more, if there is one.
 
@@ -41,6 +42,7 @@ def export_report(
     ref, name = shown_ref(plan.ref), choice.component.spec.name
     what = [ref.rpartition("/")[2], *([plan.adapter.component.spec.name] if plan.adapter is not None else [])]
     warnings = list(merge["warnings"]) if merge is not None else []
+    warnings += [warning] if warning is not None else []
     remedy = None
     if kept is not None and (text := retained_warning(kept)) is not None:
         warnings.append(text)

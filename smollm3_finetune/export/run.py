@@ -19,7 +19,7 @@ from smollm3_finetune.export.dense import REFUSED, exact_dtype, full_precision
 from smollm3_finetune.export.names import check_is_directory
 from smollm3_finetune.export.plan import PlannedExport
 from smollm3_finetune.export.report import export_report, publish_export
-from smollm3_finetune.export.shipped import check_exported, export_context, trained_for
+from smollm3_finetune.export.shipped import check_exported, export_context, not_compared, trained_for
 from smollm3_finetune.export.subject import exported
 from smollm3_finetune.merge.report import Merged
 from smollm3_finetune.merge.run import retained_by
@@ -65,8 +65,10 @@ def export(planned: PlannedExport) -> dict[str, Any]:
         if ship is not None:
             checks = [*checks, check_exported(ship, reloaded(planned, subject, out, context))]
             free_memory()
+        skipped = not_compared(planned.choice, plan.ship, merged)
+        checks = checks if skipped is None else [*checks, skipped[0]]
         kept = _retained(planned, subject, out, context, merged)
-        about, remedy = export_report(planned, subject, out, checks, about_merge, kept)
+        about, remedy = export_report(planned, subject, out, checks, about_merge, kept, skipped[1] if skipped else None)
         publish_export(about, out, planned)
     return {
         "output": str(settings.output),

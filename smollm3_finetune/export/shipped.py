@@ -39,6 +39,22 @@ def trained_for(choice: SelectedComponent, ship: ShipPlan | None, merged: Merged
     return ship if same_format(choice, ship.record) else None
 
 
+def not_compared(choice: SelectedComponent, ship: ShipPlan | None, merged: Merged | None) -> tuple[Check, str] | None:
+    """The check that is not carried out for an adapter that was trained for a format, and the warning about it.
+
+    None if there is no such format, or the export is compared with it.
+    """
+    if ship is None or ship.record is None or trained_for(choice, ship, merged) is not None:
+        return None
+    if same_format(choice, ship.record):
+        why = "the adapter was trained on another base, whose grids are not those of this one"
+        return Check(name=NAME, passed=None, says=f"not compared: {why}"), f"the weights are not compared: {why}"
+    changed = ", ".join(f"{name}={value}" for name, value in choice.changed_options().items())
+    instead = f"{choice.spec.name} ({changed})" if changed else choice.spec.name
+    says = f"not compared: the run was trained to be shipped as {ship.title()}"
+    return Check(name=NAME, passed=None, says=says), ship.notice(instead)
+
+
 def export_context(ship: ShipPlan | None, context: BuildContext) -> BuildContext:
     """The context for the exporter, with the grids of the run."""
     return context if ship is None else replace(context, grids=with_grids(ship, context).grids)

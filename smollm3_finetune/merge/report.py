@@ -76,8 +76,12 @@ class Merged:
     """Of the reloaded model on `predicted`; None if nothing is compared with it."""
     base_losses: RowLosses | None = None
     """Of the base, if the rows show what training gained; None if nothing is compared."""
+    adapter_losses: RowLosses | None = None
+    """Of the restored adapter computing with the weights of the format that it was trained for; None without one."""
     shipped: Mapping[str, Any] | None = None
     """What was compared with the weights of training, if the run was trained with `train.ship_as`."""
+    shipped_warnings: Sequence[str] = ()
+    """Why they were not compared, if this machine computes others."""
 
 
 def publish_merge(about: Mapping[str, Any], path: Path, directory: Path, adapter: Path) -> None:
@@ -95,7 +99,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
     assert plan.adapter is not None
     figures, limits = merged.figures, merged.limits
     wrong = fault(figures, limits, plan.quantizer.component.title)
-    warnings = []
+    warnings: list[str] = []
     if figures.moved == 0.0:
         warnings.append("the adapter changes nothing: the logits with it equal those of the base alone")
     if merged.own_base is False:
@@ -104,6 +108,7 @@ def merge_report(plan: ModelPlan, dtype: str, merged: Merged, settings: MergeSet
         warnings.append("the base does not tie its head to its embeddings: --untie changes nothing")
     if merged.untied is False:
         warnings.append("the adapter keeps embeddings and head equal: the same model is smaller without --untie")
+    warnings += merged.shipped_warnings
     chosen = [plan.loader, plan.quantizer, plan.adapter]
     versions = {c.component.distribution: c.component.version for c in chosen}
     versions |= {name: installed_version(name) or "" for name in LIBRARIES}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,7 @@ from smollm3_finetune.model_files.skeleton import count_parameters
 from smollm3_finetune.model_files.stops import as_ids, joined
 from smollm3_finetune.model_files.writing import copy_rest, generation_config, saved_dtype, write_model
 from smollm3_finetune.quantize.requantize import Calibration, Requantizer
+from smollm3_finetune.shipping.gate import DifferentWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +109,7 @@ def merge(
     if known is not None:
         check_space(settings.output, known, dtype, copies=1 if requantizer is None else 2)
     with contextlib.ExitStack() as held:
+        held.enter_context(_forceable())
         for directory in directories.values():
             held.enter_context(claimed(directory))
         dense_directory = settings.keep_dense or settings.output
@@ -118,10 +122,16 @@ def merge(
             held.enter_context(partial(dense_directory)),
             predicted=held_out,
             predict=requantizer is not None,
+            ships=shipped is not None
+            and (shipped.loads_format(dtype) if requantizer is None else requantizer.ship is not None),
         )
         about = merge_report(plan, dtype, merged, settings)
-        if shipped is not None and requantizer is None and (line := shipped.warning(dtype)) is not None:
-            about["warnings"].append(line)
+        if shipped is not None:
+            about["warnings"] += shipped.notices(
+                dtype,
+                merged.own_base,
+                None if requantizer is None else (requantizer.choice.spec.name, requantizer.ship is not None),
+            )
         if not settings.force:
             check_merge(
                 about,
@@ -140,6 +150,16 @@ def merge(
         **about,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+@contextlib.contextmanager
+def _forceable() -> Iterator[None]:
+    """Names `--force` in the hint of a refusal for weights that differ from those of training."""
+    try:
+        yield
+    except DifferentWeights as e:
+        keep = "to keep it anyway: --force"
+        raise DifferentWeights(e.found, hint=keep if e.hint is None else f"{e.hint}; {keep}") from e
 
 
 def check_merge(about: dict[str, Any], merged: Merged, *, hint: str) -> None:
@@ -165,14 +185,16 @@ def merge_and_reload(
     *,
     predicted: PredictedRows | None,
     predict: bool,
+    ships: bool = False,
 ) -> Merged:
     """Load, copy, restore, merge, save into `out`, reload and measure. At most two models are in memory at a time.
 
-    The losses on the `predicted` rows, by default fixed texts, are measured only if `predict`.
+    The losses on the `predicted` rows, by default fixed texts, are measured only if `predict`. `ships`: the result is
+    the format that the adapter was trained for, so that a difference from the weights of training refuses it.
     """
     import torch
 
-    shipped = ShippedMerge.of(plan)
+    gate = shipped = ShippedMerge.of(plan, strict=ships and not settings.force)
     plan = plan if shipped is None else shipped.plan
     assert plan.saved is not None
     assert plan.adapter is not None
@@ -208,8 +230,15 @@ def merge_and_reload(
         reference = logits_of_rows(adapted.model, rows)
         if own_base is False:
             shipped = None  # the grids are those of another base
+        adapter_losses = None
         if shipped is not None:
-            shipped.check_restored(base, adapted)
+            as_trained = shipped.install(base, adapted)
+            if learned:
+                adapter_losses = predicted.losses(as_trained.model)
+            before = len(shipped.warnings)
+            shipped.tolerant(partial_function(shipped.check_restored, as_trained))
+            shipped = shipped if len(shipped.warnings) == before else None  # what follows would differ too
+            del as_trained
         del adapted, base
         free_memory()
     with task("merging and saving"):
@@ -237,11 +266,13 @@ def merge_and_reload(
         check_reloaded(architecture, wanted, digests(reloaded, getattr(torch, dtype)))
         found = logits_of_rows(reloaded, rows)
         losses = predicted.losses(reloaded) if predict else None
-        compared = None if shipped is None else shipped.check_merged(reloaded, dtype)
+        compared = None
+        if shipped is not None:
+            compared = shipped.tolerant(partial_function(shipped.check_merged, reloaded, dtype))
         del reloaded
         free_memory()
-        if compared is not None and shipped is not None:
-            compared = shipped.check_loaded(plan.source.at(out)) or compared
+        if compared is not None and shipped is not None and shipped.loads_format(dtype):
+            compared = shipped.tolerant(partial_function(shipped.check_loaded, plan.source.at(out)))
             free_memory()
     figures = Figures(
         positions=sum(map(len, rows)),
@@ -265,7 +296,9 @@ def merge_and_reload(
         predicted=predicted,
         losses=losses,
         base_losses=base_losses,
+        adapter_losses=adapter_losses,
         shipped=compared,
+        shipped_warnings=tuple(gate.warnings) if gate is not None else (),
     )
 
 
@@ -283,6 +316,8 @@ def retained_by(merged: Merged, shipped: RowLosses) -> Retained:
     """The share of the gain of training that a model keeps which was written from the merged one."""
     if merged.base_losses is None or merged.losses is None:
         return unknown(merged.predicted.not_learned or "the losses were not measured")
+    if merged.adapter_losses is not None:
+        return retained(merged.base_losses, merged.adapter_losses, shipped, as_shipped=True)
     return retained(merged.base_losses, merged.losses, shipped)
 
 
@@ -323,6 +358,11 @@ def _requantize(
     with context.progress.task(f"quantizing the merged model with {title}"):
         if merged.own_base is False:
             requantizer = replace(requantizer, ship=None)
+            if requantizer.needs_calibration and calibration is None and plan.saved.calibration is None:
+                raise ConfigError(
+                    f"{title} needs calibration rows on a base that the adapter was not trained on, and there are none",
+                    hint="merge a run, which provides rows",
+                )
         requantizer.write(plan.source.at(path), out, context, calibration)
     compared = merged.shipped
     with context.progress.task("reloading the checkpoint and comparing"):
@@ -335,9 +375,12 @@ def _requantize(
         kept = retained_by(merged, losses)
         del model
         free_memory()
-        if requantizer.ship is not None and (gate := ShippedMerge.of(plan)) is not None:
-            compared = gate.checkpoint(requantizer.load_base(checkpoint, replace(context, dtype="float32")))
+        if requantizer.ship is not None and (gate := ShippedMerge.of(plan, strict=not settings.force)) is not None:
+            reloaded = requantizer.load_base(checkpoint, replace(context, dtype="float32"))
+            compared = gate.tolerant(partial_function(gate.checkpoint, reloaded))
+            del reloaded
             free_memory()
+            about["warnings"] = list(dict.fromkeys([*about["warnings"], *gate.warnings]))
     choice = requantizer.choice
     requantized = {
         "quantizer": choice.component.spec.name,

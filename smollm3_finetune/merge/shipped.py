@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smollm3_finetune.api import CheckpointQuantizer, ModelSource, Purpose
 from smollm3_finetune.model.load import load_base
 from smollm3_finetune.model.plan import ModelPlan
-from smollm3_finetune.shipping.gate import check_restored, check_weights, of_base, of_round_trip
+from smollm3_finetune.shipping.gate import DifferentWeights, check_restored, check_weights, of_base, of_round_trip
 from smollm3_finetune.shipping.install import install, make_round_trip, with_grids
 from smollm3_finetune.shipping.record import Record
 from smollm3_finetune.shipping.target import KEY, ShipPlan
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from smollm3_finetune.api import Adapted, Base
+    from smollm3_finetune.shipping.install import ShippedAdapted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +31,42 @@ class ShippedMerge:
     """The plan of the merge, in the dtype that the run computed in."""
     ship: ShipPlan
     record: Record
+    strict: bool = True
+    """Whether a difference refuses the result: the format itself is written or loaded, and nothing is forced."""
+    warnings: list[str] = field(default_factory=list)
+    """What differs, where that does not refuse the result."""
 
     @classmethod
-    def of(cls, plan: ModelPlan) -> ShippedMerge | None:
+    def of(cls, plan: ModelPlan, *, strict: bool = True) -> ShippedMerge | None:
         """None if the adapter was not trained for a format."""
         if plan.ship is None or plan.ship.record is None:
             return None
         record = plan.ship.record
         # dequantized weights of the base may depend on the dtype that it computes in
         context = replace(plan.context, dtype=record.computed_in)
-        return cls(plan=replace(plan, context=context), ship=plan.ship, record=record)
+        return cls(plan=replace(plan, context=context), ship=plan.ship, record=record, strict=strict)
 
-    def check_restored(self, base: Base, adapted: Adapted) -> None:
-        """Raises ModelError if the restored adapter computes other weights here than in training.
+    def loads_format(self, dtype: str) -> bool:
+        """Whether a dense merge in `dtype` is itself what is shipped: the quantizer rounds it while it is loaded."""
+        writes = isinstance(self.ship.chosen.create(), CheckpointQuantizer)
+        return self.ship.is_quantizer and not writes and dtype == self.record.ship_dtype
 
-        Afterwards, `adapted` computes with shipped weights.
-        """
-        shipped = install(base, adapted, self.ship, self.plan.source, self.plan.context)
+    def tolerant(self, compare: Callable[[], T]) -> T | None:
+        """The result of a comparison. A difference is raised if `strict`, otherwise it becomes a warning."""
+        try:
+            return compare()
+        except DifferentWeights as e:
+            if self.strict:
+                raise
+            self.warnings.append(f"the weights are not compared with those of training: {e.found}")
+            return None
+
+    def install(self, base: Base, adapted: Adapted) -> ShippedAdapted:
+        """Afterwards, `adapted` computes with shipped weights."""
+        return install(base, adapted, self.ship, self.plan.source, self.plan.context)
+
+    def check_restored(self, shipped: ShippedAdapted) -> None:
+        """Raises DifferentWeights if the restored adapter computes other weights here than in training."""
         check_restored(self.record, shipped.digests(), self.plan.context.device)
 
     def check_merged(self, merged: PreTrainedModel, dtype: str) -> dict[str, Any] | None:
@@ -84,8 +107,24 @@ class ShippedMerge:
         return {"format": self.ship.name, "options": self.ship.chosen.changed_options(), "layers": count,
                 "compared": compared}  # fmt: skip
 
-    def warning(self, dtype: str) -> str | None:
-        """What to know about a dense merge of such a run; None if there is nothing."""
+    def notices(self, dtype: str, own_base: bool | None, checkpoint: tuple[str, bool] | None) -> list[str]:
+        """What to know about a merge of such a run.
+
+        Of a quantized `checkpoint`: its name, and whether it is the format of the run.
+        """
+        found = []
+        if own_base is False:
+            found.append(
+                "the weights are not compared with those of training: the adapter was trained on another base, whose "
+                "grids are not those of this one"
+            )
+        if checkpoint is not None:
+            name, trained = checkpoint
+            return found if trained else [*found, self.ship.notice(f"a {name} checkpoint")]
+        line = self._of_dense(dtype)
+        return found if line is None else [*found, line]
+
+    def _of_dense(self, dtype: str) -> str | None:
         if dtype != self.record.ship_dtype:
             return (
                 f"the run was trained with {KEY}={self.ship.name} for weights in {self.record.ship_dtype}: weights in "

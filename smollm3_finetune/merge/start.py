@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smollm3_finetune.api import Progress, Purpose
@@ -13,6 +13,7 @@ from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.data.calibration import Calibration, plan_calibration
 from smollm3_finetune.data.plan import select_rows
+from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.merge.prediction import PredictedRows, held_out_rows
 from smollm3_finetune.merge.report import MergeSettings
 from smollm3_finetune.merge.run import merge
@@ -64,10 +65,6 @@ def plan_merge(
     requantizer = choose_requantizer(
         registry, requantize.name, options, context.device, has_rows=run is not None, ship=plan.ship
     )
-    if plan.ship is not None and requantizer.ship is None:
-        progress.say(
-            f"the run was trained to be shipped as {plan.ship.title()}, not as this checkpoint: {plan.ship.command()}"
-        )
     if run is None or loaded is None:
         return PlannedMerge(plan=plan, settings=settings, requantizer=requantizer)
     for line in compare_versions(run, registry, (FORMATTER, OBJECTIVE)):  # they read the rows again
@@ -76,9 +73,24 @@ def plan_merge(
         plan=plan,
         settings=settings,
         requantizer=requantizer,
-        calibration=_calibration(registry, loaded, plan) if requantizer.needs_calibration else None,
+        calibration=_needed_calibration(registry, loaded, plan, requantizer, settings),
         held_out=held_out_rows(registry, loaded, plan, run),
     )
+
+
+def _needed_calibration(
+    registry: Registry, loaded: LoadedConfig, plan: ModelPlan, requantizer: Requantizer, settings: MergeSettings
+) -> Calibration | None:
+    """The calibration rows, if they may be needed: on another base, the grids of the run cannot be used."""
+    if requantizer.needs_calibration:
+        return _calibration(registry, loaded, plan)
+    if requantizer.ship is None or settings.check_base or not replace(requantizer, ship=None).needs_calibration:
+        return None
+    try:
+        return _calibration(registry, loaded, plan)
+    except SmolLM3Error as e:  # on its own base, the grids of the run are enough
+        plan.context.progress.say(f"the rows of the run are not available for calibration ({e.message})")
+        return None
 
 
 def _calibration(registry: Registry, loaded: LoadedConfig, plan: ModelPlan) -> Calibration:

@@ -300,9 +300,10 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
     if request.quant.name is not None:
         name = request.quant.name
         quantizer = collect.run(lambda: choose(registry, QUANTIZER, name, request.quant, request.origins))
-    ship = collect.run(lambda: _select_ship(registry, request, saved))
+    selected_ship = collect.run(lambda: _select_ship(registry, request, saved))
     collect.finish()
     assert loader is not None
+    ship, about_ship = selected_ship or (None, [])
     notices = _compare_versions(registry, replace(request, loader=loader.as_config()), saved)
     return SelectedModel(
         request=request,
@@ -311,29 +312,37 @@ def select_model(registry: Registry, request: ModelRequest) -> SelectedModel:
         quantizer=quantizer,
         adapter=adapter,
         ship=ship,
-        notices=notices,
+        notices=[*notices, *about_ship],
     )
 
 
-def _select_ship(registry: Registry, request: ModelRequest, saved: SavedAdapter | None) -> ShipPlan | None:
+def _select_ship(
+    registry: Registry, request: ModelRequest, saved: SavedAdapter | None
+) -> tuple[ShipPlan | None, list[str]]:
     """The format that a model is trained for, with the grids of the saved adapter if it was trained for the same.
 
-    An adapter that is used, not trained, names its own format.
+    A saved adapter names its own format, also where it is trained further, unless the request states another or
+    states that there is none. Also returns lines for the user.
     """
     record = Record.read(saved.path) if saved is not None else None
-    if request.purpose is Purpose.TRAIN or request.ship_as is not None:
-        if request.ship_as is None:
-            return None
+    if request.ship_as is not None:
         chosen = select_format(registry, request.ship_as, request.origins)
         if record is not None and saved is not None and same_format(chosen, record):
-            return ShipPlan(chosen=chosen, saved=saved.path, record=record)
-        return ShipPlan(chosen=chosen)
+            return ShipPlan(chosen=chosen, saved=saved.path, record=record), []
+        return ShipPlan(chosen=chosen), []
     if record is None or saved is None:
-        return None
+        return None, []
+    trains = request.purpose is Purpose.TRAIN
+    if trains and KEY in request.origins:  # it is null
+        return None, [f"{KEY} is null: the adapter {saved.path}, trained as {record.config.name}, no longer is"]
     chosen = recorded_format(registry, record, saved.path)
+    plan = ShipPlan(chosen=chosen, saved=saved.path, record=record)
+    lines = []
     if not request.compared:
-        compare_recorded(record.versions, [chosen.component], f"the adapter {saved.path}")
-    return ShipPlan(chosen=chosen, saved=saved.path, record=record)
+        lines = compare_recorded(record.versions, [chosen.component], f"the adapter {saved.path}")
+    if trains:
+        lines.append(f"{KEY} is {plan.title()}, as the adapter {saved.path} was trained; for none: --set {KEY}=null")
+    return plan, lines
 
 
 def plan_model(

@@ -17,20 +17,28 @@ if TYPE_CHECKING:
 REFUSED = "the result was refused and nothing was kept"
 
 
+class DifferentWeights(ModelError):
+    """Weights that differ from those of training; `found` states it without the refusal."""
+
+    def __init__(self, found: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{REFUSED}: {found}", hint=hint)
+        self.found = found
+
+
 def check_weights(record: Record, weights: Callable[[str], Tensor], what: str, hint: str | None = None) -> int:
     """Compare the covered layers of a record with `weights(layer)`; returns their number.
 
-    Raises ModelError that names the first layer whose float32 values differ in any bit. `what` is what was loaded:
-    `the checkpoint of quantizer 'hqq'`.
+    Raises DifferentWeights that names the first layer whose float32 values differ in any bit. `what` is what was
+    loaded: `the checkpoint of quantizer 'hqq'`.
     """
     for layer, expected in record.digests.items():
         try:
             found = weights(layer)
         except (AttributeError, LookupError) as e:
-            raise ModelError(f"{REFUSED}: {what} has no layer {layer}", hint=hint) from e
+            raise DifferentWeights(f"{what} has no layer {layer}", hint=hint) from e
         if digest(found) != expected:
-            raise ModelError(
-                f"{REFUSED}: the weight of {layer} in {what} is not the one that training computed with", hint=hint
+            raise DifferentWeights(
+                f"the weight of {layer} in {what} is not the one that training computed with", hint=hint
             )
     return len(record.digests)
 
@@ -79,9 +87,8 @@ def check_restored(record: Record, digests: Mapping[str, str], device: str) -> N
         return
     kind = device.partition(":")[0]
     other = record.device != kind
-    raise ModelError(
-        f"{REFUSED}: the adapter restored on {kind} computes another weight of {layer} than the run did on "
-        f"{record.device}",
+    raise DifferentWeights(
+        f"the adapter restored on {kind} computes another weight of {layer} than the run did on {record.device}",
         hint=f"use a device as in training: --device {record.device}"
         if other
         else "use the machine and the library versions of the run",

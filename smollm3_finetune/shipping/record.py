@@ -115,6 +115,9 @@ class Record:
         texts = [name, *(about[key] for key in ("kind", "ship_dtype", "merged_in", "computed_in", "device"))]
         if not all(isinstance(text, str) for text in (*texts, *given, *about["grids"])):
             raise TypeError("format, dtypes, device and names of grids must be text")
+        versions = about["versions"]
+        if not isinstance(versions, dict) or not all(isinstance(text, str) for text in versions.values()):
+            raise TypeError("versions must be text by name")
         if about["kind"] not in ("quantizer", "exporter"):
             raise ValueError(f"unknown kind {about['kind']!r}")
         for key in ("ship_dtype", "merged_in", "computed_in"):
@@ -133,7 +136,7 @@ class Record:
             device=about["device"],
             digests=layers,
             grids=tuple(about["grids"]),
-            versions=about["versions"],
+            versions=versions,
         )
 
     def read_grids(self, path: Path, device: str = "cpu") -> dict[str, dict[str, Tensor]]:

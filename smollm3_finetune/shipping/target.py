@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.api import AdapterSpec, CheckpointQuantizer, Env, ModelSource, Op, Purpose
+from smollm3_finetune.api import AdapterSpec, CheckpointQuantizer, Env, ModelSource, Op, Purpose, options_dict
 from smollm3_finetune.components.kinds import ADAPTER, EXPORTER, QUANTIZER, Kind
 from smollm3_finetune.components.negotiation import environment, provided, refined
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
@@ -70,6 +70,10 @@ class ShipPlan:
     def dtype(self, config: Mapping[str, Any]) -> str:
         """The dtype in which the merged weights are written before the format rounds them."""
         return saved_dtype(None, config) if self.is_quantizer else "float32"
+
+    def notice(self, instead: str) -> str:
+        """What to know about a result that is not the format of the run: the command that writes it."""
+        return f"the run was trained to be shipped as {self.title()}, not as {instead}; to ship it so: {self.command()}"
 
     def command(self) -> str:
         """The command that writes the format of a run, `RUN`; its options are those of the run."""
@@ -250,13 +254,16 @@ def check_source(chosen: SelectedComponent, source: ModelSource) -> None:
 
 
 def same_format(one: SelectedComponent, record: Record) -> bool:
-    """Whether a format is the one of a record, with the same options."""
+    """Whether a format is the one of a record, with the same options; those that change no weight may differ."""
     other = record.config
     if (one.component.kind.name, one.component.full_name) != (record.kind, other.name):
         return False
     with contextlib.suppress(SmolLM3Error):
         options = build(one.component.options_class(), other.options, KEY, given=other.given)
-        return bool(options == one.options)
+        weightless = frozenset(getattr(one.spec, "weightless_options", ()))
+        both = [options_dict(each) for each in (options, one.options)]
+        stated, wanted = ({k: v for k, v in each.items() if k not in weightless} for each in both)
+        return stated == wanted
     return False
 
 

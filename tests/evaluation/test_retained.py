@@ -91,6 +91,13 @@ def test_the_line_states_the_share_its_interval_and_the_losses() -> None:
     )
 
 
+def test_the_line_says_how_an_adapter_was_measured_that_was_trained_for_the_format() -> None:
+    base, adapter, _ = three(1.0)
+    found = retained(base, adapter, adapter, as_shipped=True)
+    assert found.share == 1.0
+    assert "adapter, computing as shipped, " in retained_line(found.as_json())
+
+
 def test_the_command_names_the_run_and_the_options(tmp_path: Path) -> None:
     adapter = tmp_path / "my run" / "adapter"
     adapter.mkdir(parents=True)

@@ -14,6 +14,13 @@ class GridOptions:
     embeddings: bool = option(False, "Round the embeddings too.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GridExportOptions(GridOptions):
+    """Options of the exporter."""
+
+    note: bool = option(False, "Also write a note.")
+
+
 @hookimpl
 def smollm3_quantizers():
     def spec(name, factory, provides=ALL_OPS | {Op.ROUND_TRIP}, **more):
@@ -43,7 +50,8 @@ def smollm3_exporters():
             name="grid-export",
             summary="weights rounded to a grid, for other software",
             factory="grid_quantizers:GridExport",
-            options="grid_quantizers:GridOptions",
+            options="grid_quantizers:GridExportOptions",
+            weightless_options=("note",),
             round_trips=True,
             refine=lambda spec, options, env: replace(spec, round_trips=options.bits < 8),
             api=2,
