@@ -28,7 +28,7 @@ from gguf_page import page, write_page
 
 TYPES = (
     "f32", "bf16", "f16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_0", "q5_k_s", "q4_1", "q4_k_m", "q4_k_s", "q4_0",
-    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
 ROWS, LENGTH = 6, 128
 FUZZED = 100_000

@@ -11,7 +11,7 @@ BEGIN, END = "<!-- measured from here: nox -s gguf -->\n", "<!-- measured to her
 TITLES = {
     "tiny": "The embedded model, a SmolLM3 of 8 layers that knows only short chats",
     "nope": "A random SmolLM3 of 8 layers, width 256",
-    "real": "SmolLM2-135M",
+    "real": "SmolLM2-135M, whose weights were in Q4_1 before",
 }
 HEADER = (
     "| type | matrices | size, MB | checks passed | logits: difference | KL divergence, nats | top-1 agreement "
@@ -32,7 +32,8 @@ def write_page(results: Mapping[str, Any]) -> None:
 def page(results: Mapping[str, Any]) -> str:
     """The generated part as Markdown."""
     parts = []
-    for name, files in results["models"].items():
+    for name in (n for n in TITLES if n in results["models"]):
+        files = sorted(results["models"][name], key=lambda file: file["bytes"], reverse=True)
         source = _figures(files[0], "llama.cpp predictions")["source_perplexity"]
         positions = _figures(files[0], "llama.cpp predictions")["positions"]
         rows = "\n".join(map(_row, files))

@@ -35,7 +35,7 @@ LOGITS = {"F32": EXACT, "F16": 1e-2, "BF16": 5e-2}
 """Limit of `Precision.logits`: llama.cpp rounds activations to the type of the weights that they meet."""
 LOGITS_QUANTIZED = 0.2
 """The same for quantized weights: activations are rounded to 8 bits, in blocks."""
-DIVERGENCE = ((32.0, 1e-6), (16.0, 0.005), (8.0, 0.03), (6.0, 0.1), (5.5, 0.2), (4.0, 0.45), (3.0, 0.75), (0.0, 0.95))
+DIVERGENCE = ((32.0, 1e-6), (16.0, 0.005), (8.0, 0.03), (6.5, 0.1), (5.5, 0.2), (4.0, 0.45), (3.0, 0.75), (0.0, 0.95))
 """Limit of `Precision.divergence` for weights of at least so many bits: about twice what a random model needs, whose
 predictions change most. Unrelated predictions have 1, whatever the model; smaller faults are found in the weights."""
 
@@ -62,7 +62,7 @@ def precision(file: Path) -> Precision:
 
 
 K_TYPES = {
-    "q2_k": 10, "q2_k_s": 21, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
+    "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
     "q5_k_m": 17, "q6_k": 18,
 }  # fmt: skip
 """Types that only llama.cpp writes, and their values of its `llama_ftype`."""

@@ -43,7 +43,8 @@ class Session:
 
     def refused(self, otherwise: str) -> RefusedError:
         """The first error message since the request began, without the name of the function that wrote it."""
-        said = next((e for e in self.errors if e), otherwise)
+        lines = (line.strip() for error in self.errors for line in error.splitlines())
+        said = next((line for line in lines if any(map(str.isalnum, line))), otherwise)
         function, found, message = said.partition(": ")
         return RefusedError(message if found and " " not in function else said)
 

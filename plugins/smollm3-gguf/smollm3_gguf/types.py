@@ -6,7 +6,7 @@ FLOATS = ("f32", "f16", "bf16")
 BLOCKS = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
 """Types with blocks of `BLOCK` values, which the gguf package quantizes."""
 K_QUANTS = (
-    "q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
 )  # fmt: skip
 """Types that llama.cpp quantizes, from a file of type f32. It chooses the type of each tensor itself."""
 BLOCK = 32
