@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from smollm3_gguf.checks import stops_of
-from smollm3_gguf.llama import check_tokens, checks_with_llama_cpp, quantize_with_llama_cpp
+from smollm3_gguf.llama import check_predictions, check_tokens, checks_with_llama_cpp, quantize_with_llama_cpp
+from smollm3_gguf.llama_limits import Precision
 from smollm3_gguf.llama_process import OLDEST, LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.predictions import Agreement
 
 from smollm3_finetune.api import BuildContext, Exported, MissingRequirementError, ModelError
 from smollm3_finetune.testing import small_source
@@ -197,6 +200,24 @@ def test_tokens_are_compared_by_their_ids(subject: Exported, monkeypatch: pytest
     assert check.says.endswith(f"it also ends at {more}, {texts[more]!r}, which the model does not stop at")
     check = check_tokens(Engine(tokenizer, [*texts[:-1], "<other>"], stops), subject)  # type: ignore[arg-type]
     assert check.says == f"token {size - 1} is '<far>', in the file '<other>'"
+
+
+def test_predictions_at_one_position_of_a_row_have_a_scale() -> None:
+    torch.manual_seed(0)
+    agreement, random = Agreement(), torch.randn(6, 9)
+    agreement.add(random, [2], random[[2]] + 0.01 * torch.randn(1, 9), torch.tensor([3]))
+    assert agreement.scale > 0.1 > 1e-3 > agreement.kl > 0
+    assert agreement.comparable
+    agreement = Agreement()
+    agreement.add(random[:1].repeat(6, 1), [2], random[[1]], torch.tensor([3]))
+    assert not agreement.comparable
+
+
+def test_prompts_of_one_token_give_no_verdict() -> None:
+    made = Exported(model=small_source(), name="small", prompts=lambda: [[1], [2]])
+    kind = Precision(tensors="", quantized=False, logits=1.0, divergence=1.0)
+    check = check_predictions(None, None, made, kind)  # type: ignore[arg-type]
+    assert (check.passed, check.says) == (None, "not compared: no row has two tokens")
 
 
 def test_the_process_ends_with_the_context(library: Any) -> None:
