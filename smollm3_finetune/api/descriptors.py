@@ -273,9 +273,12 @@ class ExporterSpec(ComponentSpec):
     """`model`: a full-precision model; an adapter is merged first. `adapter`: a saved adapter alone."""
     round_trips: bool = False
     """Its factory makes a `RoundTripMaker`, so that `train.ship_as` can name it."""
+    disk: float | None = None
+    """Bytes that `write` needs on the disk for each parameter, its temporary files included; None: as many as the
+    model that it is passed."""
     refine: Callable[[ExporterSpec, Any, Env], ExporterSpec] | None = None
     """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
-    `round_trips`."""
+    `round_trips` or `disk`."""
     check: Callable[[Any, ModelSource], None] | None = None
     """`check(options, source)` raises a SmolLM3Error where this model cannot be exported with these options.
 
