@@ -184,6 +184,12 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
     ]
 
 
+def refine_safetensors(spec: ExporterSpec, options: Any, env: Env) -> ExporterSpec:
+    """The size of what is written follows from its dtype."""
+    sizes = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+    return dataclasses.replace(spec, disk=sizes.get(options.dtype))
+
+
 @hookimpl
 def smollm3_exporters() -> list[ExporterSpec]:
     return [
@@ -193,6 +199,7 @@ def smollm3_exporters() -> list[ExporterSpec]:
             summary="a dense model that transformers loads, in any dtype and in files of any size",
             factory="smollm3_finetune.builtin.exporters.safetensors:SafetensorsExporter",
             options="smollm3_finetune.builtin.options:SafetensorsOptions",
+            refine=refine_safetensors,
             api=2,
         ),
         ExporterSpec(

@@ -15,19 +15,21 @@ from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError
 from smollm3_finetune.evaluation.retained import Retained, unknown
-from smollm3_finetune.export.dense import REFUSED, exact_dtype, full_precision
+from smollm3_finetune.export.dense import REFUSED, exact_dtype, full_precision, is_dense
 from smollm3_finetune.export.names import check_is_directory
 from smollm3_finetune.export.plan import PlannedExport
 from smollm3_finetune.export.report import export_report, publish_export
 from smollm3_finetune.export.shipped import check_exported, export_context, not_compared, trained_for
 from smollm3_finetune.export.subject import exported
+from smollm3_finetune.files.room import check_room
 from smollm3_finetune.merge.report import Merged
 from smollm3_finetune.merge.run import retained_by
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.model.trained_context import check_trained_context
 from smollm3_finetune.model_files.loading import quiet_transformers
-from smollm3_finetune.model_files.output import check_space, check_vacant, claimed, partial
+from smollm3_finetune.model_files.output import SIZES, SPARE, check_vacant, claimed, partial
 from smollm3_finetune.model_files.skeleton import count_parameters
+from smollm3_finetune.model_files.writing import published_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,9 +52,8 @@ def export(planned: PlannedExport) -> dict[str, Any]:
     check_is_directory(settings.output, planned.choice)
     check_vacant("--output", settings.output)
     dtype = exact_dtype(plan)
-    known = count_parameters({k: v for k, v in plan.source.config.items() if k != "quantization_config"})
-    if known is not None and planned.spec.takes == "model":
-        check_space(settings.output, known, dtype)
+    if planned.spec.takes == "model":
+        _check_disk(planned)
     with contextlib.ExitStack() as held:
         held.enter_context(claimed(settings.output))
         source, merged, about_merge = full_precision(planned, held)
@@ -77,6 +78,19 @@ def export(planned: PlannedExport) -> dict[str, Any]:
         **about,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _check_disk(planned: PlannedExport) -> None:
+    """Raises WriteError if the full-precision copy, if one is made, and what the exporter writes do not fit."""
+    plan = planned.plan
+    known = count_parameters({k: v for k, v in plan.source.config.items() if k != "quantization_config"})
+    if known is None:
+        return
+    copied = planned.merges or not is_dense(plan)
+    passed = SIZES[exact_dtype(plan)] if copied else SIZES[published_dtype(plan.source.config)]
+    size = (passed if copied else 0) + (passed if planned.spec.disk is None else planned.spec.disk)
+    what = f"the export, {'with a temporary full-precision copy of the model' if copied else 'without a copy'},"
+    check_room(planned.settings.output, SPARE * known * size, what, hint="choose an --output on another disk")
 
 
 def _written(planned: PlannedExport, subject: Exported, out: Path, context: BuildContext) -> Sequence[Check]:

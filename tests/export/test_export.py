@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,28 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------ what is exported
+
+
+@pytest.mark.parametrize(
+    ("merges", "dense", "disk", "needed"),
+    [(True, True, 0.625, 4.625), (False, True, 0.625, 0.625), (False, False, 4.6, 8.6), (False, True, None, 2)],
+    ids=["merged run", "model as it is", "quantized model", "same size as the model"],
+)
+def test_the_disk_must_hold_the_copy_and_what_is_written(
+    merges: bool, dense: bool, disk: float | None, needed: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from smollm3_finetune.export import run as export_run
+
+    found: list[float] = []
+    monkeypatch.setattr(export_run, "is_dense", lambda plan: dense)
+    monkeypatch.setattr(export_run, "count_parameters", lambda config: 1000)
+    monkeypatch.setattr(export_run, "check_room", lambda directory, size, what, hint: found.append(size))
+    plan = SimpleNamespace(source=SimpleNamespace(config={"dtype": "bfloat16"}))
+    planned: Any = SimpleNamespace(
+        plan=plan, merges=merges, spec=SimpleNamespace(disk=disk), settings=SimpleNamespace(output=tmp_path)
+    )
+    export_run._check_disk(planned)
+    assert found == [pytest.approx(1000 * needed * export_run.SPARE)]
 
 
 def test_a_run_is_merged_in_float32_exported_and_verified(cli: Cli, run: Path) -> None:

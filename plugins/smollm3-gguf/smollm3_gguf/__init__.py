@@ -50,9 +50,9 @@ def check_adapter(options: Any, source: ModelSource) -> None:
 
 def refine_export(spec: ExporterSpec, options: Any, env: Env) -> ExporterSpec:
     """Types that llama.cpp quantizes have no round trip here, and f32 rounds nothing."""
-    from smollm3_gguf.types import K_QUANTS
+    from smollm3_gguf.types import K_QUANTS, disk_of
 
-    return replace(spec, round_trips=options.type not in (*K_QUANTS, "f32"))
+    return replace(spec, round_trips=options.type not in (*K_QUANTS, "f32"), disk=disk_of(options.type))
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from smollm3_gguf.families import every_fourth
@@ -63,6 +64,7 @@ def implied_config(header: Header, dtype: str, ref: str, read: Read | None = Non
     ModelError, with `ref`, if the header states something that transformers' model cannot use.
     """
     kind = model_type(header.architecture) or header.architecture
+    _check_blocks(header, ref)
     settings = _settings(header, kind, ref, read)
     check_settings(ref, settings.config.get("model_type", kind), settings)
     config = {"model_type": kind, **settings.config}
@@ -77,6 +79,29 @@ def implied_config(header: Header, dtype: str, ref: str, read: Read | None = Non
     if isinstance(tokens := header.metadata.get("tokenizer.ggml.tokens"), int):
         config.setdefault("vocab_size", tokens)
     return config
+
+
+BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+def _check_blocks(header: Header, ref: str) -> None:
+    """Refuse a number of blocks that the tensors do not have, before lists of that length are made of it.
+
+    Files without the tensors of the blocks that predict further tokens (MTP) may count these blocks.
+    """
+    from smollm3_finetune.api import ModelError
+
+    stated = header.metadata.get(f"{header.architecture}.block_count")
+    if stated is None:
+        return  # `read_settings` names the missing key
+    further = header.metadata.get(f"{header.architecture}.nextn_predict_layers", 0)
+    found = len({match[1] for name in header.tensors if (match := BLOCK.match(name))})
+    if stated == found or (isinstance(further, int) and 0 < further <= found and stated == found + further):
+        return
+    raise ModelError(
+        f"{ref} states {stated!r:.40} blocks, but has the tensors of {found}",
+        hint="download it again, or use another file",
+    )
 
 
 def _settings(header: Header, kind: str, ref: str, read: Read | None) -> Settings:

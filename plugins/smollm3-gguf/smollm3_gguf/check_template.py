@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Check
-from smollm3_gguf.vocabulary import Vocabulary, templates_of
+from smollm3_gguf.vocabulary import STOPS, Vocabulary, templates_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,17 +55,31 @@ def check_template(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -
 
 
 def check_stops(vocabulary: Vocabulary, stops: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Check:
-    """See that an answer ends in the file where it ends in the model. `stops` are the model's stop tokens."""
+    """See that an answer ends in the file where it ends in the model. `stops` are the model's stop tokens.
+
+    llama.cpp also ends an answer at some tokens because of their text, which a file cannot change; `says` names them.
+    """
     name = "stop tokens"
     wanted = {*stops, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
     if missing := sorted(wanted - vocabulary.stops):
         tokens = tokenizer.convert_ids_to_tokens(missing)
         return Check(name=name, passed=False, says=f"the model stops at {tokens[0]!r}, the file does not")
+    keyed = {vocabulary.special[key]: key for key in STOPS if key in vocabulary.special}
+    if more := sorted(keyed.keys() - wanted):
+        says = f"the file stops at {_token(vocabulary, more[0])} ({keyed[more[0]]}), the model does not"
+        return Check(name=name, passed=False, says=says)
     if tokenizer.eos_token_id is not None and vocabulary.special.get("eos") != tokenizer.eos_token_id:
         says = f"eos is {vocabulary.special.get('eos')} in the file, but {tokenizer.eos_token_id} in the tokenizer"
         return Check(name=name, passed=False, says=says)
     shown = ", ".join(repr(vocabulary.tokens[i]) for i in sorted(wanted)) or "none"
-    return Check(name=name, passed=True, says=f"the file stops at those of the model: {shown}")
+    says = f"the file stops at those of the model: {shown}"
+    if more := sorted(vocabulary.stops - wanted):
+        says += f"; llama.cpp also stops at {', '.join(_token(vocabulary, i) for i in more)}, by its text"
+    return Check(name=name, passed=True, says=says)
+
+
+def _token(vocabulary: Vocabulary, token: int) -> str:
+    return repr(vocabulary.tokens[token]) if 0 <= token < len(vocabulary.tokens) else str(token)
 
 
 def _rendered(tokenizer: Any, template: str, conversation: Sequence[Mapping[str, str]]) -> str | None:

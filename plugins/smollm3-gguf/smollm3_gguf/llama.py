@@ -16,7 +16,7 @@ from smollm3_gguf.checks import stops_of
 from smollm3_gguf.exporter import file_in
 from smollm3_gguf.fixed_texts import TEXTS
 from smollm3_gguf.llama_limits import Precision, file_type, precision
-from smollm3_gguf.llama_process import INSTALL, Llama, LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.llama_process import Llama, LlamaRefusedError, LlamaUnusableError, llama
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def checks_with_llama_cpp(
         with llama() as engine:
             _check(engine, subject, file_in(out), ctx, reload, checks)
     except LlamaUnusableError as e:
-        checks.append(Check(name="llama.cpp", passed=None, says=f"{e}: {INSTALL}"))
+        checks.append(Check(name="llama.cpp", passed=None, says=e.with_remedy))
     except LlamaRefusedError as e:
         checks.append(Check(name="llama.cpp", passed=False, says=f"llama.cpp refuses the file: {e}"))
     return checks
@@ -92,7 +92,9 @@ def check_tokens(engine: Llama, subject: Exported) -> Check:
     name = "llama.cpp tokens"
     if (size := subject.model.config.get("vocab_size")) != len(texts):
         return Check(name=name, passed=False, says=f"the file has {len(texts)} tokens, and the model {size}")
-    for i, expected in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
+    for expected, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if i >= len(texts):
+            return Check(name=name, passed=False, says=f"token {i} is {expected!r}, which the file does not have")
         if texts[i] != expected:
             return Check(name=name, passed=False, says=f"token {i} is {expected!r}, in the file {texts[i]!r}")
     fixed = [*TEXTS, *itertools.islice(subject.texts(), TRAINING_TEXTS)]
@@ -105,10 +107,13 @@ def check_tokens(engine: Llama, subject: Exported) -> Check:
     if missing := [i for i in stops if i not in ends]:
         token = tokenizer.convert_ids_to_tokens(missing[0])
         return Check(name=name, passed=False, says=f"llama.cpp does not end an answer at token {missing[0]}, {token!r}")
+    more = sorted(set(ends) - {*stops, tokenizer.eos_token_id})
     count = len(fixed) + len(fuzzed)
     says = (
         f"llama.cpp gives the same ids for {count:,} texts, {len(fuzzed):,} of them random, and ends at {_shown(stops)}"
     )
+    if more:
+        says += f"; it also ends at {', '.join(f'{i}, {texts[i]!r}' for i in more)}, which the model does not stop at"
     return Check(name=name, passed=True, says=says, figures={"texts": count, "random texts": len(fuzzed)})
 
 
@@ -149,12 +154,19 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
 
     agreement, used = Agreement(), 0
     found = [row for row in (predicted(r, ROW) for r in subject.rows()) if row[1]]
-    for ids, indices, targets in found or [predicted({"input_ids": p, "labels": p}, ROW) for p in subject.prompts()]:
+    if not found:
+        fixed = (predicted({"input_ids": p, "labels": p}, ROW) for p in subject.prompts())
+        found = [row for row in fixed if row[1]]
+    for ids, indices, targets in found:
         if used and used + len(ids) > BUDGET:
             break
         used += len(ids)
         theirs = logits_of(engine, ids, indices)
-        agreement.add(row_logits(source, ids)[indices], theirs, torch.tensor(targets))
+        agreement.add(row_logits(source, ids), indices, theirs, torch.tensor(targets))
+    name = "llama.cpp predictions"
+    if not agreement.comparable:
+        why = "the source predicts the same everywhere" if agreement.positions else "no row has two tokens"
+        return Check(name=name, passed=None, says=f"not compared: {why}")
     kl, limit = agreement.kl, kind.divergence * agreement.scale
     says = (
         f"KL divergence {kl:.2g} nats from the source (limit {limit:.2g}), "
@@ -173,7 +185,7 @@ def check_predictions(engine: Llama, source: PreTrainedModel, subject: Exported,
         "tensors": kind.tensors,
         "llama_cpp_python": engine.version,
     }
-    return Check(name="llama.cpp predictions", passed=kl <= limit, says=says, figures=figures)
+    return Check(name=name, passed=kl <= limit, says=says, figures=figures)
 
 
 def _float32() -> Any:
@@ -209,6 +221,10 @@ def quantize_with_llama_cpp(source_file: Path, out_file: Path, type: str, ctx: B
         with llama() as engine, ctx.progress.task(f"quantizing to {type} with llama.cpp"):
             engine.quantize(source_file, out_file, file_type(type))
     except LlamaUnusableError as e:
-        raise MissingRequirementError(f"type {type} needs llama.cpp, and {e}", hint=INSTALL) from e
+        if e.remedy is None:
+            raise ModelError(
+                f"llama.cpp did not quantize to {type}: {e}", hint="choose another type: --type q8_0"
+            ) from e
+        raise MissingRequirementError(f"type {type} needs llama.cpp, and {e}", hint=e.remedy) from e
     except LlamaRefusedError as e:
         raise ModelError(f"llama.cpp did not quantize to {type}: {e}", hint="choose another type: --type q8_0") from e

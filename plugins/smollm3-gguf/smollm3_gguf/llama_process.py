@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,67 @@ INSTALL = f"pip install '{PACKAGE}>={OLDEST}'"
 
 
 class LlamaUnusableError(Exception):
-    """llama.cpp cannot be used here, whatever the file; the text says why."""
+    """llama.cpp cannot be used here, whatever the file; the text says why, `remedy` is a line to type if one helps."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+    @property
+    def with_remedy(self) -> str:
+        return str(self) if self.remedy is None else f"{self}: {self.remedy}"
 
 
 class LlamaRefusedError(Exception):
     """llama.cpp refused the file, or ended; the text completes "llama.cpp refuses the file: …"."""
 
 
+MEMORY = (
+    "to allocate",
+    "cannot allocate",
+    "bad_alloc",
+    "out of memory",
+    "insufficient memory",
+    "not enough memory",
+    "no space left",
+)
+"""Parts of messages that say that this machine is too small, in lower case."""
+
+
+def _error(reason: str) -> Exception:
+    """The error for a message of llama.cpp that ended or refused."""
+    if any(part in reason.lower() for part in MEMORY):
+        return LlamaUnusableError(f"llama.cpp lacks memory or disk space: {reason}")
+    return LlamaRefusedError(reason)
+
+
+def too_old(found: str) -> str | None:
+    """What is wrong with a version of llama-cpp-python; None if it is new enough."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        if Version(found) >= Version(OLDEST):
+            return None
+    except InvalidVersion:
+        return f"{PACKAGE} has the unknown version {found!r}, and {OLDEST} or later is needed"
+    return f"{PACKAGE} {found} is too old, and {OLDEST} or later is needed"
+
+
 class Llama:
-    """A running llama.cpp. Each method raises LlamaRefusedError if llama.cpp refuses the file or aborts."""
+    """A running llama.cpp.
+
+    Each method raises LlamaRefusedError if llama.cpp refuses the file or aborts, and LlamaUnusableError for what is no
+    fault of the file: memory, or an error of llama-cpp-python itself.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], said: Any) -> None:
         self._process, self._said = process, said
         first, _ = self._read()
         if "unusable" in first:
-            raise LlamaUnusableError(f"{PACKAGE} is installed but cannot be imported: {first['unusable']}")
+            raise LlamaUnusableError(f"{PACKAGE} is installed but cannot be imported: {first['unusable']}", INSTALL)
         self.version: str = first["version"]
+        if (reason := too_old(self.version)) is not None:
+            raise LlamaUnusableError(reason, INSTALL)
         self.size = 0
 
     def _read(self) -> tuple[dict[str, Any], bytes]:
@@ -65,8 +111,11 @@ class Llama:
         )
         if code == -signal.SIGKILL:  # not llama.cpp's own decision
             return LlamaUnusableError("the process of llama.cpp was killed, perhaps because memory ran out")
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return LlamaRefusedError(f"it ended with {how}" + (f": {said}" if said else ""))
+        if code == -signal.SIGILL:
+            return LlamaUnusableError("llama.cpp was compiled for another processor", f"{INSTALL} --force-reinstall")
+        if code >= 0:  # llama.cpp ends by a signal
+            return LlamaUnusableError(f"the process of llama.cpp ended with exit status {code}: {said}")
+        return _error(f"it ended with {signal.Signals(-code).name}" + (f": {said}" if said else ""))
 
     def _ask(self, do: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
         assert self._process.stdin is not None
@@ -78,7 +127,9 @@ class Llama:
             raise self._ended() from None
         header, payload = self._read()
         if "refused" in header:
-            raise LlamaRefusedError(header["refused"])
+            raise _error(header["refused"])
+        if "failed" in header:
+            raise LlamaUnusableError(f"{PACKAGE} {self.version} failed: {header['failed']}")
         return header, payload
 
     def open(self, file: Path, length: int, adapter: Path | None = None) -> None:
@@ -117,11 +168,14 @@ def installed() -> bool:
 
 
 def check_installed(type: str) -> None:
-    """Raise MissingRequirementError without llama-cpp-python, which a type needs."""
+    """Raise MissingRequirementError without llama-cpp-python, which a type needs, or with an older one."""
     if not installed():
         raise MissingRequirementError(
             f"type {type} is quantized by llama.cpp, and {PACKAGE} is not installed", hint=INSTALL
         )
+    with contextlib.suppress(PackageNotFoundError):
+        if (reason := too_old(version(PACKAGE))) is not None:
+            raise MissingRequirementError(f"type {type} is quantized by llama.cpp: {reason}", hint=INSTALL)
 
 
 def threads() -> int:
@@ -136,7 +190,7 @@ def threads() -> int:
 def llama() -> Iterator[Llama]:
     """Inside the context, llama.cpp runs in a process of its own. Raises LlamaUnusableError if it cannot be used."""
     if not installed():
-        raise LlamaUnusableError(f"{PACKAGE} is not installed")
+        raise LlamaUnusableError(f"{PACKAGE} is not installed", INSTALL)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"}
     command = [sys.executable, "-P", "-m", "smollm3_gguf.llama_worker"]
     with tempfile.TemporaryFile() as said:

@@ -178,6 +178,9 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         except RefusedError as e:
             reply({"refused": str(e)})
             continue
+        except Exception as e:  # of llama-cpp-python or of memory: the file is not to blame
+            reply({"failed": f"{type(e).__name__}: {e}"})
+            continue
         header, payload = answer if isinstance(answer, tuple) else (answer, b"")
         reply(header, payload)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
+from smollm3_finetune.api import BuildContext, Check, Exported, IncompatibleError, ModelError, NoOptions
 from smollm3_gguf.exporter import file_in
 from smollm3_gguf.families import check_config, stated
 from smollm3_gguf.llama import ROW, logits_of, row_logits
 from smollm3_gguf.llama_limits import EXACT
-from smollm3_gguf.llama_process import INSTALL, LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.llama_process import LlamaRefusedError, LlamaUnusableError, llama
 from smollm3_gguf.lora_adapter import LoraAdapter, read_adapter
 from smollm3_gguf.lora_file import float32, read_file, write_adapter
 from smollm3_gguf.lora_reference import peft_logits
@@ -24,8 +24,12 @@ from smollm3_gguf.predictions import difference
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROUNDING = 1e-5
-"""Relative difference of logits between the adapter beside its base and added to it, in float32."""
+ROUNDING = 1e-4
+"""Relative difference of logits between the adapter beside its base and added to it, in float32.
+
+The limit of the merge check for float32: both compare a sum of weights with a sum of outputs, whose rounding grows with
+the depth of the model.
+"""
 
 
 class GgufLoraExporter:
@@ -113,7 +117,9 @@ def _check_with_llama_cpp(
             engine.open(file_in(base), ROW, adapter=file)
             found = [logits_of(engine, p) for p in prompts]
     except LlamaUnusableError as e:
-        return Check(name=name, passed=None, says=f"{e}: {INSTALL}")
+        return Check(name=name, passed=None, says=e.with_remedy)
+    except IncompatibleError as e:  # of the base: llama.cpp may still apply the adapter to a file made elsewhere
+        return Check(name=name, passed=None, says=f"not compared, because the base has no file here: {e}")
     except LlamaRefusedError as e:
         return Check(name=name, passed=False, says=f"llama.cpp refuses the adapter: {e}")
     return _check_logits(name, "llama.cpp with base and adapter", found, expected, EXACT)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smollm3_gguf.families import family_of, settled
 from smollm3_gguf.rope import llama3_factors
+from smollm3_gguf.sampling import sampling_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,11 +101,16 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_array("tokenizer.chat_templates", more)
 
 
-def add_sampling(writer: GGUFWriter, generation: Mapping[str, Any]) -> None:
-    """State the sampling defaults of a generation config."""
-    if (value := generation.get("temperature")) is not None:
+def add_sampling(writer: GGUFWriter, generation: Mapping[str, Any]) -> Sequence[str]:
+    """State the sampling defaults of a generation config; returns those that are omitted because they are no numbers.
+
+    Readers always sample with stated values, so there are none if the model does not sample by default.
+    """
+    stated, omitted = sampling_of(generation)
+    if (value := stated.get("temperature")) is not None:
         writer.add_sampling_temp(float(value))
-    if (value := generation.get("top_p")) is not None:
+    if (value := stated.get("top_p")) is not None:
         writer.add_sampling_top_p(float(value))
-    if (value := generation.get("top_k")) is not None:
+    if (value := stated.get("top_k")) is not None:
         writer.add_sampling_top_k(int(value))
+    return omitted

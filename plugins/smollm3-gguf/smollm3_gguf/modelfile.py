@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import BuildContext, Exported
 from smollm3_gguf.check_template import CONVERSATIONS
 from smollm3_gguf.checks import generation_of, stops_of
+from smollm3_gguf.sampling import sampling_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,8 @@ SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "r
 """Values of a generation config, and Ollama's names for them."""
 RESERVED = ("{{", "}}", '"""')
 """Texts that a template in a Modelfile cannot contain."""
+BEFORE_ACTION, BEFORE_QUOTES = "{", '"'
+"""What a text cannot end in: before an action of Go's language, and before the quotes that end a value."""
 S, U, A, V = "(first-mark)", "(second-mark)", "(third-mark)", "(fourth-mark)"
 
 
@@ -110,8 +113,23 @@ def _found(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
         prompt=last[len(user_end) :],
         default_system=default[len(before_system) : len(default) - len(system_end)] if default else None,
     )
-    texts = (*turns.system, *turns.user, *turns.assistant, turns.prompt, turns.default_system or "")
-    return None if any(mark in text for mark in RESERVED for text in texts) else turns
+    return turns if _can_be_written(turns) else None
+
+
+def _can_be_written(turns: Turns) -> bool:
+    """Whether Go and Ollama read these texts as they are."""
+    inside = (*turns.system, *turns.user, *turns.assistant)
+    last = (turns.prompt, turns.default_system or "")
+    return not (
+        any(mark in text for mark in RESERVED for text in (*inside, *last))
+        or any(text.endswith(BEFORE_ACTION) for text in inside)
+        or any(text.endswith(BEFORE_QUOTES) for text in last)
+    )
+
+
+def can_be_stated(stop: str) -> bool:
+    """Whether a line of a Modelfile can contain a stop; it has no way to escape a character."""
+    return bool(stop) and stop.isprintable() and '"' not in stop
 
 
 def modelfile(name: str, turns: Turns | None, stops: Sequence[str], generation: Mapping[str, Any]) -> str:
@@ -121,9 +139,9 @@ def modelfile(name: str, turns: Turns | None, stops: Sequence[str], generation: 
         lines.append(f'TEMPLATE """{turns.template()}"""')
         if turns.default_system is not None:
             lines.append(f'SYSTEM """{turns.default_system}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop]
-    if generation.get("do_sample") is not False:
-        lines += [f"PARAMETER {theirs} {generation[ours]}" for ours, theirs in SAMPLING.items() if ours in generation]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if can_be_stated(stop)]
+    stated, _ = sampling_of(generation)
+    lines += [f"PARAMETER {theirs} {stated[ours]}" for ours, theirs in SAMPLING.items() if ours in stated]
     return "\n".join(lines) + "\n"
 
 
@@ -137,4 +155,6 @@ def write_modelfile(file: Path, name: str, subject: Exported, ctx: BuildContext)
             "Ollama then chooses one by the template in the GGUF file"
         )
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(stops_of(subject))]
+    if omitted := [repr(stop) for stop in stops if not can_be_stated(stop)]:
+        ctx.progress.say(f"the Modelfile does not state the stop tokens {', '.join(omitted)}: it cannot contain them")
     file.write_text(modelfile(name, turns, stops, generation_of(subject)), encoding="utf-8")

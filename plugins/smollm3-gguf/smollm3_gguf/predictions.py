@@ -10,6 +10,8 @@ from torch import Tensor
 
 from smollm3_finetune.api import IGNORE_INDEX
 
+SAME = 1e-6
+"""Below this `Agreement.scale`, in nats, predictions are the same everywhere, and a share of it has no meaning."""
 CHUNK = 32
 """Positions that are compared at once, in float64."""
 
@@ -21,14 +23,18 @@ class Agreement:
     positions: int = 0
     divergence: float = 0.0
     unrelated: float = 0.0
-    """KL divergence between the source's predictions at positions of a row that are far apart."""
+    """KL divergence of the source's predictions elsewhere in the same row, half of its length away."""
     same: int = 0
     loss: float = 0.0
     source_loss: float = 0.0
 
-    def add(self, source: Tensor, other: Tensor, targets: Tensor) -> None:
-        """Add positions of one row: logits (positions, tokens) of both models, and the tokens that follow."""
-        far = source.roll(len(targets) // 2, 0)
+    def add(self, row: Tensor, indices: Sequence[int], other: Tensor, targets: Tensor) -> None:
+        """Add positions of one row: all logits (tokens, vocabulary) of the source, and for those at `indices` the
+        other model's and the tokens that follow.
+
+        Positions without a target count as places elsewhere, so that one target in a row is enough.
+        """
+        source, far = row[indices], row.roll(len(row) // 2, 0)[indices]
         for part in range(0, len(targets), CHUNK):
             rows = slice(part, part + CHUNK)
             p, q, r = (logits[rows].double().log_softmax(-1) for logits in (source, other, far))
@@ -47,8 +53,16 @@ class Agreement:
 
     @property
     def scale(self) -> float:
-        """Mean KL divergence between predictions that have nothing to do with each other, in nats."""
+        """Mean KL divergence between predictions that have nothing to do with each other, in nats.
+
+        It is 0 if the source predicts the same everywhere.
+        """
         return self.unrelated / self.positions
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are positions, and the source's predictions differ between positions."""
+        return self.positions > 0 and not self.scale < SAME
 
     @property
     def top1(self) -> float:

@@ -15,6 +15,14 @@ SHARED = ("token_embd.weight", "output.weight")
 """Embeddings and head: one error there reaches every prediction, so they keep 8 bits."""
 
 
+def disk_of(option: str) -> float:
+    """About how many bytes of disk an export needs for each parameter: llama.cpp quantizes a temporary f32 file."""
+    if option in FLOATS:
+        return 4.0 if option == "f32" else 2.0
+    written = (int(option[1]) + 1) / 8  # scales, and embeddings of 8 bits
+    return written + (4.0 if option in K_QUANTS else 0.0)
+
+
 def type_of(tensor_name: str, option: str, width: int | None = None) -> str:
     """The type of a tensor, by its name in the file, for a value of the option `type`.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import IncompatibleError, ModelError
 from smollm3_gguf.header import Header
-from smollm3_gguf.pretokenizers import recognized
+from smollm3_gguf.pretokenizers import SAME, recognized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -210,7 +210,7 @@ def vocabulary_in(header: Header) -> Vocabulary:
         merges=merges,
         pre=pre,
         special={key: value for key, value in special.items() if value is not None},
-        add_bos=bool(data.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")),
+        add_bos=bool(data.get("tokenizer.ggml.add_bos_token", SAME.get(pre, pre) == "llama-bpe")),
         add_eos=bool(data.get("tokenizer.ggml.add_eos_token", False)),
         templates={name: text for name, text in templates.items() if text},
     )

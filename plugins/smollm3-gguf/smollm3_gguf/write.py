@@ -99,7 +99,8 @@ def write_gguf(
     plan = planned_tensors(source, config, option)
     writer = GGUFWriter(file, family_of(config).architecture)
     add_sizes(writer, config, name, option)
-    add_sampling(writer, generation)
+    if omitted := add_sampling(writer, generation):
+        progress.say(f"sampling defaults that are omitted, as they are not usable numbers: {', '.join(omitted)}")
     add_vocabulary(writer, vocabulary)
     factors = rope_factors(config)
     if factors is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from smollm3_gguf.architectures import implied_config
 from smollm3_gguf.files import check_file, find_file
 from smollm3_gguf.loader import GgufLoader, unloaded_blocks
 from smollm3_gguf.options import GgufOptions
@@ -463,6 +465,20 @@ def test_metadata_that_transformers_translation_leaves_out_are_refused(tiny_gguf
         ModelError, match=r"states lfm2\.rope\.scaling\.type = 'yarn', lfm2\.rope\.scaling\.factor = 4\.0"
     ):
         GgufLoader(GgufOptions()).open(str(tmp_path / "m.gguf"), context())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "smollm3", "gemma2"])
+@pytest.mark.parametrize("further", [0, 39_999_998])
+def test_more_blocks_than_tensors_are_refused_before_memory_is_used(tiny_gguf, tmp_path, architecture, further):
+    tiny_gguf.write(tmp_path / "m.gguf", architecture=architecture)
+    header = check_file(find_file(str(tmp_path / "m.gguf"), None))
+    counts = {f"{architecture}.block_count": 40_000_000, f"{architecture}.nextn_predict_layers": further}
+    hostile = replace(header, metadata={**header.metadata, **counts})
+    tracemalloc.start()
+    with pytest.raises(ModelError, match="states 40000000 blocks, but has the tensors of 2"):
+        implied_config(hostile, "float32", "m.gguf")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_a_block_that_is_not_loaded_is_named(tiny_gguf, context, tmp_path):

@@ -231,3 +231,11 @@ def test_metadata_of_the_file(exported, context, smollm3, tmp_path):
     assert data["general.sampling.temp"] == pytest.approx(0.6)
     assert data["tokenizer.chat_template"] == (smollm3 / "chat_template.jinja").read_text()
     assert json.loads((smollm3 / "config.json").read_text())["vocab_size"] == len(data["tokenizer.ggml.tokens"])
+
+
+@pytest.mark.parametrize(("kind", "disk"), [("f32", 4), ("f16", 2), ("q4_0", 0.625), ("q4_k_m", 4.625)])
+def test_types_of_llama_cpp_need_room_for_a_temporary_file(kind, disk):
+    from smollm3_gguf import refine_export, smollm3_exporters
+
+    spec = refine_export(smollm3_exporters()[0], GgufExportOptions(type=kind), None)
+    assert spec.disk == disk

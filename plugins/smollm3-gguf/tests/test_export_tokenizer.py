@@ -8,9 +8,10 @@ import shutil
 import pytest
 from smollm3_gguf.check_tokens import check_tokens
 from smollm3_gguf.fuzz import texts
+from smollm3_gguf.header import Header
 from smollm3_gguf.pretokenizers import KNOWN, LLAMA3, recognized
 from smollm3_gguf.rebuilt import for_transformers, rebuilt
-from smollm3_gguf.vocabulary import CONTROL, UNUSED, USER_DEFINED, check_tokenizer, vocabulary_of
+from smollm3_gguf.vocabulary import CONTROL, UNUSED, USER_DEFINED, check_tokenizer, vocabulary_in, vocabulary_of
 
 from smollm3_finetune.api import IncompatibleError, ModelError, directory_source
 
@@ -173,6 +174,15 @@ def test_fuzzed_texts_are_the_same_each_time_and_hold_special_tokens():
     assert sum("<|im_end|>" in text for text in first) > 100
     assert len({c for text in first for c in text}) > 3000
     assert any("\x00" in text or "\x01" in text for text in first)
+
+
+@pytest.mark.parametrize(
+    ("pre", "adds"), [("llama-bpe", True), ("llama3", True), ("llama-v3", True), ("smollm", False)]
+)
+def test_whether_bos_is_added_if_a_file_does_not_say(pre, adds):
+    stated = {"tokens": ["a"], "merges": [], "pre": pre}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in stated.items()}
+    assert vocabulary_in(Header(metadata=metadata, tensors={}, data_start=0)).add_bos is adds
 
 
 def test_named_templates_are_kept(directory):

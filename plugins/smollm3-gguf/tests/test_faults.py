@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
+from smollm3_gguf.check_template import check_stops
+from smollm3_gguf.vocabulary import vocabulary_of
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,25 @@ def test_another_stop_token(models, exported, failed, context, tmp_path):
     directory = shutil.copytree(models["smollm3"], tmp_path / "model")
     exported.edit_json(directory / "generation_config.json", eos_token_id=[4, 7])
     assert failed(directory, file) == {"stop tokens": "the model stops at '<tool_call>', the file does not"}
+
+
+def test_a_stop_token_that_the_model_does_not_have(models, exported, failed, context, tmp_path):
+    directory = shutil.copytree(models["smollm3"], tmp_path / "model")
+    exported.edit_json(directory / "generation_config.json", eos_token_id=[4, 7])
+    file = exported.export(directory, tmp_path / "out", context(), type="f32")
+    assert failed(models["smollm3"], file) == {
+        "stop tokens": "the file stops at '<tool_call>' (eom), the model does not"
+    }
+
+
+def test_stop_tokens_of_llama_cpp_are_said(exported):
+    tokenizer = exported.subject_of(exported.TINY).model.tokenizer()
+    vocabulary = vocabulary_of(tokenizer, 2048, [4])
+    texts = [*vocabulary.tokens[:-1], "<|eot_id|>"]
+    check = check_stops(dataclasses.replace(vocabulary, tokens=texts), [4], tokenizer)
+    assert check.passed
+    assert "llama.cpp also stops at" in check.says
+    assert check.says.endswith("'<|eot_id|>', by its text")
 
 
 def test_another_rope_base(models, exported, failed, context, tmp_path):

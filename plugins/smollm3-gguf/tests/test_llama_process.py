@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smollm3_gguf.llama import checks_with_llama_cpp, quantize_with_llama_cpp
-from smollm3_gguf.llama_process import LlamaRefusedError, LlamaUnusableError, llama
+import torch
+from smollm3_gguf.checks import stops_of
+from smollm3_gguf.llama import check_predictions, check_tokens, checks_with_llama_cpp, quantize_with_llama_cpp
+from smollm3_gguf.llama_limits import Precision
+from smollm3_gguf.llama_process import OLDEST, LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.predictions import Agreement
 
 from smollm3_finetune.api import BuildContext, Exported, MissingRequirementError, ModelError
 from smollm3_finetune.testing import small_source
@@ -44,13 +48,13 @@ def llama_model_load_from_file(path, params):
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts a module with this source in place of `llama_cpp.llama_cpp`."""
 
-    def put(source: str) -> None:
+    def put(source: str, version: str = OLDEST) -> None:
         package = tmp_path / "library" / "llama_cpp"
         package.mkdir(parents=True)
-        (package / "__init__.py").write_text("__version__ = '0.0'\n")
+        (package / "__init__.py").write_text(f"__version__ = {version!r}\n")
         (package / "llama_cpp.py").write_text(source)
         monkeypatch.syspath_prepend(str(package.parent))
 
@@ -135,6 +139,85 @@ def test_a_killed_process_is_no_fault_of_the_file(library: Any, tmp_path: Path) 
     library(FAKE + "def llama_model_load_from_file(path, params): os.kill(os.getpid(), 9)\n")
     with llama() as engine, pytest.raises(LlamaUnusableError, match="was killed"):
         engine.open(tmp_path / "x.gguf", 8)
+
+
+LACKS_MEMORY = REFUSES.replace("unknown pre-tokenizer type: 'x'", "unable to allocate CPU buffer")
+
+
+@pytest.mark.parametrize(
+    ("source", "version", "says"),
+    [
+        (REFUSES, "0.2.90", "llama-cpp-python 0.2.90 is too old, and 0.3.36 or later is needed: pip install"),
+        (LACKS_MEMORY, OLDEST, "llama.cpp lacks memory or disk space: error loading model: unable to allocate"),
+        (FAKE, OLDEST, "llama-cpp-python 0.3.36 failed: AttributeError: "),
+        (FAKE + "def llama_model_load_from_file(*_): os._exit(3)", OLDEST, "ended with exit status 3"),
+        (FAKE + "def llama_model_load_from_file(*_): os.kill(os.getpid(), 4)", OLDEST, "for another processor: pip"),
+    ],
+    ids=["old", "memory", "other interface", "exit", "other processor"],
+)
+def test_what_is_no_fault_of_the_file_gives_no_verdict(
+    source: str,
+    version: str,
+    says: str,
+    library: Any,
+    subject: Exported,
+    tmp_path: Path,
+    tiny_gguf: Any,
+    context: Callable[..., BuildContext],
+) -> None:
+    library(source, version)
+    (check,) = checks_with_llama_cpp(subject, a_file(tmp_path / "out", tiny_gguf), context())
+    assert check.passed is None
+    assert says in check.says
+
+
+class Engine:
+    """Answers as llama.cpp with these tokens does; a text has the ids of the tokenizer."""
+
+    def __init__(self, tokenizer: Any, texts: list[str], ends: list[int]) -> None:
+        self.tokenizer, self.texts, self.ends = tokenizer, texts, ends
+
+    def tokens(self) -> tuple[list[str], list[int]]:
+        return self.texts, self.ends
+
+    def tokenize(self, texts: list[str], special: bool) -> list[list[int]]:
+        return [self.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+
+
+def test_tokens_are_compared_by_their_ids(subject: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer may have a gap in its ids, so its last id can be larger than its size."""
+    monkeypatch.setattr("smollm3_gguf.llama.FUZZED", 3)
+    tokenizer: Any = subject.model.tokenizer()
+    size = subject.model.config["vocab_size"]
+    held = {i: token for token, i in tokenizer.get_vocab().items() if i < size - 3}
+    held[size - 1] = "<far>"
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: {token: i for i, token in held.items()})
+    texts = [held.get(i, f"[PAD{i}]") for i in range(size)]
+    stops = stops_of(subject)
+    more = next(i for i in range(5, size) if i not in {*stops, tokenizer.eos_token_id})
+    check = check_tokens(Engine(tokenizer, texts, [*stops, more]), subject)  # type: ignore[arg-type]
+    assert check.passed, check.says
+    assert check.says.endswith(f"it also ends at {more}, {texts[more]!r}, which the model does not stop at")
+    check = check_tokens(Engine(tokenizer, [*texts[:-1], "<other>"], stops), subject)  # type: ignore[arg-type]
+    assert check.says == f"token {size - 1} is '<far>', in the file '<other>'"
+
+
+def test_predictions_at_one_position_of_a_row_have_a_scale() -> None:
+    torch.manual_seed(0)
+    agreement, random = Agreement(), torch.randn(6, 9)
+    agreement.add(random, [2], random[[2]] + 0.01 * torch.randn(1, 9), torch.tensor([3]))
+    assert agreement.scale > 0.1 > 1e-3 > agreement.kl > 0
+    assert agreement.comparable
+    agreement = Agreement()
+    agreement.add(random[:1].repeat(6, 1), [2], random[[1]], torch.tensor([3]))
+    assert not agreement.comparable
+
+
+def test_prompts_of_one_token_give_no_verdict() -> None:
+    made = Exported(model=small_source(), name="small", prompts=lambda: [[1], [2]])
+    kind = Precision(tensors="", quantized=False, logits=1.0, divergence=1.0)
+    check = check_predictions(None, None, made, kind)  # type: ignore[arg-type]
+    assert (check.passed, check.says) == (None, "not compared: no row has two tokens")
 
 
 def test_the_process_ends_with_the_context(library: Any) -> None:

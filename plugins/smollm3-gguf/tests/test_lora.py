@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def test_an_adapter_is_exported_and_verified(
     checks = checks_of(written(adapter(**config)), context())
     assert [c.passed for c in checks.values()] == [True, True, None]
     assert checks["logits"].figures["difference"] < 3e-6
+    assert checks["logits"].figures["limit"] == 1e-4  # of the merge check in float32
     assert "pip install" in checks["llama.cpp logits"].says
 
 
@@ -204,6 +206,20 @@ def test_a_wrong_scale_is_found_by_the_logits(
     checks = checks_of(written(adapter()), context())
     assert checks["factors"].passed
     assert checks["logits"].passed is False
+
+
+def test_a_base_without_a_file_is_no_fault_of_the_adapter(
+    adapter: Any, written: Any, context: Callable[..., BuildContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise IncompatibleError("the pre-tokenizer of this model is not one that can be exported to GGUF")
+
+    made = written(adapter())
+    monkeypatch.setattr("smollm3_gguf.lora.llama", contextlib.nullcontext)
+    monkeypatch.setattr("smollm3_gguf.exporter.GgufExporter.write", refuse)
+    check = checks_of(made, context())["llama.cpp logits"]
+    assert check.passed is None
+    assert "the base has no file here: the pre-tokenizer" in check.says
 
 
 def test_the_file_is_read_back(adapter: Any, written: Any) -> None:

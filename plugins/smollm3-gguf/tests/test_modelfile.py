@@ -7,6 +7,7 @@ import re
 import pytest
 from smollm3_gguf.check_template import CONVERSATIONS
 from smollm3_gguf.modelfile import modelfile, turns_of
+from smollm3_gguf.sampling import sampling_of
 
 from smollm3_finetune.api import directory_source
 
@@ -90,6 +91,48 @@ def test_text_of_the_modelfile(tokenizer):
     assert 'SYSTEM """You are helpful."""' in text
     assert text.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER temperature 0.6\nPARAMETER top_p 0.95\n')
     assert "PARAMETER temp" not in modelfile("x", None, [], {"temperature": 0.6, "do_sample": False})
+
+
+def test_a_generation_config_adds_no_line_of_its_own():
+    generation = {"repetition_penalty": "1.1\nADAPTER ./x", "temperature": None, "top_p": float("nan"), "top_k": 2.5}
+    text = modelfile("x", None, ["<end>", "a\nSYSTEM b", 'q"', "\x00"], generation)
+    assert text == 'FROM ./x\nPARAMETER stop "<end>"\n'
+    stated, omitted = sampling_of(generation | {"temperature": True, "top_k": 40.0})
+    assert stated == {"top_k": 40}
+    assert omitted == ["temperature = True", "top_p = nan", "repetition_penalty = '1.1\\nADAPTER ./x'"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("+ m['content'] +", "+ '{' + m['content'] +"),
+        CHATML.replace("'<|im_end|>' + '\n'", "'<|im_end|>{'"),
+        CHATML.replace("assistant\n' }}{% endif", "assistant\"' }}{% endif"),
+        WITH_DEFAULT.replace("You are helpful.", 'Be "kind" now.'),
+        WITH_DEFAULT.replace("You are helpful.", 'Be "kind"'),
+    ],
+    ids=[
+        "brace before the content",
+        "brace after it",
+        "quote at the end",
+        "quotes inside a system message",
+        "at its end",
+    ],
+)
+def test_texts_that_go_or_ollama_would_read_in_another_way(tokenizer, template, request):
+    tokenizer.chat_template = template
+    assert (turns_of(tokenizer) is None) == ("inside" not in request.node.callspec.id)
+
+
+def test_omitted_values_are_said(exported, context, tmp_path):
+    directory = exported.write_model(tmp_path / "model")
+    exported.edit_json(directory / "generation_config.json", temperature="abc", top_k=10**400)
+    ctx = context()
+    file = exported.export(directory, tmp_path / "out", ctx, type="q8_0", modelfile=True)
+    assert b"general.sampling" not in file.read_bytes()
+    assert any("temperature = 'abc', top_k = 1000" in line for line in ctx.progress.said)
+    exported.edit_json(directory / "generation_config.json", temperature=0.5, top_k=2, do_sample=False)
+    assert b"general.sampling" not in exported.export(directory, tmp_path / "greedy", ctx, type="q8_0").read_bytes()
 
 
 def test_the_file_is_written_beside_the_gguf(exported, context, tmp_path):
