@@ -19,6 +19,7 @@ nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen 
 nox -s preference_held_out  held-out accuracy of dpo and apo-zero on SmolLM2-135M: docs/preferences.md
 nox -s trl          the examples of docs/python.md, those with trl included
 nox -s gguf         llama.cpp beside transformers: tests, SmolLM2-135M in every type: docs/exporting-gguf.md
+nox -s exporters  mlx-lm and ONNX Runtime beside transformers: the tests of both exporters
 nox -s compressed_tensors  what is written in this format, loaded by the library and plain transformers
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
@@ -247,6 +248,21 @@ def gguf(session: nox.Session) -> None:
     env = {"OMP_NUM_THREADS": "1", "SMOLLM3_LLAMA_REQUIRED": "1"}
     session.run(str(python), "-m", "pytest", "-rs", "plugins/smollm3-gguf/tests/llama", env=env, external=True)
     session.run(str(python), "benchmarks/gguf_export.py", *session.posargs, env=dict(os.environ), external=True)
+
+
+@nox.session(venv_backend="venv")
+def exporters(session: nox.Session) -> None:
+    """The exporters `mlx` and `onnx`, with mlx-lm and ONNX Runtime in an environment of its own, over this one.
+
+    The packages have about 160 MB. CI does not run this session.
+    """
+    mlx = ("mlx>=0.32", "mlx-lm>=0.32", *(("mlx-cpu>=0.32",) if sys.platform == "linux" else ()))
+    onnx = ("onnx>=1.21", "onnxscript>=0.7", "onnx-ir", "onnxruntime>=1.20", "ml_dtypes", "flatbuffers")
+    python = over_this_one(session, "--no-deps", *mlx, *onnx)
+    tests = ("plugins/smollm3-mlx/tests", "plugins/smollm3-onnx/tests")
+    session.run(
+        str(python), "-m", "pytest", "-rs", *tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True
+    )
 
 
 @nox.session(venv_backend="venv")
