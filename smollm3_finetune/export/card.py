@@ -49,8 +49,12 @@ def card(about: Mapping[str, Any], training: StatedTraining) -> str:
         *(f"| {_cell(c['name'])} | {VERDICTS[c['passed']]} | {_cell(c['says'])} |" for c in about["checks"]),
     ]  # fmt: skip
     if merge is not None:
-        excess = merge["figures"]["excess"]
-        lines += ["", f"The merge before it added {excess:.2g} to the logits (limit {merge['limits']['excess']:.2g})."]
+        excess, limit = merge["figures"]["excess"], merge["limits"]["excess"]
+        lines += [
+            "",
+            f"Before the export, the adapter was merged into the base. The relative error that the merge adds to the "
+            f"logits is {excess:.2g} (limit {limit:.2g}).",
+        ]
     lines += retained_sentence(about["retained"])
     lines += [f"\nNote: {warning}." for warning in about["warnings"]]
     if training.section:

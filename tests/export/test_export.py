@@ -114,6 +114,7 @@ def test_a_run_is_merged_in_float32_exported_and_verified(cli: Cli, run: Path) -
     card = (out / "README.md").read_text()
     assert is_generated(card) and metadata_fault(card) is None and str(run) not in card
     assert "| weights | passed |" in card and "## Training" in card and "Retained share: 1.00" in card
+    assert "The relative error that the merge adds to the logits is" in card
     assert sorted(p.name for p in run.iterdir() if "exported" in p.name) == ["exported-safetensors"]
 
 
@@ -221,6 +222,10 @@ def test_what_rounding_costs_is_measured_and_warned_of(cli: Cli, run: Path) -> N
         (("run", "small", "--to", "safetensors"), "Got unexpected argument"),
         (("--to", "safetensors"), "Missing argument"),
         (("run/checkpoints", "--to", "safetensors"), "it is inside a run: smollm3 export run --to safetensors"),
+        (
+            ("runs", "--to", "safetensors"),
+            "'runs' is not a run or a model, but contains runs\n  hint: smollm3 export runs",
+        ),
         (("run", "--to", "safetensors", "--output", "taken"), "is not empty"),
         (("run", "--to", "safetensors", "--quant", "none"), "--quant cannot be used with the run"),
     ],
@@ -229,6 +234,8 @@ def test_mistakes_are_one_sentence_with_a_hint(
     arguments: tuple[str, ...], says: str, cli: Cli, run: Path, small: Path, isolated: Path
 ) -> None:
     Path("run").symlink_to(run)
+    Path("runs").mkdir()
+    Path("runs/one").symlink_to(run)
     Path("small").symlink_to(small)
     Path("file").touch()
     Path("taken").mkdir()
@@ -237,6 +244,41 @@ def test_mistakes_are_one_sentence_with_a_hint(
     done = cli("export", *arguments)
     assert done.code not in (0, 1) and says in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert sorted(isolated.rglob("*")) == before and not list(run.glob("exported*"))
+
+
+def test_the_hint_for_a_default_output_that_is_taken_is_free(cli: Cli, run: Path) -> None:
+    for taken in ("exported-safetensors", "exported-safetensors-2"):
+        (run / taken).mkdir()
+        (run / taken / "config.json").touch()
+    done = cli("export", run, "--to", "safetensors")
+    assert done.code == 2 and "already contains a model" in done.stderr, done.stderr
+    assert f"hint: --output {run / 'exported-safetensors-3'}\n" in done.stderr
+
+
+LOADER = """
+from smollm3_finetune.api import LoaderSpec, hookimpl
+
+
+@hookimpl
+def smollm3_loaders():
+    return [
+        LoaderSpec(
+            name="npz", summary="a NumPy archive", factory="npz_loader:Loader",
+            claims=lambda ref: ref.endswith(".npz"), api=2,
+        )
+    ]
+"""
+
+
+def test_a_file_that_a_loader_claims_is_named(cli: Cli, small: Path, plugin_file: Callable[[str, str], Path]) -> None:
+    plugins = ("--no-plugins", "-p", str(EXAMPLE), "-p", str(plugin_file("npz_loader", LOADER)), "--to", "npz")
+    done = cli("export", small, *plugins, "--output", "out")
+    assert done.code == 0, done.stderr
+    (file,) = Path("out").glob("*.npz")
+    assert f"try it         smollm3 generate {file} -p" in done.stdout
+    done = cli("export", "out", *plugins, "--output", "again")
+    assert done.code == 2 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
+    assert f"hint: name the file: smollm3 export {file} --to npz --output DIR" in done.stderr
 
 
 def test_a_wrong_merge_is_refused_before_anything_is_written(cli: Cli, small: Path) -> None:

@@ -32,13 +32,16 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 @click.command(cls=ExportCommand, add_help_option=False)
 @click.argument("words", nargs=-1, required=True, metavar="RUN|MODEL", type=click.UNPROCESSED)
-@click.option("--to", metavar="NAME", help="Exporter: the format that is written.")
+@click.option("--to", metavar="EXPORTER", help="The exporter, named after the format that it writes.")
 @click.option(
     "--to-opt", multiple=True, metavar="K=V",
     help="Option of the exporter; may also be written as a flag of its own: --K V.",
 )  # fmt: skip
 @click.option(
-    "--output", default=None, metavar="DIR", help="Output directory; must be empty or new; default: RUN/exported-NAME."
+    "--output",
+    default=None,
+    metavar="DIR",
+    help="Output directory; must be empty or new; default: RUN/exported-EXPORTER.",
 )
 @click.option("--adapter-path", default=None, metavar="DIR", help="Saved adapter of MODEL; merged if needed.")
 @click.option("--adapter", default=None, metavar="NAME", help="Adapter method, if its directory does not name it.")
@@ -79,6 +82,7 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
     from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.export.names import check_is_directory, choose_exporter
+    from smollm3_finetune.export.target import check_default_output, check_is_model, loadable_file
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
@@ -92,17 +96,17 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
     target, flags = _target(click.get_current_context(), words, values, registry)
     run = RunDir(user_path(target, "the run or model"))
     is_run = run.config.exists()
-    if not is_run and (inside := run.containing()) and not (run.path / "config.json").is_file():
-        from smollm3_finetune.errors import ConfigError
-
-        again = f"smollm3 export {shlex.quote(str(inside))} --to {values['to'] or 'NAME'}"
-        raise ConfigError(f"{target!r} is not a model", hint=f"it is inside a run: {again}")
+    if not is_run and values["loader"] is None:
+        check_is_model(target, values["to"] or "EXPORTER", registry)
     options = options_of({"to_opt": (*values["to_opt"], *flags)}, "to_opt", "exporter")
     origins = {f"exporter.{key}": f"--to-opt {key}" for key in options}
     choice = choose_exporter(registry, ComponentConfig(name=values["to"], options=options), origins)
     output = _output(run if is_run else None, values, choice)
     check_is_directory(output, choice)
-    check_vacant("--output", output)
+    if values["output"]:
+        check_vacant("--output", output)
+    else:
+        check_default_output(output)
     if is_run:
         takes_model = choice.spec.takes == "model"
         purpose = Purpose.MERGE if takes_model else Purpose.EXPORT
@@ -138,7 +142,10 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
         say_warning(warning)
     if report["remedy"]:
         click.echo(f"  hint: {report['remedy']}", err=True)
-    return json.dumps(report, ensure_ascii=False) if as_json else shown_export(report, values["plugin"])
+    if as_json:
+        return json.dumps(report, ensure_ascii=False)
+    file = loadable_file(output, registry) if planned.spec.takes == "model" else None
+    return shown_export(report, values["plugin"], file)
 
 
 def _target(

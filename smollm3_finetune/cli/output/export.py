@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.data.counts import counted
@@ -13,8 +14,11 @@ from smollm3_finetune.paths import plugin_flags
 MARKS = {True: "✓", False: "✗", None: "–"}
 
 
-def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
-    """The report of an export as human-readable text; `plugins` are the values of `-p` that it used."""
+def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = (), file: Path | None = None) -> str:
+    """The report of an export as human-readable text.
+
+    `plugins` are the values of `-p` that it used, and `file` is a written file that a loader opens as a model.
+    """
     lines = [""]
     if report["adapter"] is not None:
         merge = report["merge"]
@@ -34,9 +38,7 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
-    if "config.json" in report["files"]:
-        lines += [
-            "",
-            f"try it         smollm3 generate {shlex.quote(report['output'])}{plugin_flags(plugins)} --prompt '…'",
-        ]
+    model = report["output"] if "config.json" in report["files"] else file
+    if model is not None:
+        lines += ["", f"try it         smollm3 generate {shlex.quote(str(model))}{plugin_flags(plugins)} --prompt '…'"]
     return "\n".join(lines)
