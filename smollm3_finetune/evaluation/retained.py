@@ -100,12 +100,10 @@ def retained_warning(found: Retained) -> str | None:
     return f"the shipped model keeps only {found.share:.2f} of the gain of training{around}"
 
 
-def ship_as_line(adapter: Path, name: str, options: Mapping[str, Any]) -> str:
-    """The command that trains the run of a saved adapter again so that what is trained is what is shipped."""
-    config = adapter.parent / "run.yaml"
-    of_run = f"--config {shlex.quote(str(config))}" if config.is_file() else "…"
+def ship_as_line(config: Path, name: str, options: Mapping[str, Any]) -> str:
+    """The command that trains a run again, from its configuration, so that what is trained is what is shipped."""
     values = "".join(f" --ship-as-opt {shlex.quote(f'{key}={_typed(value)}')}" for key, value in options.items())
-    return f"smollm3 train {of_run} --ship-as {name}{values}"
+    return f"smollm3 train --config {shlex.quote(str(config))} --ship-as {name}{values}"
 
 
 def _typed(value: Any) -> str:

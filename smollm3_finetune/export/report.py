@@ -9,10 +9,11 @@ from typing import Any
 
 from smollm3_finetune.api import Check, Exported
 from smollm3_finetune.components.requirements import installed_version
-from smollm3_finetune.evaluation.retained import Retained, retained_warning, ship_as_line
+from smollm3_finetune.evaluation.retained import Retained, retained_warning
 from smollm3_finetune.export.card import card
 from smollm3_finetune.export.plan import PlannedExport
 from smollm3_finetune.files.json import write_json
+from smollm3_finetune.merge.remedy import ship_as_command
 from smollm3_finetune.merge.report import LIBRARIES
 from smollm3_finetune.model.adapter_card import StatedTraining, stated_training
 from smollm3_finetune.model_files.model_card import FILE as CARD
@@ -46,8 +47,7 @@ def export_report(
     remedy = None
     if kept is not None and (text := retained_warning(kept)) is not None:
         warnings.append(text)
-        if planned.spec.round_trips and plan.saved is not None:
-            remedy = ship_as_line(plan.saved.path, name, choice.changed_options())
+        remedy = ship_as_command(plan, choice)
     about = {
         "title": f"{', '.join(what)}, exported as {name}",
         "name": subject.name,

@@ -3,6 +3,7 @@
 `run`      the procedure
 `gate`     the figures that are measured, and their limits
 `tensors`  checks of single tensors
+`remedy`   the command that trains a run again for the format
 `report`   `merge.json` and the report of the command
 `card`     the model card
 

@@ -15,15 +15,15 @@ from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, ModelSource, Op, Purpose, Quantizer, UnsupportedOp
-from smollm3_finetune.components.negotiation import environment, provided
+from smollm3_finetune.api import Adapter, ModelSource, Quantizer, UnsupportedOp
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.data.chat_template.stops import stop_ids
 from smollm3_finetune.errors import ConfigError, MissingWeightsError, ModelError
-from smollm3_finetune.evaluation.retained import Retained, retained, retained_warning, ship_as_line, unknown
+from smollm3_finetune.evaluation.retained import Retained, retained, retained_warning, unknown
 from smollm3_finetune.evaluation.row_losses import RowLosses
 from smollm3_finetune.merge.gate import Figures, Limits, coarsest, finest, fixed_rows
 from smollm3_finetune.merge.prediction import PredictedRows, fixed_texts, predictions
+from smollm3_finetune.merge.remedy import ship_as_command
 from smollm3_finetune.merge.report import (
     Merged,
     MergeSettings,
@@ -393,9 +393,7 @@ def _requantize(
     warnings = [*about["warnings"], *filter(None, [predicted["warning"], retained_warning(kept)])]
     about = {**about, "requantized": requantized, "versions": versions, "warnings": warnings, "shipped": compared}
     publish_merge(about, out, settings.output, plan.saved.path)
-    ships = Op.ROUND_TRIP in provided(choice, environment(context.device, Purpose.TRAIN))[0]
-    again = ship_as_line(plan.saved.path, choice.component.spec.name, choice.changed_options())
-    return {**about, "remedy": again if ships and not kept.enough else None}
+    return {**about, "remedy": None if kept.enough else ship_as_command(plan, choice)}
 
 
 def _vocabulary(model: Any) -> int:

@@ -145,6 +145,8 @@ def install(base: Base, adapted: Adapted, plan: ShipPlan, source: ModelSource, c
             else:
                 layer.grid = ctx.grids.get(name, {})
             task.advance()
+    if ctx.grids is None:
+        _use_grids_of_first_process(layers, ctx.device)
     with attributed_to(component, "apply() of its round trip"):
         check_applied(next(iter(layers.values())), component.who)
     about = Record(
@@ -157,6 +159,21 @@ def install(base: Base, adapted: Adapted, plan: ShipPlan, source: ModelSource, c
         versions={component.distribution: component.version},
     )
     return ShippedAdapted(adapted, plan, layers, about)
+
+
+def _use_grids_of_first_process(layers: Mapping[str, ShippedLayer], device: str) -> None:
+    """Replace the grids by those of the first process: another device may find others for the same weights."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    made = {name: {k: v.cpu() for k, v in layer.grid.items()} for name, layer in layers.items()}
+    shared = [made if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(shared)
+    assert shared[0] is not None
+    for name, layer in layers.items():
+        layer.grid = {k: v.to(torch.device(device)) for k, v in shared[0][name].items()}
 
 
 def dense_skeleton(source: ModelSource, base: Base) -> PreTrainedModel:

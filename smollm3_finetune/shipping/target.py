@@ -135,7 +135,7 @@ def _round_trips(component: RegisteredComponent) -> bool:
     return bool(getattr(component.spec, "round_trips", False))
 
 
-def _can(chosen: SelectedComponent, env: Env) -> bool:
+def can_be_trained_for(chosen: SelectedComponent, env: Env) -> bool:
     """Whether a format can be trained for, with these options on this machine."""
     if chosen.component.kind is QUANTIZER:
         return Op.ROUND_TRIP in provided(chosen, env)[0]
@@ -150,7 +150,9 @@ def _formats(registry: Registry, env: Env) -> list[str]:
             with contextlib.suppress(SmolLM3Error):  # broken, or not for this machine
                 options = build(component.options_class(), {}, KEY)
                 chosen = SelectedComponent(component=component, options=options)
-                if not requirement_problems(component.title, component.spec.requires, env.device) and _can(chosen, env):
+                if not requirement_problems(
+                    component.title, component.spec.requires, env.device
+                ) and can_be_trained_for(chosen, env):
                     found.append(component.spec.name)
     return sorted(dict.fromkeys(found))
 
@@ -171,7 +173,7 @@ def format_problems(registry: Registry, chosen: SelectedComponent, device: str) 
     """Why this format cannot be trained for on this machine; empty if it can."""
     component, env = chosen.component, training_env(device)
     problems: list[SmolLM3Error] = [*requirement_problems(component.title, component.spec.requires, device)]
-    if _can(chosen, env):
+    if can_be_trained_for(chosen, env):
         return problems
     if component.kind is QUANTIZER:
         reason = provided(chosen, env)[1].get(Op.ROUND_TRIP, "the quantizer does not declare it")
@@ -183,7 +185,7 @@ def format_problems(registry: Registry, chosen: SelectedComponent, device: str) 
     others = [n for n in _formats(registry, env) if n != component.spec.name]
     default = SelectedComponent(component=component, options=build(component.options_class(), {}, KEY))
     hint = _choices(others)
-    if _can(default, env):
+    if can_be_trained_for(default, env):
         hint = f"{FLAG} {component.spec.name} with its default options, or {hint}" if others else (
             f"{FLAG} {component.spec.name} with its default options"
         )  # fmt: skip

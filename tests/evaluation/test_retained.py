@@ -98,13 +98,9 @@ def test_the_line_says_how_an_adapter_was_measured_that_was_trained_for_the_form
     assert "adapter, computing as shipped, " in retained_line(found.as_json())
 
 
-def test_the_command_names_the_run_and_the_options(tmp_path: Path) -> None:
-    adapter = tmp_path / "my run" / "adapter"
-    adapter.mkdir(parents=True)
-    assert ship_as_line(adapter, "coarse", {}) == "smollm3 train … --ship-as coarse"
-    (adapter.parent / "run.yaml").touch()
+def test_the_command_names_the_configuration_and_the_options() -> None:
     options = {"type": "q4", "fast": True, "layers": ["a", "b"]}
-    assert ship_as_line(adapter, "coarse", options) == (
-        f"smollm3 train --config '{adapter.parent}/run.yaml' --ship-as coarse --ship-as-opt type=q4 "
+    assert ship_as_line(Path("my run/run.yaml"), "coarse", options) == (
+        "smollm3 train --config 'my run/run.yaml' --ship-as coarse --ship-as-opt type=q4 "
         "--ship-as-opt fast=true --ship-as-opt layers=a,b"
     )
