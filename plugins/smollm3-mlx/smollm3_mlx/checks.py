@@ -24,7 +24,7 @@ from smollm3_mlx.options import MlxOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1e-4
+LIMIT = 2e-5
 """The largest relative difference of logits if mlx-lm computes in float32."""
 IN_DTYPE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """The same if it computes in the dtype of the files."""

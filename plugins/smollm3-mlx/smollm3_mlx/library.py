@@ -40,7 +40,8 @@ def quantized(dense: Path, config: dict[str, Any], bits: int, group_size: int) -
             model, config = quantize_model(model, config, group_size, bits)
         except Exception as e:  # mlx-lm and its models raise any
             raise ModelError(f"mlx-lm cannot quantize the model: {first_line(e)}") from e
-        return {name: to_torch(array) for name, array in tree_flatten(model.parameters())}, config
+        pairs: Any = tree_flatten(model.parameters())
+        return {name: to_torch(array) for name, array in pairs}, config
 
 
 def requantized(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:

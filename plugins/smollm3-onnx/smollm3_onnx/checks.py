@@ -14,7 +14,7 @@ from smollm3_onnx.graph import DATA, FILE
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = 1e-4
+LIMIT = 1e-5
 """The largest relative difference of logits between ONNX Runtime and transformers."""
 INSTALL = "pip install onnxruntime"
 
