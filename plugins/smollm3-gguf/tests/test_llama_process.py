@@ -11,7 +11,7 @@ import torch
 from smollm3_gguf.checks import stops_of
 from smollm3_gguf.llama import check_predictions, check_tokens, checks_with_llama_cpp, quantize_with_llama_cpp
 from smollm3_gguf.llama_limits import Precision
-from smollm3_gguf.llama_process import OLDEST, LlamaRefusedError, LlamaUnusableError, llama
+from smollm3_gguf.llama_process import OLDEST, LlamaRefusedError, LlamaUnusableError, check_installed, llama
 from smollm3_gguf.predictions import Agreement
 
 from smollm3_finetune.api import BuildContext, Exported, MissingRequirementError, ModelError
@@ -95,6 +95,13 @@ def test_quantizing_without_the_library_names_it(
         quantize_with_llama_cpp(tmp_path / "a.gguf", tmp_path / "b.gguf", "q4_k_m", context())
     assert raised.value.hint is not None
     assert raised.value.hint.startswith("pip install")
+
+
+def test_an_old_library_is_named_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smollm3_gguf.llama_process.installed", lambda: True)
+    monkeypatch.setattr("smollm3_gguf.llama_process.version", lambda name: "0.3.2")
+    with pytest.raises(MissingRequirementError, match=r"llama-cpp-python 0\.3\.2 is too old"):
+        check_installed("q4_k_m")
 
 
 def test_a_library_that_does_not_import_is_no_fault_of_the_file(
