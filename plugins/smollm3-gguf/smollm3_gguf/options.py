@@ -26,6 +26,6 @@ class GgufExportOptions:
         "f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1",
         "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
     ] = option(
-        "f16", "Type of the weights. Types with a k need llama-cpp-python: pip install llama-cpp-python"
+        "f16", "Type of the weights. Types with a k need llama-cpp-python: pip install 'llama-cpp-python>=0.3.36'"
     )  # fmt: skip
     modelfile: bool = option(False, "Also write an Ollama Modelfile: template, stop tokens, sampling defaults.")
