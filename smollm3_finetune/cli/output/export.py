@@ -38,7 +38,9 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = (), file: P
         f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
-    model = report["output"] if "config.json" in report["files"] else file
+    names = report["files"]
+    is_model = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    model = report["output"] if is_model else file
     if model is not None:
         lines += ["", f"try it         smollm3 generate {shlex.quote(str(model))}{plugin_flags(plugins)} --prompt '…'"]
     return "\n".join(lines)
