@@ -23,6 +23,7 @@ from smollm3_finetune.api import (
     check_layerwise,
     given,
     group_size_error,
+    layer_shapes,
     layers_to_quantize,
     load_into,
     open_checkpoint,
@@ -57,6 +58,7 @@ def check(options: HQQOptions, source: ModelSource) -> None:
     stored = described(source.config)
     if stored is None:
         check_layerwise(NAME, HINT, along=lambda o: "in_features" if o.axis == 1 else "out_features")(options, source)
+        check_skipped(options, source)
         return
     has = stored_options(source, stored)
     wrong = [
@@ -70,6 +72,18 @@ def check(options: HQQOptions, source: ModelSource) -> None:
         raise ConfigError(
             f"hqq: {source.ref!r} is already quantized and cannot be quantized again: {'; '.join(wrong)}",
             hint="leave the option out, or use a full-precision checkpoint",
+        )
+
+
+def check_skipped(options: HQQOptions, source: ModelSource) -> None:
+    """Raises ConfigError for a name in `skip_modules` that no layer of a checkpoint on disk has."""
+    names = [f".{name}." for name in layer_shapes(source) or ()]
+    unknown = [key for key in options.skip_modules if not any(f".{key}." in name for name in names)]
+    if unknown and names and not any(".experts." in name for name in names):  # experts have other names in a model
+        known = ", ".join(sorted({name.split(".")[-2] for name in names}))
+        raise ConfigError(
+            f"hqq: skip_modules names {unknown[0]!r}, and {source.ref!r} has no linear layer there",
+            hint=f"its linear layers are {known}",
         )
 
 
@@ -162,7 +176,7 @@ def write(source: ModelSource, out: Path, ctx: BuildContext, options: HQQOptions
                 if (layer := weights.get(name)) is None:
                     yield name, tensor.to(ctx.torch_dtype) if tensor.is_floating_point() else tensor
                     continue
-                for part, value in parts(layer, tensor).items():
+                for part, value in parts(layer, tensor.to(ctx.torch_dtype)).items():  # rounded as `load` does
                     yield f"{layer}.{part}", value.detach()
                 task.advance()
 
