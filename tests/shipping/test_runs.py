@@ -77,7 +77,7 @@ def test_a_plan_states_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ship_as", "more", "says", "hint"),
     [
-        ("no-trip", {}, "does not provide round-trip (its codes depend on the device)", "--ship-as grid or"),
+        ("no-trip", {}, "does not provide round-trip (its codes depend on the device)", "--ship-as bnb-4bit or"),
         ("grit", {}, "no installed plugin has a format 'grit'", "did you mean 'grid'?"),
         ({"name": "grid-export", "bits": 8}, {}, "these options cannot be trained for", "with its default options"),
         ({"name": "grid", "bitz": 3}, {}, "quantizer 'grid' has no option 'bitz'", "did you mean 'bits'?"),
