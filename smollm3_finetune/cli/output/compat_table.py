@@ -85,7 +85,7 @@ def _block(
     device: str,
 ) -> list[str]:
     left = max(width - sum(columns[first:last]), MIN_ADAPTER_WIDTH)
-    left = min(left, max(len(", ".join(names)) for _, names in rows) + 2)
+    left = min(left, max(len(f"on {device}"), *(len(", ".join(names)) for _, names in rows)) + 2)
     shown = range(first, last)
     head = f"on {device}".ljust(left) + "".join(names[i].ljust(columns[i]) for i in shown)
     lines = [click.style(head.rstrip(), bold=True), (" " * left + "".join(SUBHEAD.ljust(columns[i]) for i in shown))]
