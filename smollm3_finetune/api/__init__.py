@@ -83,6 +83,7 @@ from smollm3_finetune.api.helpers import (
     branch_rows,
     branched_example,
     check_patterns,
+    copy_model_files,
     directory_source,
     evaluating,
     expert_stacks,
@@ -90,11 +91,13 @@ from smollm3_finetune.api.helpers import (
     flatten_branches,
     flatten_rows,
     has_supervised_logits,
+    model_files,
     open_tensors,
     options_dict,
     pad_rows,
     read_json,
     seeded,
+    write_tensors,
 )
 from smollm3_finetune.api.models import (
     Adapted,
@@ -235,6 +238,7 @@ __all__ = [
     "check_patterns",
     "computes_shipped",
     "converted_source",
+    "copy_model_files",
     "directory_source",
     "evaluating",
     "expert_stacks",
@@ -256,6 +260,7 @@ __all__ = [
     "load_into",
     "load_layerwise",
     "load_parameters",
+    "model_files",
     "open_checkpoint",
     "open_tensors",
     "ops_for_layers",
@@ -283,4 +288,5 @@ __all__ = [
     "transformer_blocks",
     "without_adapter",
     "write_checkpoint",
+    "write_tensors",
 ]

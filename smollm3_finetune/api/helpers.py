@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,41 @@ def file_digest(file: Path) -> str:
     from smollm3_finetune.files.json import file_sha256
 
     return file_sha256(file)
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files of a model beside its weights and its `config.json`, by name: for exporters.
+
+    Tokenizer, chat template, generation config, processor configs and license; Python files only if a config of the
+    model names code. Links to files outside of the model's directory are left out: somebody else may have made it.
+    """
+    from smollm3_finetune.model_files.writing import rest_of
+
+    return rest_of(directory)
+
+
+def copy_model_files(directory: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
+    """Copy the `model_files` of `directory` that the directory `out` lacks.
+
+    `say` receives a line for each link that is left out: `ctx.progress.say`.
+    """
+    from smollm3_finetune.model_files.writing import copy_rest
+
+    copy_rest(directory, out, say)
+
+
+def write_tensors(
+    out: Path, tensors: Iterable[tuple[str, Tensor]], *, max_bytes: int = 5_000_000_000, format: str = "pt"
+) -> None:
+    """Write tensors by name into safetensors files in the directory `out`, named as transformers names them.
+
+    They are taken one by one, in their order, and memory holds at most one file. A file has at most `max_bytes` of
+    tensors, except for a single tensor that is larger. `format` is stated in the files; transformers reads `pt` and
+    `mlx`.
+    """
+    from smollm3_finetune.model_files.quantized_checkpoint import write_shards
+
+    write_shards(out, iter(tensors), max_bytes, format)
 
 
 def check_patterns(texts: Iterable[Any], names: Collection[str]) -> None:

@@ -51,12 +51,12 @@ def write_quantized(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_shards(directory: Path, tensors: Iterator[tuple[str, Tensor]], size: int) -> None:
+def write_shards(directory: Path, tensors: Iterator[tuple[str, Tensor]], size: int, format: str = "pt") -> None:
     """Write tensors into safetensors files of at most `size` bytes, named as transformers names them.
 
-    The tensors are taken one by one, in their order; memory holds at most one file.
+    The tensors are taken one by one, in their order; memory holds at most one file. The files state the `format`.
     """
-    _Shards(directory, size).write(tensors)
+    _Shards(directory, size, format).write(tensors)
 
 
 def _ordered(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
@@ -93,8 +93,8 @@ def _once(tensors: Iterator[tuple[str, Tensor]], ties: Mapping[str, str]) -> Ite
 class _Shards:
     """Safetensors files of at most `size` bytes of tensors, except for a single tensor that is larger."""
 
-    def __init__(self, directory: Path, size: int) -> None:
-        self.directory, self.size = directory, size
+    def __init__(self, directory: Path, size: int, format: str = "pt") -> None:
+        self.directory, self.size, self.format = directory, size, format
         self.files: list[list[str]] = []
         """The names of the tensors in each file."""
         self.total = 0
@@ -115,7 +115,7 @@ class _Shards:
     def _save(self, tensors: Mapping[str, Tensor]) -> None:
         from safetensors.torch import save_file
 
-        save_file(dict(tensors), str(self._file(len(self.files))), metadata={"format": "pt"})
+        save_file(dict(tensors), str(self._file(len(self.files))), metadata={"format": self.format})
         self.files.append(sorted(tensors))
         self.total += sum(t.numel() * t.element_size() for t in tensors.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,17 +90,27 @@ def copy_rest(
     Other files are not copied: they may be other weights, rows or secrets. Links that leave the model's directory are
     not copied either, and reported with `say`: a downloaded model may contain links into the user's home directory.
     """
-    configs = (source / name for name in CODE_NAMES)
-    has_code = any(_names_code(file) for file in configs if file.is_file())
-    for file in sorted(source.iterdir()):
-        named = (BELONGS if tokenizer else BESIDE_TOKENIZER).fullmatch(file.name)
-        belongs = named and (has_code or file.suffix != ".py")
-        if not belongs or not file.is_file() or (out / file.name).exists():
+    for file in _belonging(source, BELONGS if tokenizer else BESIDE_TOKENIZER):
+        if (out / file.name).exists():
             continue
         if _is_own(file, source):
             shutil.copyfile(file, out / file.name)
         else:
             say(f"{file} is not copied: it is a link to a file outside of the model's directory")
+
+
+def rest_of(source: Path) -> list[Path]:
+    """The files of the model in `source` that `copy_rest` copies into an empty directory, by name."""
+    return [file for file in _belonging(source, BELONGS) if _is_own(file, source)]
+
+
+def _belonging(source: Path, names: re.Pattern[str]) -> Iterator[Path]:
+    """The files with one of these names, also links that leave the directory; code only if a config names some."""
+    configs = (source / name for name in CODE_NAMES)
+    has_code = any(_names_code(file) for file in configs if file.is_file())
+    for file in sorted(source.iterdir()):
+        if names.fullmatch(file.name) and file.is_file() and (has_code or file.suffix != ".py"):
+            yield file
 
 
 def _names_code(file: Path) -> bool:

@@ -14,10 +14,11 @@ from smollm3_finetune.api import (
     ModelError,
     StoredTensors,
     evaluating,
+    model_files,
     open_checkpoint,
     read_json,
 )
-from smollm3_mlx.files import beside, mlx_config
+from smollm3_mlx.config import mlx_config
 from smollm3_mlx.installed import INSTALL, installed
 from smollm3_mlx.options import MlxOptions
 
@@ -88,7 +89,7 @@ def check_files(subject: Exported, out: Path, options: MlxOptions) -> Iterator[C
         odd = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         says = f"{odd[0]} of config.json is not the model's" if odd else "config.json states the model's values"
         yield Check(name="config", passed=not odd, says=says)
-    files = beside(subject.model.path)
+    files = model_files(subject.model.path)
     same = [f.name for f in files if (out / f.name).is_file() and filecmp.cmp(f, out / f.name, shallow=False)]
     odd = sorted({f.name for f in files} - set(same))
     says = f"{odd[0]} is not the model's" if odd else f"{len(files)} files are the model's: {', '.join(same)}"

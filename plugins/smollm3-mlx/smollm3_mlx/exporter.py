@@ -14,10 +14,12 @@ from smollm3_finetune.api import (
     IncompatibleError,
     ModelError,
     StoredTensors,
+    copy_model_files,
     open_checkpoint,
+    write_tensors,
 )
 from smollm3_mlx.checks import check_files, check_logits, check_weights
-from smollm3_mlx.files import copy_beside, mlx_config, write_config, write_tensors
+from smollm3_mlx.config import mlx_config, write_config
 from smollm3_mlx.options import MlxOptions
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class MlxExporter:
         dense = out if self.options.bits is None else out / DENSE
         dense.mkdir(exist_ok=True)
         stored = open_checkpoint(subject.model)
-        write_tensors(dense, self.rounded_items(stored))
+        write_tensors(dense, self.rounded_items(stored), format="mlx")
         write_config(dense, config)
         if self.options.bits is not None:
             from smollm3_mlx.library import quantized
@@ -49,9 +51,9 @@ class MlxExporter:
                     hint="leave out bits, then: mlx_lm.convert -q --hf-path DIR",
                 )
             shutil.rmtree(dense)
-            write_tensors(out, iter(sorted(tensors.items())))
+            write_tensors(out, sorted(tensors.items()), format="mlx")
             write_config(out, config)
-        copy_beside(subject.model.path, out)
+        copy_model_files(subject.model.path, out, ctx.progress.say)
 
     def rounded_items(self, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
         for name in sorted(stored):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from smollm3_mlx.config import mlx_config
 from smollm3_mlx.exporter import MlxExporter
-from smollm3_mlx.files import mlx_config, write_tensors
 from smollm3_mlx.installed import INSTALL, check_source, installed
 from smollm3_mlx.options import MlxOptions
 
@@ -69,14 +69,6 @@ def test_rope_is_stated_as_mlx_reads_it() -> None:
     found = mlx_config({"model_type": "llama", "rope_parameters": scaled})
     assert found["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     assert found["tie_word_embeddings"] is False  # mlx-lm's default for a Llama is True
-
-
-def test_many_tensors_take_several_files(tmp_path: Path) -> None:
-    tensors = {f"t{i}": torch.full((4,), float(i)) for i in range(5)}
-    write_tensors(tmp_path, iter(tensors.items()), size=32)
-    assert len(list(tmp_path.glob("model-0000?-of-00003.safetensors"))) == 3
-    found = StoredTensors(tmp_path)
-    assert {n: t.tolist() for n, t in found.items()} == {n: t.tolist() for n, t in tensors.items()}
 
 
 def test_without_mlx_the_check_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions
+from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, NoOptions, copy_model_files, model_files
 from smollm3_onnx.checks import check_files, check_graph, check_logits, check_weights, stored_weights
 from smollm3_onnx.graph import save, traced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BESIDE = re.compile(
-    r"(config|tokenizer|special_tokens|added_tokens|vocab|merges|generation_config|chat_template)[\w.-]*"
-    r"\.(json|txt|model|jinja)|config\.json|(LICENSE|NOTICE)[\w.-]*"
-)
-"""Files that are copied unchanged, by name."""
 
 
 class OnnxExporter:
@@ -31,8 +24,8 @@ class OnnxExporter:
 
         ctx.progress.say("tracing the model for ONNX, which may take minutes")
         save(traced(subject.model.load(dtype=torch.float32).eval()), out)
-        for file in beside(subject):
-            shutil.copyfile(file, out / file.name)
+        shutil.copyfile(subject.model.path / "config.json", out / "config.json")
+        copy_model_files(subject.model.path, out, ctx.progress.say)
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         checks = [check_graph(out), check_files(beside(subject), out)]
@@ -57,5 +50,5 @@ class OnnxExporter:
 
 
 def beside(subject: Exported) -> list[Path]:
-    """The files of the model that are copied unchanged: config, tokenizer, template, generation config, license."""
-    return sorted(f for f in subject.model.path.iterdir() if f.is_file() and BESIDE.fullmatch(f.name))
+    """The files of the model that are copied unchanged: `config.json` and those beside it."""
+    return [subject.model.path / "config.json", *model_files(subject.model.path)]

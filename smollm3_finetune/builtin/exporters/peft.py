@@ -15,12 +15,13 @@ from smollm3_finetune.api import (
     IncompatibleError,
     ModelError,
     NoOptions,
+    copy_model_files,
     file_digest,
+    model_files,
     open_tensors,
     read_json,
 )
 from smollm3_finetune.builtin.exporters.safetensors import equal, named
-from smollm3_finetune.model_files.writing import BELONGS, copy_rest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ class PeftExporter:
             )
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(adapter / name, out / name)
-        copy_rest(adapter, out, ctx.progress.say)
+        copy_model_files(adapter, out, ctx.progress.say)
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
         return [_weights(subject, out), _config(subject, out), _others(subject, out), _loads(out)]
@@ -92,7 +93,7 @@ def _config(subject: Exported, out: Path) -> Check:
 
 def _others(subject: Exported, out: Path) -> Check:
     """The tokenizer, the template and the other files beside the weights are the adapter's."""
-    names = [f.name for f in sorted(_adapter(subject).iterdir()) if f.is_file() and BELONGS.fullmatch(f.name)]
+    names = [file.name for file in model_files(_adapter(subject))]
     odd = [
         name for name in names if not (out / name).is_file() or _digest(out, name) != _digest(_adapter(subject), name)
     ]

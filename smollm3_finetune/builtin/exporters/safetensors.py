@@ -19,15 +19,15 @@ from smollm3_finetune.api import (
     IncompatibleError,
     ModelError,
     StoredTensors,
+    copy_model_files,
     evaluating,
     open_checkpoint,
     read_json,
+    write_tensors,
 )
 from smollm3_finetune.builtin.exporters.same_files import same_model_files
 from smollm3_finetune.builtin.options import SafetensorsOptions
 from smollm3_finetune.files.json import write_json
-from smollm3_finetune.model_files.quantized_checkpoint import write_shards
-from smollm3_finetune.model_files.writing import copy_rest
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,9 @@ class SafetensorsExporter:
 
     def write(self, subject: Exported, out: Path, ctx: BuildContext) -> None:
         stored = open_checkpoint(subject.model)
-        write_shards(out, self._rounded(stored), self.shard_bytes)
+        write_tensors(out, self._rounded(stored), max_bytes=self.shard_bytes)
         write_config(subject.model.path / "config.json", out / "config.json", self.options.dtype)
-        copy_rest(subject.model.path, out, ctx.progress.say)
+        copy_model_files(subject.model.path, out, ctx.progress.say)
 
     def _rounded(self, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
         for name in sorted(stored):

@@ -9,6 +9,7 @@ from typing import Any
 
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.evaluation.line import retained_line
+from smollm3_finetune.export.card import is_model
 from smollm3_finetune.paths import plugin_flags
 
 MARKS = {True: "✓", False: "✗", None: "–"}
@@ -38,9 +39,7 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = (), file: P
         f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
-    names = report["files"]
-    is_model = "config.json" in names and any(name.endswith(".safetensors") for name in names)
-    model = report["output"] if is_model else file
+    model = report["output"] if is_model(report["files"]) else file
     if model is not None:
         lines += ["", f"try it         smollm3 generate {shlex.quote(str(model))}{plugin_flags(plugins)} --prompt '…'"]
     return "\n".join(lines)
