@@ -87,14 +87,14 @@ def model_files(directory: Path) -> list[Path]:
     return rest_of(directory)
 
 
-def copy_model_files(directory: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> None:
+def copy_model_files(directory: Path, out: Path, say: Callable[[str], None] | None = None) -> None:
     """Copy the `model_files` of `directory` that the directory `out` lacks.
 
     `say` receives a line for each link that is left out: `ctx.progress.say`.
     """
     from smollm3_finetune.model_files.writing import copy_rest
 
-    copy_rest(directory, out, say)
+    copy_rest(directory, out, say or (lambda line: None))
 
 
 def write_tensors(
