@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,19 @@ def quantized_layers(name: str, model: PreTrainedModel, skip_modules: Iterable[s
     return list(
         round_trip_layers(model, name, [n for n in linear_layers(model)[0] if should_convert_module(n, skipped)])
     )
+
+
+def write_checkpoint(
+    name: str, load: Callable[[ModelSource, BuildContext], Base], source: ModelSource, out: Path, ctx: BuildContext
+) -> None:
+    """Write the checkpoint that transformers writes, of the model that `load` returns, into the empty directory `out`.
+
+    The codes are those that `load` finds in float32. Raises IncompatibleError if the source is already quantized, or
+    has quantized layers that transformers would read unquantized.
+    """
+    refuse_unwritable(name, source)
+    exact = rounding_dtype(source, ctx) is None and ctx.dtype != "float64"
+    write_model(load(source, ctx if exact else dataclasses.replace(ctx, dtype="float32")), out, ctx.torch_dtype)
 
 
 def refuse_unwritable(name: str, source: ModelSource) -> None:

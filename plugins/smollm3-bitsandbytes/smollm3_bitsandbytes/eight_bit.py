@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ from smollm3_bitsandbytes.checkpoint import (
     base_fingerprint,
     quantized_layers,
     refuse_contradictions,
-    refuse_unwritable,
     replace_others,
     stored_quantization,
-    write_model,
+    write_checkpoint,
 )
 from smollm3_bitsandbytes.options import Bnb8bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
 from smollm3_bitsandbytes.round_trip import BnbRoundTrip, eight_bits
-from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op, quantize_experts, rounding_dtype
+from smollm3_finetune.api import Base, BuildContext, LinearOps, ModelSource, Op, quantize_experts
 
 NAME = "bnb-8bit"
 OPS = frozenset({Op.FORWARD, Op.GRAD_INPUT, Op.READ_WEIGHT})
@@ -165,15 +164,8 @@ class Bnb8bitQuantizer:
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the checkpoint that transformers writes, into the empty directory `out`.
-
-        The codes are those that `load` finds in float32. Raises IncompatibleError if the source is already quantized,
-        or has quantized layers that transformers would read unquantized.
-        """
-        refuse_unwritable(NAME, source)
-        exact = rounding_dtype(source, ctx) is None and ctx.dtype != "float64"
-        base = self.load(source, ctx if exact else replace(ctx, dtype="float32"))
-        write_model(base, out, ctx.torch_dtype)
+        """See `smollm3_bitsandbytes.checkpoint.write_checkpoint`."""
+        write_checkpoint(NAME, self.load, source, out, ctx)
 
     def round_trip(self, source: ModelSource, ctx: BuildContext) -> BnbRoundTrip:
         """See `smollm3_finetune.api.RoundTripMaker`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from smollm3_bitsandbytes.checkpoint import (
     base_fingerprint,
     quantized_layers,
     refuse_contradictions,
-    refuse_unwritable,
     replace_others,
     stored_quantization,
-    write_model,
+    write_checkpoint,
 )
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
@@ -37,7 +35,6 @@ from smollm3_finetune.api import (
     LinearOps,
     ModelSource,
     quantize_experts,
-    rounding_dtype,
 )
 
 NAME = "bnb-4bit"
@@ -126,15 +123,8 @@ class Bnb4bitQuantizer:
         return Base(model=model, fingerprint=base_fingerprint(NAME, source, ctx, **plan), ops_for=ops_for)
 
     def write(self, source: ModelSource, out: Path, ctx: BuildContext) -> None:
-        """Write the checkpoint that transformers writes, into the empty directory `out`.
-
-        The codes are those that `load` finds in float32. Raises IncompatibleError if the source is already quantized,
-        or has quantized layers that transformers would read unquantized.
-        """
-        refuse_unwritable(NAME, source)
-        exact = rounding_dtype(source, ctx) is None and ctx.dtype != "float64"
-        base = self.load(source, ctx if exact else replace(ctx, dtype="float32"))
-        write_model(base, out, ctx.torch_dtype)
+        """See `smollm3_bitsandbytes.checkpoint.write_checkpoint`."""
+        write_checkpoint(NAME, self.load, source, out, ctx)
 
     def round_trip(self, source: ModelSource, ctx: BuildContext) -> BnbRoundTrip:
         """See `smollm3_finetune.api.RoundTripMaker`."""
