@@ -96,6 +96,7 @@ from smollm3_finetune.api.helpers import (
     options_dict,
     pad_rows,
     read_json,
+    same_bits,
     seeded,
     write_tensors,
 )
@@ -278,6 +279,7 @@ __all__ = [
     "rounding_dtype",
     "row_logps",
     "row_sums",
+    "same_bits",
     "save_parameters",
     "say_unreplaced",
     "seeded",

@@ -97,6 +97,16 @@ def copy_model_files(directory: Path, out: Path, say: Callable[[str], None] | No
     copy_rest(directory, out, say or (lambda line: None))
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape, dtype and bits, also the sign of zero: for checks of exporters."""
+    import torch
+
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    ours, theirs = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return bool(torch.equal(ours, theirs))
+
+
 def write_tensors(
     out: Path, tensors: Iterable[tuple[str, Tensor]], *, max_bytes: int = 5_000_000_000, format: str = "pt"
 ) -> None:

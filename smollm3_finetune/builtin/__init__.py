@@ -201,13 +201,5 @@ def smollm3_exporters() -> list[ExporterSpec]:
             options="smollm3_finetune.builtin.options:SafetensorsOptions",
             refine=refine_safetensors,
             api=2,
-        ),
-        ExporterSpec(
-            name="peft",
-            same_since="0.1",
-            summary="the adapter alone, as PEFT loads it",
-            factory="smollm3_finetune.builtin.exporters.peft:PeftExporter",
-            takes="adapter",
-            api=2,
-        ),
+        )
     ]

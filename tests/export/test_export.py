@@ -209,8 +209,10 @@ def test_what_rounding_costs_is_measured_and_warned_of(cli: Cli, run: Path) -> N
     [
         (("run",), "--to is required"),
         (("run", "--to", "safetensor"), "did you mean 'safetensors'?"),
-        (("run", "--to", "peft"), "not saved in PEFT's format"),
-        (("small", "--to", "peft", "--output", "o"), "writes an adapter alone, but"),
+        pytest.param(("run", "--to", "peft"), "not saved in PEFT's format", marks=pytest.mark.plugins),
+        pytest.param(
+            ("small", "--to", "peft", "--output", "o"), "writes an adapter alone, but", marks=pytest.mark.plugins
+        ),
         (("small", "--to", "safetensors"), "--output is required for a model"),
         (("run", "--to", "safetensors", "--output", "x.safetensors"), "names a file, but it is the directory"),
         (("run", "--to", "safetensors", "--output", "file"), "names a file, but it is the directory"),

@@ -1,4 +1,4 @@
-"""The built-in exporters and the example pass the kit; what `safetensors` must find is injected and found."""
+"""The built-in exporter and the example pass the kit; what `safetensors` must find is injected and found."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smollm3_finetune.api import BuildContext, Check, ConfigError, Exported, IncompatibleError, Purpose
-from smollm3_finetune.builtin.exporters.peft import PeftExporter
+from smollm3_finetune.api import BuildContext, ConfigError, Exported, IncompatibleError
 from smollm3_finetune.builtin.exporters.safetensors import SafetensorsExporter, bytes_of
 from smollm3_finetune.builtin.options import SafetensorsOptions
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.testing import ExporterConformance
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "npz_export.py"
-
-
-def write_peft_adapter(directory: Path) -> Path:
-    """Files in PEFT's layout, as PEFT writes them for LoRA on one layer."""
-    about = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
-    write_json(directory / "adapter_config.json", about)
-    layer = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {f"{layer}.lora_A.weight": torch.ones(2, 64), f"{layer}.lora_B.weight": torch.zeros(64, 2)}
-    save_file(factors, str(directory / "adapter_model.safetensors"))
-    (directory / "chat_template.jinja").write_text("{{ messages }}")
-    return directory
 
 
 class TestSafetensors(ExporterConformance):
@@ -41,13 +29,6 @@ class TestSafetensorsInBfloat16(ExporterConformance):
     component = "safetensors"
     options: ClassVar = {"dtype": "bfloat16", "max_shard_size": "120KB"}
     precision = 4e-3
-
-
-class TestPeft(ExporterConformance):
-    component = "peft"
-
-    def adapter(self, directory: Path) -> Path:
-        return write_peft_adapter(directory)
 
 
 class TestNpz(ExporterConformance):
@@ -157,26 +138,3 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_other_texts_are_not_sizes(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a size such as 5GB"):
         bytes_of(text)
-
-
-def test_an_adapter_of_another_method_than_pefts_is_refused(tmp_path: Path) -> None:
-    case = TestPeft()
-    subject = case.subject(tmp_path)
-    assert subject.adapter is not None
-    (subject.adapter / "adapter_config.json").unlink()
-    with pytest.raises(IncompatibleError, match="not saved in PEFT's format") as refused:
-        PeftExporter(case.choose().options).write(subject, tmp_path, case.context(tmp_path, Purpose.EXPORT))
-    assert refused.value.hint == "export the merged model instead: --to safetensors"
-
-
-def test_the_checks_of_peft_name_a_changed_tensor(tmp_path: Path) -> None:
-    case = TestPeft()
-    subject = case.subject(tmp_path)
-    out = case.written(tmp_path, subject)
-    file = out / "adapter_model.safetensors"
-    state = load_file(str(file))
-    name = min(state)
-    state[name][0, 0] = 7.0
-    save_file(state, str(file))
-    checks: list[Check] = [*PeftExporter(case.choose().options).verify(subject, out, case.context(tmp_path))]
-    assert [(c.name, name in c.says) for c in checks if c.passed is False] == [("weights", True)]

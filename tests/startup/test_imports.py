@@ -162,11 +162,7 @@ ALLOWED = {
     *(("files/run_separately.py", f"{word}trlimit") for word in ("ge", "se")),  # `trl` is in the names of Python's
     ("hub/contents.py", ".gguf"),  # a suffix of the files of exported models
     ("config/schema.py", "lora"),  # the default adapter of a run, as data in one line
-    *(("builtin/__init__.py", word) for word in ("peft", "the adapter alone, as PEFT loads it")),  # an exporter
-    ("builtin/__init__.py", "smollm3_finetune.builtin.exporters.peft:PeftExporter"),
 }
-OF_ONE_FORMAT = {"builtin/exporters/peft.py"}
-"""Files that write one format, which they name."""
 SHOW_EXAMPLES = {"cli/options.py", "cli/commands/train.py", "model/load.py", "model/plan.py"}
 """Files whose help and hints contain examples for users."""
 
@@ -207,7 +203,7 @@ def named_methods(tree: ast.Module) -> list[str]:
 
 
 def test_core_names_no_plugin_and_no_method() -> None:
-    found = {(f, word) for f, tree in trees(CORE) if f not in OF_ONE_FORMAT for word in named_methods(tree)}
+    found = {(f, word) for f, tree in trees(CORE) for word in named_methods(tree)}
     texts = {(file, word) for file, word in found if file in SHOW_EXAMPLES and " " in word}
     assert found - texts == ALLOWED
     assert len(texts) <= 6

@@ -17,6 +17,7 @@ from smollm3_finetune.api import (
     model_files,
     open_checkpoint,
     read_json,
+    same_bits,
 )
 from smollm3_mlx.config import mlx_config
 from smollm3_mlx.installed import INSTALL, installed
@@ -35,7 +36,6 @@ SLOW = 16
 
 def check_weights(subject: Exported, out: Path, options: MlxOptions, rounded: Callable[[str, Tensor], Tensor]) -> Check:
     """Every tensor equals the model's in the dtype, or what mlx quantizes it to, bit for bit."""
-    import torch
 
     def failed(says: str) -> Check:
         return Check(name="weights", passed=False, says=says)
@@ -58,8 +58,7 @@ def check_weights(subject: Exported, out: Path, options: MlxOptions, rounded: Ca
             for part, tensor in expected.items():
                 if part not in found:
                     return failed(f"the files lack {part}")
-                ours, theirs = (t.contiguous().reshape(-1).view(torch.uint8) for t in (found[part], tensor))
-                if found[part].shape != tensor.shape or found[part].dtype != tensor.dtype or not ours.equal(theirs):
+                if not same_bits(found[part], tensor):
                     return failed(f"the values of {part} differ from the model's")
                 names.discard(part)
     except ModelError as e:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Check, Exported, ModelError, evaluating
+from smollm3_finetune.api import Check, Exported, ModelError, evaluating, same_bits
 from smollm3_onnx.graph import DATA, FILE
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def check_weights(subject: Exported, out: Path) -> Check:
         if not stored and isinstance(state[names[0]], torch.nn.Parameter):
             return failed(f"the graph has no weight {names[0]}")
         for name in stored:
-            ours, theirs = found[name].contiguous(), state[name].detach().contiguous()
-            if ours.shape != theirs.shape or not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
+            if not same_bits(found[name], state[name]):
                 return failed(f"the values of {name} differ from the model's")
     count = sum(any(name in found for name in names) for names in places.values())
     return Check(

@@ -1,1 +1,1 @@
-"""The built-in exporters: `safetensors` and `peft`."""
+"""The built-in exporter `safetensors`."""

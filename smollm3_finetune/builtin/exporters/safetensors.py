@@ -23,6 +23,7 @@ from smollm3_finetune.api import (
     evaluating,
     open_checkpoint,
     read_json,
+    same_bits,
     write_tensors,
 )
 from smollm3_finetune.builtin.exporters.same_files import same_model_files
@@ -81,7 +82,7 @@ class SafetensorsExporter:
                 return Check(name="weights", passed=False, says=f"the files lack {named(missing)}")
             if more := sorted(set(found) - set(wanted)):
                 return Check(name="weights", passed=False, says=f"the model has no tensor {named(more)}")
-            changed = [name for name in wanted if not equal(self.rounded(name, wanted[name]), found[name])]
+            changed = [name for name in wanted if not same_bits(self.rounded(name, wanted[name]), found[name])]
         except ModelError as e:
             return Check(name="weights", passed=False, says=e.message)
         if changed:
@@ -158,16 +159,6 @@ def _logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     with evaluating(model), torch.no_grad():
         parts = [model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0].cpu() for row in rows]
     return torch.cat(parts)
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit: also the sign of zero."""
-    import torch
-
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    ours, theirs = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
-    return bool(torch.equal(ours, theirs))
 
 
 def named(names: Sequence[str]) -> str:
