@@ -11,7 +11,7 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
-protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`, `Exporter`).
+protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`, `Exporter`, `Launcher`).
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ from smollm3_finetune.api.descriptors import (
     EvaluatorSpec,
     ExporterSpec,
     FormatterSpec,
+    LauncherSpec,
+    LayerBytes,
     LoaderSpec,
     NoOptions,
     ObjectiveSpec,
@@ -100,6 +102,7 @@ from smollm3_finetune.api.helpers import (
     seeded,
     write_tensors,
 )
+from smollm3_finetune.api.launching import Launch, Launcher, Observer, Sharding, Submitted, SweepLauncher, Trial
 from smollm3_finetune.api.models import (
     Adapted,
     Adapter,
@@ -196,6 +199,10 @@ __all__ = [
     "FormatterSpec",
     "FormatterWithColumns",
     "IncompatibleError",
+    "Launch",
+    "Launcher",
+    "LauncherSpec",
+    "LayerBytes",
     "LayerShape",
     "LayerTensors",
     "LayerToAdapt",
@@ -211,6 +218,7 @@ __all__ = [
     "NoOptions",
     "Objective",
     "ObjectiveSpec",
+    "Observer",
     "Op",
     "OpenedTasks",
     "Progress",
@@ -223,12 +231,16 @@ __all__ = [
     "RoundTrip",
     "RoundTripMaker",
     "RowObjective",
+    "Sharding",
     "SmolLM3Error",
     "StackOps",
     "StoredLayers",
     "StoredTensors",
+    "Submitted",
+    "SweepLauncher",
     "Task",
     "TensorHeader",
+    "Trial",
     "UnsupportedOp",
     "WriteError",
     "architecture_of",

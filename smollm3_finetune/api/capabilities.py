@@ -26,10 +26,13 @@ class Op(StrEnum):
     ROUND_TRIP = "round-trip"
     """Of the quantizer, not of a layer: it quantizes and dequantizes a dense weight as its checkpoints do; see
     `RoundTripMaker`."""
+    SHARDS = "shards"
+    """Everything that is large in the layer's frozen state is a Parameter that FSDP 2 may cut along its first dimension
+    and gather again before each forward and backward, whatever its dtype. Otherwise each process keeps all of it."""
 
 
-ALL_OPS: frozenset[Op] = frozenset(Op) - {Op.ROUND_TRIP}
-"""Every operation of a layer: what ordinary layers support."""
+ALL_OPS: frozenset[Op] = frozenset(Op) - {Op.ROUND_TRIP, Op.SHARDS}
+"""Every operation of a layer in one process: what ordinary layers support. They also shard."""
 
 
 class Purpose(StrEnum):

@@ -12,6 +12,7 @@ import pluggy
 from smollm3_finetune.api.capabilities import Env, Op
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api.launching import Sharding
     from smollm3_finetune.api.models import ModelSource
 
 API_VERSION = 2
@@ -93,6 +94,19 @@ class LoaderSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerBytes:
+    """The memory of one quantized linear layer on the run's device, in bytes, without its bias."""
+
+    kept: int
+    """What stays allocated: codes, scales, zero points."""
+    sharded: int = 0
+    """How much of `kept` FSDP 2 divides among the processes; 0 without `Op.SHARDS`."""
+    transient: int = 0
+    """The most that a forward or backward of the layer allocates beside its output and its input's gradient, and frees
+    again, such as the dequantized weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizerSpec(ComponentSpec):
     """Offers a `Quantizer`: a way to load the weights of an opened source."""
 
@@ -114,6 +128,9 @@ class QuantizerSpec(ComponentSpec):
     Asked while planning, so that `--dry-run` says it: from `source.config` and `source.has_file`, and where the
     source is a directory on disk from the headers of its files. No weights are read.
     """
+    bytes_for: Callable[[Any, tuple[int, int], Env], LayerBytes] | None = None
+    """`bytes_for(options, shape, env)` states the memory of a layer with a weight of `shape` (out, in), for the memory
+    plan of `smollm3 plan`; light. None: the plan says that the memory of this quantizer is unknown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provides", _operations(self, "provides"))
@@ -296,6 +313,24 @@ class ExporterSpec(ComponentSpec):
 
 EXPORTS = ("model", "adapter")
 """The values of `ExporterSpec.takes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LauncherSpec(ComponentSpec):
+    """Offers a `Launcher`: a way to start the processes of a run."""
+
+    processes: Callable[[Any], int | None] | None = None
+    """`processes(options)` is the number of processes of a run, on all machines together; light. None as a result: it
+    may change while the run lasts. Default: one process."""
+    sharding: Callable[[Any], Sharding] | None = None
+    """`sharding(options)` is what the processes share; light. Default: `none`."""
+    waits: bool = True
+    """`launch` returns when the run has ended; False: it submits a job."""
+    sweeps: bool = False
+    """Its factory makes a `SweepLauncher`, so that `smollm3 sweep --launcher NAME` runs trials with it."""
+    check: Callable[[Any, Env], None] | None = None
+    """`check(options, env)` raises a SmolLM3Error where these options cannot be used on this machine; starts nothing
+    and imports no torch. Asked while planning, so that `--dry-run` says it."""
 
 
 def option(

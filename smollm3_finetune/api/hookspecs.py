@@ -17,6 +17,7 @@ from smollm3_finetune.api import (
     EvaluatorSpec,
     ExporterSpec,
     FormatterSpec,
+    LauncherSpec,
     LoaderSpec,
     ObjectiveSpec,
     QuantizerSpec,
@@ -129,4 +130,19 @@ def smollm3_exporters() -> Iterable[ExporterSpec]:  # type: ignore[empty-body]
         @hookimpl
         def smollm3_exporters():
             return [ExporterSpec(name="npz", summary="weights as one NumPy archive", factory="npz:NpzExporter", api=2)]
+    """
+
+
+@hookspec
+def smollm3_launchers() -> Iterable[LauncherSpec]:  # type: ignore[empty-body]
+    """Return the launchers of this plugin: each starts the processes of a run, here or on other machines.
+
+    Called once per command, before a run is planned. Returns an iterable of `LauncherSpec`, empty if there are none.
+    `smollm3 train --launcher NAME` names one. The run is planned and checked before it is called.
+
+    Example:
+        @hookimpl
+        def smollm3_launchers():
+            return [LauncherSpec(name="pods", summary="one pod per process", factory="pods:PodLauncher",
+                                 options="pods:PodOptions", processes=lambda options: options.pods, api=2)]
     """

@@ -70,7 +70,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             same_since="0.1",
             summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
-            provides=ALL_OPS,
+            provides=ALL_OPS | {Op.SHARDS},
             api=2,
         )
     ]

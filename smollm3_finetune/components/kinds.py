@@ -10,6 +10,7 @@ from smollm3_finetune.api import (
     EvaluatorSpec,
     ExporterSpec,
     FormatterSpec,
+    LauncherSpec,
     LoaderSpec,
     ObjectiveSpec,
     QuantizerSpec,
@@ -77,4 +78,13 @@ EXPORTER = Kind(
     methods=("write", "verify", "reload"),
 )
 
-KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER)
+LAUNCHER = Kind(
+    name="launcher",
+    spec=LauncherSpec,
+    hook="smollm3_launchers",
+    flag="--launcher",
+    section="launcher",
+    methods=("describe", "launch"),
+)
+
+KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER, LAUNCHER)
