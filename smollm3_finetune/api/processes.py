@@ -86,8 +86,9 @@ def _reading(stream: IO[bytes], take: Callable[[str], object]) -> threading.Thre
     """A thread that passes the lines of a stream on until it ends."""
 
     def read() -> None:
-        for line in stream:
-            take(line.decode("utf-8", errors="replace").rstrip("\n").rpartition("\r")[2])
+        with stream:
+            for line in stream:
+                take(line.decode("utf-8", errors="replace").rstrip("\n").rpartition("\r")[2])
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
