@@ -146,6 +146,7 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
+from smollm3_finetune.api.sharding import as_shardable
 from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
@@ -244,6 +245,7 @@ __all__ = [
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
+    "as_shardable",
     "branch_rows",
     "branched_example",
     "check_group_size",
