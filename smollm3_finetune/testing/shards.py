@@ -123,6 +123,6 @@ def measure(request: Request) -> Sharded:
         fully_shard(block, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
     held, found = held_bytes(layers), computed()
-    with gathered_weights(base.model):
+    with gathered_weights(base.model, everywhere=True):
         found |= weights()
     return Sharded(held=held, whole=whole, errors={what: apart(found[what], right[what]) for what in right})

@@ -216,8 +216,7 @@ def _train_and_measure(
 
     def sample() -> str:
         limit = config.sample_tokens
-        # gathered: a wrapper's generate() bypasses the wrapper's forward
-        with autocast(context.device, context.dtype), gathered_weights(loaded.model):
+        with autocast(context.device, context.dtype):
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
