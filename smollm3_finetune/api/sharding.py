@@ -13,8 +13,8 @@ def as_shardable(layer: nn.Module, names: Sequence[str]) -> None:
     """Turn tensors of a quantized layer into frozen Parameters, which FSDP 2 divides among the processes of a run.
 
     Call it while the model is loaded, for each quantized layer of a quantizer that provides `Op.SHARDS`. `names` are
-    attributes of `layer` with its large tensors: buffers, plain tensors or Parameters, of any dtype. Small tensors, such
-    as a table of 16 values, may stay buffers: each process then keeps all of them.
+    attributes of `layer` with its large tensors: buffers, plain tensors or Parameters, of any dtype. Small tensors,
+    such as a table of 16 values, may stay buffers: each process then keeps all of them.
 
         as_shardable(layer, ("codes", "scales"))
 
