@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import tempfile
 import traceback
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,38 @@ def process_pair() -> ProcessPair:
     return ProcessPair()
 
 
+def finetuned(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The report of `finetune` with these arguments and variables of a launcher; call it in both processes."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from smollm3_finetune import finetune
+
+    os.environ |= environment
+    try:
+        return finetune(**arguments, quiet=True)
+    finally:
+        for name in environment:
+            del os.environ[name]
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
+"""The variables with which `accelerate launch` asks for FSDP 2."""
+
+
 def _serve(pipe: Any, rank: int, rendezvous: str) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # not used: the processes are connected already
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     while True:
         try:

@@ -69,7 +69,7 @@ class AdaptedTrainer:
     @property
     def shards(self) -> bool:
         """Whether the processes share the weights."""
-        return bool(self.is_fsdp_enabled)  # type: ignore[attr-defined]
+        return bool(self.is_fsdp_enabled)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
