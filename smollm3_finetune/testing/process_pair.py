@@ -8,14 +8,17 @@ import importlib
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 300
+PATIENCE = 300.0
 """Seconds that a function may take."""
+AFTER_FAILURE = 20.0
+"""Seconds that it may take after it failed in the other process."""
 
 
 PRELOADED = ["torch.distributed.fsdp", "transformers.modeling_utils", "smollm3_finetune.testing.small"]
@@ -43,24 +46,26 @@ class ProcessPair:
     def call(self, function: str, *args: Any) -> list[Any]:
         """The results of `module:function` in both processes, where it is called with `args` at the same time.
 
-        Arguments and results are pickled. Raises RuntimeError with the traceback of a process that failed; the pair
-        cannot be used afterwards.
+        Arguments and results are pickled. Raises RuntimeError with the traceback of a process that failed. If the other
+        one does not fail too, the pair is closed.
         """
         for pipe in self._pipes:
             pipe.send((function, args))
-        found = []
+        found, failures, ends = [], [], time.monotonic() + PATIENCE
         for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(PATIENCE):
-                self.close()
-                raise RuntimeError(f"process {rank} did not answer within {PATIENCE} seconds")
             try:
-                result, failure = pipe.recv()
+                answered = pipe.poll(max(ends - time.monotonic(), 0) if not failures else AFTER_FAILURE)
+                result, failure = pipe.recv() if answered else (None, f"process {rank} did not answer in time")
             except EOFError:
-                result, failure = None, f"process {rank} ended"
-            if failure is not None:
+                answered, result, failure = False, None, f"process {rank} ended"
+            if not answered:
                 self.close()
-                raise RuntimeError(failure)
+            failures += [] if failure is None else [failure]
             found.append(result)
+        if failures:
+            if len(failures) == 1:
+                self.close()
+            raise RuntimeError(failures[0])
         return found
 
     def close(self) -> None:
@@ -78,12 +83,13 @@ def process_pair() -> ProcessPair:
     return ProcessPair()
 
 
-def finetuned(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """The report of `finetune` with these arguments and variables of a launcher; call it in both processes."""
+def finetuned(arguments: Mapping[str, Any], environment: Mapping[str, str], directory: Path) -> dict[str, Any]:
+    """The report of `finetune` with these arguments, in this directory, with these variables; for both processes."""
     from accelerate.state import AcceleratorState, GradientState
 
     from smollm3_finetune import finetune
 
+    os.chdir(directory)
     os.environ |= environment
     try:
         return finetune(**arguments, quiet=True)
