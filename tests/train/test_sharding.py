@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from smollm3_finetune import finetune, load_model
 from smollm3_finetune.testing.process_pair import FSDP, process_pair
-from smollm3_finetune.train.distributed.held import held_weights
+from smollm3_finetune.train.distributed.held import held_weights, shown_bytes
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 
 OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
@@ -287,7 +287,7 @@ def test_runs_that_cannot_share_weights_are_refused(
         ("parameters", "FSDP 2 divides the weights among 2 processes"),
         (
             "undeclared",
-            "FSDP 2 divides the weights among 2 processes; quantized weights are replicated on each process: 1.64 MB "
+            "FSDP 2 divides the weights among 2 processes; quantized weights are replicated on each process: {size} "
             "(codes are buffers)",
         ),
     ],
@@ -295,6 +295,8 @@ def test_runs_that_cannot_share_weights_are_refused(
 def test_planning_says_what_each_process_keeps(cli: Callable[..., Any], keeps: str, line: str) -> None:
     plugins = [a for n in ("dividing_quantizer", "scale_adapter") for a in ("-p", str(OUT_OF_TREE / f"{n}.py"))]
     quantized = ("--quant", "dividing", "--quant-opt", f"keeps={keeps}", "--adapter", "scale", "--device", "cpu")
+    shapes = [w.shape for name, w in load_model("tiny").model.named_parameters() if "proj" in name]
+    line = line.format(size=shown_bytes(sum(outputs * inputs + 4 * outputs for outputs, inputs in shapes)))
     result = cli("train", *plugins, *quantized, *LAUNCHER, "--dry-run")
     assert f"# weights  {line}\n" in result.stdout, result.stderr
     alone = cli("train", *plugins, *quantized, "--dry-run", "--json")
