@@ -80,6 +80,7 @@ from smollm3_finetune.api.evaluation import (
     OpenedTasks,
 )
 from smollm3_finetune.api.exporting import Check, Exported, Exporter
+from smollm3_finetune.api.frozen_tensor import FrozenTensor
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     branch_rows,
@@ -198,6 +199,7 @@ __all__ = [
     "Formatter",
     "FormatterSpec",
     "FormatterWithColumns",
+    "FrozenTensor",
     "IncompatibleError",
     "Launch",
     "Launcher",
