@@ -127,6 +127,7 @@ from smollm3_finetune.api.objectives import (
     without_adapter,
 )
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
+from smollm3_finetune.api.processes import run_processes
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -147,6 +148,7 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
+from smollm3_finetune.api.sharding import as_shardable
 from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
@@ -246,6 +248,7 @@ __all__ = [
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
+    "as_shardable",
     "branch_rows",
     "branched_example",
     "check_group_size",
@@ -293,6 +296,7 @@ __all__ = [
     "rounding_dtype",
     "row_logps",
     "row_sums",
+    "run_processes",
     "same_bits",
     "save_parameters",
     "say_unreplaced",

@@ -30,6 +30,7 @@ from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
 from smollm3_finetune.testing.quantizer_training import TrainingTests
 from smollm3_finetune.testing.refusals import RefusalTests
 from smollm3_finetune.testing.round_trips import RoundTripTests, Written
+from smollm3_finetune.testing.shards import ShardTests
 
 NONSENSE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -40,7 +41,7 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests):
+class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests, ShardTests):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def has_round_trip(self) -> bool:
