@@ -1,4 +1,4 @@
-"""Large frozen tensors of quantized layers, which FSDP 2 may divide among processes. Imports torch when it stores one."""
+"""Frozen tensors of quantized layers, which FSDP 2 may divide among processes. torch is imported when one is stored."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FrozenTensor:
 
 
 def hold_for(owner: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Make the frozen tensors of layers that are not submodules of `owner` Parameters of `owner`, where FSDP finds them.
+    """Make the frozen tensors of layers that are not submodules Parameters of `owner`, where FSDP finds them.
 
     The layers read them there. `owner` must call its layers only inside its own forward, or that of its parent.
     """

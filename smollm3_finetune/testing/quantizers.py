@@ -24,6 +24,7 @@ from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.experts import ExpertTests
 from smollm3_finetune.testing.files import check_saved_files
+from smollm3_finetune.testing.layer_memory import LayerMemoryTests
 from smollm3_finetune.testing.operations import OperationTests
 from smollm3_finetune.testing.parts import context
 from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
@@ -41,7 +42,9 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests, ShardTests):
+class QuantizerConformance(
+    OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests, ShardTests, LayerMemoryTests
+):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def has_round_trip(self) -> bool:

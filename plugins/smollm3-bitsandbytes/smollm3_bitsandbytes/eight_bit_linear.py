@@ -62,7 +62,7 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         state = copy.copy(self.state)
-        state.CB, state.SCB = self.codes, self.scales
+        state.CB, state.SCB, state.is_training = self.codes, self.scales, self.training
         y: Tensor = bnb.matmul(x, self.codes, bias=bias, state=state)
         return y
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api import FrozenTensor, LinearOps, frozen_linear, ops_for_layers
-from smollm3_gptq.packing import HELD_BITS, pack_bytes, unpack_bytes, unpack_words
+from smollm3_gptq.memory import HELD_BITS
+from smollm3_gptq.packing import pack_bytes, unpack_bytes, unpack_words
 
 
 class GPTQLinear(nn.Module):  # type: ignore[misc]

@@ -14,10 +14,8 @@ from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
 from torch import Tensor, nn
 
 from smollm3_finetune.api import FrozenTensor, frozen_linear
+from smollm3_hqq.memory import PER_NUMBER
 from smollm3_hqq.options import HQQOptions
-
-PER_NUMBER = {8: 1, 4: 2, 3: 10, 2: 4}
-"""Bits of a code to the codes that hqq packs into one number."""
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
