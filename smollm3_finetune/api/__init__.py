@@ -148,7 +148,6 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
-from smollm3_finetune.api.sharding import as_shardable
 from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
@@ -248,7 +247,6 @@ __all__ = [
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
-    "as_shardable",
     "branch_rows",
     "branched_example",
     "check_group_size",

@@ -16,8 +16,9 @@ _FORMATS, _MOVED = "_frozen_formats", "_frozen_moved"
 class FrozenTensor:
     """An attribute of a layer class: a tensor of any dtype and shape that is not trained, or None.
 
-    The layer holds it as a Parameter with its bytes, in one dimension. So FSDP 2 divides it evenly among the processes
-    and gathers it before each forward and backward, and no dtype of a run or of mixed precision changes its values.
+    The layer holds it as a Parameter with its bytes, in one dimension. So FSDP 2 divides it evenly among the processes,
+    whatever its shape, and no dtype of a run or of mixed precision changes its values. It gathers the tensors of a
+    block before its forward and before its backward, and releases them afterwards.
 
         class Int4Linear(nn.Module):
             codes = FrozenTensor()
@@ -27,8 +28,14 @@ class FrozenTensor:
                 super().__init__()
                 self.codes, self.scales = codes, scales  # not copied if they are contiguous
 
-    Reading the attribute returns a view, without a copy. The Parameter of `codes` is `frozen_codes`. A layer all of
-    whose large tensors are held so provides `Op.SHARDS`.
+    Reading the attribute returns a view, without a copy. The Parameter of `codes` is `frozen_codes`. Assign a plain
+    tensor, not a Parameter. A layer provides `Op.SHARDS` if it fulfills these conditions:
+
+    * All of its large tensors are held so.
+    * Its code reads the attribute each time it needs it, in the forward and in the backward. A function that is called
+      in the backward, as `frozen_linear` calls `dequantize`, refers to the layer and not to the tensor.
+    * It keeps nothing that depends on the values: no dequantized weight, no repacked copy, no view.
+    * It changes no value in place: the next gathering would restore the old one.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

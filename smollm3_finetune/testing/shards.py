@@ -66,12 +66,12 @@ class ShardTests(QuantizerCase):
                 demand(
                     error <= self.rounding,
                     f"{what} differ by {error:.2g} in process {rank} once the layers are divided (limit "
-                    f"{self.rounding:.2g}): see `as_shardable`",
+                    f"{self.rounding:.2g}): see `FrozenTensor`",
                 )
             demand(
                 one.held <= LARGEST_SHARE * one.whole,
                 f"process {rank} of 2 holds {one.held} of the {one.whole} bytes of the quantized layers, more than "
-                f"{LARGEST_SHARE:.0%}: make their large tensors Parameters with `as_shardable`",
+                f"{LARGEST_SHARE:.0%}: hold their large tensors as `FrozenTensor`",
             )
 
 
