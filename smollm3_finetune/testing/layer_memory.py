@@ -11,7 +11,7 @@ from smollm3_finetune.api import LayerBytes, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.quantizer_case import QuantizerCase
-from smollm3_finetune.train.distributed.held import held_bytes
+from smollm3_finetune.train.distributed.held import held_weights
 
 
 class LayerMemoryTests(QuantizerCase):
@@ -40,4 +40,4 @@ class LayerMemoryTests(QuantizerCase):
 def kept_bytes(layer: nn.Module) -> int:
     """The bytes of all tensors that a layer holds, without its bias."""
     bias = getattr(layer, "bias", None)
-    return held_bytes(layer) - (bias.untyped_storage().nbytes() if bias is not None else 0)
+    return held_weights(layer).bytes - (bias.untyped_storage().nbytes() if bias is not None else 0)

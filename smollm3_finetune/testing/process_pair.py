@@ -25,7 +25,7 @@ class ProcessPair:
 
     def __init__(self) -> None:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        started = multiprocessing.get_context(method)
+        started: Any = multiprocessing.get_context(method)
         started.set_forkserver_preload(PRELOADED)  # imported once for both
         self._directory = tempfile.TemporaryDirectory()
         rendezvous = str(Path(self._directory.name) / "rendezvous")

@@ -90,7 +90,7 @@ def measure(request: Request) -> Sharded:
     from smollm3_finetune.model_files.source import DirectorySource
     from smollm3_finetune.testing.parts import context
     from smollm3_finetune.testing.small import token_ids
-    from smollm3_finetune.train.distributed.held import held_bytes
+    from smollm3_finetune.train.distributed.held import held_weights
     from smollm3_finetune.train.distributed.sharding import gathered_weights
 
     registry = discover(PluginSelection(files=request.plugins))
@@ -117,12 +117,12 @@ def measure(request: Request) -> Sharded:
     def weights() -> dict[str, torch.Tensor]:
         return {f"the weights of {name}": view.read_weight() for name, view in views.items()} if reads else {}
 
-    whole, right = held_bytes(layers), computed() | weights()
+    whole, right = held_weights(layers).bytes, computed() | weights()
     mesh = init_device_mesh("cpu", (2,))
     for block in transformer_blocks(base.model).values():
         fully_shard(block, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
-    held, found = held_bytes(layers), computed()
+    held, found = held_weights(layers).bytes, computed()
     with gathered_weights(base.model, everywhere=True):
         found |= weights()
     return Sharded(held=held, whole=whole, errors={what: apart(found[what], right[what]) for what in right})

@@ -46,7 +46,5 @@ def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
 
 def _not_finite(loaded: LoadedModel) -> str | None:
     """The first trained weight that is infinite or nan."""
-    for name, parameter in loaded.model.named_parameters():
-        if parameter.requires_grad and not bool(parameter.isfinite().all()):
-            return name
-    return None
+    trained = ((name, p) for name, p in loaded.model.named_parameters() if p.requires_grad)
+    return next((str(name) for name, p in trained if not bool(p.isfinite().all())), None)

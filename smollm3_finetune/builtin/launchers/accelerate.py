@@ -39,7 +39,7 @@ class Accelerate:
         o = self.options
         found = ["--num_processes", str(all_processes(o)), "--num_machines", str(o.nodes)]
         found += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        if o.profile in ("ddp", "fsdp2") and all_processes(o) > 1:
+        if o.profile == "ddp" and all_processes(o) > 1:
             found += ["--multi_gpu"]  # also on a CPU: --cpu starts a single process
         if o.nodes > 1:
             found += ["--machine_rank", str(o.node_rank), "--main_process_ip", str(o.main_address)]

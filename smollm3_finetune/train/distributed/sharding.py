@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
-def check_sharding(*, new_tokens: bool = False) -> None:
-    """Raises IncompatibleError or ConfigError if a setting of the launcher is not supported.
-
-    `new_tokens`: whether single rows of the embeddings are trained.
-    """
-
+def check_environment() -> None:
+    """Raises IncompatibleError or ConfigError if a setting of the launcher of this process is not supported."""
     if _is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
         raise IncompatibleError(
             "DeepSpeed ZeRO 3 is not supported: it shards weights while they are loaded, before an adapter is attached",
@@ -39,10 +35,10 @@ def check_sharding(*, new_tokens: bool = False) -> None:
             "FSDP 1 is not supported: it wraps the model, and an adapter cannot be saved from the wrapper",
             hint="accelerate launch --use_fsdp --fsdp_version 2",
         )
-    if new_tokens:
+    if _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
         raise IncompatibleError(
-            "data.add_tokens was not tested with FSDP, which shards the rows that new tokens add to the embeddings",
-            hint="start the processes with torchrun, without FSDP, or leave data.add_tokens out",
+            "FSDP's own activation checkpointing is not supported: it renames the weights of the model",
+            hint="accelerate launch --fsdp_activation_checkpointing false, and --set train.gradient_checkpointing=true",
         )
     if _is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
         raise ConfigError(
@@ -90,8 +86,9 @@ def is_sharded(model: nn.Module) -> bool:
 def gathered_weights(model: nn.Module, *, everywhere: bool = False) -> Iterator[None]:
     """Gather sharded parameters in the main process while the context is open, for saving; all processes must enter it.
 
-    `everywhere`: in all processes. The parameters are gathered one by one. Large ones are moved to the CPU: the device may have no room for the whole model.
-    Other processes keep their parts. Changes to the weights are lost. Does nothing if no parameter is sharded.
+    `everywhere`: in all processes. The parameters are gathered one by one. Large ones are moved to the CPU: the device
+    may have no room for the whole model. Other processes keep their parts. Changes to the weights are lost. Does
+    nothing if no parameter is sharded.
     """
     import torch
 
