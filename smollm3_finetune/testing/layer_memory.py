@@ -9,6 +9,7 @@ from torch import nn
 
 from smollm3_finetune.api import LayerBytes, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.negotiation import environment, refined
+from smollm3_finetune.components.stored_options import options_for
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.quantizer_case import QuantizerCase
 from smollm3_finetune.train.distributed.held import held_weights
@@ -22,9 +23,10 @@ class LayerMemoryTests(QuantizerCase):
         spec: QuantizerSpec = refined(chosen, env)
         if spec.bytes_for is None:
             skip("the descriptor has no bytes_for()")
+        options = options_for(chosen, self.source(tmp_path).config)
         for layer in self.viewed(tmp_path)[1]:
             assert layer.view is not None
-            stated: Any = spec.bytes_for(chosen.options, layer.view.shape, env)
+            stated: Any = spec.bytes_for(options, layer.view.shape, env)
             demand(isinstance(stated, LayerBytes), f"bytes_for() must return LayerBytes, but returned {stated!r}")
             kept, divided = kept_bytes(layer.module), 0
             if Op.SHARDS in self.provided():

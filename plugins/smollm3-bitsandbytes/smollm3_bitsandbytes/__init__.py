@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_bitsandbytes.memory import bytes_4bit, bytes_8bit
+from smollm3_bitsandbytes.memory import bytes_4bit, bytes_8bit, options_4bit
 from smollm3_finetune.api import DEQUANTIZABLE, Env, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
 
 REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
@@ -71,6 +71,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             refine=refine_4bit,
             claims=claims_4bit,
             bytes_for=bytes_4bit,
+            read_options=options_4bit,
             api=2,
         ),
         QuantizerSpec(

@@ -35,6 +35,7 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
     codes = FrozenTensor()
     scale = FrozenTensor()
     zero = FrozenTensor()
+    meta: dict[str, Any]
 
     def __init__(self, linear: nn.Linear, options: HQQOptions, device: str) -> None:
         """Quantizes `linear` on `device`, and takes its weight away."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import Env, LayerBytes
+from smollm3_finetune.api import Env, LayerBytes, frozen_linear_bytes
 
 SCALE, ZERO = 4, 1
 
 
 def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
-    """Codes, scales and zero points. The transient is that of torchao's dequantization: twice the float32 weight."""
+    """Codes, scales and zero points. torchao dequantizes with two copies of the float32 weight."""
     out, inputs = shape
     groups = 1 if options.group_size is None else inputs // options.group_size
     kept = out * inputs + out * groups * (SCALE + ZERO)
-    return LayerBytes(kept=kept, sharded=kept, transient=8 * out * inputs + SCALE * out * groups)
+    transient = frozen_linear_bytes(out * inputs, env, peak=8) + SCALE * out * groups
+    return LayerBytes(kept=kept, sharded=kept, transient=transient)
