@@ -80,6 +80,7 @@ from smollm3_finetune.api.evaluation import (
     OpenedTasks,
 )
 from smollm3_finetune.api.exporting import Check, Exported, Exporter
+from smollm3_finetune.api.frozen_tensor import FrozenTensor
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     branch_rows,
@@ -133,6 +134,7 @@ from smollm3_finetune.api.quantizers import (
     architecture_of,
     check_layerwise,
     frozen_linear,
+    frozen_linear_bytes,
     group_size_error,
     layers_to_quantize,
     linear_layers,
@@ -147,7 +149,6 @@ from smollm3_finetune.api.quantizers import (
     stack_ops_for,
     stacked_weights,
 )
-from smollm3_finetune.api.sharding import as_shardable
 from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
@@ -200,6 +201,7 @@ __all__ = [
     "Formatter",
     "FormatterSpec",
     "FormatterWithColumns",
+    "FrozenTensor",
     "IncompatibleError",
     "Launch",
     "Launcher",
@@ -246,7 +248,6 @@ __all__ = [
     "UnsupportedOp",
     "WriteError",
     "architecture_of",
-    "as_shardable",
     "branch_rows",
     "branched_example",
     "check_group_size",
@@ -263,6 +264,7 @@ __all__ = [
     "flatten_branches",
     "flatten_rows",
     "frozen_linear",
+    "frozen_linear_bytes",
     "given",
     "group_size_error",
     "has_supervised_logits",

@@ -28,7 +28,7 @@ class Op(StrEnum):
     `RoundTripMaker`."""
     SHARDS = "shards"
     """Of the quantizer, not of a layer: FSDP 2 can divide its layers among the processes of a run. Otherwise each
-    process keeps all of their weights. `smollm3_finetune.api.as_shardable` states what a layer must fulfill."""
+    process keeps all of their weights. `smollm3_finetune.api.FrozenTensor` states what a layer must fulfill."""
 
 
 ALL_OPS: frozenset[Op] = frozenset(Op) - {Op.ROUND_TRIP, Op.SHARDS}
@@ -54,3 +54,5 @@ class Env:
     purpose: Purpose = Purpose.TRAIN
     tools: frozenset[str] = frozenset()
     """Programs found on this machine: contains `c++` if there is a C++ compiler."""
+    dtype: str = "float32"
+    """For `QuantizerSpec.bytes_for`: the dtype of the run, in which its model computes."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from smollm3_finetune.api import Op
 from smollm3_finetune.testing.conformance import demand, fail, plugin_path, skip
-from smollm3_finetune.testing.quantizer_case import QuantizerCase
+from smollm3_finetune.testing.experts import ExpertTests
+from smollm3_finetune.testing.small import mixture_source
 
 LARGEST_SHARE = 0.6
 """The part of its quantized layers that one of two processes may hold: half, and small tensors that are not divided."""
@@ -41,7 +42,7 @@ class Sharded:
     """The relative difference from the model that was not divided, by what was computed."""
 
 
-class ShardTests(QuantizerCase):
+class ShardTests(ExpertTests):
     """The tests of a quantizer that provides `Op.SHARDS`, on a CPU."""
 
     def test_layers_are_divided_among_processes_and_compute_the_same(self, tmp_path: Path) -> None:
@@ -50,11 +51,22 @@ class ShardTests(QuantizerCase):
         if self.device != "cpu":
             skip("two processes on one device are tested on a CPU only")
         self.viewed(tmp_path)  # skips if all layers are ordinary
+        self._check_divided(self.source(tmp_path).path, tmp_path)
+
+    def test_experts_are_divided_among_processes_and_compute_the_same(self, tmp_path: Path) -> None:
+        if Op.SHARDS not in self.provided():
+            skip("shards is not declared")
+        if self.device != "cpu":
+            skip("two processes on one device are tested on a CPU only")
+        self.mixture(tmp_path)  # skips if experts are not quantized
+        self._check_divided(mixture_source().path, tmp_path)
+
+    def _check_divided(self, source: Path, tmp_path: Path) -> None:
         from smollm3_finetune.testing.process_pair import process_pair
 
         request = Request(
             plugins=tuple(str(plugin_path(type(self), p)) for p in self.plugins),
-            component=self.component, options=self.options, dtype=self.dtype, source=self.source(tmp_path).path,
+            component=self.component, options=self.options, dtype=self.dtype, source=source,
             cache=tmp_path / "cache", adapts=Op.GRAD_INPUT in self.declared(),
         )  # fmt: skip
         try:
@@ -66,12 +78,12 @@ class ShardTests(QuantizerCase):
                 demand(
                     error <= self.rounding,
                     f"{what} differ by {error:.2g} in process {rank} once the layers are divided (limit "
-                    f"{self.rounding:.2g}): see `as_shardable`",
+                    f"{self.rounding:.2g}): see `FrozenTensor`",
                 )
             demand(
                 one.held <= LARGEST_SHARE * one.whole,
                 f"process {rank} of 2 holds {one.held} of the {one.whole} bytes of the quantized layers, more than "
-                f"{LARGEST_SHARE:.0%}: make their large tensors Parameters with `as_shardable`",
+                f"{LARGEST_SHARE:.0%}: hold their large tensors as `FrozenTensor`",
             )
 
 
@@ -82,7 +94,7 @@ def measure(request: Request) -> Sharded:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from smollm3_finetune.api import transformer_blocks
+    from smollm3_finetune.api import stack_ops_for, transformer_blocks
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.components.kinds import QUANTIZER
     from smollm3_finetune.components.selection import choose
@@ -98,7 +110,8 @@ def measure(request: Request) -> Sharded:
     source = DirectorySource(ref=str(request.source), directory=request.source)
     base = chosen.create().load(source, context(request.cache, dtype=request.dtype))
     views = {name: view for name, m in base.model.named_modules() if (view := base.ops_for(m)) is not None}
-    layers = nn.ModuleList(base.model.get_submodule(name) for name in views)
+    stacks = {name: stack for name, m in base.model.named_modules() if (stack := stack_ops_for(m)) is not None}
+    layers = nn.ModuleList(base.model.get_submodule(name) for name in (*views, *stacks))
     reads = all(Op.READ_WEIGHT in view.ops for view in views.values())
     ids = token_ids()
     embedded = base.model.get_input_embeddings()(ids).detach()  # (B, T, D)
@@ -115,7 +128,13 @@ def measure(request: Request) -> Sharded:
         return found
 
     def weights() -> dict[str, torch.Tensor]:
-        return {f"the weights of {name}": view.read_weight() for name, view in views.items()} if reads else {}
+        if not reads:
+            return {}
+        found = {f"the weights of {name}": view.read_weight() for name, view in views.items()}
+        for name, stack in stacks.items():
+            experts = [stack.read_expert(expert) for expert in range(stack.sizes[0])]
+            found[f"the weights of {name}"] = torch.stack(experts)
+        return found
 
     whole, right = held_weights(layers).bytes, computed() | weights()
     mesh = init_device_mesh("cpu", (2,))

@@ -8,6 +8,7 @@ from typing import Any
 from smollm3_finetune.api import Op
 from smollm3_finetune.components.negotiation import provided, refined
 from smollm3_finetune.components.registry import attributed_to
+from smollm3_finetune.components.stored_options import options_for
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan
@@ -108,7 +109,7 @@ def _quantized_bytes(model: ModelPlan) -> int | None:
     skeleton = architecture_of(model.source)
     if skeleton is None:
         return None
-    component, options = model.quantizer.component, model.quantizer.options
+    component, options = model.quantizer.component, options_for(model.quantizer, model.source.config)
     shapes = [(linear.out_features, linear.in_features) for linear in linear_layers(skeleton)[0].values()]
     with attributed_to(component, "bytes_for()"):
         return int(

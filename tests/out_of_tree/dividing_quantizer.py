@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from smollm3_finetune.api import (
+    FrozenTensor,
     LayerBytes,
     Op,
     QuantizerSpec,
-    as_shardable,
     frozen_linear,
     hookimpl,
     load_layerwise,
@@ -19,9 +19,10 @@ from smollm3_finetune.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class DividingOptions:
-    keeps: Literal["parameters", "buffers", "a-copy", "undeclared"] = option(
-        "parameters", "How a layer keeps its codes."
+    keeps: Literal["frozen", "buffers", "a-copy", "changing", "undeclared"] = option(
+        "frozen", "How a layer keeps its codes."
     )
+    unstated: int = option(0, "Bytes of a layer that are not stated.")
 
 
 def _refine(spec, options, env):
@@ -33,7 +34,8 @@ def _refine(spec, options, env):
 
 
 def _bytes(options, shape, env):
-    return LayerBytes(kept=shape[0] * shape[1] + 4 * shape[0])
+    kept = shape[0] * shape[1] + 4 * shape[0] - options.unstated
+    return LayerBytes(kept=kept, sharded=kept)
 
 
 @hookimpl
@@ -69,22 +71,50 @@ class DividingQuantizer:
                 self.out_features, self.in_features = linear.weight.shape
                 weight = linear.weight.detach()
                 scale = weight.abs().amax(1, keepdim=True) / 127  # (out, 1)
-                self.register_buffer("codes", (weight / scale).round().to(torch.int8))
-                self.register_buffer("scale", scale)
+                self.hold((weight / scale).round().to(torch.int8), scale)
                 self.bias = linear.bias
-                if keeps in ("parameters", "a-copy"):
-                    as_shardable(self, ("codes", "scale"))
-                codes = self.codes
-                self.dense = (lambda: codes * self.scale) if keeps == "a-copy" else lambda: self.codes * self.scale
+
+            def hold(self, codes, scale):
+                self.register_buffer("codes", codes)
+                self.register_buffer("scale", scale)
+
+            def dense(self):
+                return self.codes * self.scale
 
             def forward(self, x):
                 return frozen_linear(x, self.dense, self.bias)
 
+        class Frozen(Int8Linear):
+            codes = FrozenTensor()
+            scale = FrozenTensor()
+
+            def hold(self, codes, scale):
+                self.codes, self.scale = codes, scale
+
+        class Copying(Frozen):
+            def hold(self, codes, scale):
+                super().hold(codes, scale)
+                self.copy = codes.clone()
+
+            def dense(self):
+                return self.copy * self.scale
+
+        class Changing(Frozen):
+            """Repacks its codes, and takes them back the next time."""
+
+            packed = False
+
+            def dense(self):
+                self.packed = not self.packed
+                self.codes.bitwise_not_()
+                return (~self.codes if self.packed else self.codes) * self.scale
+
+        layer = {"frozen": Frozen, "a-copy": Copying, "changing": Changing}.get(keeps, Int8Linear)
         return load_layerwise(
             source,
             ctx,
             name="dividing",
-            replace=Int8Linear,
-            ops=ops_for_layers(Int8Linear, lambda layer: layer.dense(), ctx.torch_dtype),
+            replace=layer,
+            ops=ops_for_layers(layer, layer.dense, ctx.torch_dtype),
             identity=(options_dict(self.options),),
         )
