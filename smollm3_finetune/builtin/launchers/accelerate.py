@@ -7,7 +7,7 @@ import sys
 
 from smollm3_finetune.api import Launch, Progress, run_processes
 from smollm3_finetune.builtin.launchers.checks import all_processes, processes_here
-from smollm3_finetune.builtin.launchers.elastic import environment, explain
+from smollm3_finetune.builtin.launchers.elastic import environment
 from smollm3_finetune.builtin.launchers.options import AccelerateOptions
 
 PROFILES = {
@@ -32,7 +32,6 @@ class Accelerate:
             launch,
             progress,
             environment=environment(processes_here(self.options), launch.device),
-            explain=explain,
         )
 
     def _arguments(self, launch: Launch) -> list[str]:
