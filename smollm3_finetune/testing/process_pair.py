@@ -51,7 +51,9 @@ class ProcessPair:
         """
         for pipe in self._pipes:
             pipe.send((function, args))
-        found, failures, ends = [], [], time.monotonic() + PATIENCE
+        found: list[Any] = []
+        failures: list[str] = []
+        ends = time.monotonic() + PATIENCE
         for rank, pipe in enumerate(self._pipes):
             try:
                 answered = pipe.poll(max(ends - time.monotonic(), 0) if not failures else AFTER_FAILURE)

@@ -26,7 +26,7 @@ from smollm3_finetune.train.compiling import configure_compile
 from smollm3_finetune.train.distributed.fsdp import use_fsdp
 from smollm3_finetune.train.distributed.optimizer_state import load_whole_state, whole_state
 from smollm3_finetune.train.distributed.sharding import gathered_weights, is_requested
-from smollm3_finetune.train.distributed.unused import find_unused
+from smollm3_finetune.train.distributed.unused import find_unused, routes
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
 from smollm3_finetune.train.resumed_state import check_state
@@ -76,6 +76,13 @@ class AdaptedTrainer:
         if is_requested():
             use_fsdp(self.accelerator, self.loaded)  # type: ignore[attr-defined]
             self.is_fsdp_enabled = self.accelerator.distributed_type == "FSDP"  # type: ignore[attr-defined]
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+        if self.shards and routes(self.loaded.base.model.config.to_dict()):
+            # a process whose batch does not use an expert must take part in the sum of its gradients too
+            self.model.set_reduce_scatter_unused_params(True)  # type: ignore[attr-defined]
+        return prepared
 
     def tokens_of_all(self) -> int:
         """The tokens that all processes have seen in the whole run; every process must call this."""

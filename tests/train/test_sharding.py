@@ -34,13 +34,13 @@ LAUNCHER = ("--launcher", "accelerate", "--launcher-opt", "profile=fsdp2", "--la
 
 def in_one(output: str, train: dict[str, Any], **more: Any) -> dict[str, Any]:
     train = {**STEPS, **train, "batch_size": 4}
-    return finetune(output=output, train=train, device="cpu", data=DATA, quiet=True, **more)
+    return finetune(**{"output": output, "train": train, "device": "cpu", "data": DATA, "quiet": True, **more})
 
 
 def in_two(output: str, train: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The same run with two processes that share the weights."""
     train = {**STEPS, **train, "batch_size": 2}
-    return both(FSDP, output=output, train=train, device="cpu", data=DATA, **more)
+    return both(FSDP, **{"output": output, "train": train, "device": "cpu", "data": DATA, **more})
 
 
 def both(launcher: Mapping[str, str], **arguments: Any) -> dict[str, Any]:
@@ -135,6 +135,12 @@ def test_a_run_continues_without_fsdp_from_a_checkpoint_with_it(isolated: Path) 
     ],
 )
 def test_kinds_of_runs_are_those_of_one_process(isolated: Path, about: dict[str, Any], changes: dict[str, Any]) -> None:
+    if "objective" in about:
+        pairs = (
+            {"prompt": f"{n} + {n}?", "chosen": f"It is {2 * n}.", "rejected": "I do not know."} for n in range(30)
+        )
+        Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        about = {**about, "data": {**DATA, "path": "pairs.jsonl"}}
     one = in_one("one", changes, dtype="float64", **about)
     two = in_two("two", changes, dtype="float64", **about)
     assert steps_of("two") == pytest.approx(steps_of("one"), rel=LOGGED)

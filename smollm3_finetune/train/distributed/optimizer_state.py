@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune.train.distributed.sharding import whole_tensor
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -19,7 +21,7 @@ def whole_state(optimizer: Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = optimizer.state_dict()
 
     def whole(value: Any) -> Any:
-        return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        return whole_tensor(value).cpu() if isinstance(value, DTensor) else value
 
     return {**state, "state": {i: {k: whole(v) for k, v in of.items()} for i, of in state["state"].items()}}
 

@@ -82,6 +82,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
+def whole_tensor(shared: Any) -> Any:
+    """The whole tensor of a DTensor; every process must call this. Offloaded parts are gathered by way of the device."""
+    device = shared.device_mesh.device_type
+    return (shared if shared.device.type == device else shared.to(device)).full_tensor()
+
+
 @contextmanager
 def gathered_weights(model: nn.Module, *, everywhere: bool = False) -> Iterator[None]:
     """Gather sharded parameters in the main process while the context is open, for saving; all processes must enter it.
@@ -105,7 +111,7 @@ def gathered_weights(model: nn.Module, *, everywhere: bool = False) -> Iterator[
             if not isinstance(parameter, DTensor):
                 continue
             if id(parameter) not in found:  # tied parameters are gathered once
-                tensor = parameter.detach().full_tensor()
+                tensor = whole_tensor(parameter.detach())
                 if not keeps:
                     found[id(parameter)] = parameter
                     continue
