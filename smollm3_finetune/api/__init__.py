@@ -80,6 +80,7 @@ from smollm3_finetune.api.evaluation import (
     OpenedTasks,
 )
 from smollm3_finetune.api.exporting import Check, Exported, Exporter
+from smollm3_finetune.api.frozen_tensor import FrozenTensor
 from smollm3_finetune.api.given import given, options_with
 from smollm3_finetune.api.helpers import (
     branch_rows,
@@ -133,6 +134,7 @@ from smollm3_finetune.api.quantizers import (
     architecture_of,
     check_layerwise,
     frozen_linear,
+    frozen_linear_bytes,
     group_size_error,
     layers_to_quantize,
     linear_layers,
@@ -199,6 +201,7 @@ __all__ = [
     "Formatter",
     "FormatterSpec",
     "FormatterWithColumns",
+    "FrozenTensor",
     "IncompatibleError",
     "Launch",
     "Launcher",
@@ -261,6 +264,7 @@ __all__ = [
     "flatten_branches",
     "flatten_rows",
     "frozen_linear",
+    "frozen_linear_bytes",
     "given",
     "group_size_error",
     "has_supervised_logits",

@@ -27,12 +27,12 @@ class Op(StrEnum):
     """Of the quantizer, not of a layer: it quantizes and dequantizes a dense weight as its checkpoints do; see
     `RoundTripMaker`."""
     SHARDS = "shards"
-    """Everything that is large in the layer's frozen state is a Parameter that FSDP 2 may cut along its first dimension
-    and gather again before each forward and backward, whatever its dtype. Otherwise each process keeps all of it."""
+    """Of the quantizer, not of a layer: FSDP 2 can divide its layers among the processes of a run. Otherwise each
+    process keeps all of their weights. `smollm3_finetune.api.FrozenTensor` states what a layer must fulfill."""
 
 
 ALL_OPS: frozenset[Op] = frozenset(Op) - {Op.ROUND_TRIP, Op.SHARDS}
-"""Every operation of a layer in one process: what ordinary layers support. They also shard."""
+"""Every operation of a layer: what ordinary layers support."""
 
 
 class Purpose(StrEnum):
@@ -54,3 +54,5 @@ class Env:
     purpose: Purpose = Purpose.TRAIN
     tools: frozenset[str] = frozenset()
     """Programs found on this machine: contains `c++` if there is a C++ compiler."""
+    dtype: str = "float32"
+    """For `QuantizerSpec.bytes_for`: the dtype of the run, in which its model computes."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from smollm3_finetune.api.capabilities import Op
+from smollm3_finetune.api.frozen_tensor import hold_for
 from smollm3_finetune.api.models import LinearOps
 
 MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
@@ -51,7 +52,8 @@ class ExpertStack(nn.Module):  # type: ignore[misc]
     `torch.nn.functional.linear` and `@` multiply by it through the quantized layer of the expert, and so does
     `torch.bmm` by the whole stack. Every other operation receives the dequantized values.
 
-    The layers are not submodules, so that adapters for linear layers do not attach to them.
+    The layers are not submodules, so that adapters for linear layers do not attach to them. Their frozen tensors are
+    Parameters of the stack, so that FSDP finds them.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ExpertStack(nn.Module):  # type: ignore[misc]
         self.transposed = transposed
         self.dtype = dtype
         self.update: Update | None = None
+        hold_for(self, self._layers)
 
     @property
     def ops(self) -> frozenset[Op]:
@@ -124,7 +127,7 @@ class ExpertStack(nn.Module):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        tensors = (t for layer in self._layers for t in (*layer.parameters(), *layer.buffers()))
+        tensors = (t for module in (self, *self._layers) for t in (*module.parameters(), *module.buffers()))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def __getattr__(self, name: str) -> Any:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from smollm3_finetune.api.capabilities import Op
+from smollm3_finetune.api.frozen_tensor import hold_for
 from smollm3_finetune.api.models import LinearOps
 
 
 class JoinedLinear(nn.Module):  # type: ignore[misc]
     """y = [x W₁ᵀ, x W₂ᵀ, …] + b: the outputs of the parts, which are quantized layers without bias, follow one another.
 
-    The parts are not submodules, so that adapters for linear layers do not attach to them.
+    The parts are not submodules, so that adapters for linear layers do not attach to them. Their frozen tensors are
+    Parameters of this layer, so that FSDP finds them.
     """
 
     def __init__(self, parts: Sequence[nn.Module], in_features: int, out_features: int, bias: Tensor | None) -> None:
@@ -23,6 +25,7 @@ class JoinedLinear(nn.Module):  # type: ignore[misc]
         self._parts = tuple(parts)
         self.in_features, self.out_features = in_features, out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        hold_for(self, self._parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) to (…, out)."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smollm3_finetune.api.capabilities import Op
+from smollm3_finetune.api.capabilities import Env, Op
 from smollm3_finetune.api.models import Base, BuildContext, LinearOps, ModelSource, StackOps, StoredLayers
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import ConfigError, IncompatibleError
@@ -126,6 +126,16 @@ def frozen_linear(x: Tensor, dequantize: Callable[[], Tensor], bias: Tensor | No
     from smollm3_finetune.api.frozen import multiply
 
     return multiply(x, dequantize, bias)
+
+
+def frozen_linear_bytes(weights: int, env: Env, *, peak: float = 4) -> int:
+    """The `transient` of `LayerBytes` for a layer that uses `frozen_linear` and dequantizes to float32. Light.
+
+    `weights` is out · in. `peak` is the most that `dequantize()` allocates, in bytes for each weight; its result has 4.
+    In a run of another dtype, the result is cast, and both exist for a moment.
+    """
+    cast = {"bfloat16": 2, "float16": 2, "float64": 8}.get(env.dtype, 0)
+    return round(weights * max(peak, 4 + cast))
 
 
 def load_layerwise(

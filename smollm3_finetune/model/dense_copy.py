@@ -34,6 +34,7 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
     for name, layer in model.named_modules():
         if (stack := stack_ops_for(layer)) is not None:
             state[name] = dense_stack(stack, dtype)
+            prefixes.append(f"{name}.")
         ops = base.ops_for(layer)
         if ops is None:
             continue

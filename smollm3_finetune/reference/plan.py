@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,9 +65,17 @@ START_SAVED = "whose trained weights are saved in start/"
 
 
 def plan_reference(
-    registry: Registry, objective: SelectedComponent, model: ModelPlan, train: TrainConfig, *, continues: bool
+    registry: Registry,
+    objective: SelectedComponent,
+    model: ModelPlan,
+    train: TrainConfig,
+    *,
+    continues: bool,
+    shares: bool = False,
 ) -> ReferencePlan:
     """The reference of a run; `continues`: whether the run begins with an adapter that was trained before.
+
+    `shares`: whether the processes of the run share the weights.
 
     Raises IncompatibleError if the adapter does not support it, and ConfigError if `train.reference` does not fit.
     """
@@ -89,17 +96,13 @@ def plan_reference(
         other = own_model(registry, objective, model) if own else plan_other_model(registry, objective, ref, model)
     adapter = refined(model.adapter, model.env)
     exchanged = kind == "start" and (continues or not (adapter.identity_at_start and adapter.disables))
-    if exchanged and not once and _shards():
+    if exchanged and not once and shares:
         raise IncompatibleError(
             f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its start, whose weights cannot be "
             "exchanged in each step if the processes share the weights",
             hint=ONCE,
         )
     return ReferencePlan(kind=kind, exchanged=exchanged, once=once or other is not None, model=other, own=ref is None)
-
-
-def _shards() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
 
 
 def check_values(plan: ReferencePlan, selected: SelectedComponent, train: TrainConfig) -> None:

@@ -88,7 +88,7 @@ class QuantizerCase(Conformance):
 
     def declared(self) -> frozenset[Op]:
         """The operations of layers that the descriptor declares, with these options on this device."""
-        return self.provided() - {Op.ROUND_TRIP}
+        return self.provided() - {Op.ROUND_TRIP, Op.SHARDS}
 
     def provided(self) -> frozenset[Op]:
         """Everything that the descriptor declares, with these options on this device."""

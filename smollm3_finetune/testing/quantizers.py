@@ -22,14 +22,15 @@ from smollm3_finetune.model.compare import apart, logits, rounded
 from smollm3_finetune.shipping.gate import of_base
 from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, skip
-from smollm3_finetune.testing.experts import ExpertTests
 from smollm3_finetune.testing.files import check_saved_files
+from smollm3_finetune.testing.layer_memory import LayerMemoryTests
 from smollm3_finetune.testing.operations import OperationTests
 from smollm3_finetune.testing.parts import context
 from smollm3_finetune.testing.quantizer_case import UNSTATED_BITS
 from smollm3_finetune.testing.quantizer_training import TrainingTests
 from smollm3_finetune.testing.refusals import RefusalTests
 from smollm3_finetune.testing.round_trips import RoundTripTests, Written
+from smollm3_finetune.testing.shards import ShardTests
 
 NONSENSE: tuple[Mapping[str, Any], ...] = (
     {},
@@ -40,7 +41,7 @@ NONSENSE: tuple[Mapping[str, Any], ...] = (
 """Contents of `config.json` that no quantizer may claim."""
 
 
-class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ExpertTests, RoundTripTests):
+class QuantizerConformance(OperationTests, RefusalTests, TrainingTests, ShardTests, RoundTripTests, LayerMemoryTests):
     """Subclass it, name the quantizer and its bits; the tests that apply to its declared operations are inherited."""
 
     def has_round_trip(self) -> bool:

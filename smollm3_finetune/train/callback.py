@@ -13,8 +13,9 @@ from transformers.trainer_callback import ExportableState
 
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.runs.checkpoints import CALLBACK
+from smollm3_finetune.train.distributed.held import Held, held_by_all, shown_held
 from smollm3_finetune.train.finite import plain_number
-from smollm3_finetune.train.health import Health
+from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.lines import Lines
 from smollm3_finetune.train.measuring import logged
 from smollm3_finetune.train.save_times import SaveTimes
@@ -56,6 +57,10 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.seconds_to_first_step: float | None = None
         """Until the end of the first step of this process."""
         self.trainer: Any = None
+        self.weights: TrainedWeights | None = None
+        """The trained weights before the first step of this process."""
+        self.held: list[Held] | None = None
+        """The weights that each process holds, if the processes share them."""
         self.last_log = 0.0
         self.shown_tokens = 0
 
@@ -78,6 +83,10 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             # transformers makes the embeddings' output require a gradient, which only reentrant checkpointing needs:
             # frozen layers below the first trained one would be recomputed unnecessarily
             self.loaded.base.model.disable_input_require_grads()
+        self.weights = TrainedWeights.of(self.loaded.model)
+        if self.trainer.shards:
+            self.held = held_by_all(self.loaded.model)
+            self.display.say(shown_held(self.held))
         self.display.begin(state.max_steps, state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.train.distributed.processes import from_main, is_main_process
 
 STABILITY_HINT = "use a lower --learning-rate, or --dtype float32"
 
@@ -31,10 +32,19 @@ def check_losses(losses: Sequence[float], step: int, consequence: str) -> None:
 
 
 def check_weights(loaded: LoadedModel, step: int, consequence: str) -> None:
-    """Raises SmolLM3Error if a trained weight is infinite or nan."""
-    for name, parameter in loaded.model.named_parameters():
-        if parameter.requires_grad and not bool(parameter.isfinite().all()):
-            raise SmolLM3Error(
-                f"the trained weights became infinite or nan by step {step} ({name}); {consequence}",
-                hint=STABILITY_HINT,
-            )
+    """Raises SmolLM3Error if a trained weight is infinite or nan; every process must call this.
+
+    The main process examines the weights, which must be whole there.
+    """
+    name = from_main(_not_finite(loaded) if is_main_process() else None)
+    if name is not None:
+        raise SmolLM3Error(
+            f"the trained weights became infinite or nan by step {step} ({name}); {consequence}",
+            hint=STABILITY_HINT,
+        )
+
+
+def _not_finite(loaded: LoadedModel) -> str | None:
+    """The first trained weight that is infinite or nan."""
+    trained = ((name, p) for name, p in loaded.model.named_parameters() if p.requires_grad)
+    return next((str(name) for name, p in trained if not bool(p.isfinite().all())), None)

@@ -113,13 +113,14 @@ class TrainedWeights:
 
     @classmethod
     def of(cls, model: Any) -> TrainedWeights:
-        """The sums and the sums of squares of each trained parameter, in float64."""
+        """The sums and the sums of squares of each trained parameter, in float64; of the part of this process."""
         import torch
 
         found = hashlib.sha256()
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
+            for name, whole in model.named_parameters():
+                parameter = getattr(whole, "_local_tensor", whole)
+                if whole.requires_grad:
                     values = parameter.double() if parameter.device.type != "mps" else parameter.cpu().double()
                     found.update(f"{name} {values.sum().item()!r} {values.square().sum().item()!r}\n".encode())
         return cls(found.hexdigest())

@@ -75,7 +75,6 @@ def take_steps(
             return _taken_before(job, callback, measuring)
     trackers.add_to(trainer)
     measuring.log = trainer.log
-    before = TrainedWeights.of(loaded.model)
     try:
         with contextlib.ExitStack() as stack:
             # until the first step ends there is nothing to save, and a request stops the run at once
@@ -86,7 +85,7 @@ def take_steps(
     finally:
         job.display.end()
     health.check_end(measuring.with_best(f"no adapter was saved in {run.path}"))
-    if before == TrainedWeights.of(loaded.model):
+    if callback.weights == TrainedWeights.of(loaded.model):
         job.display.say(
             f"warning: no trained weight has changed in {trainer.state.global_step} steps: the learning rate "
             f"{config.learning_rate:g} is too low for the dtype of the weights, or the rows give no gradient"

@@ -23,7 +23,7 @@ from smollm3_finetune.runs.best import MEASURED
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir, rows_of
 from smollm3_finetune.train.distributed.processes import from_main
-from smollm3_finetune.train.distributed.sharding import gathered_weights
+from smollm3_finetune.train.distributed.sharding import gathered_weights, is_sharded
 from smollm3_finetune.train.early import ends_early
 from smollm3_finetune.train.lines import Lines
 
@@ -93,9 +93,13 @@ class Measuring:
     def _due(every: int | None, step: int) -> bool:
         return every is not None and step % every == 0
 
-    @staticmethod
-    def _unless_stopped(act: Callable[[], T]) -> T | None:
-        """The result of the main process; None if a request to stop ended it: the run then ends after this step."""
+    def _unless_stopped(self, act: Callable[[], T]) -> T | None:
+        """The result of the main process; None if a request to stop ended it: the run then ends after this step.
+
+        Processes that share weights compute together, so a request does not end it: the others would wait.
+        """
+        if is_sharded(self.loaded.model):
+            return from_main(act())
         found = None
         with contextlib.suppress(stopping.Stop), stopping.undeferred():
             found = act()

@@ -38,10 +38,10 @@ from smollm3_finetune.runs.start_from import Started, earlier_of
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.layout import Layout
-from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.early import check_options
 from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
+from smollm3_finetune.train.sharding import FSDP, ShardingPlan, plan_sharding
 from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
 from smollm3_finetune.train.trackers import check_trackers
@@ -71,6 +71,8 @@ class RunPlan:
     """What starts, or has started, the processes of the run."""
     layout: Layout
     """The processes of the run, which may not have been started yet."""
+    sharding: ShardingPlan | None = None
+    """What the processes share; None if each of them has all weights."""
     pipeline: Mapping[str, str] | None = None
     """The `pipeline` and the `stage` that this run is, if it is one."""
     kept_calibration: Sequence[Sequence[int]] | None = None
@@ -183,7 +185,11 @@ def plan_run(
         model = replace(plan_model(registry, about_model, context), earlier=earlier)
     assert model.adapter is not None
     continues = model.start_from is not None
-    reference = plan_reference(registry, about_rows.objective, model, config.train, continues=continues)
+    reference = plan_reference(
+        *(registry, about_rows.objective, model, config.train),
+        continues=continues,
+        shares=layout.sharding == FSDP,
+    )
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
     components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
@@ -197,8 +203,8 @@ def plan_run(
     check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
-    check_sharding(new_tokens=bool(model.new_tokens))
-    check_shipping(model, settled.config.train, resumed=checkpoint is not None)
+    sharding = plan_sharding(layout, model, settled.config.train)
+    check_shipping(model, settled.config.train, layout.sharding, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
     chosen[LAUNCHER] = launcher
@@ -216,6 +222,7 @@ def plan_run(
         asked=asked,
         launcher=launcher,
         layout=layout,
+        sharding=sharding,
         kept_calibration=kept,
         own_base=own_base,
     )

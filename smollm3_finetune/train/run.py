@@ -37,6 +37,7 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
+from smollm3_finetune.train.distributed.held import held_report
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
@@ -218,8 +219,7 @@ def _train_and_measure(
 
     def sample() -> str:
         limit = config.sample_tokens
-        # gathered: a wrapper's generate() bypasses the wrapper's forward
-        with autocast(context.device, context.dtype), gathered_weights(loaded.model):
+        with autocast(context.device, context.dtype):
             return answer(
                 loaded.model, renderer.tokenizer, prompt, max_new_tokens=limit, renderer=renderer, template_kwargs=mode
             )
@@ -298,6 +298,7 @@ def _train_and_measure(
         **({} if (ship := job.plan.model.ship) is None else {"ship_as": {**ship.about(), "command": ship.command()}}),
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,
+        **({} if (held := trained.callback.held) is None else {"weights_held": held_report(held)}),
         "checkpoints": {"saved": saves.count, "seconds": round(saves.spent, 3)},
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],

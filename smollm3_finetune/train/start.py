@@ -84,6 +84,7 @@ class PlannedRun:
             "reference": self.plan.reference.kind,
             "reference_line": self.plan.reference.line(),
             "ship_as": None if self.plan.model.ship is None else self.plan.model.ship.about(),
+            "sharding": None if self.plan.sharding is None else self.plan.sharding.about(),
             "base_dropout": self.plan.base_dropout(),
             "left_alone": planned_lines(self.plan.model),
             **({"new_tokens": [t.as_json() for t in added]} if (added := self.plan.model.new_tokens) else {}),

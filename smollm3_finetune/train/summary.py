@@ -26,6 +26,11 @@ def ship_lines(plan: RunPlan) -> list[str]:
     return [f"ship as  {kind} {ship.title()}: training computes with its weights{grids}"]
 
 
+def sharding_lines(plan: RunPlan) -> list[str]:
+    """What the processes share; empty if each has all weights."""
+    return [] if plan.sharding is None else [f"weights  {plan.sharding.line()}"]
+
+
 def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) -> str:
     """The model, the rows and the steps of a run, in a few lines."""
     model = plan.model
@@ -70,6 +75,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
             f"method   {model.quantizer.component.title} + {model.adapter.component.title}",
             *ship_lines(plan),
             *start_lines(plan, run),
+            *sharding_lines(plan),
             *data,
             f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
             f"run      {run.path}",

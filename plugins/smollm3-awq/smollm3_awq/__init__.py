@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_awq.memory import bytes_for
 from smollm3_finetune.api import (
     DEQUANTIZABLE,
     IncompatibleError,
@@ -54,13 +55,14 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="AWQ checkpoints (4 bits, version gemm), as AutoAWQ and gptqmodel write them; only read",
             factory="smollm3_awq.quantizer:AWQQuantizer",
             options="smollm3_awq.options:AWQOptions",
-            provides=DEQUANTIZABLE,
+            provides=DEQUANTIZABLE | {Op.SHARDS},
             absent={
                 **packed_reasons("weights are stored as 4-bit codes with scales"),
                 Op.ROUND_TRIP: "AWQ checkpoints are only read",
             },
             claims=claims,
             check=check,
+            bytes_for=bytes_for,
             api=2,
         )
     ]

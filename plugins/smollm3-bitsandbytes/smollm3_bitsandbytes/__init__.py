@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_bitsandbytes.memory import bytes_4bit, bytes_8bit, options_4bit
 from smollm3_finetune.api import DEQUANTIZABLE, Env, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
 
 REQUIRES = Requires(distributions=("bitsandbytes>=0.49", "accelerate>=1.1"))
 
-PROVIDED = DEQUANTIZABLE | {Op.ROUND_TRIP}
+PROVIDED = DEQUANTIZABLE | {Op.ROUND_TRIP, Op.SHARDS}
 
 DEVICES = {4: ("cpu", "cuda", "xpu", "hpu", "mps"), 8: ("cpu", "cuda", "xpu", "hpu")}
 """Number of bits to the device types for which bitsandbytes 0.50 has kernels."""
@@ -69,6 +70,8 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             absent=packed_reasons("weights are stored as 4-bit codes with scales"),
             refine=refine_4bit,
             claims=claims_4bit,
+            bytes_for=bytes_4bit,
+            read_options=options_4bit,
             api=2,
         ),
         QuantizerSpec(
@@ -82,6 +85,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             absent=packed_reasons("weights are stored as 8-bit codes with scales"),
             refine=refine_8bit,
             claims=claims_8bit,
+            bytes_for=bytes_8bit,
             api=2,
         ),
     ]

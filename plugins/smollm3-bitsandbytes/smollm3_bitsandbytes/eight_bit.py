@@ -25,6 +25,7 @@ from smollm3_bitsandbytes.checkpoint import (
     stored_quantization,
     write_checkpoint,
 )
+from smollm3_bitsandbytes.eight_bit_linear import FrozenLinear8bit
 from smollm3_bitsandbytes.options import Bnb8bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
 from smollm3_bitsandbytes.round_trip import BnbRoundTrip, eight_bits
@@ -42,22 +43,6 @@ Measured with bitsandbytes' own reference kernel at the default threshold: on a 
 """
 
 
-class DequantizingState(bnb.MatmulLtState):  # type: ignore[misc]  # bitsandbytes has no types
-    """The state of a layer that uses the training code path in eval mode too.
-
-    On a CPU, bitsandbytes multiplies by the dequantized weight in training. In eval mode it first rounds the
-    activations to 8 bits, which is not faster on a CPU: evaluation and generation would not compute the function that
-    was trained. `Linear8bitLt.forward` writes its mode to `is_training`, which selects the code path.
-    """
-
-    @property
-    def is_training(self) -> bool:
-        return True
-
-    @is_training.setter
-    def is_training(self, value: bool) -> None: ...
-
-
 @dataclass(frozen=True)
 class Bnb8bitOps:
     """The operations of one `bitsandbytes.nn.Linear8bitLt`."""
@@ -71,25 +56,16 @@ class Bnb8bitOps:
     @property
     def forward_rtol(self) -> float:
         """0 if the layer multiplies by the dequantized weight; otherwise it rounds activations to 8 bits."""
-        return 0.0 if self.layer.weight.device.type in DEQUANTIZING else FORWARD_RTOL
+        return 0.0 if self.layer.codes.device.type in DEQUANTIZING else FORWARD_RTOL
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.layer.out_features, self.layer.in_features
 
     def read_weight(self) -> Tensor:
-        """The weight (out, in): codes times row scale / 127, as a new float32 tensor on the layer's device.
-
-        The result is always bitwise equal: bitsandbytes keeps codes CB (out, in) and scales SCB (out,) on the
-        parameter until the first forward, and on the layer's state afterwards.
-        Source: bitsandbytes 0.50 `autograd._functions.MatMul8bitFp`, with the same order of operations.
-        """
-        holder = self.layer.weight if getattr(self.layer.weight, "SCB", None) is not None else self.layer.state
-        codes = self.layer.weight.data if holder.CB is None else holder.CB
-        scales: Tensor = holder.SCB
+        """The weight (out, in), as a new float32 tensor on the layer's device."""
         with torch.no_grad():
-            weight: Tensor = codes.to(torch.float32)
-            return weight.mul_(scales.to(torch.float32).unsqueeze(1).mul(1.0 / 127.0))  # (out, in) * (out, 1)
+            return self.layer.dense()
 
 
 class _CastMessageFilter(logging.Filter):
@@ -107,7 +83,7 @@ _FILTER = _CastMessageFilter()
 
 def ops_for(layer: nn.Module) -> LinearOps | None:
     """The operations of an 8-bit layer; None for any other layer."""
-    return Bnb8bitOps(layer) if isinstance(layer, bnb.nn.Linear8bitLt) else None
+    return Bnb8bitOps(layer) if isinstance(layer, FrozenLinear8bit) else None
 
 
 def quantized(linear: nn.Linear, threshold: float, device: str) -> nn.Module:
@@ -117,7 +93,7 @@ def quantized(linear: nn.Linear, threshold: float, device: str) -> nn.Module:
     )
     layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False).to(device)
     layer.bias = linear.bias
-    layer.state.__class__ = DequantizingState
+    FrozenLinear8bit.hold(layer)
     own_outputs(layer)
     return layer
 
@@ -148,7 +124,7 @@ class Bnb8bitQuantizer:
         model = source.load(dtype=ctx.torch_dtype, device_map={"": ctx.device}, **kwargs)
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear8bitLt):
-                layer.state.__class__ = DequantizingState
+                FrozenLinear8bit.hold(layer)
                 own_outputs(layer)
         if stored is None:
             skip = self.options.skip_modules

@@ -5,15 +5,13 @@ Source: QLoRA, arXiv:2305.14314, section 3 (NF4, double quantization).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes import functional
-from torch import Tensor, nn
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from smollm3_bitsandbytes.checkpoint import (
@@ -25,6 +23,7 @@ from smollm3_bitsandbytes.checkpoint import (
     stored_quantization,
     write_checkpoint,
 )
+from smollm3_bitsandbytes.four_bit_linear import FrozenLinear4bit
 from smollm3_bitsandbytes.options import Bnb4bitOptions
 from smollm3_bitsandbytes.outputs import own_outputs
 from smollm3_bitsandbytes.round_trip import BnbRoundTrip, four_bits
@@ -40,40 +39,11 @@ from smollm3_finetune.api import (
 NAME = "bnb-4bit"
 
 
-def read_weight(layer: Any) -> Tensor:
-    """The weight (out, in) of a `bitsandbytes.nn.Linear4bit`, as a new tensor in the dtype of its quantization state.
-
-    Valid before and after any forward, and also if bitsandbytes has repacked the layer for CPUs with AVX512-BF16.
-    Source: bitsandbytes 0.50 `functional.dequantize_4bit`; blocks of 64 along the flattened (out, in) matrix.
-    """
-    data = layer.weight.data
-    # `or`: after FSDP or a deep copy, only the module may have the state.
-    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
-    if getattr(state, "packing_format_for_cpu", False):
-        data, state = _unpacked(data, state)
-    weight: Tensor = functional.dequantize_4bit(data, state)
-    return weight.reshape(layer.out_features, layer.in_features)
-
-
-def _unpacked(data: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Convert codes and state from the AVX512-BF16 layout to the plain layout; the arguments are not changed.
-
-    bitsandbytes' own inverse returns wrong scales for a layer without double quantization (it leaves them transposed),
-    and rounds the scales of other layers again. Therefore only the codes of its result are used.
-    """
-    state = copy.copy(state)
-    scales = state.absmax  # (in / blocksize, out), bfloat16: what the packed kernel multiplies by
-    state.original_nested = False
-    data, state = functional._convert_weight_packed_for_cpu_inverse(data, state)
-    state.absmax = scales.T.reshape(-1).to(torch.float32)
-    return data, state
-
-
 def ops_for(layer: nn.Module) -> LinearOps | None:
     """The operations of a 4-bit layer; None for any other layer."""
-    if not isinstance(layer, bnb.nn.Linear4bit):
+    if not isinstance(layer, FrozenLinear4bit):
         return None
-    return DequantizingOps(layer, read_weight, layer.compute_dtype or torch.float32)
+    return DequantizingOps(layer, FrozenLinear4bit.dense, layer.compute_dtype)
 
 
 class Bnb4bitQuantizer:
@@ -105,7 +75,7 @@ class Bnb4bitQuantizer:
         model = source.load(dtype=dtype, device_map={"": ctx.device}, **kwargs)
         for layer in model.modules():
             if isinstance(layer, bnb.nn.Linear4bit):
-                fix_weight(layer, compute)
+                FrozenLinear4bit.hold(layer, compute)
                 own_outputs(layer)
         if stored is None:
             skip = self.options.skip_modules
@@ -166,25 +136,9 @@ def quantized(linear: nn.Linear, compute: torch.dtype, plan: Mapping[str, Any], 
     )
     layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **how).to(device)
     layer.bias = linear.bias
-    fix_weight(layer, compute)
+    FrozenLinear4bit.hold(layer, compute)
     own_outputs(layer)
     return layer
-
-
-def fix_weight(layer: Any, compute: torch.dtype) -> None:
-    """Make forward, backward and `read_weight` of a `Linear4bit` use the same weight permanently.
-
-    * bitsandbytes dequantizes to the input's dtype in the forward, but to `quant_state.dtype`, the dtype of the
-      checkpoint, in the backward; here both are `compute`. `compute_type_is_set` stops bitsandbytes from taking the
-      compute dtype from the first input.
-    * On a CPU with AVX512-BF16, the first forward in eval mode repacks the layer for a kernel that rounds the block
-      scales to bfloat16 and has no gradient. This is never undone: training after an evaluation would silently lose
-      gradients. Therefore the layer always stays in the plain layout.
-    """
-    layer.support_avx512bf16_for_cpu = False
-    layer.compute_dtype = compute
-    layer.compute_type_is_set = True
-    layer.weight.quant_state.dtype = compute
 
 
 def _widen(model: nn.Module) -> None:

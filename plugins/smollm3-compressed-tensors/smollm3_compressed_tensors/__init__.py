@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smollm3_compressed_tensors.memory import bytes_for, read_options
 from smollm3_finetune.api import DEQUANTIZABLE, ModelSource, Op, QuantizerSpec, hookimpl, packed_reasons
 
 
@@ -33,10 +34,12 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="checkpoints of llm-compressor and vLLM: INT4, INT8, FP8, NVFP4; writes INT4, INT8 and FP8",
             factory="smollm3_compressed_tensors.quantizer:CompressedTensorsQuantizer",
             options="smollm3_compressed_tensors.options:CompressedTensorsOptions",
-            provides=DEQUANTIZABLE | {Op.ROUND_TRIP},
+            provides=DEQUANTIZABLE | {Op.ROUND_TRIP, Op.SHARDS},
             absent=packed_reasons("weights are stored as codes of few bits with scales"),
             claims=claims,
             check=check,
+            bytes_for=bytes_for,
+            read_options=read_options,
             api=2,
         )
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smollm3_finetune.api import frozen_linear
+from smollm3_finetune.api import FrozenTensor, frozen_linear
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The values of FP4; the highest bit of a code is the sign."""
@@ -13,6 +13,11 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 class CompressedLinear(nn.Module):  # type: ignore[misc]
     """y = x Wᵀ + b with W[o, i] = scale[o, g] · (code[o, i] − zero[o, g]), g the group of input feature i."""
+
+    codes = FrozenTensor()
+    scale = FrozenTensor()
+    zero = FrozenTensor()
+    index = FrozenTensor()
 
     def __init__(
         self,
@@ -31,14 +36,9 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
         """
         super().__init__()
         self.kind, self.in_features, self.out_features, self.bias = kind, in_features, len(codes), bias
-        self.codes: Tensor
-        self.scale: Tensor
-        self.zero: Tensor | None
-        self.index: Tensor | None
-        self.register_buffer("codes", codes.view(torch.uint8), persistent=False)
-        self.register_buffer("scale", scale.to(torch.float32), persistent=False)
-        self.register_buffer("zero", zero, persistent=False)
-        self.register_buffer("index", index, persistent=False)
+        self.codes, self.scale = codes.view(torch.uint8), scale.to(torch.float32)
+        self.zero, self.index = zero, index
+        self.groups = scale.shape[1]
 
     def _values(self) -> Tensor:
         """The codes as numbers (out, in), in a new float32 tensor."""
@@ -60,7 +60,7 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
             if self.zero is not None:
                 values.sub_(self.zero[:, self.index])
             return values.mul_(self.scale[:, self.index])
-        groups = values.view(len(values), self.scale.shape[1], -1)
+        groups = values.view(len(values), self.groups, -1)
         if self.zero is not None:
             groups.sub_(self.zero[..., None])
         groups.mul_(self.scale[..., None])
@@ -71,4 +71,4 @@ class CompressedLinear(nn.Module):  # type: ignore[misc]
         return frozen_linear(x, self.dense, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.kind}, groups={self.scale.shape[1]}"
+        return f"{self.in_features}, {self.out_features}, {self.kind}, groups={self.groups}"

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from smollm3_finetune.api import LinearOps, frozen_linear, ops_for_layers
-from smollm3_gptq.packing import HELD_BITS, pack_bytes, unpack_bytes, unpack_words
+from smollm3_finetune.api import FrozenTensor, LinearOps, frozen_linear, ops_for_layers
+from smollm3_gptq.memory import HELD_BITS
+from smollm3_gptq.packing import pack_bytes, unpack_bytes, unpack_words
 
 
 class GPTQLinear(nn.Module):  # type: ignore[misc]
@@ -22,19 +23,18 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
     Source: Frantar et al., GPTQ, arXiv:2210.17323; the layout of checkpoints is AutoGPTQ's.
     """
 
+    codes = FrozenTensor()
+    scales = FrozenTensor()
+    zeros = FrozenTensor()
+    order = FrozenTensor()
+    place = FrozenTensor()
+
     def __init__(self, in_features: int, out_features: int, bits: int) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         self.parts: tuple[str, ...] = ()
         """The layers of the checkpoint whose outputs make up this layer's: more than one if the layer is fused."""
         self.bias: nn.Parameter | None = None
-        self.codes: Tensor
-        self.scales: Tensor
-        self.zeros: Tensor
-        self.order: Tensor | None
-        self.place: Tensor | None
-        for name in ("codes", "scales", "zeros", "order", "place"):
-            self.register_buffer(name, None, persistent=False)
 
     def fill(self, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, *, zeros_less_one: bool) -> None:
         """Take the tensors of a checkpoint, all on the device of the layer.
@@ -49,9 +49,9 @@ class GPTQLinear(nn.Module):  # type: ignore[misc]
             zeros = (zeros + 1) & ((1 << self.bits) - 1)
         groups = g_idx.long()
         if bool((groups[1:] < groups[:-1]).any()):
-            self.order = torch.argsort(groups, stable=True)
-            self.place = torch.argsort(self.order)
-            codes, groups = codes[:, self.order], groups[self.order]
+            order = torch.argsort(groups, stable=True)
+            self.order, self.place = order, torch.argsort(order)
+            codes, groups = codes[:, order], groups[order]
         counts = torch.bincount(groups, minlength=len(scales))
         self.group_size = int(counts.max())
         if bool((counts != self.group_size).any()):  # the last group is not full, or groups differ in size

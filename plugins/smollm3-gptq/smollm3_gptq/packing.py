@@ -9,9 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HELD_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
-"""Bits of a code in a checkpoint to bits of the code in memory."""
-
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
     """Codes (n · 32 / bits, m) as uint8 from int32 words (n, m), whose bit streams run along the first axis."""

@@ -30,6 +30,7 @@ from smollm3_finetune.api import (
     read_json,
 )
 from smollm3_gptq.checkpoint import Checkpoint, described, open_checkpoint
+from smollm3_gptq.memory import GROUP_SIZES
 from smollm3_gptq.options import GPTQOptions
 from smollm3_gptq.quantize_worker import TOO_SHORT
 
@@ -44,7 +45,6 @@ WORK = 1
 """Increase this when the same options lead to other weights; cache entries are then rebuilt."""
 GPTQMODEL = ("7.5", "7.6")
 """The supported versions of gptqmodel: lower bound, exclusive upper bound."""
-GROUP_SIZES = (128, 64, 32, 16)
 DIGEST = "weights.sha256"
 
 

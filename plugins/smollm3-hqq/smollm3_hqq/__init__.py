@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import DEQUANTIZABLE, ModelSource, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
+from smollm3_hqq.memory import bytes_for, read_options
 
 
 def claims(config: Mapping[str, Any]) -> bool:
@@ -35,10 +36,12 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             factory="smollm3_hqq.quantizer:HQQQuantizer",
             options="smollm3_hqq.options:HQQOptions",
             requires=Requires(distributions=("hqq>=0.2.8,<0.3",)),
-            provides=DEQUANTIZABLE | {Op.ROUND_TRIP},
+            provides=DEQUANTIZABLE | {Op.ROUND_TRIP, Op.SHARDS},
             absent=packed_reasons("weights are stored as codes of few bits with scales"),
             claims=claims,
             check=check,
+            bytes_for=bytes_for,
+            read_options=read_options,
             api=2,
         )
     ]

@@ -163,7 +163,7 @@ def write(source: ModelSource, out: Path, ctx: BuildContext, options: HQQOptions
     def parts(name: str, weight: Tensor) -> dict[str, Tensor]:
         if ctx.grids is None:
             made = searched(weight, options, ctx.device)
-            return {"W_q": made.W_q, "scale": made.meta["scale"], "zero": made.meta["zero"]}
+            return {"W_q": made.codes, "scale": made.scale, "zero": made.zero}
         import torch
 
         scale, zero = (ctx.grids[name][part].to(weight.device) for part in ("scale", "zero"))

@@ -6,18 +6,16 @@ Machine Learning Models", 2023.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
 from torch import Tensor, nn
 
-from smollm3_finetune.api import frozen_linear
+from smollm3_finetune.api import FrozenTensor, frozen_linear
+from smollm3_hqq.memory import PER_NUMBER
 from smollm3_hqq.options import HQQOptions
-
-PER_NUMBER = {8: 1, 4: 2, 3: 10, 2: 4}
-"""Bits of a code to the codes that hqq packs into one number."""
 
 
 class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
@@ -31,8 +29,13 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
       rounds a zero point near 128 by up to half a step of the codes.
     * It trains under autocast, where the gradient has a different dtype than the input.
     * The bias is a Parameter, as in any linear layer. hqq keeps a clone with its autograd history.
-    * Scales and zero points follow the codes when a model is moved.
+    * Codes, scales and zero points follow the model when it is moved, and FSDP divides them.
     """
+
+    codes = FrozenTensor()
+    scale = FrozenTensor()
+    zero = FrozenTensor()
+    meta: dict[str, Any]
 
     def __init__(self, linear: nn.Linear, options: HQQOptions, device: str) -> None:
         """Quantizes `linear` on `device`, and takes its weight away."""
@@ -40,6 +43,7 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
         super().__init__(linear, quant_config=_config(options), compute_dtype=torch.float32, device=device)
         # hqq creates it in inference mode; such a tensor cannot be changed or saved for a backward pass outside of it.
         self.meta["zero"] = self.meta["zero"].clone()
+        self._hold()
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
 
     def stored(self) -> dict[str, Tensor]:
@@ -54,6 +58,7 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
             None, quant_config=_config(options), compute_dtype=torch.float32, device=device, initialize=False
         )
         layer.load_state_dict(dict(state))
+        layer._hold()
         bias = linear.bias
         layer.bias = None if bias is None else nn.Parameter(bias.detach().to(device), requires_grad=False)
         return layer
@@ -100,7 +105,33 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
         }
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.bias, layer.ready = None, True
+        layer._hold()
         return layer
+
+    def _hold(self) -> None:
+        """Take the tensors over from hqq."""
+        self.codes = self._parameters.pop("W_q").detach()
+        self.scale, self.zero = self.meta.pop("scale"), self.meta.pop("zero")
+
+    def described(self) -> dict[str, Any]:
+        """hqq's description of the codes, with the scales and zero points."""
+        return {**self.meta, "scale": self.scale, "zero": self.zero}
+
+    def dequantize(self) -> Tensor:
+        """The weight (out, in), as a new float32 tensor."""
+        weight: Tensor = Quantizer.dequantize(self.codes, self.described())
+        return weight
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """hqq's own state."""
+        meta, self.meta = self.meta, self.described()
+        self.W_q = nn.Parameter(self.codes, requires_grad=False)
+        try:
+            state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        finally:
+            self.meta = meta
+            del self.W_q
+        return state
 
     @staticmethod
     def pack(codes: Tensor, options: HQQOptions) -> Tensor:
@@ -114,12 +145,6 @@ class Linear(HQQLinear):  # type: ignore[misc]  # hqq has no types
 
     def forward(self, x: Tensor) -> Tensor:
         return frozen_linear(x, self.dequantize, self.bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
-        super()._apply(fn, recurse)
-        for name in ("scale", "zero"):
-            self.meta[name] = self.meta[name].to(self.W_q.device)
-        return self
 
 
 def _config(options: HQQOptions) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class HQQRoundTrip:
         return self.covered(model)
 
     def grid(self, layer: str, weight: Tensor) -> Mapping[str, Tensor]:
-        found = searched(weight, self.options, str(weight.device)).meta
-        return {"scale": found["scale"].detach().clone(), "zero": found["zero"].detach().clone()}
+        found = searched(weight, self.options, str(weight.device))
+        return {"scale": found.scale.clone(), "zero": found.zero.clone()}
 
     def apply(self, layer: str, weight: Tensor, grid: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():

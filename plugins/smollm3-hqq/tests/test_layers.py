@@ -63,8 +63,8 @@ def test_read_weight_is_code_less_zero_times_scale(bits, axis):
     linear = dense()
     layer = ours(linear, bits=bits, axis=axis, group_size=32)
     rows = 32 if axis == 0 else linear.weight.numel() // 32
-    codes = unpacked(layer.W_q.numpy(), bits, rows)
-    zero, scale = layer.meta["zero"].numpy(), layer.meta["scale"].numpy()
+    codes = unpacked(layer.codes.numpy(), bits, rows)
+    zero, scale = layer.zero.numpy(), layer.scale.numpy()
     assert zero.dtype == scale.dtype == np.float32
     right = ((codes - zero.astype(np.float64)) * scale).reshape(96, 128)
     found = read(layer)
@@ -88,8 +88,8 @@ def test_the_codes_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
         layers.append(ours(linear))
     torch.set_num_threads(before)
-    assert torch.equal(layers[0].W_q, layers[1].W_q)
-    assert torch.equal(layers[0].meta["zero"], layers[1].meta["zero"])
+    assert torch.equal(layers[0].codes, layers[1].codes)
+    assert torch.equal(layers[0].zero, layers[1].zero)
 
 
 def saved_for_backward(layer):
@@ -124,16 +124,16 @@ def test_moving_and_casting_a_model_leaves_the_weight_as_it_is():
     assert torch.equal(model[0].dequantize(), before)
     assert model[0].bias.dtype == torch.bfloat16
     model.to("meta")
-    assert {layer.W_q.device.type, layer.meta["zero"].device.type, layer.meta["scale"].device.type} == {"meta"}
+    assert {layer.codes.device.type, layer.zero.device.type, layer.scale.device.type} == {"meta"}
 
 
 def test_nothing_is_left_of_inference_mode_and_the_bias_is_a_parameter():
     linear = dense(bias=True)
     assert stock(linear).meta["zero"].is_inference()
     layer = ours(linear)
-    assert not any(t.is_inference() for t in (layer.W_q, layer.meta["zero"], layer.meta["scale"]))
+    assert not any(t.is_inference() for t in (layer.codes, layer.zero, layer.scale))
     assert torch.equal(layer.bias, linear.bias)
-    assert [n for n, _ in layer.named_parameters()] == ["W_q", "bias"]
+    assert [n for n, _ in layer.named_parameters()] == ["frozen_codes", "frozen_scale", "frozen_zero", "bias"]
     x = torch.randn(2, 3, 128)
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
@@ -174,8 +174,9 @@ def test_a_stored_layer_is_restored_bit_for_bit(bits, axis, size, bias):
     assert torch.equal(again.dequantize(), layer.dequantize())
     x = torch.randn(3, 128)
     assert torch.equal(again(x), layer(x))
-    for name, value in layer.meta.items():
-        assert torch.equal(again.meta[name], value) if isinstance(value, torch.Tensor) else again.meta[name] == value
+    found = again.described()
+    for name, value in layer.described().items():
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
     assert (again.in_features, again.out_features) == (layer.in_features, layer.out_features)
     assert not any(p.requires_grad for p in again.parameters())
 

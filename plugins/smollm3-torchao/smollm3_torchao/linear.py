@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smollm3_finetune.api import frozen_linear
+from smollm3_finetune.api import FrozenTensor, frozen_linear
 
 LOGGERS = ("torchao", "torch.utils._pytree")
 """They log a line for each of torchao's libraries that this machine cannot load; int8 needs none of them."""
@@ -33,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 
 with quiet():
-    from torchao.quantization import Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
+    from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig, PerGroup, PerRow, quantize_
 
 
 class Int8Linear(nn.Linear):  # type: ignore[misc]
@@ -41,13 +42,28 @@ class Int8Linear(nn.Linear):  # type: ignore[misc]
 
     torchao's own forward multiplies by the codes first and by the scales of rows last, which rounds differently from
     a product with the dequantized weight. Autograd then also keeps the codes of each layer until its backward pass,
-    as a dense matrix in the dtype of x.
+    as a dense matrix in the dtype of x. The tensors inside the `Int8Tensor` are held one by one, because FSDP cannot
+    divide torchao's class.
     """
+
+    codes = FrozenTensor()
+    scale = FrozenTensor()
+    zero = FrozenTensor()
+    block: list[int]
+    """The rows and columns that share a scale."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """torchao's tensor, with the tensors that the layer holds."""
+        return nn.Parameter(self._tensor(), requires_grad=False)
 
     def dense(self) -> Tensor:
         """Code · scale (out, in), as a new float32 tensor."""
-        weight: Tensor = self.weight.dequantize()
+        weight: Tensor = self._tensor().dequantize()
         return weight
+
+    def _tensor(self) -> Int8Tensor:
+        return Int8Tensor(self.codes, self.scale, self.block, torch.float32, zero_point=self.zero)
 
     def forward(self, x: Tensor) -> Tensor:
         return frozen_linear(x, self.dense, self.bias)
@@ -62,5 +78,8 @@ def quantize(layer: nn.Linear, group_size: int | None, device: str) -> nn.Linear
     layer.weight = nn.Parameter(layer.weight.detach().to(device, torch.float32), requires_grad=False)
     granularity = PerRow() if group_size is None else PerGroup(group_size)
     quantize_(layer, Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False))
+    weight: Any = layer._parameters.pop("weight")
     layer.__class__ = Int8Linear
+    layer.codes, layer.scale, layer.zero = weight.qdata, weight.scale, weight.zero_point
+    layer.block = list(weight.block_size)
     return layer

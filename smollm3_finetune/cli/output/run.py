@@ -72,9 +72,10 @@ def _launching(planned: PlannedRun) -> list[str]:
 def _start(planned: PlannedRun) -> list[str]:
     """What the run starts from, and the base that it makes."""
     from smollm3_finetune.train.provenance import start_lines
-    from smollm3_finetune.train.summary import ship_lines
+    from smollm3_finetune.train.summary import sharding_lines, ship_lines
 
-    return [*ship_lines(planned.plan), *start_lines(planned.plan, planned.run)]
+    plan = planned.plan
+    return [*ship_lines(plan), *start_lines(plan, planned.run), *sharding_lines(plan)]
 
 
 def shown_submitted(submitted: Submitted, run: Path, *, as_json: bool) -> str:
@@ -114,6 +115,7 @@ def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:
         f"before         {before['sample']}",
         f"after          {after['sample']}",
         f"adapter        {report['adapter']} ({report['trained_parameters']:,} parameters)",
+        *([f"weights        {report['weights_held']['line']}"] if "weights_held" in report else ()),
         f"took           {report['seconds']} s{first}, {counted(report['steps'], 'step')}, "
         f"{counted(report['tokens'], 'token')}",
         *([f"page           {page}"] if (page := RunDir(Path(report["run"])).page).exists() else ()),

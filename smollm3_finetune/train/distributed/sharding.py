@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.train.distributed.processes import is_main_process
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,37 +21,39 @@ if TYPE_CHECKING:
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
-def check_sharding(*, new_tokens: bool = False) -> None:
-    """Raises IncompatibleError or ConfigError if a setting of the launcher is not supported.
-
-    `new_tokens`: whether single rows of the embeddings are trained.
-    """
-
-    def is_set(variable: str) -> bool:
-        return os.environ.get(variable, "false").lower() in ("true", "1")
-
-    if is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
+def check_environment() -> None:
+    """Raises IncompatibleError or ConfigError if a setting of the launcher of this process is not supported."""
+    if _is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
         raise IncompatibleError(
             "DeepSpeed ZeRO 3 is not supported: it shards weights while they are loaded, before an adapter is attached",
             hint="accelerate launch --use_fsdp --fsdp_version 2, or accelerate launch --zero_stage 2",
         )
-    if not is_set("ACCELERATE_USE_FSDP"):
+    if not is_requested():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise IncompatibleError(
             "FSDP 1 is not supported: it wraps the model, and an adapter cannot be saved from the wrapper",
             hint="accelerate launch --use_fsdp --fsdp_version 2",
         )
-    if new_tokens:
+    if _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
         raise IncompatibleError(
-            "data.add_tokens was not tested with FSDP, which shards the rows that new tokens add to the embeddings",
-            hint="start the processes with torchrun, without FSDP, or leave data.add_tokens out",
+            "FSDP's own activation checkpointing is not supported: it renames the weights of the model",
+            hint="accelerate launch --fsdp_activation_checkpointing false, and --set train.gradient_checkpointing=true",
         )
-    if is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
+    if _is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
         raise ConfigError(
             "FSDP is configured to load weights in one process only, but every process needs them",
             hint="accelerate launch --fsdp_cpu_ram_efficient_loading false",
         )
+
+
+def is_requested() -> bool:
+    """Whether the launcher of this process asks for FSDP."""
+    return _is_set("ACCELERATE_USE_FSDP")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def _zero_stage() -> str:
@@ -64,30 +67,60 @@ def _zero_stage() -> str:
     return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
 
 
-@contextmanager
-def gathered_weights(model: nn.Module) -> Iterator[None]:
-    """Gather sharded parameters in every process while the context is open; every process must enter it.
+GATHERED_ON_DEVICE = 2**26
+"""Bytes of a parameter that is gathered on the device of the run; larger ones are gathered on the CPU."""
 
-    Changes to them are lost. Does nothing if no parameter is sharded.
-    """
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes share parameters of the model."""
     import torch
 
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def whole_tensor(shared: Any) -> Any:
+    """The whole tensor of a DTensor; every process must call this. Offloaded parts are gathered by way of the device."""
+    device = shared.device_mesh.device_type
+    return (shared if shared.device.type == device else shared.to(device)).full_tensor()
+
+
+@contextmanager
+def gathered_weights(model: nn.Module, *, everywhere: bool = False) -> Iterator[None]:
+    """Gather sharded parameters in the main process while the context is open, for saving; all processes must enter it.
+
+    `everywhere`: in all processes. The parameters are gathered one by one. Large ones are moved to the CPU: the device
+    may have no room for the whole model. Other processes keep their parts. Changes to the weights are lost. Does
+    nothing if no parameter is sharded.
+    """
+    import torch
+
+    if not is_sharded(model):
         yield
         return
     from torch.distributed.tensor import DTensor
 
     found: dict[int, Any] = {}
     replaced: list[tuple[nn.Module, str, Any]] = []
+    keeps = everywhere or is_main_process()
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if not isinstance(parameter, DTensor):
                 continue
             if id(parameter) not in found:  # tied parameters are gathered once
-                tensor = parameter.detach().full_tensor()
+                tensor = whole_tensor(parameter.detach())
+                if not keeps:
+                    found[id(parameter)] = parameter
+                    continue
+                if tensor.nbytes > GATHERED_ON_DEVICE:
+                    tensor = tensor.cpu()
                 found[id(parameter)] = torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-            replaced.append((module, name, parameter))
-            module._parameters[name] = found[id(parameter)]
+            if keeps:
+                replaced.append((module, name, parameter))
+                module._parameters[name] = found[id(parameter)]
     try:
         yield
     finally:

@@ -14,8 +14,12 @@ def find_unused(model: nn.Module, loss: Tensor, config: Mapping[str, Any]) -> bo
 
     The search traverses the graph of every step. If it never finds a parameter, DDP warns about it.
     """
-    routed = any("expert" in key and value for key, value in config.items())  # the next batch may use others
-    return routed or not {id(p) for p in model.parameters() if p.requires_grad} <= set(_leaves(loss))
+    return routes(config) or not {id(p) for p in model.parameters() if p.requires_grad} <= set(_leaves(loss))
+
+
+def routes(config: Mapping[str, Any]) -> bool:
+    """Whether a router chooses among the parameters of a model, so that the next batch may use others."""
+    return any("expert" in key and bool(value) for key, value in config.items())
 
 
 def _leaves(loss: Tensor) -> Iterable[int]:

@@ -1,0 +1,117 @@
+"""What a run with FSDP shards, decided before weights are read: checks, and what stays whole on each process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from smollm3_finetune.api import Op
+from smollm3_finetune.components.negotiation import provided, refined
+from smollm3_finetune.components.registry import attributed_to
+from smollm3_finetune.components.stored_options import options_for
+from smollm3_finetune.config.schema import TrainConfig
+from smollm3_finetune.errors import ConfigError, IncompatibleError
+from smollm3_finetune.model.plan import ModelPlan
+from smollm3_finetune.train.distributed.held import shown_bytes
+from smollm3_finetune.train.distributed.layout import Layout
+from smollm3_finetune.train.distributed.sharding import check_environment
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
+"""The optimizers, by their name in transformers, that update the part of each process as they update the whole."""
+FSDP = "fsdp2"
+WITHOUT = "--launcher-opt profile=ddp, or start the processes without FSDP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingPlan:
+    """What the processes of a run share, and what they do not."""
+
+    processes: int | None
+    replicated: str | None = None
+    """Why each process keeps all quantized weights, as a clause; None if they are shared too."""
+    replicated_bytes: int | None = None
+    """The size of these weights; None if the quantizer does not state it."""
+
+    def line(self) -> str:
+        """One line for the user."""
+        among = "the processes" if self.processes is None else f"{self.processes} processes"
+        shared = f"FSDP 2 divides the weights among {among}"
+        if self.replicated is None:
+            return shared
+        size = "" if self.replicated_bytes is None else f": {shown_bytes(self.replicated_bytes)}"
+        return f"{shared}; quantized weights are replicated on each process{size} ({self.replicated})"
+
+    def about(self) -> dict[str, Any]:
+        """For the JSON of a dry run."""
+        return {
+            "processes": self.processes,
+            "replicated": self.replicated,
+            "replicated_bytes": self.replicated_bytes,
+            "line": self.line(),
+        }
+
+
+def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> ShardingPlan | None:
+    """What is shared by the processes of a run; None if each has all weights.
+
+    Raises IncompatibleError or ConfigError if the settings of the launcher do not work, or do not work with the run.
+    """
+    check_environment()
+    if layout.sharding != FSDP:
+        return None
+    if model.new_tokens:
+        raise IncompatibleError(
+            "data.add_tokens was not tested with FSDP, which shards the rows that new tokens add to the embeddings",
+            hint=f"{WITHOUT}; or leave data.add_tokens out",
+        )
+    if train.compile:
+        raise IncompatibleError(
+            "train.compile was not tested with FSDP, which replaces the parameters of a compiled model",
+            hint="--set train.compile=false",
+        )
+    if train.optimizer not in OPTIMIZERS:
+        raise IncompatibleError(
+            f"train.optimizer={train.optimizer} was not tested with FSDP: it may not update a part of a weight as it "
+            "updates all of it",
+            hint=f"--set train.optimizer={OPTIMIZERS[0]}",
+        )
+    _check_device(model.context.device)
+    if layout.processes == 1:
+        return None
+    ops, absent = provided(model.quantizer, model.env)
+    if Op.SHARDS in ops:
+        return ShardingPlan(processes=layout.processes)
+    reason = absent.get(Op.SHARDS, f"quantizer {model.quantizer.spec.name!r} does not declare that its layers shard")
+    return ShardingPlan(processes=layout.processes, replicated=reason, replicated_bytes=_quantized_bytes(model))
+
+
+def _check_device(device: str) -> None:
+    """Raises ConfigError if a run on a CPU would be sharded on a GPU, which torch prefers."""
+    if device.partition(":")[0] != "cpu":
+        return
+    import torch
+
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        raise ConfigError(
+            f"FSDP cannot be used on the CPU of a machine with a {kind} device, because torch shards on that device",
+            hint="export CUDA_VISIBLE_DEVICES= (to hide the GPUs)",
+        )
+
+
+def _quantized_bytes(model: ModelPlan) -> int | None:
+    """The memory of the layers that the quantizer quantizes, as it states it; None if unknown."""
+    from smollm3_finetune.api import architecture_of, linear_layers
+
+    spec = refined(model.quantizer, model.env)
+    if spec.bytes_for is None:
+        return None
+    skeleton = architecture_of(model.source)
+    if skeleton is None:
+        return None
+    component, options = model.quantizer.component, options_for(model.quantizer, model.source.config)
+    shapes = [(linear.out_features, linear.in_features) for linear in linear_layers(skeleton)[0].values()]
+    with attributed_to(component, "bytes_for()"):
+        return int(
+            component.waited(lambda: sum(spec.bytes_for(options, s, model.env).kept for s in shapes), "bytes_for")
+        )
