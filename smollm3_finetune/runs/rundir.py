@@ -246,17 +246,11 @@ class RunDir:
             yield
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
-        """Raises IncompatibleError if a resumed run has other rows, or another number of processes.
+        """Raises IncompatibleError if a resumed run has other rows.
 
         Another version of the formatter or the objective is accepted if the tokens are equal.
         """
         saved = read_json(self.versions)
-        if saved.get("processes", now["processes"]) != now["processes"]:
-            raise IncompatibleError(
-                f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
-                "are running",
-                hint=f"torchrun --nproc-per-node {saved['processes']} -m smollm3_finetune.main train --resume …",
-            )
         same_tokens = saved.get("tokens") is not None and saved["tokens"] == now.get("tokens")
         if saved.get("rows", now["rows"]) != now["rows"] and not same_tokens:
             raise IncompatibleError(

@@ -31,12 +31,14 @@ from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.division import Division
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
+from smollm3_finetune.train.distributed.processes import world_size
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
@@ -79,6 +81,7 @@ def train(
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                about |= Division.of(plan.config, world_size()).about()
                 about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()

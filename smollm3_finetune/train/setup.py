@@ -135,8 +135,8 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
 
 
 def row_identity(tokens: Tokens) -> dict[str, Any]:
-    """What must not change when a run is resumed: the tokenized rows and the number of processes that share a batch."""
-    return {"rows": tokens.identity, "tokens": tokens.content, "processes": world_size()}
+    """What must not change when a run is resumed: the tokenized rows."""
+    return {"rows": tokens.identity, "tokens": tokens.content}
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:

@@ -21,13 +21,14 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.division import check_division, divided
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started, started
 from smollm3_finetune.runs.versions import compare_versions
-from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
+from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process, world_size
 from smollm3_finetune.train.plan import RunPlan, plan_run
 from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.starting import check_components
@@ -144,7 +145,7 @@ def plan_training(
     elif resume is not None:
         resumed = RunDir.existing(resume)
     if resumed is not None:
-        loaded = resumed_configuration(resumed, settings, plugins)
+        loaded = divided(resumed, resumed_configuration(resumed, settings, plugins), settings, world_size())
     assert loaded is not None
     start = started(loaded) if resumed is None else None
     loaded = loaded if start is None else start.loaded
@@ -171,6 +172,10 @@ def plan_training(
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
     plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
+    if checkpoint is not None:
+        line = check_division(run, plan.config, world_size(), checkpoint, plan.batch_term())
+        if line is not None:
+            progress.say(line)
     return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
 
 
