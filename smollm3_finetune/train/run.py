@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import UnsupportedOp
+from smollm3_finetune.api import Observer, UnsupportedOp
 from smollm3_finetune.batching.strategy import Batches, batching
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
@@ -38,7 +38,6 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
-from smollm3_finetune.train.distributed.processes import world_size
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
@@ -48,7 +47,7 @@ from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
-from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
+from smollm3_finetune.train.setup import Job, prepare, processes, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
 
@@ -63,14 +62,16 @@ def train(
     display: Display,
     checkpoint: Checkpoint | None = None,
     began: float | None = None,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Train and return the report, which is also written to `report.json`.
 
     Its times count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are read
-    if the rows have no supervised tokens. The run directory is created after the rows are tokenized.
+    if the rows have no supervised tokens. The run directory is created after the rows are tokenized. The `observer` is
+    told of losses and checkpoints.
     """
     display = KeepsWarnings(display)
-    job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
+    job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began, observer)
     with contextlib.ExitStack() as stack:
         if job.main:
             job.run.make()
@@ -81,7 +82,7 @@ def train(
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
-                about |= Division.of(plan.config, world_size()).about()
+                about |= Division.of(plan.config, processes(plan)).about()
                 about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()
