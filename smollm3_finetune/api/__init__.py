@@ -102,7 +102,16 @@ from smollm3_finetune.api.helpers import (
     seeded,
     write_tensors,
 )
-from smollm3_finetune.api.launching import Launch, Launcher, Observer, Sharding, Submitted, SweepLauncher, Trial
+from smollm3_finetune.api.launching import (
+    Launch,
+    Launcher,
+    Observer,
+    Sharding,
+    Submitted,
+    SubmittingLauncher,
+    SweepLauncher,
+    Trial,
+)
 from smollm3_finetune.api.models import (
     Adapted,
     Adapter,
@@ -238,6 +247,7 @@ __all__ = [
     "StoredLayers",
     "StoredTensors",
     "Submitted",
+    "SubmittingLauncher",
     "SweepLauncher",
     "Task",
     "TensorHeader",

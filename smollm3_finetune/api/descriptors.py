@@ -333,6 +333,9 @@ class LauncherSpec(ComponentSpec):
     joins: Callable[[Any], bool] | None = None
     """`joins(options)` says whether this command only starts its share of the processes of a run that the same command
     on another machine plans and hands over; light. Default: no."""
+    device: Callable[[Any], str | None] | None = None
+    """`device(options)` is the device type of the machines on which the run will execute, such as `cuda`; light. The
+    run is planned for it, although the planning machine may not have such a device. None: this machine's."""
     waits: bool = True
     """`launch` returns when the run has ended; False: it submits a job."""
     sweeps: bool = False

@@ -30,7 +30,7 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started, started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process, world_size
-from smollm3_finetune.train.launcher import is_own_process, planned_layout, select_launcher
+from smollm3_finetune.train.launcher import device_elsewhere, is_own_process, planned_layout, select_launcher
 from smollm3_finetune.train.plan import RunPlan, plan_run
 from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.starting import check_components
@@ -189,7 +189,9 @@ def plan_training(
         progress.say(begins)
 
     def make_context() -> BuildContext:
-        return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
+        elsewhere = device_elsewhere(select_launcher(registry, loaded)) if launches else None
+        about = (Purpose.TRAIN, asked.device, asked.dtype, asked.seed)
+        return build_context(*about, progress=progress, elsewhere=elsewhere)
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
