@@ -99,4 +99,4 @@ def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
 def _why(done: subprocess.CompletedProcess[str]) -> str:
     """The last line that a command printed."""
     lines = [line.strip() for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
-    return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else f"exit code {done.returncode}"
+    return re.sub(r"^(?:\w+: )?(?:\w+ )?error: ", "", lines[-1]) if lines else f"exit code {done.returncode}"
