@@ -86,7 +86,7 @@ def prepare(
     from smollm3_finetune.train.arguments import arguments
 
     checked = check(plan, run, display, checkpoint)
-    with connecting():
+    with connecting(plan.model.context.device):
         args = arguments(plan.config, plan.model.context.device, plan.model.context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
