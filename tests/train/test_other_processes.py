@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from smollm3_finetune.testing.small import write_small_model
 
 EXACT = 1e-9
-"""Relative, and absolute for values below 1; see tests/preference/test_processes.py."""
+"""Relative, and absolute for values below 1. At most 1.3e-16 was seen in losses and 8.5e-16 in weights, and 0 if each
+batch has the same rows."""
 SINGLE = 1e-6
-"""The same in float32."""
+"""The same in float32: at most 2.0e-7 was seen in losses and 1.1e-7 in weights."""
 STEPS = 5
 ROWS = 11
 """Three steps of 4 rows in a pass, the last of 3; so the run has two passes."""
