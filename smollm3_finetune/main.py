@@ -82,6 +82,13 @@ def _run(argv: Sequence[str] | None) -> None:
             sys.exit(stopped.exit_code)
         if state.debug:
             raise
+        from smollm3_finetune.launching.ended import lost_another
+        from smollm3_finetune.train.distributed.processes import world_size
+
+        if lost_another(e, world_size()):
+            hint = "read its error; to continue from the newest checkpoint, add --resume auto to the same command"
+            _show(SmolLM3Error("another process of this run has ended", hint=hint), state)
+            sys.exit(1)
         first = next(iter(str(e).strip().splitlines()), "")
         _say(f"unexpected {type(e).__name__}: {first}")
         _say("  hint: run the same command with --debug, and report it: this is a bug in smollm3 or in a plugin")

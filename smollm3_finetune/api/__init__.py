@@ -103,7 +103,16 @@ from smollm3_finetune.api.helpers import (
     seeded,
     write_tensors,
 )
-from smollm3_finetune.api.launching import Launch, Launcher, Observer, Sharding, Submitted, SweepLauncher, Trial
+from smollm3_finetune.api.launching import (
+    Launch,
+    Launcher,
+    Observer,
+    Sharding,
+    Submitted,
+    SubmittingLauncher,
+    SweepLauncher,
+    Trial,
+)
 from smollm3_finetune.api.models import (
     Adapted,
     Adapter,
@@ -241,6 +250,7 @@ __all__ = [
     "StoredLayers",
     "StoredTensors",
     "Submitted",
+    "SubmittingLauncher",
     "SweepLauncher",
     "Task",
     "TensorHeader",

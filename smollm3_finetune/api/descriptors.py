@@ -250,6 +250,9 @@ class ObjectiveSpec(ComponentSpec):
     """
     reference_model: str | None = None
     """For `model`: a model reference, as users type it; None: the run's own model, neither quantized nor adapted."""
+    batch_term: str | None = None
+    """The part of the loss that depends on which rows share a batch, as a noun with its article: `the KL term`. Such a
+    run is not resumed with another number of processes. Default: none, each row has a loss of its own."""
     refine: Callable[[ObjectiveSpec, Any, Env], ObjectiveSpec] | None = None
     """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
     `reference`."""
@@ -266,6 +269,9 @@ class ObjectiveSpec(ComponentSpec):
             expected = "None" if isinstance(model, str) and model.strip() else "the name of a model"
             aside = f" with reference={self.reference!r}" if expected == "None" else ""
             raise TypeError(f"ObjectiveSpec {self.name!r}: reference_model must be {expected}{aside}, got {model!r}")
+        term = self.batch_term
+        if term is not None and (not isinstance(term, str) or not term.strip()):
+            raise TypeError(f"ObjectiveSpec {self.name!r}: batch_term must be a noun phrase or None, got {term!r}")
 
 
 def _row_fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
@@ -330,6 +336,9 @@ class LauncherSpec(ComponentSpec):
     joins: Callable[[Any], bool] | None = None
     """`joins(options)` says whether this command only starts its share of the processes of a run that the same command
     on another machine plans and hands over; light. Default: no."""
+    device: Callable[[Any], str | None] | None = None
+    """`device(options)` is the device type of the machines on which the run will execute, such as `cuda`; light. The
+    run is planned for it, although the planning machine may not have such a device. None: this machine's."""
     waits: bool = True
     """`launch` returns when the run has ended; False: it submits a job."""
     sweeps: bool = False

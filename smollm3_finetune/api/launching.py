@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from smollm3_finetune.api.models import Progress
@@ -41,7 +41,10 @@ class Launch:
     """
 
     run: Path
-    """The run directory, an absolute path; every process sees it at this path. Only the first process writes it."""
+    """The run directory, an absolute path; every process sees it at this path. Only the first process writes it.
+
+    A launcher may keep files of its own in the folder `launcher` of this directory.
+    """
     command: Sequence[str]
     """The arguments of each process, the Python interpreter first."""
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -86,6 +89,18 @@ class Launcher(Protocol):
 
         Raises a SmolLM3Error if a process failed, after all others were ended. What the run itself reported as its
         error is added by core. A request to stop reaches the processes as a signal; see `run_processes`.
+        """
+        ...
+
+
+@runtime_checkable
+class SubmittingLauncher(Launcher, Protocol):
+    """A launcher that looks before it launches; one that submits jobs should not submit a second one for a run."""
+
+    def ready(self, launch: Launch) -> None:
+        """Raises a SmolLM3Error if the run cannot be launched now, for example because it has a job in a queue.
+
+        Called before anything is written; the directory of the run may not exist yet.
         """
         ...
 

@@ -96,7 +96,8 @@ def _check(component: RegisteredComponent, options: Any) -> str:
 
 def _launch(component: RegisteredComponent, options: Any) -> str:
     spec: Any = component.spec
-    for name, allowed in (("processes", (int, type(None))), ("sharding", (str,)), ("joins", (bool,))):
+    functions = {"processes": (int, type(None)), "sharding": (str,), "joins": (bool,), "device": (str, type(None))}
+    for name, allowed in functions.items():
         if (function := getattr(spec, name)) is None:
             continue
         answer, problem = _called(component, f"{name}(options)", partial(lambda f: (f(options),), function))

@@ -124,6 +124,7 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
 FUNCTIONS = {
     "claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source"),
     "processes": ("options",), "sharding": ("options",), "joins": ("options",),
+    "device": ("options",),
     "bytes_for": ("options", "shape", "env"),
 }  # fmt: skip
 """The functions of descriptors and their arguments."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import Launch, Launcher, Progress, Submitted
+from smollm3_finetune.api import Launch, Launcher, Progress, Submitted, SubmittingLauncher
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.files.failures import writing
@@ -35,6 +35,9 @@ def carry_out(
         import_for_training()
         return planned.train(display, began)
     launcher: Launcher = planned.plan.launcher.create()
+    if isinstance(launcher, SubmittingLauncher):
+        with attributed_to(planned.plan.launcher.component, "ready()"):
+            launcher.ready(planned_launch(planned))
     launched, launch = hand_over(planned, display, **handed)
     return launched_report(launched, launcher, launch, progress)
 

@@ -38,12 +38,15 @@ def check_device(device: str) -> None:
     raise ConfigError(f"--device must be a torch device, not {device!r}", hint=hint)
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, elsewhere: str | None = None) -> str:
     """The torch device of a run: the requested one, if it is available, or the best one for `auto`.
 
-    Imports torch. Under a launcher each process uses the GPU of its local rank.
+    Imports torch. Under a launcher each process uses the GPU of its local rank. `elsewhere` is the device type of the
+    machines on which the run will execute, if these are others: it is not examined.
     """
     check_device(device)
+    if elsewhere is not None and device.partition(":")[0] in ("auto", elsewhere):
+        return elsewhere
     with quick_imports():
         import torch
 
@@ -72,9 +75,10 @@ def repeatable(device: str) -> str:
     return device.partition(":")[0] if "LOCAL_RANK" in os.environ else device
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
+def resolve_dtype(dtype: str, device: str, *, here: bool = True) -> str:
     """The dtype of a run; for `auto`: float32 on a CPU, bfloat16 if the GPU supports it, else float16.
 
+    The GPU of another machine (not `here`) is assumed to support bfloat16; each process examines its own again.
     Raises ConfigError for an unknown dtype.
     """
     if dtype not in DTYPES:
@@ -85,7 +89,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "auto":
         return dtype
     kind = device.partition(":")[0]
-    if kind == "cuda":
+    if kind == "cuda" and here:
         import torch
 
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

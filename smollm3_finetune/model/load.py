@@ -383,18 +383,22 @@ def build_context(
     calibration: Callable[[], Sequence[Sequence[int]]] | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
+    elsewhere: str | None = None,
 ) -> BuildContext:
-    """The context of a run on this machine; imports torch to resolve the device."""
+    """The context of a run on this machine; imports torch to resolve the device.
+
+    A run that will execute on other machines has their device type, `elsewhere`.
+    """
     from smollm3_finetune.cache.store import Cache as CacheClass
     from smollm3_finetune.model.device import resolve_device, resolve_dtype
     from smollm3_finetune.progress import Silent
 
-    resolved, progress = resolve_device(device), progress or Silent()
+    resolved, progress = resolve_device(device, elsewhere), progress or Silent()
     more: dict[str, Any] = {} if calibration is None else {"calibration": calibration}
     return BuildContext(
         purpose=purpose,
         device=resolved,
-        dtype=resolve_dtype(dtype, resolved),
+        dtype=resolve_dtype(dtype, resolved, here=resolved != elsewhere),
         seed=seed,
         cache=(cache or CacheClass.default()).reporting(progress.say),
         progress=progress,

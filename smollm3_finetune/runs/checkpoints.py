@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smollm3_finetune.files.checksums import CHECKSUMS, damage, write_checksums
 from smollm3_finetune.files.limits import load_json
@@ -71,10 +72,35 @@ class Checkpoint:
     def measurements(self) -> Measurements:
         """The held-out losses up to this step; empty if the checkpoint does not say."""
         try:
-            state = load_json(self.path / STATE)["stateful_callbacks"][CALLBACK]["attributes"]
-            return Measurements.from_json(state["measurements"]).until(self.step)
+            return Measurements.from_json(self._attributes()["measurements"]).until(self.step)
         except (OSError, ValueError, KeyError, TypeError):
             return Measurements()
+
+    @property
+    def draws(self) -> bool | None:
+        """Whether the steps drew random numbers; None if the checkpoint does not say."""
+        return self._flag("draws")
+
+    @property
+    def counted(self) -> bool | None:
+        """Whether the loss was divided by the number of terms in a step; None if the checkpoint does not say."""
+        return self._flag("counted")
+
+    @property
+    def rounds(self) -> bool | None:
+        """Whether quantized layers round activations; None if the checkpoint does not say."""
+        return self._flag("rounds")
+
+    def _flag(self, name: str) -> bool | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            value = self._attributes()[name]
+            return value if isinstance(value, bool) else None
+        return None
+
+    def _attributes(self) -> dict[str, Any]:
+        """What the callback saved. Raises an exception if there is nothing, or if somebody damaged it."""
+        found: dict[str, Any] = load_json(self.path / STATE)["stateful_callbacks"][CALLBACK]["attributes"]
+        return found
 
     def _count(self, name: str) -> int | None:
         """A number in the state of the Trainer; None if there is none, for example because somebody edited it."""

@@ -13,6 +13,7 @@ from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assembl
 from smollm3_finetune.config.schema import RunConfig
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.runs.division import KEYS as DIVISION
 from smollm3_finetune.runs.plugin_files import check_plugin_files
 from smollm3_finetune.runs.reopen import saved_configuration
 from smollm3_finetune.runs.rundir import RUNS, RunDir
@@ -53,8 +54,8 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
     saved = saved_configuration(run, {s.key[1]: s.value for s in changes if s.key[0] == "loader"})
     changes = [s for s in changes if s.key[0] != "loader" or s.value != saved.config.loader.options.get(s.key[1])]
     for setting in changes:
-        if not may_change(setting.key):
-            allowed = ", ".join([*(".".join(k) for k in sorted(MAY_CHANGE)), *FREE_SECTIONS])
+        if not may_change(setting.key) and setting.key not in DIVISION:
+            allowed = ", ".join([*(".".join(k) for k in sorted(MAY_CHANGE | DIVISION)), *FREE_SECTIONS])
             key = ".".join(setting.key)
             what = "the run continues in its own directory" if key == "output" else f"the run uses its saved {key}"
             flag = setting.origin.startswith("-")

@@ -18,6 +18,7 @@ origins.json    where the values of run.yaml come from
 warnings.jsonl  the warnings that the run printed
 report.html     a page about the run
 launch.json     how a launcher continues the run: its settings and plugins; `.launched/` has the errors of its processes
+launcher/       what the launcher keeps, such as a job script and the number of the job
 cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
 """
 
@@ -55,8 +56,9 @@ RUNS = Path("runs")
 LONGEST = 120
 """Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
-LAUNCH, LAUNCHED = "launch.json", ".launched"
-"""What a launching process hands over, and where the processes of the run write what ended them."""
+LAUNCH, LAUNCHED, LAUNCHER = "launch.json", ".launched", "launcher"
+"""What a launching process hands over, where the processes of the run write what ended them, and files of the launcher,
+such as the number of a job."""
 OUTPUT = "--output DIR"
 BASE_UNFINISHED = ".base.smollm3-"
 """Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
@@ -64,6 +66,7 @@ BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
     "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base", LAUNCH, LAUNCHED,
+    LAUNCHER,
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -257,17 +260,11 @@ class RunDir:
             yield
 
     def check_identity(self, now: Mapping[str, Any]) -> None:
-        """Raises IncompatibleError if a resumed run has other rows, or another number of processes.
+        """Raises IncompatibleError if a resumed run has other rows.
 
         Another version of the formatter or the objective is accepted if the tokens are equal.
         """
         saved = read_json(self.versions)
-        if saved.get("processes", now["processes"]) != now["processes"]:
-            raise IncompatibleError(
-                f"the run {self.path} was started with {saved['processes']} processes, but {now['processes']} "
-                "are running",
-                hint=f"torchrun --nproc-per-node {saved['processes']} -m smollm3_finetune.main train --resume …",
-            )
         same_tokens = saved.get("tokens") is not None and saved["tokens"] == now.get("tokens")
         if saved.get("rows", now["rows"]) != now["rows"] and not same_tokens:
             raise IncompatibleError(
@@ -307,7 +304,8 @@ class RunDir:
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
-        begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        launched = LAUNCH in names and names <= {LOCK, LAUNCH, LAUNCHED, LAUNCHER}
+        begun = names == {LOCK} or launched or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
         return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints) and not self._names_best()
 
     def _names_best(self) -> bool:
@@ -318,7 +316,7 @@ class RunDir:
     def discard(self) -> None:
         """Delete the files of a run that holds nothing worth keeping; the directory and what was handed over stay."""
         for path in self.path.iterdir():
-            if path.name in (LAUNCH, LAUNCHED):
+            if path.name in (LAUNCH, LAUNCHED, LAUNCHER):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -333,7 +331,8 @@ class RunDir:
                 self.discard()
             for name in (LAUNCH, self.error.name):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.launched, ignore_errors=True)
+            for name in (LAUNCHED, LAUNCHER):
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     @property
     def saved(self) -> Checkpoints:

@@ -11,7 +11,8 @@ import click
 from smollm3_finetune.cli import cli
 
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
-OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "hf", "rm", "chmod", "git", "iconv", "printf", "quota", "df")
+OTHER_PROGRAMS = ("pip", "torchrun", "accelerate", "hf", "rm", "chmod", "git", "iconv", "printf", "quota", "df",
+                  "squeue", "scancel")  # fmt: skip
 """Programs that a hint may name, with options of their own."""
 HYPHENATED_PROGRAM = re.compile(r"[a-z]+(-[a-z]+)+ -")
 

@@ -28,6 +28,7 @@ from smollm3_finetune.api import Launch, Sharding, Submitted
 from smollm3_finetune.checks.calls import environments
 from smollm3_finetune.components.kinds import LAUNCHER
 from smollm3_finetune.errors import SmolLM3Error
+from smollm3_finetune.model.device import KINDS
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, plugin_path, skip
 
@@ -75,7 +76,7 @@ from smollm3_finetune.errors import SmolLM3Error
 files, name, options = json.loads(sys.argv[1])
 chosen = choose(discover(PluginSelection(files=tuple(files))), LAUNCHER, name, options)
 before = {"torch", "transformers", "ray"} & {m.split(".")[0] for m in sys.modules}
-for call in (chosen.spec.processes, chosen.spec.sharding, chosen.spec.joins):
+for call in (chosen.spec.processes, chosen.spec.sharding, chosen.spec.joins, chosen.spec.device):
     if call is not None:
         call(chosen.options)
 if chosen.spec.check is not None:
@@ -166,6 +167,9 @@ class LauncherConformance(Conformance):
             found = spec.sharding(options)
             known = get_args(Sharding)
             demand(found in known, f"sharding(options) must return one of {', '.join(known)}, not {found!r}")
+        if spec.device is not None:
+            found = spec.device(options)
+            demand(found is None or found in KINDS, f"device(options) must name a device type or None, not {found!r}")
         if spec.joins is not None:
             found = spec.joins(options)
             demand(isinstance(found, bool), f"joins(options) must return True or False, not {found!r}")
@@ -182,7 +186,7 @@ class LauncherConformance(Conformance):
                 fail(f"check() raises {type(error).__name__}, not a SmolLM3Error: {error}")
 
     def test_planning_imports_nothing_heavy(self) -> None:
-        """`processes`, `sharding`, `joins` and `check` are called while a run is planned."""
+        """`processes`, `sharding`, `joins`, `device` and `check` are called while a run is planned."""
         files = [str(plugin_path(type(self), p)) for p in self.plugins]
         job = json.dumps([files, self.component, dict(self.options)])
         done = subprocess.run([sys.executable, "-c", LIGHT, job], capture_output=True, text=True, check=False)

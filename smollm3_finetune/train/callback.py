@@ -12,8 +12,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.model.quantized_layers import forward_rtol
 from smollm3_finetune.runs.checkpoints import CALLBACK
 from smollm3_finetune.train.distributed.held import Held, held_by_all, shown_held
+from smollm3_finetune.train.draws import Draws
 from smollm3_finetune.train.finite import plain_number
 from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.lines import Lines
@@ -61,6 +63,7 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """The trained weights before the first step of this process."""
         self.held: list[Held] | None = None
         """The weights that each process holds, if the processes share them."""
+        self.draws = Draws()
         self.last_log = 0.0
         self.shown_tokens = 0
 
@@ -70,9 +73,12 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.save_times.observer_stops = True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint saves; `Checkpoint.measurements` reads it."""
+        """What a checkpoint saves, and `Checkpoint` reads."""
         measured = self.measuring.measurements.as_json() if self.measuring is not None else []
-        return {"args": {}, "attributes": {"measurements": measured}}
+        about = {"measurements": measured, "draws": self.draws.found, "rounds": forward_rtol(self.loaded.base) > 0}
+        if self.trainer is not None:
+            about["counted"] = self.trainer.counted
+        return {"args": {}, "attributes": about}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not the values of a checkpoint
@@ -98,12 +104,14 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self.not_logged and self.measuring is not None and self.measuring.last is not None:
             self.not_logged = False
             self.trainer.log(logged(self.measuring.last[1].report()))
+        self.draws.begin()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.loaded.adapted is not None:
             self.loaded.adapted.on_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.draws.end()
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = round(time.monotonic() - self.started, 1)
             self.after_first_step()

@@ -12,6 +12,7 @@ from smollm3_finetune.components.selection import SelectedComponent, choose
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_LAUNCHER
 from smollm3_finetune.errors import ConfigError, raise_all
+from smollm3_finetune.model.device import KINDS
 from smollm3_finetune.train.distributed.layout import Layout, of_environment, of_launcher
 from smollm3_finetune.train.distributed.processes import world_size
 
@@ -42,6 +43,20 @@ def planned_layout(launcher: SelectedComponent, *, launches: bool) -> Layout:
         )
     with attributed_to(launcher.component, "processes() or sharding()"):
         return launcher.component.waited(lambda: of_launcher(launcher.spec, launcher.options), "processes")
+
+
+def device_elsewhere(launcher: SelectedComponent) -> str | None:
+    """The device type of the machines on which the launcher executes the run; None: this machine's.
+
+    Raises PluginError if the launcher does not name a device type.
+    """
+    if launcher.spec.device is None:
+        return None
+    with attributed_to(launcher.component, "device()"):
+        found: str | None = launcher.spec.device(launcher.options)
+        if found is not None and found not in KINDS:
+            raise TypeError(f"it returned {found!r}, not a device type such as 'cuda'")
+    return found
 
 
 def joins(launcher: SelectedComponent) -> bool:

@@ -11,7 +11,7 @@ from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, Kind
-from smollm3_finetune.components.negotiation import environment
+from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
@@ -103,6 +103,13 @@ class RunPlan:
     def base_dropout(self) -> dict[str, float]:
         """The dropout of the base that is active in training, by name; empty if there is none."""
         return {} if self.config.train.base_dropout == "off" else stated_dropout(self.model.source.config)
+
+    def batch_term(self) -> str | None:
+        """The part of the loss that depends on which rows share a batch; None if each row has a loss of its own."""
+        if self.model.source.config.get("output_router_logits"):
+            return "the loss of the routers"
+        term: str | None = refined(self.objective, self.model.env).batch_term
+        return term
 
     def turns(self) -> list[SourceTurns]:
         """The answers and tool calls of the first rows; empty if they cannot be rendered, which a run reports."""

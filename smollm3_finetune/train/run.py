@@ -31,6 +31,7 @@ from smollm3_finetune.model.load import LoadedModel, compose
 from smollm3_finetune.model.saved_adapter import write_calibration
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.division import Division
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
@@ -47,7 +48,7 @@ from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
-from smollm3_finetune.train.setup import Job, prepare, row_identity, sample_prompt
+from smollm3_finetune.train.setup import Job, prepare, processes, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
 from smollm3_finetune.train.trackers import Trackers, tracking
 
@@ -81,7 +82,8 @@ def train(
             stack.enter_context(_says_how_to_continue(job))
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
-                about = {**versions(plan.components(), registry), **row_identity(plan, job.tokens), "asked": plan.asked}
+                about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                about |= Division.of(plan.config, processes(plan)).about()
                 about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()

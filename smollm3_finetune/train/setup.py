@@ -86,7 +86,7 @@ def prepare(
     from smollm3_finetune.train.arguments import arguments
 
     checked = check(plan, run, display, checkpoint)
-    with connecting():
+    with connecting(plan.model.context.device):
         args = arguments(plan.config, plan.model.context.device, plan.model.context.dtype, run.checkpoints)
     main = is_main_process()
     if checkpoint is None and main:
@@ -130,7 +130,7 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     done = checkpoint.step if checkpoint is not None else 0
     measurements = Measurements()
     if checkpoint is not None:
-        run.check_identity(row_identity(plan, tokens))
+        run.check_identity(row_identity(tokens))
         measurements = run.measurements(checkpoint)
     without = checkpoint is not None and checkpoint.only_adapter
     deleted = without and run.deleted_checkpoints()
@@ -166,9 +166,9 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     )
 
 
-def row_identity(plan: RunPlan, tokens: Tokens) -> dict[str, Any]:
-    """What must not change when a run is resumed: the tokenized rows and the number of processes that share a batch."""
-    return {"rows": tokens.identity, "tokens": tokens.content, "processes": processes(plan)}
+def row_identity(tokens: Tokens) -> dict[str, Any]:
+    """What must not change when a run is resumed: the tokenized rows."""
+    return {"rows": tokens.identity, "tokens": tokens.content}
 
 
 def processes(plan: RunPlan) -> int:

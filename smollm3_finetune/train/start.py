@@ -22,6 +22,7 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.division import check_division, divided
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import may_change, newest_unfinished, resumed_configuration
@@ -29,7 +30,7 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started, started
 from smollm3_finetune.runs.versions import compare_versions
 from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process, world_size
-from smollm3_finetune.train.launcher import is_own_process
+from smollm3_finetune.train.launcher import device_elsewhere, is_own_process, planned_layout, select_launcher
 from smollm3_finetune.train.plan import RunPlan, plan_run
 from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.starting import check_components
@@ -176,6 +177,9 @@ def plan_training(
         check_missing_plugin_files(resumed, plugins, registry)
         for warning in compare_versions(resumed, registry):
             warn(warning)
+        layout = planned_layout(select_launcher(registry, loaded), launches=launches)
+        if layout.processes is not None:  # otherwise the processes find out when they have started
+            loaded = divided(resumed, loaded, settings, layout.processes)
     asked = loaded.config
     run = resumed or fresh or into
     if run is None:
@@ -186,11 +190,17 @@ def plan_training(
         progress.say(begins)
 
     def make_context() -> BuildContext:
-        return build_context(Purpose.TRAIN, asked.device, asked.dtype, asked.seed, progress=progress)
+        elsewhere = device_elsewhere(select_launcher(registry, loaded)) if launches else None
+        about = (Purpose.TRAIN, asked.device, asked.dtype, asked.seed)
+        return build_context(*about, progress=progress, elsewhere=elsewhere)
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
     plan = plan_run(registry, loaded, make_context, path, start=start, run=run, launches=launches)
+    if checkpoint is not None and plan.layout.processes is not None:
+        line = check_division(run, plan.config, plan.layout.processes, checkpoint, plan.batch_term())
+        if line is not None:
+            progress.say(line)
     return PlannedRun(
         plan=replace(plan, pipeline=pipeline),
         registry=registry,

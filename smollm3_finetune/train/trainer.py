@@ -54,6 +54,8 @@ class AdaptedTrainer:
     """Adds the values of the reference to a batch, if the loss has one that is computed in each step."""
     idle: bool = False
     """Whether this process has no rows for the current batch, so that its loss counts nothing (`batching.filler`)."""
+    counted: bool = True
+    """Whether the loss of every step so far was divided by the number of its terms."""
     save_times: SaveTimes
     observer: Observer | None = None
     """Is told of every checkpoint."""
@@ -107,6 +109,7 @@ class AdaptedTrainer:
             count = count if own or count is None else count * 0
         else:
             count = torch.tensor(sum(int(self.count_terms(batch)) for batch in own), device=device)
+        self.counted &= count is not None
         processes: int = self.args.world_size  # type: ignore[attr-defined]
         if count is None or processes == 1:
             return count
@@ -359,10 +362,15 @@ def make_trainer(
         examples = Filled(examples, args.train_batch_size * args.world_size)
     with _accepted_as_trainable(loaded.model):
         trainer: Trainer = cls(
-            model=loaded.model, args=args, train_dataset=examples, data_collator=collate, callbacks=[callback]
+            model=loaded.model,
+            args=args,
+            train_dataset=examples,
+            data_collator=callback.draws.watched(collate),
+            callbacks=[callback],
         )
     trainer.remove_callback(PrinterCallback)
     callback.trainer = trainer
+    callback.draws.device = args.device
     handler = getattr(trainer.accelerator, "ddp_handler", None)  # the Trainer sets it if the arguments leave it open
     if handler is not None and trainer.accelerator.distributed_type.value.startswith("MULTI_"):
         handler.find_unused_parameters = _find_unused(trainer, loaded, collate([examples[0]]))

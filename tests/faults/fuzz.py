@@ -368,7 +368,7 @@ class Run(Reader):
         refused = None
         for read in (
             lambda: check_plugin_files(run, ()),
-            lambda: run.check_identity({"rows": "x", "processes": 1}),
+            lambda: run.check_identity({"rows": "x"}),
             lambda: SavedAdapter.read(run.adapter),
             lambda: read_calibration(directory / "calibration.json"),
             lambda: run.last_checkpoint(lambda line: None),

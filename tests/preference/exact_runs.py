@@ -1,9 +1,10 @@
 """Runs of `smollm3 train` in float64, several in one process, for tests that compare processes exactly.
 
-    torchrun --standalone --nproc-per-node 2 exact_runs.py RUNS.json
+    torchrun --standalone --nproc-per-node 2 exact_runs.py RUNS.json [DTYPE]
 
 RUNS.json is a list of argument lists. transformers computes the normalization of SmolLM3 and the sum of the losses that
-it logs in float32, whose rounding can enlarge a difference of 1e-16 to 1e-7. Here both have float64.
+it logs in float32, whose rounding can enlarge a difference of 1e-16 to 1e-7. Here both have float64, unless DTYPE is
+another one.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def exact() -> Iterator[None]:
         torch.set_default_dtype(torch_default)
 
 
-def run(runs: Sequence[Sequence[str]]) -> None:
+def run(runs: Sequence[Sequence[str]], dtype: str = "float64") -> None:
     """Raises SystemExit if a run fails."""
-    with exact():
+    with exact() if dtype == "float64" else contextlib.nullcontext():
         for arguments in runs:
             try:
                 main(list(arguments))
@@ -52,5 +53,5 @@ def run(runs: Sequence[Sequence[str]]) -> None:
 
 if __name__ == "__main__":
     shut_down, processes.shut_down_processes = processes.shut_down_processes, lambda: None  # the runs share a group
-    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), *sys.argv[2:])
     shut_down()

@@ -337,12 +337,3 @@ def test_resuming_with_other_rows_is_refused(cli: Callable[..., Any]) -> None:
     assert Path("run/run.yaml").read_text() == before
     rows.write_text("".join(line % (n, n + 1) for n in range(20)), encoding="utf-8")
     assert cli("train", "--resume", "run", "--max-steps", "4").code == 0
-
-
-def test_the_number_of_processes_cannot_change(cli: Callable[..., Any], interrupted: Path) -> None:
-    versions = interrupted / "versions.json"
-    versions.write_text(versions.read_text().replace('"processes": 1', '"processes": 2'))
-    refused = cli("train", "--resume", str(interrupted))
-    assert refused.code == 3
-    assert "was started with 2 processes, but 1 are running" in refused.stderr
-    assert "--nproc-per-node 2" in refused.stderr

@@ -50,6 +50,7 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
             options="smollm3_preference.options:KTOOptions",
             fields=("desirable",),
             uses_labels=True,
+            batch_term="the KL term",
             api=2,
             **compared,
         ),

@@ -69,21 +69,65 @@ def is_main_process() -> bool:
 
 
 @contextlib.contextmanager
-def connecting() -> Iterator[None]:
-    """Convert an error of torch while the processes connect, such as its timeout, into a SmolLM3Error."""
+def connecting(device: str = "cpu") -> Iterator[None]:
+    """Inside the context, the processes connect; an error of torch, such as its timeout, becomes a SmolLM3Error."""
     try:
+        _connect_again(device.partition(":")[0])
         yield
     except RuntimeError as e:
         import torch.distributed as dist
 
-        if not dist.is_available() or not isinstance(e, dist.DistError):
+        known = dist.is_available() and (isinstance(e, dist.DistError) or "connectFullMesh" in str(e))
+        if not known:
             raise
+        if _restarted():
+            raise SmolLM3Error(
+                f"process {os.environ.get('RANK', '0')} of {world_size()} was started again, and could not connect to "
+                f"the others: {first_line(e)}",
+                hint=f"export {OWN_STORE}=1 before torchrun: otherwise it keeps the addresses of ended processes",
+            ) from e
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise SmolLM3Error(
             f"process {os.environ.get('RANK', '0')} of {world_size()} could not connect to the others at {address}: "
             f"{first_line(e)}",
             hint="start every process, and give all of them the same MASTER_ADDR and a free MASTER_PORT",
         ) from e
+
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""A variable of torchrun: each start of the processes has a store of its own."""
+
+
+def _restarted() -> bool:
+    """Whether torchrun has started the processes again, and they share its store."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return count not in ("", "0") and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def _connect_again(device: str) -> None:
+    """Connect processes that torchrun has started again on one machine.
+
+    Its store keeps the addresses of the ended processes, under the same names
+    (https://github.com/pytorch/pytorch/issues/135712). On several machines the number of the start may differ, so that
+    it cannot be part of the names.
+    """
+    if world_size() == 1 or not _restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized() or device not in BACKENDS:
+        return
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    shared = dist.TCPStore(*place, world_size(), is_master=False)
+    store = dist.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", shared)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    about = {"rank": int(os.environ["RANK"]), "world_size": world_size()}
+    dist.init_process_group(BACKENDS[device], store=store, **about)
 
 
 def of_main_process(path: Path) -> Path:
