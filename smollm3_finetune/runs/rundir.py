@@ -5,6 +5,7 @@ versions.json   the distributions that the run used, and the hashes of plugin fi
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
 samples.jsonl   one object per line: step, prompt and answer, with train.sample_every
 before.json     held-out loss before the first step, for a resumed run
+after.json      the loss of each held-out row after training, and a hash of these rows
 trained.json    steps and tokens, written after the last step; with train.keep_best, also which step is published
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
@@ -94,6 +95,10 @@ class RunDir:
     @property
     def before(self) -> Path:
         return self.path / "before.json"
+
+    @property
+    def after(self) -> Path:
+        return self.path / "after.json"
 
     @property
     def report(self) -> Path:
@@ -407,7 +412,7 @@ class RunDir:
 
         The error that ended an earlier attempt after its report goes with the report.
         """
-        for file in (self.report, self.trained, self.error):
+        for file in (self.report, self.after, self.trained, self.error):
             file.unlink(missing_ok=True)
         for file in (self.metrics, self.samples):
             if file.exists():

@@ -20,6 +20,7 @@ from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
+from smollm3_finetune.evaluation.saved_losses import after_json
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
@@ -264,6 +265,8 @@ def _train_and_measure(
     after, rows_after, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
+    if job.main:
+        write_json(run.after, after_json(rows_after, tokens.held_out_content()))
     loaded.stage = stage_of(job, published)
     with gathered_weights(loaded.model) if undecided else contextlib.nullcontext():
         if job.main:
