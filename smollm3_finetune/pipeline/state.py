@@ -14,7 +14,8 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.pipeline.layout import Described, StateDir
 
-Progress = Literal["running", "finished", "interrupted", "failed"]
+Progress = Literal["running", "finished", "interrupted", "failed", "stopped", "submitted"]
+"""Only trials of a sweep are stopped, early and on purpose, or submitted as a job."""
 VERSION = 1
 
 

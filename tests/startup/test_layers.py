@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("train",),
     ("pipeline",),
+    ("sweep",),
     ("compatibility",),
     ("checks",),
     ("scaffold",),
