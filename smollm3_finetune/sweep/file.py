@@ -148,13 +148,17 @@ def _run(value: Any, lines: Lines, path: Path) -> list[Setting]:
 def _trials(mapping: Mapping[str, Any], lines: Lines) -> list[Values]:
     """The values of each trial."""
     if "grid" in mapping and "random" in mapping:
-        raise ConfigError(f"{lines[('random',)]}: a sweep has grid or random, not both",
-                          hint="in random, a list of values draws one of them: random: {adapter.rank: [8, 16]}")  # fmt: skip
+        raise ConfigError(
+            f"{lines[('random',)]}: a sweep has grid or random, not both",
+            hint="in random, a list of values draws one of them: random: {adapter.rank: [8, 16]}",
+        )
     if "random" in mapping:
         return _random(mapping, lines)
     if "seed" in mapping:
-        raise ConfigError(f"{lines[('seed',)]}: seed is for random",
-                          hint="for the seed of the runs: run: {seed: 1}; for several seeds: grid: {seed: [1, 2]}")  # fmt: skip
+        raise ConfigError(
+            f"{lines[('seed',)]}: seed is for random",
+            hint="for the seed of the runs: run: {seed: 1}; for several seeds: grid: {seed: [1, 2]}",
+        )
     if "grid" in mapping:
         if "trials" in mapping:
             raise ConfigError(f"{lines[('trials',)]}: a grid has all combinations, so trials cannot be given",
@@ -210,8 +214,8 @@ def _not_a_list(where: str, key: str, value: Any) -> ConfigError:
     if isinstance(value, dict):
         return ConfigError(f"{where}: {key} must be a list of values, got {value!r:.80}",
                            hint="ranges belong to random: random: {" + EXAMPLE + "}")  # fmt: skip
-    return ConfigError(f"{where}: {key} must be a list of values, got {value!r:.80}",
-                       hint=f"{key}: [{value}, …]; a value of all trials belongs to run" if value else f"{key}: [1, 2]")  # fmt: skip
+    example = f"{key}: [{value}, …]; a value of all trials belongs to run" if value else f"{key}: [1, 2]"
+    return ConfigError(f"{where}: {key} must be a list of values, got {value!r:.80}", hint=example)
 
 
 def _random(mapping: Mapping[str, Any], lines: Lines) -> list[Values]:
@@ -241,8 +245,10 @@ def _listed(value: Any, lines: Lines) -> list[Values]:
     if isinstance(value, int) and not isinstance(value, bool):
         raise ConfigError(f"{where}: a number of trials needs random values", hint=f"random: {{{EXAMPLE}}}")
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
-        raise ConfigError(f"{where}: trials must be a list of keys and values, got {value!r:.80}",
-                          hint="trials: [{adapter.rank: 8}, {adapter.rank: 16, train.learning_rate: 1e-4}]")  # fmt: skip
+        raise ConfigError(
+            f"{where}: trials must be a list of keys and values, got {value!r:.80}",
+            hint="trials: [{adapter.rank: 8}, {adapter.rank: 16, train.learning_rate: 1e-4}]",
+        )
     if len(value) > MOST:
         raise ConfigError(f"{where}: {len(value):,} trials are listed, and at most {MOST:,} are possible")
     collect, found = Collector(), []

@@ -93,7 +93,9 @@ def _half(saved: SavedLosses | None, seed: int) -> float | None:
 def _notes(trials: Sequence[Finished], losses: Mapping[str, SavedLosses]) -> Iterator[str]:
     """Why the losses of these trials cannot be compared."""
     rows = {
-        (saved.content, saved.rows.terms.tobytes(), saved.rows.sources.tobytes()) if (saved := losses.get(t.name)) else None
+        (saved.content, saved.rows.terms.tobytes(), saved.rows.sources.tobytes())
+        if (saved := losses.get(t.name))
+        else None
         for t in trials
     }
     if len(rows) > 1:

@@ -226,6 +226,4 @@ def _check_command(sweep: Sweep, *, must_exist: bool) -> None:
             hint=f"{sweep.command('run')} --launcher torchrun",
         )
     if must_exist and not sweep.place.state.exists():
-        raise ConfigError(
-            f"there is nothing to resume: {sweep.place.path} holds no sweep", hint=sweep.command("run")
-        )
+        raise ConfigError(f"there is nothing to resume: {sweep.place.path} holds no sweep", hint=sweep.command("run"))

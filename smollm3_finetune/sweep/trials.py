@@ -1,4 +1,4 @@
-"""Starts the run of one trial: as a child process, or by the launcher of its configuration; and says what became of it."""
+"""Starts the run of a trial, as a child process or by the launcher of its configuration, and says what became of it."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _best(status: SweepStatus, width: int) -> list[str]:
     if compared:
         note = (
             f"it was chosen from {counted(len(compared) + 1, 'trial')} by these rows, so on new rows its loss is likely "
-            f"higher; to measure it there: smollm3 eval {path} --data FILE"
+            f"higher; to measure that: smollm3 eval {path} --data FILE"
         )
         lines += wrapped(note, max(width, len(path) + 40))
     return [
