@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from smollm3_finetune.config.load import Setting
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, raise_all
 from smollm3_finetune.pipeline.training import planned_in
@@ -45,13 +44,10 @@ def plan_trial(sweep: Sweep, trial: SweepTrial) -> PlannedRun:
     assert trial.loaded is not None
     planned = planned_in(
         trial.run,
-        trial.loaded,
-        below=[sweep.file.run, sweep.settings, trial.settings],
-        output=_output(sweep, trial),
-        plugins=sweep.reading.plugins,
-        about=sweep.about(trial),
-        find_plugins=sweep.reading.find_plugins,
-        progress=sweep.reading.progress,
+        [sweep.file.run, sweep.settings, trial.settings],
+        origin=str(sweep.file.path),
+        part_of=sweep.about(trial),
+        reading=sweep.reading,
         warn=sweep.warn,
     )
     if not sum(planned.plan.survey.held_out):
@@ -60,10 +56,6 @@ def plan_trial(sweep: Sweep, trial: SweepTrial) -> PlannedRun:
             hint="run: {data: {held_out: 0.1}}, or run: {data: {validation: FILE}}",
         )
     return planned
-
-
-def _output(sweep: Sweep, trial: SweepTrial) -> Setting:
-    return Setting(key=("output",), value=str(trial.run.path), origin=str(sweep.file.path))
 
 
 def _lost_options(sweep: Sweep, trials: Collection[SweepTrial]) -> Iterator[str]:

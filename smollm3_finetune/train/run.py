@@ -35,7 +35,7 @@ from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
+from smollm3_finetune.runs.versions import entry_of, parts_of, versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights
@@ -82,7 +82,7 @@ def train(
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(plan, job.tokens), "asked": plan.asked}
-                about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
+                about |= entry_of(plan.part_of)
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()
                 job.run.create(plan.config, about, display.say)
@@ -99,7 +99,7 @@ def train(
                 job = on_own_base(job, registry)
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
-        report |= {} if (stage := pipeline_of(job.run)) is None else {PIPELINE: stage}
+        report |= parts_of(job.run)
         if job.main:
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)

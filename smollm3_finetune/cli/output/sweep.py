@@ -48,7 +48,7 @@ def shown_status(sweep: Sweep, status: SweepStatus) -> str:
     widths = {i: max(len(row[i]) for row in rows) for i in filled}
     lines = [f"sweep {sweep.file.name} in {sweep.place.path}", ""]
     for row in rows:
-        cells = {i: f"{row[i]:<{widths[i]}}" for i in filled}
+        cells = {i: f"{row[i]:<{widths[i]}}" if i != filled[-1] else row[i] for i in filled}
         if row is not HEAD:
             for i, colors in ((STATE, STATES), (VERDICT, COLORS)):
                 if i in cells and row[i] in colors:
@@ -76,16 +76,14 @@ def _best(status: SweepStatus, width: int) -> list[str]:
         others = "1 trial" if unclear == 1 else f"{unclear} trials"
         lines.append(f"{others} may be as good: the difference to the best is not more than chance")
     if compared:
-        note = (
-            f"it was chosen from {counted(len(compared) + 1, 'trial')} by these rows, so on new rows its loss is likely "
-            f"higher; to measure that: smollm3 eval {path} --data FILE"
-        )
-        lines += wrapped(note, max(width, len(path) + 40))
+        chosen = f"it was chosen from {counted(len(compared) + 1, 'trial')} by these rows"
+        lines += wrapped(f"{chosen}, so its loss on other rows is likely higher", width)
     return [
         *lines,
         "",
-        f"try it          smollm3 generate {path} --prompt '…'",
-        f"train as it     smollm3 train --config {shlex.quote(str(best.trial.run.config))}",
+        f"try it              smollm3 generate {path} --prompt '…'",
+        f"measure other rows  smollm3 eval {path} --data FILE",
+        f"train with it       smollm3 train --config {shlex.quote(str(best.trial.run.config))}",
     ]
 
 
