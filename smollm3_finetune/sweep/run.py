@@ -126,13 +126,14 @@ class _Running:
         try:
             yield
         except KeyboardInterrupt as e:
-            with contextlib.suppress(OSError, SmolLM3Error):  # what ended the sweep is reported, not this
-                for trial in running:
+            if isinstance(e, stopping.Stop):
+                e.message = f"{f'trial {running[0].name}' if len(running) == 1 else 'sweep'}: {e.message}"
+                e.hint = f"to continue: {self.sweep.command('resume')}"
+            for trial in running:
+                # what ended the sweep is reported, not an error here; a deferred request is the same one again
+                with contextlib.suppress(OSError, SmolLM3Error, KeyboardInterrupt):
                     if self.state.records[trial.name].state == "running":
                         self.end(trial, Outcome("interrupted"))
-            if isinstance(e, stopping.Stop):
-                e.message = f"{'trial ' + running[0].name if len(running) == 1 else 'sweep'}: {e.message}"
-                e.hint = f"to continue: {self.sweep.command('resume')}"
             raise
 
 

@@ -14,7 +14,7 @@ from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
 from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
 from smollm3_finetune.runs.metrics import losses_of
-from smollm3_finetune.runs.versions import PARTS, parts_of
+from smollm3_finetune.runs.part_of import PARTS, parts_of
 from smollm3_finetune.train.setup import Job
 
 LISTED = (

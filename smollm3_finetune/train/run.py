@@ -34,8 +34,9 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
+from smollm3_finetune.runs.part_of import entry_of, parts_of
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.versions import entry_of, parts_of, versions
+from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.sharding import gathered_weights

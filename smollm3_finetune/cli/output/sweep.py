@@ -13,7 +13,7 @@ from smollm3_finetune.cli.output.characters import line_width
 from smollm3_finetune.cli.output.losses import in_characters
 from smollm3_finetune.cli.output.runs_table import COLORS, wrapped
 from smollm3_finetune.data.counts import counted
-from smollm3_finetune.evaluation.line import digits_of, half_of, signed
+from smollm3_finetune.evaluation.line import LEAST_ROWS, digits_of, half_of, signed
 
 if TYPE_CHECKING:
     from smollm3_finetune.sweep.decide import SweepTrial
@@ -72,9 +72,11 @@ def _best(status: SweepStatus, width: int) -> list[str]:
     path = shlex.quote(str(best.trial.run.path))
     lines = ["", f"best: {best.trial.name}, held-out loss {_loss(best)}"]
     compared = [t.result.against_best for t in status.trials if t.result is not None and t.result.against_best]
-    if unclear := sum(one.verdict == "cannot tell" for one in compared):
-        others = "1 trial" if unclear == 1 else f"{unclear} trials"
-        lines.append(f"{others} may be as good: the difference to the best is not more than chance")
+    unclear = sum(one.verdict == "cannot tell" for one in compared)
+    if compared and (rows := compared[0].rows) < LEAST_ROWS:
+        lines.append(f"{counted(rows, 'held-out row')} are too few for verdicts: at least {LEAST_ROWS} are needed")
+    elif unclear:
+        lines.append(f"{counted(unclear, 'trial')} may be as good: the difference may be chance")
     if compared:
         chosen = f"it was chosen from {counted(len(compared) + 1, 'trial')} by these rows"
         lines += wrapped(f"{chosen}, so its loss on other rows is likely higher", width)
@@ -130,8 +132,8 @@ def shown_plan(sweep: Sweep, plans: Sequence[tuple[SweepTrial, PlannedRun | None
              "reason": trial.reason, "times": trial.times, **({} if planned is None else about_plan(planned))}
             for trial, planned in plans
         ]  # fmt: skip
-        about = {"name": sweep.file.name, "file": str(sweep.file.path), "directory": str(sweep.place.path)}
-        return json.dumps({**about, "trials": trials}, ensure_ascii=False)
+        named = {"name": sweep.file.name, "file": str(sweep.file.path), "directory": str(sweep.place.path)}
+        return json.dumps({**named, "trials": trials}, ensure_ascii=False)
     lines = [f"sweep {sweep.file.name} in {sweep.place.path}", ""]
     width = max(len(trial.name) for trial, _ in plans)
     for trial, planned in plans:
