@@ -22,7 +22,8 @@ runs_option = click.option("--runs", metavar="DIR", help="Folder of the runs, se
 filter_option = click.option(
     "--filter", "filters", multiple=True, metavar="KEY=VALUE",
     help="Only runs with this value: name, state, model, loader, quantizer, adapter, objective, data, verdict, sweep, "
-    "pipeline, or a configuration key such as train.learning_rate. * and ? are wildcards. Repeat the option for several conditions.",
+    "pipeline, or a configuration key such as train.learning_rate. * and ? are wildcards. Repeat the option for "
+    "several conditions.",
 )  # fmt: skip
 state_option = click.option(
     "--state", "states", multiple=True, type=click.Choice(STATES),
