@@ -312,7 +312,8 @@ class RunDir:
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
-        begun = names == {LOCK} or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        handed_over = bool(names) and names <= {LOCK, LAUNCH, LAUNCHED}  # no process has begun it
+        begun = handed_over or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
         return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints) and not self._names_best()
 
     def _names_best(self) -> bool:

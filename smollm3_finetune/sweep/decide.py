@@ -13,7 +13,7 @@ from smollm3_finetune.pipeline.state import Record, State
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.sweep.file import SweepFile, TrialValues
 from smollm3_finetune.sweep.layout import SweepDir
-from smollm3_finetune.sweep.naming import named_problems
+from smollm3_finetune.sweep.naming import NamedTrial, named_problems
 
 Action = Literal["keep", "continue", "run"]
 
@@ -54,7 +54,7 @@ def decide(
     Raises the problems of all trials together, or with `tolerant` makes them the reason.
     """
     found: list[SweepTrial] = []
-    problems: list[tuple[str, SmolLM3Error]] = []
+    problems: list[tuple[NamedTrial, SmolLM3Error]] = []
     equal: dict[tuple[tuple[str, str], ...], int] = {}
     taken = {*state.records, *(trial.name for trial in sweep.trials)}
     for trial in sweep.trials:
@@ -63,7 +63,7 @@ def decide(
             loaded = assemble([*common, trial.settings])
             its = inputs(loaded)
         except SmolLM3Error as e:
-            problems += [(trial.name, p) for p in (e.problems if isinstance(e, Problems) else (e,))]
+            problems += [(trial, p) for p in (e.problems if isinstance(e, Problems) else (e,))]
             found.append(_impossible(trial, place, state, loaded, e))
             continue
         key = tuple(sorted(its.items()))
@@ -75,7 +75,7 @@ def decide(
         found.append(_decided(trial, place, state, loaded, its, taken))
         taken.add(found[-1].name)
     if not tolerant:
-        raise_all(named_problems(problems, len(sweep.trials)))
+        raise_all(named_problems(problems, sweep.path, len(sweep.trials)))
     return found
 
 

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from smollm3_finetune.cache.fingerprint import fingerprint
+from smollm3_finetune.config.load import Setting
 from smollm3_finetune.errors import SmolLM3Error
 
 LONGEST = 80
 """Characters of a trial's name."""
-NAMED = 3
+NAMED = 2
 """Trials that an error names."""
 DEFAULT_TRIAL = "defaults"
 """The name of a trial without values."""
+
+
+class NamedTrial(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Sequence[Setting]: ...
 
 
 def trial_names(trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,19 +78,31 @@ def shown_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace("null", "none")
 
 
-def named_problems(problems: Sequence[tuple[str, SmolLM3Error]], trials: int) -> list[SmolLM3Error]:
-    """Each problem once, with the names of the trials that have it; a problem of all trials names none."""
-    having: dict[tuple[str, str | None], list[str]] = {}
+def named_problems(problems: Sequence[tuple[NamedTrial, SmolLM3Error]], file: Path, trials: int) -> list[SmolLM3Error]:
+    """Each problem once, with the trials that have it and a line of the file; a problem of all trials names none."""
+    having: dict[tuple[str, str | None], list[NamedTrial]] = {}
     first: dict[tuple[str, str | None], SmolLM3Error] = {}
-    for name, problem in problems:
+    for trial, problem in problems:
         key = (problem.message, problem.hint)
         first.setdefault(key, problem)
-        if name not in having.setdefault(key, []):
-            having[key].append(name)
-    for key, names in having.items():
-        if len(names) < trials or trials == 1:
-            first[key].message = f"{_trials(names)}: {first[key].message}"
+        if all(trial.name != other.name for other in having.setdefault(key, [])):
+            having[key].append(trial)
+    for (message, _), problem in first.items():
+        found = having[(message, problem.hint)]
+        names = _trials([trial.name for trial in found])
+        if len(found) == trials > 1:
+            continue
+        if message.startswith(f"{file}:"):  # the line says which value it is
+            problem.message = f"{message} ({names})"
+        else:
+            problem.message = f"{_line(found[0].settings, message) or file}: {names}: {message}"
     return list(first.values())
+
+
+def _line(settings: Sequence[Setting], message: str) -> str | None:
+    """The line of the value that a message is about: the first one that it quotes."""
+    quoted = (s for s in settings if isinstance(s.value, str) and f"'{s.value.rpartition(':')[2]}'" in message)
+    return next((s.origin for s in quoted), None)
 
 
 def _trials(names: Sequence[str]) -> str:

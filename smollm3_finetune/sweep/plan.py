@@ -9,7 +9,7 @@ from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, raise_all
 from smollm3_finetune.pipeline.training import planned_in
 from smollm3_finetune.sweep.decide import SweepTrial
-from smollm3_finetune.sweep.naming import named_problems
+from smollm3_finetune.sweep.naming import NamedTrial, named_problems
 from smollm3_finetune.sweep.sweep import Sweep
 from smollm3_finetune.train.start import PlannedRun
 
@@ -26,14 +26,14 @@ OF_ROWS = {"data.path", "data.limit"}
 def plan_trials(sweep: Sweep, trials: Sequence[SweepTrial]) -> dict[str, PlannedRun]:
     """The plan of each trial that is not kept, by its name. Raises the problems of all of them together."""
     left = [trial for trial in trials if trial.action != "keep"]
-    problems: list[tuple[str, SmolLM3Error]] = []
+    problems: list[tuple[NamedTrial, SmolLM3Error]] = []
     plans: dict[str, PlannedRun] = {}
     for trial in left:
         try:
             plans[trial.name] = plan_trial(sweep, trial)
         except SmolLM3Error as e:
-            problems += [(trial.name, p) for p in (e.problems if isinstance(e, Problems) else (e,))]
-    raise_all(named_problems(problems, len(left)))
+            problems += [(trial, p) for p in (e.problems if isinstance(e, Problems) else (e,))]
+    raise_all(named_problems(problems, sweep.file.path, len(left)))
     for line in dict.fromkeys([*_lost_options(sweep, left), *_other_rows(sweep.file.keys, trials)]):
         sweep.warn(line)
     return plans

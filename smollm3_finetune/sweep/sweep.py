@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class Sweep:
 
     def command(self, verb: str) -> str:
         """The command that runs, resumes or shows this sweep with the same plugins and the same launcher."""
-        options = [text for s in self.settings for text in _options(s)]
+        ordered = sorted(self.settings, key=lambda s: s.key[1:] != ("name",))
+        options = [text for s in ordered for text in _options(s)]
         return " ".join([self.reading.command(verb, self.file.path, "sweep"), *(options if verb != "status" else [])])
 
     def about(self, trial: SweepTrial) -> dict[str, str]:
@@ -57,8 +59,6 @@ class Sweep:
 
 def _options(setting: Setting) -> list[str]:
     """The options of the command line that make a setting of the launcher."""
-    import shlex
-
     _, name = setting.key
     if name == "name":
         return ["--launcher", shlex.quote(str(setting.value))]
