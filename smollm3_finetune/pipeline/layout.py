@@ -92,12 +92,19 @@ class StateDir:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Reserve the directory for this process. Raises ConfigError if another process uses it."""
+        """Reserve the directory for this process; it is deleted if it stays empty.
+
+        Raises ConfigError if another process uses it.
+        """
         with writing(self.path, elsewhere="another output"):
             self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.lock, f"the {self.what} in {self.path} is being run by another process", remove=True):
-            delete_unfinished(self.path)
-            yield
+        try:
+            with locked(self.lock, f"the {self.what} in {self.path} is being run by another process", remove=True):
+                delete_unfinished(self.path)
+                yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def vacant(self, part: str, taken: Collection[str]) -> str:
         """The name of a directory for a part that does not exist yet: NAME, NAME-2, …; none of those `taken`."""

@@ -190,6 +190,9 @@ def _run_together(running: _Running, left: Sequence[tuple[SweepTrial, PlannedRun
             running.end(trial, Outcome("finished") if done else Outcome("failed", error=missing))
 
 
+pause = time.sleep
+
+
 def _wait_for_others(sweep: Sweep, trials: Sequence[SweepTrial]) -> bool:
     """Wait for processes of an earlier command that was killed; returns whether there was one."""
     waited = False
@@ -199,7 +202,7 @@ def _wait_for_others(sweep: Sweep, trials: Sequence[SweepTrial]) -> bool:
             if not said:
                 sweep.reading.progress.say(f"trial {trial.name} is still being trained by another process: waiting")
             said = waited = True
-            time.sleep(PATIENCE)
+            pause(PATIENCE)
     return waited
 
 
