@@ -28,6 +28,10 @@ COMMANDS = {
         "smollm3_finetune.cli.commands.pipeline:pipeline",
         "Train, merge, quantize and evaluate in stages, from one file.",
     ),
+    "sweep": (
+        "smollm3_finetune.cli.commands.sweep:sweep",
+        "Train one run for each combination of values, and compare them.",
+    ),
     "push": (
         "smollm3_finetune.cli.commands.push:push",
         "Publish a run's adapter, or a model, on the Hugging Face Hub.",

@@ -86,6 +86,14 @@ class Tokens:
     content: str
     """A hash of the tokens themselves, which other versions of the components may produce too."""
 
+    def held_out_content(self) -> str:
+        """A hash of the tokens of the held-out rows: losses of models that were measured on equal ones are comparable.
+
+        Titles, paths, and sources of which no row is held out do not count.
+        """
+        sources = zip(self.held_out, self.held_out_rows, strict=True)
+        return fingerprint([[file_sha256(examples.file), rows] for examples, rows in sources if rows])
+
 
 def tokenize(
     rows: Rows,

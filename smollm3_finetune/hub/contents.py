@@ -37,7 +37,7 @@ ROWS = re.compile(r".*\.(jsonl|csv|tsv|parquet|arrow)(\.\w+)?", re.IGNORECASE)
 HIDDEN = re.compile(r"\..*")
 SECRET = re.compile(r".*\.(env|pem|key|p12|pfx)|id_(rsa|dsa|ecdsa|ed25519).*", re.IGNORECASE)
 LICENSE = re.compile(r"(LICENSE|NOTICE|COPYING)[\w.-]*")
-REPORTS = re.compile(r"(report|metrics|before|trained|error|versions|cache)\.(json|html)|run\.yaml|samples\..*")
+REPORTS = re.compile(r"(report|metrics|before|after|trained|error|versions|cache)\.(json|html)|run\.yaml|samples\..*")
 NEVER: Mapping[re.Pattern[str], str] = {
     STATE: "the state of a training run",
     ROWS: "rows",
@@ -55,6 +55,7 @@ OF_A_RUN: Mapping[str, str] = {
     "report.html": "sample answers and rows",
     "samples.jsonl": "sample answers",
     "before.json": "sample answers",
+    "after.json": "losses of single rows",
     "data.json": "training rows",
     "origins.json": "may contain paths of this machine",
     "warnings.jsonl": "may contain paths of this machine",

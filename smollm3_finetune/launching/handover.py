@@ -32,8 +32,8 @@ class Handover:
     """Whether the run existed before it was launched."""
     plugins: tuple[str, ...] = ()
     no_plugins: bool = False
-    pipeline: Mapping[str, str] | None = None
-    """The pipeline and the stage that a new run is."""
+    part_of: Mapping[str, str] | None = None
+    """The pipeline and the stage, or the sweep and the trial, that a new run is."""
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """More entries of versions.json."""
     directory: str = ""
@@ -51,7 +51,7 @@ class Handover:
             settings=planned.settings,
             resume=planned.checkpoint is not None,
             plugins=planned.given_plugins,
-            pipeline=planned.plan.pipeline,
+            part_of=planned.plan.part_of,
             directory=os.getcwd(),
             run=str(planned.run.path),
             **more,

@@ -58,7 +58,7 @@ def plan_launched(run: RunDir, handover: Handover) -> PlannedRun:
     common: dict[str, Any] = {"find_plugins": _plugins(handover), "progress": shown, "warn": shown.say}
     common |= {"plugins": handover.plugins, "launches": False}
     if not begun:
-        return plan_training(handover.settings, into=place, pipeline=handover.pipeline, **common)
+        return plan_training(handover.settings, into=place, part_of=handover.part_of, **common)
     changes = handover.settings
     if not handover.resume:  # it was begun by an earlier attempt of the same launch
         trusted = {("loader", name) for name in CODE_EXECUTION_OPTIONS}

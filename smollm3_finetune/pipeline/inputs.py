@@ -56,10 +56,10 @@ class Reading:
     """Whether `--no-plugins` was given."""
     contents: Contents = dataclasses.field(default_factory=Contents)
 
-    def command(self, verb: str, file: Path) -> str:
-        """The command `smollm3 pipeline VERB` for a file, with the plugin options of this one."""
+    def command(self, verb: str, file: Path, group: str = "pipeline") -> str:
+        """The command `smollm3 GROUP VERB` for a file, with the plugin options of this one."""
         options = [text for name in self.plugins for text in ("-p", name)] + ["--no-plugins"] * self.no_plugins
-        return shlex.join(["smollm3", "pipeline", verb, str(file), *options])
+        return shlex.join(["smollm3", group, verb, str(file), *options])
 
 
 def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, reading: Reading) -> Inputs:
@@ -69,13 +69,11 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
     registry = reading.find_plugins(names)
     parts: dict[str, Any] = {"configuration": None, "rows": None}
     if stage.kind == "train":
-        calibrates = _calibrates(registry, loaded)
-        parts["configuration"] = _settings(loaded.config, () if calibrates else ("calibration",))
-        parts["rows"] = _rows(registry, select_rows(registry, loaded), calibration=calibrates)
+        parts = _training(registry, loaded)
     elif stage.kind == "quantize":
         calibrates = _calibrates(registry, loaded)
         about_rows = () if calibrates else ("data", "calibration", "formatter", "objective")
-        parts["configuration"] = _settings(loaded.config, ("train", "adapter", *about_rows))
+        parts["configuration"] = settings_of(loaded.config, ("train", "adapter", *about_rows))
         if calibrates:
             parts["rows"] = _rows(registry, select_rows(registry, loaded), calibration=True)
     elif stage.kind == "merge":
@@ -96,12 +94,39 @@ def inputs_of(pipeline: PipelineFile, stage: Stage, results: Directories, readin
         rows = None if about is None else _rows(registry, select_rows(registry, about), calibration=False)
         parts["rows"] = [tasks, rows]
     if stage.kind == "quantize" or stage.start is None:
-        parts["model"] = _model(registry, stage, loaded, results, reading)
+        parts["model"] = _model_of_stage(registry, stage, loaded, results, reading)
     for name, ref in (("from", stage.start), ("against", stage.against)):
         if ref is not None and not (stage.kind == "quantize" and name == "from"):
             parts[name] = _referred(ref, results, reading.contents)
-    parts["plugins"] = [[name for name in names if name.startswith("no:")], _plugin_files(names)]
-    return {name: fingerprint(plain(value)) for name, value in parts.items()}
+    return _hashed(parts, names)
+
+
+def inputs_of_run(loaded: LoadedConfig, reading: Reading) -> Inputs:
+    """The inputs of a run that is not a stage of a pipeline, such as a trial of a sweep."""
+    names = [*loaded.config.plugins, *reading.plugins]
+    registry = reading.find_plugins(names)
+    parts = _training(registry, loaded)
+    start = loaded.config.start_from
+    if start is None:
+        parts["model"] = _model(registry, loaded, reading)
+    else:
+        parts["from"] = _referred(Ref(path=start), {}, reading.contents)
+    return _hashed(parts, names)
+
+
+def _training(registry: Registry, loaded: LoadedConfig) -> dict[str, Any]:
+    """What a run depends on, except its model."""
+    calibrates = _calibrates(registry, loaded)
+    return {
+        "configuration": settings_of(loaded.config, () if calibrates else ("calibration",)),
+        "rows": _rows(registry, select_rows(registry, loaded), calibration=calibrates),
+    }
+
+
+def _hashed(parts: Mapping[str, Any], names: Sequence[str]) -> Inputs:
+    """A hash of each part, and of the plugins that are named."""
+    plugins = [[name for name in names if name.startswith("no:")], _plugin_files(names)]
+    return {name: fingerprint(plain(value)) for name, value in {**parts, "plugins": plugins}.items()}
 
 
 def evaluation_rows(stage: Stage, run: LoadedConfig | None) -> LoadedConfig | None:
@@ -113,7 +138,7 @@ def evaluation_rows(stage: Stage, run: LoadedConfig | None) -> LoadedConfig | No
     return rows_configuration(settings, run) if settings else None
 
 
-def _settings(config: RunConfig, without: Sequence[str]) -> dict[str, Any]:
+def settings_of(config: RunConfig, without: Sequence[str] = ()) -> dict[str, Any]:
     """The values of a configuration that differ from the defaults and may change the result."""
     values, defaults = decisive(as_dict(dataclasses.replace(config, output=None))), as_dict(RunConfig())
     for section, key in PATHS:
@@ -158,11 +183,18 @@ def _content(rows: Rows) -> list[Any]:
     ]  # fmt: skip
 
 
-def _model(registry: Registry, stage: Stage, loaded: LoadedConfig, results: Directories, reading: Reading) -> list[Any]:
+def _model_of_stage(
+    registry: Registry, stage: Stage, loaded: LoadedConfig, results: Directories, reading: Reading
+) -> list[Any]:
     """The model of a stage: the directory of an earlier stage, or the fingerprint of the source."""
     for ref in (stage.model, stage.start if stage.kind == "quantize" else None):
         if ref is not None and ref.stage is not None:
             return _stage_result(ref.stage, results)
+    return _model(registry, loaded, reading)
+
+
+def _model(registry: Registry, loaded: LoadedConfig, reading: Reading) -> list[Any]:
+    """The fingerprint of the source of a model, and the files beside its weights."""
 
     def read() -> list[Any]:
         source, _ = source_of(registry, loaded, reading.progress)

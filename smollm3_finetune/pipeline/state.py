@@ -1,4 +1,4 @@
-"""The state of a pipeline: what each stage was made from, where it is, and how far it got. Written whole, always."""
+"""The state of a pipeline or a sweep: what each part was made from, and how far it got. It is written whole, always."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, Literal, get_args
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import read_json, write_json
-from smollm3_finetune.pipeline.layout import DAMAGED, PipelineDir
-from smollm3_finetune.pipeline.stage import PipelineFile
+from smollm3_finetune.pipeline.layout import Described, StateDir
 
-Progress = Literal["running", "finished", "interrupted", "failed"]
+Progress = Literal["running", "finished", "interrupted", "failed", "stopped", "submitted"]
+"""Only trials of a sweep are stopped, early and on purpose, or submitted as a job."""
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known about a stage that was begun."""
+    """What is known about a stage or a trial that was begun."""
 
     kind: str
     directory: str
@@ -47,17 +47,16 @@ class Record:
 class State:
     records: Mapping[str, Record] = field(default_factory=dict)
 
-    def with_record(self, stage: str, record: Record) -> State:
-        return State(records={**self.records, stage: record})
+    def with_record(self, part: str, record: Record) -> State:
+        return State(records={**self.records, part: record})
 
 
-def read_state(place: PipelineDir) -> State:
-    """The state of a pipeline; empty if it was never run. Raises ModelError if its file is damaged."""
+def read_state(place: StateDir) -> State:
+    """The state of a pipeline or a sweep; empty if it was never run. Raises ModelError if its file is damaged."""
     if not place.state.exists():
         return State()
-    damaged = place.state.with_name(DAMAGED)
-    rename = f"mv {shlex.quote(str(place.state))} {shlex.quote(str(damaged))}"
-    hint = f"to run every stage again, in new directories: {rename}"
+    rename = f"mv {shlex.quote(str(place.state))} {shlex.quote(str(place.damaged))}"
+    hint = f"to run every {place.part} again, in new directories: {rename}"
     try:
         about = read_json(place.state)
     except ModelError as e:
@@ -65,18 +64,18 @@ def read_state(place: PipelineDir) -> State:
     try:
         if about["version"] != VERSION:
             raise ValueError(f"version {about['version']!r}")
-        return State(records={str(name): _record(values) for name, values in about["stages"].items()})
+        return State(records={str(name): _record(values) for name, values in about[f"{place.part}s"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ModelError(f"{place.state} is damaged: {type(e).__name__}: {e}", hint=hint) from e
 
 
-def write_state(place: PipelineDir, pipeline: PipelineFile, state: State) -> None:
+def write_state(place: StateDir, file: Described, state: State) -> None:
     """Replace the state file. The caller holds the directory."""
     about = {
         "version": VERSION,
-        "name": pipeline.name,
-        "file": str(pipeline.path.absolute()),
-        "stages": {name: dataclasses.asdict(record) for name, record in state.records.items()},
+        "name": file.name,
+        "file": str(file.path.absolute()),
+        f"{place.part}s": {name: dataclasses.asdict(record) for name, record in state.records.items()},
     }
     with writing(place.state):
         write_json(place.state, about)

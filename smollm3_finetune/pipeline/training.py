@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smollm3_finetune.api import Submitted
+from smollm3_finetune.config.load import Setting, assemble
 from smollm3_finetune.errors import IncompatibleError, ModelError
 from smollm3_finetune.launching.start import carry_out
 from smollm3_finetune.pipeline.configuration import layers
+from smollm3_finetune.pipeline.inputs import Reading
 from smollm3_finetune.pipeline.work import Work
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
 from smollm3_finetune.runs.resume import may_change
@@ -29,35 +32,46 @@ def train_stage(work: Work, shown: display.Display) -> None:
 
 
 def planned_run(work: Work, run: RunDir) -> PlannedRun:
-    """A new run, or the rest of the one that was begun in the directory."""
-    begun = run.config.exists() and not run.holds_nothing()
-    below = layers(work.pipeline, work.stage, work.results)
-    common: dict[str, Any] = {
-        "plugins": work.reading.plugins,
-        "find_plugins": work.reading.find_plugins,
-        "progress": work.progress,
-        "warn": work.warn,
-    }
-    if not begun:
-        output = [_output(work)]
-        return plan_training(output, below=below, pipeline=work.about, **common)
-    loaded = work.loaded()
-    trusted = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
-    kept = [s for s in loaded.settings if s.key in trusted or may_change(s.key)]
-    common["plugins"] = [p for p in work.plugins() if not p.startswith("no:")]
+    """The run of a stage, or the rest of it."""
     try:
-        return plan_training(kept, resume=run.path, pipeline=work.about, **common)
+        return planned_in(
+            run,
+            layers(work.pipeline, work.stage, work.results),
+            origin=work.stage.origin,
+            part_of=work.about,
+            reading=work.reading,
+            warn=work.warn,
+        )
     except ModelError as e:
-        if "start" not in (e.hint or ""):
+        if "start" not in (e.hint or "") or not _is_begun(run):
             raise
         again = f"{work.reading.command('run', work.pipeline.path)} --again {work.stage.name}"
         raise ModelError(e.message, hint=f"to run the stage again, in a new directory: {again}") from e
 
 
-def _output(work: Work) -> Any:
-    from smollm3_finetune.config.load import Setting
+def planned_in(
+    run: RunDir,
+    below: Sequence[Sequence[Setting]],
+    *,
+    origin: str,
+    part_of: Mapping[str, str],
+    reading: Reading,
+    warn: Callable[[str], None],
+) -> PlannedRun:
+    """A new run with the settings of these layers, or the rest of the one that was begun in the directory."""
+    common: dict[str, Any] = {"find_plugins": reading.find_plugins, "progress": reading.progress, "warn": warn}
+    if not _is_begun(run):
+        output = Setting(key=("output",), value=str(run.path), origin=origin)
+        return plan_training([output], below=below, part_of=part_of, plugins=reading.plugins, **common)
+    loaded = assemble(below)
+    trusted = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
+    kept = [s for s in loaded.settings if s.key in trusted or may_change(s.key)]
+    plugins = [p for p in (*loaded.config.plugins, *reading.plugins) if not p.startswith("no:")]
+    return plan_training(kept, resume=run.path, part_of=part_of, plugins=plugins, **common)
 
-    return Setting(key=("output",), value=str(work.directory), origin=work.stage.origin)
+
+def _is_begun(run: RunDir) -> bool:
+    return run.config.exists() and not run.holds_nothing()
 
 
 def training_figures(work: Work) -> dict[str, Any]:

@@ -5,6 +5,7 @@ versions.json   the distributions that the run used, and the hashes of plugin fi
 metrics.jsonl   one object per line: step, loss, learning rate, tokens per second, …
 samples.jsonl   one object per line: step, prompt and answer, with train.sample_every
 before.json     held-out loss before the first step, for a resumed run
+after.json      the loss of each held-out row after training, and a hash of these rows
 trained.json    steps and tokens, written after the last step; with train.keep_best, also which step is published
 report.json     held-out loss and sample answers, before and after
 error.json      message and hint of the error that ended the run
@@ -100,6 +101,10 @@ class RunDir:
     @property
     def before(self) -> Path:
         return self.path / "before.json"
+
+    @property
+    def after(self) -> Path:
+        return self.path / "after.json"
 
     @property
     def report(self) -> Path:
@@ -304,8 +309,8 @@ class RunDir:
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         # a directory with nothing but run.yaml may be the user's own
         ours = {LOCK, self.versions.name} & names
-        launched = LAUNCH in names and names <= {LOCK, LAUNCH, LAUNCHED, LAUNCHER}
-        begun = names == {LOCK} or launched or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
+        handed_over = bool(names) and names <= {LOCK, LAUNCH, LAUNCHED, LAUNCHER}  # no process has begun it
+        begun = handed_over or (ours and self.config.name in names and names <= BEFORE_CHECKPOINT)
         return bool(begun) and all(p.name.startswith((PARTIAL, BEST)) for p in checkpoints) and not self._names_best()
 
     def _names_best(self) -> bool:
@@ -431,7 +436,7 @@ class RunDir:
 
         The error that ended an earlier attempt after its report goes with the report.
         """
-        for file in (self.report, self.trained, self.error):
+        for file in (self.report, self.after, self.trained, self.error):
             file.unlink(missing_ok=True)
         for file in (self.metrics, self.samples):
             if file.exists():

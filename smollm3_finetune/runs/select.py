@@ -24,6 +24,8 @@ TEXTS: Mapping[str, Value] = {
     "objective": lambda run: run.facts.objective,
     "data": lambda run: run.facts.data,
     "verdict": lambda run: run.verdict,
+    "sweep": lambda run: run.part_of.get("sweep"),
+    "pipeline": lambda run: run.part_of.get("pipeline"),
 }
 """Keys of `--filter`; configuration keys such as `train.learning_rate` are also possible."""
 NUMBERS: Mapping[str, Value] = {

@@ -16,6 +16,7 @@ from smollm3_finetune.files.limits import parse_json
 from smollm3_finetune.files.locks import is_held
 from smollm3_finetune.runs.facts import RunFacts, facts_of
 from smollm3_finetune.runs.failure import failure_of
+from smollm3_finetune.runs.part_of import parts_of
 from smollm3_finetune.runs.rundir import LOCK, RunDir
 
 State = Literal["running", "finished", "interrupted", "failed", "damaged"]
@@ -36,6 +37,8 @@ class RunSummary:
     """`message` and `hint` of the error that ended a failed run."""
     facts: RunFacts = field(default_factory=RunFacts)
     """Model, components, data, planned steps."""
+    part_of: Mapping[str, str] = field(default_factory=dict)
+    """`pipeline` and `stage`, or `sweep` and `trial`; empty for any other run."""
     steps: int | None = None
     """Optimizer steps taken, as far as they were logged."""
     before: float | None = None
@@ -90,6 +93,7 @@ class RunSummary:
             "error": None if self.error is None else dict(self.error),
             **about,
             "data": list(self.facts.data),
+            "part_of": dict(self.part_of) or None,
             "steps": self.steps,
             "planned_steps": planned,
             "before": self.before,
@@ -112,6 +116,7 @@ def _read(run: RunDir) -> dict[str, Any]:
         raise ModelError("versions.json is missing")
     about = facts_of(run)
     values: dict[str, Any] = {"facts": about, "started": _parsed(about.started) or _modified(run.versions)}
+    values["part_of"] = next(iter(parts_of(run).values()), {})
     if (error := failure_of(run)) is not None:
         values["error"] = error
     if run.report.is_file():

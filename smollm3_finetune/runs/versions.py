@@ -12,20 +12,9 @@ from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import PATHS, file_settings
 from smollm3_finetune.errors import ModelError, SmolLM3Error
-from smollm3_finetune.files.json import file_sha256, json_object
+from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.runs.rundir import RunDir
-
-PIPELINE = "pipeline"
-"""The key of versions.json and of reports for the pipeline and the stage that a run is."""
-
-
-def pipeline_of(run: RunDir) -> dict[str, str] | None:
-    """`pipeline` and `stage` of a run that is a stage of a pipeline; None for any other run."""
-    about = json_object(run.versions).get(PIPELINE)
-    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in ("pipeline", "stage")):
-        return None
-    return {key: about[key] for key in ("pipeline", "stage")}
 
 
 def versions(selected: Iterable[SelectedComponent], registry: Registry) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from smollm3_finetune.evaluation.line import measure_values
 from smollm3_finetune.model.adapter_card import Training
 from smollm3_finetune.model_files.model_card import ABSOLUTE, is_on_hub, last_part, shown_ref
 from smollm3_finetune.runs.metrics import losses_of
-from smollm3_finetune.runs.versions import pipeline_of
+from smollm3_finetune.runs.part_of import PARTS, parts_of
 from smollm3_finetune.train.setup import Job
 
 LISTED = (
@@ -110,8 +110,8 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
         value = getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
-    if (stage := pipeline_of(job.run)) is not None:
-        yield "pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"
+    for whole, about in parts_of(job.run).items():
+        yield whole, f"{PARTS[whole]} `{about[PARTS[whole]]}` of `{about[whole]}`"
 
 
 def _reference(job: Job) -> str | None:

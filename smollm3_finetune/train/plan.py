@@ -73,8 +73,8 @@ class RunPlan:
     """The processes of the run, which may not have been started yet."""
     sharding: ShardingPlan | None = None
     """What the processes share; None if each of them has all weights."""
-    pipeline: Mapping[str, str] | None = None
-    """The `pipeline` and the `stage` that this run is, if it is one."""
+    part_of: Mapping[str, str] | None = None
+    """The `pipeline` and the `stage`, or the `sweep` and the `trial`, that this run is, if it is one."""
     kept_calibration: Sequence[Sequence[int]] | None = None
     """The calibration rows of the run that it starts from, if the base was quantized with them."""
     own_base: OwnBase | None = None

@@ -20,6 +20,7 @@ from smollm3_finetune.data.calibration import Calibration, calibration_ids
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
+from smollm3_finetune.evaluation.saved_losses import after_json
 from smollm3_finetune.evaluation.verdict import compare
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import write_json
@@ -34,8 +35,9 @@ from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.division import Division
 from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
+from smollm3_finetune.runs.part_of import entry_of, parts_of
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.runs.versions import PIPELINE, pipeline_of, versions
+from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.distributed.held import held_report
@@ -84,7 +86,7 @@ def train(
                 stack.callback(job.run.discard_unstarted)
                 about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
                 about |= Division.of(plan.config, processes(plan)).about()
-                about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
+                about |= entry_of(plan.part_of)
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()
                 job.run.create(plan.config, about, display.say)
@@ -101,7 +103,7 @@ def train(
                 job = on_own_base(job, registry)
         report = _execute(job)
         report["seconds"] = round(time.monotonic() - job.began, 1)
-        report |= {} if (stage := pipeline_of(job.run)) is None else {PIPELINE: stage}
+        report |= parts_of(job.run)
         if job.main:
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)
@@ -268,6 +270,8 @@ def _train_and_measure(
     after, rows_after, published = measuring.finish(trained.steps, progress)
     check_losses([after["held_out_loss"] or 0.0], trained.steps, f"the adapter in {run.adapter} is not usable")
     comparison = _comparison(rows_before, rows_after, job.plan.config.seed)
+    if job.main:
+        write_json(run.after, after_json(rows_after, tokens.held_out_content()))
     loaded.stage = stage_of(job, published)
     with gathered_weights(loaded.model) if undecided else contextlib.nullcontext():
         if job.main:

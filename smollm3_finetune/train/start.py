@@ -116,7 +116,7 @@ def plan_training(
     resume: str | Path | None = None,
     plugins: Sequence[str] = (),
     below: Sequence[Sequence[Setting]] = (),
-    pipeline: Mapping[str, str] | None = None,
+    part_of: Mapping[str, str] | None = None,
     into: RunDir | None = None,
     launches: bool = True,
     find_plugins: Callable[[Sequence[str]], Registry],
@@ -126,8 +126,8 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
-    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is. `into` is the
-    directory of a new run that was handed over. `launches`: see `plan_run`.
+    The layers `below` are under both. `part_of` names the pipeline and the stage, or the sweep and the trial, that a
+    new run is. `into` is the directory of a new run that was handed over. `launches`: see `plan_run`.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -202,7 +202,7 @@ def plan_training(
         if line is not None:
             progress.say(line)
     return PlannedRun(
-        plan=replace(plan, pipeline=pipeline),
+        plan=replace(plan, part_of=part_of),
         registry=registry,
         run=run,
         checkpoint=checkpoint,

@@ -54,6 +54,7 @@ HELPS += [["plugins", v, "--help"] for v in ("list", "info", "new", "check")]
 HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
 HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "report", "prune")]
 HELPS += [["pipeline", v, "--help"] for v in ("run", "resume", "status")]
+HELPS += [["sweep", v, "--help"] for v in ("run", "resume", "status")]
 HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
 HELPS += [["data", v, "--help"] for v in ("preview", "stats")]
 

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("launching",),
     ("pipeline",),
+    ("sweep",),
     ("compatibility",),
     ("checks",),
     ("scaffold",),

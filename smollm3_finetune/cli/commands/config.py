@@ -77,9 +77,16 @@ def validate(**values: Any) -> str:
 
 
 @config.command(short_help="Print the JSON schema of run.yaml.")
+@click.option("--sweep", "of_sweep", is_flag=True, help="The schema of the file of a sweep.")
 @plugin_options
-def schema(plugin: tuple[str, ...], no_plugins: bool) -> None:
+def schema(plugin: tuple[str, ...], no_plugins: bool, of_sweep: bool) -> None:
     """Print the JSON schema of run.yaml for editors, with the options of all installed components."""
+    registry = find_plugins(plugin, no_plugins)
+    if of_sweep:
+        from smollm3_finetune.sweep.schema import sweep_schema
+
+        click.echo(json.dumps(sweep_schema(registry), indent=2))
+        return
     from smollm3_finetune.components.json_schema import run_schema
 
-    click.echo(json.dumps(run_schema(find_plugins(plugin, no_plugins)), indent=2))
+    click.echo(json.dumps(run_schema(registry), indent=2))

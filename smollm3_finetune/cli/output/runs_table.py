@@ -64,6 +64,11 @@ def shown_name(run: RunSummary, folder: Path) -> str:
     return str(path.relative_to(folder)) if path != folder and path.is_relative_to(folder) else str(path)
 
 
+def shown_part(run: RunSummary) -> str:
+    """`sweep rates` for a trial of it, `pipeline p` for a stage."""
+    return next((f"{whole} {run.part_of[whole]}" for whole in ("sweep", "pipeline") if whole in run.part_of), "")
+
+
 Cell = Callable[["RunSummary"], str]
 
 
@@ -78,6 +83,7 @@ def cells(folder: Path, now: datetime.datetime) -> Mapping[str, Cell]:
         "adapter": lambda run: short(run.facts.adapter),
         "objective": lambda run: short(run.facts.objective),
         "data": lambda run: ", ".join(os.path.basename(d.rstrip("/")) or d for d in run.facts.data),
+        "part of": shown_part,
         "steps": shown_steps,
         "held-out loss": shown_losses,
         "verdict": lambda run: run.verdict or "",
@@ -86,7 +92,7 @@ def cells(folder: Path, now: datetime.datetime) -> Mapping[str, Cell]:
 
 
 IMPORTANCE = ("run", "state", "held-out loss", "verdict", "steps", "size", "age")
-FACTS = ("quantizer", "adapter", "model", "data", "objective")
+FACTS = ("part of", "quantizer", "adapter", "model", "data", "objective")
 """Columns that are more important than the age if their values differ, and less important otherwise."""
 RIGHT = {"age", "steps", "size"}
 
