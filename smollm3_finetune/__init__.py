@@ -11,15 +11,15 @@ from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
     from smollm3_finetune.api import hookimpl
+    from smollm3_finetune.launching.finetune import finetune
     from smollm3_finetune.model import LoadedModel, load_model
-    from smollm3_finetune.train.finetune import finetune
 
 __all__ = ["LoadedModel", "__version__", "finetune", "hookimpl", "load_model"]
 
 _MODULES = {
     "load_model": "smollm3_finetune.model",
     "LoadedModel": "smollm3_finetune.model",
-    "finetune": "smollm3_finetune.train.finetune",
+    "finetune": "smollm3_finetune.launching.finetune",
     "hookimpl": "smollm3_finetune.api",
 }
 

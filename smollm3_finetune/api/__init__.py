@@ -126,6 +126,7 @@ from smollm3_finetune.api.objectives import (
     without_adapter,
 )
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
+from smollm3_finetune.api.processes import run_processes
 from smollm3_finetune.api.quantizers import (
     DEQUANTIZABLE,
     DequantizingOps,
@@ -291,6 +292,7 @@ __all__ = [
     "rounding_dtype",
     "row_logps",
     "row_sums",
+    "run_processes",
     "same_bits",
     "save_parameters",
     "say_unreplaced",

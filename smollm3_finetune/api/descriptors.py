@@ -324,6 +324,9 @@ class LauncherSpec(ComponentSpec):
     may change while the run lasts. Default: one process."""
     sharding: Callable[[Any], Sharding] | None = None
     """`sharding(options)` is what the processes share; light. Default: `none`."""
+    joins: Callable[[Any], bool] | None = None
+    """`joins(options)` says whether this command only starts its share of the processes of a run that the same command
+    on another machine plans and hands over; light. Default: no."""
     waits: bool = True
     """`launch` returns when the run has ended; False: it submits a job."""
     sweeps: bool = False

@@ -13,6 +13,7 @@ from smollm3_finetune.api import (
     Env,
     ExporterSpec,
     FormatterSpec,
+    LauncherSpec,
     LoaderSpec,
     ObjectiveSpec,
     Op,
@@ -20,6 +21,7 @@ from smollm3_finetune.api import (
     hookimpl,
 )
 from smollm3_finetune.builtin.formatters import claims
+from smollm3_finetune.builtin.launchers import checks
 from smollm3_finetune.paths import is_hub_id, user_path
 
 TINY = "tiny"
@@ -202,4 +204,40 @@ def smollm3_exporters() -> list[ExporterSpec]:
             refine=refine_safetensors,
             api=2,
         )
+    ]
+
+
+@hookimpl
+def smollm3_launchers() -> list[LauncherSpec]:
+    return [
+        LauncherSpec(
+            name="none",
+            same_since="0.1",
+            summary="one process: the command itself",
+            factory="smollm3_finetune.builtin.launchers.none:OneProcess",
+            api=2,
+        ),
+        LauncherSpec(
+            name="torchrun",
+            same_since="0.1",
+            summary="several processes on one or more machines, each with the whole model",
+            factory="smollm3_finetune.builtin.launchers.torchrun:Torchrun",
+            options="smollm3_finetune.builtin.launchers.options:TorchrunOptions",
+            processes=checks.all_processes,
+            joins=checks.joins,
+            check=checks.check_torchrun,
+            api=2,
+        ),
+        LauncherSpec(
+            name="accelerate",
+            same_since="0.1",
+            summary="several processes on one or more machines; with a profile, they share weights or optimizer states",
+            factory="smollm3_finetune.builtin.launchers.accelerate:Accelerate",
+            options="smollm3_finetune.builtin.launchers.options:AccelerateOptions",
+            processes=checks.all_processes,
+            sharding=checks.sharding,
+            joins=checks.joins,
+            check=checks.check_accelerate,
+            api=2,
+        ),
     ]

@@ -121,11 +121,15 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
             taken.add(name)
 
 
-FUNCTIONS = {"claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source")}
+FUNCTIONS = {
+    "claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source"),
+    "processes": ("options",), "sharding": ("options",), "joins": ("options",),
+    "bytes_for": ("options", "shape", "env"),
+}  # fmt: skip
 """The functions of descriptors and their arguments."""
 TUPLES = ("aliases", "marker_files", "replaces", "fields", "weightless_options")
 FLAGS = ("identity_at_start", "packs", "merges", "disables", "needs_calibration", "uses_labels", "ships",
-         "trains_new_tokens", "round_trips")  # fmt: skip
+         "trains_new_tokens", "round_trips", "waits", "sweeps")  # fmt: skip
 
 
 def check_descriptor(spec: ComponentSpec) -> None:

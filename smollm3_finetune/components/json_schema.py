@@ -11,13 +11,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.components.kinds import ADAPTER, KINDS, OBJECTIVE, Kind
+from smollm3_finetune.components.kinds import ADAPTER, KINDS, LAUNCHER, OBJECTIVE, Kind
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.config.accepted import TEXT, accepted
 from smollm3_finetune.config.load import PATHS
 from smollm3_finetune.config.schema import (
     COMPONENT_SECTIONS,
     DEFAULT_ADAPTER,
+    DEFAULT_LAUNCHER,
     DEFAULT_OBJECTIVE,
     PLAIN_SECTIONS,
     RunConfig,
@@ -25,7 +26,11 @@ from smollm3_finetune.config.schema import (
 )
 from smollm3_finetune.errors import SmolLM3Error
 
-DEFAULTS: Mapping[str, str] = {ADAPTER.section: DEFAULT_ADAPTER, OBJECTIVE.section: DEFAULT_OBJECTIVE}
+DEFAULTS: Mapping[str, str] = {
+    ADAPTER.section: DEFAULT_ADAPTER,
+    OBJECTIVE.section: DEFAULT_OBJECTIVE,
+    LAUNCHER.section: DEFAULT_LAUNCHER,
+}
 """The component of a section without a name, if neither the model nor the rows decide it."""
 BOTH_HELD_OUT = {
     "required": ["validation", "held_out"],

@@ -1,7 +1,7 @@
 """The keys of a run's configuration (`run.yaml`), with their defaults and help.
 
 `--help` imports this module, so it uses only the standard library. The sections `loader`, `quant`, `adapter`,
-`formatter` and `objective` hold the name of a component and its options, which its plugin describes.
+`formatter`, `objective` and `launcher` hold the name of a component and its options, which its plugin describes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_ADAPTER = "lora"
 DEFAULT_OBJECTIVE = "smollm3-finetune:sft"
 """Includes its distribution, so that a plugin that offers another `sft` does not become the default."""
+DEFAULT_LAUNCHER = "smollm3-finetune:none"
+"""The run is executed by the calling process."""
 DEFAULT_MODEL = "tiny"
 
 
@@ -272,6 +274,10 @@ class RunConfig:
         default_factory=ComponentConfig,
         metadata={"help": "Formatter that reads the rows; default: detected from the first row."},
     )
+    launcher: ComponentConfig = field(
+        default_factory=ComponentConfig,
+        metadata={"help": "Launcher that starts the processes of the run; default: none, a single process."},
+    )
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "Training data."})
     calibration: CalibrationConfig = field(
         default_factory=CalibrationConfig, metadata={"help": "Calibration data for quantizers."}
@@ -297,7 +303,7 @@ class RunConfig:
     )
 
 
-COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter")
+COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter", "launcher")
 PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "calibration": CalibrationConfig, "train": TrainConfig}
 
 

@@ -15,10 +15,10 @@ START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
 UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),
-    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
-    "quantize": ("quant", "adapter", "train"),
-    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
-    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train"),
+    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
+    "quantize": ("quant", "adapter", "train", "launcher"),
+    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
+    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
 }
 """Defaults of the file that a stage does not use."""
 Directories = Mapping[str, Path]

@@ -31,7 +31,7 @@ from smollm3_finetune.pipeline.configuration import START, Directories, evaluate
 from smollm3_finetune.pipeline.contents import Contents
 from smollm3_finetune.pipeline.results import files_of
 from smollm3_finetune.pipeline.stage import PipelineFile, Ref, Stage
-from smollm3_finetune.runs.resume import ENDS, MAY_CHANGE, differing
+from smollm3_finetune.runs.resume import decisive, differing
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import started
 
@@ -115,9 +115,7 @@ def evaluation_rows(stage: Stage, run: LoadedConfig | None) -> LoadedConfig | No
 
 def _settings(config: RunConfig, without: Sequence[str]) -> dict[str, Any]:
     """The values of a configuration that differ from the defaults and may change the result."""
-    values, defaults = as_dict(dataclasses.replace(config, output=None)), as_dict(RunConfig())
-    for section, *rest in MAY_CHANGE - ENDS - {("device",)}:
-        del values[section][rest[0]]
+    values, defaults = decisive(as_dict(dataclasses.replace(config, output=None))), as_dict(RunConfig())
     for section, key in PATHS:
         del values[section][key]
     for key in (*NOT_COUNTED, *without):

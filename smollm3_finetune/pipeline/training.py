@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.errors import ModelError
+from smollm3_finetune.api import Submitted
+from smollm3_finetune.errors import IncompatibleError, ModelError
+from smollm3_finetune.launching.start import carry_out
 from smollm3_finetune.pipeline.configuration import layers
 from smollm3_finetune.pipeline.work import Work
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
-from smollm3_finetune.runs.resume import MAY_CHANGE
+from smollm3_finetune.runs.resume import may_change
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
 from smollm3_finetune.train import display
@@ -17,10 +19,13 @@ from smollm3_finetune.train.start import PlannedRun, plan_training
 
 def train_stage(work: Work, shown: display.Display) -> None:
     """Train the run of a stage, or the rest of it."""
-    from smollm3_finetune.model_files.imports import import_for_training
-
-    import_for_training()
-    planned_run(work, RunDir(work.directory)).train(shown)
+    planned = planned_run(work, RunDir(work.directory))
+    done = carry_out(planned, shown, work.progress, no_plugins=work.reading.no_plugins)
+    if isinstance(done, Submitted):
+        raise IncompatibleError(
+            f"{planned.plan.launcher.component.title} submits a job, but a stage must wait for the end of its run",
+            hint="run the whole pipeline in a job, or use another launcher for this stage",
+        )
 
 
 def planned_run(work: Work, run: RunDir) -> PlannedRun:
@@ -38,7 +43,7 @@ def planned_run(work: Work, run: RunDir) -> PlannedRun:
         return plan_training(output, below=below, pipeline=work.about, **common)
     loaded = work.loaded()
     trusted = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
-    kept = [s for s in loaded.settings if s.key in MAY_CHANGE | trusted]
+    kept = [s for s in loaded.settings if s.key in trusted or may_change(s.key)]
     common["plugins"] = [p for p in work.plugins() if not p.startswith("no:")]
     try:
         return plan_training(kept, resume=run.path, pipeline=work.about, **common)

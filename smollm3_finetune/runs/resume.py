@@ -24,8 +24,24 @@ MAY_CHANGE = {
     ("train", "sample_every"), ("train", "report"), ("device",),
 }  # fmt: skip
 """Keys that do not affect the steps already taken."""
+FREE_SECTIONS = ("launcher",)
+"""Sections of which every key may change."""
 ENDS = {("train", "max_steps"), ("train", "epochs"), ("train", "stop_after")}
 """Those of them that decide how many steps a run takes."""
+
+
+def may_change(key: tuple[str, ...]) -> bool:
+    """Whether a resumed run may have another value for this key."""
+    return key in MAY_CHANGE or key[0] in FREE_SECTIONS
+
+
+def decisive(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a configuration, as `as_dict` returns them, that decide the result of a run."""
+    for section, *rest in MAY_CHANGE - ENDS - {("device",)}:
+        del values[section][rest[0]]
+    if values.get("given"):
+        values["given"] = [name for name in values["given"] if name.partition(".")[0] not in FREE_SECTIONS]
+    return {section: value for section, value in values.items() if section not in FREE_SECTIONS}
 
 
 def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iterable[str]) -> LoadedConfig:
@@ -37,8 +53,8 @@ def resumed_configuration(run: RunDir, changes: Sequence[Setting], plugins: Iter
     saved = saved_configuration(run, {s.key[1]: s.value for s in changes if s.key[0] == "loader"})
     changes = [s for s in changes if s.key[0] != "loader" or s.value != saved.config.loader.options.get(s.key[1])]
     for setting in changes:
-        if setting.key not in MAY_CHANGE:
-            allowed = ", ".join(".".join(k) for k in sorted(MAY_CHANGE))
+        if not may_change(setting.key):
+            allowed = ", ".join([*(".".join(k) for k in sorted(MAY_CHANGE)), *FREE_SECTIONS])
             key = ".".join(setting.key)
             what = "the run continues in its own directory" if key == "output" else f"the run uses its saved {key}"
             flag = setting.origin.startswith("-")
@@ -56,9 +72,7 @@ def identity(config: RunConfig) -> str:
     `--resume auto` finds the runs of the same command by it. Values that are the defaults are left out, so that a new
     option of a later version does not change the identity of an earlier run.
     """
-    values, defaults = as_dict(replace(config, output=None)), as_dict(RunConfig())
-    for section, *rest in MAY_CHANGE - ENDS - {("device",)}:
-        del values[section][rest[0]]
+    values, defaults = decisive(as_dict(replace(config, output=None))), as_dict(RunConfig())
     return fingerprint(differing(values, defaults))
 
 

@@ -17,6 +17,7 @@ data.json       counts and lengths of the rows, and three rows with their loss m
 origins.json    where the values of run.yaml come from
 warnings.jsonl  the warnings that the run printed
 report.html     a page about the run
+launch.json     how a launcher continues the run: its settings and plugins; `.launched/` has the errors of its processes
 cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
 """
 
@@ -54,13 +55,15 @@ RUNS = Path("runs")
 LONGEST = 120
 """Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
 LOCK = ".smollm3-lock"
+LAUNCH, LAUNCHED = "launch.json", ".launched"
+"""What a launching process hands over, and where the processes of the run write what ended them."""
 OUTPUT = "--output DIR"
 BASE_UNFINISHED = ".base.smollm3-"
 """Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "tensorboard", CALIBRATION, USES, LOCK,
-    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base",
+    "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base", LAUNCH, LAUNCHED,
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 
@@ -118,6 +121,14 @@ class RunDir:
     @property
     def warnings(self) -> Path:
         return self.path / "warnings.jsonl"
+
+    @property
+    def launch(self) -> Path:
+        return self.path / LAUNCH
+
+    @property
+    def launched(self) -> Path:
+        return self.path / LAUNCHED
 
     @property
     def page(self) -> Path:
@@ -273,9 +284,12 @@ class RunDir:
         return None
 
     def discard_unstarted(self) -> None:
-        """Delete the files of a run that failed before its first step, so that the same command can be repeated."""
+        """Delete the files of a run that failed before its first step, so that the same command can be repeated.
+
+        Those of a launched run are left to the process that launched it, which reads the error.
+        """
         with contextlib.suppress(OSError):  # the error that ended the run is reported, not that of deleting
-            if not self.metrics.exists() and self.holds_nothing():
+            if not self.metrics.exists() and self.holds_nothing() and not self.launch.exists():
                 self.discard()
 
     def remove_empty(self) -> None:
@@ -302,13 +316,24 @@ class RunDir:
         return any(self.saved.best.at(step).name in said for step in self.saved.best.steps())
 
     def discard(self) -> None:
-        """Delete the files of a run that holds nothing worth keeping; the directory stays."""
+        """Delete the files of a run that holds nothing worth keeping; the directory and what was handed over stay."""
         for path in self.path.iterdir():
+            if path.name in (LAUNCH, LAUNCHED):
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path not in (self.config, self.path / LOCK):
                 path.unlink()
         self.config.unlink(missing_ok=True)  # last: without it, the rest would be files of somebody else
+
+    def discard_launched(self) -> None:
+        """Delete a run that was handed over and has saved nothing. The caller holds the directory."""
+        with contextlib.suppress(OSError):
+            if self.config.exists():
+                self.discard()
+            for name in (LAUNCH, self.error.name):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.launched, ignore_errors=True)
 
     @property
     def saved(self) -> Checkpoints:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from smollm3_finetune.components.kinds import FORMATTER, KINDS, Kind
+from smollm3_finetune.components.kinds import FORMATTER, KINDS, LAUNCHER, Kind
 from smollm3_finetune.components.recorded import compare_recorded
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.selection import SelectedComponent
@@ -74,7 +74,11 @@ def _names(run: RunDir) -> Iterator[tuple[Kind, str]]:
             yield from ((FORMATTER, name) for name in named if isinstance(name, str))
 
 
-def compare_versions(run: RunDir, registry: Registry, kinds: Collection[Kind] = KINDS) -> list[str]:
+DECISIVE = tuple(kind for kind in KINDS if kind is not LAUNCHER)
+"""The kinds of components that decide the result of a run."""
+
+
+def compare_versions(run: RunDir, registry: Registry, kinds: Collection[Kind] = DECISIVE) -> list[str]:
     """A line for each plugin whose version changed since the run started; see `compare_recorded`.
 
     Raises IncompatibleError if a version may compute something else.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from smollm3_finetune.train.measuring import logged
 from smollm3_finetune.train.save_times import SaveTimes
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api import Observer
     from smollm3_finetune.train.display import Display
     from smollm3_finetune.train.measuring import Measuring
 
@@ -36,12 +37,16 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         save_times: SaveTimes | None = None,
         health: Health | None = None,
         measuring: Measuring | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.loaded = loaded
         self.save_times = save_times or SaveTimes(minutes=None)
         self.health = health or Health(warn=display.say)
         self.after_first_step: Callable[[], object] = lambda: None
         self.measuring = measuring
+        self.observer = observer
+        if measuring is not None:
+            measuring.observe = self.observe
         self.lines = measuring.metrics if measuring is not None else Lines(metrics, display.say)
         self.not_logged = False
         """Whether trackers have not received the last measurement, which was made before training began."""
@@ -53,6 +58,11 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.trainer: Any = None
         self.last_log = 0.0
         self.shown_tokens = 0
+
+    def observe(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell the observer the values of a step. If it stops the run, all processes end after their current step."""
+        if self.observer is not None and not self.observer.measured(step, values):
+            self.save_times.observer_stops = True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint saves; `Checkpoint.measurements` reads it."""
@@ -130,6 +140,7 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if not self.health.logged(row):  # the same in all processes, so none waits for another
             control.should_training_stop = True
             control.should_save = False  # keep the previous checkpoints
+        self.observe(state.global_step, {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"})
         if not state.is_world_process_zero:
             return
         self.lines.add(row)

@@ -52,6 +52,8 @@ class Measuring:
     measurements: Measurements = field(default_factory=Measurements)
     log: Callable[[dict[str, float]], None] = lambda values: None
     """`Trainer.log`, which passes values to trackers."""
+    observe: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
+    """Receives the held-out loss of each step that is measured; the callback of the run sets it."""
     resumed_from: int | None = None
     """The step of the checkpoint of a resumed run."""
     last: tuple[int, RowLosses] | None = None
@@ -140,6 +142,7 @@ class Measuring:
         if self.last is not None and self.last[0] == step:
             return  # recorded already
         self.last, report = (step, rows), rows.report()
+        self.observe(step, {k: report[k] for k in ("held_out_loss", "perplexity") if report.get(k) is not None})
         if self.config.eval_every is None or report["held_out_loss"] is None:
             return
         self.measurements = self.measurements.added(step, report["held_out_loss"])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.negotiation import environment
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
@@ -36,8 +37,10 @@ from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started, earlier_of
 from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
+from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.distributed.sharding import check_sharding
 from smollm3_finetune.train.early import check_options
+from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
 from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
@@ -64,6 +67,10 @@ class RunPlan:
     """Separate calibration rows; None: the training rows."""
     asked: str
     """The identity of the configuration as the user gave it."""
+    launcher: SelectedComponent
+    """What starts, or has started, the processes of the run."""
+    layout: Layout
+    """The processes of the run, which may not have been started yet."""
     pipeline: Mapping[str, str] | None = None
     """The `pipeline` and the `stage` that this run is, if it is one."""
     kept_calibration: Sequence[Sequence[int]] | None = None
@@ -106,7 +113,8 @@ class RunPlan:
     def components(self) -> list[SelectedComponent]:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
-        selected = (self.model.loader, self.model.quantizer, self.model.adapter, self.objective, *formatters)
+        model = (self.model.loader, self.model.quantizer, self.model.adapter)
+        selected = (*model, self.objective, *formatters, self.launcher)
         return [c for c in selected if c is not None]
 
 
@@ -118,6 +126,7 @@ def plan_run(
     *,
     start: Started | None = None,
     run: RunDir | None = None,
+    launches: bool = True,
 ) -> RunPlan:
     """Check a run in one direction: names and options; packages, pairing, device; the model's config; then the rows.
 
@@ -125,7 +134,8 @@ def plan_run(
     independent problems of each step together, and DataError for problems with the rows.
 
     A new run with `from` has `start`, and `loaded` is its configuration. `run` is the directory of the run, if it is
-    known; a resumed run has its base there, if it has one of its own, and states what it started from.
+    known; a resumed run has its base there, if it has one of its own, and states what it started from. `launches`:
+    whether the launcher is still to start the processes of the run; otherwise this process is one of them.
     """
     asked = identity(loaded.config if start is None else start.stated.config)
     config = loaded.config
@@ -154,9 +164,13 @@ def plan_run(
     request = replace(request, add_tokens=declared or ())
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     about_model = collect.run(lambda: select_model(registry, request))
+    launcher = collect.run(lambda: select_launcher(registry, loaded))
+    layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
     collect.finish()
-    assert about_rows is not None and about_model is not None
+    assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
     context = make_context()
+    if launches:
+        check_launcher_options(launcher, environment(context.device, Purpose.TRAIN))
     own_base = kept = None
     if start is not None:
         own_base = plan_own_base(registry, start, context)
@@ -186,7 +200,9 @@ def plan_run(
     check_sharding(new_tokens=bool(model.new_tokens))
     check_shipping(model, settled.config.train, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
-    resolved = _resolved(settled.config, model, objective, rows, calibration, request.add_tokens)
+    chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
+    chosen[LAUNCHER] = launcher
+    resolved = _resolved(settled.config, model, chosen, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
         origins={**settled.origins, **{f"{section}.name": why for section, why in reasons(components).items()}},
@@ -198,6 +214,8 @@ def plan_run(
         render=about_rows.render,
         calibration=calibration,
         asked=asked,
+        launcher=launcher,
+        layout=layout,
         kept_calibration=kept,
         own_base=own_base,
     )
@@ -219,15 +237,13 @@ def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
 def _resolved(
     config: RunConfig,
     model: ModelPlan,
-    objective: SelectedComponent,
+    components: Mapping[Kind, SelectedComponent],
     rows: Rows,
     calibration_from: Rows | None,
     declared: Sequence[str],
 ) -> RunConfig:
     """The configuration with full names and all options in every component section, so that the run can be repeated."""
-
-    assert model.adapter is not None
-    chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
+    chosen = dict(components)
     if len({s.formatter.component.full_name for s in rows.sources}) == 1:  # otherwise the configured one stays
         chosen[FORMATTER] = rows.sources[0].formatter
     template = config.data.template

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import UnsupportedOp
+from smollm3_finetune.api import Observer, UnsupportedOp
 from smollm3_finetune.batching.strategy import Batches, batching
 from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
@@ -61,14 +61,16 @@ def train(
     display: Display,
     checkpoint: Checkpoint | None = None,
     began: float | None = None,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Train and return the report, which is also written to `report.json`.
 
     Its times count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are read
-    if the rows have no supervised tokens. The run directory is created after the rows are tokenized.
+    if the rows have no supervised tokens. The run directory is created after the rows are tokenized. The `observer` is
+    told of losses and checkpoints.
     """
     display = KeepsWarnings(display)
-    job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began)
+    job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began, observer)
     with contextlib.ExitStack() as stack:
         if job.main:
             job.run.make()
@@ -78,7 +80,7 @@ def train(
             stack.enter_context(_says_how_to_continue(job))
             if checkpoint is None:
                 stack.callback(job.run.discard_unstarted)
-                about = {**versions(plan.components(), registry), **row_identity(job.tokens), "asked": plan.asked}
+                about = {**versions(plan.components(), registry), **row_identity(plan, job.tokens), "asked": plan.asked}
                 about |= {} if plan.pipeline is None else {PIPELINE: dict(plan.pipeline)}
                 if plan.earlier is not None:
                     about["from"] = plan.earlier.as_json()

@@ -11,6 +11,10 @@ SHARE = 0.01
 """Largest share of the time of a run that checkpoints by time may take."""
 
 
+OBSERVER_CODE = 1
+"""Exit code of a request by the observer of the run; smaller than those of all other requests, which precede it."""
+
+
 @dataclass
 class SaveTimes:
     """The decision after each step."""
@@ -28,6 +32,8 @@ class SaveTimes:
     slowest_step: float = 0.0
     step_began: float = field(default_factory=time.monotonic)
     stopped_by: stopping.Stop | None = None
+    observer_stops: bool = False
+    """Whether the observer of the run asked to stop."""
 
     def saved(self, began: float) -> None:
         """Record a checkpoint that was begun at `began`."""
@@ -44,6 +50,8 @@ class SaveTimes:
         self.slowest_step = max(self.slowest_step, now - self.step_began)
         self.step_began = now
         stop = stopping.requested(reserve=self.slowest_step + self.cost)
+        if stop is None and self.observer_stops:
+            stop = stopping.Stop("the observer of the run", OBSERVER_CODE)
         due = self.minutes is not None and (final or now - self.last >= max(60 * self.minutes, self.cost / SHARE))
         save, code = _largest(int(due), stop.exit_code if stop is not None else 0)
         if code:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Objective, Quantizer
+from smollm3_finetune.api import Adapter, Objective, Observer, Quantizer
 from smollm3_finetune.batching.numbered import Numbered
 from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
@@ -23,7 +23,7 @@ from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
-from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process, world_size
+from smollm3_finetune.train.distributed.processes import connecting, is_main_process, of_main_process
 from smollm3_finetune.train.early import check_judged, ends_early, rarely_measured, why_early
 from smollm3_finetune.train.plan import RunPlan
 
@@ -56,12 +56,58 @@ class Job:
     """When the run began, on the monotonic clock."""
     main: bool
     """Whether this is the process that prints and writes files."""
+    observer: Observer | None = None
+    """Is told of losses and checkpoints."""
 
 
-def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint | None, began: float) -> Job:
-    """Tokenize the rows and check plugins and options; writes to the cache only."""
+@dataclass(frozen=True)
+class Checked:
+    """Everything of a run that is the same in each of its processes, and that the launching process can check."""
+
+    objective: Objective
+    parts: tuple[Quantizer, Adapter | None]
+    renderer: Renderer
+    tokens: Tokens
+    items: Any
+    steps: int
+    done: bool
+    measurements: Measurements
+
+
+def prepare(
+    plan: RunPlan,
+    run: RunDir,
+    display: Display,
+    checkpoint: Checkpoint | None,
+    began: float,
+    observer: Observer | None = None,
+) -> Job:
+    """Tokenize the rows, check plugins and options, and connect the processes; writes to the cache only."""
     from smollm3_finetune.train.arguments import arguments
 
+    checked = check(plan, run, display, checkpoint)
+    with connecting():
+        args = arguments(plan.config, plan.model.context.device, plan.model.context.dtype, run.checkpoints)
+    main = is_main_process()
+    if checkpoint is None and main:
+        run = run.reserved()
+    run = RunDir(of_main_process(run.path))
+    args.output_dir, args.run_name = str(run.checkpoints), run.path.name
+    return Job(
+        plan=plan,
+        run=run,
+        display=display if main else NoDisplay(),
+        checkpoint=checkpoint,
+        **{f.name: getattr(checked, f.name) for f in fields(checked)},
+        args=args,
+        began=began,
+        main=main,
+        observer=observer,
+    )
+
+
+def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint | None) -> Checked:
+    """Tokenize the rows and check plugins and options; writes to the cache only."""
     quiet_transformers()
     import_trainer()
     objective: Objective = plan.objective.create()
@@ -84,7 +130,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
     done = checkpoint.step if checkpoint is not None else 0
     measurements = Measurements()
     if checkpoint is not None:
-        run.check_identity(row_identity(tokens))
+        run.check_identity(row_identity(plan, tokens))
         measurements = run.measurements(checkpoint)
     without = checkpoint is not None and checkpoint.only_adapter
     deleted = without and run.deleted_checkpoints()
@@ -108,18 +154,7 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         raise ConfigError(f"the run {run.path} has no checkpoint, so it cannot take more steps{gone}", hint=again)
     prompt, mode = sample_prompt(plan, renderer)
     renderer.prompt(prompt, **mode)  # a prompt that the template rejects fails here
-    with connecting():
-        args = arguments(plan.config, context.device, context.dtype, run.checkpoints)
-    main = is_main_process()
-    if checkpoint is None and main:
-        run = run.reserved()
-    run = RunDir(of_main_process(run.path))
-    args.output_dir, args.run_name = str(run.checkpoints), run.path.name
-    return Job(
-        plan=plan,
-        run=run,
-        display=display if main else NoDisplay(),
-        checkpoint=checkpoint,
+    return Checked(
         objective=objective,
         parts=made,
         renderer=renderer,
@@ -128,15 +163,17 @@ def prepare(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint
         steps=steps,
         done=checkpoint is not None and (done == steps or early),
         measurements=measurements,
-        args=args,
-        began=began,
-        main=main,
     )
 
 
-def row_identity(tokens: Tokens) -> dict[str, Any]:
+def row_identity(plan: RunPlan, tokens: Tokens) -> dict[str, Any]:
     """What must not change when a run is resumed: the tokenized rows and the number of processes that share a batch."""
-    return {"rows": tokens.identity, "tokens": tokens.content, "processes": world_size()}
+    return {"rows": tokens.identity, "tokens": tokens.content, "processes": processes(plan)}
+
+
+def processes(plan: RunPlan) -> int:
+    """The processes that share a batch; 1 if their number may change, which is then checked when they have started."""
+    return plan.layout.processes or 1
 
 
 def total_steps(plan: RunPlan, rows: int) -> int:
@@ -147,7 +184,7 @@ def total_steps(plan: RunPlan, rows: int) -> int:
     t = plan.config.train
     if t.max_steps is not None:
         return t.max_steps
-    batches = math.ceil(rows / (t.batch_size * world_size()))
+    batches = math.ceil(rows / (t.batch_size * processes(plan)))
     return max(math.ceil(t.epochs * max(math.ceil(batches / t.gradient_accumulation), 1)), 1)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
-from smollm3_finetune.api import BuildContext, Progress, Purpose
+from smollm3_finetune.api import BuildContext, Observer, Progress, Purpose
+from smollm3_finetune.components.kinds import LAUNCHER
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import reasons
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
@@ -23,11 +24,12 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
-from smollm3_finetune.runs.resume import MAY_CHANGE, newest_unfinished, resumed_configuration
+from smollm3_finetune.runs.resume import may_change, newest_unfinished, resumed_configuration
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.start_from import Started, started
 from smollm3_finetune.runs.versions import compare_versions
-from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process
+from smollm3_finetune.train.distributed.processes import check_launcher, is_main_process, world_size
+from smollm3_finetune.train.launcher import is_own_process
 from smollm3_finetune.train.plan import RunPlan, plan_run
 from smollm3_finetune.train.provenance import provenance
 from smollm3_finetune.train.starting import check_components
@@ -50,6 +52,10 @@ class PlannedRun:
     """The checkpoint that a resumed run continues from."""
     plugins: tuple[str, ...]
     """The plugin files, modules and `no:NAME` entries in effect."""
+    given_plugins: tuple[str, ...] = ()
+    """Those of them that the configuration does not name."""
+    settings: tuple[Setting, ...] = ()
+    """With these settings, another process plans the same run: those of a new run, or the changes of a resumed one."""
 
     def summary(self) -> dict[str, Any]:
         """What `train --dry-run --json` prints.
@@ -83,15 +89,20 @@ class PlannedRun:
             **({"new_tokens": [t.as_json() for t in added]} if (added := self.plan.model.new_tokens) else {}),
         }
 
-    def train(self, display: Display, began: float | None = None) -> dict[str, Any]:
-        """Train and return the report; see `train.run.train`."""
+    @property
+    def launches(self) -> bool:
+        """Whether a launcher is to start the processes of the run; otherwise the calling process is the run."""
+        return not is_own_process(self.plan.launcher)
+
+    def train(self, display: Display, began: float | None = None, observer: Observer | None = None) -> dict[str, Any]:
+        """Train in this process and return the report; see `train.run.train`."""
         from smollm3_finetune.train.run import train
 
         limit = self.plan.config.train.max_time
         if limit is not None:
             stopping.limit_time(limit, time.monotonic() if began is None else began)
         try:
-            return train(self.plan, self.registry, self.run, display, self.checkpoint, began)
+            return train(self.plan, self.registry, self.run, display, self.checkpoint, began, observer)
         finally:
             stopping.lift_time_limit()
 
@@ -104,6 +115,8 @@ def plan_training(
     plugins: Sequence[str] = (),
     below: Sequence[Sequence[Setting]] = (),
     pipeline: Mapping[str, str] | None = None,
+    into: RunDir | None = None,
+    launches: bool = True,
     find_plugins: Callable[[Sequence[str]], Registry],
     progress: Progress,
     warn: Callable[[str], None],
@@ -111,7 +124,8 @@ def plan_training(
     """Plan a new run, or with `resume` the rest of the run in that directory; `auto` finds the run.
 
     `settings` override those of `config_file`; a resumed run has its saved configuration instead of a file.
-    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is.
+    The layers `below` are under both. `pipeline` names the pipeline and the stage that a new run is. `into` is the
+    directory of a new run that was handed over. `launches`: see `plan_run`.
     `find_plugins` is called with `plugins` and the plugins of the configuration. Raises a SmolLM3Error for everything
     that can be checked before weights are read.
     """
@@ -140,12 +154,15 @@ def plan_training(
         else:
             progress.say(f"the run {found.path} is resumed")
             given_again = {("loader", name) for name in CODE_EXECUTION_OPTIONS}
-            resumed, settings = found, [s for s in settings if s.key in MAY_CHANGE | given_again]
+            resumed, settings = found, [s for s in settings if s.key in given_again or may_change(s.key)]
     elif resume is not None:
         resumed = RunDir.existing(resume)
     if resumed is not None:
         loaded = resumed_configuration(resumed, settings, plugins)
     assert loaded is not None
+    again = tuple(settings) if resumed is not None else loaded.settings
+    if resumed is not None and world_size() > 1 and not any(s.key[0] == LAUNCHER.section for s in settings):
+        launches = False  # the run had a launcher, and now another one has started this process
     start = started(loaded) if resumed is None else None
     loaded = loaded if start is None else start.loaded
     named = (*_saved_plugins(loaded, resumed is not None), *plugins)
@@ -159,7 +176,9 @@ def plan_training(
         for warning in compare_versions(resumed, registry):
             warn(warning)
     asked = loaded.config
-    run = resumed or fresh or RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
+    run = resumed or fresh or into
+    if run is None:
+        run = RunDir.fresh(asked.output, _title(loaded), must_be_empty=is_main_process())
     if start is not None:
         _check_apart(start, run)
     if begins:
@@ -170,8 +189,16 @@ def plan_training(
 
     checkpoint = run.last_checkpoint(warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
-    plan = replace(plan_run(registry, loaded, make_context, path, start=start, run=run), pipeline=pipeline)
-    return PlannedRun(plan=plan, registry=registry, run=run, checkpoint=checkpoint, plugins=named)
+    plan = plan_run(registry, loaded, make_context, path, start=start, run=run, launches=launches)
+    return PlannedRun(
+        plan=replace(plan, pipeline=pipeline),
+        registry=registry,
+        run=run,
+        checkpoint=checkpoint,
+        plugins=named,
+        given_plugins=tuple(plugins),
+        settings=again,
+    )
 
 
 def _check_apart(start: Started, run: RunDir) -> None:

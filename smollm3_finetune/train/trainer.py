@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainingArguments
 
-from smollm3_finetune.api import CountedObjective, Objective
+from smollm3_finetune.api import CountedObjective, Objective, Observer
 from smollm3_finetune.batching.filler import IDLE, Filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
 from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
@@ -52,6 +52,8 @@ class AdaptedTrainer:
     idle: bool = False
     """Whether this process has no rows for the current batch, so that its loss counts nothing (`batching.filler`)."""
     save_times: SaveTimes
+    observer: Observer | None = None
+    """Is told of every checkpoint."""
     keep: int
     """The number of checkpoints that are kept."""
     with_best: Callable[[str], str]
@@ -178,6 +180,9 @@ class AdaptedTrainer:
                 self.checkpoints.finish(self.state.global_step, self.keep)  # type: ignore[attr-defined]
         wait()
         self.save_times.saved(began)
+        if args.should_save and self.observer is not None:
+            step = self.state.global_step  # type: ignore[attr-defined]
+            self.observer.saved(step, self.checkpoints.at(step).absolute())
 
     @contextlib.contextmanager
     def _writing_checkpoint(self) -> Iterator[None]:
@@ -296,6 +301,7 @@ def make_trainer(
     own = objective.trainer_class()
     about: dict[str, Any] = {
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
+        "observer": callback.observer,
         "with_best": staticmethod(callback.measuring.with_best if callback.measuring is not None else str),
         "saved_steps": saved_steps, "refer": None if refer is None else staticmethod(refer),
     }  # fmt: skip

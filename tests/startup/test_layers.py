@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("report",),
     ("train",),
+    ("launching",),
     ("pipeline",),
     ("compatibility",),
     ("checks",),

@@ -23,6 +23,7 @@ from smollm3_finetune.runs.metrics import losses_of
 from smollm3_finetune.runs.rundir import RunDir
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api import Submitted
     from smollm3_finetune.train.start import PlannedRun
 
 
@@ -42,10 +43,30 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         + (f"# {one_line(about['reference_line'])}\n" if about["reference_line"] else "")
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
         + "".join(f"# {line}\n" for line in about["left_alone"])
+        + "".join(f"# {line}\n" for line in _launching(planned))
         + "# dry run: no weights were loaded and no files were written\n"
     )
     head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
     return head + with_origins(planned.plan.config, planned.plan.origins)
+
+
+def _launching(planned: PlannedRun) -> list[str]:
+    """The processes of the run, and what its launcher would execute."""
+    if not planned.launches:
+        return []
+    from smollm3_finetune.launching.start import described
+
+    layout = planned.plan.layout
+    count = (
+        "a changing number of processes"
+        if layout.processes is None
+        else "1 process"
+        if layout.processes == 1
+        else f"{layout.processes} processes"
+    )
+    shared = "" if layout.sharding == "none" else f", sharding {layout.sharding}"
+    title = planned.plan.launcher.component.title
+    return [f"{title}: {count}{shared}", *(f"  {line}" for line in described(planned).splitlines())]
 
 
 def _start(planned: PlannedRun) -> list[str]:
@@ -54,6 +75,15 @@ def _start(planned: PlannedRun) -> list[str]:
     from smollm3_finetune.train.summary import ship_lines
 
     return [*ship_lines(planned.plan), *start_lines(planned.plan, planned.run)]
+
+
+def shown_submitted(submitted: Submitted, run: Path, *, as_json: bool) -> str:
+    """What a launcher that does not wait for the end of the run has submitted."""
+    if as_json:
+        about = {"run": str(run), "submitted": submitted.says, "hint": submitted.hint}
+        return json.dumps(about, ensure_ascii=False)
+    lines = [f"submitted      {submitted.says}", f"run            {run}"]
+    return "\n".join([*lines, *([f"check it       {submitted.hint}"] if submitted.hint else ())])
 
 
 def shown_report(report: Mapping[str, Any], plugins: Iterable[str] = ()) -> str:

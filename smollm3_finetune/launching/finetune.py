@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune import stopping
+from smollm3_finetune.api import Submitted
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import Setting
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.failures import resource_error
+from smollm3_finetune.launching.start import carry_out
 from smollm3_finetune.model.arguments import plain, plugin_names, text_or_path, torch_name
 from smollm3_finetune.progress import Silent, for_stream
 from smollm3_finetune.train import display
@@ -36,6 +38,7 @@ def finetune(
     loader: Component = None,
     objective: Component = None,
     formatter: Component = None,
+    launcher: Component = None,
     train: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -60,7 +63,8 @@ def finetune(
     `resume` is a run to continue, or `auto`; only the settings that a resumed run may change can be given with it.
     `plugins` are files or modules, as `-p` takes them.
     With `dry_run`, everything is checked and the plan is returned: its directory, configuration and numbers of rows.
-    Progress is printed on standard error, unless `quiet`; warnings are logged by `smollm3_finetune`.
+    Progress is printed on standard error, unless `quiet`; warnings are logged by `smollm3_finetune`. With a `launcher`
+    that submits a job, the result has the keys `run`, `submitted` and `hint` instead of a report.
 
     Raises a SmolLM3Error for everything that is wrong, in most cases before weights are read or files are written. A
     signal to stop or `train.max_time` saves a checkpoint and raises KeyboardInterrupt. Only one run at a time.
@@ -74,6 +78,7 @@ def finetune(
         "from": text_or_path("start_from", start_from) if start_from is not None else None,
         "fresh_adapter": fresh_adapter,
         "loader": loader, "quant": quant, "adapter": adapter, "objective": objective, "formatter": formatter,
+        "launcher": launcher,
         "data": data if isinstance(data, Mapping | None) else {"path": data},
         "calibration": calibration, "train": train,
         "output": text_or_path("output", output) if output is not None else None,
@@ -102,7 +107,11 @@ def finetune(
         )
         if dry_run:
             return planned.summary()
-        return planned.train(display.NoDisplay() if quiet else display.for_stream(), began)
+        shown = display.NoDisplay() if quiet else display.for_stream()
+        done = carry_out(planned, shown, Silent() if quiet else for_stream(), began, quiet=quiet)
+        if isinstance(done, Submitted):
+            return {"run": str(planned.run.path), "submitted": done.says, "hint": done.hint}
+        return done
 
 
 @contextlib.contextmanager
